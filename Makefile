@@ -1,0 +1,48 @@
+# The commands of README.md. Each one makes .venv by itself when that is missing or
+# when setup.cfg, pyproject.toml or constraints.txt changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SHELL_SCRIPTS = $(wildcard egs2/*/*/*.sh conf/presets/*.sh) .ci/run
+
+.PHONY: help venv demo test test-all lint clean
+
+help:
+	@echo "make demo      run the whole recipe on the embedded corpus (CPU, 20 minutes)"
+	@echo "make test      quick tests          make test-all  all tests"
+	@echo "make lint      ruff and shellcheck  make venv      only the environment"
+	@echo "make clean     remove build products and caches, not .venv, data or results"
+	@echo "Options: PYTHON=python3.11  RUN_ARGS='--stage 3'  PYTEST_ARGS='-k router'"
+
+venv: $(INSTALLED)
+
+# The environment is updated in place and never deleted. `python -m venv` runs again
+# over one that was interrupted before pip was there, and completes it.
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
+	    echo "$(PYTHON) is not Python 3.11; name one: make PYTHON=/path/to/python3.11" >&2; \
+	    exit 1; }; \
+	  $(PYTHON) -m venv $(VENV); }
+	$(BIN)/python -m pip install -c constraints.txt -e '.[test,lint]'
+	@touch $@
+
+demo: $(INSTALLED)
+	cd egs2/lamer_ssl/ssl1 && ./run.sh --python "$(BIN)/python" $(RUN_ARGS)
+
+test: $(INSTALLED)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(INSTALLED)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The shellcheck flags are ESPnet's.
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/shellcheck -x -e SC2001 -e SC1091 -e SC2086 $(SHELL_SCRIPTS)
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	find espnet2_lamer local tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,89 @@
+"""Two repairs to other packages, to be made before those are imported.
+
+ESPnet's tasks ask the network for NLTK data that this recipe never uses, and S3PRL
+0.4.18 expects two names that torchaudio 2.9 removed. Both repairs are idempotent, and
+importing this module costs nothing.
+"""
+
+import importlib.util
+import os
+import sys
+import tempfile
+import types
+import zipfile
+from pathlib import Path
+
+from espnet2_lamer.fileio.atomic import atomic_path
+
+# What espnet-g2p-en looks for when ESPnet's text frontend imports it.
+_NLTK_ARCHIVES = ("taggers/averaged_perceptron_tagger_eng.zip", "corpora/cmudict.zip")
+
+
+def quiet_nltk() -> None:
+    """Let ESPnet's tasks be imported without a download attempt by NLTK.
+
+    ``import espnet2.bin.asr_train`` (any task) imports ``g2p_en``, which downloads a
+    tagger and a dictionary when NLTK does not find their archives: printed errors
+    without a network, a hang behind some firewalls. It only asks whether the files
+    exist, and English grapheme-to-phoneme conversion is no part of this recipe, so
+    two empty archives in the user's cache directory answer it.
+
+    Sets ``NLTK_DATA`` (child processes inherit it); does nothing when it is set
+    already. Real data in NLTK's usual places is still found first.
+    """
+    if os.environ.get("NLTK_DATA"):
+        return
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        ours = _write_empty_archives(cache / "espnet2_lamer" / "nltk_data")
+    except OSError:  # no home directory, or a read-only one
+        ours = _write_empty_archives(
+            Path(tempfile.gettempdir()) / f"espnet2_lamer-{os.getuid()}" / "nltk_data"
+        )
+    usual = [
+        Path.home() / "nltk_data",
+        Path(sys.prefix) / "nltk_data",
+        Path("/usr/share/nltk_data"),
+        Path("/usr/local/share/nltk_data"),
+    ]
+    present = [str(path) for path in usual if path.is_dir()]
+    os.environ["NLTK_DATA"] = os.pathsep.join([*present, str(ours)])
+
+
+def _write_empty_archives(directory: Path) -> Path:
+    for name in _NLTK_ARCHIVES:
+        if not (directory / name).is_file():
+            with atomic_path(directory / name) as temporary:
+                zipfile.ZipFile(temporary, "w").close()
+    return directory
+
+
+def patch_torchaudio_for_s3prl() -> None:
+    """Put back the two torchaudio names that ``import s3prl.nn`` needs.
+
+    ``s3prl.hub`` imports every upstream, and two of them fail on torchaudio 2.9 and
+    later: ``byol_s`` calls ``torchaudio.set_audio_backend`` (it chose how files are
+    read; S3PRL upstreams used here get waveforms, never files) and
+    ``mos_prediction`` imports ``torchaudio.sox_effects``. The first becomes a no-op,
+    the second a module whose functions raise when something does call them. Older
+    torchaudio is left as it is.
+    """
+    import torchaudio
+
+    if not hasattr(torchaudio, "set_audio_backend"):
+        torchaudio.set_audio_backend = _ignore_audio_backend
+    name = "torchaudio.sox_effects"
+    if name not in sys.modules and importlib.util.find_spec(name) is None:
+        module = types.ModuleType(name, "Stand-in for what torchaudio 2.9 removed.")
+        module.apply_effects_tensor = _no_sox_effects
+        module.apply_effects_file = _no_sox_effects
+        sys.modules[name] = module
+        torchaudio.sox_effects = module
+
+
+def _ignore_audio_backend(backend: str | None) -> None:
+    """Stand in for ``torchaudio.set_audio_backend``."""
+
+
+def _no_sox_effects(*args: object, **kwargs: object) -> None:
+    raise NotImplementedError("torchaudio 2.9 and later have no sox effects")

@@ -1,0 +1,72 @@
+"""Test environment: few threads, caches in a temporary directory, no network."""
+
+import ipaddress
+import os
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+
+# Everything here must happen before a test module imports torch, matplotlib or a hub
+# client, hence at import time; pytest loads this file first.
+_SCRATCH = Path(tempfile.mkdtemp(prefix="espnet2_lamer-tests-"))
+_THREADS = str(min(2, os.cpu_count() or 1))
+
+# Tests are small: more threads than this cost more than they bring.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, _THREADS)
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    XDG_CACHE_HOME=str(_SCRATCH / "cache"),
+    HF_HOME=str(_SCRATCH / "huggingface"),
+    TORCH_HOME=str(_SCRATCH / "torch"),
+    MPLCONFIGDIR=str(_SCRATCH / "matplotlib"),
+    MPLBACKEND="Agg",
+    TOKENIZERS_PARALLELISM="false",
+)
+os.environ.pop("NLTK_DATA", None)
+
+from espnet2_lamer.compat import quiet_nltk  # noqa: E402
+
+quiet_nltk()
+
+
+def _is_local(address: object) -> bool:
+    """Whether a socket address stays on this machine (Unix sockets do)."""
+    if not isinstance(address, tuple):
+        return True
+    host = address[0]
+    if isinstance(host, bytes):
+        host = host.decode()
+    if host in ("", "localhost", socket.gethostname()):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _guard(function):
+    def guarded(self, address, *args):
+        if not _is_local(address):
+            raise RuntimeError(f"a test tried to reach {address!r}; tests are offline")
+        return function(self, address, *args)
+
+    return guarded
+
+
+def pytest_configure(config):
+    socket.socket.connect = _guard(socket.socket.connect)
+    socket.socket.connect_ex = _guard(socket.socket.connect_ex)
+    resolve = socket.getaddrinfo
+
+    def getaddrinfo(host, *args, **kwargs):
+        if host is not None and not _is_local((host,)):
+            raise RuntimeError(f"a test tried to look up {host!r}; tests are offline")
+        return resolve(host, *args, **kwargs)
+
+    socket.getaddrinfo = getaddrinfo
+
+
+def pytest_unconfigure(config):
+    shutil.rmtree(_SCRATCH, ignore_errors=True)
