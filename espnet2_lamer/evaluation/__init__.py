@@ -1,0 +1,1 @@
+"""Evaluation: units, error rates, language identification, statistics, tables."""

@@ -1,0 +1,160 @@
+"""The units a transcript is scored in: characters, pinyin, jyutping, phones."""
+
+import re
+import string
+import unicodedata
+
+from espnet2_lamer.errors import RecipeError
+
+UNITS = ("char", "word", "pinyin", "jyutping", "phone")
+_DEFAULT_UNIT = {"cmn": "pinyin", "yue": "jyutping"}
+_ASCII_PUNCTUATION = frozenset(string.punctuation)
+# Syllables may be written together when each has its tone digit.
+_PINYIN = re.compile(r"(?:[a-z]+[0-5])+|[a-z]+")
+
+
+def default_unit(lang: str) -> str:
+    """Return the unit a language is scored in unless the user says otherwise.
+
+    ML-SUPERB scores Mandarin in pinyin phones and every other language of its
+    monolingual track but Japanese in characters; Cantonese, which is not in that
+    track, gets the analogous jyutping units here.
+    """
+    return _DEFAULT_UNIT.get(lang, "char")
+
+
+def normalize_text(text: str) -> str:
+    """Normalise a transcript as ML-SUPERB does, without silent punctuation.
+
+    ML-SUPERB deletes the characters of ``string.punctuation`` and upper-cases.
+    It keeps punctuation outside ASCII; since that is as silent as a comma, every
+    character of a Unicode punctuation category, and the full-width form of an ASCII
+    punctuation character, is deleted here too (a stated departure). Spaces stay,
+    also between Chinese characters; runs of white space become one space.
+    """
+    kept = "".join(c for c in text if not _is_punctuation(c))
+    return " ".join(kept.upper().split())
+
+
+def to_units(text: str, unit: str, lang: str, romanisation: str | None = None) -> str:
+    """Turn a transcript into the text that is trained on and scored.
+
+    Args:
+        text: The transcript in its usual spelling.
+        unit: ``char`` and ``word``: the normalised text itself (they differ in how
+            it is split). ``pinyin``: strict initial and strict final with its tone,
+            as ESPnet's ``pypinyin_g2p_phone``, which ML-SUPERB uses; the neutral
+            tone has no digit. ``jyutping``: onset and final with its tone.
+            ``phone``: the pronunciation as it is.
+        lang: ISO 639-3 code of the transcript. ``pinyin`` fits cmn and yue (for yue:
+            Mandarin readings of the characters), ``jyutping`` yue.
+        romanisation: The pronunciation, space-separated: pinyin or jyutping syllables
+            with tone digits (pinyin: 5 neutral, v or u: for ü), or phones. It is
+            preferred over readings looked up from the characters.
+
+    Returns:
+        The text for ``char`` and ``word``, space-separated tokens otherwise. Tokens
+        without a reading (Latin words in pinyin, unknown characters) stay as they
+        are; only ``pinyin`` drops bare numbers, as ESPnet does.
+
+    Raises:
+        RecipeError: The unit does not exist or does not fit the language, ``phone``
+            comes without a pronunciation, or nothing is left.
+    """
+    if unit in ("char", "word"):
+        result = normalize_text(text)
+    elif unit == "pinyin" and lang == "cmn" and romanisation:
+        result = _pinyin_from_syllables(romanisation)
+    elif unit == "pinyin" and lang in ("cmn", "yue"):
+        result = _pinyin_from_characters(normalize_text(text))
+    elif unit == "jyutping" and lang == "yue":
+        result = _jyutping(romanisation or _jyutping_syllables(normalize_text(text)))
+    elif unit == "phone" and romanisation:
+        result = " ".join(romanisation.split())
+    elif unit == "phone":
+        raise RecipeError(
+            f"unit phone: no phone string for the text {text!r}; give one, or choose "
+            f"unit {default_unit(lang)}"
+        )
+    elif unit not in UNITS:
+        raise RecipeError(f"unit {unit!r}: expected one of {', '.join(UNITS)}")
+    else:
+        raise RecipeError(
+            f"unit {unit!r} does not fit language {lang!r}; choose {default_unit(lang)}"
+        )
+    if not result:
+        raise RecipeError(
+            f"text {text!r} ({lang}): nothing is left in unit {unit}; correct the "
+            "transcript or drop the utterance"
+        )
+    return result
+
+
+def _is_punctuation(char: str) -> bool:
+    return (
+        unicodedata.category(char).startswith("P")
+        or unicodedata.normalize("NFKC", char) in _ASCII_PUNCTUATION
+    )
+
+
+def _split_pinyin(syllable: str) -> list[str]:
+    """Split one pinyin syllable (``lv4``) into initial and final with tone."""
+    # The functions ESPnet itself calls; pypinyin has no public form of them for
+    # syllables with tone digits. ESPnet pins pypinyin, so they will not move.
+    from pypinyin.style._utils import get_finals, get_initials
+
+    base, tone = syllable, ""
+    if syllable[-1].isdigit():
+        base, tone = syllable[:-1], syllable[-1]
+    parts = [
+        get_initials(syllable, strict=True),
+        get_finals(base, strict=True) + tone,
+    ]
+    return [p for p in parts if p and not p.isdigit()]
+
+
+def _pinyin_from_characters(text: str) -> str:
+    from pypinyin import Style, pinyin
+
+    tokens: list[str] = []
+    for piece in text.split():
+        for reading, *_ in pinyin(piece, style=Style.TONE3):
+            tokens += _split_pinyin(reading)
+    return " ".join(tokens)
+
+
+def _pinyin_from_syllables(romanisation: str) -> str:
+    tokens: list[str] = []
+    for token in romanisation.split():
+        syllable = token.lower().replace("u:", "v").replace("ü", "v")
+        # Without a tone digit, upper case tells a Latin word from a neutral syllable.
+        if _PINYIN.fullmatch(syllable) and (syllable[-1].isdigit() or token.islower()):
+            for part in re.findall(r"[a-z]+[0-5]?", syllable):
+                tokens += _split_pinyin(part.rstrip("05"))
+        else:
+            tokens += normalize_text(token).split()
+    return " ".join(tokens)
+
+
+def _jyutping_syllables(text: str) -> str:
+    import pycantonese
+
+    return " ".join(
+        reading or characters
+        for characters, reading in pycantonese.characters_to_jyutping(text)
+    )
+
+
+def _jyutping(syllables: str) -> str:
+    import pycantonese
+
+    tokens: list[str] = []
+    for token in syllables.split():
+        try:
+            parsed = pycantonese.parse_jyutping(token.lower())
+        except ValueError:
+            tokens += normalize_text(token).split()
+            continue
+        for s in parsed:
+            tokens += filter(None, (s.onset, s.nucleus + s.coda + s.tone))
+    return " ".join(tokens)
