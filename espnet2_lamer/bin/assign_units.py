@@ -1,0 +1,42 @@
+"""Label speech with the units of a codebook, in one pass over the audio."""
+
+import argparse
+
+from espnet2_lamer.bin.common import get_argument_parser, run_main
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Return the argument parser."""
+    parser = get_argument_parser("Write `utt u1 u2 ...` and its sidecar.")
+    parser.add_argument(
+        "--teacher", required=True, help="mfcc, or a Hugging Face HuBERT directory"
+    )
+    parser.add_argument("--layer", type=int, help="1..L; the codebook's when not given")
+    parser.add_argument("--codebook", required=True, help="output of learn_kmeans")
+    parser.add_argument("--wav_scp", required=True, help="`utt path` lines, 16 kHz")
+    parser.add_argument("--output", required=True, help="text.km")
+    parser.add_argument("--nj", type=int, default=1, help="number of processes")
+    return parser
+
+
+def main(cmd: list[str] | None = None) -> None:
+    """Run the command line."""
+    args = get_parser().parse_args(cmd)
+    from espnet2_lamer.units.codebook import load_codebook
+    from espnet2_lamer.units.labels import assign_units
+    from espnet2_lamer.units.teacher import load_teacher
+
+    layer = args.layer
+    if layer is None:
+        layer = load_codebook(args.codebook).metadata["layer"]
+    assign_units(
+        load_teacher(args.teacher, layer),
+        args.codebook,
+        args.wav_scp,
+        args.output,
+        nj=args.nj,
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)

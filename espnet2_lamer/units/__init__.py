@@ -1,0 +1,1 @@
+"""Pseudo-labels: teacher features, k-means codebook, units and their quality."""

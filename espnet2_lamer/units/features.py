@@ -1,0 +1,276 @@
+"""Teacher features on disk: a sampled dump in shards, read back in bounded memory."""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.atomic import write_json
+from espnet2_lamer.fileio.datadir import read_table
+from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
+from espnet2_lamer.units.shards import remove_unlisted, run_shards, split
+from espnet2_lamer.units.speech import (
+    SAMPLE_RATE,
+    count_samples,
+    file_sizes,
+    read_speech,
+    read_wav_scp,
+)
+from espnet2_lamer.units.teacher import Teacher
+
+# ISO 639-2: a language that is not known.
+UNKNOWN_LANGUAGE = "und"
+# Frames read together, 2 s: long enough for the disk, short enough to mix speakers.
+CHUNK = 100
+
+
+def sample_utterances(
+    wav_scp: Mapping[str, str],
+    utt2lang: Mapping[str, str],
+    hours_per_lang: float,
+    seed: int,
+) -> list[str]:
+    """Draw utterances of each language, uniformly, until ``hours_per_lang`` is met.
+
+    A language's draw depends on its own utterances and the seed only. A language with
+    less speech than asked for is taken whole.
+
+    Returns:
+        Utterance ids in the order of ``wav_scp``.
+    """
+    by_lang: dict[str, list[str]] = {}
+    for utt in wav_scp:
+        by_lang.setdefault(utt2lang[utt], []).append(utt)
+    wanted = hours_per_lang * 3600 * SAMPLE_RATE
+    chosen: set[str] = set()
+    for lang, utts in sorted(by_lang.items()):
+        total = 0
+        for index in np.random.default_rng([seed, *lang.encode()]).permutation(
+            len(utts)
+        ):
+            if total >= wanted:
+                break
+            total += count_samples(utts[index], wav_scp[utts[index]])
+            chosen.add(utts[index])
+        logging.info("%s: %.2f h sampled", lang, total / SAMPLE_RATE / 3600)
+    return [utt for utt in wav_scp if utt in chosen]
+
+
+def dump_features(
+    teacher: Teacher,
+    wav_scp: str | Path,
+    output: str | Path,
+    utt2lang: str | Path | None = None,
+    hours_per_lang: float | None = None,
+    seed: int = 0,
+    shard_utts: int = 100,
+    nj: int = 1,
+) -> Path:
+    """Write teacher features of (a sample of) the utterances as float32 shards.
+
+    A run that was killed goes on with the shards that are not done yet; the directory
+    is complete when ``index.json`` is there.
+
+    Args:
+        teacher: Extracts the features.
+        wav_scp: ``utt path`` lines, 16 kHz mono.
+        output: Directory for ``index.json`` and the shards.
+        utt2lang: ``utt lang`` lines; without it all speech is one language.
+        hours_per_lang: Hours to sample from each language, all when None.
+        seed: Seed of the sample.
+        shard_utts: Utterances in a shard.
+        nj: Number of processes.
+
+    Returns:
+        The path of ``index.json``.
+
+    Raises:
+        RecipeError: Audio is missing, broken or too short, or has no language.
+    """
+    scp = read_wav_scp(wav_scp)
+    langs = dict.fromkeys(scp, UNKNOWN_LANGUAGE)
+    if utt2lang is not None:
+        table = read_table(utt2lang, made_by="stage 2")
+        missing = [utt for utt in scp if utt not in table]
+        if missing:
+            raise RecipeError(
+                f"{utt2lang}: no language for {len(missing)} utterances of {wav_scp}, "
+                f"first {missing[0]!r}; add them"
+            )
+        langs = {utt: table[utt] for utt in scp}
+    utts = list(scp)
+    if hours_per_lang is not None:
+        utts = sample_utterances(scp, langs, hours_per_lang, seed)
+    rows = [
+        [*row, langs[row[0]]] for row in file_sizes(utts, scp)
+    ]  # utt, path, bytes, lang
+    plan = sha256_value([teacher.identity, shard_utts, rows])
+
+    output = Path(output)
+    index_path = output / "index.json"
+    if _is_done(index_path, plan):
+        logging.info("%s: done already", output)
+        return index_path
+    index_path.unlink(missing_ok=True)
+    work = partial(_dump_shard, teacher)
+    markers = run_shards(
+        output, plan, split(rows, shard_utts), work, ".bin", nj, "features"
+    )
+    index = {
+        "dim": teacher.dim,
+        "dtype": "float32",
+        "frames": sum(marker["frames"] for marker in markers),
+        "teacher": teacher.identity,
+        "plan": plan,
+        "shards": [
+            {key: marker[key] for key in ("file", "frames", "sha256", "utts")}
+            for marker in markers
+        ],
+    }
+    write_json(index_path, index)
+    remove_unlisted(output, {"index.json", *(m["file"] for m in markers)})
+    return index_path
+
+
+def _is_done(index_path: Path, plan: str) -> bool:
+    if not index_path.is_file():
+        return False
+    index = _read_index(index_path)
+    return index.get("plan") == plan and all(
+        (index_path.parent / shard["file"]).is_file()
+        and sha256_file(index_path.parent / shard["file"]) == shard["sha256"]
+        for shard in index["shards"]
+    )
+
+
+def _dump_shard(teacher: Teacher, rows: Sequence, path: Path) -> dict[str, Any]:
+    utts, offset = [], 0
+    with open(path, "wb") as handle:
+        for utt, audio, _, lang in rows:
+            features = teacher_features(teacher, utt, audio)
+            handle.write(features.astype("<f4", copy=False).tobytes())
+            utts.append([utt, lang, offset, len(features)])
+            offset += len(features)
+    return {"frames": offset, "utts": utts}
+
+
+def teacher_features(teacher: Teacher, utt: str, audio: str) -> np.ndarray:
+    """Teacher features of one audio file; an error names the utterance."""
+    samples = read_speech(utt, audio)
+    try:
+        return teacher.forward(samples)
+    except RecipeError as error:
+        raise RecipeError(f"{audio}: utterance {utt!r}: {error}") from error
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"{path}: not a readable feature index ({error}); run dump_features"
+        ) from error
+
+
+class FeatureStore:
+    """Frames of a feature directory, read in blocks without loading it whole.
+
+    Attributes:
+        dim: Feature dimension ``D``.
+        frames: Number of frames.
+        teacher: Identity of the teacher that made them.
+    """
+
+    def __init__(self, directory: str | Path):
+        self.directory = Path(directory)
+        index = _read_index(self.directory / "index.json")
+        if index.get("dtype") != "float32":
+            raise RecipeError(
+                f"{self.directory}/index.json: dtype {index.get('dtype')!r}, "
+                "expected 'float32'; run dump_features"
+            )
+        self.dim: int = index["dim"]
+        self.teacher: dict[str, Any] = index.get("teacher", {})
+        self._shards = [(shard["file"], shard["frames"]) for shard in index["shards"]]
+        self._starts = np.cumsum([0] + [frames for _, frames in self._shards])
+        self.frames = int(self._starts[-1])
+        for file, frames in dict(self._shards).items():
+            path = self.directory / file
+            found = path.stat().st_size if path.is_file() else 0
+            if found != frames * self.dim * 4:
+                raise RecipeError(
+                    f"{path}: {found} bytes, expected {frames * self.dim * 4} "
+                    f"({frames} frames of {self.dim} float32); run dump_features again"
+                )
+        # Few open maps at a time: a corpus has more shards than file handles.
+        self._map = lru_cache(maxsize=64)(self._open)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the index, hence of all features."""
+        return sha256_file(self.directory / "index.json")
+
+    def _open(self, file: str, frames: int) -> np.ndarray:
+        path = self.directory / file
+        return np.memmap(path, dtype="<f4", mode="r", shape=(frames, self.dim))
+
+    def take(self, frames: np.ndarray) -> np.ndarray:
+        """Copy single frames by their number in the store, ``[len(frames), D]``.
+
+        Rows come in increasing frame number.
+        """
+        frames = np.sort(frames)
+        shards = np.searchsorted(self._starts, frames, side="right") - 1
+        rows = [
+            self._map(*self._shards[s])[frames[shards == s] - self._starts[s]]
+            for s in np.unique(shards)
+        ]
+        return np.concatenate(rows)
+
+    def blocks(self, size: int, seed: int, epoch: int = 0) -> "BlockOrder":
+        """Blocks of about ``size`` frames that cover the store once, shuffled."""
+        return BlockOrder(self, size, seed, epoch)
+
+    def read(self, shard: int, start: int, stop: int) -> np.ndarray:
+        """Frames ``start`` to ``stop`` of a shard as a view of the file."""
+        return self._map(*self._shards[shard])[start:stop]
+
+    def chunks(self) -> np.ndarray:
+        """``[C, 3]`` shard, start and stop of each run of ``CHUNK`` frames."""
+        rows = []
+        for shard, (_, frames) in enumerate(self._shards):
+            start = np.arange(0, frames, CHUNK)
+            stop = np.minimum(start + CHUNK, frames)
+            rows.append(np.stack([np.full_like(start, shard), start, stop], axis=1))
+        return np.concatenate(rows).astype(np.int32)
+
+
+class BlockOrder:
+    """One shuffled pass over a store; block ``b`` can be read without those before.
+
+    A block gathers runs of ``CHUNK`` frames from all over the store, so that memory
+    is one block and the disk still reads runs.
+    """
+
+    def __init__(self, store: FeatureStore, size: int, seed: int, epoch: int):
+        chunks = store.chunks()
+        order = np.random.default_rng([seed, epoch]).permutation(len(chunks))
+        self._store = store
+        self._parts = split(chunks[order], max(1, size // CHUNK))
+
+    def __len__(self) -> int:
+        """Return the number of blocks."""
+        return len(self._parts)
+
+    def __getitem__(self, block: int) -> np.ndarray:
+        """Return block ``block`` as float32 ``[about size, D]``."""
+        return np.concatenate([self._store.read(*row) for row in self._parts[block]])
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Iterate over all blocks."""
+        return (self[block] for block in range(len(self)))

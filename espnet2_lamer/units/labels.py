@@ -1,0 +1,190 @@
+"""Unit labels: teacher forward and nearest centroid in one pass, and their checks."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from espnet2_lamer.data.frames import num_frames
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.atomic import atomic_path, write_json, write_text
+from espnet2_lamer.fileio.datadir import read_table
+from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
+from espnet2_lamer.units.codebook import Codebook, load_codebook
+from espnet2_lamer.units.features import teacher_features
+from espnet2_lamer.units.shards import run_shards, split
+from espnet2_lamer.units.speech import file_sizes, read_wav_scp
+from espnet2_lamer.units.teacher import Teacher
+
+
+def sidecar_path(text_km: str | Path) -> Path:
+    """``text.km.json`` beside ``text.km``."""
+    text_km = Path(text_km)
+    return text_km.with_name(text_km.name + ".json")
+
+
+def assign_units(
+    teacher: Teacher,
+    codebook: str | Path,
+    wav_scp: str | Path,
+    output: str | Path,
+    nj: int = 1,
+    shard_utts: int = 200,
+) -> dict[str, Any]:
+    """Write ``utt u1 u2 ...`` per utterance, sorted, and the sidecar beside it.
+
+    Features are never stored. A run that was killed goes on from the shards in
+    ``<output>.shards``; bytes do not depend on ``nj``.
+
+    Args:
+        teacher: The teacher the codebook was learned on.
+        codebook: ``codebook.npz``.
+        wav_scp: ``utt path`` lines, 16 kHz mono.
+        output: ``text.km``.
+        nj: Number of processes.
+        shard_utts: Utterances in a shard.
+
+    Returns:
+        The sidecar: ``codebook_sha256``, ``teacher``, ``teacher_sha256``, ``layer``,
+        ``K``, ``utterances``, ``frames`` and ``sha256`` of ``text.km``.
+
+    Raises:
+        RecipeError: Teacher and codebook do not belong together, or audio is missing,
+            broken or too short.
+    """
+    book = load_codebook(codebook)
+    book.check_teacher(teacher.identity, teacher.dim, str(codebook))
+    scp = read_wav_scp(wav_scp)
+    rows = file_sizes(scp, scp)
+    output = Path(output)
+    shards = output.with_name(output.name + ".shards")
+    plan = sha256_value([teacher.identity, book.sha256, shard_utts, rows])
+    work = partial(_label_shard, teacher, book)
+    markers = run_shards(
+        shards, plan, split(rows, shard_utts), work, ".txt", nj, "units"
+    )
+
+    with atomic_path(output) as temporary, open(temporary, "wb") as merged:
+        for marker in markers:
+            with open(shards / marker["file"], "rb") as shard:
+                shutil.copyfileobj(shard, merged)
+    sidecar = {
+        "codebook_sha256": book.sha256,
+        "teacher": teacher.identity["source"],
+        "teacher_sha256": teacher.identity["sha256"],
+        "layer": teacher.identity["layer"],
+        "K": len(book.centroids),
+        "utterances": sum(marker["utterances"] for marker in markers),
+        "frames": sum(marker["frames"] for marker in markers),
+        "sha256": sha256_file(output),
+    }
+    write_json(sidecar_path(output), sidecar)
+    shutil.rmtree(shards)
+    return sidecar
+
+
+def _label_shard(
+    teacher: Teacher, codebook: Codebook, rows: Sequence, path: Path
+) -> dict[str, Any]:
+    frames = 0
+    with open(path, "w", encoding="utf-8") as handle:
+        for utt, audio, _ in rows:
+            units = codebook.assign(teacher_features(teacher, utt, audio))
+            handle.write(f"{utt} {' '.join(map(str, units.tolist()))}\n")
+            frames += len(units)
+    return {"utterances": len(rows), "frames": frames}
+
+
+def write_token_list(path: str | Path, n_clusters: int) -> None:
+    """Write ``0`` to ``K-1`` in order, ``<unk>``, ``<sos/eos>``: line number = unit."""
+    tokens = [*map(str, range(n_clusters)), "<unk>", "<sos/eos>"]
+    write_text(path, "".join(token + "\n" for token in tokens))
+
+
+def check_labels(
+    text_km: str | Path,
+    n_clusters: int,
+    utt2num_samples: str | Path | Mapping[str, int],
+) -> dict[str, Any]:
+    """Check that labels fit the audio, the number of classes and their sidecar.
+
+    Args:
+        text_km: ``utt u1 u2 ...`` lines with ``text.km.json`` beside it.
+        n_clusters: Number of classes ``K`` of the model.
+        utt2num_samples: Samples of each utterance that needs labels.
+
+    Returns:
+        The sidecar.
+
+    Raises:
+        RecipeError: The sidecar is missing or belongs to another file, K differs, an
+            utterance has no labels, a unit is not in ``0 .. K-1``, or the number of
+            labels is not the number of frames.
+    """
+    text_km = Path(text_km)
+    sidecar = read_sidecar(text_km)
+    if sidecar["K"] != n_clusters:
+        raise RecipeError(
+            f"{text_km}: K is {sidecar['K']}, the model has {n_clusters} classes; "
+            "set --n_clusters alike or assign units again"
+        )
+    if not isinstance(utt2num_samples, Mapping):
+        table = read_table(utt2num_samples, made_by="stage 2")
+        utt2num_samples = {utt: int(value) for utt, value in table.items()}
+    labels = read_table(text_km, made_by="assign_units")
+    missing = [utt for utt in utt2num_samples if utt not in labels]
+    if missing:
+        raise RecipeError(
+            f"{text_km}: no labels for {len(missing)} of {len(utt2num_samples)} "
+            f"utterances, first {missing[0]!r}; assign units to the same wav.scp"
+        )
+    for utt, line in labels.items():
+        units = line.split()
+        _check_units(text_km, utt, units, n_clusters)
+        if utt not in utt2num_samples:
+            continue
+        expected = num_frames(utt2num_samples[utt])
+        if len(units) != expected:
+            raise RecipeError(
+                f"{text_km}: utterance {utt!r} has {len(units)} labels, expected "
+                f"{expected} for {utt2num_samples[utt]} samples; assign units again"
+            )
+    return sidecar
+
+
+def _check_units(path: Path, utt: str, units: list[str], n_clusters: int) -> None:
+    for unit in set(units):
+        if not (unit.isascii() and unit.isdigit() and int(unit) < n_clusters):
+            raise RecipeError(
+                f"{path}: utterance {utt!r} has unit {unit!r}, expected 0 to "
+                f"{n_clusters - 1}; assign units again"
+            )
+
+
+def read_sidecar(text_km: str | Path) -> dict[str, Any]:
+    """Read ``text.km.json`` and check that it describes this ``text.km``.
+
+    Raises:
+        RecipeError: It is missing, unreadable, or the hash of ``text.km`` differs.
+    """
+    text_km = Path(text_km)
+    path = sidecar_path(text_km)
+    for file in (text_km, path):
+        if not file.is_file():
+            raise RecipeError(f"{file}: file not found; run assign_units")
+    try:
+        sidecar = json.loads(path.read_text(encoding="utf-8"))
+        expected, _ = sidecar["sha256"], sidecar["K"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecipeError(
+            f"{path}: not a label sidecar ({error!r}); run assign_units again"
+        ) from error
+    found = sha256_file(text_km)
+    if found != expected:
+        raise RecipeError(
+            f"{text_km}: sha256 {found}, but {path.name} was written for {expected}; "
+            "the labels were changed, run assign_units again"
+        )
+    return sidecar

@@ -1,0 +1,100 @@
+"""Resumable sharded work: each shard is a file and a marker with its hash."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from espnet2_lamer.fileio.atomic import atomic_path, write_json
+from espnet2_lamer.fileio.hashing import sha256_file
+
+Work = Callable[[Any, Path], dict[str, Any]]
+
+
+def split(items: Sequence, size: int) -> list[Sequence]:
+    """Cut ``items`` into consecutive parts of ``size``, the last one shorter."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def run_shards(
+    directory: Path,
+    plan: str,
+    parts: Sequence,
+    work: Work,
+    suffix: str,
+    nj: int,
+    description: str,
+) -> list[dict[str, Any]]:
+    """Make one file per part in ``directory``, in parallel, and go on where one left.
+
+    A shard counts as done when its marker names this ``plan`` and the file still has
+    the hash in the marker. The engine is joblib's current backend (loky by default).
+
+    Args:
+        directory: Holds ``00000<suffix>`` and its marker ``00000.done.json`` and so on.
+        plan: Hash of all that determines the content of the shards.
+        parts: What to do in each shard.
+        work: ``work(part, path)`` writes ``path`` and returns facts for the marker.
+        suffix: File name suffix of the shards.
+        nj: Number of processes.
+        description: Label of the progress bar.
+
+    Returns:
+        The markers in the order of ``parts``: ``file``, ``sha256`` and the facts.
+    """
+    from joblib import Parallel, delayed
+    from tqdm import tqdm
+
+    directory.mkdir(parents=True, exist_ok=True)
+    names = [f"{number:05d}" for number in range(len(parts))]
+    markers = {name: _done(directory, name, plan) for name in names}
+    todo = [(n, part) for n, part in zip(names, parts, strict=True) if not markers[n]]
+    if 0 < len(todo) < len(parts):
+        logging.info("%s: %d shards to go", directory, len(todo))
+    calls = (delayed(_run_one)(directory, n, plan, p, work, suffix) for n, p in todo)
+    # A generator keeps the bar moving and hands tasks out as workers become free.
+    done = Parallel(n_jobs=nj, return_as="generator_unordered")(calls)
+    bar = tqdm(
+        done,
+        desc=description,
+        total=len(parts),
+        initial=len(parts) - len(todo),
+        disable=not sys.stderr.isatty(),
+    )
+    for name, marker in bar:
+        markers[name] = marker
+    return [{k: v for k, v in markers[n].items() if k != "plan"} for n in names]
+
+
+def _marker_path(directory: Path, name: str) -> Path:
+    return directory / f"{name}.done.json"
+
+
+def _done(directory: Path, name: str, plan: str) -> dict[str, Any] | None:
+    try:
+        marker = json.loads(_marker_path(directory, name).read_text(encoding="utf-8"))
+        if marker["plan"] != plan:
+            return None
+        whole = sha256_file(directory / marker["file"]) == marker["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return marker if whole else None
+
+
+def _run_one(directory, name, plan, part, work, suffix):
+    file = name + suffix
+    with atomic_path(directory / file) as temporary:
+        facts = work(part, temporary)
+        sha256 = sha256_file(temporary)
+    marker = {"plan": plan, "file": file, "sha256": sha256, **facts}
+    write_json(_marker_path(directory, name), marker)
+    return name, marker
+
+
+def remove_unlisted(directory: Path, keep: set[str]) -> None:
+    """Delete the files of earlier runs: markers, temporaries, shards of other plans."""
+    for path in directory.iterdir():
+        if path.is_file() and path.name not in keep:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,86 @@
+"""Read utterances for the teacher and describe the files they come from."""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from espnet2_lamer.errors import RecipeError
+
+SAMPLE_RATE = 16000
+
+
+def read_speech(utt: str, path: str) -> np.ndarray:
+    """Return the samples of one utterance, float32 ``[n]`` at 16 kHz.
+
+    Raises:
+        RecipeError: The file cannot be read, or is not 16 kHz mono.
+    """
+    import soundfile
+
+    try:
+        samples, rate = soundfile.read(path, dtype="float32")
+    except (OSError, RuntimeError) as error:
+        raise RecipeError(
+            f"{path}: utterance {utt!r} cannot be read ({error}); "
+            "remove it from wav.scp or run the audio formatting stage again"
+        ) from error
+    if rate != SAMPLE_RATE or samples.ndim != 1:
+        channels = 1 if samples.ndim == 1 else samples.shape[1]
+        raise RecipeError(
+            f"{path}: utterance {utt!r} has {channels} channel(s) at {rate} Hz, "
+            f"expected one at {SAMPLE_RATE} Hz; run the audio formatting stage"
+        )
+    return samples
+
+
+def count_samples(utt: str, path: str) -> int:
+    """Number of samples the file's header promises."""
+    import soundfile
+
+    try:
+        return soundfile.info(path).frames
+    except (OSError, RuntimeError) as error:
+        raise RecipeError(
+            f"{path}: utterance {utt!r} cannot be read ({error}); "
+            "remove it from wav.scp or run the audio formatting stage again"
+        ) from error
+
+
+def file_sizes(utts: Iterable[str], wav_scp: Mapping[str, str]) -> list[list]:
+    """``[utt, path, bytes]`` of each utterance: names the work of a resumable run.
+
+    Raises:
+        RecipeError: A file does not exist.
+    """
+    rows = []
+    for utt in utts:
+        try:
+            rows.append([utt, wav_scp[utt], os.stat(wav_scp[utt]).st_size])
+        except OSError as error:
+            raise RecipeError(
+                f"{wav_scp[utt]}: audio of utterance {utt!r} not found; "
+                "correct wav.scp or run the audio formatting stage"
+            ) from error
+    return rows
+
+
+def read_wav_scp(path: str | Path) -> dict[str, str]:
+    """Read ``wav.scp`` sorted by utterance id in byte order.
+
+    Raises:
+        RecipeError: The file is missing, empty, or holds a shell pipe.
+    """
+    from espnet2_lamer.fileio.datadir import read_table
+
+    table = read_table(path, made_by="stage 2")
+    if not table:
+        raise RecipeError(f"{path}: no utterances; expected `utt path` lines")
+    for utt, value in table.items():
+        if value.endswith("|"):
+            raise RecipeError(
+                f"{path}: utterance {utt!r} is a shell pipe; expected a path, "
+                "run the audio formatting stage"
+            )
+    return {utt: table[utt] for utt in sorted(table, key=str.encode)}
