@@ -1,0 +1,1 @@
+"""Data preparation: embedded corpus, manifests, formatting, selection, ML-SUPERB."""

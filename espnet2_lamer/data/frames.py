@@ -1,0 +1,16 @@
+"""How many HuBERT frames an utterance has."""
+
+#: Samples that one frame sees, and samples between frames, at 16 kHz.
+RECEPTIVE_FIELD = 400
+STRIDE = 320
+
+
+def num_frames(num_samples: int) -> int:
+    """Return the number of HuBERT frames (50 Hz) of ``num_samples`` at 16 kHz.
+
+    The seven convolutions have a receptive field of 400 and a stride of 320 samples,
+    so ``T = (n - 400) // 320 + 1``; shorter audio has no frame.
+    """
+    if num_samples < RECEPTIVE_FIELD:
+        return 0
+    return (num_samples - RECEPTIVE_FIELD) // STRIDE + 1
