@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -133,16 +133,9 @@ def check_labels(
     if not isinstance(utt2num_samples, Mapping):
         table = read_table(utt2num_samples, made_by="stage 2")
         utt2num_samples = {utt: int(value) for utt, value in table.items()}
-    labels = read_table(text_km, made_by="assign_units")
-    missing = [utt for utt in utt2num_samples if utt not in labels]
-    if missing:
-        raise RecipeError(
-            f"{text_km}: no labels for {len(missing)} of {len(utt2num_samples)} "
-            f"utterances, first {missing[0]!r}; assign units to the same wav.scp"
-        )
-    for utt, line in labels.items():
-        units = line.split()
-        _check_units(text_km, utt, units, n_clusters)
+    missing = set(utt2num_samples)
+    for utt, units in iterate_labels(text_km, n_clusters):
+        missing.discard(utt)
         if utt not in utt2num_samples:
             continue
         expected = num_frames(utt2num_samples[utt])
@@ -151,16 +144,43 @@ def check_labels(
                 f"{text_km}: utterance {utt!r} has {len(units)} labels, expected "
                 f"{expected} for {utt2num_samples[utt]} samples; assign units again"
             )
+    if missing:
+        raise RecipeError(
+            f"{text_km}: no labels for {len(missing)} of {len(utt2num_samples)} "
+            f"utterances, first {min(missing)!r}; assign units to the same wav.scp"
+        )
     return sidecar
 
 
-def _check_units(path: Path, utt: str, units: list[str], n_clusters: int) -> None:
-    for unit in set(units):
-        if not (unit.isascii() and unit.isdigit() and int(unit) < n_clusters):
-            raise RecipeError(
-                f"{path}: utterance {utt!r} has unit {unit!r}, expected 0 to "
-                f"{n_clusters - 1}; assign units again"
-            )
+def iterate_labels(
+    text_km: str | Path, n_clusters: int
+) -> Iterator[tuple[str, list[str]]]:
+    """Yield each utterance and its units as written, one line in memory at a time.
+
+    Raises:
+        RecipeError: The file is missing, an utterance has no units or comes twice, or
+            a unit is not in ``0 .. K-1``.
+    """
+    if not Path(text_km).is_file():
+        raise RecipeError(f"{text_km}: file not found; run assign_units")
+    valid = set(map(str, range(n_clusters)))
+    seen: set[str] = set()
+    with open(text_km, encoding="utf-8") as handle:
+        for number, line in enumerate(handle, 1):
+            utt, *units = line.split() or [""]
+            if not units or utt in seen:
+                raise RecipeError(
+                    f"{text_km}:{number}: utterance {utt!r} "
+                    f"{'occurs twice' if units else 'has no units'}; assign units again"
+                )
+            seen.add(utt)
+            wrong = set(units) - valid
+            if wrong:
+                raise RecipeError(
+                    f"{text_km}:{number}: utterance {utt!r} has unit {min(wrong)!r}, "
+                    f"expected 0 to {n_clusters - 1}; assign units again"
+                )
+            yield utt, units
 
 
 def read_sidecar(text_km: str | Path) -> dict[str, Any]:

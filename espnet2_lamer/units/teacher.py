@@ -3,14 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from espnet2_lamer.data.frames import RECEPTIVE_FIELD, num_frames
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
+from espnet2_lamer.fileio.hashing import sha256_value
 
 
 @contextmanager
@@ -125,7 +124,7 @@ class HubertTeacher(Teacher):
     """
 
     def __init__(self, source: str, layer: int | None):
-        from espnet2_lamer.convert import load_hubert
+        from espnet2_lamer.convert.load import load_hubert, source_sha256
 
         self._model = load_hubert(source).float().eval()
         blocks = self._model.encoder.transformer.layers
@@ -137,7 +136,7 @@ class HubertTeacher(Teacher):
         self.dim = self._model.encoder.feature_projection.projection.out_features
         self.identity = {
             "source": str(source),
-            "sha256": _weights_hash(source, self._model),
+            "sha256": source_sha256(source),
             "layer": layer,
             "normalisation": "waveform mean and variance" if normalize else "none",
         }
@@ -147,28 +146,6 @@ class HubertTeacher(Teacher):
         layer = self.identity["layer"]
         states, _ = self._model.extract_features(waveform[None], num_layers=layer)
         return states[-1][0]
-
-
-def _weights_hash(source: str, model) -> str:
-    """SHA-256 of the weights file, or of the loaded weights when there is no file."""
-    path = Path(source)
-    if path.is_file():
-        return sha256_file(path)
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (path / name).is_file():
-            return sha256_file(path / name)
-    return _state_hash(model)
-
-
-def _state_hash(model) -> str:
-    """SHA-256 over names, shapes and float32 values of a module's state."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _load_mfcc(source: str, layer: int | None) -> Teacher:

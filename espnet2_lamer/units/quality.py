@@ -1,0 +1,174 @@
+"""How good unit labels are: use of classes, predictability, phones and languages."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from espnet2_lamer.data.frames import RECEPTIVE_FIELD, STRIDE
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.atomic import write_json, write_text
+from espnet2_lamer.fileio.datadir import read_table
+from espnet2_lamer.units.labels import iterate_labels
+from espnet2_lamer.units.speech import SAMPLE_RATE
+
+# Frames that no phone covers.
+SILENCE = "sil"
+
+
+def entropy(counts: np.ndarray) -> float:
+    """Entropy of a table of counts in nats."""
+    p = counts[counts > 0] / counts.sum()
+    return float(-(p * np.log(p)).sum())
+
+
+def mutual_information(joint: np.ndarray) -> float:
+    """Mutual information in nats of the two sides of a table of joint counts."""
+    return entropy(joint.sum(0)) + entropy(joint.sum(1)) - entropy(joint)
+
+
+def phone_scores(joint: np.ndarray) -> dict[str, float]:
+    """Agreement of phones and units, from frames counted as ``[phones, K]``.
+
+    As in HuBERT (arXiv:2106.07447, section IV-C): phone purity is the share of frames
+    whose phone is the likeliest of their unit, cluster purity the share whose unit is
+    the likeliest of their phone, and PNMI is I(phone; unit) / H(phone).
+    """
+    frames = joint.sum()
+    phone_entropy = entropy(joint.sum(1))
+    information = mutual_information(joint)
+    return {
+        "pnmi": information / phone_entropy if phone_entropy else 0.0,
+        "phone_purity": float(joint.max(0).sum() / frames),
+        "cluster_purity": float(joint.max(1).sum() / frames),
+        "phone_majority": float(joint.sum(1).max() / frames),
+    }
+
+
+def label_quality(
+    text_km: str | Path,
+    n_clusters: int,
+    phones_ctm: str | Path | None = None,
+    utt2lang: str | Path | None = None,
+) -> dict[str, Any]:
+    """Measure the labels of a ``text.km``.
+
+    Args:
+        text_km: ``utt u1 u2 ...`` lines.
+        n_clusters: Number of classes ``K``.
+        phones_ctm: ``utt 1 start duration phone`` lines in seconds. Frame t is centred
+            at (320 t + 200) / 16000 s; an utterance without phones is not counted.
+        utt2lang: ``utt lang`` lines.
+
+    Returns:
+        ``utterances``, ``frames``, ``used`` and ``dead`` classes, ``entropy`` of units
+        in nats and its ``perplexity``, ``bigram_perplexity`` (of a frame's unit given
+        the last one's, counted on the same labels), ``run_length`` in frames; with
+        phones also :func:`phone_scores`, with languages ``language_purity`` (frames
+        whose language is the likeliest of their unit) beside ``language_majority``.
+
+    Raises:
+        RecipeError: A file is missing or malformed, or no utterance has phones.
+    """
+    unigrams = np.zeros(n_clusters, dtype=np.int64)
+    bigrams = np.zeros((n_clusters, n_clusters), dtype=np.int64)
+    by_phone: dict[str, np.ndarray] = defaultdict(lambda: np.zeros_like(unigrams))
+    by_lang: dict[str, np.ndarray] = defaultdict(lambda: np.zeros_like(unigrams))
+    phones = _read_ctm(phones_ctm) if phones_ctm else {}
+    langs = read_table(utt2lang, made_by="stage 2") if utt2lang else {}
+    utterances = runs = with_phones = 0
+    for utt, tokens in iterate_labels(text_km, n_clusters):
+        units = np.array([int(token) for token in tokens])
+        counts = np.bincount(units, minlength=n_clusters)
+        unigrams += counts
+        np.add.at(bigrams, (units[:-1], units[1:]), 1)
+        utterances += 1
+        runs += 1 + int((units[1:] != units[:-1]).sum())
+        if utt in phones:
+            with_phones += 1
+            for phone, index in _frame_phones(phones[utt], len(units)):
+                by_phone[phone] += np.bincount(units[index], minlength=n_clusters)
+        if langs:
+            if utt not in langs:
+                raise RecipeError(f"{utt2lang}: no language for {utt!r}; add it")
+            by_lang[langs[utt]] += counts
+    if not utterances:
+        raise RecipeError(f"{text_km}: no labels; run assign_units")
+
+    frames = int(unigrams.sum())
+    report: dict[str, Any] = {
+        "utterances": utterances,
+        "frames": frames,
+        "K": n_clusters,
+        "used": int((unigrams > 0).sum()),
+        "dead": int((unigrams == 0).sum()),
+        "entropy": entropy(unigrams),
+        "perplexity": math.exp(entropy(unigrams)),
+        "run_length": frames / runs,
+    }
+    if bigrams.any():
+        conditional = entropy(bigrams) - entropy(bigrams.sum(1))
+        report["bigram_perplexity"] = math.exp(conditional)
+    if phones_ctm:
+        if not with_phones:
+            raise RecipeError(
+                f"{phones_ctm}: no utterance of {text_km} is in it; give the phones "
+                "of the same data"
+            )
+        report["utterances_with_phones"] = with_phones
+        report |= phone_scores(np.stack([by_phone[p] for p in sorted(by_phone)]))
+    if langs:
+        table = np.stack([by_lang[lang] for lang in sorted(by_lang)])  # [langs, K]
+        report["language_purity"] = float(table.max(0).sum() / frames)
+        report["language_majority"] = float(table.sum(1).max() / frames)
+    return report
+
+
+def write_quality(report: dict[str, Any], output: str | Path) -> None:
+    """Write the report as JSON to ``output`` and as a table beside it (``.md``)."""
+    rows = "".join(
+        f"| {key} | {value:.4f} |\n"
+        if isinstance(value, float)
+        else f"| {key} | {value} |\n"
+        for key, value in report.items()
+    )
+    write_json(output, report)
+    write_text(
+        Path(output).with_suffix(".md"), "| measure | value |\n|---|---|\n" + rows
+    )
+
+
+def _read_ctm(path: str | Path) -> dict[str, list[tuple[float, float, str]]]:
+    """``utt -> [(start, end, phone)]`` in seconds, by time."""
+    path = Path(path)
+    if not path.is_file():
+        raise RecipeError(f"{path}: file not found; phones.ctm is made by stage 1")
+    phones: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
+    with open(path, encoding="utf-8") as handle:
+        for number, line in enumerate(handle, 1):
+            try:
+                utt, _, start, duration, phone = line.split()
+                begin = float(start)
+                phones[utt].append((begin, begin + float(duration), phone))
+            except ValueError as error:
+                raise RecipeError(
+                    f"{path}:{number}: {line.strip()!r}, expected `utt 1 start_s "
+                    f"dur_s phone` ({error})"
+                ) from error
+    return {utt: sorted(rows) for utt, rows in phones.items()}
+
+
+def _frame_phones(
+    rows: list[tuple[float, float, str]], frames: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Each phone of an utterance with the numbers of its frames."""
+    centres = (np.arange(frames) * STRIDE + RECEPTIVE_FIELD / 2) / SAMPLE_RATE
+    starts, ends, names = zip(*rows, strict=True)
+    index = np.searchsorted(np.array(starts), centres, side="right") - 1
+    covered = (index >= 0) & (centres < np.array(ends)[index])
+    labels = np.where(covered, np.array(names)[index], SILENCE)
+    for phone in np.unique(labels):
+        yield str(phone), np.flatnonzero(labels == phone)
