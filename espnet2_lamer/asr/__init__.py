@@ -1,0 +1,1 @@
+"""Encoders and frontends for ESPnet's ASR and HuBERT tasks."""

@@ -1,0 +1,1 @@
+"""Command lines: ``python -m espnet2_lamer.bin.NAME --help``."""

@@ -1,0 +1,189 @@
+"""Build a HuBERT from a plain description of its architecture."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchaudio.models import Wav2Vec2Model, wav2vec2_model
+from torchaudio.models.wav2vec2.components import FeatureExtractor
+
+# torchaudio's factory arguments; the defaults are HuBERT-Large's.
+LARGE: dict[str, Any] = {
+    "extractor_mode": "layer_norm",
+    "extractor_conv_layer_config": [[512, 10, 5]]
+    + [[512, 3, 2]] * 4
+    + [[512, 2, 2]] * 2,
+    "extractor_conv_bias": True,
+    "encoder_embed_dim": 1024,
+    "encoder_projection_dropout": 0.0,
+    "encoder_pos_conv_kernel": 128,
+    "encoder_pos_conv_groups": 16,
+    "encoder_num_layers": 24,
+    "encoder_num_heads": 16,
+    "encoder_attention_dropout": 0.0,
+    "encoder_ff_interm_features": 4096,
+    "encoder_ff_interm_dropout": 0.0,
+    "encoder_dropout": 0.0,
+    "encoder_layer_norm_first": True,
+    "encoder_layer_drop": 0.0,
+}
+
+
+def normalize_waveform(waveforms: Tensor, lengths: Tensor | None) -> Tensor:
+    """Zero mean and unit variance over each utterance's valid samples.
+
+    Args:
+        waveforms: ``[B, n]``; padding may hold anything, NaN included.
+        lengths: Valid samples ``[B]``, or ``None`` when all are valid.
+
+    Returns:
+        ``[B, n]`` with zeros in the padding; variance is biased, eps 1e-5, as
+        ``torch.nn.functional.layer_norm`` over one utterance.
+    """
+    if lengths is None:
+        return nn.functional.layer_norm(waveforms, waveforms.shape[-1:])
+    positions = torch.arange(waveforms.shape[1], device=waveforms.device)
+    valid = positions < lengths[:, None].to(waveforms.device)
+    count = valid.sum(1, keepdim=True).clamp(min=1)
+    samples = waveforms.masked_fill(~valid, 0.0)
+    mean = samples.sum(1, keepdim=True) / count
+    centred = (samples - mean).masked_fill(~valid, 0.0)
+    variance = centred.square().sum(1, keepdim=True) / count
+    return centred * torch.rsqrt(variance + 1e-5)
+
+
+def strided_conv(x: Tensor, conv: nn.Conv1d) -> Tensor:
+    """Unpadded 1-D convolution over frame-major input, as a few matrix products.
+
+    The kernel is cut into pieces as wide as the stride; each piece multiplies the
+    non-overlapping blocks of the input, so neither input nor output is transposed.
+
+    Args:
+        x: ``[B, T, C_in]``.
+        conv: Its weight ``[C_out, C_in, k]``, bias and stride s are used.
+
+    Returns:
+        ``[B, (T - k) // s + 1, C_out]``.
+    """
+    kernel, stride = conv.kernel_size[0], conv.stride[0]
+    batch, length, channels = x.shape
+    frames = (length - kernel) // stride + 1
+    pieces = -(-kernel // stride)
+    needed = (frames + pieces - 1) * stride
+    # Samples past the last frame's reach are never multiplied: their weight is absent.
+    x = (
+        x[:, :needed]
+        if needed <= length
+        else nn.functional.pad(x, (0, 0, 0, needed - length))
+    )
+    blocks = x.reshape(batch, -1, stride * channels)
+    weight = conv.weight.transpose(1, 2)  # [C_out, k, C_in]
+    y = None
+    for piece in range(pieces):
+        part = weight[:, piece * stride : (piece + 1) * stride].flatten(1)
+        block = blocks[:, piece : piece + frames, : part.shape[1]]
+        bias = conv.bias if piece == 0 else None
+        term = nn.functional.linear(block, part, bias)
+        y = term if y is None else y + term
+    return y
+
+
+class HubertFeatureExtractor(FeatureExtractor):
+    """torchaudio's convolution stack with waveform normalisation in front.
+
+    Sitting first inside ``wav2vec2``, it gives every door (training, S3PRL, feature
+    extraction) the normalisation exactly once. The layer-norm variant is computed
+    frame-major, which spares the transposes around every LayerNorm (2-3x on a CPU).
+    Parameter names are torchaudio's.
+
+    Args:
+        conv_layers: torchaudio's convolution blocks.
+        normalize_waveform: Whether to normalise each utterance.
+        frame_major: Whether every block has a LayerNorm.
+    """
+
+    def __init__(
+        self, conv_layers: nn.ModuleList, normalize_waveform: bool, frame_major: bool
+    ) -> None:
+        super().__init__(conv_layers)
+        self.normalize_waveform = normalize_waveform
+        self.frame_major = frame_major
+
+    def forward(
+        self, x: Tensor, length: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Map waveforms ``[B, n]`` to features ``[B, T, C]`` and their lengths."""
+        if self.normalize_waveform:
+            x = normalize_waveform(x, length)
+        if not self.frame_major:
+            return super().forward(x, length)
+        x = x.unsqueeze(-1)
+        for block in self.conv_layers:
+            x = strided_conv(x, block.conv)
+            norm = block.layer_norm
+            x = nn.functional.layer_norm(
+                x, norm.normalized_shape, norm.weight, norm.bias, norm.eps
+            )
+            x = nn.functional.gelu(x)
+            if length is not None:
+                length = torch.div(
+                    length - block.kernel_size, block.stride, rounding_mode="floor"
+                )
+                length = (length + 1).clamp(min=0)
+        return x, length
+
+
+def build_hubert(architecture: dict[str, Any]) -> Wav2Vec2Model:
+    """Build a model with random weights.
+
+    Args:
+        architecture: torchaudio's ``wav2vec2_model`` arguments (missing ones are
+            HuBERT-Large's) and ``normalize_waveform: bool``.
+
+    Returns:
+        The model, with ``architecture`` (complete), ``normalize_waveform``,
+        ``extractor_mode`` and ``mask_embedding`` (``None``) as attributes.
+
+    Raises:
+        ValueError: Unknown key.
+    """
+    known = LARGE | {"normalize_waveform": True}
+    unknown = sorted(set(architecture) - set(known))
+    if unknown:
+        raise ValueError(
+            f"unknown architecture keys {unknown}; expected some of {sorted(known)}"
+        )
+    full = known | architecture
+    arguments = {key: full[key] for key in LARGE}
+    model = wav2vec2_model(**arguments, aux_num_out=None)
+    model.feature_extractor = HubertFeatureExtractor(
+        model.feature_extractor.conv_layers,
+        full["normalize_waveform"],
+        full["extractor_mode"] == "layer_norm",
+    )
+    model.architecture = full
+    model.normalize_waveform = full["normalize_waveform"]
+    model.extractor_mode = full["extractor_mode"]
+    model.mask_embedding = None
+    return model
+
+
+def init_hubert(model: Wav2Vec2Model) -> None:
+    """Initialise as fairseq's HuBERT: kaiming convolutions, normal(0, 0.02) Linears.
+
+    Deep stacks under PyTorch's default initialisation start on far smaller
+    activations, which lengthens the plateau of masked prediction.
+    """
+    for module in model.feature_extractor.modules():
+        if isinstance(module, nn.Conv1d):
+            nn.init.kaiming_normal_(module.weight)
+    for module in model.encoder.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+    conv = model.encoder.transformer.pos_conv_embed.conv
+    width = conv.kernel_size[0] * conv.in_channels
+    with torch.no_grad():
+        # Assigning goes through the weight-norm parametrisation.
+        conv.weight = torch.randn_like(conv.weight) * (4.0 / width) ** 0.5
+        conv.bias.zero_()

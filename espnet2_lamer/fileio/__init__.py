@@ -1,0 +1,1 @@
+"""Files the recipe reads and writes: atomic writes, hashes, Kaldi-style data dirs."""

@@ -1,0 +1,1 @@
+"""Masked prediction of units: masks, loss and the ESPnet model."""

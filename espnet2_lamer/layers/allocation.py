@@ -1,0 +1,49 @@
+"""How many experts each transformer layer gets (Lamer-SSL, section 2.2)."""
+
+from collections.abc import Sequence
+
+
+def parse_allocation(
+    allocation: str | int | Sequence[int], num_layers: int
+) -> list[int]:
+    """Expand an allocation to one expert count per layer, shallow to deep.
+
+    Three readings: one number is used in every layer; as many numbers as layers are
+    taken as they are; otherwise the layers are split into equal consecutive groups,
+    so that ``"2,4,6,8"`` over 24 layers is the paper's 2 x 6, 4 x 6, 6 x 6, 8 x 6.
+    A count of 0 leaves the layer's frozen FFN alone.
+
+    Args:
+        allocation: Comma-separated counts, one int, or a sequence of ints.
+        num_layers: Number of transformer layers.
+
+    Returns:
+        ``num_layers`` counts.
+
+    Raises:
+        ValueError: Not integers, negative, or not divisible into equal groups.
+    """
+    if isinstance(allocation, int):
+        counts = [allocation]
+    elif isinstance(allocation, str):
+        try:
+            counts = [int(part) for part in allocation.split(",")]
+        except ValueError:
+            raise ValueError(
+                f"allocation {allocation!r}: expected integers separated by commas, "
+                "e.g. '2,4,6,8'"
+            ) from None
+    else:
+        counts = [int(count) for count in allocation]
+    if not counts or min(counts) < 0:
+        raise ValueError(
+            f"allocation {allocation!r}: expected expert counts of 0 or more"
+        )
+    if num_layers % len(counts):
+        raise ValueError(
+            f"allocation {allocation!r} names {len(counts)} groups, but {num_layers} "
+            f"layers cannot be split into {len(counts)} equal groups; give one number, "
+            f"{num_layers} numbers, or a divisor of {num_layers}"
+        )
+    repeat = num_layers // len(counts)
+    return [count for count in counts for _ in range(repeat)]

@@ -1,0 +1,91 @@
+"""Router: which experts a frame uses, and with which weight (Lamer-SSL, Eq. 3-4)."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Router(nn.Module):
+    r"""Softmax router with Top-K selection.
+
+    .. math::
+        p = \mathrm{softmax}(W_r h), \qquad
+        R(h)_k = p_k / \sum_{j \in \mathcal{T}(h)} p_j
+        \;\text{for}\; k \in \mathcal{T}(h),\; 0 \;\text{otherwise}
+
+    For ``top_k = 1`` the raw probability is kept: Eq. 4 would make the gate 1 and the
+    router would get no gradient (a stated departure). ``top_k = None`` or a ``top_k``
+    of at least ``num_experts`` uses all experts, so the gates are ``p`` itself.
+
+    Args:
+        dim: Size of a frame's vector.
+        num_experts: N, at least 2.
+        top_k: K, or ``None`` for soft routing.
+        use_selection_bias: Keep a persistent per-expert bias that is added to ``p``
+            for the selection only (loss-free balancing, arXiv 2408.15664).
+
+    Raises:
+        ValueError: ``num_experts`` below 2 or ``top_k`` below 1.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        top_k: int | None = 2,
+        use_selection_bias: bool = False,
+    ) -> None:
+        super().__init__()
+        if num_experts < 2:
+            raise ValueError(
+                f"a router needs at least 2 experts to choose from, found {num_experts}"
+            )
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k: found {top_k}, expected 1 or more, or None")
+        self.num_experts = num_experts
+        self.top_k = top_k
+        self.weight = nn.Parameter(torch.empty(num_experts, dim))
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+        self.selection_bias: Tensor | None
+        self.register_buffer(
+            "selection_bias", torch.zeros(num_experts) if use_selection_bias else None
+        )
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether some expert is left out for every frame."""
+        return self.top_k is not None and self.top_k < self.num_experts
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Route every frame.
+
+        Args:
+            x: Hidden states ``[..., dim]``.
+
+        Returns:
+            gates ``[..., N]`` and probs ``[..., N]``, both float32. Gates are zero
+            outside the Top-K.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            probs = torch.softmax(x.float() @ self.weight.float().t(), dim=-1)
+        if not self.is_sparse:
+            return probs, probs
+        scores = probs.detach()
+        if self.selection_bias is not None:
+            scores = scores + self.selection_bias
+        chosen = scores.topk(self.top_k, dim=-1).indices
+        kept = probs.gather(-1, chosen)
+        if self.top_k > 1:
+            kept = kept / kept.sum(-1, keepdim=True)
+        gates = torch.zeros_like(probs).scatter(-1, chosen, kept)
+        return gates, probs
+
+    @torch.no_grad()
+    def update_selection_bias(self, load: Tensor, rate: float = 1e-3) -> None:
+        """Raise the bias of under-loaded experts by ``rate``, lower the others'.
+
+        Args:
+            load: Share of dispatched frames per expert ``[N]``, summing to 1.
+            rate: Step size.
+        """
+        if self.selection_bias is not None:
+            self.selection_bias += rate * torch.sign(1.0 / self.num_experts - load)

@@ -1,0 +1,1 @@
+"""The stages of ``egs2/lamer_ssl/ssl1/run.sh``."""

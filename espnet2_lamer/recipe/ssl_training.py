@@ -1,0 +1,85 @@
+"""Run masked-prediction training on data directories with unit labels."""
+
+import logging
+from pathlib import Path
+
+from espnet2_lamer.data.frames import num_frames
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.datadir import read_table, write_table
+from espnet2_lamer.units.labels import check_labels, write_token_list
+
+
+def write_shapes(data_dir: Path, output_dir: Path) -> None:
+    """Write ``speech_shape`` (samples) and ``text_shape`` (frames) of a data dir.
+
+    They follow from the sample counts, so no pass over the audio is needed.
+    """
+    samples = read_table(data_dir / "utt2num_samples", "stage 2")
+    write_table(output_dir / "speech_shape", samples)
+    write_table(
+        output_dir / "text_shape",
+        {utt: str(num_frames(int(n))) for utt, n in samples.items()},
+    )
+
+
+def train_ssl(
+    config: Path,
+    train_dir: Path,
+    dev_dir: Path,
+    stats_dir: Path,
+    output_dir: Path,
+    num_classes: int,
+    options: list[str],
+) -> Path:
+    """Train through ``LamerHubertTask`` in this process; resume if interrupted.
+
+    Args:
+        config: YAML for ``--config``.
+        train_dir: With ``wav.scp``, ``text.km``, ``utt2num_samples``.
+        dev_dir: Likewise, for validation.
+        stats_dir: Where the shape files are (``train/``, ``valid/``).
+        output_dir: The experiment.
+        num_classes: K.
+        options: More ESPnet options.
+
+    Returns:
+        The best model file.
+
+    Raises:
+        RecipeError: Labels do not fit, or training ended without a model.
+    """
+    for directory in (train_dir, dev_dir):
+        check_labels(directory / "text.km", num_classes, directory / "utt2num_samples")
+    token_list = stats_dir / "tokens.txt"
+    write_token_list(token_list, num_classes)
+    command = [
+        *("--config", str(config)),
+        *("--output_dir", str(output_dir)),
+        *("--num_classes", str(num_classes)),
+        *("--token_list", str(token_list)),
+        *("--use_preprocessor", "true"),
+        *("--resume", "true"),
+        *("--write_collected_feats", "false"),
+    ]
+    for part, split, directory in (
+        ("train", "train", train_dir),
+        ("valid", "valid", dev_dir),
+    ):
+        command += [
+            f"--{part}_data_path_and_name_and_type",
+            f"{directory / 'wav.scp'},speech,sound",
+            f"--{part}_data_path_and_name_and_type",
+            f"{directory / 'text.km'},text,text",
+            *(f"--{part}_shape_file", str(stats_dir / split / "speech_shape")),
+            *(f"--{part}_shape_file", str(stats_dir / split / "text_shape")),
+        ]
+    from espnet2_lamer.tasks.hubert import LamerHubertTask
+
+    logging.info("training %s", output_dir)
+    LamerHubertTask.main(cmd=command + options)
+    best = output_dir / "valid.loss_m.best.pth"
+    if not best.exists():
+        raise RecipeError(
+            f"{output_dir}: training ended without {best.name}; see the log above it"
+        )
+    return best

@@ -1,0 +1,1 @@
+"""ESPnet tasks with our classes among the choices."""

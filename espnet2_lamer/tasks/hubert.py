@@ -1,0 +1,144 @@
+"""``LamerHubertTask``: continual pretraining through ESPnet's HubertTask."""
+
+import argparse
+import logging
+from functools import partial
+from typing import Any
+
+import torch
+from espnet2.iterators.abs_iter_factory import AbsIterFactory
+from espnet2.tasks.abs_task import optim_classes
+from espnet2.tasks.hubert import HubertTask, encoder_choices, model_choices
+
+from espnet2_lamer.asr.encoder.lamer_hubert import LamerHubertEncoder
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.datadir import read_table
+from espnet2_lamer.hubert.espnet_model import AMP_DTYPES, LamerHubertPretrainModel
+from espnet2_lamer.registry import register
+from espnet2_lamer.train.collate import LamerCollate
+from espnet2_lamer.train.iterator import BucketIterFactory
+
+# DDP workers are spawned and import this module to find the task: registering here
+# gives them our classes too.
+register()
+
+COLLATE_DEFAULTS = {"max_sample_size": 250000, "bucket_samples": 16000}
+
+
+class LamerHubertTask(HubertTask):
+    """HubertTask whose defaults are ours and whose batches are length-bucketed."""
+
+    @classmethod
+    def add_task_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Add ESPnet's arguments, ours, and our defaults."""
+        HubertTask.add_task_arguments(parser)
+        parser.add_argument(
+            "--amp_dtype",
+            choices=list(AMP_DTYPES),
+            default="none",
+            help="Autocast precision of the backbone; bf16 also works on CPU",
+        )
+        parser.set_defaults(
+            iterator_type="task",
+            frontend=None,
+            normalize=None,
+            specaug=None,
+            input_size=1,
+            encoder="lamer_hubert",
+            model="lamer",
+            token_type="word",
+            num_att_plot=0,
+        )
+
+    @classmethod
+    def optional_data_names(
+        cls, train: bool = True, inference: bool = False
+    ) -> tuple[str, ...]:
+        """``lang`` is for per-language figures only, never model input."""
+        return ("lang",)
+
+    @classmethod
+    def build_collate_fn(cls, args: argparse.Namespace, train: bool) -> LamerCollate:
+        """Return the collate function of epoch 1 (used when collecting statistics)."""
+        return cls._collate(args, train, 1)
+
+    @classmethod
+    def _collate(cls, args: argparse.Namespace, train: bool, epoch: int):
+        conf = COLLATE_DEFAULTS | args.collate_fn_conf
+        unknown = sorted(set(conf) - set(COLLATE_DEFAULTS))
+        if unknown:
+            raise RecipeError(
+                f"collate_fn_conf: unknown keys {unknown}, expected some of "
+                f"{sorted(COLLATE_DEFAULTS)}"
+            )
+        return LamerCollate(
+            max_samples=conf["max_sample_size"],
+            bucket=conf["bucket_samples"],
+            mask_prob=args.encoder_conf.get("mask_prob", 0.8),
+            mask_length=args.encoder_conf.get("mask_length", 10),
+            seed=args.seed,
+            epoch=epoch,
+            train=train,
+        )
+
+    @classmethod
+    def build_model(cls, args: argparse.Namespace) -> LamerHubertPretrainModel:
+        """Build encoder and model from parsed arguments."""
+        if isinstance(args.token_list, str):
+            with open(args.token_list, encoding="utf-8") as handle:
+                # Kept in config.yaml, so that the experiment is portable.
+                args.token_list = [line.rstrip("\n") for line in handle]
+        encoder_class = encoder_choices.get_class(args.encoder)
+        encoder = encoder_class(num_classes=args.num_classes, **args.encoder_conf)
+        if not isinstance(encoder, LamerHubertEncoder):
+            raise RecipeError(
+                f"encoder: found {args.encoder!r}, expected 'lamer_hubert'"
+            )
+        model_class = model_choices.get_class(args.model)
+        return model_class(
+            encoder=encoder,
+            token_list=args.token_list,
+            amp_dtype=getattr(args, "amp_dtype", "none"),
+            **args.model_conf,
+        )
+
+    @classmethod
+    def build_optimizers(
+        cls, args: argparse.Namespace, model: torch.nn.Module
+    ) -> list[torch.optim.Optimizer]:
+        """Give the optimizer only what trains."""
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        return [optim_classes[args.optim](trainable, **args.optim_conf)]
+
+    @classmethod
+    def build_task_iter_factory(
+        cls, args: argparse.Namespace, iter_options: Any, mode: str
+    ) -> AbsIterFactory:
+        """Build the bucketed iterator of ``train`` or ``valid``."""
+        lengths: dict[str, int] = {}
+        for line in read_table(iter_options.shape_files[0], "stage 6").items():
+            lengths[line[0]] = int(line[1].split(",")[0])
+        rank, world = 0, 1
+        if iter_options.distributed:
+            rank = torch.distributed.get_rank()
+            world = torch.distributed.get_world_size()
+        total = sum(lengths.values()) / 16000
+        logging.info(
+            "[%s] %d utterances, %.2f h, %.0f s of audio per batch",
+            mode,
+            len(lengths),
+            total / 3600,
+            iter_options.batch_bins / 16000,
+        )
+        return BucketIterFactory(
+            dataset=cls.build_dataset(args, iter_options),
+            lengths=lengths,
+            batch_bins=iter_options.batch_bins,
+            make_collate=partial(cls._collate, args, iter_options.train),
+            num_iters_per_epoch=iter_options.num_iters_per_epoch,
+            seed=args.seed,
+            train=iter_options.train,
+            num_workers=args.num_workers,
+            rank=rank,
+            world_size=world,
+        )

@@ -1,0 +1,1 @@
+"""Batches, masks, schedules: what ESPnet's trainer is fed with."""

@@ -1,0 +1,50 @@
+"""Batches of nearly equal length by total audio, with few distinct shapes."""
+
+import numpy as np
+
+
+def rounded_length(num_samples: int, max_samples: int, bucket: int) -> int:
+    """Length an utterance occupies in a batch: cropped, then rounded up to a bucket."""
+    return -(-min(num_samples, max_samples) // bucket) * bucket
+
+
+def make_batches(
+    lengths: dict[str, int],
+    batch_bins: int,
+    max_samples: int,
+    bucket: int,
+    generator: np.random.Generator,
+    shuffle: bool,
+) -> list[list[str]]:
+    """Group utterances so that a batch holds at most ``batch_bins`` padded samples.
+
+    Utterances are shuffled, then ordered by rounded length, so a batch mixes at most
+    the neighbouring lengths, and every batch but the last is full: few shapes, which
+    lets kernels and plans be reused (oneDNN, cuDNN, CUDA graphs).
+
+    Args:
+        lengths: Samples per utterance.
+        batch_bins: Largest number of samples in a batch, padding included.
+        max_samples: Crop length.
+        bucket: Lengths are rounded up to multiples of this many samples.
+        generator: Source of randomness.
+        shuffle: Shuffle utterances and the order of batches.
+
+    Returns:
+        Lists of utterance ids; each utterance occurs once.
+    """
+    names = sorted(lengths)
+    if shuffle:
+        names = [names[i] for i in generator.permutation(len(names))]
+    names.sort(key=lambda n: -rounded_length(lengths[n], max_samples, bucket))
+    batches: list[list[str]] = []
+    size = 0
+    for name in names:
+        if not batches or len(batches[-1]) >= size:
+            longest = rounded_length(lengths[name], max_samples, bucket)
+            size = max(1, batch_bins // longest)
+            batches.append([])
+        batches[-1].append(name)
+    if shuffle:
+        batches = [batches[i] for i in generator.permutation(len(batches))]
+    return batches

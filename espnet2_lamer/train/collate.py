@@ -1,0 +1,110 @@
+"""Turn utterances into a padded batch: crop, pad, draw masks (CPU, seeded)."""
+
+import hashlib
+from collections.abc import Collection
+
+import numpy as np
+import torch
+
+from espnet2_lamer.data.frames import num_frames
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.hubert.masking import LABEL_PADDING, span_mask
+
+SHIFT = 320
+Utterance = tuple[str, dict[str, np.ndarray]]
+
+
+def utterance_generator(seed: int, epoch: int, utt_id: str) -> np.random.Generator:
+    """Return the generator of one utterance in one epoch, whoever loads it."""
+    text = f"{seed} {epoch} {utt_id}".encode()
+    return np.random.default_rng(
+        int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+    )
+
+
+class LamerCollate:
+    """Collate function of masked prediction.
+
+    Crops start at multiples of 320 samples, so labels stay aligned exactly. Lengths
+    are padded up to multiples of ``bucket`` samples. Masks never touch padding.
+
+    Args:
+        max_samples: Crop length in training; validation is not cropped.
+        bucket: Padding granularity in samples.
+        mask_prob: See :func:`span_mask`.
+        mask_length: See :func:`span_mask`.
+        seed: Seed of crops and masks.
+        epoch: Epoch; 0 for validation, whose masks are fixed.
+        train: Whether to crop.
+    """
+
+    def __init__(
+        self,
+        max_samples: int,
+        bucket: int,
+        mask_prob: float,
+        mask_length: int,
+        seed: int,
+        epoch: int,
+        train: bool,
+    ) -> None:
+        self.max_samples = max_samples
+        self.bucket = bucket
+        self.mask_prob = mask_prob
+        self.mask_length = mask_length
+        self.seed = seed
+        self.epoch = epoch if train else 0
+        self.train = train
+
+    def __call__(
+        self, batch: Collection[Utterance]
+    ) -> tuple[list[str], dict[str, torch.Tensor]]:
+        """Return utterance ids and padded tensors (see the model's ``forward``).
+
+        Raises:
+            RecipeError: Labels do not have one unit per frame.
+        """
+        names, waveforms, labels, masks, extra = [], [], [], [], {}
+        for utt_id, data in batch:
+            generator = utterance_generator(self.seed, self.epoch, utt_id)
+            speech = np.asarray(data["speech"], dtype=np.float32)
+            text = np.asarray(data["text"], dtype=np.int64)
+            frames = num_frames(len(speech))
+            if len(text) != frames:
+                raise RecipeError(
+                    f"utterance {utt_id}: found {len(text)} units for {len(speech)} "
+                    f"samples, expected {frames} ((n - 400) // 320 + 1); make labels "
+                    "anew with stage 5"
+                )
+            if self.train and len(speech) > self.max_samples:
+                last = (len(speech) - self.max_samples) // SHIFT
+                start = int(generator.integers(last + 1))
+                speech = speech[start * SHIFT :][: self.max_samples]
+                text = text[start:][: num_frames(len(speech))]
+            names.append(utt_id)
+            waveforms.append(speech)
+            labels.append(text)
+            masks.append(
+                span_mask(len(text), self.mask_prob, self.mask_length, generator)
+            )
+            if "lang" in data:
+                extra.setdefault("lang", []).append(int(np.ravel(data["lang"])[0]))
+        longest = max(map(len, waveforms))
+        padded = -(-longest // self.bucket) * self.bucket
+        output = {
+            "speech": _pad(waveforms, 0.0, padded),
+            "speech_lengths": torch.tensor([len(w) for w in waveforms]),
+            "text": _pad(labels, LABEL_PADDING, num_frames(padded)),
+            "text_lengths": torch.tensor([len(t) for t in labels]),
+            "mask_indices": _pad(masks, -1, max(1, *map(len, masks))),
+            "mask_indices_lengths": torch.tensor([len(m) for m in masks]),
+        }
+        output.update({key: torch.tensor(value) for key, value in extra.items()})
+        return names, output
+
+
+def _pad(rows: list[np.ndarray], value: float, length: int) -> torch.Tensor:
+    padded = np.full((len(rows), length), value, dtype=rows[0].dtype)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return torch.from_numpy(padded)

@@ -1,0 +1,92 @@
+"""ESPnet iterator factory over length-bucketed batches."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from espnet2.iterators.abs_iter_factory import AbsIterFactory
+from torch.utils.data import DataLoader
+
+from espnet2_lamer.train.batching import make_batches
+from espnet2_lamer.train.collate import LamerCollate
+
+
+class BucketIterFactory(AbsIterFactory):
+    """Builds one epoch's iterator; everything follows from (seed, epoch).
+
+    Args:
+        dataset: Maps an utterance id to its data.
+        lengths: Samples per utterance.
+        batch_bins: Samples per batch, padding included, over all ranks.
+        make_collate: Called with the epoch.
+        num_iters_per_epoch: Batches per epoch; ``None`` means one pass over the data.
+        seed: Seed of the order.
+        train: Shuffle and crop.
+        num_workers: Loader processes.
+        rank: This process's share of every batch is ``batch[rank::world_size]``.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self,
+        dataset: object,
+        lengths: dict[str, int],
+        batch_bins: int,
+        make_collate: Callable[[int], LamerCollate],
+        num_iters_per_epoch: int | None,
+        seed: int,
+        train: bool,
+        num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.dataset = dataset
+        self.lengths = lengths
+        self.batch_bins = batch_bins
+        self.make_collate = make_collate
+        self.num_iters_per_epoch = num_iters_per_epoch
+        self.seed = seed
+        self.train = train
+        self.num_workers = num_workers
+        self.rank = rank
+        self.world_size = world_size
+
+    def _one_pass(self, number: int, shuffle: bool) -> list[list[str]]:
+        collate = self.make_collate(1)
+        longest = max(self.lengths.values())
+        return make_batches(
+            self.lengths,
+            self.batch_bins,
+            collate.max_samples if self.train else longest,
+            collate.bucket,
+            np.random.default_rng([self.seed, number]),
+            shuffle,
+        )
+
+    def _epoch_batches(self, epoch: int, shuffle: bool) -> list[list[str]]:
+        wanted = self.num_iters_per_epoch
+        if wanted is None:
+            return self._one_pass(epoch, shuffle)
+        # Epochs cut one endless stream of passes, so every utterance is seen equally
+        # often whatever the epoch length is. All passes have the same batch count.
+        first = wanted * (epoch - 1)
+        size = len(self._one_pass(0, shuffle))
+        batches: list[list[str]] = []
+        number, skip = divmod(first, size)
+        while len(batches) < wanted:
+            batches += self._one_pass(number, shuffle)[skip:]
+            number, skip = number + 1, 0
+        return batches[:wanted]
+
+    def build_iter(self, epoch: int, shuffle: bool | None = None) -> Iterator:
+        """Return the batches of ``epoch`` (counted from 1)."""
+        shuffle = self.train if shuffle is None else shuffle
+        batches = self._epoch_batches(epoch, shuffle)
+        if self.world_size > 1:
+            batches = [b[self.rank :: self.world_size] for b in batches]
+            batches = [b for b in batches if b]
+        return DataLoader(
+            self.dataset,
+            batch_sampler=batches,
+            collate_fn=self.make_collate(epoch),
+            num_workers=self.num_workers,
+        )
