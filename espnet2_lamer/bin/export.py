@@ -1,0 +1,99 @@
+"""Turn a trained model into a form that others can load."""
+
+import argparse
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from espnet2_lamer.bin.common import get_argument_parser, run_main
+from espnet2_lamer.errors import RecipeError
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = get_argument_parser(__doc__)
+    add = parser.add_argument
+    add("--kind", choices=["zoo"], default="zoo", help="zoo: an ESPnet model-zoo zip")
+    add(
+        "--task",
+        choices=["asr", "ssl"],
+        default="asr",
+        help="asr: a fine-tuned ASR or LID model; ssl: a continually pretrained one",
+    )
+    add(
+        "--experiment",
+        type=Path,
+        required=True,
+        help="directory with config.yaml and --model_file, or with final/ of these",
+    )
+    add(
+        "--model_file",
+        default=None,
+        help="its weights; default: model.pth for asr, valid.loss.best.pth for ssl",
+    )
+    add("--output", type=Path, required=True, help="the zip to write")
+    add("--option", type=Path, action="append", default=[], help="file to add; repeat")
+    add("--results", type=Path, default=None, help="RESULTS.md for zip and model card")
+    add("--name", default=None, help="name in the model card; default: the zip's")
+    add("--languages", nargs="*", default=[], help="ISO 639-3 codes for the card")
+    add("--license", default="apache-2.0", help="licence of the weights (HF id)")
+    add("--note", action="append", default=[], help="line for the card; repeat")
+    add("--codebook", type=Path, default=None, help="its hash goes into meta.yaml")
+    return parser
+
+
+def main(cmd: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    args = get_parser().parse_args(cmd)
+    from espnet2_lamer.export.card import model_card
+    from espnet2_lamer.export.full import write_full_model
+    from espnet2_lamer.export.zoo import pack_model
+    from espnet2_lamer.fileio.hashing import sha256_file
+
+    directory = args.experiment
+    if (directory / "final" / "config.yaml").is_file():
+        directory = directory / "final"
+    config = directory / "config.yaml"
+    if not config.is_file():
+        raise RecipeError(f"{config}: file not found; stages 7, 10 and 11 train models")
+    options = list(args.option)
+    results = None
+    if args.results is not None:
+        if not args.results.is_file():
+            raise RecipeError(f"{args.results}: file not found; stage 12 writes it")
+        options.append(args.results)
+        results = args.results.read_text(encoding="utf-8")
+    metadata = {}
+    if args.codebook is not None:
+        metadata["codebook_sha256"] = sha256_file(args.codebook)
+    card = model_card(
+        args.task,
+        args.name or args.output.stem,
+        languages=args.languages,
+        licence=args.license,
+        notes=args.note,
+        results=results,
+    )
+    default = {"asr": "model.pth", "ssl": "valid.loss.best.pth"}[args.task]
+    model_file = directory / (args.model_file or default)
+    with tempfile.TemporaryDirectory() as scratch:
+        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+        if args.task == "ssl" and settings["encoder_conf"].get("base"):
+            config, model_file = write_full_model(config, model_file, scratch)
+        pack_model(
+            args.task,
+            config,
+            model_file,
+            args.output,
+            options=options,
+            card=card,
+            metadata=metadata,
+        )
+    logging.info("wrote %s", args.output)
+
+
+if __name__ == "__main__":
+    run_main(main)

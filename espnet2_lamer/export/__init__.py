@@ -1,0 +1,1 @@
+"""Trained models for others: the ways out of an experiment directory."""

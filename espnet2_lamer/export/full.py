@@ -1,0 +1,52 @@
+"""The self-contained form of a continual-pretraining experiment."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from espnet2_lamer.fileio.atomic import atomic_path, write_text
+
+
+def write_full_model(
+    config: str | Path, model_file: str | Path, output_dir: str | Path
+) -> tuple[Path, Path]:
+    """Write config and weights that need no base checkpoint.
+
+    An experiment's epoch files hold what was trained and the base's hash only. Here
+    the base's tensors join them, and ``encoder_conf`` describes the architecture
+    instead of naming the base.
+
+    Args:
+        config: ``config.yaml`` of the experiment.
+        model_file: One of its epoch files.
+        output_dir: Receives ``config.yaml`` and ``model.pth``.
+
+    Returns:
+        The two paths.
+
+    Raises:
+        RecipeError: The base is not the one that the experiment was trained on.
+    """
+    import torch
+
+    from espnet2_lamer.tasks.hubert import LamerHubertTask
+
+    # Epoch files are data: nothing in them may run.
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    model, _ = LamerHubertTask.build_model_from_file(config, model_file)
+    model.encoder.write_base = True
+    settings: dict[str, Any] = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    settings["encoder_conf"] = {
+        **settings["encoder_conf"],
+        **model.encoder.architecture,
+        "base": None,
+    }
+    output_dir = Path(output_dir)
+    paths = output_dir / "config.yaml", output_dir / "model.pth"
+    write_text(paths[0], yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    with atomic_path(paths[1]) as temporary, open(temporary, "wb") as handle:
+        # Through a handle: given a path, torch writes its name into the file.
+        torch.save(model.state_dict(), handle)
+    return paths

@@ -1,0 +1,247 @@
+"""ESPnet model zoo: one self-contained zip per trained model, and its way back."""
+
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from espnet2_lamer import __version__
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.export.archive import META, check_zip, write_archive
+from espnet2_lamer.fileio.atomic import write_text
+from espnet2_lamer.fileio.hashing import sha256_file
+
+# Names as in espnet2.bin.pack: the arguments of ESPnet's inference classes.
+MEMBERS = {
+    "asr": ("asr_train_config", "asr_model_file"),
+    "ssl": ("ssl_train_config", "ssl_model_file"),
+}
+# Where one machine kept its training files; building and using a model needs none.
+TRAINING_KEYS = (
+    "config",
+    "output_dir",
+    "init_param",
+    "train_data_path_and_name_and_type",
+    "valid_data_path_and_name_and_type",
+    "train_shape_file",
+    "valid_shape_file",
+    "rir_scp",
+    "noise_scp",
+    "non_linguistic_symbols",
+)
+# Settings that make a constructor load another checkpoint.
+SOURCE_KEYS = (("encoder_conf", "base"), ("frontend_conf", "upstream"))
+
+
+def pack_model(
+    kind: str,
+    config: str | Path,
+    model_file: str | Path,
+    output: str | Path,
+    *,
+    options: Iterable[str | Path] = (),
+    card: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Pack a trained model as ``espnet2.bin.pack`` does, with no path inside.
+
+    ``ModelDownloader(cachedir).download_and_unpack(zip)`` and ``Speech2Text`` load the
+    result after ``espnet2_lamer.register()``. Against ESPnet's own function: the same
+    input gives the same bytes, members lie at the top of the zip instead of below the
+    current directory, and what would not load elsewhere is refused.
+
+    Args:
+        kind: ``"asr"`` (LID models are ASR models to ESPnet) or ``"ssl"``.
+        config: The model's ``config.yaml``. Keys that name training files are left
+            out; a value that names one of ``options`` then names the member instead,
+            which ESPnet turns into the unpacked file's path.
+        model_file: State dict of the whole model, loadable with ``weights_only``.
+        output: The zip to write, atomically.
+        options: More files or folders to include, e.g. ``RESULTS.md`` or a
+            SentencePiece model; each keeps its own name.
+        card: Text of ``README.md``, the model card; an option of that name wins.
+        metadata: More entries for ``meta.yaml``, e.g. the codebook's hash.
+
+    Raises:
+        RecipeError: A file is missing, two members share a name, the config needs
+            something that is not in the zip, or the weights are not a plain state
+            dict.
+    """
+    config, model_file, output = Path(config), Path(model_file), Path(output)
+    if kind not in MEMBERS:
+        raise RecipeError(f"kind: found {kind!r}, expected one of {sorted(MEMBERS)}")
+    if output.suffix != ".zip":
+        raise RecipeError(f"{output}: ESPnet expects a name that ends in .zip")
+    for path in (config, model_file):
+        if not path.is_file():
+            raise RecipeError(f"{path}: file not found; train the model first")
+    extra = _option_members(options)
+    settings = _portable_config(config, extra)
+    _check_state_dict(model_file)
+    config_key, model_key = MEMBERS[kind]
+    meta = {
+        **(metadata or {}),
+        "files": {model_key: "model.pth"},
+        "yaml_files": {config_key: "config.yaml"},
+        "espnet2_lamer": __version__,
+        "python": platform.python_version(),
+        **_library_versions(),
+    }
+    members: dict[str, Path | bytes] = {
+        META: _dump(meta),
+        "config.yaml": _dump(settings),
+        "model.pth": model_file,
+    }
+    if card is not None and "README.md" not in extra:
+        members["README.md"] = card.encode()
+    for name, source in extra.items():
+        if name in members:
+            raise RecipeError(f"--option {source}: the zip has a {name} of its own")
+        members[name] = source
+    write_archive(output, members)
+
+
+def unpack_model(archive: str | Path, cachedir: str | Path) -> dict[str, str]:
+    """Check a model zip and unpack it below ``cachedir``, once per content.
+
+    ``ModelDownloader`` keys its cache by the archive's path, so that a zip packed
+    anew under the same name loads the old model; here the key is the content.
+
+    Args:
+        archive: A zip that :func:`pack_model` or ``espnet2.bin.pack`` wrote.
+        cachedir: Directory for unpacked models.
+
+    Returns:
+        Paths by ESPnet's argument names, e.g. ``asr_train_config``,
+        ``asr_model_file``.
+
+    Raises:
+        RecipeError: As :func:`~espnet2_lamer.export.archive.check_zip`.
+    """
+    from espnet2.main_funcs.pack_funcs import unpack
+    from filelock import FileLock
+
+    meta = check_zip(archive)
+    # Absolute: ESPnet writes these paths into the unpacked config.
+    target = Path(cachedir).absolute() / sha256_file(archive)[:16]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    complete = target / ".complete"
+    with FileLock(f"{target}.lock"):
+        if not complete.is_file():
+            unpack(archive, target, use_cache=False)
+            write_text(complete, "")
+    entries = {**meta["yaml_files"], **meta["files"]}
+    return {option: str(target / name) for option, name in entries.items()}
+
+
+def _option_members(options: Iterable[str | Path]) -> dict[str, Path]:
+    members: dict[str, Path] = {}
+    for option in (Path(option).absolute() for option in options):
+        if option.is_dir():
+            files = sorted(path for path in option.rglob("*") if path.is_file())
+        elif option.is_file():
+            files = [option]
+        else:
+            raise RecipeError(f"--option {option}: no such file or folder")
+        for path in files:
+            name = path.relative_to(option.parent).as_posix()
+            if name in members:
+                raise RecipeError(
+                    f"--option {path}: {members[name]} is called {name} too; rename one"
+                )
+            members[name] = path
+    return members
+
+
+def _portable_config(config: Path, extra: Mapping[str, Path]) -> dict[str, Any]:
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    if not isinstance(settings, dict):
+        raise RecipeError(f"{config}: expected a mapping, as ESPnet writes it")
+    settings = {k: v for k, v in settings.items() if k not in TRAINING_KEYS}
+    for section, key in SOURCE_KEYS:
+        value = (settings.get(section) or {}).get(key)
+        if isinstance(value, str):
+            raise RecipeError(
+                f"{config}: {section}.{key}: found {value!r}, expected null: the model "
+                "would load another checkpoint; pack its self-contained form"
+            )
+    if settings.get("frontend") == "stored_features":
+        raise RecipeError(
+            f"{config}: frontend: found 'stored_features', which reads features from "
+            "disk; pack the final model, whose frontend is 'lamer_upstream'"
+        )
+    roots = (Path.cwd(), config.parent)
+    files = {path.resolve(): name for name, path in extra.items()}
+    return _replace_paths(settings, "", config, roots, files)
+
+
+def _replace_paths(
+    value: Any,
+    key: str,
+    config: Path,
+    roots: tuple[Path, ...],
+    files: Mapping[Path, str],
+) -> Any:
+    if isinstance(value, dict):
+        return {
+            k: _replace_paths(v, f"{key}.{k}".lstrip("."), config, roots, files)
+            for k, v in value.items()
+        }
+    if isinstance(value, list):
+        if key == "token_list":  # symbols may look like anything, "/" included
+            return value
+        return [
+            _replace_paths(v, f"{key}[{i}]", config, roots, files)
+            for i, v in enumerate(value)
+        ]
+    if not isinstance(value, str) or not _names_a_path(value, roots):
+        return value
+    for root in roots:
+        if (found := (root / value).resolve()) in files:
+            return files[found]
+    raise RecipeError(
+        f"{config}: {key}: found the path {value!r}, which would be missing in "
+        "another place; add the file with --option or set the key to null"
+    )
+
+
+def _names_a_path(value: str, roots: tuple[Path, ...]) -> bool:
+    if not any(character.isalnum() for character in value):
+        return False
+    if value.startswith(("/", "~/")):
+        return True
+    # A word such as "valid" may also be the name of a folder nearby.
+    exists = os.path.exists if "/" in value else os.path.isfile
+    return any(exists(root / value) for root in roots)
+
+
+def _check_state_dict(model_file: Path) -> None:
+    import torch
+
+    try:
+        state = torch.load(model_file, map_location="meta", weights_only=True)
+    except Exception as error:  # the unpickler raises many kinds
+        raise RecipeError(
+            f"{model_file}: not loadable as plain weights ({error})"
+        ) from error
+    if not isinstance(state, dict) or not all(
+        isinstance(tensor, torch.Tensor) for tensor in state.values()
+    ):
+        raise RecipeError(
+            f"{model_file}: expected a state dict of tensors; pack a model file, not a "
+            "training checkpoint"
+        )
+
+
+def _library_versions() -> dict[str, str]:
+    import espnet
+    import torch
+
+    return {"espnet": espnet.__version__, "torch": str(torch.__version__)}
+
+
+def _dump(value: Any) -> bytes:
+    return yaml.safe_dump(value, sort_keys=True, allow_unicode=True).encode()
