@@ -1,0 +1,1 @@
+"""Analysis of a trained model: phone probe, CKA, routing statistics and heat-maps."""

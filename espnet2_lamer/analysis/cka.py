@@ -1,0 +1,82 @@
+"""Linear CKA: how similar two representations of the same frames are."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+class LinearCKA:
+    r"""Linear centred kernel alignment, accumulated over utterances.
+
+    For features :math:`X\ [T, D_1]` and :math:`Y\ [T, D_2]` of the same T frames,
+    columns centred (Kornblith et al., "Similarity of neural network representations
+    revisited", ICML 2019, Eq. 4 and Section 3 for the linear kernel):
+
+    .. math::
+        CKA(X, Y) = \frac{\lVert Y^T X \rVert_F^2}
+                         {\lVert X^T X \rVert_F \, \lVert Y^T Y \rVert_F}
+
+    It is 1 for representations that agree up to rotation, scale and shift, and lies
+    between 0 and 1. Memory is :math:`O((D_1 + D_2)^2)` whatever the number of frames.
+    The estimate is biased upwards unless there are many more frames than dimensions.
+    """
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self._offset: NDArray[np.float64] | None = None
+        self._sum = self._products = np.zeros(0)
+        self._split = 0
+
+    def add(self, x: ArrayLike, y: ArrayLike) -> None:
+        """Add an utterance's features ``[T, D_1]`` and ``[T, D_2]``.
+
+        Raises:
+            ValueError: Frame numbers differ, or dimensions change between calls.
+        """
+        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
+            raise ValueError(
+                f"expected [T, D1] and [T, D2] of one T, found {x.shape} and {y.shape}"
+            )
+        joint = np.concatenate([x, y], axis=1)
+        if self._offset is None:
+            if not len(joint):
+                return
+            # Products of centred values are differences of large numbers unless the
+            # values are near zero to begin with; the first utterance's mean does it.
+            self._offset = joint.mean(axis=0)
+            self._sum = np.zeros(joint.shape[1])
+            self._products = np.zeros((joint.shape[1], joint.shape[1]))
+            self._split = x.shape[1]
+        if (x.shape[1], joint.shape[1]) != (self._split, len(self._offset)):
+            raise ValueError(
+                f"dimensions changed to {x.shape[1]} and {y.shape[1]} from "
+                f"{self._split} and {len(self._offset) - self._split}"
+            )
+        joint -= self._offset
+        self._sum += joint.sum(axis=0)
+        self._products += joint.T @ joint
+        self.frames += len(joint)
+
+    def value(self) -> float:
+        """Return the CKA of everything added.
+
+        Raises:
+            ValueError: No frames, or one of the representations is constant.
+        """
+        if self.frames == 0:
+            raise ValueError("no frames were added")
+        centred = self._products - np.outer(self._sum, self._sum) / self.frames
+        split = self._split
+        within_x = np.linalg.norm(centred[:split, :split])
+        within_y = np.linalg.norm(centred[split:, split:])
+        if within_x == 0 or within_y == 0:
+            raise ValueError("a representation is constant over all frames")
+        between = np.linalg.norm(centred[split:, :split]) ** 2
+        return float(between / (within_x * within_y))
+
+
+def linear_cka(x: ArrayLike, y: ArrayLike) -> float:
+    """Linear CKA of two feature matrices ``[T, D_1]``, ``[T, D_2]``."""
+    cka = LinearCKA()
+    cka.add(x, y)
+    return cka.value()
