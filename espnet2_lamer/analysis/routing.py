@@ -55,6 +55,8 @@ class RoutingStatistics:
         for layer, probs in probs_per_layer.items():
             p = probs.detach().double().cpu().numpy()
             g = gates_per_layer[layer].detach().double().cpu().numpy()
+            if not len(p):
+                continue
             experts = p.shape[-1]
             first = np.bincount(p.argmax(axis=-1), minlength=experts)
             new = _Sums(len(p), g.sum(0), p.sum(0), (g > 0).sum(0), first)

@@ -272,7 +272,9 @@ def _finish(
         for utt, offset, length in index:
             entries[utt] = (f"{directory / f'feats.{number}.ark'}:{offset}", length)
     order = sorted(entries, key=str.encode)
-    write_text(unfinished / "feats.scp", "".join(f"{u} {entries[u][0]}\n" for u in order))
+    write_text(
+        unfinished / "feats.scp", "".join(f"{u} {entries[u][0]}\n" for u in order)
+    )
     write_text(
         unfinished / "speech_shape",
         "".join(f"{u} {entries[u][1]},{dim * num_states}\n" for u in order),

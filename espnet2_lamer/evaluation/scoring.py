@@ -114,6 +114,12 @@ class LidScore:
         """Per cent of utterances whose language was found."""
         return 100 * sum(self.correct.values()) / self.utterances
 
+    @property
+    def majority(self) -> float:
+        """Accuracy, per cent, of always answering the most frequent language."""
+        classes = (sum(found.values()) for found in self.confusion.values())
+        return 100 * max(classes) / self.utterances
+
 
 def tokenize(line: str, unit: str) -> list[str]:
     """Split a line into the tokens that are counted.

@@ -171,13 +171,18 @@ def _recognition_summary(results: Results, figures: Sequence[Figure]) -> list[st
 
 def _identification_summary(results: Results, figures: Sequence[Figure]) -> list[str]:
     rows = [
-        ([f.label, f.system, _count(f.measure.count)], f)
+        (
+            [f.label, f.system, _count(f.measure.count)]
+            + [f"{results.identification[f.system][f.label].majority:.2f}"],
+            f,
+        )
         for f in figures
         if f.table == IDENTIFICATION
     ]
     if not rows:
         return []
-    columns = ["test set", "upstream", "utterances", "accuracy (%)"]
+    columns = ["test set", "upstream", "utterances", "largest class (%)"]
+    columns += ["accuracy (%)"]
     return [f"### {IDENTIFICATION}", ""] + _figure_table(
         columns, results.baselines, rows
     )

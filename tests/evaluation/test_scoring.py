@@ -179,7 +179,7 @@ def test_lid_accuracy_counts_first_tags_and_missing_tags_as_unknown(tmp_path):
     ref = write(tmp_path / "ref", a="[eng]", b="[cmn] X", c="[yue]", d="[yue]")
     hyp = write(tmp_path / "hyp", a="[eng]", b="[cmn] [eng]", c="[cmn]", d="")
     score = lid_accuracy(ref, hyp)
-    assert score.accuracy == 50.0
+    assert (score.accuracy, score.majority) == (50.0, 50.0)
     assert score.correct == {"a": True, "b": True, "c": False, "d": False}
     assert score.confusion == {
         "cmn": {"cmn": 1},

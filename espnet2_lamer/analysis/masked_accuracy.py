@@ -1,0 +1,64 @@
+"""Masked accuracy of a pretraining model, per utterance, under fixed masks."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from tqdm import tqdm
+
+from espnet2_lamer.evaluation.measure import Measure
+from espnet2_lamer.fileio.datadir import read_table
+from espnet2_lamer.hubert.masking import LABEL_PADDING
+from espnet2_lamer.train.collate import LamerCollate
+
+
+def masked_accuracy(
+    model: torch.nn.Module,
+    data_dir: Path,
+    utt2lang: Mapping[str, str],
+    seed: int = 0,
+) -> dict[str, Measure]:
+    """Share of masked frames whose unit is predicted, per language.
+
+    The masks depend on ``seed`` and the utterance only, so two models see the same
+    ones and can be compared utterance by utterance.
+
+    Args:
+        model: ``LamerHubertPretrainModel`` in eval mode.
+        data_dir: With ``wav.scp`` and ``text.km``.
+        utt2lang: Language of every utterance to measure.
+        seed: Seed of the masks.
+
+    Returns:
+        Per language a rate in per cent with its bootstrap interval.
+    """
+    encoder = model.encoder
+    collate = LamerCollate(
+        max_samples=0,
+        bucket=320,
+        mask_prob=encoder.mask_prob,
+        mask_length=encoder.mask_length,
+        seed=seed,
+        epoch=0,
+        train=False,
+    )
+    audio = read_table(data_dir / "wav.scp", "stage 2")
+    units = read_table(data_dir / "text.km", "stage 5")
+    parts: dict[str, dict[str, tuple[float, float]]] = {}
+    for utt, lang in tqdm(
+        utt2lang.items(), desc="masked accuracy", disable=not sys.stderr.isatty()
+    ):
+        speech, _ = soundfile.read(audio[utt], dtype="float32")
+        labels = np.array(units[utt].split(), dtype=np.int64)
+        _, batch = collate([(utt, {"speech": speech, "text": labels})])
+        mask = torch.zeros_like(batch["text"], dtype=torch.bool)
+        mask[0, batch["mask_indices"][0].clamp(min=0)] = batch["mask_indices"][0] >= 0
+        mask &= batch["text"] != LABEL_PADDING
+        with torch.no_grad():
+            output = encoder(batch["speech"], batch["speech_lengths"], mask)
+        right = output.logits.argmax(-1) == batch["text"][mask]
+        parts.setdefault(lang, {})[utt] = (int(right.sum()), right.numel())
+    return {lang: Measure.of_rate(rows, seed=seed) for lang, rows in parts.items()}

@@ -1,0 +1,144 @@
+"""Decode waveforms with a finished head, in this process."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tqdm import tqdm
+
+from espnet2_lamer.compat import quiet_nltk
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.evaluation.ctc_prefix import greedy_prefix_search
+from espnet2_lamer.evaluation.feature_store import _count_samples, read_batches
+from espnet2_lamer.fileio.atomic import atomic_dir, write_json
+from espnet2_lamer.fileio.datadir import write_table
+from espnet2_lamer.fileio.hashing import sha256_file
+
+
+def decode(
+    final_dir: str | Path,
+    wav_scp: str | Path,
+    output_dir: str | Path,
+    config: str | Path,
+    device: str = "cpu",
+) -> Path:
+    """Decode every utterance and write ESPnet's ``1best_recog``.
+
+    The model is loaded and its encoder run exactly as ``Speech2Text`` does, one
+    utterance at a time; only the upstream runs in batches, whose features do not
+    depend on the neighbours. With ML-SUPERB's setting (beam 1, CTC alone) the search
+    is :func:`greedy_prefix_search`, which gives ``Speech2Text``'s text in a fraction
+    of its time; any other setting runs ``Speech2Text``'s own search.
+
+    Args:
+        final_dir: ``config.yaml`` and ``model.pth`` of :func:`train_head`.
+        wav_scp: ``utt path`` of 16 kHz mono files.
+        output_dir: Gets ``1best_recog/{text,token,token_int}``.
+        config: ESPnet decoding config (``beam_size``, ``ctc_weight``, ...).
+        device: Where the model runs.
+
+    Returns:
+        ``output_dir/1best_recog/text``. It is left as it is when it was made from the
+        same model, audio list and config.
+    """
+    final_dir, output_dir = Path(final_dir), Path(output_dir)
+    for path in (final_dir / "config.yaml", final_dir / "model.pth"):
+        if not path.is_file():
+            raise RecipeError(f"{path}: file not found; it is made by stages 10 and 11")
+    options = yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {}
+    samples = _count_samples(Path(wav_scp))
+    inputs = {
+        "model": sha256_file(final_dir / "model.pth"),
+        "model_config": sha256_file(final_dir / "config.yaml"),
+        "wav_scp": sha256_file(wav_scp),
+        "samples": sum(count for _, _, count in samples),
+        "decode": options,
+    }
+    from espnet2_lamer.evaluation.downstream import _read_json
+
+    result = output_dir / "1best_recog"
+    if _read_json(result / "inputs.json") == inputs:
+        logging.info("%s: already decoded", result)
+        return result / "text"
+    hypotheses = decode_utterances(final_dir, samples, options, device)
+    with atomic_dir(result) as directory:
+        for column, name in enumerate(("text", "token", "token_int")):
+            write_table(
+                directory / name, {utt: hyp[column] for utt, hyp in hypotheses.items()}
+            )
+        write_json(directory / "inputs.json", inputs)
+    return result / "text"
+
+
+def decode_utterances(
+    final_dir: Path,
+    samples: list[tuple[str, str, int]],
+    options: dict[str, Any],
+    device: str = "cpu",
+) -> dict[str, tuple[str, str, str]]:
+    """Return text, tokens and token ids (space-separated) per utterance."""
+    speech2text = load_speech2text(final_dir, options, device)
+    model = speech2text.asr_model
+    frontend, model.frontend = model.frontend, None
+    hypotheses = {}
+    total = sum(count for _, _, count in samples)
+    with (
+        torch.no_grad(),
+        tqdm(
+            total=total,
+            unit="sample",
+            unit_scale=True,
+            desc="decoding",
+            disable=not sys.stderr.isatty(),
+        ) as progress,
+    ):
+        for utts, wavs, lengths in read_batches(samples):
+            feats, frames = frontend(wavs.to(device), lengths.to(device))
+            for utt, feat, count in zip(utts, feats, frames.tolist(), strict=True):
+                hypotheses[utt] = _decode_one(speech2text, feat[:count], options)
+            progress.update(int(lengths.sum()))
+    return hypotheses
+
+
+def load_speech2text(
+    final_dir: str | Path, options: dict[str, Any], device: str = "cpu"
+) -> Any:
+    """Build ESPnet's ``Speech2Text`` from a finished head."""
+    # Checkpoints are data: nothing in them may run.
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    quiet_nltk()
+    from espnet2.bin.asr_inference import Speech2Text
+
+    from espnet2_lamer.tasks.asr import register_asr
+
+    register_asr()
+    return Speech2Text(
+        asr_train_config=str(Path(final_dir) / "config.yaml"),
+        asr_model_file=str(Path(final_dir) / "model.pth"),
+        device=device,
+        **options,
+    )
+
+
+def _decode_one(
+    speech2text: Any, feats: torch.Tensor, options: dict[str, Any]
+) -> tuple[str, str, str]:
+    if not _is_greedy_ctc(options):
+        text, tokens, ids, _ = speech2text(feats)[0]
+    else:
+        model = speech2text.asr_model
+        encoded, _ = model.encode(feats[None], torch.tensor([len(feats)]))
+        log_probs = model.ctc.log_softmax(encoded)[0].cpu().numpy()
+        ids = greedy_prefix_search(log_probs, model.blank_id, model.eos)
+        tokens = speech2text.converter.ids2tokens(ids)
+        text = speech2text.tokenizer.tokens2text(tokens)
+    return text or "", " ".join(tokens), " ".join(map(str, ids))
+
+
+def _is_greedy_ctc(options: dict[str, Any]) -> bool:
+    greedy = {"beam_size": 1, "ctc_weight": 1.0, "lm_weight": 0.0}
+    return options == greedy
