@@ -1,11 +1,11 @@
 """Plan of the embedded corpus: who says which sentences in which utterance."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from espnet2_lamer.data.seeds import seed_of
 from espnet2_lamer.data.texts import Sentence, load_sentences
 
 #: Shortest and longest utterance in seconds.
@@ -89,12 +89,6 @@ def speakers(pool: str | None = None) -> tuple[Speaker, ...]:
                     )
                 )
     return tuple(s for s in grid if pool is None or s.pool == pool)
-
-
-def seed_of(*parts: object) -> int:
-    """Return a 63-bit seed made of ``parts``, stable over platforms and runs."""
-    text = "/".join(str(part) for part in parts)
-    return int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)
 
 
 def expected_seconds(sentence: Sentence, speaker: Speaker) -> float:
