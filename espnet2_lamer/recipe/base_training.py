@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.recipe.ssl_training import train_ssl, write_shapes
+from espnet2_lamer.recipe.pretraining import train_ssl, write_shapes
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,16 @@
-"""Run masked-prediction training on data directories with unit labels."""
+"""Stage 7, and what stage 0 shares with it: masked-prediction training."""
 
 import logging
 from pathlib import Path
 
 from espnet2_lamer.data.frames import num_frames
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
+from espnet2_lamer.recipe.checkpoints import base_path
+from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.units.labels import check_labels, write_token_list
+from espnet2_lamer.upstream import load_pretraining_model
 
 
 def write_shapes(data_dir: Path, output_dir: Path) -> None:
@@ -83,3 +87,48 @@ def train_ssl(
             f"{output_dir}: training ended without {best.name}; see the log above it"
         )
     return best
+
+
+def continue_pretraining(options: Options) -> None:
+    """Stage 7: Lamer, and the head-only control on the same data and updates."""
+    from espnet2_lamer.layers import parameter_report
+
+    runs = [(options.ssl_experiment, options.allocation)]
+    if options.control:
+        runs.append((options.control_experiment, "0"))
+    for experiment, allocation in runs:
+        train_ssl(
+            options.ssl_config,
+            options.raw / "ssl_train",
+            options.raw / "ssl_dev",
+            options.stats,
+            experiment,
+            options.n_clusters,
+            [
+                *("--encoder_conf", f"base={base_path(options)}"),
+                *("--encoder_conf", f"lamer.allocation={allocation}"),
+                *("--seed", str(options.seed)),
+                *_device_options(options),
+            ],
+        )
+        model = load_pretraining_model(experiment)
+        write_json(experiment / "parameters.json", parameter_report(model))
+
+
+def _device_options(options: Options) -> list[str]:
+    command = ["--ngpu", str(options.ngpu)]
+    if options.ngpu > 1 or options.num_nodes > 1:
+        command += ["--multiprocessing_distributed", "true"]
+    if options.num_nodes > 1:
+        command += [
+            *("--dist_world_size", str(options.num_nodes)),
+            *("--dist_launcher", "slurm"),
+            *("--dist_init_method", f"file://{(options.expdir / 'dist').resolve()}"),
+        ]
+    return command
+
+
+def experiments(options: Options) -> list[Path]:
+    """The experiments of stage 7."""
+    control = [options.control_experiment] if options.control else []
+    return [options.ssl_experiment, *control]

@@ -1,0 +1,154 @@
+#!/usr/bin/env bash
+# Lamer-SSL: extend a HuBERT to new languages with layer-aware LoRA experts.
+# shellcheck disable=SC2154  # options come from the preset and path.sh
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+help_message() {
+    cat << EOF
+Usage: ./run.sh [--option value] ...
+
+Without options: the mini preset, from data to packed models, on a CPU. A stage whose
+inputs and options did not change is skipped; one that was killed goes on.
+
+Stages
+   0  base and teacher checkpoints        8  analysis
+   1  data preparation                    9  ML-SUPERB data
+   2  formatting and selection           10  ASR fine-tuning
+   3  teacher features                   11  LID fine-tuning
+   4  k-means                            12  decoding and results
+   5  pseudo-labels                      13  packing
+   6  statistics                         14  upload (off without --hf_repo)
+   7  continual pretraining
+
+General
+  --preset           mini | paper, see conf/presets (${preset})
+  --stage            first stage to run (${stage})
+  --stop_stage       last stage to run (${stop_stage})
+  --skip_stages      stages to leave out, e.g. "5 6" (${skip_stages:-none})
+  --nj               parallel jobs of features, labels and data (${nj})
+  --ngpu             GPUs per node, 0 = CPU (${ngpu})
+  --num_nodes        nodes of pretraining (${num_nodes})
+  --seed             seed of everything random (${seed})
+  --datadir          data directories of stage 1 (${datadir})
+  --dumpdir          formatted data, features, units (${dumpdir})
+  --expdir           experiments, logs, results (${expdir})
+  --python           Python interpreter (${python})
+
+Data
+  --corpus           local/CORPUS.py: mini | manifest (${corpus})
+  --manifest         TSV, or folder of audio per language (${manifest:-none})
+  --exclude_sources  sources of the manifest to leave out (${exclude_sources:-none})
+  --new_langs        languages to learn, ISO 639-3 (${new_langs})
+  --replay_langs     languages to keep (${replay_langs})
+  --replay_hours     hours of replay per kept language (${replay_hours})
+  --min_duration     shortest utterance in seconds (${min_duration})
+  --max_duration     longest utterance in seconds (${max_duration})
+
+Models
+  --base             HuBERT to extend: Hugging Face directory or id (${base})
+  --teacher          model that gives the units (${teacher})
+  --teacher_layer    its layer (${teacher_layer})
+  --retrain          true: stage 0 trains mini base and teacher anew, hours (${retrain})
+  --kmeans_hours     hours per language for k-means (${kmeans_hours})
+  --n_clusters       number of units K (${n_clusters})
+  --allocation       LoRA experts per group of layers (${allocation})
+  --ssl_config       pretraining config (${ssl_config})
+  --control          also train the head-only control (${control})
+
+Evaluation
+  --upstreams        of: random base lamer (${upstreams})
+  --units            LANG=char|word|pinyin|jyutping (${units:-eng=char cmn=pinyin yue=jyutping, else char})
+  --asr_config       ASR head and schedule (${asr_config})
+  --asr_layer        layer that ASR reads (${asr_layer})
+  --lid_config       LID head and schedule (${lid_config})
+  --lid_layer        layer that LID reads (${lid_layer})
+  --store_dtype      float32 | float16 of stored features (${store_dtype})
+
+Publishing
+  --hf_repo          Hugging Face repository of stage 14 (${hf_repo:-none})
+EOF
+}
+
+# A preset sets every option; what is given on the command line wins.
+preset=mini
+previous=
+for argument in "$@"; do
+    case "${argument}" in --preset=*) preset=${argument#*=} ;; esac
+    if [ "${previous}" = --preset ]; then preset=${argument}; fi
+    previous=${argument}
+done
+if [ ! -f "conf/presets/${preset}.sh" ]; then
+    echo "run.sh: --preset ${preset}: conf/presets/${preset}.sh not found" >&2
+    exit 2
+fi
+. ./path.sh
+. ./cmd.sh
+. ./db.sh
+
+stage=0
+stop_stage=14
+skip_stages=
+nj=2
+ngpu=0
+num_nodes=1
+seed=0
+datadir=data
+dumpdir=dump
+expdir=exp
+manifest=
+exclude_sources=
+retrain=false
+control=true
+units=
+hf_repo=
+# shellcheck source=../../../conf/presets/mini.sh
+. "conf/presets/${preset}.sh"
+
+options="stage stop_stage skip_stages nj ngpu num_nodes seed datadir dumpdir expdir
+ preset corpus manifest exclude_sources new_langs replay_langs replay_hours
+ min_duration max_duration base teacher teacher_layer retrain kmeans_hours n_clusters
+ allocation ssl_config control upstreams units asr_config asr_layer lid_config lid_layer
+ store_dtype hf_repo"
+
+while [ $# -gt 0 ]; do
+    case "$1" in
+        -h|--help) help_message; exit 0 ;;
+        --*=*) name=${1%%=*}; value=${1#*=}; shift ;;
+        --*)
+            name=$1
+            if [ $# -lt 2 ]; then
+                echo "run.sh: ${name} needs a value; see ./run.sh --help" >&2
+                exit 2
+            fi
+            value=$2
+            shift 2
+            ;;
+        *)
+            echo "run.sh: unexpected argument '$1'; see ./run.sh --help" >&2
+            exit 2
+            ;;
+    esac
+    name=${name#--}
+    name=${name//-/_}
+    case " ${options//$'\n'/} python " in
+        *" ${name} "*) printf -v "${name}" '%s' "${value}" ;;
+        *)
+            echo "run.sh: unknown option --${name}; see ./run.sh --help" >&2
+            exit 2
+            ;;
+    esac
+done
+
+for name in stage stop_stage; do
+    if ! [[ ${!name} =~ ^[0-9]+$ ]] || [ "${!name}" -gt 14 ]; then
+        echo "run.sh: --${name} ${!name}: expected 0 to 14; see ./run.sh --help" >&2
+        exit 2
+    fi
+done
+
+arguments=()
+for name in ${options}; do
+    arguments+=("--${name}" "${!name}")
+done
+exec ${train_cmd} "${python}" -m espnet2_lamer.bin.recipe "${arguments[@]}"

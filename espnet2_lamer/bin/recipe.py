@@ -1,0 +1,139 @@
+"""Run stages of the recipe; ``egs2/lamer_ssl/ssl1/run.sh`` calls this."""
+
+import argparse
+import logging
+import os
+from pathlib import Path
+
+from espnet2_lamer.bin.common import get_argument_parser, run_main
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.recipe.options import LAST_STAGE, Options
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+def _flag(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected true or false, found {text!r}")
+    return text == "true"
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Return the argument parser; meaning and defaults stand in ``run.sh --help``."""
+    parser = get_argument_parser(__doc__)
+    types = {
+        "stage": int,
+        "stop_stage": int,
+        "skip_stages": lambda text: [int(word) for word in text.split()],
+        "ngpu": int,
+        "num_nodes": int,
+        "nj": int,
+        "seed": int,
+        "datadir": Path,
+        "dumpdir": Path,
+        "expdir": Path,
+        "preset": str,
+        "corpus": str,
+        "manifest": str,
+        "exclude_sources": _words,
+        "base": str,
+        "teacher": str,
+        "teacher_layer": int,
+        "retrain": _flag,
+        "new_langs": _words,
+        "replay_langs": _words,
+        "replay_hours": float,
+        "min_duration": float,
+        "max_duration": float,
+        "kmeans_hours": float,
+        "n_clusters": int,
+        "allocation": str,
+        "ssl_config": Path,
+        "control": _flag,
+        "upstreams": _words,
+        "units": _words,
+        "asr_config": Path,
+        "asr_layer": int,
+        "lid_config": Path,
+        "lid_layer": int,
+        "store_dtype": str,
+        "hf_repo": str,
+    }
+    for name, kind in types.items():
+        parser.add_argument(f"--{name}", type=kind, required=True)
+    return parser
+
+
+def _check(options: Options) -> None:
+    for name in ("stage", "stop_stage"):
+        value = getattr(options, name)
+        if not 0 <= value <= LAST_STAGE:
+            raise RecipeError(f"--{name}: found {value}, expected 0 to {LAST_STAGE}")
+    if not options.new_langs:
+        raise RecipeError("--new_langs: found none, expected at least one language")
+    twice = sorted({x for x in options.langs if options.langs.count(x) > 1})
+    if twice:
+        raise RecipeError(
+            f"--new_langs and --replay_langs: {' '.join(twice)} is named twice"
+        )
+    for name in ("n_clusters", "nj"):
+        if getattr(options, name) < 1:
+            raise RecipeError(
+                f"--{name}: found {getattr(options, name)}, expected 1 or more"
+            )
+    for name in ("ssl_config", "asr_config", "lid_config"):
+        if not getattr(options, name).is_file():
+            raise RecipeError(f"--{name}: {getattr(options, name)} not found")
+
+
+def _units(words: list[str], langs: list[str]) -> dict[str, str]:
+    """Read ``eng=char cmn=pinyin``; languages not named get their default unit."""
+    from espnet2_lamer.evaluation.units import UNITS, default_unit
+
+    units = {lang: default_unit(lang) for lang in langs}
+    for word in words:
+        lang, _, unit = word.partition("=")
+        if lang not in units or unit not in UNITS:
+            raise RecipeError(
+                f"--units: found {word!r}, expected LANG=UNIT with LANG one of "
+                f"{' '.join(langs)} and UNIT one of {' '.join(UNITS)}"
+            )
+        units[lang] = unit
+    return units
+
+
+def main(cmd: list[str] | None = None) -> None:
+    """Parse options, check them, run the stages."""
+    values = vars(get_parser().parse_args(cmd))
+    langs = [*values["replay_langs"], *values["new_langs"]]
+    values["units"] = _units(values["units"], langs)
+    options = Options(**values)
+    _check(options)
+    # Everything ESPnet or torch loads from here on is data, never code.
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    _quiet_terminal()
+
+    from espnet2_lamer.recipe.runner import Runner
+    from espnet2_lamer.recipe.stages import STAGES
+
+    Runner(STAGES, options).run()
+
+
+class _OwnOrWarning(logging.Filter):
+    """Lets warnings through, and what this package's own modules say."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        ours = f"{os.sep}espnet2_lamer{os.sep}" in record.pathname
+        return ours or record.levelno >= logging.ERROR
+
+
+def _quiet_terminal() -> None:
+    """Keep ESPnet's log lines off the terminal; the stage's log file has them all."""
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_OwnOrWarning())
+
+
+if __name__ == "__main__":
+    run_main(main)

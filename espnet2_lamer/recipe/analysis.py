@@ -1,0 +1,161 @@
+"""Stage 8: what was learned, what was forgotten, and how the routers decide."""
+
+import logging
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from tqdm import tqdm
+
+from espnet2_lamer.analysis.cka import LinearCKA
+from espnet2_lamer.analysis.heatmap import plot_languages, plot_layers
+from espnet2_lamer.analysis.masked_accuracy import masked_accuracy
+from espnet2_lamer.analysis.probe import frame_phones, phone_probe
+from espnet2_lamer.analysis.routing import RoutingStatistics
+from espnet2_lamer.evaluation.measure import Measure
+from espnet2_lamer.fileio.atomic import write_json
+from espnet2_lamer.fileio.datadir import read_table
+from espnet2_lamer.layers import LamerFeedForward, record_routing
+from espnet2_lamer.recipe.checkpoints import base_path
+from espnet2_lamer.recipe.options import Options
+from espnet2_lamer.recipe.pretraining import experiments
+from espnet2_lamer.upstream import Upstream, load_model, load_pretraining_model
+
+# Frames of a probe are capped, so more training utterances than these add nothing.
+PROBE_UTTERANCES = 150
+
+
+def analyse(options: Options) -> None:
+    """Write routing, masked accuracy and forgetting under ``<expdir>/analysis``."""
+    dev = options.raw / "ssl_dev"
+    utt2lang = read_table(dev / "utt2lang", "stage 2")
+    _routing(options, dev, utt2lang)
+    _masked(options, dev, utt2lang)
+    _forgetting(options, dev, utt2lang)
+
+
+def _read(audio: dict[str, str], utts: list[str], title: str):
+    for utt in tqdm(utts, desc=title, disable=not sys.stderr.isatty()):
+        speech, _ = soundfile.read(audio[utt], dtype="float32")
+        yield utt, torch.from_numpy(speech)[None], torch.tensor([len(speech)])
+
+
+def _routing(options: Options, dev: Path, utt2lang: dict[str, str]) -> None:
+    model = load_model(options.ssl_experiment)
+    statistics = RoutingStatistics()
+    audio = read_table(dev / "wav.scp", "stage 2")
+    for utt, speech, length in _read(audio, sorted(utt2lang), "routing"):
+        with record_routing(model) as record:
+            _, frames = model.extract_features(speech, length)
+        statistics.add_record([utt2lang[utt]], record, frames)
+    statistics.save(options.analysis / "routing.json")
+    has_routers = any(
+        isinstance(m, LamerFeedForward) and m.routers for m in model.modules()
+    )
+    if has_routers:
+        rows = statistics.table()
+        plot_layers(rows, options.analysis / "routing_heatmap.png")
+        plot_languages(rows, options.analysis / "routing_by_layer.png")
+    else:
+        logging.info("no layer has a router: no heat-map is drawn")
+
+
+def _masked(options: Options, dev: Path, utt2lang: dict[str, str]) -> None:
+    result: dict[str, dict[str, Any]] = {}
+    for experiment in experiments(options):
+        model = load_pretraining_model(experiment)
+        measures = masked_accuracy(model, dev, utt2lang, options.seed)
+        result[experiment.name] = {lang: asdict(m) for lang, m in measures.items()}
+    write_json(options.analysis / "masked_accuracy.json", result)
+
+
+def _features(
+    model: Upstream, audio: dict[str, str], utts: list[str], layer: int
+) -> dict[str, np.ndarray]:
+    return {
+        utt: model.extract_features(speech, length)[0][layer][0].numpy()
+        for utt, speech, length in _read(audio, utts, "probe features")
+    }
+
+
+def _forgetting(options: Options, dev: Path, utt2lang: dict[str, str]) -> None:
+    """Phone probe and CKA of base and adapted model, on the layer that ASR uses."""
+    train = options.raw / "ssl_train"
+    layer = options.asr_layer
+    models = {
+        "random": load_model(options.random_upstream),
+        "base": load_model(base_path(options)),
+        "lamer": load_model(options.ssl_experiment),
+    }
+    audio = {
+        name: read_table(path / "wav.scp", "stage 2")
+        for name, path in (("train", train), ("dev", dev))
+    }
+    train_lang = read_table(train / "utt2lang", "stage 2")
+    known = (train / "phones.ctm").is_file() and (dev / "phones.ctm").is_file()
+    phones = {
+        name: frame_phones(path / "phones.ctm") if known else {}
+        for name, path in (("train", train), ("dev", dev))
+    }
+    if not known:
+        logging.info("no phones.ctm: forgetting is measured by CKA alone")
+    result: dict[str, Any] = {"layer": layer, "phone_probe": {}, "cka": {}}
+    rng = np.random.default_rng(options.seed)
+    for lang in options.langs:
+        test_utts = sorted(u for u, other in utt2lang.items() if other == lang)
+        train_utts = sorted(u for u, other in train_lang.items() if other == lang)
+        if not known:
+            train_utts = []
+        elif len(train_utts) > PROBE_UTTERANCES:
+            chosen = rng.choice(len(train_utts), PROBE_UTTERANCES, replace=False)
+            train_utts = [train_utts[i] for i in sorted(chosen)]
+        tested = {
+            name: _features(model, audio["dev"], test_utts, layer)
+            for name, model in models.items()
+        }
+        result["cka"][lang] = {
+            name: _cka(tested["base"], tested[name]) for name in ("random", "lamer")
+        }
+        if not train_utts:
+            continue
+        result["phone_probe"][lang] = {}
+        for name, model in models.items():
+            probe = phone_probe(
+                _features(model, audio["train"], train_utts, layer),
+                phones["train"],
+                tested[name],
+                phones["dev"],
+                seed=options.seed,
+            )
+            result["phone_probe"][lang][name] = asdict(probe)
+            logging.info(
+                "phone probe, %s, %s, layer %d: %.1f %% (majority %.1f %%)",
+                lang,
+                name,
+                layer,
+                probe.accuracy.value,
+                probe.majority,
+            )
+    write_json(options.analysis / "forgetting.json", result)
+
+
+def _cka(x: dict[str, np.ndarray], y: dict[str, np.ndarray]) -> float:
+    cka = LinearCKA()
+    for utt, features in x.items():
+        cka.add(features, y[utt])
+    return float(cka.value())
+
+
+def read_measure(fields: dict[str, Any]) -> Measure:
+    """Rebuild a :class:`Measure` from its JSON form."""
+    interval = fields["interval"]
+    return Measure(
+        value=fields["value"],
+        interval=None if interval is None else tuple(interval),
+        count=fields["count"],
+        parts={utt: tuple(part) for utt, part in fields["parts"].items()},
+    )

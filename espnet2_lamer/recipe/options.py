@@ -1,0 +1,127 @@
+"""The options of run.sh, as one value that every stage receives."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+LAST_STAGE = 14
+
+
+@dataclass
+class Options:
+    """Options of the recipe; names and meaning as ``run.sh --help`` shows them."""
+
+    stage: int
+    stop_stage: int
+    skip_stages: list[int]
+    ngpu: int
+    num_nodes: int
+    nj: int
+    seed: int
+    datadir: Path
+    dumpdir: Path
+    expdir: Path
+    preset: str
+    corpus: str
+    manifest: str
+    exclude_sources: list[str]
+    base: str
+    teacher: str
+    teacher_layer: int
+    retrain: bool
+    new_langs: list[str]
+    replay_langs: list[str]
+    replay_hours: float
+    min_duration: float
+    max_duration: float
+    kmeans_hours: float
+    n_clusters: int
+    allocation: str
+    ssl_config: Path
+    control: bool
+    upstreams: list[str]
+    units: dict[str, str]
+    asr_config: Path
+    asr_layer: int
+    lid_config: Path
+    lid_layer: int
+    store_dtype: str
+    hf_repo: str
+
+    @property
+    def langs(self) -> list[str]:
+        """Every language: replayed ones first, then the new ones."""
+        return [*self.replay_langs, *self.new_langs]
+
+    @property
+    def raw(self) -> Path:
+        """Where formatted data directories are."""
+        return self.dumpdir / "raw"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The file in which stage 0 says which base and teacher are used."""
+        return self.expdir / "checkpoints.json"
+
+    @property
+    def features(self) -> Path:
+        """Teacher features for clustering."""
+        return self.dumpdir / "features"
+
+    @property
+    def codebook(self) -> Path:
+        """Centroids."""
+        return self.dumpdir / "units" / "codebook.npz"
+
+    @property
+    def stats(self) -> Path:
+        """Shape files of pretraining."""
+        return self.expdir / "ssl_stats"
+
+    @property
+    def ssl_experiment(self) -> Path:
+        """The continual pretraining."""
+        return self.expdir / "ssl_lamer"
+
+    @property
+    def control_experiment(self) -> Path:
+        """The head-only control."""
+        return self.expdir / "ssl_head_only"
+
+    @property
+    def analysis(self) -> Path:
+        """Reports and pictures of stage 8."""
+        return self.expdir / "analysis"
+
+    @property
+    def random_upstream(self) -> Path:
+        """The base's network with random weights."""
+        return self.expdir / "random"
+
+    @property
+    def manifest_files(self) -> list[Path]:
+        """The manifest, unless it is a folder or not asked for."""
+        if self.corpus != "manifest" or not self.manifest:
+            return []
+        path = Path(self.manifest)
+        return [] if path.is_dir() else [path]
+
+    def asr_set(self, lang: str, split: str) -> Path:
+        """Formatted ASR set of a language: split ``train``, ``dev`` or ``test``."""
+        return self.raw / f"asr_{lang}_{split}"
+
+    def asr_experiment(self, lang: str, upstream: str) -> Path:
+        """Experiment of one ASR head."""
+        return self.expdir / f"asr_{lang}_{self.units[lang]}_{upstream}"
+
+    def lid_experiment(self, upstream: str) -> Path:
+        """Experiment of one LID head."""
+        return self.expdir / f"lid_{upstream}"
+
+    @property
+    def packages(self) -> dict[str, Path]:
+        """Zips by name: the pretrained model and every head on it."""
+        names = ["ssl_lamer"]
+        if "lamer" in self.upstreams:
+            names.append(self.lid_experiment("lamer").name)
+            names += [self.asr_experiment(lang, "lamer").name for lang in self.langs]
+        return {name: self.expdir / "packed" / f"{name}.zip" for name in names}

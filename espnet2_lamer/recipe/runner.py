@@ -1,0 +1,274 @@
+"""Run stages once: skip what is done, go on with what was killed, name what changed."""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.atomic import write_json
+from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
+from espnet2_lamer.recipe.options import Options
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One numbered step of the recipe.
+
+    Attributes:
+        number: Public number.
+        title: What it does, in a few words.
+        options: Names of the options its result depends on.
+        inputs: Files it reads; their content is part of what "unchanged" means.
+        outputs: Files that exist when it is done.
+        run: Does the work; called again after a kill, it goes on.
+        keep: Directories whose content is moved aside, never overwritten, when the
+            stage runs with other inputs than before.
+    """
+
+    number: int
+    title: str
+    options: tuple[str, ...]
+    inputs: Callable[[Options], list[Path]]
+    outputs: Callable[[Options], list[Path]]
+    run: Callable[[Options], None]
+    keep: Callable[[Options], list[Path]] = lambda options: []
+
+
+class HashCache:
+    """SHA-256 of files, recomputed only when size or modification time changed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.known: dict[str, list] = _read_json(path) or {}
+
+    def __call__(self, path: Path) -> str:
+        """Return the hex digest of ``path``."""
+        status = path.stat()
+        stamp = [status.st_size, status.st_mtime_ns]
+        entry = self.known.get(str(path))
+        if entry is None or entry[:2] != stamp:
+            entry = [*stamp, sha256_file(path)]
+            self.known[str(path)] = entry
+        return entry[2]
+
+    def save(self) -> None:
+        """Write what is known."""
+        write_json(self.path, self.known)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+class Runner:
+    """Runs a range of stages and remembers in ``<expdir>/stages`` what was done.
+
+    Args:
+        stages: All stages, in order.
+        options: The recipe's options.
+    """
+
+    def __init__(self, stages: list[Stage], options: Options) -> None:
+        self.stages = stages
+        self.options = options
+        self.directory = options.expdir / "stages"
+        self.hashes = HashCache(self.directory / "hashes.json")
+        self.seconds: dict[int, float] = {}
+
+    def run(self) -> None:
+        """Run the stages asked for.
+
+        Raises:
+            RecipeError: A stage's input is missing, or the stage failed.
+        """
+        options = self.options
+        started = time.perf_counter()
+        for stage in self.stages:
+            inside = options.stage <= stage.number <= options.stop_stage
+            if inside and stage.number not in options.skip_stages:
+                self._run_stage(stage)
+        self.hashes.save()
+        self._warn_outdated()
+        for number, seconds in self.seconds.items():
+            logging.info(
+                "stage %2d: %6.1f s  %s", number, seconds, self.stages[number].title
+            )
+        logging.info("total: %.1f s", time.perf_counter() - started)
+
+    def _state_file(self, stage: Stage) -> Path:
+        return self.directory / f"{stage.number:02d}.json"
+
+    def _maker(self, path: Path) -> Stage | None:
+        for stage in self.stages:
+            if path in stage.outputs(self.options):
+                return stage
+        return None
+
+    def _fingerprint(self, stage: Stage) -> dict[str, Any]:
+        options = {}
+        for name in stage.options:
+            value = getattr(self.options, name)
+            options[name] = str(value) if isinstance(value, Path) else value
+        inputs = {}
+        for path in stage.inputs(self.options):
+            if not path.is_file():
+                maker = self._maker(path)
+                hint = (
+                    f"it is made by stage {maker.number} ({maker.title}): ./run.sh "
+                    f"--stage {maker.number} --stop_stage {maker.number}"
+                    if maker
+                    else "check the option that names it"
+                )
+                raise RecipeError(
+                    f"stage {stage.number} ({stage.title}) needs {path}: file not "
+                    f"found; {hint}"
+                )
+            inputs[str(path)] = self.hashes(path)
+        return {"options": options, "inputs": inputs}
+
+    def _changes(self, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+        changes = []
+        for name in sorted({*old["options"], *new["options"]}):
+            before, after = old["options"].get(name), new["options"].get(name)
+            if before != after:
+                changes.append(f"--{name} {before} -> {after}")
+        for path in sorted({*old["inputs"], *new["inputs"]}):
+            if old["inputs"].get(path) != new["inputs"].get(path):
+                changes.append(f"{path} changed")
+        return changes
+
+    def _damaged(self, state: dict[str, Any]) -> list[str]:
+        """Outputs that are gone or no longer what the stage wrote."""
+        return [
+            f"{path} {'changed' if Path(path).is_file() else 'is gone'}"
+            for path, digest in state["outputs"].items()
+            if not Path(path).is_file() or self.hashes(Path(path)) != digest
+        ]
+
+    def _run_stage(self, stage: Stage) -> None:
+        label = f"stage {stage.number}: {stage.title}"
+        fingerprint = self._fingerprint(stage)
+        # JSON turns tuples into lists; compare what will be read back.
+        fingerprint = json.loads(json.dumps(fingerprint))
+        state = _read_json(self._state_file(stage))
+        if state is not None:
+            changes = self._changes(state["fingerprint"], fingerprint)
+            done = state["status"] == "done"
+            damage = self._damaged(state) if done else []
+            if done and not changes and not damage:
+                logging.info("%s: done, nothing changed", label)
+                return
+            if changes:
+                logging.info("%s: runs again: %s", label, "; ".join(changes[:5]))
+                self._put_aside(stage, state)
+            elif damage:
+                logging.info("%s: runs again: %s", label, "; ".join(damage[:5]))
+            else:
+                logging.info("%s: goes on where it stopped", label)
+        else:
+            logging.info("%s: starts", label)
+        record = {"stage": stage.number, "title": stage.title}
+        record["fingerprint"] = fingerprint
+        write_json(self._state_file(stage), record | {"status": "running"})
+        started = time.perf_counter()
+        with stage_log(self.options.expdir, stage.number):
+            stage.run(self.options)
+        missing = [p for p in stage.outputs(self.options) if not p.is_file()]
+        if missing:
+            raise RecipeError(
+                f"{label}: ended without {missing[0]}; see its log under "
+                f"{self.options.expdir / 'logs'}"
+            )
+        seconds = time.perf_counter() - started
+        self.seconds[stage.number] = seconds
+        outputs = {str(p): self.hashes(p) for p in stage.outputs(self.options)}
+        write_json(
+            self._state_file(stage),
+            record
+            | {
+                "status": "done",
+                "outputs": outputs,
+                "seconds": round(seconds, 1),
+                "finished": datetime.now().isoformat(timespec="seconds"),
+            },
+        )
+        self.hashes.save()
+        logging.info("%s: done in %.1f s", label, seconds)
+
+    def _put_aside(self, stage: Stage, state: dict[str, Any]) -> None:
+        tag = sha256_value(state["fingerprint"])[:8]
+        for directory in stage.keep(self.options):
+            if not directory.exists():
+                continue
+            target = directory.with_name(f"{directory.name}.old-{tag}")
+            number = 1
+            while target.exists():
+                number += 1
+                target = directory.with_name(f"{directory.name}.old-{tag}-{number}")
+            os.replace(directory, target)
+            logging.info("kept the earlier %s as %s", directory, target)
+
+    def _warn_outdated(self) -> None:
+        for stage in self.stages:
+            if stage.number <= self.options.stop_stage:
+                continue
+            state = _read_json(self._state_file(stage))
+            if state is None or state["status"] != "done":
+                continue
+            changed = [
+                path
+                for path, digest in state["fingerprint"]["inputs"].items()
+                if not Path(path).is_file() or self.hashes(Path(path)) != digest
+            ]
+            if changed:
+                logging.warning(
+                    "stage %d (%s) is out of date: its inputs changed: %s",
+                    stage.number,
+                    stage.title,
+                    ", ".join(changed[:3]),
+                )
+
+
+@contextmanager
+def stage_log(expdir: Path, number: int) -> Iterator[None]:
+    """Send everything that is logged inside the block to ``logs/stage_NN.log`` too."""
+    path = expdir / "logs" / f"stage_{number:02d}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, mode="a", encoding="utf-8")
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    )
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    except RecipeError as error:
+        logging.getLogger(__name__).debug("%s", error)
+        raise
+    except Exception:
+        # The traceback belongs in the stage's log as well as on the terminal.
+        handler.handle(
+            logging.LogRecord(
+                __name__,
+                logging.ERROR,
+                __file__,
+                0,
+                "stage %d failed",
+                (number,),
+                __import__("sys").exc_info(),
+            )
+        )
+        raise
+    finally:
+        root.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,174 @@
+"""Stage 12: decode the test sets, score, and write RESULTS.md."""
+
+import json
+import logging
+from pathlib import Path
+
+from espnet2_lamer.evaluation.decoding import decode
+from espnet2_lamer.evaluation.measure import Measure
+from espnet2_lamer.evaluation.results import MeasureTable, Results
+from espnet2_lamer.evaluation.scoring import LidScore, Score, lid_accuracy, score_files
+from espnet2_lamer.evaluation.tables import describe_environment, write_results
+from espnet2_lamer.fileio.datadir import read_table, write_table
+from espnet2_lamer.recipe.analysis import read_measure
+from espnet2_lamer.recipe.downstream import UPSTREAMS
+from espnet2_lamer.recipe.options import Options
+
+DECODE_CONFIG = Path("conf/decode_asr_mlsuperb.yaml")
+
+
+def score(options: Options) -> None:
+    """Decode, score and write ``<expdir>/RESULTS.md``, ``results.json``, ``.csv``."""
+    recognition: dict[str, dict[str, Score]] = {}
+    identification: dict[str, dict[str, LidScore]] = {}
+    for upstream in options.upstreams:
+        for lang in options.langs:
+            experiment = options.asr_experiment(lang, upstream)
+            test = options.asr_set(lang, "test")
+            hypothesis = decode(
+                experiment / "final",
+                test / "wav.scp",
+                experiment / f"decode_{test.name}",
+                DECODE_CONFIG,
+            )
+            scored = score_files(
+                test / "text", hypothesis, options.units[lang], options.seed
+            )
+            recognition.setdefault(upstream, {})[lang] = scored
+            logging.info(
+                "%s, %s, %s: %.1f %% (%.1f-%.1f), %d utterances",
+                upstream,
+                lang,
+                options.units[lang],
+                scored.error_rate,
+                *scored.interval,
+                scored.utterances,
+            )
+        found = _identify(options, upstream)
+        identification[upstream] = {"all": found}
+        logging.info(
+            "%s, LID: %.1f %% (%.1f-%.1f), %d utterances",
+            upstream,
+            found.accuracy,
+            *found.interval,
+            found.utterances,
+        )
+    results = Results(
+        systems={name: UPSTREAMS[name] for name in options.upstreams},
+        baselines=[n for n in ("random", "base") if n in options.upstreams],
+        recognition=recognition,
+        identification=identification,
+        tables=[*_masked_table(options), *_forgetting_tables(options)],
+        parameters=_parameters(options),
+        environment=describe_environment(),
+        notes=_notes(options),
+    )
+    write_results(options.expdir, results)
+    logging.info("results: %s", options.expdir / "RESULTS.md")
+
+
+def _identify(options: Options, upstream: str) -> LidScore:
+    experiment = options.lid_experiment(upstream)
+    here = experiment / "decode_test"
+    audio: dict[str, str] = {}
+    tags: dict[str, str] = {}
+    for lang in options.langs:
+        test = options.asr_set(lang, "test")
+        audio |= read_table(test / "wav.scp", "stage 9")
+        langs = read_table(test / "utt2lang", "stage 9")
+        tags |= {utt: f"[{value}]" for utt, value in langs.items()}
+    write_table(here / "wav.scp", audio)
+    write_table(here / "text", tags)
+    hypothesis = decode(experiment / "final", here / "wav.scp", here, DECODE_CONFIG)
+    return lid_accuracy(here / "text", hypothesis)
+
+
+def _read(path: Path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _masked_table(options: Options) -> list[MeasureTable]:
+    saved = _read(options.analysis / "masked_accuracy.json")
+    names = {
+        options.ssl_experiment.name: "lamer",
+        options.control_experiment.name: "head-only control",
+    }
+    rows: dict[str, dict[str, Measure]] = {}
+    for experiment, measures in saved.items():
+        for lang, fields in measures.items():
+            rows.setdefault(lang, {})[names[experiment]] = read_measure(fields)
+    return [
+        MeasureTable(
+            "Masked prediction",
+            "masked accuracy (%)",
+            rows,
+            "head-only control",
+            "Same units, data, masks and number of updates; the control trains the "
+            "head on the frozen base.",
+        )
+    ]
+
+
+def _forgetting_tables(options: Options) -> list[MeasureTable]:
+    saved = _read(options.analysis / "forgetting.json")
+    tables = []
+    where = f"Held-out speech, layer {saved['layer']}."
+    if saved["phone_probe"]:
+        rows = {
+            lang: {name: read_measure(p["accuracy"]) for name, p in probes.items()}
+            for lang, probes in saved["phone_probe"].items()
+        }
+        tables.append(
+            MeasureTable(
+                "Forgetting: linear phone probe",
+                "frame accuracy (%)",
+                rows,
+                "base",
+                f"{where} Replayed languages ({', '.join(options.replay_langs)}) show "
+                "what was kept, new ones what was gained.",
+            )
+        )
+    tables.append(
+        MeasureTable(
+            "Similarity to the base: linear CKA",
+            "CKA",
+            {
+                lang: {name: Measure(value) for name, value in values.items()}
+                for lang, values in saved["cka"].items()
+            },
+            "base",
+            f"{where} 1 means unchanged up to rotation and scale.",
+        )
+    )
+    return tables
+
+
+def _parameters(options: Options) -> dict[str, dict[str, float]]:
+    reports = {"lamer": _read(options.ssl_experiment / "parameters.json")}
+    if options.control:
+        reports["head-only control"] = _read(
+            options.control_experiment / "parameters.json"
+        )
+    return reports
+
+
+def _notes(options: Options) -> list[str]:
+    notes = []
+    if options.corpus == "mini":
+        notes.append(
+            "Synthetic formant speech (espeak-ng): it shows that the pipeline learns "
+            "and says nothing about human speech."
+        )
+    statistics = options.datadir / "manifest.json"
+    if options.corpus == "manifest" and statistics.is_file():
+        if _read(statistics).get("channel_confounded"):
+            notes.append(
+                "channel-confounded: no source covers two languages, so a model can "
+                "tell the languages apart by their recordings. LID accuracy on this "
+                "data is no evidence, and gains on it are weak evidence."
+            )
+    notes.append(
+        f"Heads read layer {options.asr_layer} (ASR) and {options.lid_layer} (LID); "
+        f"seed {options.seed}; one run."
+    )
+    return notes

@@ -1,0 +1,252 @@
+"""The table of stages: what each depends on, reads, writes and runs."""
+
+from pathlib import Path
+
+from espnet2_lamer.recipe.options import Options
+from espnet2_lamer.recipe.runner import Stage
+
+# Heavy modules are imported inside the stages, so that a run in which every stage is
+# done ends in a second or two.
+
+
+def _lazy(module: str, function: str):
+    def call(options: Options):
+        from importlib import import_module
+
+        return getattr(import_module(f"espnet2_lamer.recipe.{module}"), function)(
+            options
+        )
+
+    return call
+
+
+def _nothing(options: Options) -> list[Path]:
+    return []
+
+
+def _mini_sums(options: Options) -> list[Path]:
+    path = Path("mini") / "SHA256SUMS"
+    return [path] if path.is_file() else []
+
+
+def _ssl_sets(options: Options) -> list[Path]:
+    return [
+        options.raw / split / name
+        for split in ("ssl_train", "ssl_dev")
+        for name in ("wav.scp", "utt2num_samples", "utt2lang")
+    ]
+
+
+def _corpus_sets(options: Options) -> list[Path]:
+    return [
+        options.datadir / f"train_{lang}" / name
+        for lang in options.langs
+        for name in ("wav.scp", "utt2lang")
+    ]
+
+
+def _features(options: Options) -> list[Path]:
+    return [options.features / "index.json"]
+
+
+def _codebook(options: Options) -> list[Path]:
+    return [options.codebook]
+
+
+def _labels(options: Options) -> list[Path]:
+    return [options.dumpdir / "units" / "tokens.txt"] + [
+        options.raw / split / name
+        for split in ("ssl_train", "ssl_dev")
+        for name in ("text.km", "text.km.json")
+    ]
+
+
+def _shapes(options: Options) -> list[Path]:
+    return [
+        options.stats / split / name
+        for split in ("train", "valid")
+        for name in ("speech_shape", "text_shape")
+    ]
+
+
+def _experiments(options: Options) -> list[Path]:
+    control = [options.control_experiment] if options.control else []
+    return [options.ssl_experiment, *control]
+
+
+def _trained(options: Options) -> list[Path]:
+    return [e / "parameters.json" for e in _experiments(options)] + [
+        options.ssl_experiment / "config.yaml",
+        options.ssl_experiment / "valid.loss_m.best.pth",
+    ]
+
+
+def _reports(options: Options) -> list[Path]:
+    names = ["masked_accuracy.json", "forgetting.json", "routing.json"]
+    return [options.analysis / name for name in names]
+
+
+def _asr_sets(options: Options) -> list[Path]:
+    return [
+        options.raw / f"asr_{lang}_{split}" / name
+        for lang in options.langs
+        for split in ("train", "dev", "test")
+        for name in ("wav.scp", "text", "utt2lang")
+    ]
+
+
+def _final(experiments: list[Path]) -> list[Path]:
+    return [e / "final" / n for e in experiments for n in ("config.yaml", "model.pth")]
+
+
+def _asr_heads(options: Options) -> list[Path]:
+    return _final(
+        [
+            options.asr_experiment(lang, upstream)
+            for lang in options.langs
+            for upstream in options.upstreams
+        ]
+    )
+
+
+def _lid_heads(options: Options) -> list[Path]:
+    return _final([options.lid_experiment(upstream) for upstream in options.upstreams])
+
+
+def _results(options: Options) -> list[Path]:
+    return [options.expdir / n for n in ("RESULTS.md", "results.json", "results.csv")]
+
+
+def _upstreams(options: Options) -> list[Path]:
+    files = [options.checkpoints]
+    if "lamer" in options.upstreams:
+        files += _trained(options)
+    return files
+
+
+STAGES = [
+    Stage(
+        0,
+        "base and teacher checkpoints",
+        ("base", "teacher", "retrain", "seed", "allocation", "asr_layer", "lid_layer"),
+        _mini_sums,
+        lambda o: [o.checkpoints, o.random_upstream / "model.safetensors"],
+        _lazy("checkpoints", "prepare_checkpoints"),
+    ),
+    Stage(
+        1,
+        "data preparation",
+        ("corpus", "manifest", "exclude_sources", "new_langs", "replay_langs", "seed"),
+        lambda o: o.manifest_files,
+        _corpus_sets,
+        _lazy("data", "prepare_corpus"),
+    ),
+    Stage(
+        2,
+        "formatting and selection",
+        (
+            *("new_langs", "replay_langs", "replay_hours"),
+            *("min_duration", "max_duration", "seed"),
+        ),
+        _corpus_sets,
+        _ssl_sets,
+        _lazy("data", "format_ssl"),
+    ),
+    Stage(
+        3,
+        "teacher features",
+        ("teacher_layer", "kmeans_hours", "seed"),
+        lambda o: [o.checkpoints, *_ssl_sets(o)[:3]],
+        _features,
+        _lazy("units", "dump"),
+    ),
+    Stage(
+        4,
+        "k-means",
+        ("n_clusters", "seed"),
+        _features,
+        _codebook,
+        _lazy("units", "cluster"),
+    ),
+    Stage(
+        5,
+        "pseudo-labels",
+        ("teacher_layer", "n_clusters"),
+        lambda o: [o.checkpoints, *_codebook(o), *_ssl_sets(o)],
+        lambda o: [*_labels(o), o.expdir / "label_quality.json"],
+        _lazy("units", "label"),
+    ),
+    Stage(
+        6,
+        "statistics",
+        (),
+        lambda o: [*_ssl_sets(o), *_labels(o)],
+        _shapes,
+        _lazy("units", "shapes"),
+    ),
+    Stage(
+        7,
+        "continual pretraining",
+        ("allocation", "n_clusters", "control", "seed"),
+        lambda o: [o.checkpoints, o.ssl_config, *_labels(o), *_shapes(o)],
+        _trained,
+        _lazy("pretraining", "continue_pretraining"),
+        keep=_experiments,
+    ),
+    Stage(
+        8,
+        "analysis",
+        ("asr_layer", "seed"),
+        lambda o: [o.checkpoints, *_trained(o), *_labels(o)],
+        _reports,
+        _lazy("analysis", "analyse"),
+    ),
+    Stage(
+        9,
+        "ML-SUPERB data",
+        ("new_langs", "replay_langs", "units", "seed"),
+        _corpus_sets,
+        _asr_sets,
+        _lazy("data", "format_asr"),
+    ),
+    Stage(
+        10,
+        "ASR fine-tuning",
+        ("upstreams", "units", "asr_layer", "store_dtype", "seed"),
+        lambda o: [*_upstreams(o), o.asr_config, *_asr_sets(o)],
+        _asr_heads,
+        _lazy("downstream", "train_asr"),
+    ),
+    Stage(
+        11,
+        "LID fine-tuning",
+        ("upstreams", "lid_layer", "store_dtype", "seed"),
+        lambda o: [*_upstreams(o), o.lid_config, *_asr_sets(o)],
+        _lid_heads,
+        _lazy("downstream", "train_lid"),
+    ),
+    Stage(
+        12,
+        "decoding and results",
+        ("upstreams", "units", "seed"),
+        lambda o: [*_asr_heads(o), *_lid_heads(o), *_reports(o), *_asr_sets(o)],
+        _results,
+        _lazy("scoring", "score"),
+    ),
+    Stage(
+        13,
+        "packing",
+        ("upstreams",),
+        lambda o: [o.checkpoints, *_trained(o), *_codebook(o), *_results(o)],
+        lambda o: list(o.packages.values()),
+        _lazy("packing", "pack"),
+    ),
+    Stage(
+        14,
+        "upload",
+        ("hf_repo",),
+        lambda o: list(o.packages.values()) if o.hf_repo else [],
+        _nothing,
+        _lazy("packing", "upload"),
+    ),
+]

@@ -1,0 +1,80 @@
+"""Stages 3-6: teacher features, codebook, pseudo-labels, shape files."""
+
+import logging
+
+from espnet2_lamer.recipe.checkpoints import teacher_path
+from espnet2_lamer.recipe.options import Options
+from espnet2_lamer.recipe.pretraining import write_shapes
+
+
+def _teacher(options: Options):
+    from espnet2_lamer.units.teacher import load_teacher
+
+    return load_teacher(teacher_path(options), options.teacher_layer)
+
+
+def dump(options: Options) -> None:
+    """Stage 3: teacher features of sampled hours per language."""
+    from espnet2_lamer.units.features import dump_features
+
+    train = options.raw / "ssl_train"
+    dump_features(
+        _teacher(options),
+        train / "wav.scp",
+        options.features,
+        utt2lang=train / "utt2lang",
+        hours_per_lang=options.kmeans_hours,
+        seed=options.seed,
+        nj=options.nj,
+    )
+
+
+def cluster(options: Options) -> None:
+    """Stage 4: k-means."""
+    from espnet2_lamer.units.kmeans import KmeansConfig, learn_kmeans
+
+    learn_kmeans(
+        options.features,
+        options.codebook,
+        KmeansConfig(options.n_clusters, seed=options.seed),
+    )
+
+
+def label(options: Options) -> None:
+    """Stage 5: units of every utterance, their quality, the token list."""
+    from espnet2_lamer.units.labels import assign_units, write_token_list
+    from espnet2_lamer.units.quality import label_quality, write_quality
+
+    teacher = _teacher(options)
+    for split in ("ssl_train", "ssl_dev"):
+        directory = options.raw / split
+        assign_units(
+            teacher,
+            options.codebook,
+            directory / "wav.scp",
+            directory / "text.km",
+            nj=options.nj,
+        )
+    write_token_list(options.dumpdir / "units" / "tokens.txt", options.n_clusters)
+    phones = directory / "phones.ctm"
+    report = label_quality(
+        directory / "text.km",
+        options.n_clusters,
+        phones_ctm=phones if phones.is_file() else None,
+        utt2lang=directory / "utt2lang",
+    )
+    write_quality(report, options.expdir / "label_quality.json")
+    logging.info(
+        "units on held-out speech: %s",
+        ", ".join(
+            f"{key} {value:.3g}"
+            for key, value in report.items()
+            if isinstance(value, int | float)
+        ),
+    )
+
+
+def shapes(options: Options) -> None:
+    """Stage 6: shape files, which follow from the sample counts."""
+    write_shapes(options.raw / "ssl_train", options.stats / "train")
+    write_shapes(options.raw / "ssl_dev", options.stats / "valid")

@@ -1,0 +1,212 @@
+"""``load_model``: a trained model as a frozen feature extractor with L + 1 states."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from espnet2_lamer.convert import load_hubert
+from espnet2_lamer.convert.architecture import build_hubert
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.layers import LamerConfig, add_lamer
+
+
+class Upstream(nn.Module):
+    """HuBERT with or without LoRA experts, waveform in, every layer's state out.
+
+    States: 0 is the transformer's input after the positional convolution, k the output
+    of block k (Hugging Face ``hidden_states[k]``, S3PRL index k). With ``final_norm``
+    the last state of a pre-norm model is taken after the final LayerNorm, as S3PRL
+    does.
+
+    Always in eval mode, whatever ``train()`` says, and without gradients.
+
+    Args:
+        wav2vec2: The backbone, with ``architecture`` as attribute.
+        lamer: Options of its experts, or ``None``.
+        final_norm: See above.
+    """
+
+    def __init__(
+        self,
+        wav2vec2: nn.Module,
+        lamer: dict[str, Any] | None = None,
+        final_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        self.wav2vec2 = wav2vec2.eval().requires_grad_(False)
+        self.lamer = lamer
+        self.final_norm = final_norm
+        self.num_layers: int = wav2vec2.architecture["encoder_num_layers"]
+        self.dim: int = wav2vec2.architecture["encoder_embed_dim"]
+
+    def train(self, mode: bool = True) -> "Upstream":
+        """Stay in eval mode: a frozen upstream must not drop anything."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def extract_features(
+        self, wavs: Tensor, lengths: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Compute all states.
+
+        Args:
+            wavs: Waveforms ``[B, n]``, 16 kHz, not normalised.
+            lengths: Valid samples ``[B]``; ``None`` means all.
+
+        Returns:
+            L + 1 tensors ``[B, T, D]`` and the valid frames ``[B]`` (``None`` without
+            ``lengths``). Group-norm models run one utterance at a time, since their
+            statistics would see the padding.
+        """
+        mixed = lengths is not None and bool((lengths != wavs.shape[1]).any())
+        if self.wav2vec2.extractor_mode == "group_norm" and mixed:
+            return self._one_by_one(wavs, lengths)
+        features, frames = self.wav2vec2.feature_extractor(wavs, lengths)
+        encoder = self.wav2vec2.encoder
+        x, attention_mask = encoder._preprocess(features, frames)
+        transformer = encoder.transformer
+        x = transformer._preprocess(x)
+        states = [x]
+        for layer in transformer.layers:
+            x, _ = layer(x, attention_mask)
+            states.append(x)
+        # torchaudio stores the negation: this is the pre-norm stack.
+        if self.final_norm and not transformer.layer_norm_first:
+            states[-1] = transformer.layer_norm(x)
+        return states, frames
+
+    def _one_by_one(self, wavs: Tensor, lengths: Tensor) -> tuple[list[Tensor], Tensor]:
+        rows = [
+            self.extract_features(wav[None, :length])[0]
+            for wav, length in zip(wavs, lengths.tolist(), strict=True)
+        ]
+        frames = [row[0].shape[1] for row in rows]
+        states = []
+        for index in range(self.num_layers + 1):
+            padded = wavs.new_zeros(len(rows), max(frames), self.dim)
+            for target, row in zip(padded, rows, strict=True):
+                target[: row[index].shape[1]] = row[index][0]
+            states.append(padded)
+        return states, torch.tensor(frames, device=lengths.device)
+
+    def architecture(self) -> dict[str, Any]:
+        """Describe the model in plain values; see :meth:`from_architecture`."""
+        return {
+            "hubert": dict(self.wav2vec2.architecture),
+            "lamer": self.lamer,
+            "final_norm": self.final_norm,
+        }
+
+    @classmethod
+    def from_architecture(cls, architecture: dict[str, Any]) -> "Upstream":
+        """Build the model with random weights, to be filled by ``load_state_dict``."""
+        wav2vec2 = build_hubert(architecture["hubert"])
+        if architecture["lamer"] is not None:
+            add_lamer(wav2vec2, LamerConfig(**architecture["lamer"]))
+        return cls(wav2vec2, architecture["lamer"], architecture["final_norm"])
+
+
+def load_model(source: str | Path, base: str | Path | None = None) -> Upstream:
+    """Load a trained model for feature extraction.
+
+    Args:
+        source: An experiment directory of ``hubert_train`` (``config.yaml`` and its
+            best model), a packed zip, or a plain HuBERT (Hugging Face directory or
+            id).
+        base: Where the frozen base is now; default is ``encoder_conf.base``.
+
+    Returns:
+        An :class:`Upstream`.
+
+    Raises:
+        RecipeError: Not found, damaged, or not the base it was trained on.
+    """
+    path = Path(source)
+    if path.is_file() and path.suffix == ".zip":
+        return _load_zip(path, base)
+    if (path / "config.yaml").is_file():
+        return load_experiment(path, base)
+    return Upstream(load_hubert(source))
+
+
+def _load_zip(path: Path, base: str | Path | None) -> Upstream:
+    import tempfile
+
+    from espnet2_lamer.export.zoo import unpack_model
+
+    with tempfile.TemporaryDirectory() as directory:
+        members = unpack_model(path, directory)
+        if "ssl_train_config" not in members:
+            raise RecipeError(
+                f"{path}: found a zip with {sorted(members)}, expected a packed "
+                "pretraining model (ssl_train_config)"
+            )
+        return load_experiment(Path(members["ssl_train_config"]).parent, base)
+
+
+def model_file(experiment: Path, config: dict[str, Any]) -> Path:
+    """Return the model file of an experiment that its own criterion calls best.
+
+    Raises:
+        RecipeError: There is none.
+    """
+    names = ["model.pth"]
+    for phase, key, _ in config.get("best_model_criterion", []):
+        names += [f"{phase}.{key}.ave.pth", f"{phase}.{key}.best.pth"]
+    for name in [*names, "latest.pth"]:
+        if (experiment / name).exists():
+            return experiment / name
+    raise RecipeError(
+        f"{experiment}: found none of {', '.join(names)}; training has not finished "
+        "an epoch (stage 7)"
+    )
+
+
+def load_pretraining_model(experiment: Path, base: str | Path | None = None):
+    """Rebuild the whole ESPnet model (head included) of a pretraining experiment.
+
+    Args:
+        experiment: Directory with ``config.yaml``.
+        base: Overrides ``encoder_conf.base``.
+
+    Returns:
+        A ``LamerHubertPretrainModel`` in eval mode.
+
+    Raises:
+        RecipeError: The config is not of this kind, or weights do not fit.
+    """
+    import yaml
+
+    from espnet2_lamer.tasks.hubert import LamerHubertTask
+
+    config = yaml.safe_load((experiment / "config.yaml").read_text(encoding="utf-8"))
+    if config.get("encoder") != "lamer_hubert":
+        raise RecipeError(
+            f"{experiment / 'config.yaml'}: encoder: found {config.get('encoder')!r}, "
+            "expected 'lamer_hubert'"
+        )
+    if base is not None:
+        config["encoder_conf"]["base"] = str(base)
+    weights = model_file(experiment, config)
+    model = LamerHubertTask.build_model(argparse.Namespace(**config))
+    try:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise RecipeError(f"{weights}: cannot be read ({error})") from error
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def load_experiment(experiment: Path, base: str | Path | None = None) -> Upstream:
+    """Load the encoder of a pretraining experiment as an :class:`Upstream`."""
+    from dataclasses import asdict
+
+    encoder = load_pretraining_model(experiment, base).encoder
+    lamer = None
+    if encoder.lamer is not None:
+        lamer = asdict(encoder.lamer)
+        lamer["targets"] = list(lamer["targets"])
+    return Upstream(encoder.wav2vec2, lamer, encoder.final_norm)
