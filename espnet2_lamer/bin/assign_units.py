@@ -9,7 +9,10 @@ def get_parser() -> argparse.ArgumentParser:
     """Return the argument parser."""
     parser = get_argument_parser("Write `utt u1 u2 ...` and its sidecar.")
     parser.add_argument(
-        "--teacher", required=True, help="mfcc, or a Hugging Face HuBERT directory"
+        "--teacher",
+        required=True,
+        help="mfcc, a Hugging Face HuBERT directory or id, s3prl:NAME, or an "
+        "experiment directory",
     )
     parser.add_argument("--layer", type=int, help="1..L; the codebook's when not given")
     parser.add_argument("--codebook", required=True, help="output of learn_kmeans")

@@ -9,7 +9,10 @@ def get_parser() -> argparse.ArgumentParser:
     """Return the argument parser."""
     parser = get_argument_parser("Write teacher features as float32 shards.")
     parser.add_argument(
-        "--teacher", required=True, help="mfcc, or a Hugging Face HuBERT directory"
+        "--teacher",
+        required=True,
+        help="mfcc, a Hugging Face HuBERT directory or id, s3prl:NAME, or an "
+        "experiment directory",
     )
     parser.add_argument("--layer", type=int, default=0, help="1..L; 0 for mfcc")
     parser.add_argument("--wav_scp", required=True, help="`utt path` lines, 16 kHz")

@@ -71,6 +71,11 @@ def learn_kmeans(
     Raises:
         RecipeError: There are fewer frames than clusters, or the features are broken.
     """
+    if config.n_clusters < 1 or config.n_init < 1:
+        raise RecipeError(
+            f"--n_clusters {config.n_clusters} --n_init {config.n_init}: expected 1 or "
+            "more"
+        )
     store = FeatureStore(features)
     if store.frames < config.n_clusters:
         raise RecipeError(

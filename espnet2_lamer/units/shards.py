@@ -2,11 +2,13 @@
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path, write_json
 from espnet2_lamer.fileio.hashing import sha256_file
 
@@ -43,10 +45,15 @@ def run_shards(
 
     Returns:
         The markers in the order of ``parts``: ``file``, ``sha256`` and the facts.
+
+    Raises:
+        RecipeError: ``nj`` is 0.
     """
     from joblib import Parallel, delayed
     from tqdm import tqdm
 
+    if nj == 0:
+        raise RecipeError("--nj 0: expected 1 or more processes, or -1 for all cores")
     directory.mkdir(parents=True, exist_ok=True)
     names = [f"{number:05d}" for number in range(len(parts))]
     markers = {name: _done(directory, name, plan) for name in names}
@@ -94,7 +101,11 @@ def _run_one(directory, name, plan, part, work, suffix):
 
 
 def remove_unlisted(directory: Path, keep: set[str]) -> None:
-    """Delete the files of earlier runs: markers, temporaries, shards of other plans."""
+    """Delete what :func:`run_shards` left: markers, temporaries, shards no longer used.
+
+    Other files in the directory are not touched.
+    """
+    ours = re.compile(r"\d{5,}\.[a-z.]+|\.\d{5,}\..+\.tmp")
     for path in directory.iterdir():
-        if path.is_file() and path.name not in keep:
+        if path.name not in keep and ours.fullmatch(path.name):
             path.unlink(missing_ok=True)

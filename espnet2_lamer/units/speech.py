@@ -15,7 +15,7 @@ def read_speech(utt: str, path: str) -> np.ndarray:
     """Return the samples of one utterance, float32 ``[n]`` at 16 kHz.
 
     Raises:
-        RecipeError: The file cannot be read, or is not 16 kHz mono.
+        RecipeError: The file cannot be read, is not 16 kHz mono, or holds NaN or inf.
     """
     import soundfile
 
@@ -31,6 +31,11 @@ def read_speech(utt: str, path: str) -> np.ndarray:
         raise RecipeError(
             f"{path}: utterance {utt!r} has {channels} channel(s) at {rate} Hz, "
             f"expected one at {SAMPLE_RATE} Hz; run the audio formatting stage"
+        )
+    if not np.isfinite(samples).all():
+        raise RecipeError(
+            f"{path}: utterance {utt!r} has samples that are not numbers; remove it "
+            "from wav.scp"
         )
     return samples
 

@@ -1,13 +1,15 @@
 """Teachers: from samples to the frame features that are clustered into units."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from espnet2_lamer.data.frames import RECEPTIVE_FIELD, num_frames
+from espnet2_lamer.data.frames import RECEPTIVE_FIELD, STRIDE, num_frames
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.hashing import sha256_value
 
@@ -121,26 +123,30 @@ class HubertTeacher(Teacher):
 
     Utterances go through one at a time: group norm in the feature extractor would
     mix padding into the statistics of a padded batch.
+
+    Args:
+        source: Where the model comes from, as given.
+        layer: Block whose output is the feature.
+        model: From ``load_hubert`` or ``load_model``; normalises waveforms itself.
+        sha256: Hash of the weights; None to hash those that are used.
     """
 
-    def __init__(self, source: str, layer: int | None):
-        from espnet2_lamer.convert.load import load_hubert, source_sha256
-
-        self._model = load_hubert(source).float().eval()
-        blocks = self._model.encoder.transformer.layers
+    def __init__(self, source: str, layer: int | None, model, sha256: str | None):
+        blocks = model.encoder.transformer.layers
         if layer is None or not 1 <= layer <= len(blocks):
             raise RecipeError(
                 f"--layer {layer}: teacher {source} has layers 1 to {len(blocks)}"
             )
-        normalize = self._model.normalize_waveform
-        self.dim = self._model.encoder.feature_projection.projection.out_features
+        del blocks[layer:]  # never run, and a Large model's are a gigabyte
+        self._model = model.float().eval()
+        self.dim = model.encoder.feature_projection.projection.out_features
+        normalize = model.normalize_waveform
         self.identity = {
-            "source": str(source),
-            "sha256": source_sha256(source),
+            "source": source,
+            "sha256": sha256 or _state_hash(model),
             "layer": layer,
             "normalisation": "waveform mean and variance" if normalize else "none",
         }
-        del blocks[layer:]  # never run, and a Large model's are a gigabyte
 
     def _features(self, waveform):
         layer = self.identity["layer"]
@@ -148,25 +154,89 @@ class HubertTeacher(Teacher):
         return states[-1][0]
 
 
-def _load_mfcc(source: str, layer: int | None) -> Teacher:
-    if layer not in (None, 0):
-        raise RecipeError(f"--layer {layer}: teacher {source} has no layers, give 0")
-    return MfccTeacher()
+class S3prlTeacher(Teacher):
+    """Hidden state ``layer`` (0 is the transformer's input) of an S3PRL upstream.
+
+    S3PRL computes all layers, and repeats the last frame to have one for every 320
+    samples begun; only the frames that HuBERT has are kept.
+    """
+
+    def __init__(self, source: str, layer: int | None):
+        from espnet2_lamer.compat import patch_torchaudio_for_s3prl, quiet_nltk
+
+        quiet_nltk()
+        patch_torchaudio_for_s3prl()
+        from s3prl.nn import S3PRLUpstream
+
+        # s3prl:NAME, or s3prl:NAME:PATH_OR_URL for the upstreams named *_custom.
+        _, name, *checkpoint = source.split(":", 2)
+        if name not in S3PRLUpstream.available_names():
+            raise RecipeError(f"{source}: S3PRL has no upstream {name!r}")
+        try:
+            self._model = S3PRLUpstream(name, *checkpoint).float().eval()
+        except (OSError, TypeError, ValueError) as error:
+            raise RecipeError(f"{source}: S3PRL cannot load it ({error})") from error
+        last = self._model.num_layers - 1
+        if layer is None or not 0 <= layer <= last:
+            raise RecipeError(
+                f"--layer {layer}: teacher {source} has layers 0 to {last}"
+            )
+        if self._model.downsample_rates[layer] != STRIDE:
+            raise RecipeError(
+                f"{source}: a frame every {self._model.downsample_rates[layer]} "
+                f"samples, expected {STRIDE}; use a teacher with HuBERT's frames"
+            )
+        self.dim = self._model.hidden_sizes[layer]
+        self.identity = {
+            "source": source,
+            "sha256": _state_hash(self._model),
+            "layer": layer,
+            "normalisation": "S3PRL's",
+        }
+
+    def _features(self, waveform):
+        import torch
+
+        lengths = torch.tensor([len(waveform)])
+        states, _ = self._model(waveform[None], lengths)
+        return states[self.identity["layer"]][0, : num_frames(len(waveform))]
+
+
+def _state_hash(model) -> str:
+    """SHA-256 over names, shapes and values of a module's state."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 @lru_cache(maxsize=1)
-def load_teacher(source: str, layer: int | None = None) -> Teacher:
+def load_teacher(source: str | Path, layer: int | None = None) -> Teacher:
     """Load the teacher that ``source`` names; the last one is kept in memory.
 
     Args:
-        source: ``mfcc``, or what :func:`espnet2_lamer.convert.load_hubert` takes, such
-            as a Hugging Face HuBERT directory or id.
-        layer: Transformer block whose output is the feature, from 1. Not for
+        source: ``mfcc``; ``s3prl:NAME`` (``s3prl:NAME:PATH`` where the upstream wants a
+            checkpoint); an experiment directory or packed zip of this package; or what
+            :func:`espnet2_lamer.convert.load_hubert` takes, such as a Hugging Face
+            HuBERT directory or id.
+        layer: Transformer block whose output is the feature, from 1. None or 0 for
             ``mfcc``.
 
     Raises:
         RecipeError: The source or the layer does not exist.
     """
     source = str(source)
-    loaders = {"mfcc": _load_mfcc}
-    return loaders.get(source, HubertTeacher)(source, layer)
+    if source == "mfcc":
+        if layer not in (None, 0):
+            raise RecipeError(f"--layer {layer}: teacher mfcc has no layers, give 0")
+        return MfccTeacher()
+    if source.startswith("s3prl:"):
+        return S3prlTeacher(source, layer)
+    if (Path(source) / "config.yaml").is_file() or source.endswith(".zip"):
+        from espnet2_lamer.upstream import load_model
+
+        return HubertTeacher(source, layer, load_model(source).wav2vec2, None)
+    from espnet2_lamer.convert.load import load_hubert, source_sha256
+
+    return HubertTeacher(source, layer, load_hubert(source), source_sha256(source))

@@ -111,6 +111,13 @@ def test_a_damaged_shard_is_made_again(speech, mfcc, tmp_path):
     assert files_of(tmp_path) == before
 
 
+def test_files_of_others_in_the_directory_are_kept(speech, mfcc, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / ".00000.bin.1.ab.tmp").write_text("left by a killed run")
+    dump_features(mfcc, speech / "wav.scp", tmp_path)
+    assert set(files_of(tmp_path)) == {"notes.txt", "index.json", "00000.bin"}
+
+
 def test_sampling_takes_the_hours_of_each_language(speech):
     wav_scp, langs = read_table(speech / "wav.scp"), read_table(speech / "utt2lang")
     samples = {u: int(n) for u, n in read_table(speech / "utt2num_samples").items()}

@@ -101,11 +101,15 @@ from espnet2_lamer.units import labels
 from espnet2_lamer.units.teacher import load_teacher
 real = labels.teacher_features
 def slow(*args):
-    time.sleep(0.05)
+    time.sleep(0.2)
     return real(*args)
 labels.teacher_features = slow
 labels.assign_units(load_teacher("mfcc"), *sys.argv[1:], shard_utts=3)
 """
+
+
+def shard_of(marker):
+    return marker.with_name(marker.name.replace(".done.json", ".txt"))
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
@@ -118,14 +122,17 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
     shards = tmp_path / "text.km.shards"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     # In the middle: three of eight shards are there, the rest is not.
     while len(list(shards.glob("*.done.json"))) < 3:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = {path: path.stat().st_mtime_ns for path in shards.glob("[0-9]*.txt")}
+    done = {
+        path: path.stat().st_mtime_ns
+        for path in map(shard_of, shards.glob("*.done.json"))
+    }
     assert not output.exists() and 3 <= len(done) < 8
     kept, rmtree = {}, shutil.rmtree
 
@@ -180,13 +187,18 @@ def test_a_codebook_of_another_dimension_is_refused(speech, mfcc, codebook, tmp_
         assign_units(mfcc, path, speech / "wav.scp", tmp_path / "text.km")
 
 
-@pytest.mark.parametrize("fault", ["8 kHz", "stereo", "truncated", "too short", "pipe"])
+@pytest.mark.parametrize(
+    "fault", ["8 kHz", "stereo", "truncated", "too short", "NaN", "pipe"]
+)
 def test_unusable_audio_is_named(speech, mfcc, codebook, tmp_path, fault):
     path = tmp_path / "bad.wav"
     samples = np.zeros(300 if fault == "too short" else 8000)
     if fault == "stereo":
         samples = np.stack([samples, samples], axis=1)
-    soundfile.write(path, samples, 8000 if fault == "8 kHz" else 16000)
+    if fault == "NaN":
+        samples[7] = np.nan
+    rate = 8000 if fault == "8 kHz" else 16000
+    soundfile.write(path, samples, rate, subtype="FLOAT")
     if fault == "truncated":
         path.write_bytes(path.read_bytes()[:20])
     value = "cat bad.wav |" if fault == "pipe" else str(path)
@@ -194,6 +206,18 @@ def test_unusable_audio_is_named(speech, mfcc, codebook, tmp_path, fault):
     with pytest.raises(RecipeError, match="utt_bad"):
         assign_units(mfcc, codebook, tmp_path / "wav.scp", tmp_path / "text.km")
     assert not (tmp_path / "text.km").exists()
+
+
+def test_an_error_in_a_worker_process_reaches_the_user(
+    speech, mfcc, codebook, tmp_path
+):
+    (tmp_path / "bad.flac").write_bytes(b"not audio")
+    table = read_table(speech / "wav.scp") | {"utt07": str(tmp_path / "bad.flac")}
+    write_table(tmp_path / "wav.scp", table)
+    output = tmp_path / "text.km"
+    with pytest.raises(RecipeError, match="bad.flac: utterance 'utt07'"):
+        assign_units(mfcc, codebook, tmp_path / "wav.scp", output, nj=2, shard_utts=5)
+    assert not output.exists()
 
 
 def test_token_list_line_number_is_the_unit(tmp_path):

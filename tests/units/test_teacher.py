@@ -171,3 +171,52 @@ def test_features_do_not_depend_on_the_number_of_threads(hubert_dir):
     finally:
         torch.set_num_threads(before)
     np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.slow  # imports S3PRL
+def test_an_s3prl_upstream_gives_the_same_features_as_its_checkpoint(hubert_dir):
+    # S3PRL's own wrapper of Hugging Face HuBERT, given a path: no download.
+    source = f"s3prl:hf_hubert_custom:{hubert_dir}"
+    audio = noise(16123)
+    expected = load_teacher(str(hubert_dir), 2).forward(audio)
+    teacher = load_teacher(source, 2)
+    np.testing.assert_allclose(teacher.forward(audio), expected, atol=1e-4)
+    for samples in (800, 1040, 16000, 16001):
+        assert len(teacher.forward(audio[:samples])) == num_frames(samples)
+
+
+@pytest.mark.slow  # imports S3PRL
+def test_an_unknown_s3prl_upstream_is_refused():
+    with pytest.raises(RecipeError, match="no upstream 'nonesuch'"):
+        load_teacher("s3prl:nonesuch", 1)
+
+
+@pytest.mark.slow  # imports S3PRL
+def test_an_s3prl_upstream_with_other_frames_is_refused():
+    with pytest.raises(RecipeError, match="every 160 samples, expected 320"):
+        load_teacher("s3prl:fbank", 0)
+
+
+def test_a_trained_model_teaches_with_its_experts(tmp_path, hubert_dir, monkeypatch):
+    from espnet2_lamer import upstream
+    from espnet2_lamer.convert import load_hubert
+    from espnet2_lamer.layers import LamerConfig, add_lamer
+
+    torch.manual_seed(1)
+    config = LamerConfig(allocation="2,2,2", rank=2)
+    adapted = upstream.Upstream(add_lamer(load_hubert(hubert_dir), config))
+    with torch.no_grad():
+        for name, value in adapted.named_parameters():
+            if "lora_B" in name:  # zero at first: make the experts matter
+                value.normal_(std=0.5)
+    (tmp_path / "config.yaml").touch()
+    monkeypatch.setattr(upstream, "load_model", lambda source: adapted)
+    audio = noise(9999)
+    states, _ = adapted.extract_features(torch.tensor(audio)[None])
+    load_teacher.cache_clear()
+    teacher = load_teacher(str(tmp_path), 2)
+    features = teacher.forward(audio)
+    np.testing.assert_allclose(features, states[2][0].numpy(), atol=1e-5)
+    plain = load_teacher(str(hubert_dir), 2)
+    assert abs(features - plain.forward(audio)).max() > 1e-2
+    assert teacher.identity["sha256"] != plain.identity["sha256"]
