@@ -27,13 +27,9 @@ def get_parser() -> argparse.ArgumentParser:
         "--experiment",
         type=Path,
         required=True,
-        help="directory with config.yaml and --model_file, or with final/ of these",
+        help="directory with config.yaml and weights, or with final/ of these",
     )
-    add(
-        "--model_file",
-        default=None,
-        help="its weights; default: model.pth for asr, valid.loss.best.pth for ssl",
-    )
+    add("--model_file", default=None, help="its weights; default: its best model")
     add("--output", type=Path, required=True, help="the zip to write")
     add("--option", type=Path, action="append", default=[], help="file to add; repeat")
     add("--results", type=Path, default=None, help="RESULTS.md for zip and model card")
@@ -52,6 +48,7 @@ def main(cmd: Sequence[str] | None = None) -> None:
     from espnet2_lamer.export.full import write_full_model
     from espnet2_lamer.export.zoo import pack_model
     from espnet2_lamer.fileio.hashing import sha256_file
+    from espnet2_lamer.upstream import model_file
 
     directory = args.experiment
     if (directory / "final" / "config.yaml").is_file():
@@ -77,16 +74,18 @@ def main(cmd: Sequence[str] | None = None) -> None:
         notes=args.note,
         results=results,
     )
-    default = {"asr": "model.pth", "ssl": "valid.loss.best.pth"}[args.task]
-    model_file = directory / (args.model_file or default)
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    if args.model_file is not None:
+        weights = directory / args.model_file
+    else:
+        weights = model_file(directory, settings)
     with tempfile.TemporaryDirectory() as scratch:
-        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
         if args.task == "ssl" and settings["encoder_conf"].get("base"):
-            config, model_file = write_full_model(config, model_file, scratch)
+            config, weights = write_full_model(config, weights, scratch)
         pack_model(
             args.task,
             config,
-            model_file,
+            weights,
             args.output,
             options=options,
             card=card,
