@@ -18,11 +18,13 @@ def register(s3prl: bool = False) -> None:
 
     from espnet2_lamer.asr.encoder.lamer_hubert import LamerHubertEncoder
     from espnet2_lamer.hubert.espnet_model import LamerHubertPretrainModel
+    from espnet2_lamer.tasks.asr import register_asr
     from espnet2_lamer.train.schedulers import PolynomialDecayLR
 
     hubert.encoder_choices.classes["lamer_hubert"] = LamerHubertEncoder
     hubert.model_choices.classes["lamer"] = LamerHubertPretrainModel
     abs_task.scheduler_classes["polynomialdecaylr"] = PolynomialDecayLR
+    register_asr()
 
     if s3prl:
         from espnet2_lamer.compat import patch_torchaudio_for_s3prl

@@ -1,6 +1,8 @@
 """Stage 0 with ``--retrain true``: the mini base and teacher, from nothing.
 
 Two rounds as HuBERT does: units of MFCC, then units of the first round's own features.
+Unlike HuBERT's, the second round starts from the first one's weights: masked prediction
+begins with a plateau of 2000 updates, which is a third of a small model's budget.
 """
 
 import logging
@@ -54,6 +56,7 @@ def train_from_nothing(
     from espnet2_lamer.convert.huggingface import save_huggingface
 
     teacher = "mfcc"
+    start: list[str] = []
     for number, plan in enumerate(rounds, 1):
         here = work_dir / f"round{number}"
         done = here / "hf"
@@ -72,10 +75,12 @@ def train_from_nothing(
                     *("--max_epoch", str(plan.epochs)),
                     *("--scheduler_conf", f"total_steps={updates}"),
                     *("--seed", str(seed)),
+                    *start,
                 ],
             )
             save_huggingface(_backbone(here / "exp", best), done)
         teacher = str(done)
+        start = ["--encoder_conf", f"base={done}"]
     model = _backbone(here / "exp", here / "exp" / "valid.loss_m.best.pth")
     save_huggingface(model, output_dir, dtype=torch.float16)
 
