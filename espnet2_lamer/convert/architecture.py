@@ -169,14 +169,11 @@ def build_hubert(architecture: dict[str, Any]) -> Wav2Vec2Model:
 
 
 def init_hubert(model: Wav2Vec2Model) -> None:
-    """Initialise as fairseq's HuBERT: kaiming convolutions, normal(0, 0.02) Linears.
+    """Initialise the transformer as fairseq's HuBERT: normal(0, 0.02) Linears.
 
-    Deep stacks under PyTorch's default initialisation start on far smaller
-    activations, which lengthens the plateau of masked prediction.
+    The convolution stack keeps PyTorch's initialisation: behind LayerNorm its scale
+    does not matter.
     """
-    for module in model.feature_extractor.modules():
-        if isinstance(module, nn.Conv1d):
-            nn.init.kaiming_normal_(module.weight)
     for module in model.encoder.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.02)

@@ -66,9 +66,17 @@ def build_mini(
 ) -> dict[str, dict[str, float]]:
     """Make every set of :data:`MINI_SETS` under ``output_dir``.
 
+    Args:
+        output_dir: Data directories ``<split>_<lang>`` and ``audio/<split>_<lang>``. A
+            ``manifest.json`` there is removed: it describes another corpus.
+        nj: Processes.
+        seed: Of everything random.
+        minutes_scale: Factor on every set's minutes and utterances.
+
     Returns:
         Per ``<split>_<lang>``: utterances and minutes.
     """
+    (Path(output_dir) / "manifest.json").unlink(missing_ok=True)
     return _build_sets(MINI_SETS, output_dir, nj, seed, minutes_scale)
 
 
@@ -77,7 +85,8 @@ def build_pretraining_corpora(
 ) -> dict[str, dict[str, float]]:
     """Make the corpora of stage 0 (:data:`STAGE0_SETS`) under ``output_dir``.
 
-    Their sentences and speakers are in no dev or test set of the mini corpus.
+    Their sentences and speakers are in no dev or test set of the mini corpus. Arguments
+    and result are those of :func:`build_mini`.
     """
     return _build_sets(STAGE0_SETS, output_dir, nj, seed, minutes_scale)
 
@@ -188,9 +197,8 @@ def _synthesise(plans, audio_dir, seconds, min_utterances, nj, name) -> list[Utt
     with Parallel(n_jobs=nj, return_as="generator") as parallel, bar:
         while total < seconds or len(kept) < min_utterances:
             missing = max((seconds - total) / _MEAN_SECONDS, min_utterances - len(kept))
-            chunks = [
-                list(islice(plans, _CHUNK)) for _ in range(int(missing / _CHUNK) + 1)
-            ]
+            wave = list(islice(plans, int(missing) + 1))
+            chunks = [wave[i : i + _CHUNK] for i in range(0, len(wave), _CHUNK)]
             done = parallel(delayed(_synthesise_chunk)(c, audio_dir) for c in chunks)
             for utterance in (u for chunk in done for u in chunk):
                 if total >= seconds and len(kept) >= min_utterances:

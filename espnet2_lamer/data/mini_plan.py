@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from espnet2_lamer.data.seeds import seed_of
-from espnet2_lamer.data.texts import Sentence, load_sentences
+from espnet2_lamer.data.texts import Sentence, is_read_in_full, load_sentences
 
 #: Shortest and longest utterance in seconds.
 MIN_SECONDS, MAX_SECONDS = 2.0, 10.0
@@ -123,8 +123,10 @@ def plan_utterances(
             total += seconds
             upcoming = next(stream)
         utt_id = f"{lang}_{speaker.name}_{split}_{number:05d}"
-        yield UtterancePlan(utt_id, lang, speaker, tuple(chosen), seed_of(seed, utt_id))
         number += 1
+        spoken = tuple(filter(is_read_in_full, chosen))
+        if spoken:
+            yield UtterancePlan(utt_id, lang, speaker, spoken, seed_of(seed, utt_id))
 
 
 def _sentence_stream(

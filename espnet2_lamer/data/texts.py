@@ -21,6 +21,7 @@ _SOURCES = {
     "common_voice": ("pycantonese", "data/common_voice/sents.json"),
 }
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0002fa1f]")
+_TONE = re.compile(r"\d+")
 _SYLLABLE = re.compile(r"[a-zü]+[1-5]$")
 # Units are letters of English, hanzi of the others: what one sentence may have.
 _LENGTHS = {"eng": (6, 120), "cmn": (2, 34), "yue": (2, 34)}
@@ -86,6 +87,19 @@ def load_sentences(lang: str) -> tuple[Sentence, ...]:
     else:
         raise ValueError(f"no sentences for language {lang!r}; have {sorted(VOICES)}")
     return tuple(found[text] for text in sorted(found) if _usable(found[text]))
+
+
+def is_read_in_full(sentence: Sentence) -> bool:
+    """Whether the voice speaks one toned syllable per hanzi (English: always).
+
+    It reads some rare hanzi as the word "letter" or as the digits of their code, which
+    have other syllables. The plan asks this of the sentences it has drawn, so that the
+    rule does not move the draw of the others.
+    """
+    if sentence.lang == "eng":
+        return True
+    phonemes = engine().phonemes(sentence.spoken, VOICES[sentence.lang])
+    return len(_TONE.findall(phonemes)) == len(sentence.text)
 
 
 def _read(source: str) -> list:

@@ -23,10 +23,12 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
 
     .. math::
         L = \frac{1}{|M|} \sum_{t \in M} -\log P(z_t \mid h_t)
+            + \frac{u}{|U|} \sum_{t \in U} -\log P(z_t \mid h_t)
             + \lambda \sum_l L_{lb}^{(l)}
             + w \cdot \overline{\lVert conv \rVert^2}
 
-    The last term only where the convolution stack trains. Dividing by the number of
+    M are the masked, U the other real frames. The last term counts only where the
+    convolution stack trains. Dividing by the number of
     masked frames keeps lambda's meaning whatever the batch is.
 
     Args:
@@ -34,6 +36,7 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
         token_list: Units ``0 .. K-1`` in order, then ``<unk>``, ``<sos/eos>``.
         balance_weight: lambda.
         balance_reduction: ``"sum"`` or ``"mean"`` over balanced layers.
+        unmasked_weight: u, fairseq's ``pred_nomask_weight``; 0 in HuBERT and Lamer-SSL.
         feature_penalty: w, for training the convolution stack.
         logit_temp: Temperature of the cosine logits.
         amp_dtype: ``none``, ``bf16`` (also on CPU) or ``fp16``.
@@ -49,6 +52,7 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
         token_list: Sequence[str],
         balance_weight: float = 0.001,
         balance_reduction: str = "sum",
+        unmasked_weight: float = 0.0,
         feature_penalty: float = 10.0,
         logit_temp: float = 0.1,
         amp_dtype: str = "none",
@@ -76,6 +80,7 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
         self.vocab_size = len(self.token_list)
         self.balance_weight = balance_weight
         self.balance_reduction = balance_reduction
+        self.unmasked_weight = unmasked_weight
         self.feature_penalty = feature_penalty
         self.amp_dtype = amp_dtype
 
@@ -108,7 +113,9 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
             record_routing(self) as record,
             torch.autocast(device, dtype=dtype, enabled=dtype is not None),
         ):
-            output = self.encoder(speech, speech_lengths, mask)
+            output = self.encoder(
+                speech, speech_lengths, mask, with_unmasked=self.unmasked_weight > 0
+            )
         labels = text[mask]
         count = labels.numel()
         if count:
@@ -117,8 +124,6 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
             # Still touches the head, so that DDP sees every gradient.
             head = self.encoder.hubert_pretrain_model.logit_generator
             masked_loss = sum(p.sum() for p in head.parameters()) * 0.0
-        frames = torch.arange(output.hidden.shape[1], device=speech.device)
-        real = frames < output.lengths[:, None]
         loss = masked_loss
         stats: dict[str, Tensor | None] = {
             "loss_m": masked_loss.detach(),
@@ -127,7 +132,14 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
             if count
             else None,
         }
-        balance = self._balance(record, real)
+        if output.unmasked_logits is not None:
+            others = text[:, : output.real.shape[1]][output.real & ~mask]
+            unmasked_loss = F.cross_entropy(output.unmasked_logits, others)
+            loss = loss + self.unmasked_weight * unmasked_loss
+            stats["loss_u"] = unmasked_loss.detach()
+            correct = output.unmasked_logits.detach().argmax(-1) == others
+            stats["acc_u"] = correct.float().mean()
+        balance = self._balance(record, output.real)
         if balance is not None:
             loss = loss + self.balance_weight * balance
             stats["balance"] = balance.detach()

@@ -23,8 +23,8 @@ class Round:
     epochs: int
 
 
-# Epochs are 500 updates of 25 s of audio (conf/train_ssl_mini_base.yaml).
-ROUNDS = (Round(None, 100, 7), Round(3, 100, 14))
+# Epochs are 500 updates of 20 s of audio (conf/train_ssl_mini_base.yaml).
+ROUNDS = (Round(None, 100, 10), Round(3, 100, 14))
 
 
 def train_from_nothing(

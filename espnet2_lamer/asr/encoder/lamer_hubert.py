@@ -24,14 +24,15 @@ BASE_HASH = "base_sha256"
 class MaskedPrediction:
     """What one masked forward pass yields.
 
-    ``hidden [B, T, D]``, ``lengths [B]`` in frames, ``logits [M, K]`` of the masked
-    frames in row-major order, ``feature_penalty`` scalar or ``None`` when the
-    convolution stack is frozen.
+    ``real [B, T]`` marks frames that are not padding, ``logits [M, K]`` belong to the
+    masked frames in row-major order, ``unmasked_logits [U, K]`` to the real frames
+    that are not masked (``None`` unless asked for), ``feature_penalty`` is a scalar,
+    or ``None`` when the convolution stack is frozen.
     """
 
-    hidden: Tensor
-    lengths: Tensor
+    real: Tensor
     logits: Tensor
+    unmasked_logits: Tensor | None
     feature_penalty: Tensor | None
 
 
@@ -192,14 +193,16 @@ class LamerHubertEncoder(TorchAudioHuBERTPretrainEncoder):
         self,
         waveforms: Tensor,
         lengths: Tensor,
-        mask: Tensor | None = None,
+        mask: Tensor,
+        with_unmasked: bool = False,
     ) -> MaskedPrediction:
         """Encode, replacing masked frames, and score the units of masked frames.
 
         Args:
             waveforms: ``[B, n]``, 16 kHz.
             lengths: Valid samples ``[B]``.
-            mask: Masked frames ``[B, T]`` bool; ``None`` masks nothing.
+            mask: Masked frames ``[B, T]`` bool.
+            with_unmasked: Whether to score the frames that are not masked, too.
 
         Returns:
             A :class:`MaskedPrediction`.
@@ -209,12 +212,12 @@ class LamerHubertEncoder(TorchAudioHuBERTPretrainEncoder):
         features, frames = wav2vec2.feature_extractor(waveforms, lengths)
         penalty = features.float().pow(2).mean() if features.requires_grad else None
         x, attention_mask = wav2vec2.encoder._preprocess(features, frames)
-        if mask is not None:
-            mask = mask[:, : x.shape[1]]
-            x = model.mask_generator(x, mask)
-        x = self._transform(x, attention_mask)
-        masked = x[mask] if mask is not None else x[:0, 0]
-        return MaskedPrediction(x, frames, model.logit_generator(masked), penalty)
+        mask = mask[:, : x.shape[1]]
+        x = self._transform(model.mask_generator(x, mask), attention_mask)
+        head = model.logit_generator
+        real = torch.arange(x.shape[1], device=x.device) < frames[:, None]
+        unmasked = head(x[real & ~mask]) if with_unmasked else None
+        return MaskedPrediction(real, head(x[mask]), unmasked, penalty)
 
     def _transform(self, x: Tensor, attention_mask: Tensor | None) -> Tensor:
         transformer = self.wav2vec2.encoder.transformer
