@@ -13,7 +13,8 @@ from tqdm import tqdm
 from espnet2_lamer.compat import quiet_nltk
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.ctc_prefix import greedy_prefix_search
-from espnet2_lamer.evaluation.feature_store import _count_samples, read_batches
+from espnet2_lamer.evaluation.feature_store import count_samples, read_batches
+from espnet2_lamer.evaluation.provenance import made_from
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json
 from espnet2_lamer.fileio.datadir import write_table
 from espnet2_lamer.fileio.hashing import sha256_file
@@ -50,7 +51,7 @@ def decode(
         if not path.is_file():
             raise RecipeError(f"{path}: file not found; it is made by stages 10 and 11")
     options = yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {}
-    samples = _count_samples(Path(wav_scp))
+    samples = count_samples(Path(wav_scp))
     inputs = {
         "model": sha256_file(final_dir / "model.pth"),
         "model_config": sha256_file(final_dir / "config.yaml"),
@@ -58,10 +59,8 @@ def decode(
         "samples": sum(count for _, _, count in samples),
         "decode": options,
     }
-    from espnet2_lamer.evaluation.downstream import _read_json
-
     result = output_dir / "1best_recog"
-    if _read_json(result / "inputs.json") == inputs:
+    if made_from(result / "inputs.json", inputs):
         logging.info("%s: already decoded", result)
         return result / "text"
     hypotheses = decode_utterances(final_dir, samples, options, device)

@@ -1,6 +1,5 @@
 """Train ML-SUPERB heads on stored features through ESPnet's ASR task."""
 
-import json
 import logging
 import os
 import re
@@ -24,6 +23,7 @@ from espnet2_lamer.evaluation.feature_store import (
     store_features,
     upstream_fingerprint,
 )
+from espnet2_lamer.evaluation.provenance import made_from
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json, write_text
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
@@ -145,13 +145,14 @@ def train_head(
         "seed": seed,
     }
     final = output_dir / "final"
-    if _read_json(final / "inputs.json") == inputs:
+    if made_from(final / "inputs.json", inputs):
         logging.info("%s: already trained", output_dir)
         return final
-    if _read_json(output_dir / "inputs.json") not in (None, inputs):
+    record = output_dir / "inputs.json"
+    if record.is_file() and not made_from(record, inputs):
         logging.info("%s: inputs changed, training anew", output_dir)
         shutil.rmtree(output_dir)
-    write_json(output_dir / "inputs.json", inputs)
+    write_json(record, inputs)
 
     data = output_dir / "data"
     tokens = write_token_list(
@@ -164,10 +165,6 @@ def train_head(
     _run_espnet(cmd, output_dir)
     _write_final(output_dir, upstream, layer, inputs)
     return final
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _read_targets(dirs: Sequence[str | Path], target: str) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Upstream features on disk: computed once per upstream, layer and data set."""
 
+import hashlib
 import json
 import logging
 import os
@@ -21,7 +22,6 @@ from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.fileio.hashing import sha256_value
 
 SAMPLE_RATE = 16000
-# Batches are padded to whole seconds: on a CPU every new shape compiles new kernels.
 _SHARD_SECONDS = 600
 _BATCH_SECONDS = 40
 
@@ -58,8 +58,6 @@ class FeatureStore:
 
 def upstream_fingerprint(upstream: torch.nn.Module) -> str:
     """Return a hash of an upstream's architecture and weights."""
-    import hashlib
-
     digest = hashlib.sha256(sha256_value(upstream.architecture()).encode())
     for name, value in sorted(upstream.state_dict().items()):
         value = value.detach().cpu().contiguous()
@@ -97,7 +95,7 @@ def store_features(
     """
     if dtype not in ("float32", "float16"):
         raise RecipeError(f"store dtype: found {dtype!r}, expected float32 or float16")
-    samples = _count_samples(Path(data_dir) / "wav.scp")
+    samples = count_samples(Path(data_dir) / "wav.scp")
     num_states = len(selected_states(upstream.num_layers, layer))
     key = sha256_value(
         [
@@ -151,7 +149,7 @@ def _open(directory: Path) -> FeatureStore:
     return FeatureStore(directory=directory, **info)
 
 
-def _count_samples(wav_scp: Path) -> list[tuple[str, str, int]]:
+def count_samples(wav_scp: Path) -> list[tuple[str, str, int]]:
     """Return ``(utt, path, samples)`` of every utterance, checking the format."""
     found = []
     for utt, path in read_table(wav_scp, "stage 9").items():
@@ -195,6 +193,7 @@ def read_batches(
     pending: list[tuple[str, str, int]] = []
 
     def width(count: int) -> int:
+        # Whole seconds: on a CPU every new shape compiles new kernels.
         return -(-count // SAMPLE_RATE) * SAMPLE_RATE
 
     def load() -> tuple[list[str], torch.Tensor, torch.Tensor]:

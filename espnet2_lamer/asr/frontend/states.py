@@ -1,0 +1,133 @@
+"""Hidden states of a frozen upstream on S3PRL's time grid, and their weighted sum."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from espnet2_lamer.errors import RecipeError
+
+# One frame per 320 samples of 16 kHz audio; the first needs 400 samples.
+HOP = 320
+MIN_SAMPLES = 400
+
+
+class UpstreamLike(Protocol):
+    """What a frontend needs of an upstream (``espnet2_lamer.load_model``)."""
+
+    num_layers: int
+    dim: int
+
+    def extract_features(
+        self, wavs: Tensor, lengths: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """Return the ``num_layers + 1`` states ``[B, T, D]`` and their lengths."""
+        ...
+
+
+def selected_states(num_layers: int, layer: int | str) -> list[int]:
+    """Return the state indices that ``layer`` asks for.
+
+    Args:
+        num_layers: Transformer blocks L; the states are 0 (input) .. L.
+        layer: One index, or ``"all"`` for every state.
+
+    Raises:
+        RecipeError: ``layer`` is neither.
+    """
+    if layer == "all":
+        return list(range(num_layers + 1))
+    if isinstance(layer, int) and 0 <= layer <= num_layers:
+        return [layer]
+    raise RecipeError(
+        f"layer: found {layer!r}, expected 'all' or a number from 0 (transformer "
+        f"input) to {num_layers}, the depth of this upstream"
+    )
+
+
+def stretch_to_grid(
+    states: Tensor, state_lengths: Tensor, num_samples: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Give every utterance ``ceil(samples / 320)`` frames by repeating its last one.
+
+    S3PRL's rule, applied per utterance so that the result does not depend on the
+    other utterances of the batch. Frames beyond an utterance's length are zero.
+
+    Args:
+        states: ``[B, T, D]``.
+        state_lengths: Frames the convolutions gave, ``[B]``.
+        num_samples: Samples per utterance, ``[B]``.
+
+    Returns:
+        States ``[B, max ceil(n / 320), D]`` and lengths ``[B]``.
+    """
+    lengths = torch.div(num_samples + HOP - 1, HOP, rounding_mode="floor")
+    frames = torch.arange(int(lengths.max()), device=states.device)  # [T']
+    source = torch.minimum(frames[None], state_lengths[:, None] - 1)  # [B, T']
+    batch = torch.arange(len(states), device=states.device)[:, None]
+    stretched = states[batch, source]
+    return stretched * (frames[None] < lengths[:, None]).unsqueeze(-1), lengths
+
+
+@torch.no_grad()
+def upstream_states(
+    upstream: UpstreamLike, wavs: Tensor, lengths: Tensor, layer: int | str
+) -> tuple[Tensor, Tensor]:
+    """Run a frozen upstream and return the chosen states side by side.
+
+    Padding must not reach an utterance's states: the upstream masks it, or runs
+    utterances one at a time where its extractor normalises over time.
+
+    Args:
+        upstream: In eval mode.
+        wavs: Zero-padded 16 kHz waveforms ``[B, n]``.
+        lengths: Samples per utterance ``[B]``.
+        layer: As in :func:`selected_states`.
+
+    Returns:
+        ``[B, T, S * D]`` with ``T = max ceil(n / 320)``, S the number of chosen
+        states, and the lengths ``[B]``.
+
+    Raises:
+        RecipeError: An utterance is shorter than 400 samples.
+    """
+    chosen = selected_states(upstream.num_layers, layer)
+    if int(lengths.min()) < MIN_SAMPLES:
+        raise RecipeError(
+            f"utterance of {int(lengths.min())} samples: the upstream needs at least "
+            f"{MIN_SAMPLES} (25 ms at 16 kHz); remove it from the data directory"
+        )
+    hidden, hidden_lengths = upstream.extract_features(wavs, lengths)
+    states = torch.cat([hidden[k] for k in chosen], dim=-1)
+    return stretch_to_grid(states, hidden_lengths, lengths)
+
+
+class LayerSum(nn.Module):
+    """Softmax-weighted sum of S states: ``sum_s softmax(w)_s h_s``.
+
+    S3PRL's Featurizer without layer norm: weights start at zero, i.e. equal shares.
+    One state has no weights and passes unchanged.
+
+    Args:
+        num_states: S.
+        dim: Width D of one state.
+    """
+
+    def __init__(self, num_states: int, dim: int) -> None:
+        super().__init__()
+        self.num_states = num_states
+        self.dim = dim
+        self.weights = nn.Parameter(torch.zeros(num_states)) if num_states > 1 else None
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Map ``[B, T, S * D]`` to ``[B, T, D]``."""
+        if states.size(-1) != self.num_states * self.dim:
+            raise ValueError(
+                f"expected {self.num_states} states of {self.dim} values per frame, "
+                f"found {states.size(-1)} values: the features belong to another "
+                "upstream or layer choice"
+            )
+        if self.weights is None:
+            return states
+        stacked = states.unflatten(-1, (self.num_states, self.dim))  # [B, T, S, D]
+        return torch.einsum("btsd,s->btd", stacked, self.weights.softmax(0))

@@ -1,0 +1,27 @@
+"""Train an ESPnet ASR model with this package's frontends: ESPnet's own options."""
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from espnet2_lamer.bin.common import run_main
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``espnet2.bin.asr_train`` with our choices."""
+    from espnet2_lamer.tasks.asr import LamerASRTask
+
+    return LamerASRTask.get_parser()
+
+
+def main(cmd: Sequence[str] | None = None) -> None:
+    """Train, e.g. ``--frontend lamer_upstream --frontend_conf upstream=DIR``."""
+    # Checkpoints are data: nothing in them may run.
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    from espnet2_lamer.tasks.asr import LamerASRTask
+
+    LamerASRTask.main(cmd=cmd)
+
+
+if __name__ == "__main__":
+    run_main(main)
