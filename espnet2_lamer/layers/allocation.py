@@ -25,16 +25,18 @@ def parse_allocation(
     """
     if isinstance(allocation, int):
         counts = [allocation]
-    elif isinstance(allocation, str):
+    else:
+        parts = allocation.split(",") if isinstance(allocation, str) else allocation
         try:
-            counts = [int(part) for part in allocation.split(",")]
-        except ValueError:
+            counts = [int(part) for part in parts]
+            exact = isinstance(allocation, str) or counts == list(parts)
+        except (TypeError, ValueError):
+            exact = False
+        if not exact:
             raise ValueError(
                 f"allocation {allocation!r}: expected integers separated by commas, "
                 "e.g. '2,4,6,8'"
-            ) from None
-    else:
-        counts = [int(count) for count in allocation]
+            )
     if not counts or min(counts) < 0:
         raise ValueError(
             f"allocation {allocation!r}: expected expert counts of 0 or more"

@@ -13,8 +13,8 @@ class Router(nn.Module):
         \;\text{for}\; k \in \mathcal{T}(h),\; 0 \;\text{otherwise}
 
     For ``top_k = 1`` the raw probability is kept: Eq. 4 would make the gate 1 and the
-    router would get no gradient (a stated departure). ``top_k = None`` or a ``top_k``
-    of at least ``num_experts`` uses all experts, so the gates are ``p`` itself.
+    router would get no gradient (a stated departure). ``top_k = None`` or ``top_k =
+    num_experts`` uses all experts, so the gates are ``p`` itself.
 
     Args:
         dim: Size of a frame's vector.
@@ -24,7 +24,7 @@ class Router(nn.Module):
             for the selection only (loss-free balancing, arXiv 2408.15664).
 
     Raises:
-        ValueError: ``num_experts`` below 2 or ``top_k`` below 1.
+        ValueError: ``num_experts`` below 2, or ``top_k`` not in 1 .. ``num_experts``.
     """
 
     def __init__(
@@ -41,6 +41,11 @@ class Router(nn.Module):
             )
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k: found {top_k}, expected 1 or more, or None")
+        if top_k is not None and top_k > num_experts:
+            raise ValueError(
+                f"top_k: found {top_k}, expected at most {num_experts}, the number "
+                "of experts in the layer, or None for all of them"
+            )
         self.num_experts = num_experts
         self.top_k = top_k
         self.weight = nn.Parameter(torch.empty(num_experts, dim))
