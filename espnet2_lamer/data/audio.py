@@ -221,9 +221,13 @@ def _check_ogg_end(path: str) -> None:
         size = os.fstat(handle.fileno()).st_size
         handle.seek(max(0, size - 65536 - 282))
         tail = handle.read()
-    page = tail.rfind(b"OggS")
-    if page < 0 or page + 5 >= len(tail) or not tail[page + 5] & 0x04:
-        raise _Unusable("truncated: the last Ogg page is missing")
+    page = tail[max(0, tail.rfind(b"OggS")) :]
+    # Byte 5 holds the flags, byte 26 the number of sizes that follow.
+    whole = len(page) > 26 and len(page) >= 27 + page[26] + sum(
+        page[27 : 27 + page[26]]
+    )
+    if not whole or not page[5] & 0x04:
+        raise _Unusable("truncated: the last Ogg page is missing or cut")
 
 
 def _to_16k_mono(samples: np.ndarray, rate: int) -> np.ndarray:
