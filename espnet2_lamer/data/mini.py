@@ -162,8 +162,14 @@ def build_set(
     # The data directory appears after its audio: where it is, the audio is whole.
     with atomic_dir(output_dir) as audio_dir:
         plans = plan_utterances(split, lang, pool, seed)
+        # Absolute: worker processes outlive a change of the working directory.
         utterances = _synthesise(
-            plans, audio_dir, minutes * 60, min_utterances, nj, f"{split}_{lang}"
+            plans,
+            audio_dir.absolute(),
+            minutes * 60,
+            min_utterances,
+            nj,
+            f"{split}_{lang}",
         )
     with atomic_dir(data_dir) as directory:
         result = _write_data_dir(directory, output_dir, lang, utterances)
