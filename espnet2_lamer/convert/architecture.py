@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torchaudio.models import Wav2Vec2Model, wav2vec2_model
 from torchaudio.models.wav2vec2.components import FeatureExtractor
 
+from espnet2_lamer.convert.positional import PositionalEmbedding
+
 # torchaudio's factory arguments; the defaults are HuBERT-Large's.
 LARGE: dict[str, Any] = {
     "extractor_mode": "layer_norm",
@@ -160,6 +162,11 @@ def build_hubert(architecture: dict[str, Any]) -> Wav2Vec2Model:
         model.feature_extractor.conv_layers,
         full["normalize_waveform"],
         full["extractor_mode"] == "layer_norm",
+    )
+    model.encoder.transformer.pos_conv_embed = PositionalEmbedding(
+        full["encoder_embed_dim"],
+        full["encoder_pos_conv_kernel"],
+        full["encoder_pos_conv_groups"],
     )
     model.architecture = full
     model.normalize_waveform = full["normalize_waveform"]
