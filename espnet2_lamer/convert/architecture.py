@@ -173,21 +173,3 @@ def build_hubert(architecture: dict[str, Any]) -> Wav2Vec2Model:
     model.extractor_mode = full["extractor_mode"]
     model.mask_embedding = None
     return model
-
-
-def init_hubert(model: Wav2Vec2Model) -> None:
-    """Initialise the transformer as fairseq's HuBERT: normal(0, 0.02) Linears.
-
-    The convolution stack keeps PyTorch's initialisation: behind LayerNorm its scale
-    does not matter.
-    """
-    for module in model.encoder.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.02)
-            nn.init.zeros_(module.bias)
-    conv = model.encoder.transformer.pos_conv_embed.conv
-    width = conv.kernel_size[0] * conv.in_channels
-    with torch.no_grad():
-        # Assigning goes through the weight-norm parametrisation.
-        conv.weight = torch.randn_like(conv.weight) * (4.0 / width) ** 0.5
-        conv.bias.zero_()

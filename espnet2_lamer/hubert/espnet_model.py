@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from espnet2_lamer.asr.encoder.lamer_hubert import LamerHubertEncoder
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.layers import LamerFeedForward, load_balancing_loss, record_routing
+from espnet2_lamer.layers import Router, load_balancing_loss, record_routing
 from espnet2_lamer.layers.balance import importance_loss, routing_means
-from espnet2_lamer.layers.recording import RoutingRecord
+from espnet2_lamer.layers.recording import Routing, RoutingRecord
 
 AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -106,6 +106,10 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
         Returns:
             loss, stats, weight = number of masked frames.
         """
+        if self.training:
+            for module in self.modules():
+                if isinstance(module, Router):
+                    module.update_selection_bias()
         mask = index_mask(mask_indices, text.shape[1])
         dtype = AMP_DTYPES[self.amp_dtype]
         device = speech.device.type
@@ -121,9 +125,8 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
         if count:
             masked_loss = F.cross_entropy(output.logits, labels)
         else:
-            # Still touches the head, so that DDP sees every gradient.
-            head = self.encoder.hubert_pretrain_model.logit_generator
-            masked_loss = sum(p.sum() for p in head.parameters()) * 0.0
+            # A zero that still depends on everything that trains, as DDP requires.
+            masked_loss = output.logits.sum()
         loss = masked_loss
         stats: dict[str, Tensor | None] = {
             "loss_m": masked_loss.detach(),
@@ -164,7 +167,7 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
                 continue
             elif lamer.balance == "bias":
                 if self.training:
-                    self._update_bias(routing.layer, routing.name, routing, real)
+                    self._note_load(routing, real)
             else:
                 losses.append(load_balancing_loss(routing.probs, routing.gates, real))
         if not losses:
@@ -172,11 +175,11 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
         total = torch.stack(losses)
         return total.sum() if self.balance_reduction == "sum" else total.mean()
 
-    def _update_bias(self, layer: int, name: str, routing, real: Tensor) -> None:
-        module = self.encoder.wav2vec2.encoder.transformer.layers[layer].feed_forward
-        if isinstance(module, LamerFeedForward):
-            _, share = routing_means(routing.probs.detach(), routing.gates, real)
-            module.routers[name].update_selection_bias(share)
+    def _note_load(self, routing: Routing, real: Tensor) -> None:
+        layers = self.encoder.wav2vec2.encoder.transformer.layers
+        router = layers[routing.layer].feed_forward.routers[routing.name]
+        _, share = routing_means(routing.probs.detach(), routing.gates, real)
+        router.load.copy_(share)
 
     def collect_feats(
         self, speech: Tensor, speech_lengths: Tensor, **kwargs: Tensor

@@ -1,8 +1,10 @@
 """Stage 0 with ``--retrain true``: the mini base and teacher, from nothing.
 
 Two rounds as HuBERT does: units of MFCC, then units of the first round's own features.
-Unlike HuBERT's, the second round starts from the first one's weights: masked prediction
-begins with a plateau of 2000 updates, which is a third of a small model's budget.
+Masked prediction begins with a plateau of thousands of updates, in which a small model
+learns next to nothing. Two departures from HuBERT shorten it: the first round masks
+less, so that features come to tell frames apart, and the second round starts from the
+first one's weights.
 """
 
 import logging
@@ -16,15 +18,16 @@ from espnet2_lamer.recipe.pretraining import train_ssl, write_shapes
 
 @dataclass(frozen=True)
 class Round:
-    """One round: where units come from, how many, and how long to train."""
+    """One round: where units come from, how many, masking, and how long to train."""
 
     teacher_layer: int | None
     n_clusters: int
+    mask_prob: float
     epochs: int
 
 
 # Epochs are 500 updates of 20 s of audio (conf/train_ssl_mini_base.yaml).
-ROUNDS = (Round(None, 100, 10), Round(3, 100, 14))
+ROUNDS = (Round(None, 100, 0.3, 6), Round(3, 100, 0.8, 9))
 
 
 def train_from_nothing(
@@ -74,6 +77,7 @@ def train_from_nothing(
                 [
                     *("--max_epoch", str(plan.epochs)),
                     *("--scheduler_conf", f"total_steps={updates}"),
+                    *("--encoder_conf", f"mask_prob={plan.mask_prob}"),
                     *("--seed", str(seed)),
                     *start,
                 ],
@@ -81,6 +85,16 @@ def train_from_nothing(
             save_huggingface(_backbone(here / "exp", best), done)
         teacher = str(done)
         start = ["--encoder_conf", f"base={done}"]
+    from espnet2_lamer.analysis.curves import write_curves
+
+    write_curves(
+        {
+            f"round {number}": work_dir / f"round{number}" / "exp"
+            for number in range(1, len(rounds) + 1)
+        },
+        work_dir / "curves.csv",
+        ("loss_m", "acc_m", "acc_u"),
+    )
     model = _backbone(here / "exp", here / "exp" / "valid.loss_m.best.pth")
     save_huggingface(model, output_dir, dtype=torch.float16)
 

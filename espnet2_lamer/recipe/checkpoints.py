@@ -90,13 +90,12 @@ def _write_random(base: str, options: Options) -> None:
     """Write the base's network with random weights: the upstream that knows nothing."""
     import torch
 
-    from espnet2_lamer.convert.architecture import build_hubert, init_hubert
+    from espnet2_lamer.convert.architecture import build_hubert
     from espnet2_lamer.convert.huggingface import read_architecture, save_huggingface
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         model = build_hubert(read_architecture(Path(base)))
-        init_hubert(model)
     save_huggingface(model, options.random_upstream)
 
 

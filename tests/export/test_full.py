@@ -25,14 +25,13 @@ UNITS = 5
 @pytest.fixture
 def experiment(tmp_path):
     """Config and epoch file of a tiny Lamer model on a base in another directory."""
-    from espnet2_lamer.convert.architecture import build_hubert, init_hubert
+    from espnet2_lamer.convert.architecture import build_hubert
     from espnet2_lamer.convert.huggingface import save_huggingface
     from espnet2_lamer.tasks.hubert import LamerHubertTask
 
     espnet2_lamer.register()
     torch.manual_seed(0)
     base = build_hubert(ARCHITECTURE)
-    init_hubert(base)
     save_huggingface(base, tmp_path / "base")
     config = {
         "encoder": "lamer_hubert",

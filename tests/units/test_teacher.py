@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from espnet2_lamer.convert.architecture import build_hubert, init_hubert
+from espnet2_lamer.convert.architecture import build_hubert
 from espnet2_lamer.convert.huggingface import save_huggingface
 from espnet2_lamer.data.frames import num_frames
 from espnet2_lamer.errors import RecipeError
@@ -36,7 +36,6 @@ def hubert_dir(request, tmp_path_factory):
             "encoder_pos_conv_groups": 2,
         }
     )
-    init_hubert(model)
     directory = tmp_path_factory.mktemp(request.param) / "hubert"
     save_huggingface(model, directory)
     return directory

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchaudio.models import HuBERTPretrainModel
 
 from espnet2_lamer.convert import load_hubert
-from espnet2_lamer.convert.architecture import LARGE, build_hubert, init_hubert
+from espnet2_lamer.convert.architecture import LARGE, build_hubert
 from espnet2_lamer.convert.load import source_sha256
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.hubert.masked_prediction import MaskedPredictionHead, MaskEmbedding
@@ -133,7 +133,6 @@ class LamerHubertEncoder(TorchAudioHuBERTPretrainEncoder):
                     "encoder_layer_drop": encoder_layer_drop,
                 }
             )
-            init_hubert(wav2vec2)
             base_sha256 = None
         else:
             wav2vec2 = load_hubert(base)
@@ -184,7 +183,7 @@ class LamerHubertEncoder(TorchAudioHuBERTPretrainEncoder):
             return set()
         trained = {n for n, p in self.named_parameters() if p.requires_grad}
         prefix = "hubert_pretrain_model."
-        ours = ("selection_bias",)
+        ours = (".selection_bias", ".load")
         names = [n for n, _ in self.named_parameters()]
         names += [n for n, _ in self.named_buffers() if not n.endswith(ours)]
         return {n for n in names if n.startswith(prefix) and n not in trained}
