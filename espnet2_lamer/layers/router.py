@@ -21,7 +21,8 @@ class Router(nn.Module):
         num_experts: N, at least 2.
         top_k: K, or ``None`` for soft routing.
         use_selection_bias: Keep a persistent per-expert bias that is added to ``p``
-            for the selection only (loss-free balancing, arXiv 2408.15664).
+            for the selection only (loss-free balancing, arXiv 2408.15664), and the
+            load of the last training batch, from which it is updated.
 
     Raises:
         ValueError: ``num_experts`` below 2, or ``top_k`` not in 1 .. ``num_experts``.
@@ -54,6 +55,13 @@ class Router(nn.Module):
         self.register_buffer(
             "selection_bias", torch.zeros(num_experts) if use_selection_bias else None
         )
+        self.load: Tensor | None
+        self.register_buffer(
+            "load",
+            torch.full((num_experts,), 1.0 / num_experts)
+            if use_selection_bias
+            else None,
+        )
 
     @property
     def is_sparse(self) -> bool:
@@ -85,12 +93,15 @@ class Router(nn.Module):
         return gates, probs
 
     @torch.no_grad()
-    def update_selection_bias(self, load: Tensor, rate: float = 1e-3) -> None:
-        """Raise the bias of under-loaded experts by ``rate``, lower the others'.
+    def update_selection_bias(self, rate: float = 1e-3) -> None:
+        """Raise the bias of experts below their share of ``load``, lower the others'.
+
+        To be called before a training batch, with ``load [N]`` (shares of dispatched
+        frames, summing to 1) of the batch before: between a forward pass and its
+        backward pass the bias must stay, or recomputed layers would route otherwise.
 
         Args:
-            load: Share of dispatched frames per expert ``[N]``, summing to 1.
             rate: Step size.
         """
         if self.selection_bias is not None:
-            self.selection_bias += rate * torch.sign(1.0 / self.num_experts - load)
+            self.selection_bias += rate * torch.sign(1.0 / self.num_experts - self.load)

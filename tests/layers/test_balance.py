@@ -70,25 +70,28 @@ def test_selection_bias_evens_out_the_load_and_leaves_the_gates_to_p():
     before, _, probs = load()
     assert before.max() > 0.5
     for _ in range(150):
-        share, _, _ = load()
-        router.update_selection_bias(share, rate=5e-3)
+        router.load, _, _ = load()
+        router.update_selection_bias(rate=5e-3)
     after, gates, _ = load()
     assert after.max() < 0.35 and after.min() > 0.15
     # The weight of whichever expert is chosen is still its own probability.
     picked = gates.argmax(-1, keepdim=True)
     assert torch.equal(gates.gather(-1, picked), probs.gather(-1, picked))
-    assert "selection_bias" in router.state_dict()
+    assert set(router.state_dict()) == {"weight", "selection_bias", "load"}
 
 
 def test_without_selection_bias_there_is_nothing_to_store_or_update():
     router = Router(8, 4)
-    router.update_selection_bias(torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    router.update_selection_bias()
     assert set(router.state_dict()) == {"weight"}
 
 
 def test_selection_bias_steps_by_its_rate_towards_the_idle_experts():
     router = Router(8, 4, use_selection_bias=True)
-    router.update_selection_bias(torch.tensor([0.5, 0.25, 0.25, 0.0]), rate=0.01)
+    router.update_selection_bias()
+    assert router.selection_bias.tolist() == [0.0] * 4
+    router.load.copy_(torch.tensor([0.5, 0.25, 0.25, 0.0]))
+    router.update_selection_bias(rate=0.01)
     torch.testing.assert_close(
         router.selection_bias, torch.tensor([-0.01, 0.0, 0.0, 0.01])
     )
