@@ -2,19 +2,15 @@
 
 import logging
 import os
-import re
 import shutil
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from tqdm import tqdm
 
 from espnet2_lamer.compat import quiet_nltk
 from espnet2_lamer.errors import RecipeError
@@ -27,6 +23,7 @@ from espnet2_lamer.evaluation.provenance import made_from
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json, write_text
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
+from espnet2_lamer.train.console import espnet_log
 
 # Options that say where a head was trained, not what it is: not in final/config.yaml.
 _LOCAL_OPTIONS = {
@@ -251,7 +248,7 @@ def _run_espnet(cmd: list[str], output_dir: Path) -> None:
     from espnet2_lamer.tasks.asr import LamerASRTask
 
     start = time.monotonic()
-    with _logging_to(output_dir / "train.log", output_dir.name):
+    with espnet_log(output_dir / "train.log", output_dir.name):
         try:
             LamerASRTask.main(cmd=cmd)
         except SystemExit as error:
@@ -270,55 +267,6 @@ def _run_espnet(cmd: list[str], output_dir: Path) -> None:
         stats[epoch]["valid"]["loss"],
         100 * stats[epoch]["valid"].get("cer_ctc", float("nan")),
     )
-
-
-class _EpochBar(logging.Handler):
-    """Shows ESPnet's epochs, which it only logs, as a progress bar."""
-
-    def __init__(self, description: str) -> None:
-        super().__init__()
-        self.bar = tqdm(desc=description, unit="epoch", disable=not sys.stderr.isatty())
-
-    def emit(self, record: logging.LogRecord) -> None:
-        match = re.match(r"(\d+)/(\d+)epoch started", record.getMessage())
-        if match:
-            self.bar.total = int(match[2])
-            self.bar.n = int(match[1]) - 1
-            self.bar.refresh()
-
-    def close(self) -> None:
-        self.bar.close()
-        super().close()
-
-
-@contextmanager
-def _logging_to(path: Path, description: str) -> Iterator[None]:
-    """Send ESPnet's many messages to a file; the console keeps warnings only."""
-    root = logging.getLogger()
-    level = root.level
-    console = [(handler, handler.level) for handler in root.handlers]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(path, encoding="utf-8")
-    file.setFormatter(
-        logging.Formatter(
-            "%(asctime)s (%(module)s:%(lineno)d) %(levelname)s: %(message)s"
-        )
-    )
-    bar = _EpochBar(description)
-    for handler, _ in console:
-        handler.setLevel(logging.ERROR)
-    root.addHandler(file)
-    root.addHandler(bar)
-    root.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        for handler in (file, bar):
-            root.removeHandler(handler)
-            handler.close()
-        for handler, handler_level in console:
-            handler.setLevel(handler_level)
-        root.setLevel(level)
 
 
 def _write_final(

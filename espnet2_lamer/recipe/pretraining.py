@@ -9,6 +9,7 @@ from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.recipe.checkpoints import base_path
 from espnet2_lamer.recipe.options import Options
+from espnet2_lamer.train.console import espnet_log
 from espnet2_lamer.units.labels import check_labels, write_token_list
 from espnet2_lamer.upstream import load_pretraining_model
 
@@ -79,8 +80,15 @@ def train_ssl(
         ]
     from espnet2_lamer.tasks.hubert import LamerHubertTask
 
-    logging.info("training %s", output_dir)
-    LamerHubertTask.main(cmd=command + options)
+    logging.info("training %s, log: %s", output_dir, output_dir / "train.log")
+    with espnet_log(output_dir / "train.log", output_dir.name):
+        try:
+            LamerHubertTask.main(cmd=command + options)
+        except SystemExit as error:
+            raise RecipeError(
+                f"{output_dir}: ESPnet refused its options; see "
+                f"{output_dir / 'train.log'}"
+            ) from error
     best = output_dir / "valid.loss_m.best.pth"
     if not best.exists():
         raise RecipeError(

@@ -1,10 +1,12 @@
 """ESPnet iterator factory over length-bucketed batches."""
 
+import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from espnet2.iterators.abs_iter_factory import AbsIterFactory
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from espnet2_lamer.train.batching import make_batches
 from espnet2_lamer.train.collate import LamerCollate
@@ -84,9 +86,18 @@ class BucketIterFactory(AbsIterFactory):
         if self.world_size > 1:
             batches = [b[self.rank :: self.world_size] for b in batches]
             batches = [b for b in batches if b]
-        return DataLoader(
+        loader = DataLoader(
             self.dataset,
             batch_sampler=batches,
             collate_fn=self.make_collate(epoch),
             num_workers=self.num_workers,
+        )
+        name = f"epoch {epoch}, {'training' if self.train else 'validation'}"
+        # Standard error itself may be redirected to a log while ESPnet trains.
+        return tqdm(
+            loader,
+            desc=name,
+            leave=False,
+            file=sys.__stderr__,
+            disable=not sys.__stderr__.isatty(),
         )

@@ -1,0 +1,192 @@
+"""The whole recipe on a few minutes of synthetic speech and tiny networks."""
+
+import json
+import re
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+RECIPE = Path(__file__).parents[2] / "egs2" / "lamer_ssl" / "ssl1"
+
+
+def _tiny_hubert(directory, seed):
+    from espnet2_lamer.convert.architecture import build_hubert
+    from espnet2_lamer.convert.huggingface import save_huggingface
+
+    torch.manual_seed(seed)
+    model = build_hubert(
+        {
+            "extractor_conv_layer_config": [[8, 10, 5]]
+            + [[8, 3, 2]] * 4
+            + [[8, 2, 2]] * 2,
+            "encoder_embed_dim": 16,
+            "encoder_num_heads": 2,
+            "encoder_ff_interm_features": 32,
+            "encoder_num_layers": 2,
+            "encoder_pos_conv_kernel": 8,
+            "encoder_pos_conv_groups": 2,
+        }
+    )
+    save_huggingface(model, directory)
+    return directory
+
+
+def _shorter(source, target, **changes):
+    config = yaml.safe_load((RECIPE / source).read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            config.setdefault(key, {}).update(value)
+        else:
+            config[key] = value
+    target.write_text(yaml.safe_dump(config))
+    return target
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """The command line of a tiny recipe whose corpus is there."""
+    from espnet2_lamer.data.mini import build_mini
+
+    root = tmp_path_factory.mktemp("recipe")
+    build_mini(root / "data", nj=1, seed=0, minutes_scale=0.04)
+    head = {
+        "max_epoch": 1,
+        "num_iters_per_epoch": 2,
+        "scheduler_conf": {"total_steps": 2},
+    }
+    options = {
+        "nj": 1,
+        "ngpu": 0,
+        "num_nodes": 1,
+        "seed": 0,
+        "skip_stages": "1",
+        "datadir": root / "data",
+        "dumpdir": root / "dump",
+        "expdir": root / "exp",
+        "preset": "mini",
+        "corpus": "mini",
+        "manifest": "",
+        "exclude_sources": "",
+        "base": _tiny_hubert(root / "base", 0),
+        "teacher": _tiny_hubert(root / "teacher", 1),
+        "teacher_layer": 1,
+        "retrain": "false",
+        "new_langs": "cmn yue",
+        "replay_langs": "eng",
+        "replay_hours": 0.005,
+        "min_duration": 2,
+        "max_duration": 30,
+        "kmeans_hours": 0.01,
+        "n_clusters": 12,
+        "allocation": "2,3",
+        "ssl_config": _shorter(
+            "conf/train_ssl_lamer_mini.yaml",
+            root / "ssl.yaml",
+            max_epoch=1,
+            num_iters_per_epoch=3,
+            scheduler_conf={"warmup_steps": 1, "total_steps": 3},
+        ),
+        "control": "true",
+        "upstreams": "random base lamer",
+        "units": "",
+        "asr_config": _shorter(
+            "conf/tuning/train_asr_mlsuperb_mini.yaml", root / "asr.yaml", **head
+        ),
+        "asr_layer": 1,
+        "lid_config": _shorter(
+            "conf/tuning/train_lid_mlsuperb_mini.yaml", root / "lid.yaml", **head
+        ),
+        "lid_layer": 1,
+        "store_dtype": "float32",
+        "hf_repo": "",
+    }
+
+    def make(stage, stop_stage, **changes):
+        values = {**options, "stage": stage, "stop_stage": stop_stage, **changes}
+        return [part for k, v in values.items() for part in (f"--{k}", str(v))]
+
+    make.root = root
+    return make
+
+
+@pytest.fixture(scope="module")
+def finished(command):
+    """The same after stages 0 to 14."""
+    from espnet2_lamer.bin.recipe import main
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(RECIPE)
+        main(command(0, 14))
+    return command
+
+
+def test_results_name_every_language_unit_upstream_and_interval(finished):
+    text = (finished.root / "exp" / "RESULTS.md").read_text()
+    for lang, unit in (("eng", "char"), ("cmn", "pinyin"), ("yue", "jyutping")):
+        for upstream in ("random", "base", "lamer"):
+            row = rf"\|{lang}\|{unit}\|{upstream}\|\d+\|\d+\|[\d.]+\|[\d.]+ to [\d.]+\|"
+            assert re.search(row, text), (lang, upstream)
+    for part in ("Language identification", "head-only control", "phone probe", "CKA"):
+        assert part in text
+    assert "Synthetic formant speech" in text
+
+
+def test_the_heat_map_and_the_parameter_report_are_there(finished):
+    exp = finished.root / "exp"
+    picture = (exp / "analysis" / "routing_heatmap.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    report = json.loads((exp / "ssl_lamer" / "parameters.json").read_text())
+    # 5 experts of rank 12 on both Linears, 5 router rows of width 16.
+    assert report["lora"] == 5 * 2 * 12 * (16 + 32)
+    assert report["router"] == 5 * 16
+    control = json.loads((exp / "ssl_head_only" / "parameters.json").read_text())
+    assert control["lora"] == 0
+    assert control["trainable"] == control["head"] == report["head"]
+
+
+def test_every_package_is_self_contained(finished):
+    for path in (finished.root / "exp" / "packed").glob("*.zip"):
+        with zipfile.ZipFile(path) as archive:
+            config = archive.read("config.yaml").decode()
+            assert str(finished.root) not in config
+            assert "RESULTS.md" in archive.namelist()
+
+
+def test_a_second_run_finds_every_stage_done(finished, caplog, monkeypatch):
+    from espnet2_lamer.bin.recipe import main
+
+    monkeypatch.chdir(RECIPE)
+    caplog.set_level("INFO")
+    main(finished(0, 14))
+    done = [m for m in caplog.messages if m.endswith("done, nothing changed")]
+    assert len(done) == 14
+    assert not [m for m in caplog.messages if "starts" in m or "runs again" in m]
+
+
+def test_other_clusters_run_their_stages_and_outdate_the_later_ones(
+    finished, caplog, monkeypatch
+):
+    from espnet2_lamer.bin.recipe import main
+
+    monkeypatch.chdir(RECIPE)
+    caplog.set_level("INFO")
+    main(finished(4, 6, n_clusters=9))
+    assert any("--n_clusters 12 -> 9" in m for m in caplog.messages)
+    assert any("stage 7" in m and "out of date" in m for m in caplog.messages)
+    caplog.clear()
+    main(finished(4, 6))
+    assert not any("out of date" in m for m in caplog.messages)
+
+
+def test_a_late_stage_on_a_clean_tree_names_the_file_and_its_stage(
+    command, tmp_path, monkeypatch
+):
+    from espnet2_lamer.bin.recipe import main
+    from espnet2_lamer.errors import RecipeError
+
+    monkeypatch.chdir(RECIPE)
+    with pytest.raises(RecipeError, match=r"checkpoints.json.*made by stage 0"):
+        main(command(7, 7, expdir=tmp_path / "exp", dumpdir=tmp_path / "dump"))
