@@ -29,8 +29,8 @@ class MaskedPredictionHead(nn.Module):
         logit_temp: float = 0.1,
     ) -> None:
         super().__init__()
-        # Zero-mean, so that units start nearly orthogonal. fairseq's uniform [0, 1]
-        # puts all in a narrow cone, which a short run spends its updates on leaving.
+        # Zero-mean, so that units start nearly orthogonal; fairseq's uniform [0, 1]
+        # puts them all in a narrow cone (a stated departure).
         start = torch.randn(num_classes, final_dim) / final_dim**0.5
         self.label_embeddings = nn.Parameter(start)
         self.final_proj = nn.Linear(encoder_embed_dim, final_dim)

@@ -1,10 +1,8 @@
 """Stage 0 with ``--retrain true``: the mini base and teacher, from nothing.
 
 Two rounds as HuBERT does: units of MFCC, then units of the first round's own features.
-Masked prediction begins with a plateau of thousands of updates, in which a small model
-learns next to nothing. Two departures from HuBERT shorten it: the first round masks
-less, so that features come to tell frames apart, and the second round starts from the
-first one's weights.
+Two departures from HuBERT save updates: the first round masks less, and the second
+round starts from the first one's weights.
 """
 
 import logging
