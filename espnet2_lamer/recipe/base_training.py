@@ -25,7 +25,7 @@ class Round:
 
 
 # Epochs are 500 updates of 20 s of audio (conf/train_ssl_mini_base.yaml).
-ROUNDS = (Round(None, 100, 0.3, 6), Round(3, 100, 0.8, 7))
+ROUNDS = (Round(None, 100, 0.3, 6), Round(3, 100, 0.8, 5))
 
 
 def train_from_nothing(
