@@ -6,18 +6,22 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 class PolynomialDecayLR(LRScheduler, AbsBatchStepScheduler):
-    r"""Linear warm-up, then polynomial decay, counted in optimizer steps.
+    r"""Linear warm-up, then polynomial decay.
+
+    The rate of update s = 1, 2, ... is
 
     .. math::
         lr(s) = lr_{peak} \cdot \begin{cases} s / w & s \le w \\
-        (1 - (s - w) / (S - w))^p & w < s \le S \end{cases}
+        (1 - (s - 1 - w) / (S - w))^p & w < s \le S \\
+        0 & s > S \end{cases}
 
-    fairseq's ``polynomial_decay`` with end learning rate 0.
+    fairseq's ``polynomial_decay`` with end learning rate 0: after s - 1 updates the
+    decay is that far on, so that the last update still has a rate above 0.
 
     Args:
         optimizer: Its ``lr`` is the peak.
         warmup_steps: w.
-        total_steps: S; the rate is 0 from there on.
+        total_steps: S, the number of updates.
         power: p.
         last_epoch: Step to start from.
 
