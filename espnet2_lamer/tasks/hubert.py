@@ -89,11 +89,11 @@ class LamerHubertTask(HubertTask):
                 # Kept in config.yaml, so that the experiment is portable.
                 args.token_list = [line.rstrip("\n") for line in handle]
         encoder_class = encoder_choices.get_class(args.encoder)
-        encoder = encoder_class(num_classes=args.num_classes, **args.encoder_conf)
-        if not isinstance(encoder, LamerHubertEncoder):
+        if not issubclass(encoder_class, LamerHubertEncoder):
             raise RecipeError(
                 f"encoder: found {args.encoder!r}, expected 'lamer_hubert'"
             )
+        encoder = encoder_class(num_classes=args.num_classes, **args.encoder_conf)
         model_class = model_choices.get_class(args.model)
         return model_class(
             encoder=encoder,
