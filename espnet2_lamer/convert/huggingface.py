@@ -44,6 +44,12 @@ def read_architecture(directory: Path) -> dict[str, Any]:
             f"{directory / 'config.json'}: model_type: found "
             f"{config.get('model_type')!r}, expected 'hubert'"
         )
+    for key in ("hidden_act", "feat_extract_activation"):
+        if config.get(key, "gelu") != "gelu":
+            raise RecipeError(
+                f"{directory / 'config.json'}: {key}: found {config[key]!r}, expected "
+                "'gelu', the only activation of HuBERT"
+            )
     try:
         architecture = {
             "extractor_mode": f"{config['feat_extract_norm']}_norm",
