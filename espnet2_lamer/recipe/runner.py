@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -93,16 +94,22 @@ class Runner:
         """
         options = self.options
         started = time.perf_counter()
-        for stage in self.stages:
-            inside = options.stage <= stage.number <= options.stop_stage
-            if inside and stage.number not in options.skip_stages:
-                self._run_stage(stage)
+        chosen = [
+            stage
+            for stage in self.stages
+            if options.stage <= stage.number <= options.stop_stage
+            and stage.number not in options.skip_stages
+        ]
+        for stage in chosen:
+            self._run_stage(stage)
         self.hashes.save()
-        self._warn_outdated()
-        for number, seconds in self.seconds.items():
-            logging.info(
-                "stage %2d: %6.1f s  %s", number, seconds, self.stages[number].title
-            )
+        self._warn_outdated([s for s in self.stages if s not in chosen])
+        for stage in chosen:
+            if stage.number in self.seconds:
+                seconds = self.seconds[stage.number]
+                logging.info(
+                    "stage %2d: %6.1f s  %s", stage.number, seconds, stage.title
+                )
         logging.info("total: %.1f s", time.perf_counter() - started)
 
     def _state_file(self, stage: Stage) -> Path:
@@ -218,10 +225,8 @@ class Runner:
             os.replace(directory, target)
             logging.info("kept the earlier %s as %s", directory, target)
 
-    def _warn_outdated(self) -> None:
-        for stage in self.stages:
-            if stage.number <= self.options.stop_stage:
-                continue
+    def _warn_outdated(self, stages: list[Stage]) -> None:
+        for stage in stages:
             state = _read_json(self._state_file(stage))
             if state is None or state["status"] != "done":
                 continue
@@ -252,20 +257,19 @@ def stage_log(expdir: Path, number: int) -> Iterator[None]:
     root.addHandler(handler)
     try:
         yield
-    except RecipeError as error:
-        logging.getLogger(__name__).debug("%s", error)
-        raise
-    except Exception:
-        # The traceback belongs in the stage's log as well as on the terminal.
+    except Exception as error:
+        # The reason belongs in the stage's log as well as on the terminal; only what
+        # the user cannot mend comes with a traceback.
+        known = isinstance(error, RecipeError)
         handler.handle(
             logging.LogRecord(
                 __name__,
                 logging.ERROR,
                 __file__,
                 0,
-                "stage %d failed",
-                (number,),
-                __import__("sys").exc_info(),
+                "stage %d failed: %s",
+                (number, error),
+                None if known else sys.exc_info(),
             )
         )
         raise
