@@ -15,7 +15,8 @@ def _tiny_hubert(layers=2, dim=16, ffn=32):
         extractor_conv_bias=True,
         encoder_embed_dim=dim,
         encoder_projection_dropout=0.0,
-        encoder_pos_conv_kernel=8,
+        # Odd: with bf16 and few channels a group, even kernels are wrong on some CPUs.
+        encoder_pos_conv_kernel=7,
         encoder_pos_conv_groups=2,
         encoder_num_layers=layers,
         encoder_num_heads=2,
