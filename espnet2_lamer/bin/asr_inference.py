@@ -5,10 +5,12 @@ import os
 from collections.abc import Sequence
 
 from espnet2_lamer.bin.common import run_main
+from espnet2_lamer.compat import quiet_nltk
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the parser of ``espnet2.bin.asr_inference``."""
+    quiet_nltk()
     from espnet2.bin import asr_inference
 
     return asr_inference.get_parser()
@@ -18,6 +20,7 @@ def main(cmd: Sequence[str] | None = None) -> None:
     """Run ``espnet2.bin.asr_inference`` with our classes registered."""
     # Checkpoints are data: nothing in them may run.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    quiet_nltk()
     from espnet2.bin import asr_inference
 
     from espnet2_lamer.tasks.asr import register_asr

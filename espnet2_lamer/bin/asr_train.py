@@ -5,10 +5,12 @@ import os
 from collections.abc import Sequence
 
 from espnet2_lamer.bin.common import run_main
+from espnet2_lamer.compat import quiet_nltk
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the parser of ``espnet2.bin.asr_train`` with our choices."""
+    quiet_nltk()
     from espnet2_lamer.tasks.asr import LamerASRTask
 
     return LamerASRTask.get_parser()
@@ -18,6 +20,7 @@ def main(cmd: Sequence[str] | None = None) -> None:
     """Train, e.g. ``--frontend lamer_upstream --frontend_conf upstream=DIR``."""
     # Checkpoints are data: nothing in them may run.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    quiet_nltk()
     from espnet2_lamer.tasks.asr import LamerASRTask
 
     LamerASRTask.main(cmd=cmd)

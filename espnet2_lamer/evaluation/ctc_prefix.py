@@ -15,7 +15,8 @@ def greedy_prefix_search(
     frames for every token of the vocabulary: the score of a continuation needs only
     the forward variables of the prefix, so all continuations are one logsumexp, and
     the forward variables are updated for the chosen one alone. It is not arg-max
-    decoding: it sums over alignments.
+    decoding: it sums over alignments. One difference: ESPnet prints a stray
+    ``<sos/eos>`` when a search ends at the very last frame; this one does not.
 
     Args:
         log_probs: ``[T, V]`` log posteriors of one utterance.

@@ -262,7 +262,7 @@ def test_head_learns_and_its_loss_is_reported_by_espnet(trained):
     stats = torch.load(trained / "exp" / "checkpoint.pth", weights_only=True)[
         "reporter"
     ]["stats"]
-    assert stats[3]["valid"]["loss"] < 0.6 * stats[1]["train"]["loss"]
+    assert stats[3]["train"]["loss"] < 0.6 * stats[1]["train"]["loss"]
 
 
 def test_final_config_names_no_path_and_holds_upstream_and_tokens(trained, upstream):
@@ -461,7 +461,9 @@ def test_prefix_search_equals_espnets_on_random_posteriors():
         # eos is never a CTC output; blanks and repeats must both occur.
         x[:, -1] = -20
         x[:, 0] += 1
-        expected = [i for i in search(x)[0].yseq[1:-1].tolist() if i != 0]
+        # ESPnet appends a second <sos/eos> when the search ends at the last frame.
+        ended = (0, vocabulary - 1)
+        expected = [i for i in search(x)[0].yseq[1:-1].tolist() if i not in ended]
         found = greedy_prefix_search(x.log_softmax(-1).numpy())
         assert found == expected, trial
         lengths.add(len(found))
