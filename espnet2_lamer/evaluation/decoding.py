@@ -14,6 +14,10 @@ from espnet2_lamer.compat import quiet_nltk
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.ctc_prefix import greedy_prefix_search
 from espnet2_lamer.evaluation.feature_store import count_samples, read_batches
+from espnet2_lamer.evaluation.identification import (
+    language_tags,
+    most_probable_tag,
+)
 from espnet2_lamer.evaluation.provenance import made_from
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json
 from espnet2_lamer.fileio.datadir import write_table
@@ -26,6 +30,7 @@ def decode(
     output_dir: str | Path,
     config: str | Path,
     device: str = "cpu",
+    closed_set: bool = False,
 ) -> Path:
     """Decode every utterance and write ESPnet's ``1best_recog``.
 
@@ -41,6 +46,8 @@ def decode(
         output_dir: Gets ``1best_recog/{text,token,token_int}``.
         config: ESPnet decoding config (``beam_size``, ``ctc_weight``, ...).
         device: Where the model runs.
+        closed_set: For LID: write the most probable language tag instead of a free
+            hypothesis, see :func:`most_probable_tag`.
 
     Returns:
         ``output_dir/1best_recog/text``. It is left as it is when it was made from the
@@ -58,12 +65,13 @@ def decode(
         "wav_scp": sha256_file(wav_scp),
         "samples": sum(count for _, _, count in samples),
         "decode": options,
+        "closed_set": closed_set,
     }
     result = output_dir / "1best_recog"
     if made_from(result / "inputs.json", inputs):
         logging.info("%s: already decoded", result)
         return result / "text"
-    hypotheses = decode_utterances(final_dir, samples, options, device)
+    hypotheses = decode_utterances(final_dir, samples, options, device, closed_set)
     with atomic_dir(result) as directory:
         for column, name in enumerate(("text", "token", "token_int")):
             write_table(
@@ -78,6 +86,7 @@ def decode_utterances(
     samples: list[tuple[str, str, int]],
     options: dict[str, Any],
     device: str = "cpu",
+    closed_set: bool = False,
 ) -> dict[str, tuple[str, str, str]]:
     """Return text, tokens and token ids (space-separated) per utterance."""
     speech2text = load_speech2text(final_dir, options, device)
@@ -98,7 +107,12 @@ def decode_utterances(
         for utts, wavs, lengths in read_batches(samples):
             feats, frames = frontend(wavs.to(device), lengths.to(device))
             for utt, feat, count in zip(utts, feats, frames.tolist(), strict=True):
-                hypotheses[utt] = _decode_one(speech2text, feat[:count], options)
+                feat = feat[:count]
+                hypotheses[utt] = (
+                    _identify_one(speech2text, feat)
+                    if closed_set
+                    else _decode_one(speech2text, feat, options)
+                )
             progress.update(int(lengths.sum()))
     return hypotheses
 
@@ -136,6 +150,16 @@ def _decode_one(
         tokens = speech2text.converter.ids2tokens(ids)
         text = speech2text.tokenizer.tokens2text(tokens)
     return text or "", " ".join(tokens), " ".join(map(str, ids))
+
+
+def _identify_one(speech2text: Any, feats: torch.Tensor) -> tuple[str, str, str]:
+    model = speech2text.asr_model
+    encoded, _ = model.encode(feats[None], torch.tensor([len(feats)]))
+    log_probs = model.ctc.log_softmax(encoded)[0].cpu()
+    tags = language_tags(model.token_list)
+    best = most_probable_tag(log_probs, tags, model.blank_id)
+    token = model.token_list[best]
+    return token, token, str(best)
 
 
 def _is_greedy_ctc(options: dict[str, Any]) -> bool:
