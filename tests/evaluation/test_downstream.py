@@ -412,7 +412,7 @@ def test_decoded_set_is_kept_until_model_audio_or_config_changes(
 ):
     calls = []
 
-    def fake(final_dir, samples, options, device):
+    def fake(final_dir, samples, options, device, closed_set):
         calls.append(options)
         return {utt: ("T", "t", "1") for utt, _, _ in samples}
 
