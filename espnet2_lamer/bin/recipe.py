@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import warnings
 from pathlib import Path
 
 from espnet2_lamer.bin.common import get_argument_parser, run_main
@@ -121,8 +122,8 @@ def main(cmd: list[str] | None = None) -> None:
     Runner(STAGES, options).run()
 
 
-class _OwnOrWarning(logging.Filter):
-    """Lets warnings through, and what this package's own modules say."""
+class _OwnOrError(logging.Filter):
+    """Lets errors through, and what this package's own modules say."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         ours = f"{os.sep}espnet2_lamer{os.sep}" in record.pathname
@@ -132,7 +133,9 @@ class _OwnOrWarning(logging.Filter):
 def _quiet_terminal() -> None:
     """Keep ESPnet's log lines off the terminal; the stage's log file has them all."""
     for handler in logging.getLogger().handlers:
-        handler.addFilter(_OwnOrWarning())
+        handler.addFilter(_OwnOrError())
+    # ESPnet's own use of torch; nothing a user could change.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"espnet2\.")
 
 
 if __name__ == "__main__":
