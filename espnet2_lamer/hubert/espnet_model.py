@@ -5,14 +5,17 @@ from collections.abc import Sequence
 
 import torch
 from espnet2.hubert.espnet_model import TorchAudioHubertPretrainModel
+from espnet2.torch_utils.device_funcs import force_gatherable
 from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import Tensor
 from torch.nn import functional as F
 
-from espnet2_lamer.asr.encoder.lamer_hubert import LamerHubertEncoder
+from espnet2_lamer.asr.encoder.lamer_hubert import LamerHubertEncoder, MaskedPrediction
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.layers import Router, load_balancing_loss, record_routing
-from espnet2_lamer.layers.balance import importance_loss, routing_means
+from espnet2_lamer.hubert.balance import BalanceTerm
+from espnet2_lamer.hubert.distributed import global_sums, is_distributed
+from espnet2_lamer.hubert.routing_statistics import RoutingStatistics
+from espnet2_lamer.layers import Router, record_routing
 from espnet2_lamer.layers.recording import Routing, RoutingRecord
 
 AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -27,9 +30,9 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
             + \lambda \sum_l L_{lb}^{(l)}
             + w \cdot \overline{\lVert conv \rVert^2}
 
-    M are the masked, U the other real frames. The last term counts only where the
-    convolution stack trains. Dividing by the number of
-    masked frames keeps lambda's meaning whatever the batch is.
+    M are the masked, U the other real frames. The last term, a mean over real frames
+    (fairseq: padding included), counts only where the convolution stack trains.
+    Dividing by the number of masked frames keeps lambda's meaning whatever the batch.
 
     Args:
         encoder: Backbone, experts and head.
@@ -83,6 +86,8 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
         self.unmasked_weight = unmasked_weight
         self.feature_penalty = feature_penalty
         self.amp_dtype = amp_dtype
+        self.routing_statistics = RoutingStatistics()
+        self.register_buffer("training_batches", torch.zeros((), dtype=torch.long))
 
     def forward(
         self,
@@ -92,8 +97,12 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
         text_lengths: Tensor,
         mask_indices: Tensor,
         **kwargs: Tensor,
-    ) -> tuple[Tensor, dict[str, Tensor | None], Tensor]:
+    ) -> tuple[Tensor, dict[str, Tensor | float | None], Tensor]:
         """Compute the loss of one batch.
+
+        In distributed training the means run over the batches of all ranks: ESPnet
+        averages the losses that ranks return by their weights, and that average is
+        the loss of one process on all ranks' utterances.
 
         Args:
             speech: Waveforms ``[B, n]``.
@@ -107,85 +116,97 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
             loss, stats, weight = number of masked frames.
         """
         if self.training:
+            self.training_batches += 1
             for module in self.modules():
                 if isinstance(module, Router):
                     module.update_selection_bias()
         mask = index_mask(mask_indices, text.shape[1])
         dtype = AMP_DTYPES[self.amp_dtype]
-        device = speech.device.type
         with (
             record_routing(self) as record,
-            torch.autocast(device, dtype=dtype, enabled=dtype is not None),
+            torch.autocast(speech.device.type, dtype=dtype, enabled=dtype is not None),
         ):
             output = self.encoder(
                 speech, speech_lengths, mask, with_unmasked=self.unmasked_weight > 0
             )
+        mask = mask[:, : output.real.shape[1]]
+        loss, stats, weight = self._loss(output, text, mask, record)
+        if self.training:
+            self.routing_statistics.add(record, output.real, mask)
+            if self.routing_statistics.due:
+                stats |= self.routing_statistics.read(self.training_batches)
+            if is_distributed():
+                return force_gatherable((loss, stats, weight), loss.device)
+        return loss, stats, weight
+
+    def _loss(
+        self,
+        output: MaskedPrediction,
+        text: Tensor,
+        mask: Tensor,
+        record: RoutingRecord,
+    ) -> tuple[Tensor, dict[str, Tensor | float | None], Tensor]:
         labels = text[mask]
-        count = labels.numel()
-        if count:
-            masked_loss = F.cross_entropy(output.logits, labels)
-        else:
-            # A zero that still depends on everything that trains, as DDP requires.
-            masked_loss = output.logits.sum()
-        loss = masked_loss
-        stats: dict[str, Tensor | None] = {
-            "loss_m": masked_loss.detach(),
-            "loss_m_bits": masked_loss.detach() / math.log(2.0),
-            "acc_m": (output.logits.detach().argmax(-1) == labels).float().mean()
-            if count
-            else None,
-        }
+        weight = output.logits.new_tensor(float(max(labels.numel(), 1)))
+        balance = BalanceTerm(record, output.real, self.encoder.lamer)
+        others = None
         if output.unmasked_logits is not None:
             others = text[:, : output.real.shape[1]][output.real & ~mask]
-            unmasked_loss = F.cross_entropy(output.unmasked_logits, others)
-            loss = loss + self.unmasked_weight * unmasked_loss
-            stats["loss_u"] = unmasked_loss.detach()
-            correct = output.unmasked_logits.detach().argmax(-1) == others
-            stats["acc_u"] = correct.float().mean()
-        balance = self._balance(record, output.real)
-        if balance is not None:
-            loss = loss + self.balance_weight * balance
-            stats["balance"] = balance.detach()
-        if output.feature_penalty is not None:
-            loss = loss + self.feature_penalty * output.feature_penalty
-            stats["feature_penalty"] = output.feature_penalty.detach()
+        local = [
+            weight,
+            weight.new_tensor(float(labels.numel())),
+            weight.new_tensor(float(0 if others is None else others.numel())),
+            *balance.local_sums(),
+        ]
+        # A validation batch stands alone: some rank may have none.
+        total = global_sums(local) if self.training else local
+        total_weight, masked, unmasked, *balance_sums = total
+        # What a rank returns is multiplied by its weight and divided by their sum.
+        own_share = total_weight / weight
+
+        # With no masked frame: a zero that still depends on everything that trains,
+        # as DDP requires.
+        summed = F.cross_entropy(output.logits, labels, reduction="sum")
+        masked_loss = summed / masked.clamp(min=1.0) * own_share
+        loss = masked_loss
+        stats: dict[str, Tensor | float | None] = {
+            "loss_m": masked_loss.detach(),
+            "loss_m_bits": masked_loss.detach() / math.log(2.0),
+            "acc_m": _correct(output.logits, labels) / masked * own_share,
+        }
+        if others is not None:
+            summed = F.cross_entropy(output.unmasked_logits, others, reduction="sum")
+            share = own_share / unmasked.clamp(min=1.0)
+            loss = loss + self.unmasked_weight * summed * share
+            stats["loss_u"] = summed.detach() * share
+            stats["acc_u"] = _correct(output.unmasked_logits, others) * share
+        part = balance.part(balance_sums, self.balance_reduction)
+        if part is not None:
+            loss = loss + self.balance_weight * part * own_share
+            stats["balance"] = part.detach() * own_share
+        if self.training:
+            balance.note_load(balance_sums, self._load_buffer)
+        if output.squared_features is not None:
+            # balance_sums[0] counts the real frames of all ranks.
+            penalty = output.squared_features / balance_sums[0] * own_share
+            loss = loss + self.feature_penalty * penalty
+            stats["feature_penalty"] = penalty.detach()
         stats["loss"] = loss.detach()
-        return loss, stats, speech.new_tensor(float(max(count, 1)))
+        return loss, stats, weight
 
-    def _balance(self, record: RoutingRecord, real: Tensor) -> Tensor | None:
-        """Balance term over the layers where it can vary; ``None`` without one."""
-        lamer = self.encoder.lamer
-        if lamer is None or lamer.balance == "none":
-            return None
-        losses = []
-        for routing in record:
-            sparse = lamer.top_k is not None and lamer.top_k < routing.probs.shape[-1]
-            if lamer.balance == "importance":
-                losses.append(importance_loss(routing.probs, real))
-            elif not sparse:
-                # f is constant, so Eq. 7 is too: N = K and soft routing are left out.
-                continue
-            elif lamer.balance == "bias":
-                if self.training:
-                    self._note_load(routing, real)
-            else:
-                losses.append(load_balancing_loss(routing.probs, routing.gates, real))
-        if not losses:
-            return None
-        total = torch.stack(losses)
-        return total.sum() if self.balance_reduction == "sum" else total.mean()
-
-    def _note_load(self, routing: Routing, real: Tensor) -> None:
+    def _load_buffer(self, routing: Routing) -> Tensor:
         layers = self.encoder.wav2vec2.encoder.transformer.layers
-        router = layers[routing.layer].feed_forward.routers[routing.name]
-        _, share = routing_means(routing.probs.detach(), routing.gates, real)
-        router.load.copy_(share)
+        return layers[routing.layer].feed_forward.routers[routing.name].load
 
     def collect_feats(
         self, speech: Tensor, speech_lengths: Tensor, **kwargs: Tensor
     ) -> dict[str, Tensor]:
         """Return the waveform itself: there is no frontend to take statistics of."""
         return {"feats": speech, "feats_lengths": speech_lengths}
+
+
+def _correct(logits: Tensor, labels: Tensor) -> Tensor:
+    return (logits.detach().argmax(-1) == labels).float().sum()
 
 
 def index_mask(indices: Tensor, num_frames: int) -> Tensor:

@@ -4,6 +4,33 @@ import torch
 from torch import Tensor
 
 
+def routing_sums(
+    probs: Tensor, gates: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Sum routing probabilities and count dispatched frames per expert.
+
+    Args:
+        probs: Router probabilities ``[..., T, N]``.
+        gates: Expert weights ``[..., T, N]``; an expert is dispatched to where > 0.
+        mask: Real frames, ``True`` = real, of the trailing shape before N (``[B, T]``
+            for ``[B, T, N]`` or, of several routers, ``[L, B, T, N]``); ``None`` = all
+            frames.
+
+    Returns:
+        Sums ``[N]`` (``[L, N]``) with gradient, counts of the same shape without.
+    """
+    used = (gates.detach() > 0).to(probs.dtype)
+    if mask is None:
+        frames = tuple(range(probs.dim() - 1))
+    else:
+        # Replacing (not multiplying) keeps a NaN in padding out of the sums; unlike
+        # indexing it asks the device for no count.
+        padding = ~mask.unsqueeze(-1)
+        probs, used = probs.masked_fill(padding, 0.0), used.masked_fill(padding, 0.0)
+        frames = tuple(range(-1 - mask.dim(), -1))
+    return probs.sum(frames), used.sum(frames)
+
+
 def routing_means(
     probs: Tensor, gates: Tensor, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -11,19 +38,15 @@ def routing_means(
 
     Args:
         probs: Router probabilities ``[..., N]``.
-        gates: Expert weights ``[..., N]``; an expert is dispatched to where > 0.
+        gates: Expert weights ``[..., N]``.
         mask: Real frames ``[...]``, ``True`` = real; ``None`` = all.
 
     Returns:
         ``m [N]`` with gradient, ``f [N]`` without, both summing to 1.
     """
-    if mask is not None:
-        # Selecting (not multiplying) keeps a NaN in padding out of the sums.
-        probs, gates = probs[mask], gates[mask]
-    num_experts = probs.shape[-1]
-    mean_probs = probs.reshape(-1, num_experts).mean(0)
-    counts = (gates.detach() > 0).reshape(-1, num_experts).float().sum(0)
-    return mean_probs, counts / counts.sum().clamp(min=1.0)
+    sums, counts = routing_sums(probs, gates, mask)
+    frames = probs[..., 0].numel() if mask is None else mask.sum()
+    return sums / frames, counts / counts.sum().clamp(min=1.0)
 
 
 def load_balancing_loss(

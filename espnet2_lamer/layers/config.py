@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-TARGETS = ("intermediate_dense", "output_dense")
+LINEARS = ("intermediate_dense", "output_dense")
+TARGETS = (*LINEARS, "ffn")
 ROUTERS = ("ffn", "projection")
 BALANCES = ("loss", "bias", "importance", "none")
 
@@ -18,9 +19,11 @@ class LamerConfig:
         alpha: LoRA scale is alpha / rank; ``None`` means alpha = rank, i.e. 1 as in
             Eq. 2.
         top_k: Experts per frame (Eq. 4); ``None`` uses all experts (soft, MiLorE-SSL).
-        targets: Which Linears of the FFN get experts.
-        router: ``"ffn"``, one router per FFN that both Linears share (Fig. 1c), or
-            ``"projection"``, one per Linear (Eq. 1-5 read literally).
+        targets: What gets experts: the FFN's Linears ``"intermediate_dense"`` and
+            ``"output_dense"``, or ``"ffn"``, the FFN as a whole (experts from its
+            input to its output, beside it); any subset.
+        router: ``"ffn"``, one router per FFN that all targets share (Fig. 1c), or
+            ``"projection"``, one per target (Eq. 1-5 read literally).
         balance: ``"loss"`` (Eq. 7), ``"bias"`` (loss-free selection bias),
             ``"importance"`` (N * sum m_k^2) or ``"none"``.
         dropout: Dropout before A.
@@ -33,7 +36,7 @@ class LamerConfig:
     rank: int = 12
     alpha: float | None = None
     top_k: int | None = 2
-    targets: Sequence[str] = TARGETS
+    targets: Sequence[str] = LINEARS
     router: str = "ffn"
     balance: str = "loss"
     dropout: float = 0.0

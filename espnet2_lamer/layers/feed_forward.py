@@ -1,10 +1,10 @@
-"""Lamer module: a frozen FFN, LoRA experts on its Linears and a router (Fig. 1c)."""
+"""Lamer module: a frozen FFN, LoRA experts and a router (Fig. 1c)."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from espnet2_lamer.layers.config import TARGETS, LamerConfig
-from espnet2_lamer.layers.lora import LoRAExpertLinear
+from espnet2_lamer.layers.config import LINEARS, LamerConfig
+from espnet2_lamer.layers.lora import LoRAExpertLinear, LoRAExperts
 from espnet2_lamer.layers.recording import RoutingRecord
 from espnet2_lamer.layers.router import Router
 
@@ -31,23 +31,28 @@ class LamerFeedForward(nn.Module):
         super().__init__()
         self.layer = layer
         self.num_experts = num_experts
+        self.one_router = config.router == "ffn"
         self.intermediate_dropout = feed_forward.intermediate_dropout
         self.output_dropout = feed_forward.output_dropout
         self.record: RoutingRecord | None = None
-        for name in TARGETS:
+        options = (num_experts, config.rank, config.alpha, config.dropout)
+        for name in LINEARS:
             linear = getattr(feed_forward, name).requires_grad_(False)
             if name in config.targets:
-                linear = LoRAExpertLinear(
-                    linear, num_experts, config.rank, config.alpha, config.dropout
-                )
+                linear = LoRAExpertLinear(linear, *options)
             self.add_module(name, linear)
+        first = getattr(feed_forward, LINEARS[0])
+        last = getattr(feed_forward, LINEARS[1])
+        self.ffn_experts = None
+        if "ffn" in config.targets:
+            self.ffn_experts = LoRAExperts(
+                first.in_features, last.out_features, *options, like=first.weight
+            )
         self.routers = nn.ModuleDict()
         if num_experts > 1:
-            names = ("ffn",) if config.router == "ffn" else config.targets
-            for name in names:
-                # The FFN's input, or the input of the Linear that the router serves.
-                source = TARGETS[0] if name == "ffn" else name
-                dim = getattr(feed_forward, source).in_features
+            for name in ("ffn",) if self.one_router else config.targets:
+                # A router reads what the experts it serves read.
+                dim = (last if name == LINEARS[1] else first).in_features
                 self.routers[name] = Router(
                     dim, num_experts, config.top_k, config.balance == "bias"
                 )
@@ -64,12 +69,13 @@ class LamerFeedForward(nn.Module):
         module = getattr(self, name)
         if not isinstance(module, LoRAExpertLinear):
             return module(x)
-        gates = ffn_gates if "ffn" in self.routers else self._route(name, x)
-        return module(x, gates)
+        return module(x, ffn_gates if self.one_router else self._route(name, x))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map hidden states ``[B, T, D]`` to ``[B, T, D]``."""
         gates = self._route("ffn", x)
-        x = F.gelu(self._linear("intermediate_dense", x, gates))
-        x = self.intermediate_dropout(x)
-        return self.output_dropout(self._linear("output_dense", x, gates))
+        h = F.gelu(self._linear("intermediate_dense", x, gates))
+        y = self._linear("output_dense", self.intermediate_dropout(h), gates)
+        if self.ffn_experts is not None:
+            y = y + self.ffn_experts(x, gates)
+        return self.output_dropout(y)

@@ -1,24 +1,96 @@
-"""Linear layer with N gated LoRA experts in one fused form (Lamer-SSL, Eq. 1, 2, 5)."""
+"""N gated LoRA experts in one fused form (Lamer-SSL, Eq. 1, 2, 5)."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class LoRAExpertLinear(nn.Module):
-    r"""A frozen Linear plus a gated sum of N low-rank experts.
+class LoRAExperts(nn.Module):
+    r"""A gated sum of N low-rank experts.
 
-    .. math::
-        y = W_0 x + b + \frac{\alpha}{r} \sum_{k=1}^{N} g_k B_k A_k x
+    .. math:: \Delta(x) = \frac{\alpha}{r} \sum_{k=1}^{N} g_k B_k A_k x
 
     All experts are computed by two matrix products, whatever N is: the A matrices are
     stacked to ``[N * r, d_in]``, the ``[..., N, r]`` activations are scaled by the
     gates, and the B matrices stand side by side as ``[d_out, N * r]``. A gate of zero
     removes an expert exactly and its parameters still get a (zero) gradient, so DDP
-    needs no search for unused parameters.
+    needs no search for unused parameters. What is kept for the backward pass is N * r
+    wide, not N * d_out.
 
-    A starts kaiming-uniform and B zero: before the first update the output equals
-    ``base(x)``.
+    A starts kaiming-uniform and B zero: before the first update the sum is zero.
+
+    Args:
+        in_features: d_in.
+        out_features: d_out.
+        num_experts: N, at least 1.
+        rank: r.
+        alpha: Scale numerator; ``None`` means ``rank``.
+        dropout: Dropout on the experts' input.
+        like: Tensor whose device and dtype the parameters take.
+
+    Raises:
+        ValueError: ``num_experts`` or ``rank`` below 1.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        num_experts: int,
+        rank: int,
+        alpha: float | None = None,
+        dropout: float = 0.0,
+        like: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        if num_experts < 1 or rank < 1:
+            raise ValueError(
+                f"num_experts and rank must be 1 or more, found {num_experts} and "
+                f"{rank}"
+            )
+        self.num_experts = num_experts
+        self.rank = rank
+        self.scale = (rank if alpha is None else alpha) / rank
+        self.dropout = nn.Dropout(dropout)
+        place = {} if like is None else {"device": like.device, "dtype": like.dtype}
+        self.lora_A = nn.Parameter(torch.empty(num_experts, rank, in_features, **place))
+        self.lora_B = nn.Parameter(
+            torch.zeros(out_features, num_experts * rank, **place)
+        )
+        # Fan-in of one expert is d_in; on a 3-D tensor kaiming_uniform_ would take
+        # rank * d_in instead.
+        nn.init.kaiming_uniform_(self.lora_A.flatten(0, 1), a=5**0.5)
+
+    def reduce(self, x: Tensor, gates: Tensor | None) -> Tensor:
+        """Map ``x [..., d_in]`` to gated and scaled activations ``[..., N * r]``."""
+        z = F.linear(self.dropout(x), self.lora_A.flatten(0, 1))
+        if gates is None:
+            return z if self.scale == 1.0 else self.scale * z
+        # The scale goes where there is least to multiply.
+        gates = (gates if self.scale == 1.0 else self.scale * gates).to(z.dtype)
+        z = z.unflatten(-1, (self.num_experts, self.rank))
+        return (z * gates.unsqueeze(-1)).flatten(-2)
+
+    def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
+        """Sum the experts.
+
+        Args:
+            x: Input ``[..., d_in]``.
+            gates: Expert weights ``[..., N]``; ``None`` means all ones.
+
+        Returns:
+            Sum ``[..., d_out]``.
+        """
+        return F.linear(self.reduce(x, gates), self.lora_B)
+
+
+class LoRAExpertLinear(LoRAExperts):
+    r"""A frozen Linear plus a gated sum of N low-rank experts.
+
+    .. math::
+        y = W_0 x + b + \frac{\alpha}{r} \sum_{k=1}^{N} g_k B_k A_k x
+
+    Before the first update the output equals ``base(x)``, since B is zero.
 
     Args:
         base: The Linear to adapt; it is frozen here.
@@ -39,27 +111,16 @@ class LoRAExpertLinear(nn.Module):
         alpha: float | None = None,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
-        if num_experts < 1 or rank < 1:
-            raise ValueError(
-                f"num_experts and rank must be 1 or more, found {num_experts} and "
-                f"{rank}"
-            )
+        super().__init__(
+            base.in_features,
+            base.out_features,
+            num_experts,
+            rank,
+            alpha,
+            dropout,
+            like=base.weight,
+        )
         self.base = base.requires_grad_(False)
-        self.num_experts = num_experts
-        self.rank = rank
-        self.scale = (rank if alpha is None else alpha) / rank
-        self.dropout = nn.Dropout(dropout)
-        like = {"device": base.weight.device, "dtype": base.weight.dtype}
-        self.lora_A = nn.Parameter(
-            torch.empty(num_experts, rank, base.in_features, **like)
-        )
-        self.lora_B = nn.Parameter(
-            torch.zeros(base.out_features, num_experts * rank, **like)
-        )
-        # Fan-in of one expert is d_in; on a 3-D tensor kaiming_uniform_ would take
-        # rank * d_in instead.
-        nn.init.kaiming_uniform_(self.lora_A.flatten(0, 1), a=5**0.5)
 
     def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
         """Apply the frozen Linear and the experts.
@@ -71,9 +132,4 @@ class LoRAExpertLinear(nn.Module):
         Returns:
             Output ``[..., d_out]``.
         """
-        y = self.base(x)
-        z = F.linear(self.dropout(x), self.lora_A.flatten(0, 1))  # [..., N * r]
-        if gates is not None:
-            z = z.unflatten(-1, (self.num_experts, self.rank))
-            z = (z * gates.to(z.dtype).unsqueeze(-1)).flatten(-2)
-        return y + self.scale * F.linear(z, self.lora_B)
+        return self.base(x) + super().forward(x, gates)

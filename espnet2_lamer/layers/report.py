@@ -3,7 +3,7 @@
 from torch import nn
 
 from espnet2_lamer.layers.feed_forward import LamerFeedForward
-from espnet2_lamer.layers.lora import LoRAExpertLinear
+from espnet2_lamer.layers.lora import LoRAExperts
 from espnet2_lamer.layers.router import Router
 
 
@@ -30,10 +30,10 @@ def parameter_report(model: nn.Module) -> dict[str, int | float]:
             top_k = routers[0].top_k if routers else None
             share = min(top_k or module.num_experts, module.num_experts)
             for child in module.children():
-                if isinstance(child, LoRAExpertLinear):
+                if isinstance(child, LoRAExperts):
                     size = child.lora_A.numel() + child.lora_B.numel()
                     active += size // child.num_experts * share
-        elif isinstance(module, LoRAExpertLinear):
+        elif isinstance(module, LoRAExperts):
             lora += module.lora_A.numel() + module.lora_B.numel()
         elif isinstance(module, Router):
             router += _size(module)

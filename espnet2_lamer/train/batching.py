@@ -15,6 +15,7 @@ def make_batches(
     bucket: int,
     generator: np.random.Generator,
     shuffle: bool,
+    ranks: int = 1,
 ) -> list[list[str]]:
     """Group utterances so that a batch holds at most ``batch_bins`` padded samples.
 
@@ -29,10 +30,16 @@ def make_batches(
         bucket: Lengths are rounded up to multiples of this many samples.
         generator: Source of randomness.
         shuffle: Shuffle utterances and the order of batches.
+        ranks: Smallest number of utterances in a batch: each rank needs one.
 
     Returns:
         Lists of utterance ids; each utterance occurs once.
+
+    Raises:
+        ValueError: There are fewer utterances than ranks.
     """
+    if len(lengths) < ranks:
+        raise ValueError(f"found {len(lengths)} utterances for {ranks} ranks")
     names = sorted(lengths)
     if shuffle:
         names = [names[i] for i in generator.permutation(len(names))]
@@ -42,9 +49,17 @@ def make_batches(
     for name in names:
         if not batches or len(batches[-1]) >= size:
             longest = rounded_length(lengths[name], max_samples, bucket)
-            size = max(1, batch_bins // longest)
+            size = max(ranks, batch_bins // longest)
             batches.append([])
         batches[-1].append(name)
+    if len(batches[-1]) < ranks:
+        # The rest of the last batch comes from the one before, whose lengths are next.
+        missing = ranks - len(batches[-1])
+        if len(batches[-2]) - missing >= ranks:
+            batches[-1] = batches[-2][-missing:] + batches[-1]
+            del batches[-2][-missing:]
+        else:
+            batches[-2] += batches.pop()
     if shuffle:
         batches = [batches[i] for i in generator.permutation(len(batches))]
     return batches

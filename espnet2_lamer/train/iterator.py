@@ -62,6 +62,7 @@ class BucketIterFactory(AbsIterFactory):
             collate.bucket,
             np.random.default_rng([self.seed, number]),
             shuffle,
+            self.world_size,
         )
 
     def _epoch_batches(self, epoch: int, shuffle: bool) -> list[list[str]]:
@@ -84,8 +85,8 @@ class BucketIterFactory(AbsIterFactory):
         shuffle = self.train if shuffle is None else shuffle
         batches = self._epoch_batches(epoch, shuffle)
         if self.world_size > 1:
+            # Every batch has an utterance for each rank, see make_batches.
             batches = [b[self.rank :: self.world_size] for b in batches]
-            batches = [b for b in batches if b]
         loader = DataLoader(
             self.dataset,
             batch_sampler=batches,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchaudio.models import wav2vec2_model
 
-from espnet2_lamer.layers import LoRAExpertLinear
+from espnet2_lamer.layers.lora import LoRAExperts
 
 
 def _tiny_hubert(layers=2, dim=16, ffn=32):
@@ -34,7 +34,7 @@ def _fill_experts(module, seed=0):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for child in module.modules():
-            if isinstance(child, LoRAExpertLinear):
+            if isinstance(child, LoRAExperts):
                 noise = torch.randn(child.lora_B.shape, generator=generator)
                 child.lora_B.copy_(0.3 * noise)
     return module

@@ -15,8 +15,9 @@ from espnet2_lamer.layers import (
     load_balancing_loss,
     record_routing,
 )
+from espnet2_lamer.layers.lora import LoRAExperts
 
-TARGETS = ("intermediate_dense", "output_dense")
+LINEARS = ("intermediate_dense", "output_dense")
 
 
 def agree(found, expected):
@@ -45,15 +46,14 @@ def loop_router(weight, h, top_k):
     return [kept.get(k, torch.zeros((), dtype=h.dtype)) for k in range(len(p))], p
 
 
-def loop_linear(weights, h, gates):
-    """Eq. 1, 2 and 5 for one frame; the scale is alpha / r."""
-    y = weights["w0"] @ h + weights["bias"]
+def loop_experts(weights, h, gates, y):
+    """Eq. 2 and 5 for one frame on top of ``y``; the scale is alpha / r."""
     for gate, a, b in zip(gates, weights["a"], weights["b"], strict=True):
         y = y + weights["scale"] * gate * (b @ (a @ h))
     return y
 
 
-def loop_ffn(linears, routers, x, top_k):
+def loop_ffn(linears, routers, x, top_k, one_router):
     """A whole Lamer module; output ``[B, T, D]`` and gates, probs per router."""
     rows, routing = [], {name: ([], []) for name in routers}
 
@@ -65,16 +65,18 @@ def loop_ffn(linears, routers, x, top_k):
         routing[name][1].append(torch.stack(p))
         return gates
 
-    for h in x.flatten(0, 1):
-        shared = route("ffn", h) if "ffn" in routers else None
-        for name in TARGETS:
+    for start in x.flatten(0, 1):
+        h = start
+        shared = route("ffn", h) if one_router else None
+        for name in LINEARS:
             weights = linears[name]
-            if "a" not in weights:
-                h = weights["w0"] @ h + weights["bias"]
-            else:
-                h = loop_linear(weights, h, shared or route(name, h))
-            if name == TARGETS[0]:
-                h = F.gelu(h)
+            y = weights["w0"] @ h + weights["bias"]
+            if "a" in weights:
+                y = loop_experts(weights, h, shared or route(name, h), y)
+            h = F.gelu(y) if name == LINEARS[0] else y
+        if "ffn" in linears:
+            gates = shared or route("ffn", start)
+            h = loop_experts(linears["ffn"], start, gates, h)
         rows.append(h)
     routing = {
         name: (torch.stack(gates), torch.stack(p))
@@ -116,14 +118,23 @@ def build(rng, num_experts, top_k, router, targets):
     return module.double(), x.requires_grad_()
 
 
+def experts(module, name):
+    """The part of the module that a target names."""
+    return module.ffn_experts if name == "ffn" else getattr(module, name)
+
+
 def unfuse(module):
     """Independent leaf tensors per expert, as the equations name them."""
-    linears, leaves = {}, []
-    for name in TARGETS:
-        linear = getattr(module, name)
-        base = linear.base if isinstance(linear, LoRAExpertLinear) else linear
-        weights = {"w0": base.weight.detach(), "bias": base.bias.detach()}
-        if isinstance(linear, LoRAExpertLinear):
+    linears = {}
+    for name in (*LINEARS, "ffn"):
+        linear = experts(module, name)
+        if linear is None:
+            continue
+        weights = {}
+        if name in LINEARS:
+            base = getattr(linear, "base", linear)
+            weights = {"w0": base.weight.detach(), "bias": base.bias.detach()}
+        if isinstance(linear, LoRAExperts):
             r = linear.rank
             columns = [
                 linear.lora_B[:, k * r : (k + 1) * r] for k in range(len(linear.lora_A))
@@ -131,7 +142,6 @@ def unfuse(module):
             weights["a"] = [a.detach().clone().requires_grad_() for a in linear.lora_A]
             weights["b"] = [b.detach().clone().requires_grad_() for b in columns]
             weights["scale"] = linear.scale
-            leaves += [(name, weights)]
         linears[name] = weights
     routers = {
         name: router.weight.detach().clone().requires_grad_()
@@ -146,7 +156,13 @@ def cases():
             if num_experts > 1 and top_k is not None and top_k > num_experts:
                 continue
             for router in ("ffn", "projection"):
-                for targets in (TARGETS, TARGETS[:1], TARGETS[1:]):
+                for targets in (
+                    LINEARS,
+                    LINEARS[:1],
+                    LINEARS[1:],
+                    ("ffn",),
+                    ("output_dense", "ffn"),
+                ):
                     yield num_experts, top_k, router, targets
 
 
@@ -163,27 +179,30 @@ def test_values_balance_and_all_gradients_equal_the_loops(
 
     with record_routing(module) as record:
         y = module(x)
-    balance = [load_balancing_loss(r.probs, r.gates, real) for r in record]
-    (torch.sum(y * direction) + sum(balance)).backward()
+    balance = {r.name: load_balancing_loss(r.probs, r.gates, real) for r in record}
+    (torch.sum(y * direction) + sum(balance.values())).backward()
 
     linears, routers = unfuse(module)
     x_loop = x.detach().clone().requires_grad_()
-    y_loop, routing = loop_ffn(linears, routers, x_loop, top_k)
-    balance_loop = [loop_balance(p, g, real) for g, p in routing.values()]
-    (torch.sum(y_loop * direction) + sum(balance_loop)).backward()
+    y_loop, routing = loop_ffn(linears, routers, x_loop, top_k, router == "ffn")
+    balance_loop = {n: loop_balance(p, g, real) for n, (g, p) in routing.items()}
+    (torch.sum(y_loop * direction) + sum(balance_loop.values())).backward()
 
     agree(y, y_loop)
     assert len(record) == len(routers)
-    for entry, found, expected in zip(record, balance, balance_loop, strict=True):
+    if num_experts > 1:
+        assert set(routers) == ({"ffn"} if router == "ffn" else set(targets))
+    for entry in record:
         gates, p = routing[entry.name]
         agree(entry.gates.flatten(0, 1), gates)
         agree(entry.probs.flatten(0, 1), p)
-        agree(found, expected)
+        agree(balance[entry.name], balance_loop[entry.name])
 
     agree(x.grad, x_loop.grad)
     for name in targets:
-        linear, weights = getattr(module, name), linears[name]
-        assert linear.base.weight.grad is None
+        linear, weights = experts(module, name), linears[name]
+        if name in LINEARS:
+            assert linear.base.weight.grad is None
         for grad, leaves in (
             (linear.lora_A.grad, weights["a"]),
             (

@@ -9,11 +9,11 @@ from torchaudio.models.wav2vec2.components import FeedForward
 from espnet2_lamer.layers import (
     LamerConfig,
     LamerFeedForward,
-    LoRAExpertLinear,
     Router,
     add_lamer,
     record_routing,
 )
+from espnet2_lamer.layers.lora import LoRAExperts
 
 FAMILY = [
     {"allocation": "2,4"},
@@ -22,6 +22,8 @@ FAMILY = [
     {"allocation": 1, "rank": 3},
     {"allocation": "0,4", "router": "projection", "balance": "bias"},
     {"allocation": 4, "targets": ["output_dense"], "router": "projection"},
+    {"allocation": "2,4", "targets": ["ffn"]},
+    {"allocation": 3, "targets": ["ffn", "output_dense"], "router": "projection"},
 ]
 
 
@@ -54,7 +56,7 @@ def test_only_experts_and_routers_require_gradients(tiny_hubert, options):
         f"{name}.{own}"
         for name, module in model.named_modules()
         for kind, owns in (
-            (LoRAExpertLinear, ("lora_A", "lora_B")),
+            (LoRAExperts, ("lora_A", "lora_B")),
             (Router, ("weight",)),
         )
         if isinstance(module, kind)
@@ -83,6 +85,8 @@ def test_routers_read_the_input_of_what_they_serve(tiny_hubert):
     assert dims(targets=["output_dense"]) == {"ffn": 16}
     assert dims(router="projection") == {"intermediate_dense": 16, "output_dense": 32}
     assert dims(router="projection", targets=["output_dense"]) == {"output_dense": 32}
+    both = ["output_dense", "ffn"]
+    assert dims(router="projection", targets=both) == {"output_dense": 32, "ffn": 16}
 
 
 def test_inserting_twice_or_into_too_few_layers_is_refused(tiny_hubert):
@@ -132,13 +136,39 @@ def test_every_expert_that_is_picked_learns_and_the_others_get_zero():
     assert (grad[:2] == 0).all() and (grad[2:] > 0).all()
 
 
+@pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize(
-    ("router", "balance"), [("ffn", "loss"), ("projection", "bias")]
+    "options",
+    [
+        {"router": "ffn", "balance": "loss"},
+        {"router": "projection", "balance": "bias"},
+        {"top_k": None, "targets": ["ffn"]},
+        {"top_k": 1, "dropout": 0.0, "alpha": 3.0},
+    ],
 )
-def test_the_layer_compiles_as_one_graph(router, balance, fill_experts):
-    config = LamerConfig(rank=2, router=router, balance=balance)
-    module = LamerFeedForward(FeedForward(8, 12, 0.0, 0.0), 4, config)
+def test_the_layer_compiles_as_one_graph(options, recorded, fill_experts):
+    torch._dynamo.reset()
+    module = LamerFeedForward(
+        FeedForward(8, 12, 0.0, 0.0), 4, LamerConfig(rank=2, **options)
+    )
     fill_experts(module)
     x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), module(x))
+
+    def run(function):
+        module.zero_grad()
+        leaf = x.clone().requires_grad_()
+        if not recorded:
+            y = function(leaf)
+            loss = y.square().sum()
+        else:
+            with record_routing(module) as record:
+                y = function(leaf)
+            assert len(record) == len(module.routers)
+            loss = y.square().sum() + sum((r.probs * r.gates).sum() for r in record)
+        loss.backward()
+        trained = [p.grad.clone() for p in module.parameters() if p.requires_grad]
+        return [y.detach(), leaf.grad, *trained]
+
+    for ours, theirs in zip(run(compiled), run(module), strict=True):
+        torch.testing.assert_close(ours, theirs)

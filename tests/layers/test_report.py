@@ -54,7 +54,7 @@ def test_the_backbone_is_hubert_large_without_its_mask_embedding(large):
 @pytest.mark.parametrize(
     ("targets", "router", "lora", "routers"),
     [
-        # A1, A2: experts on one projection. B1 - B3: on both.
+        # A1: experts on one projection. B1: on both.
         (BOTH[:1], "ffn", 7_372_800, 122_880),
         (BOTH[1:], "ffn", 7_372_800, 122_880),
         (BOTH, "ffn", 14_745_600, 122_880),
@@ -82,6 +82,13 @@ def test_sums_of_the_papers_possible_accounts(large):
     assert projection["trainable"] == 15_360_000  # B3
     assert both["active"] == 5_898_240  # D1
     assert both["active"] + both["router"] == 6_021_120  # D2
+
+
+def test_experts_beside_the_whole_ffn_count_as_c1(large):
+    found = report(large, targets=["ffn"])
+    assert found["lora"] == EXPERTS * 2 * DIM * RANK == 2_949_120
+    assert found["trainable"] == 3_072_000  # C1: with one router per FFN
+    assert found["active"] == LAYERS * 2 * 2 * DIM * RANK
 
 
 def test_percentages_are_of_the_denominator_in_their_name(large):

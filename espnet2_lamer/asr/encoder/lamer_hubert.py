@@ -26,14 +26,15 @@ class MaskedPrediction:
 
     ``real [B, T]`` marks frames that are not padding, ``logits [M, K]`` belong to the
     masked frames in row-major order, ``unmasked_logits [U, K]`` to the real frames
-    that are not masked (``None`` unless asked for), ``feature_penalty`` is a scalar,
-    or ``None`` when the convolution stack is frozen.
+    that are not masked (``None`` unless asked for), ``squared_features`` is the mean
+    square of the convolution stack's channels, summed over real frames, or ``None``
+    when the stack is frozen.
     """
 
     real: Tensor
     logits: Tensor
     unmasked_logits: Tensor | None
-    feature_penalty: Tensor | None
+    squared_features: Tensor | None
 
 
 class LamerHubertEncoder(TorchAudioHuBERTPretrainEncoder):
@@ -209,14 +210,16 @@ class LamerHubertEncoder(TorchAudioHuBERTPretrainEncoder):
         model = self.hubert_pretrain_model
         wav2vec2 = model.wav2vec2
         features, frames = wav2vec2.feature_extractor(waveforms, lengths)
-        penalty = features.float().pow(2).mean() if features.requires_grad else None
         x, attention_mask = wav2vec2.encoder._preprocess(features, frames)
         mask = mask[:, : x.shape[1]]
         x = self._transform(model.mask_generator(x, mask), attention_mask)
         head = model.logit_generator
         real = torch.arange(x.shape[1], device=x.device) < frames[:, None]
+        squares = None
+        if features.requires_grad:
+            squares = features.float().pow(2).mean(-1).masked_fill(~real, 0.0).sum()
         unmasked = head(x[real & ~mask]) if with_unmasked else None
-        return MaskedPrediction(real, head(x[mask]), unmasked, penalty)
+        return MaskedPrediction(real, head(x[mask]), unmasked, squares)
 
     def _transform(self, x: Tensor, attention_mask: Tensor | None) -> Tensor:
         transformer = self.wav2vec2.encoder.transformer
