@@ -132,4 +132,12 @@ class LoRAExpertLinear(LoRAExperts):
         Returns:
             Output ``[..., d_out]``.
         """
-        return self.base(x) + super().forward(x, gates)
+        # Rows first: an in-place sum into a view would make autograd copy it.
+        rows = x.reshape(-1, x.shape[-1])
+        if gates is not None:
+            gates = gates.reshape(-1, self.num_experts)
+        y = self.base(rows)
+        z = self.reduce(rows, gates).to(y.dtype)
+        # Accumulated by the product itself: one pass less over the widest tensor.
+        y = y.addmm_(z, self.lora_B.to(y.dtype).t())
+        return y.view(*x.shape[:-1], y.shape[-1])
