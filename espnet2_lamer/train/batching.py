@@ -59,7 +59,8 @@ def make_batches(
             batches[-1] = batches[-2][-missing:] + batches[-1]
             del batches[-2][-missing:]
         else:
-            batches[-2] += batches.pop()
+            rest = batches.pop()
+            batches[-1] += rest
     if shuffle:
         batches = [batches[i] for i in generator.permutation(len(batches))]
     return batches

@@ -43,6 +43,24 @@ def test_an_utterance_longer_than_batch_bins_stands_alone():
     assert batches == [["long"], ["short"]]
 
 
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+@pytest.mark.parametrize("count", [5, 6, 7, 11, 60])
+def test_every_batch_has_an_utterance_for_each_rank(ranks, count):
+    for seed in range(5):
+        lengths = some_lengths(count, seed=seed)
+        rng = np.random.default_rng(seed)
+        batches = make_batches(lengths, BINS, CROP, BUCKET, rng, True, ranks)
+        assert min(map(len, batches)) >= ranks
+        assert sorted(name for batch in batches for name in batch) == sorted(lengths)
+
+
+def test_fewer_utterances_than_ranks_are_refused():
+    with pytest.raises(ValueError, match="found 2 utterances for 3 ranks"):
+        make_batches(
+            some_lengths(2), BINS, CROP, BUCKET, np.random.default_rng(0), True, 3
+        )
+
+
 def test_shapes_are_few():
     lengths = some_lengths(300)
     batches = make_batches(lengths, BINS, CROP, BUCKET, np.random.default_rng(0), True)
