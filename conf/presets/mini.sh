@@ -12,7 +12,6 @@ teacher=mini/teacher
 teacher_layer=3
 kmeans_hours=0.25
 n_clusters=100
-allocation=2,4,6,8
 ssl_config=conf/train_ssl_lamer_mini.yaml
 upstreams="random base lamer"
 asr_config=conf/tuning/train_asr_mlsuperb_mini.yaml

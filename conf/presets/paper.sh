@@ -2,7 +2,7 @@
 # shellcheck disable=SC2034  # read by run.sh
 # Lamer-SSL as in arXiv 2602.12746: HuBERT-Large, mHuBERT-147 layer 9, layers 22 and 21.
 # Stated by the paper: languages, about 100 h of replay, 2-30 s, teacher layer, 50 h per
-# language for k-means, allocation, evaluation layers. Not stated: K; 1000 is mHuBERT's.
+# language for k-means, evaluation layers. Not stated: K; 1000 is mHuBERT's.
 corpus=manifest
 new_langs="cmn yue"
 replay_langs=eng
@@ -14,7 +14,6 @@ teacher=utter-project/mHuBERT-147
 teacher_layer=9
 kmeans_hours=50
 n_clusters=1000
-allocation=2,4,6,8
 ssl_config=conf/train_ssl_lamer.yaml
 upstreams="base lamer"
 asr_config=conf/train_asr_mlsuperb.yaml

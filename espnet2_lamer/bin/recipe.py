@@ -9,6 +9,7 @@ from pathlib import Path
 from espnet2_lamer.bin.common import get_argument_parser, run_main
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.recipe.options import LAST_STAGE, Options
+from espnet2_lamer.recipe.ssl_config import resolve_ssl_config
 
 
 def _words(text: str) -> list[str]:
@@ -52,6 +53,7 @@ def get_parser() -> argparse.ArgumentParser:
         "n_clusters": int,
         "allocation": str,
         "ssl_config": Path,
+        "ssl_tag": str,
         "control": _flag,
         "upstreams": _words,
         "units": _words,
@@ -112,6 +114,7 @@ def main(cmd: list[str] | None = None) -> None:
     values["units"] = _units(values["units"], langs)
     options = Options(**values)
     _check(options)
+    resolve_ssl_config(options)
     # Everything ESPnet or torch loads from here on is data, never code.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     _quiet_terminal()

@@ -80,6 +80,8 @@ def _check_layers(base: str, options: Options) -> None:
             raise RecipeError(
                 f"--{name}: found {value}, expected 0 to {layers}, the layers of {base}"
             )
+    if not options.allocation:
+        return
     try:
         parse_allocation(options.allocation, layers)
     except ValueError as error:

@@ -4,11 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LAST_STAGE = 14
+#: The run that the recipe is about; its files carry no further name.
+LAMER_TAG = "lamer"
+HEAD_ONLY_TAG = "head_only"
 
 
 @dataclass
 class Options:
-    """Options of the recipe; names and meaning as ``run.sh --help`` shows them."""
+    """Options of the recipe; names and meaning as ``run.sh --help`` shows them.
+
+    ``recipe.ssl_config.resolve_ssl_config`` fills in what follows from the pretraining
+    YAML: ``allocation`` (empty where the whole model trains) and ``ssl_tag``.
+    """
 
     stage: int
     stop_stage: int
@@ -37,6 +44,7 @@ class Options:
     n_clusters: int
     allocation: str
     ssl_config: Path
+    ssl_tag: str
     control: bool
     upstreams: list[str]
     units: dict[str, str]
@@ -78,19 +86,33 @@ class Options:
         return self.expdir / "ssl_stats"
 
     @property
+    def variant(self) -> str:
+        """Suffix of what belongs to one pretraining; empty for Lamer-SSL itself."""
+        return "" if self.ssl_tag == LAMER_TAG else f"_{self.ssl_tag}"
+
+    @property
     def ssl_experiment(self) -> Path:
         """The continual pretraining."""
-        return self.expdir / "ssl_lamer"
+        return self.expdir / f"ssl_{self.ssl_tag}"
 
     @property
     def control_experiment(self) -> Path:
-        """The head-only control."""
-        return self.expdir / "ssl_head_only"
+        """The head-only control, shared by all pretrainings."""
+        return self.expdir / f"ssl_{HEAD_ONLY_TAG}"
 
     @property
     def analysis(self) -> Path:
         """Reports and pictures of stage 8."""
-        return self.expdir / "analysis"
+        return self.expdir / f"analysis{self.variant}"
+
+    @property
+    def results(self) -> Path:
+        """Directory of ``RESULTS.md``."""
+        return self.expdir / f"results{self.variant}" if self.variant else self.expdir
+
+    def system(self, upstream: str) -> str:
+        """Name of an upstream in file names and tables: the pretraining by its own."""
+        return self.ssl_tag if upstream == "lamer" else upstream
 
     @property
     def random_upstream(self) -> Path:
@@ -111,16 +133,16 @@ class Options:
 
     def asr_experiment(self, lang: str, upstream: str) -> Path:
         """Experiment of one ASR head."""
-        return self.expdir / f"asr_{lang}_{self.units[lang]}_{upstream}"
+        return self.expdir / f"asr_{lang}_{self.units[lang]}_{self.system(upstream)}"
 
     def lid_experiment(self, upstream: str) -> Path:
         """Experiment of one LID head."""
-        return self.expdir / f"lid_{upstream}"
+        return self.expdir / f"lid_{self.system(upstream)}"
 
     @property
     def packages(self) -> dict[str, Path]:
         """Zips by name: the pretrained model and every head on it."""
-        names = ["ssl_lamer"]
+        names = [self.ssl_experiment.name]
         if "lamer" in self.upstreams:
             names.append(self.lid_experiment("lamer").name)
             names += [self.asr_experiment(lang, "lamer").name for lang in self.langs]

@@ -41,11 +41,11 @@ def pack(options: Options) -> None:
     """Stage 13: self-contained zips for ``espnet_model_zoo``."""
     import yaml
 
-    results_file = options.expdir / "RESULTS.md"
+    results_file = options.results / "RESULTS.md"
     results = results_file.read_text(encoding="utf-8")
     metadata = {"codebook_sha256": load_codebook(options.codebook).sha256}
     for name, output in options.packages.items():
-        if name == "ssl_lamer":
+        if name == options.ssl_experiment.name:
             config_file = options.ssl_experiment / "config.yaml"
             config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
             kind = "ssl"

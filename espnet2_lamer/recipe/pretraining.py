@@ -1,14 +1,22 @@
 """Stage 7, and what stage 0 shares with it: masked-prediction training."""
 
+import json
 import logging
 from pathlib import Path
 
 from espnet2_lamer.data.frames import num_frames
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.evaluation.provenance import made_from
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
-from espnet2_lamer.recipe.checkpoints import base_path
+from espnet2_lamer.fileio.hashing import sha256_file
+from espnet2_lamer.recipe.checkpoints import base_path, read_checkpoints
 from espnet2_lamer.recipe.options import Options
+from espnet2_lamer.recipe.ssl_config import (
+    control_settings,
+    experts_options,
+    read_ssl_config,
+)
 from espnet2_lamer.train.console import espnet_log
 from espnet2_lamer.units.labels import check_labels, write_token_list
 from espnet2_lamer.upstream import load_pretraining_model
@@ -104,6 +112,8 @@ def continue_pretraining(options: Options) -> None:
     runs = [(options.ssl_experiment, options.allocation)]
     if options.control:
         runs.append((options.control_experiment, "0"))
+    if options.control_experiment in dict(runs):
+        _check_control(options)
     for experiment, allocation in runs:
         train_ssl(
             options.ssl_config,
@@ -114,13 +124,37 @@ def continue_pretraining(options: Options) -> None:
             options.n_clusters,
             [
                 *("--encoder_conf", f"base={base_path(options)}"),
-                *("--encoder_conf", f"lamer.allocation={allocation}"),
+                *experts_options(allocation),
                 *("--seed", str(options.seed)),
                 *_device_options(options),
             ],
         )
         model = load_pretraining_model(experiment)
         write_json(experiment / "parameters.json", parameter_report(model))
+
+
+def _check_control(options: Options) -> None:
+    """Note what the shared head-only control is trained from, before any training.
+
+    Raises:
+        RecipeError: There is one already that was trained from something else.
+    """
+    inputs = {
+        "config": control_settings(read_ssl_config(options.ssl_config)),
+        "base": read_checkpoints(options)["base"]["sha256"],
+        "labels": sha256_file(options.raw / "ssl_train" / "text.km.json"),
+        "seed": options.seed,
+    }
+    record = options.control_experiment / "inputs.json"
+    if record.is_file() and not made_from(record, inputs):
+        found = json.loads(record.read_text(encoding="utf-8"))
+        other = [key for key in inputs if found.get(key) != inputs[key]]
+        raise RecipeError(
+            f"{record}: the head-only control there was trained from another "
+            f"{', '.join(other)}; use another --expdir, move it away, or leave the "
+            "control out with --control false"
+        )
+    write_json(record, inputs)
 
 
 def _device_options(options: Options) -> list[str]:

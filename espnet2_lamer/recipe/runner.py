@@ -31,6 +31,8 @@ class Stage:
         run: Does the work; called again after a kill, it goes on.
         keep: Directories whose content is moved aside, never overwritten, when the
             stage runs with other inputs than before.
+        variant: Suffix of the stage's record where the options name one of several
+            results that stand side by side; each is done or not by itself.
     """
 
     number: int
@@ -40,6 +42,7 @@ class Stage:
     outputs: Callable[[Options], list[Path]]
     run: Callable[[Options], None]
     keep: Callable[[Options], list[Path]] = lambda options: []
+    variant: Callable[[Options], str] = lambda options: ""
 
 
 class HashCache:
@@ -113,7 +116,8 @@ class Runner:
         logging.info("total: %.1f s", time.perf_counter() - started)
 
     def _state_file(self, stage: Stage) -> Path:
-        return self.directory / f"{stage.number:02d}.json"
+        name = f"{stage.number:02d}{stage.variant(self.options)}.json"
+        return self.directory / name
 
     def _maker(self, path: Path) -> Stage | None:
         for stage in self.stages:

@@ -18,10 +18,11 @@ DECODE_CONFIG = Path("conf/decode_asr_mlsuperb.yaml")
 
 
 def score(options: Options) -> None:
-    """Decode, score and write ``<expdir>/RESULTS.md``, ``results.json``, ``.csv``."""
+    """Decode, score and write ``RESULTS.md``, ``results.json`` and ``results.csv``."""
     recognition: dict[str, dict[str, Score]] = {}
     identification: dict[str, dict[str, LidScore]] = {}
     for upstream in options.upstreams:
+        system = options.system(upstream)
         for lang in options.langs:
             experiment = options.asr_experiment(lang, upstream)
             test = options.asr_set(lang, "test")
@@ -34,28 +35,28 @@ def score(options: Options) -> None:
             scored = score_files(
                 test / "text", hypothesis, options.units[lang], options.seed
             )
-            recognition.setdefault(upstream, {})[lang] = scored
+            recognition.setdefault(system, {})[lang] = scored
             logging.info(
                 "%s, %s, %s: %.1f %% (%.1f-%.1f), %d utterances",
-                upstream,
+                system,
                 lang,
                 options.units[lang],
                 scored.error_rate,
                 *scored.interval,
                 scored.utterances,
             )
-        identification[upstream] = _identify(options, upstream)
-        for decision, found in identification[upstream].items():
+        identification[system] = _identify(options, upstream)
+        for decision, found in identification[system].items():
             logging.info(
                 "%s, LID, %s: %.1f %% (%.1f-%.1f), %d utterances",
-                upstream,
+                system,
                 decision,
                 found.accuracy,
                 *found.interval,
                 found.utterances,
             )
     results = Results(
-        systems={name: UPSTREAMS[name] for name in options.upstreams},
+        systems=_systems(options),
         baselines=[n for n in ("random", "base") if n in options.upstreams],
         recognition=recognition,
         identification=identification,
@@ -64,8 +65,18 @@ def score(options: Options) -> None:
         environment=describe_environment(),
         notes=_notes(options),
     )
-    write_results(options.expdir, results)
-    logging.info("results: %s", options.expdir / "RESULTS.md")
+    write_results(options.results, results)
+    logging.info("results: %s", options.results / "RESULTS.md")
+
+
+def _systems(options: Options) -> dict[str, str]:
+    systems = {options.system(name): UPSTREAMS[name] for name in options.upstreams}
+    if options.variant and "lamer" in options.upstreams:
+        systems[options.ssl_tag] = (
+            f"after continual pretraining with {options.ssl_config}, experts per layer "
+            f"{options.allocation or 'none: the whole model trains'}"
+        )
+    return systems
 
 
 def _identify(options: Options, upstream: str) -> dict[str, LidScore]:
@@ -101,7 +112,7 @@ def _read(path: Path):
 def _masked_table(options: Options) -> list[MeasureTable]:
     saved = _read(options.analysis / "masked_accuracy.json")
     names = {
-        options.ssl_experiment.name: "lamer",
+        options.ssl_experiment.name: options.ssl_tag,
         options.control_experiment.name: "head-only control",
     }
     rows: dict[str, dict[str, Measure]] = {}
@@ -126,7 +137,10 @@ def _forgetting_tables(options: Options) -> list[MeasureTable]:
     where = f"Held-out speech, layer {saved['layer']}."
     if saved["phone_probe"]:
         rows = {
-            lang: {name: read_measure(p["accuracy"]) for name, p in probes.items()}
+            lang: {
+                options.system(name): read_measure(p["accuracy"])
+                for name, p in probes.items()
+            }
             for lang, probes in saved["phone_probe"].items()
         }
         tables.append(
@@ -144,7 +158,10 @@ def _forgetting_tables(options: Options) -> list[MeasureTable]:
             "Similarity to the base: linear CKA",
             "CKA",
             {
-                lang: {name: Measure(value) for name, value in values.items()}
+                lang: {
+                    options.system(name): Measure(value)
+                    for name, value in values.items()
+                }
                 for lang, values in saved["cka"].items()
             },
             "base",
@@ -155,7 +172,7 @@ def _forgetting_tables(options: Options) -> list[MeasureTable]:
 
 
 def _parameters(options: Options) -> dict[str, dict[str, float]]:
-    reports = {"lamer": _read(options.ssl_experiment / "parameters.json")}
+    reports = {options.ssl_tag: _read(options.ssl_experiment / "parameters.json")}
     if options.control:
         reports["head-only control"] = _read(
             options.control_experiment / "parameters.json"

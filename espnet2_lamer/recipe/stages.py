@@ -114,7 +114,11 @@ def _lid_heads(options: Options) -> list[Path]:
 
 
 def _results(options: Options) -> list[Path]:
-    return [options.expdir / n for n in ("RESULTS.md", "results.json", "results.csv")]
+    return [options.results / n for n in ("RESULTS.md", "results.json", "results.csv")]
+
+
+def _variant(options: Options) -> str:
+    return options.variant
 
 
 def _upstreams(options: Options) -> list[Path]:
@@ -192,6 +196,7 @@ STAGES = [
         _trained,
         _lazy("pretraining", "continue_pretraining"),
         keep=_experiments,
+        variant=_variant,
     ),
     Stage(
         8,
@@ -200,6 +205,7 @@ STAGES = [
         lambda o: [o.checkpoints, *_trained(o), *_labels(o)],
         _reports,
         _lazy("analysis", "analyse"),
+        variant=_variant,
     ),
     Stage(
         9,
@@ -216,6 +222,7 @@ STAGES = [
         lambda o: [*_upstreams(o), o.asr_config, *_asr_sets(o)],
         _asr_heads,
         _lazy("downstream", "train_asr"),
+        variant=_variant,
     ),
     Stage(
         11,
@@ -224,6 +231,7 @@ STAGES = [
         lambda o: [*_upstreams(o), o.lid_config, *_asr_sets(o)],
         _lid_heads,
         _lazy("downstream", "train_lid"),
+        variant=_variant,
     ),
     Stage(
         12,
@@ -232,6 +240,7 @@ STAGES = [
         lambda o: [*_asr_heads(o), *_lid_heads(o), *_reports(o), *_asr_sets(o)],
         _results,
         _lazy("scoring", "score"),
+        variant=_variant,
     ),
     Stage(
         13,
@@ -240,6 +249,7 @@ STAGES = [
         lambda o: [o.checkpoints, *_trained(o), *_codebook(o), *_results(o)],
         lambda o: list(o.packages.values()),
         _lazy("packing", "pack"),
+        variant=_variant,
     ),
     Stage(
         14,
@@ -248,5 +258,6 @@ STAGES = [
         lambda o: list(o.packages.values()) if o.hf_repo else [],
         _nothing,
         _lazy("packing", "upload"),
+        variant=_variant,
     ),
 ]

@@ -2,7 +2,9 @@
 
 import argparse
 import logging
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +17,11 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.hubert.espnet_model import AMP_DTYPES, LamerHubertPretrainModel
 from espnet2_lamer.registry import register
+from espnet2_lamer.tasks.dry_run import dry_run
+from espnet2_lamer.tasks.option_check import check_options
 from espnet2_lamer.train.collate import LamerCollate
 from espnet2_lamer.train.iterator import BucketIterFactory
+from espnet2_lamer.train.languages import without_languages
 
 # DDP workers are spawned and import this module to find the task: registering here
 # gives them our classes too.
@@ -29,6 +34,26 @@ class LamerHubertTask(HubertTask):
     """HubertTask whose defaults are ours and whose batches are length-bucketed."""
 
     @classmethod
+    def main(
+        cls,
+        args: argparse.Namespace | None = None,
+        cmd: Sequence[str] | None = None,
+    ) -> None:
+        """Check every option, then train; with ``--dry_run true`` only report.
+
+        Raises:
+            RecipeError: A wrong option, by name.
+        """
+        if args is None:
+            args = cls.get_parser().parse_args(cmd)
+        if not args.print_config:
+            check_options(cls.get_parser(), args)
+        if args.dry_run:
+            dry_run(cls, args)
+        else:
+            super().main(args=args)
+
+    @classmethod
     def add_task_arguments(cls, parser: argparse.ArgumentParser) -> None:
         """Add ESPnet's arguments, ours, and our defaults."""
         HubertTask.add_task_arguments(parser)
@@ -37,6 +62,13 @@ class LamerHubertTask(HubertTask):
             choices=list(AMP_DTYPES),
             default="none",
             help="Autocast precision of the backbone; bf16 also works on CPU",
+        )
+        parser.add_argument(
+            "--exclude_langs",
+            nargs="*",
+            default=[],
+            help="Languages of utt2lang, beside wav.scp, that are left out of training "
+            "and validation",
         )
         parser.set_defaults(
             iterator_type="task",
@@ -118,6 +150,11 @@ class LamerHubertTask(HubertTask):
         lengths: dict[str, int] = {}
         for line in read_table(iter_options.shape_files[0], "stage 6").items():
             lengths[line[0]] = int(line[1].split(",")[0])
+        if args.exclude_langs:
+            wav_scp = Path(iter_options.data_path_and_name_and_type[0][0])
+            lengths = without_languages(
+                lengths, wav_scp.with_name("utt2lang"), args.exclude_langs
+            )
         rank, world = 0, 1
         if iter_options.distributed:
             rank = torch.distributed.get_rank()

@@ -82,6 +82,7 @@ def command(tmp_path_factory):
         "kmeans_hours": 0.01,
         "n_clusters": 12,
         "allocation": "2,3",
+        "ssl_tag": "lamer",
         "ssl_config": _shorter(
             "conf/train_ssl_lamer_mini.yaml",
             root / "ssl.yaml",

@@ -298,8 +298,31 @@ def test_hashes_are_taken_again_only_when_a_file_changed(tmp_path, monkeypatch):
     assert cache(path) != first and len(calls) == 2
 
 
+def test_variants_of_a_stage_are_done_or_not_each_by_itself(recipe, caplog):
+    def run(tag):
+        stage = recipe.stage(
+            2, "second", ("base",), "a", "c", variant=lambda o: f"_{o.ssl_tag}"
+        )
+        recipe.ran.clear()
+        recipe.paths["c"] = recipe.root / "exp" / f"model_{tag}" / "c.txt"
+        Runner([stage], make_options(recipe.root, base=tag, ssl_tag=tag)).run()
+        return list(recipe.ran)
+
+    assert run("one") == run("two") == [2]
+    # Back to the first: it is still there and still done.
+    assert run("one") == run("two") == []
+    assert sorted(p.name for p in (recipe.root / "exp" / "stages").glob("02*")) == [
+        "02_one.json",
+        "02_two.json",
+    ]
+    assert "runs again" not in caplog.text
+
+
+@pytest.mark.parametrize("ssl_tag", ["lamer", "milore"])
 @pytest.mark.parametrize("control", [True, False])
-def test_the_recipes_stages_read_only_what_earlier_ones_make(tmp_path, control):
+def test_the_recipes_stages_read_only_what_earlier_ones_make(
+    tmp_path, control, ssl_tag
+):
     from espnet2_lamer.recipe.options import LAST_STAGE
     from espnet2_lamer.recipe.stages import STAGES
 
@@ -313,6 +336,7 @@ def test_the_recipes_stages_read_only_what_earlier_ones_make(tmp_path, control):
         corpus="mini",
         replay_langs=["eng"],
         control=control,
+        ssl_tag=ssl_tag,
         upstreams=["random", "base", "lamer"],
         units={"eng": "char", "cmn": "pinyin", "yue": "jyutping"},
         lid_config=tmp_path / "lid.yaml",

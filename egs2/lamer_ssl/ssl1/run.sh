@@ -52,8 +52,9 @@ Models
   --retrain          true: stage 0 trains mini base and teacher anew, hours (${retrain})
   --kmeans_hours     hours per language for k-means (${kmeans_hours})
   --n_clusters       number of units K (${n_clusters})
-  --allocation       LoRA experts per group of layers (${allocation})
   --ssl_config       pretraining config (${ssl_config})
+  --allocation       LoRA experts per group of layers (${allocation:-as in --ssl_config})
+  --ssl_tag          name of the pretraining (${ssl_tag:-from --ssl_config and --allocation})
   --control          also train the head-only control (${control})
 
 Evaluation
@@ -99,6 +100,8 @@ expdir=exp
 manifest=
 exclude_sources=
 retrain=false
+allocation=
+ssl_tag=
 control=true
 units=
 hf_repo=
@@ -108,7 +111,7 @@ hf_repo=
 options="stage stop_stage skip_stages nj ngpu num_nodes seed datadir dumpdir expdir
  preset corpus manifest exclude_sources new_langs replay_langs replay_hours
  min_duration max_duration base teacher teacher_layer retrain kmeans_hours n_clusters
- allocation ssl_config control upstreams units asr_config asr_layer lid_config lid_layer
+ ssl_config allocation ssl_tag control upstreams units asr_config asr_layer lid_config lid_layer
  store_dtype hf_repo"
 
 while [ $# -gt 0 ]; do

@@ -1,0 +1,184 @@
+"""Refuse a wrong option by name, before anything is built or read."""
+
+import argparse
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, get_type_hints
+
+from espnet2.tasks.abs_task import optim_classes, scheduler_classes
+from espnet2.tasks.hubert import encoder_choices, model_choices
+from typeguard import TypeCheckError, check_type
+
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.layers import LamerConfig
+
+# What the task itself passes to the constructors.
+_GIVEN = {
+    "encoder_conf": {"num_classes", "input_size"},
+    "model_conf": {"encoder", "token_list", "amp_dtype"},
+    "optim_conf": {"params"},
+    "scheduler_conf": {"optimizer"},
+}
+# Smallest and largest value, both allowed; ESPnet and torch check none of these.
+_POSITIVE = (math.nextafter(0.0, 1.0), math.inf)
+_RANGES: dict[str, tuple[float, float]] = {
+    "num_classes": (1, math.inf),
+    "accum_grad": (1, math.inf),
+    "batch_bins": (1, math.inf),
+    "valid_batch_bins": (1, math.inf),
+    "max_epoch": (1, math.inf),
+    "num_iters_per_epoch": (1, math.inf),
+    "grad_clip": _POSITIVE,
+    "encoder_conf.mask_prob": (_POSITIVE[0], 1.0),
+    "encoder_conf.mask_length": (1, math.inf),
+    "encoder_conf.final_dim": (1, math.inf),
+    "model_conf.balance_weight": (0.0, math.inf),
+    "model_conf.unmasked_weight": (0.0, math.inf),
+    "model_conf.feature_penalty": (0.0, math.inf),
+    "model_conf.logit_temp": _POSITIVE,
+    "collate_fn_conf.max_sample_size": (400, math.inf),
+    "collate_fn_conf.bucket_samples": (1, math.inf),
+}
+
+
+def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Check keys, types, choices and ranges of a training's options.
+
+    ESPnet takes any value from a YAML file and passes unknown keys on, to fail with a
+    traceback after the model is built, or not at all.
+
+    Args:
+        parser: The task's.
+        args: What it parsed.
+
+    Raises:
+        RecipeError: With the key, the value found and what is expected.
+    """
+    try:
+        _check_top_level(parser, args)
+        classes = {
+            "encoder_conf": encoder_choices.get_class(args.encoder),
+            "model_conf": model_choices.get_class(args.model),
+            "optim_conf": optim_classes[args.optim],
+        }
+        if args.scheduler is not None:
+            classes["scheduler_conf"] = scheduler_classes[args.scheduler]
+        for name, constructor in classes.items():
+            check_keywords(name, getattr(args, name), constructor, _GIVEN[name])
+        lamer = args.encoder_conf.get("lamer")
+        if lamer is not None:
+            check_keywords("encoder_conf.lamer", lamer, LamerConfig)
+            LamerConfig(**lamer)
+        _check_ranges(args)
+    except ValueError as error:
+        raise RecipeError(f"{args.config or 'options'}: {error}") from error
+
+
+def check_keywords(
+    name: str,
+    values: Any,
+    constructor: Callable[..., Any],
+    given: set[str] = frozenset(),
+) -> None:
+    """Check that ``constructor(**values)`` names and types its arguments rightly.
+
+    Args:
+        name: What the mapping is called in messages.
+        values: The mapping, from YAML: a list may stand for a tuple.
+        constructor: A class or function.
+        given: Arguments that the caller provides.
+
+    Raises:
+        RecipeError: Not a mapping, an unknown key, or a value of another type.
+    """
+    if not isinstance(values, Mapping):
+        raise RecipeError(f"{name}: found {values!r}, expected 'key: value' lines")
+    parameters = inspect.signature(constructor).parameters
+    kinds = {p.kind for p in parameters.values()}
+    known = {key for key, p in parameters.items() if p.kind != p.VAR_KEYWORD} - given
+    for key in values:
+        if key not in known and inspect.Parameter.VAR_KEYWORD not in kinds:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise RecipeError(
+                f"{name}.{key}: unknown key, expected some of "
+                f"{', '.join(sorted(known))}{hint}"
+            )
+    is_class = inspect.isclass(constructor)
+    try:
+        hints = get_type_hints(constructor.__init__ if is_class else constructor)
+    except NameError:
+        # Some of torch's schedules name types that only type checkers import.
+        hints = {}
+    for key, value in values.items():
+        if key in hints and not _fits(value, hints[key]):
+            raise RecipeError(_wrong_type(f"{name}.{key}", value, hints[key]))
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    forms = [value, tuple(value)] if isinstance(value, list) else [value]
+    for form in forms:
+        try:
+            check_type(form, hint)
+        except TypeCheckError:
+            continue
+        return True
+    return False
+
+
+def _wrong_type(key: str, value: Any, expected: Any) -> str:
+    kind = expected.__name__ if inspect.isclass(expected) else str(expected)
+    hint = ""
+    if isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            pass
+        else:
+            # YAML 1.1 wants a point in the mantissa: 1e-6 is text, 1.0e-06 a number.
+            plain = repr(number)
+            plain = f"{number:.1e}" if "e" in plain and "." not in plain else plain
+            hint = f"; YAML takes it for text: write {plain}"
+    return f"{key}: found {value!r}, expected {kind}{hint}"
+
+
+def _check_top_level(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    for action in parser._actions:
+        value = getattr(args, action.dest, None)
+        single = isinstance(action, argparse._StoreAction) and action.nargs is None
+        if value is None or not single:
+            continue
+        if action.choices is not None and value not in action.choices:
+            allowed = ", ".join(str(choice) for choice in action.choices)
+            raise RecipeError(
+                f"{action.dest}: found {value!r}, expected one of {allowed}"
+            )
+        if action.type in (int, float) and not _fits(value, action.type):
+            raise RecipeError(_wrong_type(action.dest, value, action.type))
+
+
+def _check_ranges(args: argparse.Namespace) -> None:
+    if args.num_classes is None:
+        raise RecipeError(
+            "num_classes: found none, expected the number of units K; give "
+            "--num_classes, 1000 in conf/presets/paper.sh"
+        )
+    for key, (low, high) in _RANGES.items():
+        section, _, name = key.rpartition(".")
+        value = (
+            getattr(args, section).get(name) if section else getattr(args, name, None)
+        )
+        if value is None:
+            continue
+        if not isinstance(value, int | float) or not low <= value <= high:
+            above = "above 0" if low == _POSITIVE[0] else f"{low:g} or more"
+            below = "" if high == math.inf else f" and at most {high:g}"
+            raise RecipeError(f"{key}: found {value!r}, expected {above}{below}")
+    batches = args.num_iters_per_epoch
+    if batches is not None and args.accum_grad > batches:
+        raise RecipeError(
+            f"accum_grad: found {args.accum_grad}, expected at most "
+            f"num_iters_per_epoch ({batches}): no update would be made in an epoch"
+        )
