@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from espnet2_lamer.fileio.atomic import write_text
 from espnet2_lamer.hubert.balance import by_expert_count
-from espnet2_lamer.hubert.distributed import global_sums
+from espnet2_lamer.hubert.distributed import global_sums, is_distributed
 from espnet2_lamer.layers.recording import RoutingRecord
 
 # Frames of a batch are counted apart: at test time none is masked.
@@ -73,6 +74,33 @@ class RoutingStatistics:
         """Whether an interval is complete."""
         return self._batches >= self.interval
 
+    def state(self) -> dict[str, Any]:
+        """This rank's sums so far, for a checkpoint."""
+        if self._frames is None:
+            return {}
+        return {
+            "batches": self._batches,
+            "frames": self._frames,
+            "sums": self._sums,
+            "routers": [[list(r) for r in routers] for routers in self._routers],
+        }
+
+    def set_state(self, state: dict[str, Any], batches: int) -> None:
+        """Go on from :meth:`state`; forget readings that are made once more.
+
+        Args:
+            state: Of this rank.
+            batches: Training batches at the time of the checkpoint.
+        """
+        if state:
+            self._batches = state["batches"]
+            self._frames, self._sums = state["frames"], list(state["sums"])
+            self._routers = [[(r[0], r[1]) for r in rs] for rs in state["routers"]]
+        if self.path is not None and self.path.is_file() and _is_first():
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if _batches_of(line) <= batches]
+            write_text(self.path, "".join(kept))
+
     def read(self, batches: Tensor | None = None) -> dict[str, float]:
         """Read and reset the sums, over all ranks, in one transfer to the host.
 
@@ -98,10 +126,7 @@ class RoutingStatistics:
                 rows.append({"layer": layer, "router": name, **_row(pair, frames)})
         rows.sort(key=lambda row: row["layer"])
         self._frames, self._sums, self._batches = None, [], 0
-        is_first = not torch.distributed.is_initialized() or (
-            torch.distributed.get_rank() == 0
-        )
-        if self.path is not None and is_first:
+        if self.path is not None and _is_first():
             line = {
                 "batches": number,
                 "frames": dict(zip(KINDS, map(int, frames), strict=True)),
@@ -111,6 +136,18 @@ class RoutingStatistics:
             with open(self.path, "a", encoding="utf-8") as handle:
                 handle.write(json.dumps(line) + "\n")
         return _summary(rows)
+
+
+def _is_first() -> bool:
+    return not is_distributed() or torch.distributed.get_rank() == 0
+
+
+def _batches_of(line: str) -> float:
+    try:
+        return json.loads(line)["batches"]
+    except (ValueError, KeyError):
+        # The half of a line that a killed process left.
+        return math.inf
 
 
 def _row(pair: list[list[float]], frames: list[float]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from espnet2_lamer.tasks.option_check import check_options
 from espnet2_lamer.train.collate import LamerCollate
 from espnet2_lamer.train.iterator import BucketIterFactory
 from espnet2_lamer.train.languages import without_languages
+from espnet2_lamer.train.trainer import LamerTrainer
 
 # DDP workers are spawned and import this module to find the task: registering here
 # gives them our classes too.
@@ -32,6 +33,8 @@ COLLATE_DEFAULTS = {"max_sample_size": 250000, "bucket_samples": 16000}
 
 class LamerHubertTask(HubertTask):
     """HubertTask whose defaults are ours and whose batches are length-bucketed."""
+
+    trainer = LamerTrainer
 
     @classmethod
     def main(
@@ -127,18 +130,37 @@ class LamerHubertTask(HubertTask):
             )
         encoder = encoder_class(num_classes=args.num_classes, **args.encoder_conf)
         model_class = model_choices.get_class(args.model)
-        return model_class(
+        model = model_class(
             encoder=encoder,
             token_list=args.token_list,
             amp_dtype=getattr(args, "amp_dtype", "none"),
             **args.model_conf,
         )
+        if getattr(args, "output_dir", None) is not None:
+            statistics = model.routing_statistics
+            statistics.path = Path(args.output_dir) / "routing.jsonl"
+            statistics.interval = getattr(args, "log_interval", None) or 100
+        return model
 
     @classmethod
     def build_optimizers(
         cls, args: argparse.Namespace, model: torch.nn.Module
     ) -> list[torch.optim.Optimizer]:
-        """Give the optimizer only what trains."""
+        """Give the optimizer only what trains.
+
+        Raises:
+            RecipeError: fp16 is asked for without a GPU.
+        """
+        if args.amp_dtype == "fp16":
+            if args.ngpu == 0:
+                raise RecipeError(
+                    "amp_dtype: found fp16 with ngpu 0, expected bf16 or none on a "
+                    "CPU: gradients of fp16 need a loss scale, which ESPnet has on "
+                    "GPUs only"
+                )
+            # ESPnet's trainer scales the loss under this option; the model's own
+            # autocast decides what is computed in half precision.
+            args.use_amp = True
         trainable = [p for p in model.parameters() if p.requires_grad]
         return [optim_classes[args.optim](trainable, **args.optim_conf)]
 

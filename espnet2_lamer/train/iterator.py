@@ -2,14 +2,44 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
+import torch
 from espnet2.iterators.abs_iter_factory import AbsIterFactory
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.train.batching import make_batches
 from espnet2_lamer.train.collate import LamerCollate
+
+
+class CheckedDataset(Dataset):
+    """Names the utterance when its data cannot be read.
+
+    Args:
+        dataset: Maps an utterance id to ``(id, data)``.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, utt_id: str) -> Any:
+        """Read one utterance.
+
+        Raises:
+            RecipeError: It cannot be read.
+        """
+        try:
+            return self.dataset[utt_id]
+        except Exception as error:
+            raise RecipeError(
+                f"utterance {utt_id}: its audio or units cannot be read "
+                f"({type(error).__name__}: {error}); repair it, or run stages 2 and 5 "
+                "again, which check every file. Training goes on from its last "
+                "checkpoint when it is run again"
+            ) from error
 
 
 class BucketIterFactory(AbsIterFactory):
@@ -41,7 +71,7 @@ class BucketIterFactory(AbsIterFactory):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.dataset = dataset
+        self.dataset = CheckedDataset(dataset)
         self.lengths = lengths
         self.batch_bins = batch_bins
         self.make_collate = make_collate
@@ -80,10 +110,12 @@ class BucketIterFactory(AbsIterFactory):
             number, skip = number + 1, 0
         return batches[:wanted]
 
-    def build_iter(self, epoch: int, shuffle: bool | None = None) -> Iterator:
-        """Return the batches of ``epoch`` (counted from 1)."""
+    def build_iter(
+        self, epoch: int, shuffle: bool | None = None, start: int = 0
+    ) -> Iterator:
+        """Return the batches of ``epoch`` (counted from 1) from number ``start`` on."""
         shuffle = self.train if shuffle is None else shuffle
-        batches = self._epoch_batches(epoch, shuffle)
+        batches = self._epoch_batches(epoch, shuffle)[start:]
         if self.world_size > 1:
             # Every batch has an utterance for each rank, see make_batches.
             batches = [b[self.rank :: self.world_size] for b in batches]
@@ -92,6 +124,9 @@ class BucketIterFactory(AbsIterFactory):
             batch_sampler=batches,
             collate_fn=self.make_collate(epoch),
             num_workers=self.num_workers,
+            # Of its own: a resumed epoch opens the loader once more, and must not draw
+            # from the generator that dropout uses.
+            generator=torch.Generator().manual_seed(self.seed),
         )
         name = f"epoch {epoch}, {'training' if self.train else 'validation'}"
         # Standard error itself may be redirected to a log while ESPnet trains.

@@ -84,6 +84,25 @@ def test_the_optimizer_holds_only_what_trains(task, tmp_path, lamer):
     assert optimizer.param_groups[0]["eps"] == 1e-6
 
 
+def test_fp16_needs_a_gpu_and_gets_a_loss_scale(task, tmp_path):
+    args = arguments(task, tmp_path, LAMER, amp_dtype="fp16")
+    model = task.build_model(args)
+    args.ngpu = 0
+    with pytest.raises(RecipeError, match="amp_dtype: found fp16 with ngpu 0"):
+        task.build_optimizers(args, model)
+    args.ngpu, args.use_amp = 1, False
+    task.build_optimizers(args, model)
+    assert args.use_amp is True
+
+
+def test_routing_statistics_follow_the_log_interval_into_the_experiment(task, tmp_path):
+    args = arguments(task, tmp_path, LAMER, log_interval=7)
+    args.output_dir = str(tmp_path / "exp")
+    statistics = task.build_model(args).routing_statistics
+    assert statistics.interval == 7
+    assert statistics.path == tmp_path / "exp" / "routing.jsonl"
+
+
 def test_an_update_changes_what_trains_and_nothing_else(task, tmp_path):
     args = arguments(task, tmp_path, LAMER, optim="sgd", optim_conf={"lr": 1.0})
     torch.manual_seed(0)

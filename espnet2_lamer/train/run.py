@@ -1,0 +1,368 @@
+"""One training from its first update, or from its last checkpoint, to its end."""
+
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import humanfriendly
+import torch
+from espnet2.schedulers.abs_scheduler import (
+    AbsEpochStepScheduler,
+    AbsValEpochStepScheduler,
+)
+from espnet2.torch_utils.device_funcs import to_device
+from espnet2.torch_utils.set_all_random_seed import set_all_random_seed
+from espnet2.train.reporter import Reporter, SubReporter
+from torch.nn.parallel import DistributedDataParallel
+
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.atomic import atomic_path
+from espnet2_lamer.hubert.distributed import is_distributed
+from espnet2_lamer.train.averaging import average_best_models, link
+from espnet2_lamer.train.checkpoint import CheckpointStore
+from espnet2_lamer.train.fingerprint import check_fingerprint
+from espnet2_lamer.train.signals import StopRequest, stop_on_signals
+from espnet2_lamer.train.states import (
+    random_state,
+    reporter_state,
+    set_random_state,
+    set_reporter_state,
+    set_sub_reporter_state,
+    sub_reporter_state,
+)
+from espnet2_lamer.train.statistics import average_figures, to_floats
+from espnet2_lamer.train.update import Updater
+
+# Of the checkpoint's layout.
+VERSION = 1
+
+
+class TrainingRun:
+    """Everything a training holds, and its loop over epochs.
+
+    Args:
+        model: ``LamerHubertPretrainModel``, not wrapped.
+        optimizer: Holds what trains.
+        scheduler: Stepped per update or per epoch, by its class; or ``None``.
+        train_factory: ``build_iter(epoch, start=n)`` gives the batches from number n.
+        valid_factory: Gives the validation batches.
+        options: :class:`~espnet2_lamer.train.trainer.LamerTrainerOptions`.
+        distributed: ESPnet's ``DistributedOption``.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: Any,
+        train_factory: Any,
+        valid_factory: Any,
+        options: Any,
+        distributed: Any,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.train_factory = train_factory
+        self.valid_factory = valid_factory
+        self.options = options
+        self.is_first = not distributed.distributed or distributed.dist_rank == 0
+        self.device = "cuda" if options.ngpu > 0 else "cpu"
+        self.output_dir = Path(options.output_dir)
+        self.store = CheckpointStore(self.output_dir / "checkpoints")
+        self.reporter = Reporter()
+        self.scaler = torch.amp.GradScaler("cuda") if options.use_amp else None
+        self.updates = 0
+        self.epoch = 1
+        # Batches of the epoch that are behind us, and what the epoch collected.
+        self.batches = 0
+        self.resumed: dict[str, Any] | None = None
+        self.writers: dict[str, Any] = {}
+
+    def run(self) -> None:
+        """Train to the last epoch; see :meth:`LamerTrainer.run` for what it raises."""
+        self._resume()
+        model = self.model
+        if is_distributed():
+            devices = [torch.cuda.current_device()] if self.device == "cuda" else None
+            model = DistributedDataParallel(
+                model,
+                device_ids=devices,
+                find_unused_parameters=self.options.unused_parameters,
+                gradient_as_bucket_view=self.options.gradient_as_bucket_view,
+            )
+        self._open_writers()
+        started, first = time.perf_counter(), self.epoch
+        with stop_on_signals() as request:
+            while self.epoch <= self.options.max_epoch:
+                self._announce(started, first)
+                self._train_epoch(model, request)
+                self._validate(model, request)
+                if self._end_epoch():
+                    break
+        if self.is_first:
+            numbers = self.options.keep_nbest_models
+            average_best_models(
+                self.reporter,
+                self.output_dir,
+                self.options.best_model_criterion,
+                [numbers] if isinstance(numbers, int) else numbers,
+            )
+        for writer in self.writers.values():
+            writer.close()
+
+    # -- resume ---------------------------------------------------------------
+
+    def state(self, reporter: SubReporter | None) -> dict[str, Any]:
+        """Everything a later process needs to go on as if it were this one."""
+        return {
+            "version": VERSION,
+            "fingerprint": self.options.fingerprint,
+            "updates": self.updates,
+            "epoch": self.epoch,
+            "batches": self.batches,
+            "model": self.model.state_dict(),
+            "optimizers": [self.optimizer.state_dict()],
+            "schedulers": [
+                None if self.scheduler is None else self.scheduler.state_dict()
+            ],
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "reporter": reporter_state(self.reporter),
+            "collected": None if reporter is None else sub_reporter_state(reporter),
+            "ranks": [self._rank_state()],
+        }
+
+    def _rank_state(self) -> dict[str, Any]:
+        """What each rank has of its own."""
+        return {
+            "random": random_state(),
+            "routing": self.model.routing_statistics.state(),
+        }
+
+    def _save(self, reporter: SubReporter | None) -> None:
+        state = self.state(reporter)
+        if is_distributed():
+            every: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(every, state["ranks"][0])
+            state["ranks"] = every
+        if self.is_first:
+            path = self.store.save(state, self.updates)
+            link(self.output_dir / "checkpoint.pth", f"checkpoints/{path.name}")
+
+    def _resume(self) -> None:
+        if not self.options.resume:
+            return
+        state = self.store.load(self.device)
+        if state is None:
+            return
+        for change in check_fingerprint(
+            state["fingerprint"],
+            self.options.fingerprint,
+            self.store.directory,
+            self.options.allow_changed,
+        ):
+            logging.warning("resumed under another condition: %s", change)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizers"][0])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["schedulers"][0])
+        if self.scaler is not None and state["scaler"] is not None:
+            self.scaler.load_state_dict(state["scaler"])
+        set_reporter_state(self.reporter, state["reporter"])
+        rank = torch.distributed.get_rank() if is_distributed() else 0
+        # With --allow_changed there may be more ranks than before.
+        own = state["ranks"][rank] if rank < len(state["ranks"]) else {}
+        self.model.routing_statistics.set_state(
+            own.get("routing", {}), int(self.model.training_batches)
+        )
+        self.updates, self.epoch = state["updates"], state["epoch"]
+        self.batches = state["batches"]
+        self.resumed = {"collected": state["collected"], "random": own.get("random")}
+        logging.info(
+            "resumed after update %d, epoch %d, batch %d",
+            self.updates,
+            self.epoch,
+            self.batches,
+        )
+
+    # -- one epoch ------------------------------------------------------------
+
+    def _train_epoch(self, model: torch.nn.Module, request: StopRequest) -> None:
+        set_all_random_seed(self.options.seed + self.epoch)
+        self.reporter.set_epoch(self.epoch)
+        reporter = self.reporter.start_epoch("train")
+        iterator = self.train_factory.build_iter(self.epoch, start=self.batches)
+        total = self.batches + len(iterator)
+        if self.resumed is not None:
+            if self.resumed["collected"] is not None:
+                set_sub_reporter_state(reporter, self.resumed["collected"])
+            if self.batches and self.resumed["random"] is not None:
+                set_random_state(self.resumed["random"])
+            self.resumed = None
+        model.train()
+        updater = Updater(
+            model, self.optimizer, self.scheduler, self.scaler, self.options
+        )
+        last_saved = self.updates
+        started = time.perf_counter()
+        for names, batch in self._loaded(iterator, reporter):
+            self.batches += 1
+            # An epoch's last update may have fewer batches: none is lost or kept.
+            last = updater.pending + 1 == self.options.accum_grad
+            last = last or self.batches == total
+            updater.add(names, to_device(batch, self.device), reporter, last)
+            if last:
+                updater.step(reporter)
+                self.updates += 1
+                started = self._timed(reporter, started)
+            reporter.next()
+            self._log(reporter)
+            if not last:
+                continue
+            stop = self._anyone_stops(request)
+            due = self.updates - last_saved >= self.options.checkpoint_interval
+            if stop or due or self.batches == total:
+                self._save(reporter)
+                last_saved = self.updates
+            if stop:
+                self._leave(stop)
+        self.reporter.finish_epoch(reporter)
+
+    def _loaded(self, iterator: Any, reporter: SubReporter) -> Iterator:
+        try:
+            yield from reporter.measure_iter_time(iterator, "iter_time")
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise RecipeError(
+                f"epoch {self.epoch}, after batch {self.batches}: a process that loads "
+                f"audio died ({error}); it may have run out of memory: lower "
+                "--num_workers. Run again to go on from the last checkpoint"
+            ) from error
+
+    def _timed(self, reporter: SubReporter, started: float) -> float:
+        now = time.perf_counter()
+        rates = {
+            f"optim0_lr{index}": group["lr"]
+            for index, group in enumerate(self.optimizer.param_groups)
+        }
+        reporter.register(rates | {"train_time": now - started})
+        return now
+
+    def _log(self, reporter: SubReporter) -> None:
+        interval = self.options.log_interval or 100
+        if reporter.count % interval or not self.is_first:
+            return
+        logging.info(reporter.log_message(-interval))
+        if "train" in self.writers:
+            reporter.tensorboard_add_scalar(self.writers["train"], -interval)
+        if self.options.use_wandb:
+            reporter.wandb_log()
+
+    def _anyone_stops(self, request: StopRequest) -> int:
+        if not is_distributed():
+            return request.signal
+        flag = torch.tensor(request.signal, device=self.device)
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+        return int(flag)
+
+    def _leave(self, number: int) -> None:
+        logging.warning(
+            "signal %d: stopped after update %d, the checkpoint is written; run again "
+            "to go on",
+            number,
+            self.updates,
+        )
+        if is_distributed():
+            torch.distributed.barrier()
+        raise SystemExit(128 + number)
+
+    @torch.no_grad()
+    def _validate(self, model: torch.nn.Module, request: StopRequest) -> None:
+        model.eval()
+        with self.reporter.observe("valid") as reporter:
+            for _, batch in self.valid_factory.build_iter(self.epoch):
+                stop = self._anyone_stops(request)
+                if stop:
+                    # The checkpoint at the end of the epoch's training is there.
+                    self._leave(stop)
+                _, figures, weight = model(**to_device(batch, self.device))
+                means, total = average_figures(figures, weight)
+                values = to_floats(means | {"": total})
+                weight_sum = values.pop("")
+                reporter.register(values, weight_sum)
+                reporter.next()
+
+    def _end_epoch(self) -> bool:
+        """Report, save and prune; whether training stops early."""
+        options, reporter = self.options, self.reporter
+        if isinstance(self.scheduler, AbsValEpochStepScheduler):
+            self.scheduler.step(reporter.get_value(*options.val_scheduler_criterion))
+        elif isinstance(self.scheduler, AbsEpochStepScheduler):
+            self.scheduler.step()
+        stop = options.patience is not None and reporter.check_early_stopping(
+            options.patience, *options.early_stopping_criterion
+        )
+        if self.is_first:
+            logging.info(reporter.log_message())
+            for part, writer in self.writers.items():
+                reporter.tensorboard_add_scalar(writer, key1=part)
+            if options.use_matplotlib:
+                reporter.matplotlib_plot(self.output_dir / "images")
+            if options.use_wandb:
+                reporter.wandb_log()
+            self._write_epoch_model()
+        self.epoch += 1
+        self.batches = 0
+        self._save(None)
+        return stop
+
+    def _write_epoch_model(self) -> None:
+        path = self.output_dir / f"{self.epoch}epoch.pth"
+        try:
+            with atomic_path(path) as temporary:
+                torch.save(self.model.state_dict(), temporary)
+        except (OSError, RuntimeError) as error:
+            raise RecipeError(
+                f"{path}: cannot be written ({error}); make room and run again to go on"
+            ) from error
+        link(self.output_dir / "latest.pth", path.name)
+        numbers = self.options.keep_nbest_models
+        number = max([numbers] if isinstance(numbers, int) else numbers)
+        keep = {self.epoch}
+        for part, key, mode in self.options.best_model_criterion:
+            if not self.reporter.has(part, key):
+                continue
+            best = self.reporter.sort_epochs(part, key, mode)
+            keep |= set(best[: max(number, 1)])
+            if best[0] == self.epoch:
+                link(self.output_dir / f"{part}.{key}.best.pth", path.name)
+                logging.info("best %s.%s so far", part, key)
+        for epoch in range(1, self.epoch):
+            if epoch not in keep:
+                (self.output_dir / f"{epoch}epoch.pth").unlink(missing_ok=True)
+
+    # -- messages -------------------------------------------------------------
+
+    def _open_writers(self) -> None:
+        if not (self.options.use_tensorboard and self.is_first):
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        for part in ("train", "valid"):
+            directory = str(self.output_dir / "tensorboard" / part)
+            self.writers[part] = SummaryWriter(directory)
+
+    def _announce(self, started: float, first: int) -> None:
+        # ESPnet's wording: tools that follow its logs understand ours.
+        message = f"{self.epoch}/{self.options.max_epoch}epoch started"
+        if self.epoch > first:
+            done = self.epoch - first
+            left = (time.perf_counter() - started) / done
+            left *= self.options.max_epoch - self.epoch + 1
+            message += (
+                f". Estimated time to finish: {humanfriendly.format_timespan(left)}"
+            )
+        logging.info(message)

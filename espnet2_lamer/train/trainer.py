@@ -1,0 +1,108 @@
+"""ESPnet's trainer with step checkpoints, exact resume and frame-weighted updates."""
+
+import argparse
+import dataclasses
+import logging
+from typing import Any
+
+import torch
+from espnet2.train.trainer import Trainer, TrainerOptions
+from espnet2.utils.types import str2bool
+
+from espnet2_lamer.hubert.distributed import is_distributed
+from espnet2_lamer.train.fingerprint import fingerprint
+from espnet2_lamer.train.run import TrainingRun
+
+
+@dataclasses.dataclass
+class LamerTrainerOptions(TrainerOptions):
+    """ESPnet's options and those of :meth:`LamerTrainer.add_arguments`."""
+
+    checkpoint_interval: int
+    allow_changed: bool
+    max_bad_updates: int
+    grad_norm_groups: bool
+    fingerprint: dict[str, str]
+
+
+class LamerTrainer(Trainer):
+    """Takes ESPnet's options, writes ESPnet's files, and loses nothing when killed.
+
+    Beside ``<epoch>epoch.pth`` and its links, ``checkpoints/`` holds the last two step
+    checkpoints; ``checkpoint.pth`` is a link to the latest. A restarted training goes
+    on at the very update, with the same batches, masks and random numbers.
+
+    Multiple optimizers, sharded DDP, DeepSpeed and ESPnet's own adapters are not
+    supported.
+    """
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Add our options to ESPnet's parser."""
+        group = parser.add_argument_group("Lamer trainer related")
+        group.add_argument(
+            "--checkpoint_interval",
+            type=int,
+            default=500,
+            help="Updates between step checkpoints; one is written at each epoch's end",
+        )
+        group.add_argument(
+            "--allow_changed",
+            type=str2bool,
+            default=False,
+            help="Resume although options, data, base or number of ranks changed",
+        )
+        group.add_argument(
+            "--max_bad_updates",
+            type=int,
+            default=20,
+            help="Stop after so many updates in a row with a NaN or infinite gradient",
+        )
+        group.add_argument(
+            "--grad_norm_groups",
+            type=str2bool,
+            default=False,
+            help="Report gradient norms of lora_A, lora_B, routers and the rest apart",
+        )
+
+    @classmethod
+    def build_options(cls, args: argparse.Namespace) -> LamerTrainerOptions:
+        """Collect what training needs from the parsed options."""
+        values: dict[str, Any] = {
+            field.name: getattr(args, field.name)
+            for field in dataclasses.fields(LamerTrainerOptions)
+            if field.name != "fingerprint"
+        }
+        ranks = torch.distributed.get_world_size() if is_distributed() else 1
+        return LamerTrainerOptions(**values, fingerprint=fingerprint(args, ranks))
+
+    @classmethod
+    def run(
+        cls,
+        model,
+        optimizers,
+        schedulers,
+        train_iter_factory,
+        valid_iter_factory,
+        plot_attention_iter_factory,
+        trainer_options,
+        distributed_option,
+    ) -> None:
+        """Train; see :class:`~espnet2_lamer.train.run.TrainingRun`.
+
+        Raises:
+            RecipeError: Resume was refused, a file cannot be written, or too many
+                updates in a row were bad.
+            SystemExit: A signal asked to stop; a checkpoint was written.
+        """
+        if plot_attention_iter_factory is not None:
+            logging.warning("attention plots are not made: a HuBERT has no decoder")
+        TrainingRun(
+            model,
+            optimizers[0],
+            schedulers[0],
+            train_iter_factory,
+            valid_iter_factory,
+            trainer_options,
+            distributed_option,
+        ).run()

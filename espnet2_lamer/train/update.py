@@ -1,0 +1,184 @@
+"""One optimizer update from one or several batches, weighted by masked frames."""
+
+import logging
+import math
+import time
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from espnet2.schedulers.abs_scheduler import AbsBatchStepScheduler
+from espnet2.train.reporter import SubReporter
+from torch.nn.parallel import DistributedDataParallel
+
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.hubert.distributed import is_distributed
+from espnet2_lamer.train.statistics import average_figures, to_floats
+
+# Names of parameters -> group whose gradient norm is reported.
+GROUPS = ("lora_A", "lora_B", "routers")
+
+
+class Updater:
+    r"""Adds up gradients of batches, then updates.
+
+    The gradient of an update is that of
+
+    .. math:: \sum_i w_i L_i / \sum_i w_i
+
+    over all batches and ranks, w the number of masked frames: the sum over all masked
+    frames divided by their number, as fairseq has it, however they are spread.
+
+    Args:
+        model: Possibly wrapped for distributed training.
+        optimizer: Holds what trains.
+        scheduler: Stepped here when it is a per-update one.
+        scaler: Loss scale of fp16, or ``None``.
+        options: ``accum_grad``, ``grad_clip``, ``grad_clip_type``,
+            ``max_bad_updates``, ``grad_norm_groups``.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: Any,
+        scaler: Any,
+        options: Any,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.scaler = scaler
+        self.options = options
+        self.pending = 0
+        self.bad_in_a_row = 0
+        self._names: list[str] = []
+        self._unit: torch.Tensor | None = None
+        self._weight: torch.Tensor | float = 0.0
+
+    def add(
+        self, names: list[str], batch: dict, reporter: SubReporter, last: bool
+    ) -> None:
+        """Run one batch forward and backward.
+
+        Args:
+            names: Its utterances, for messages.
+            batch: On the model's device.
+            reporter: Gets the batch's figures.
+            last: Whether the update follows; ranks then exchange gradients.
+        """
+        distributed = isinstance(self.model, DistributedDataParallel)
+        # Ranks exchange gradients once per update.
+        quiet = self.model.no_sync() if distributed and not last else nullcontext()
+        with quiet:
+            started = time.perf_counter()
+            loss, figures, weight = self.model(**batch)
+            means, total = average_figures(figures, weight)
+            forward = time.perf_counter() - started
+            # DDP divides by the number of ranks.
+            ranks = torch.distributed.get_world_size() if is_distributed() else 1
+            if self._unit is None:
+                self._unit = total
+            # Weights relative to the first batch's keep the loss's size, which fp16
+            # and the log depend on; the last division is by their sum.
+            share = weight.reshape(()) / self._unit * ranks
+            loss = loss.reshape(()) * share
+            started = time.perf_counter()
+            if self.scaler is None:
+                loss.backward()
+            else:
+                self.scaler.scale(loss).backward()
+            backward = time.perf_counter() - started
+        self._weight = self._weight + total
+        self._names = [*self._names, *names]
+        self.pending += 1
+        values = to_floats(means | {"": total})
+        reporter.register(values, values.pop(""))
+        reporter.register({"forward_time": forward, "backward_time": backward})
+
+    def step(self, reporter: SubReporter) -> None:
+        """Clip, update, step the schedule and start anew.
+
+        Args:
+            reporter: Gets gradient norms and times.
+
+        Raises:
+            RecipeError: Too many updates in a row had a NaN or infinite gradient.
+        """
+        started = time.perf_counter()
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        trained = [p for g in self.optimizer.param_groups for p in g["params"]]
+        if self.pending > 1:
+            factor = self._unit / self._weight
+            for parameter in trained:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+        figures = self._group_norms() if self.options.grad_norm_groups else {}
+        norm = torch.nn.utils.clip_grad_norm_(
+            trained,
+            max_norm=self.options.grad_clip,
+            norm_type=self.options.grad_clip_type,
+        )
+        value = norm.item()
+        good = math.isfinite(value)
+        if good:
+            self.bad_in_a_row = 0
+        else:
+            self._bad(value)
+        if self.scaler is not None:
+            # Skips the update by itself when a gradient is not finite.
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        elif good:
+            self.optimizer.step()
+        if good and isinstance(self.scheduler, AbsBatchStepScheduler):
+            self.scheduler.step()
+        self.optimizer.zero_grad()
+        self.pending, self._names = 0, []
+        self._unit, self._weight = None, 0.0
+        figures |= {
+            "clip": 100.0 if value > self.options.grad_clip else 0.0,
+            "loss_scale": self.scaler.get_scale() if self.scaler else 1.0,
+            "bad_update": 0.0 if good else 100.0,
+            "optim_step_time": time.perf_counter() - started,
+        }
+        if good:
+            figures["grad_norm"] = value
+        reporter.register(figures)
+
+    def _group_norms(self) -> dict[str, float]:
+        squares: dict[str, torch.Tensor] = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.grad is None:
+                continue
+            group = next((g for g in GROUPS if g in name), "other")
+            square = parameter.grad.float().square().sum()
+            squares[group] = squares.get(group, 0.0) + square
+        return to_floats({f"grad_norm_{k}": v.sqrt() for k, v in squares.items()})
+
+    def _bad(self, norm: float) -> None:
+        self.bad_in_a_row += 1
+        where = [
+            name
+            for name, parameter in self.model.named_parameters()
+            if parameter.grad is not None and not parameter.grad.isfinite().all()
+        ]
+        logging.warning(
+            "update skipped: the gradient norm is %s (%d in a row); %d tensors are not "
+            "finite, e.g. %s; utterances: %s",
+            norm,
+            self.bad_in_a_row,
+            len(where),
+            where[:3],
+            self._names[:8],
+        )
+        if self.bad_in_a_row >= self.options.max_bad_updates:
+            raise RecipeError(
+                f"{self.bad_in_a_row} updates in a row had a gradient that is not "
+                f"finite; the last in {len(where)} tensors, e.g. {where[:3]}, on the "
+                f"utterances {self._names[:8]}. The last checkpoint is from before. "
+                "Lower optim_conf.lr, use amp_dtype bf16 or none instead of fp16, or "
+                "look for broken audio among these utterances"
+            )
