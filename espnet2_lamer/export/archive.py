@@ -69,6 +69,8 @@ def check_zip(path: str | Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
             _check_names(path, infos)
             meta = _read_meta(path, archive)
             damaged = archive.testzip()
+    except RecipeError:
+        raise
     except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError) as error:
         raise RecipeError(f"{path}: not a readable zip file: {error}") from error
     except (RuntimeError, ValueError, zlib.error) as error:
