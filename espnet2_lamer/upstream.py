@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from espnet2_lamer.convert import load_hubert
 from espnet2_lamer.convert.architecture import build_hubert
+from espnet2_lamer.convert.espnet_experiment import STOCK, model_file, read_config
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers import LamerConfig, add_lamer
 
@@ -114,8 +115,8 @@ def load_model(source: str | Path, base: str | Path | None = None) -> Upstream:
 
     Args:
         source: An experiment directory of ``hubert_train`` (``config.yaml`` and its
-            best model), a packed zip, or a plain HuBERT (Hugging Face directory or
-            id).
+            best model), a packed zip, or a plain HuBERT: anything that
+            :func:`espnet2_lamer.convert.load_hubert` takes.
         base: Where the frozen base is now; default is ``encoder_conf.base``.
 
     Returns:
@@ -127,7 +128,7 @@ def load_model(source: str | Path, base: str | Path | None = None) -> Upstream:
     path = Path(source)
     if path.is_file() and path.suffix == ".zip":
         return _load_zip(path, base)
-    if (path / "config.yaml").is_file():
+    if (path / "config.yaml").is_file() and read_config(path).get("encoder") != STOCK:
         return load_experiment(path, base)
     return Upstream(load_hubert(source))
 
@@ -147,24 +148,6 @@ def _load_zip(path: Path, base: str | Path | None) -> Upstream:
         return load_experiment(Path(members["ssl_train_config"]).parent, base)
 
 
-def model_file(experiment: Path, config: dict[str, Any]) -> Path:
-    """Return the model file of an experiment that its own criterion calls best.
-
-    Raises:
-        RecipeError: There is none.
-    """
-    names = ["model.pth"]
-    for phase, key, _ in config.get("best_model_criterion", []):
-        names += [f"{phase}.{key}.ave.pth", f"{phase}.{key}.best.pth"]
-    for name in [*names, "latest.pth"]:
-        if (experiment / name).exists():
-            return experiment / name
-    raise RecipeError(
-        f"{experiment}: found none of {', '.join(names)}; training has not finished "
-        "an epoch (stage 7)"
-    )
-
-
 def load_pretraining_model(experiment: Path, base: str | Path | None = None):
     """Rebuild the whole ESPnet model (head included) of a pretraining experiment.
 
@@ -178,11 +161,9 @@ def load_pretraining_model(experiment: Path, base: str | Path | None = None):
     Raises:
         RecipeError: The config is not of this kind, or weights do not fit.
     """
-    import yaml
-
     from espnet2_lamer.tasks.hubert import LamerHubertTask
 
-    config = yaml.safe_load((experiment / "config.yaml").read_text(encoding="utf-8"))
+    config = read_config(experiment)
     if config.get("encoder") != "lamer_hubert":
         raise RecipeError(
             f"{experiment / 'config.yaml'}: encoder: found {config.get('encoder')!r}, "

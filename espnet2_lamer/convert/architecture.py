@@ -29,6 +29,9 @@ LARGE: dict[str, Any] = {
     "encoder_layer_norm_first": True,
     "encoder_layer_drop": 0.0,
 }
+# What a checkpoint decides. Dropout and layer drop are options of a training, not of
+# weights: whatever the format, a loaded model has none.
+STRUCTURE = tuple(key for key in LARGE if "drop" not in key)
 
 
 def normalize_waveform(waveforms: Tensor, lengths: Tensor | None) -> Tensor:

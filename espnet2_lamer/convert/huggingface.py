@@ -5,6 +5,7 @@ Key names differ from torchaudio's by prefixes only.
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torchaudio.models import Wav2Vec2Model
 
-from espnet2_lamer.convert.architecture import build_hubert
+from espnet2_lamer.convert.state import fill_hubert, read_tensors, rename
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_dir
 
@@ -22,18 +23,18 @@ PREFIXES = (
     ("feature_projection.", "encoder.feature_projection."),
     ("encoder.", "encoder.transformer."),
 )
-LEGACY_WEIGHT_NORM = {
-    "conv.weight_g": "conv.parametrizations.weight.original0",
-    "conv.weight_v": "conv.parametrizations.weight.original1",
-}
+MASK_EMBEDDING = "masked_spec_embed"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise RecipeError(f"{path}: found {type(value).__name__}, expected an object")
+    return value
 
 
 def read_architecture(directory: Path) -> dict[str, Any]:
@@ -76,6 +77,11 @@ def read_architecture(directory: Path) -> dict[str, Any]:
             f"{directory / 'config.json'}: key {error} is missing; a HuBERT "
             "configuration of transformers has it"
         ) from error
+    except (TypeError, ValueError) as error:
+        raise RecipeError(
+            f"{directory / 'config.json'}: conv_dim, conv_kernel and conv_stride: "
+            f"expected lists of equal length ({error})"
+        ) from error
     preprocessor = directory / "preprocessor_config.json"
     if preprocessor.is_file():
         normalize = bool(_read_json(preprocessor).get("do_normalize", True))
@@ -94,12 +100,12 @@ def _read_weights(directory: Path) -> dict[str, Tensor]:
         path = directory / name
         if not path.is_file():
             continue
-        try:
-            if name.endswith(".safetensors"):
-                from safetensors.torch import load_file
+        if not name.endswith(".safetensors"):
+            return read_tensors(path)
+        from safetensors.torch import load_file
 
-                return load_file(path)
-            return torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            return load_file(path)
         except Exception as error:
             raise RecipeError(f"{path}: cannot be read ({error})") from error
     raise RecipeError(f"{directory}: found none of {', '.join(WEIGHT_FILES)}")
@@ -113,58 +119,25 @@ def weights_file(directory: Path) -> Path:
     raise RecipeError(f"{directory}: found none of {', '.join(WEIGHT_FILES)}")
 
 
-def load_huggingface(directory: Path) -> Wav2Vec2Model:
+def load(directory: Path) -> Wav2Vec2Model:
     """Load a ``HubertModel`` directory; every key must match.
 
     Raises:
         RecipeError: A file is missing or damaged, or keys are missing or unexpected.
     """
-    model = build_hubert(read_architecture(directory))
-    state: dict[str, Tensor] = {}
-    mask_embedding = None
-    for key, value in _read_weights(directory).items():
-        # Fine-tuned exports carry the backbone under "hubert.".
-        key = key.removeprefix("hubert.")
-        if key == "masked_spec_embed":
-            mask_embedding = value.float()
-            continue
-        for legacy, current in LEGACY_WEIGHT_NORM.items():
-            key = key.replace(legacy, current)
-        for theirs, ours in PREFIXES:
-            if key.startswith(theirs):
-                key = ours + key[len(theirs) :]
-                break
-        state[key] = value.float()
-    load_strictly(model, state, directory)
-    model.mask_embedding = mask_embedding
-    return model
+    architecture = read_architecture(directory)
+    state = rename(_read_weights(directory), _new_name, directory)
+    mask_embedding = state.pop(MASK_EMBEDDING, None)
+    return fill_hubert(architecture, state, mask_embedding, directory)
 
 
-def load_strictly(
-    model: torch.nn.Module, state: dict[str, Tensor], source: object
-) -> None:
-    """``load_state_dict`` that names keys and shapes when anything differs.
-
-    Raises:
-        RecipeError: Missing, unexpected or wrongly shaped keys.
-    """
-    expected = model.state_dict()
-    problems = [f"missing {key}" for key in sorted(set(expected) - set(state))]
-    problems += [f"unexpected {key}" for key in sorted(set(state) - set(expected))]
-    problems += [
-        f"{key}: found shape {tuple(state[key].shape)}, expected "
-        f"{tuple(expected[key].shape)}"
-        for key in sorted(set(expected) & set(state))
-        if expected[key].shape != state[key].shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise RecipeError(
-            f"{source}: the checkpoint does not fit the model: "
-            + "; ".join(problems[:8])
-            + more
-        )
-    model.load_state_dict(state)
+def _new_name(key: str) -> str:
+    # Fine-tuned exports carry the backbone under "hubert.".
+    key = key.removeprefix("hubert.")
+    for theirs, ours in PREFIXES:
+        if key.startswith(theirs):
+            return ours + key[len(theirs) :]
+    return key
 
 
 def save_huggingface(
@@ -188,7 +161,7 @@ def save_huggingface(
                 break
         state[key] = value.detach().to(dtype).contiguous()
     if model.mask_embedding is not None:
-        state["masked_spec_embed"] = model.mask_embedding.detach().to(dtype)
+        state[MASK_EMBEDDING] = model.mask_embedding.detach().to(dtype)
     dims, kernels, strides = zip(*arch["extractor_conv_layer_config"], strict=True)
     config = {
         "architectures": ["HubertModel"],
@@ -227,9 +200,12 @@ def save_huggingface(
         "sampling_rate": 16000,
     }
     with atomic_dir(directory) as temporary:
-        save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
         for name, value in (
             ("config.json", config),
             ("preprocessor_config.json", preprocessor),
         ):
             (temporary / name).write_text(json.dumps(value, indent=1) + "\n")
+        weights = temporary / "model.safetensors"
+        save_file(state, weights, metadata={"format": "pt"})
+        # safetensors makes it readable by its owner only, whatever the umask.
+        shutil.copymode(temporary / "config.json", weights)

@@ -1,14 +1,31 @@
 """``load_hubert``: one entry for every checkpoint format."""
 
+import re
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from torchaudio.models import Wav2Vec2Model
 
 from espnet2_lamer.errors import RecipeError
 
+CONFIG_FILES = ["*.json"]
+WEIGHT_FILES = ["*.safetensors", "pytorch_model.bin"]
+# Files that look like a checkpoint and are not one, and what to do.
+NOT_ALONE = {
+    ".bin": "found a file of a Hugging Face directory, give the directory",
+    ".safetensors": "found a file of a Hugging Face directory, give the directory",
+    ".yaml": "found a file of an ESPnet experiment, give the directory",
+    ".zip": "found a packed model, load it with espnet2_lamer.load_model",
+}
 
-def local_directory(source: str | Path) -> Path:
+
+def local_directory(source: str | Path, weights: bool = True) -> Path:
     """Return the local directory of a Hugging Face checkpoint, fetching an id once.
+
+    Args:
+        source: Directory or id.
+        weights: Without, only the configuration of an id is fetched.
 
     Raises:
         RecipeError: Neither a directory nor an id that can be fetched.
@@ -21,14 +38,15 @@ def local_directory(source: str | Path) -> Path:
         raise RecipeError(
             f"{source}: no such directory; expected a Hugging Face HuBERT directory "
             "(config.json, model.safetensors) or an id such as "
-            "facebook/hubert-large-ll60k"
+            "facebook/hubert-large-ll60k, a torchaudio bundle such as HUBERT_LARGE, a "
+            "fairseq .pt file, or an ESPnet experiment directory (config.yaml)"
         )
     from huggingface_hub import snapshot_download
 
     try:
         return Path(
             snapshot_download(
-                name, allow_patterns=["*.json", "*.safetensors", "pytorch_model.bin"]
+                name, allow_patterns=CONFIG_FILES + (WEIGHT_FILES if weights else [])
             )
         )
     except Exception as error:
@@ -38,11 +56,48 @@ def local_directory(source: str | Path) -> Path:
         ) from error
 
 
+def _locate(source: str | Path, weights: bool = True) -> tuple[ModuleType, Any]:
+    """Return the module that reads this format and where it finds the checkpoint.
+
+    Each of them has ``read_architecture``, ``load`` and ``weights_file``.
+    """
+    from espnet2_lamer.convert import (
+        espnet_experiment,
+        fairseq,
+        huggingface,
+        torchaudio_bundle,
+    )
+
+    name, path = str(source), Path(source)
+    if name.startswith(torchaudio_bundle.PREFIX):
+        return torchaudio_bundle, name.removeprefix(torchaudio_bundle.PREFIX)
+    if path.is_file():
+        if path.suffix in NOT_ALONE:
+            raise RecipeError(f"{source}: {NOT_ALONE[path.suffix]}")
+        return fairseq, path
+    if not path.exists() and re.fullmatch("HUBERT_[A-Z0-9_]+", name):
+        return torchaudio_bundle, name
+    directory = local_directory(source, weights)
+    if (directory / "config.json").is_file():
+        return huggingface, directory
+    if (directory / espnet_experiment.CONFIG).is_file():
+        return espnet_experiment, directory
+    raise RecipeError(
+        f"{directory}: no config.json; expected a Hugging Face HuBERT directory, or an "
+        f"ESPnet experiment with {espnet_experiment.CONFIG}"
+    )
+
+
 def load_hubert(source: str | Path) -> Wav2Vec2Model:
-    """Load a HuBERT as a torchaudio model in eval mode.
+    """Load a HuBERT as a torchaudio model in eval mode, without dropout.
+
+    Nothing that a checkpoint holds is run.
 
     Args:
-        source: Hugging Face directory or id.
+        source: Hugging Face directory or id; torchaudio bundle (``HUBERT_LARGE`` or
+            ``torchaudio:HUBERT_LARGE``); fairseq ``.pt`` file, fairseq itself not
+            needed; or ESPnet experiment directory of a plain HuBERT
+            (``torchaudio_hubert``, or ``lamer_hubert`` without experts).
 
     Returns:
         A ``Wav2Vec2Model`` that normalises waveforms itself where the checkpoint asks
@@ -52,19 +107,43 @@ def load_hubert(source: str | Path) -> Wav2Vec2Model:
     Raises:
         RecipeError: Not found, damaged, or keys that do not match.
     """
-    from espnet2_lamer.convert.huggingface import load_huggingface
+    reader, where = _locate(source)
+    return reader.load(where).eval()
 
-    directory = local_directory(source)
-    if not (directory / "config.json").is_file():
-        raise RecipeError(
-            f"{directory}: no config.json; expected a Hugging Face HuBERT directory"
-        )
-    return load_huggingface(directory).eval()
+
+def read_architecture(source: str | Path) -> dict[str, Any]:
+    """Describe a checkpoint's network without loading weights, as a dry run needs.
+
+    Args:
+        source: As for :func:`load_hubert`; only an id's configuration is fetched.
+
+    Returns:
+        Arguments of :func:`espnet2_lamer.convert.architecture.build_hubert`.
+
+    Raises:
+        RecipeError: Not found, damaged, or not a HuBERT.
+    """
+    reader, where = _locate(source, weights=False)
+    return reader.read_architecture(where)
 
 
 def source_sha256(source: str | Path) -> str:
     """SHA-256 of the weights file behind ``source``: its identity in metadata."""
-    from espnet2_lamer.convert.huggingface import weights_file
     from espnet2_lamer.fileio.hashing import sha256_file
 
-    return sha256_file(weights_file(local_directory(source)))
+    reader, where = _locate(source)
+    return sha256_file(reader.weights_file(where))
+
+
+def local_source(source: str | Path) -> str:
+    """Return what names the same checkpoint from now on, fetching an id once.
+
+    An id becomes the directory it was fetched to; anything else stays as it is.
+
+    Raises:
+        RecipeError: Not found.
+    """
+    from espnet2_lamer.convert import huggingface
+
+    reader, where = _locate(source)
+    return str(where if reader is huggingface else source)

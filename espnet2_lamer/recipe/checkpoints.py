@@ -19,22 +19,22 @@ def read_checkpoints(options: Options) -> dict[str, dict[str, Any]]:
 
 
 def base_path(options: Options) -> str:
-    """Local directory of the base."""
+    """The base: local directory or file, or name of a torchaudio bundle."""
     return read_checkpoints(options)["base"]["path"]
 
 
 def teacher_path(options: Options) -> str:
-    """Local directory (or name) of the teacher."""
+    """The teacher: as the base, or a name that needs no checkpoint."""
     return read_checkpoints(options)["teacher"]["path"]
 
 
 def _record(source: str) -> dict[str, Any]:
-    from espnet2_lamer.convert.load import local_directory, source_sha256
+    from espnet2_lamer.convert.load import local_source, source_sha256
 
     if source.startswith("s3prl:") or source == "mfcc":
         return {"source": source, "path": source, "sha256": None}
-    path = local_directory(source)
-    return {"source": source, "path": str(path), "sha256": source_sha256(path)}
+    path = local_source(source)
+    return {"source": source, "path": path, "sha256": source_sha256(path)}
 
 
 def _verify_mini(records: dict[str, dict[str, Any]]) -> None:
@@ -70,10 +70,10 @@ def prepare_checkpoints(options: Options) -> None:
 
 
 def _check_layers(base: str, options: Options) -> None:
-    from espnet2_lamer.convert.huggingface import read_architecture
+    from espnet2_lamer.convert.load import read_architecture
     from espnet2_lamer.layers import parse_allocation
 
-    layers = read_architecture(Path(base))["encoder_num_layers"]
+    layers = read_architecture(base)["encoder_num_layers"]
     for name in ("asr_layer", "lid_layer"):
         value = getattr(options, name)
         if not 0 <= value <= layers:
@@ -93,11 +93,12 @@ def _write_random(base: str, options: Options) -> None:
     import torch
 
     from espnet2_lamer.convert.architecture import build_hubert
-    from espnet2_lamer.convert.huggingface import read_architecture, save_huggingface
+    from espnet2_lamer.convert.huggingface import save_huggingface
+    from espnet2_lamer.convert.load import read_architecture
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        model = build_hubert(read_architecture(Path(base)))
+        model = build_hubert(read_architecture(base))
     save_huggingface(model, options.random_upstream)
 
 

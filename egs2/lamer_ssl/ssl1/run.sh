@@ -46,7 +46,8 @@ Data
   --max_duration     longest utterance in seconds (${max_duration})
 
 Models
-  --base             HuBERT to extend: Hugging Face directory or id (${base})
+  --base             HuBERT to extend: Hugging Face directory or id, torchaudio
+                     bundle, fairseq .pt file, ESPnet experiment (${base})
   --teacher          model that gives the units (${teacher})
   --teacher_layer    its layer (${teacher_layer})
   --retrain          true: stage 0 trains mini base and teacher anew, hours (${retrain})

@@ -51,8 +51,8 @@ class LamerHubertEncoder(TorchAudioHuBERTPretrainEncoder):
     Args:
         num_classes: K, the number of units.
         input_size: Unused; the input is a waveform.
-        base: Hugging Face HuBERT directory or id. ``None`` builds random weights from
-            the architecture arguments below.
+        base: Any checkpoint that :func:`espnet2_lamer.convert.load_hubert` reads.
+            ``None`` builds random weights from the architecture arguments below.
         lamer: Fields of :class:`LamerConfig`, or ``None``.
         mask_prob: Recorded for the collate function, which draws the masks.
         mask_length: As ``mask_prob``; frames per span.

@@ -1,0 +1,146 @@
+"""A plain HuBERT from an ESPnet experiment directory (``config.yaml``, ``.pth``)."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torchaudio.models import Wav2Vec2Model
+
+from espnet2_lamer.convert.architecture import STRUCTURE
+from espnet2_lamer.convert.state import fill_hubert, read_tensors, rename
+from espnet2_lamer.errors import RecipeError
+
+CONFIG = "config.yaml"
+STOCK, OURS = "torchaudio_hubert", "lamer_hubert"
+HUBERT = "encoder.hubert_pretrain_model."
+BACKBONE = f"{HUBERT}wav2vec2."
+MASK_EMBEDDING = f"{HUBERT}mask_generator.mask_embedding"
+# The masked-prediction head, and counters of a training.
+HEAD = f"{HUBERT}logit_generator."
+COUNTERS = ("encoder.global_step", "training_batches")
+
+
+def model_file(experiment: Path, config: dict[str, Any]) -> Path:
+    """Return the model file of an experiment that its own criterion calls best.
+
+    Raises:
+        RecipeError: There is none.
+    """
+    names = ["model.pth"]
+    for phase, key, _ in config.get("best_model_criterion") or []:
+        names += [f"{phase}.{key}.ave.pth", f"{phase}.{key}.best.pth"]
+    names.append("latest.pth")
+    for name in names:
+        if (experiment / name).exists():
+            return experiment / name
+    raise RecipeError(
+        f"{experiment}: found none of {', '.join(names)}; training has not finished "
+        "an epoch (stage 7)"
+    )
+
+
+def read_config(experiment: Path) -> dict[str, Any]:
+    """Read ``config.yaml``.
+
+    Raises:
+        RecipeError: It is missing or no YAML mapping.
+    """
+    path = experiment / CONFIG
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(config, dict):
+        raise RecipeError(f"{path}: found {type(config).__name__}, expected a mapping")
+    return config
+
+
+def read_architecture(experiment: Path) -> dict[str, Any]:
+    """Translate ``encoder_conf`` of an experiment without experts.
+
+    Raises:
+        RecipeError: Another encoder, LoRA experts, or a preparation of the waveform
+            that is not part of HuBERT.
+    """
+    config, path = read_config(experiment), experiment / CONFIG
+    encoder, conf = config.get("encoder"), config.get("encoder_conf") or {}
+    if encoder not in (STOCK, OURS):
+        raise RecipeError(
+            f"{path}: encoder: found {encoder!r}, expected {STOCK!r} or {OURS!r}"
+        )
+    if not isinstance(conf, dict):
+        raise RecipeError(f"{path}: encoder_conf: found {conf!r}, expected a mapping")
+    if encoder == STOCK:
+        _refuse_preparation(config, path)
+        stated = _stock_defaults() | conf | {"normalize_waveform": False}
+    elif conf.get("lamer") is not None:
+        raise RecipeError(
+            f"{path}: encoder_conf.lamer: found LoRA experts, expected a plain HuBERT; "
+            "load it with espnet2_lamer.load_model, or write it whole with "
+            "python -m espnet2_lamer.bin.export"
+        )
+    elif conf.get("base") is not None:
+        return _base_architecture(conf["base"], path)
+    else:
+        stated = conf
+    # What ours leaves out, or sets to null, is HuBERT-Large's; build_hubert knows it.
+    return {
+        key: stated[key]
+        for key in (*STRUCTURE, "normalize_waveform")
+        if stated.get(key) is not None
+    }
+
+
+def _stock_defaults() -> dict[str, Any]:
+    from espnet2.asr.encoder.hubert_encoder import TorchAudioHuBERTPretrainEncoder
+
+    parameters = inspect.signature(TorchAudioHuBERTPretrainEncoder).parameters
+    return {key: parameters[key].default for key in STRUCTURE}
+
+
+def _refuse_preparation(config: dict[str, Any], path: Path) -> None:
+    found = {key: config.get(key) for key in ("normalize", "preencoder")}
+    # With an input_size ESPnet leaves the frontend out.
+    if config.get("input_size") is None:
+        found["frontend"] = config.get("frontend")
+    for key, value in found.items():
+        if value is not None:
+            raise RecipeError(
+                f"{path}: {key}: found {value!r}, expected null: HuBERT hears the "
+                "waveform as it is"
+            )
+
+
+def _base_architecture(base: str, path: Path) -> dict[str, Any]:
+    # Trained as a whole from a base: the network is the base's.
+    from espnet2_lamer.convert import load
+
+    try:
+        return load.read_architecture(base)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: encoder_conf.base: {error}") from error
+
+
+def weights_file(experiment: Path) -> Path:
+    """The file whose SHA-256 identifies the checkpoint."""
+    return model_file(experiment, read_config(experiment))
+
+
+def _torchaudio_name(key: str) -> str | None:
+    if key.startswith(HEAD) or key in COUNTERS:
+        return None
+    return key.removeprefix(BACKBONE)
+
+
+def load(experiment: Path) -> Wav2Vec2Model:
+    """Load the backbone of an experiment; every key of it must match.
+
+    Raises:
+        RecipeError: It is not a plain HuBERT, damaged, or keys do not match.
+    """
+    architecture = read_architecture(experiment)
+    path = weights_file(experiment)
+    state = rename(read_tensors(path), _torchaudio_name, path)
+    mask_embedding = state.pop(MASK_EMBEDDING, None)
+    return fill_hubert(architecture, state, mask_embedding, path)

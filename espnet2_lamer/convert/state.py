@@ -1,0 +1,128 @@
+"""From the tensors of a file to a filled model: strict keys, whatever the format."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchaudio.models import Wav2Vec2Model
+
+from espnet2_lamer.convert.architecture import build_hubert
+from espnet2_lamer.convert.inert_pickle import short_reason
+from espnet2_lamer.errors import RecipeError
+
+# How torch named the two parts of a weight norm before parametrizations.
+LEGACY_WEIGHT_NORM = {
+    "conv.weight_g": "conv.parametrizations.weight.original0",
+    "conv.weight_v": "conv.parametrizations.weight.original1",
+}
+
+
+def read_tensors(path: Path) -> Any:
+    """Return what ``torch.save`` wrote, tensors and plain containers only.
+
+    Raises:
+        RecipeError: It is damaged, or holds anything else.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file fails in many ways
+        raise RecipeError(f"{path}: cannot be read ({short_reason(error)})") from error
+
+
+def rename(
+    state: Any, new_name: Callable[[str], str | None], source: object
+) -> dict[str, Tensor]:
+    """Give tensors the names of torchaudio's model, in float32.
+
+    Args:
+        state: What a file holds: a mapping of names to tensors.
+        new_name: Maps a name of the file to torchaudio's; ``None`` leaves it out.
+        source: For error messages.
+
+    Raises:
+        RecipeError: It is no such mapping, or two names become one.
+    """
+    if not isinstance(state, Mapping):
+        raise RecipeError(
+            f"{source}: found {type(state).__name__}, expected a mapping of parameter "
+            "names to tensors"
+        )
+    renamed: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise RecipeError(
+                f"{source}: {key}: found {type(value).__name__}, expected a tensor "
+                "under a parameter's name"
+            )
+        name = new_name(key)
+        if name is None:
+            continue
+        for legacy, current in LEGACY_WEIGHT_NORM.items():
+            name = name.replace(legacy, current)
+        if name in renamed:
+            raise RecipeError(f"{source}: {key}: found twice, as {name}")
+        renamed[name] = value.detach().float()
+    return renamed
+
+
+def fill_hubert(
+    architecture: dict[str, Any],
+    state: dict[str, Tensor],
+    mask_embedding: Tensor | None,
+    source: object,
+) -> Wav2Vec2Model:
+    """Build the model and load every tensor of it.
+
+    Args:
+        architecture: For :func:`build_hubert`.
+        state: Tensors under torchaudio's names.
+        mask_embedding: ``[D]``, or ``None`` where the checkpoint has none.
+        source: For error messages.
+
+    Raises:
+        RecipeError: Impossible architecture; missing, unexpected or wrongly shaped
+            tensors.
+    """
+    try:
+        model = build_hubert(architecture)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise RecipeError(
+            f"{source}: no HuBERT can be built with {architecture}: {error}"
+        ) from error
+    load_strictly(model, state, source)
+    if mask_embedding is not None:
+        expected = (model.architecture["encoder_embed_dim"],)
+        if tuple(mask_embedding.shape) != expected:
+            raise RecipeError(
+                f"{source}: mask embedding: found shape {tuple(mask_embedding.shape)}, "
+                f"expected {expected}"
+            )
+        model.mask_embedding = mask_embedding.detach().float().clone()
+    return model
+
+
+def load_strictly(model: nn.Module, state: dict[str, Tensor], source: object) -> None:
+    """``load_state_dict`` that names keys and shapes when anything differs.
+
+    Raises:
+        RecipeError: Missing, unexpected or wrongly shaped keys.
+    """
+    expected = model.state_dict()
+    problems = [f"missing {key}" for key in sorted(set(expected) - set(state))]
+    problems += [f"unexpected {key}" for key in sorted(set(state) - set(expected))]
+    problems += [
+        f"{key}: found shape {tuple(state[key].shape)}, expected "
+        f"{tuple(expected[key].shape)}"
+        for key in sorted(set(expected) & set(state))
+        if expected[key].shape != state[key].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise RecipeError(
+            f"{source}: the checkpoint does not fit the model: "
+            + "; ".join(problems[:8])
+            + more
+        )
+    model.load_state_dict(state)

@@ -1,0 +1,77 @@
+"""HuBERT by the name of a torchaudio bundle, such as ``HUBERT_LARGE``."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchaudio
+from torchaudio.models import Wav2Vec2Model
+
+from espnet2_lamer.convert.architecture import STRUCTURE
+from espnet2_lamer.convert.state import fill_hubert, rename
+from espnet2_lamer.errors import RecipeError
+
+PREFIX = "torchaudio:"
+
+
+def bundle_names() -> list[str]:
+    """Names of the pretrained HuBERTs; those fine-tuned for ASR are left out."""
+    names = [name for name in dir(torchaudio.pipelines) if name.startswith("HUBERT_")]
+    return [name for name in names if not name.startswith("HUBERT_ASR_")]
+
+
+def _find(name: str) -> Any:
+    if name not in bundle_names():
+        raise RecipeError(
+            f"{name}: no pretrained HuBERT of torchaudio has this name, expected one "
+            f"of {', '.join(bundle_names())}"
+        )
+    return getattr(torchaudio.pipelines, name)
+
+
+def read_architecture(name: str) -> dict[str, Any]:
+    """Translate what torchaudio knows of the bundle; nothing is fetched.
+
+    Raises:
+        RecipeError: Unknown name.
+    """
+    bundle = _find(name)
+    architecture = {key: bundle._params[key] for key in STRUCTURE}
+    architecture["extractor_conv_layer_config"] = [
+        list(layer) for layer in architecture["extractor_conv_layer_config"]
+    ]
+    return architecture | {"normalize_waveform": bundle._normalize_waveform}
+
+
+def _cached(bundle: Any) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(bundle._path).name
+
+
+def _read(name: str, map_location: str) -> Any:
+    bundle = _find(name)
+    options = {"map_location": map_location, "weights_only": True}
+    try:
+        return bundle._get_state_dict(options)
+    except Exception as error:
+        path = _cached(bundle)
+        problem = "cannot be read" if path.is_file() else "cannot be fetched"
+        raise RecipeError(f"{name}: {path}: {problem} ({error})") from error
+
+
+def weights_file(name: str) -> Path:
+    """The file in torch's cache whose SHA-256 identifies the checkpoint."""
+    path = _cached(_find(name))
+    if not path.is_file():
+        _read(name, "meta")
+    return path
+
+
+def load(name: str) -> Wav2Vec2Model:
+    """Load a bundle, which is fetched once; every key must match.
+
+    Raises:
+        RecipeError: Unknown name, not fetched, damaged, or keys do not match.
+    """
+    state = rename(_read(name, "cpu"), str, name)
+    # torchaudio publishes no mask embedding.
+    return fill_hubert(read_architecture(name), state, None, name)
