@@ -14,6 +14,7 @@ from espnet2_lamer.asr.encoder.lamer_hubert import LamerHubertEncoder, MaskedPre
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.hubert.balance import BalanceTerm
 from espnet2_lamer.hubert.distributed import global_sums, is_distributed
+from espnet2_lamer.hubert.language_statistics import LanguageStatistics
 from espnet2_lamer.hubert.routing_statistics import RoutingStatistics
 from espnet2_lamer.layers import Router, record_routing
 from espnet2_lamer.layers.recording import Routing, RoutingRecord
@@ -87,6 +88,8 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
         self.feature_penalty = feature_penalty
         self.amp_dtype = amp_dtype
         self.routing_statistics = RoutingStatistics()
+        # Read by the trainer.
+        self.language_statistics = LanguageStatistics()
         self.register_buffer("training_batches", torch.zeros((), dtype=torch.long))
 
     def forward(
@@ -110,7 +113,8 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
             text: Unit of every frame ``[B, T]``, padded with -1.
             text_lengths: Frames ``[B]``.
             mask_indices: Masked frames of each utterance ``[B, M]``, padded with -1.
-            kwargs: Other data, e.g. ``lang``; unused.
+            kwargs: Other data; ``lang [B]``, the number of each utterance's language,
+                serves :attr:`language_statistics` only.
 
         Returns:
             loss, stats, weight = number of masked frames.
@@ -131,6 +135,9 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
             )
         mask = mask[:, : output.real.shape[1]]
         loss, stats, weight = self._loss(output, text, mask, record)
+        if "lang" in kwargs:
+            of_frames = kwargs["lang"].reshape(-1, 1).expand_as(mask)[mask]
+            self.language_statistics.add(output.logits, text[mask], of_frames)
         if self.training:
             self.routing_statistics.add(record, output.real, mask)
             if self.routing_statistics.due:

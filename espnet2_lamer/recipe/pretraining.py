@@ -18,6 +18,7 @@ from espnet2_lamer.recipe.ssl_config import (
     read_ssl_config,
 )
 from espnet2_lamer.train.console import espnet_log
+from espnet2_lamer.train.signals import STOP_SIGNALS
 from espnet2_lamer.units.labels import check_labels, write_token_list
 from espnet2_lamer.upstream import load_pretraining_model
 
@@ -35,6 +36,22 @@ def write_shapes(data_dir: Path, output_dir: Path) -> None:
     )
 
 
+def write_language_numbers(utt2lang: Path, langs: list[str], output: Path) -> None:
+    """Write ``utt number``, the position of each utterance's language in ``langs``.
+
+    Raises:
+        RecipeError: A language is not among them: it would have no training data.
+    """
+    table = read_table(utt2lang, "stage 2")
+    unknown = sorted(set(table.values()) - set(langs))
+    if unknown:
+        raise RecipeError(
+            f"{utt2lang}: language {unknown[0]} does not occur in the training data "
+            f"({', '.join(langs)}); take its utterances out"
+        )
+    write_table(output, {utt: str(langs.index(lang)) for utt, lang in table.items()})
+
+
 def train_ssl(
     config: Path,
     train_dir: Path,
@@ -48,7 +65,7 @@ def train_ssl(
 
     Args:
         config: YAML for ``--config``.
-        train_dir: With ``wav.scp``, ``text.km``, ``utt2num_samples``.
+        train_dir: With ``wav.scp``, ``text.km``, ``utt2num_samples``, ``utt2lang``.
         dev_dir: Likewise, for validation.
         stats_dir: Where the shape files are (``train/``, ``valid/``).
         output_dir: The experiment.
@@ -65,6 +82,7 @@ def train_ssl(
         check_labels(directory / "text.km", num_classes, directory / "utt2num_samples")
     token_list = stats_dir / "tokens.txt"
     write_token_list(token_list, num_classes)
+    langs = sorted(set(read_table(train_dir / "utt2lang", "stage 2").values()))
     command = [
         *("--config", str(config)),
         *("--output_dir", str(output_dir)),
@@ -73,16 +91,21 @@ def train_ssl(
         *("--use_preprocessor", "true"),
         *("--resume", "true"),
         *("--write_collected_feats", "false"),
+        *("--langs", *langs),
     ]
     for part, split, directory in (
         ("train", "train", train_dir),
         ("valid", "valid", dev_dir),
     ):
+        numbers = stats_dir / split / "utt2langid"
+        write_language_numbers(directory / "utt2lang", langs, numbers)
         command += [
             f"--{part}_data_path_and_name_and_type",
             f"{directory / 'wav.scp'},speech,sound",
             f"--{part}_data_path_and_name_and_type",
             f"{directory / 'text.km'},text,text",
+            f"--{part}_data_path_and_name_and_type",
+            f"{numbers},lang,text_int",
             *(f"--{part}_shape_file", str(stats_dir / split / "speech_shape")),
             *(f"--{part}_shape_file", str(stats_dir / split / "text_shape")),
         ]
@@ -93,6 +116,9 @@ def train_ssl(
         try:
             LamerHubertTask.main(cmd=command + options)
         except SystemExit as error:
+            if error.code in [128 + number for number in STOP_SIGNALS]:
+                # Asked to stop from outside; the trainer has written a checkpoint.
+                raise
             raise RecipeError(
                 f"{output_dir}: ESPnet refused its options; see "
                 f"{output_dir / 'train.log'}"

@@ -73,6 +73,13 @@ class LamerHubertTask(HubertTask):
             help="Languages of utt2lang, beside wav.scp, that are left out of training "
             "and validation",
         )
+        parser.add_argument(
+            "--langs",
+            nargs="*",
+            default=[],
+            help="Names of the languages that the data `lang` counts from 0, for "
+            "figures per language",
+        )
         parser.set_defaults(
             iterator_type="task",
             frontend=None,
@@ -140,6 +147,7 @@ class LamerHubertTask(HubertTask):
             statistics = model.routing_statistics
             statistics.path = Path(args.output_dir) / "routing.jsonl"
             statistics.interval = getattr(args, "log_interval", None) or 100
+        model.language_statistics.names = list(getattr(args, "langs", None) or [])
         return model
 
     @classmethod

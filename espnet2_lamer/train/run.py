@@ -71,6 +71,7 @@ class TrainingRun:
         self.is_first = not distributed.distributed or distributed.dist_rank == 0
         self.device = "cuda" if options.ngpu > 0 else "cpu"
         self.output_dir = Path(options.output_dir)
+        self.interval = options.log_interval or 100
         self.store = CheckpointStore(self.output_dir / "checkpoints")
         self.reporter = Reporter()
         self.scaler = torch.amp.GradScaler("cuda") if options.use_amp else None
@@ -139,6 +140,7 @@ class TrainingRun:
         return {
             "random": random_state(),
             "routing": self.model.routing_statistics.state(),
+            "languages": self.model.language_statistics.state(),
         }
 
     def _save(self, reporter: SubReporter | None) -> None:
@@ -177,6 +179,7 @@ class TrainingRun:
         self.model.routing_statistics.set_state(
             own.get("routing", {}), int(self.model.training_batches)
         )
+        self.model.language_statistics.set_state(own.get("languages", {}))
         self.updates, self.epoch = state["updates"], state["epoch"]
         self.batches = state["batches"]
         self.resumed = {"collected": state["collected"], "random": own.get("random")}
@@ -217,6 +220,8 @@ class TrainingRun:
                 updater.step(reporter)
                 self.updates += 1
                 started = self._timed(reporter, started)
+            if reporter.count % self.interval == 0:
+                reporter.register(self.model.language_statistics.read())
             reporter.next()
             self._log(reporter)
             if not last:
@@ -252,12 +257,11 @@ class TrainingRun:
         return now
 
     def _log(self, reporter: SubReporter) -> None:
-        interval = self.options.log_interval or 100
-        if reporter.count % interval or not self.is_first:
+        if reporter.count % self.interval or not self.is_first:
             return
-        logging.info(reporter.log_message(-interval))
+        logging.info(reporter.log_message(-self.interval))
         if "train" in self.writers:
-            reporter.tensorboard_add_scalar(self.writers["train"], -interval)
+            reporter.tensorboard_add_scalar(self.writers["train"], -self.interval)
         if self.options.use_wandb:
             reporter.wandb_log()
 
@@ -282,6 +286,8 @@ class TrainingRun:
     @torch.no_grad()
     def _validate(self, model: torch.nn.Module, request: StopRequest) -> None:
         model.eval()
+        # Those of an interval of training that the epoch's end cut short.
+        self.model.language_statistics.read()
         with self.reporter.observe("valid") as reporter:
             for _, batch in self.valid_factory.build_iter(self.epoch):
                 stop = self._anyone_stops(request)
@@ -294,6 +300,8 @@ class TrainingRun:
                 weight_sum = values.pop("")
                 reporter.register(values, weight_sum)
                 reporter.next()
+            figures = self.model.language_statistics.read()
+        self.reporter.stats[self.epoch]["valid"] |= figures
 
     def _end_epoch(self) -> bool:
         """Report, save and prune; whether training stops early."""

@@ -50,6 +50,7 @@ CONFIG = {
     "num_workers": 0,
     "keep_nbest_models": 2,
     "best_model_criterion": [["valid", "loss_m", "min"]],
+    "langs": ["cmn", "yue"],
     "use_tensorboard": False,
     "use_matplotlib": False,
 }
@@ -59,7 +60,7 @@ def make_corpus(directory: Path, count: int = 24) -> None:
     """Noise with random units: wav.scp, text.km, shapes and tokens."""
     rng = np.random.default_rng(0)
     directory.mkdir(parents=True)
-    scp, units, speech_shape, text_shape = [], [], [], []
+    scp, units, speech_shape, text_shape, langs = [], [], [], [], []
     for number in range(count):
         name, samples = f"utt{number:02d}", int(rng.integers(4000, 12000))
         path = directory / f"{name}.wav"
@@ -70,11 +71,13 @@ def make_corpus(directory: Path, count: int = 24) -> None:
         units.append(f"{name} {labels}")
         speech_shape.append(f"{name} {samples}")
         text_shape.append(f"{name} {frames}")
+        langs.append(f"{name} {number % 2}")
     for name, lines in (
         ("wav.scp", scp),
         ("text.km", units),
         ("speech_shape", speech_shape),
         ("text_shape", text_shape),
+        ("utt2langid", langs),
         ("tokens.txt", [*map(str, range(UNITS)), "<unk>", "<sos/eos>"]),
     ):
         (directory / name).write_text("\n".join(lines) + "\n")
@@ -93,6 +96,8 @@ def command(corpus: Path, output: Path, **changes: object) -> list[str]:
             f"{corpus / 'wav.scp'},speech,sound",
             f"--{part}_data_path_and_name_and_type",
             f"{corpus / 'text.km'},text,text",
+            f"--{part}_data_path_and_name_and_type",
+            f"{corpus / 'utt2langid'},lang,text_int",
             *(f"--{part}_shape_file", str(corpus / "speech_shape")),
             *(f"--{part}_shape_file", str(corpus / "text_shape")),
         ]
