@@ -6,14 +6,16 @@ BIN := $(CURDIR)/$(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SHELL_SCRIPTS = $(wildcard egs2/*/*/*.sh conf/presets/*.sh) .ci/run
 
-.PHONY: help venv demo test test-all lint clean
+.PHONY: help venv demo test test-all bench lint clean
 
 help:
 	@echo "make demo      run the whole recipe on the embedded corpus (CPU, 20 minutes)"
 	@echo "make test      quick tests          make test-all  all tests"
+	@echo "make bench     measure speed and memory, write benchmarks/RESULTS.md"
 	@echo "make lint      ruff and shellcheck  make venv      only the environment"
 	@echo "make clean     remove build products and caches, not .venv, data or results"
 	@echo "Options: PYTHON=python3.11  RUN_ARGS='--stage 3'  PYTEST_ARGS='-k router'"
+	@echo "         BENCH_ARGS='--only layer'"
 
 venv: $(INSTALLED)
 
@@ -37,6 +39,9 @@ test: $(INSTALLED)
 test-all: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
+bench: $(INSTALLED)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks $(BENCH_ARGS)
+
 # The shellcheck flags are ESPnet's.
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -45,4 +50,4 @@ lint: $(INSTALLED)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
-	find espnet2_lamer local tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find espnet2_lamer benchmarks local tests -name __pycache__ -type d -prune -exec rm -rf {} +

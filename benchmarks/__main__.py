@@ -1,0 +1,119 @@
+"""Measure, print tables, and write them to RESULTS.md.
+
+python -m benchmarks                       everything, many minutes
+python -m benchmarks --only layer,loss     some sections
+python -m benchmarks --quick               toy sizes, seconds; prints only
+"""
+
+import argparse
+import importlib
+import logging
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.machine import describe
+from benchmarks.options import add_options, chosen
+from benchmarks.report import Section, update
+from espnet2_lamer.bin.common import run_main
+
+# A section is a module with TITLE, DEVICES, Options, QUICK and run(options, device).
+SECTIONS = ("layer", "step", "loss", "stock")
+RESULTS = Path(__file__).with_name("RESULTS.md")
+
+
+def _sections(text: str) -> list[str]:
+    names = text.split(",")
+    unknown = sorted(set(names) - set(SECTIONS))
+    if unknown:
+        raise argparse.ArgumentTypeError(
+            f"unknown sections {unknown}, expected some of {list(SECTIONS)}"
+        )
+    return names
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Return the command line's parser, with the options of every section."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--only",
+        type=_sections,
+        default=list(SECTIONS),
+        metavar="X,Y",
+        help=f"sections to measure, some of {','.join(SECTIONS)} (default: all)",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="toy sizes, to see that all of it runs"
+    )
+    parser.add_argument(
+        "--device",
+        choices=["all", "cpu", "cuda"],
+        default="all",
+        help="where to measure (default: the CPU, and the GPU if there is one)",
+    )
+    parser.add_argument(
+        "--threads", type=int, help="torch's threads (default: torch's own choice)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="file whose sections are replaced (default: benchmarks/RESULTS.md, none "
+        "with --quick)",
+    )
+    for name in SECTIONS:
+        module = importlib.import_module(f"benchmarks.{name}")
+        add_options(parser, name, module.TITLE, module.Options)
+    return parser
+
+
+def _devices(wanted: str, possible: tuple[str, ...]) -> list[str]:
+    found = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+    return [d for d in possible if d in found and wanted in ("all", d)]
+
+
+def _command(cmd: list[str]) -> str:
+    """The command line for the report, without where the report is."""
+    kept = []
+    for number, word in enumerate(cmd):
+        after = number and cmd[number - 1] == "--output"
+        if not (after or word == "--output" or word.startswith("--output=")):
+            kept.append(word)
+    return shlex.join(["python", "-m", "benchmarks", *kept])
+
+
+def main(cmd: list[str] | None = None) -> None:
+    """Run the chosen sections; print each and write it as soon as it is done."""
+    cmd = sys.argv[1:] if cmd is None else cmd
+    args = get_parser().parse_args(cmd)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+        # For the processes that some sections start.
+        os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    output = args.output or (None if args.quick else RESULTS)
+    for name in args.only:
+        module = importlib.import_module(f"benchmarks.{name}")
+        base = module.QUICK if args.quick else module.Options()
+        options = chosen(args, name, base)
+        for device in _devices(args.device, module.DEVICES):
+            logging.info("measuring %s on %s: %s", name, device, options)
+            facts = {"command": f"`{_command(cmd)}`"} | describe(device)
+            section = Section(
+                name if device == "cpu" else f"{name}-gpu",
+                module.TITLE,
+                facts,
+                module.run(options, device),
+            )
+            print(f"\n{section}\n", flush=True)
+            if output:
+                update(output, section)
+
+
+if __name__ == "__main__":
+    run_main(main)
