@@ -2,48 +2,22 @@
 
 import logging
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from espnet2_lamer.data.audio import EXTENSIONS
 from espnet2_lamer.data.languages import language_code
 from espnet2_lamer.data.seeds import seed_of
+from espnet2_lamer.data.sets import SPLITS, Utterance, remove_other_sets, write_set
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.fileio.atomic import atomic_dir, write_json
-from espnet2_lamer.fileio.datadir import write_spk2utt, write_table
+from espnet2_lamer.fileio.atomic import write_json
 
 REQUIRED = ("utt_id", "path", "lang")
 OPTIONAL = ("split", "text", "speaker", "romanisation", "source", "duration_s")
-SPLITS = ("train", "dev", "test")
 # Share of dev and of test where the manifest does not say.
 _HELD_OUT = 0.1
 _LISTED = 10
-
-
-@dataclass
-class Row:
-    """One utterance of the corpus.
-
-    Attributes:
-        utt_id: Unique over the corpus, without spaces and slashes.
-        path: Absolute path of the audio file.
-        lang: ISO 639-3 code.
-        split: ``train``, ``dev``, ``test``, or empty where the manifest does not say.
-        where: ``file:line``, for errors.
-    """
-
-    utt_id: str
-    path: str
-    lang: str
-    split: str = ""
-    text: str = ""
-    speaker: str = ""
-    romanisation: str = ""
-    source: str = ""
-    where: str = ""
 
 
 def prepare_manifest(
@@ -98,17 +72,15 @@ def prepare_manifest(
         "sources": _sources(kept),
         "channel_confounded": _channel_confounded(kept),
     }
-    _remove_others(output_dir, langs, stats["sets"])
+    remove_other_sets(output_dir, langs, stats["sets"])
     for name in stats["sets"]:
-        _write_set(
-            output_dir / name, [r for r in kept if f"{r.split}_{r.lang}" == name]
-        )
+        write_set(output_dir / name, [r for r in kept if f"{r.split}_{r.lang}" == name])
     write_json(output_dir / "manifest.json", stats)
     _log(stats)
     return stats
 
 
-def read_manifest(path: str | Path) -> list[Row]:
+def read_manifest(path: str | Path) -> list[Utterance]:
     """Read a TSV manifest; other columns than the known ones are ignored.
 
     Raises:
@@ -136,7 +108,7 @@ def read_manifest(path: str | Path) -> list[Row]:
     twice = [name for name, count in Counter(header).items() if count > 1]
     if twice:
         raise RecipeError(f"{path}:1: column {twice[0]!r} occurs twice; rename one")
-    rows: list[Row] = []
+    rows: list[Utterance] = []
     for number, line in enumerate(lines[1:], 2):
         if not line.strip():
             continue
@@ -147,7 +119,7 @@ def read_manifest(path: str | Path) -> list[Row]:
     return rows
 
 
-def _parse(path: Path, number: int, line: str, header: list[str]) -> Row:
+def _parse(path: Path, number: int, line: str, header: list[str]) -> Utterance:
     where = f"{path}:{number}"
     values = line.split("\t")
     if len(values) != len(header):
@@ -166,7 +138,7 @@ def _parse(path: Path, number: int, line: str, header: list[str]) -> Row:
         raise RecipeError(
             f"{where}: split {split!r}; expected {', '.join(SPLITS)} or nothing"
         )
-    return Row(
+    return Utterance(
         utt_id=_checked_id(record["utt_id"], where),
         path=os.path.abspath(path.parent / file_name),
         lang=language_code(record["lang"], where),
@@ -179,7 +151,7 @@ def _parse(path: Path, number: int, line: str, header: list[str]) -> Row:
     )
 
 
-def read_folder(root: str | Path) -> list[Row]:
+def read_folder(root: str | Path) -> list[Utterance]:
     """List the audio of ``<root>/<lang>/**``; ids are made of the paths.
 
     Folders inside a language's folder are taken for speakers.
@@ -199,7 +171,7 @@ def read_folder(root: str | Path) -> list[Row]:
             inner = relative.parent.as_posix()
             speaker = "unknown" if inner == "." else "_".join(inner.split())
             rows.append(
-                Row(
+                Utterance(
                     utt_id=f"{lang}_{name}".replace("/", "-"),
                     path=os.path.abspath(path),
                     lang=lang,
@@ -231,7 +203,7 @@ def _checked_id(utt_id: str, where: str) -> str:
     return utt_id
 
 
-def _check_unique(rows: list[Row]) -> None:
+def _check_unique(rows: list[Utterance]) -> None:
     seen: dict[str, str] = {}
     for row in rows:
         if row.utt_id in seen:
@@ -242,7 +214,7 @@ def _check_unique(rows: list[Row]) -> None:
         seen[row.utt_id] = row.where
 
 
-def _choose(rows, langs, exclude_sources, manifest) -> tuple[list[Row], dict]:
+def _choose(rows, langs, exclude_sources, manifest) -> tuple[list[Utterance], dict]:
     sources = {row.source for row in rows}
     unknown = [source for source in exclude_sources if source not in sources]
     if unknown:
@@ -267,11 +239,11 @@ def _choose(rows, langs, exclude_sources, manifest) -> tuple[list[Row], dict]:
     return kept, dropped
 
 
-def _count_by(rows: list[Row], condition) -> dict[str, int]:
+def _count_by(rows: list[Utterance], condition) -> dict[str, int]:
     return dict(sorted(Counter(row.lang for row in rows if condition(row)).items()))
 
 
-def _check_files(rows: list[Row], manifest: Path) -> None:
+def _check_files(rows: list[Utterance], manifest: Path) -> None:
     missing = [row for row in rows if not os.path.isfile(row.path)]
     if not missing:
         return
@@ -284,7 +256,7 @@ def _check_files(rows: list[Row], manifest: Path) -> None:
     )
 
 
-def _assign_splits(rows: list[Row], seed: int) -> None:
+def _assign_splits(rows: list[Utterance], seed: int) -> None:
     for lang in {row.lang for row in rows}:
         # Ranked by hash rather than thresholded: a small language gets its dev and
         # test utterances, too.
@@ -299,7 +271,7 @@ def _assign_splits(rows: list[Row], seed: int) -> None:
             )
 
 
-def _sources(rows: list[Row]) -> dict[str, dict]:
+def _sources(rows: list[Utterance]) -> dict[str, dict]:
     sources = {}
     for source in sorted({row.source for row in rows if row.source}):
         counts = dict(
@@ -312,40 +284,13 @@ def _sources(rows: list[Row]) -> dict[str, dict]:
     return sources
 
 
-def _channel_confounded(rows: list[Row]) -> bool | None:
+def _channel_confounded(rows: list[Utterance]) -> bool | None:
     """Whether the source tells the language; None where sources are not known."""
     if len({row.lang for row in rows}) < 2:
         return False
     if not all(row.source for row in rows):
         return None
     return not any(s["covers_several_languages"] for s in _sources(rows).values())
-
-
-def _remove_others(output_dir: Path, langs: list[str], sets: dict) -> None:
-    if not output_dir.is_dir():
-        return
-    stale = {output_dir / f"{s}_{lang}" for s in SPLITS for lang in langs}
-    stale -= {output_dir / name for name in sets}
-    stale |= {path.parent for path in output_dir.glob("*/mini.json")}
-    for directory in stale:
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def _write_set(directory: Path, rows: list[Row]) -> None:
-    with atomic_dir(directory) as temporary:
-        write_table(temporary / "wav.scp", {row.utt_id: row.path for row in rows})
-        write_table(temporary / "utt2lang", {row.utt_id: row.lang for row in rows})
-        write_spk2utt(
-            temporary, {row.utt_id: row.speaker or row.utt_id for row in rows}
-        )
-        for name, key in (
-            ("text", "text"),
-            ("romanisation", "romanisation"),
-            ("utt2source", "source"),
-        ):
-            table = {r.utt_id: getattr(r, key) for r in rows if getattr(r, key)}
-            if table:
-                write_table(temporary / name, table)
 
 
 def _log(stats: dict) -> None:

@@ -1,0 +1,15 @@
+"""Stage 1 for public corpora as they are distributed, one file per corpus."""
+
+#: Corpus name to the variable of ``db.sh`` that says where it is.
+CORPORA = {
+    "commonvoice": "COMMONVOICE",
+    "thchs30": "THCHS30",
+    "aishell1": "AISHELL1",
+    "aishell3": "AISHELL3",
+    "fleurs": "FLEURS",
+    "mhubert147": "MHUBERT147_MANIFEST",
+}
+#: Below the data folder: what each corpus gives to pretraining.
+PRETRAIN_DIR = "pretrain"
+#: Below the data folder: each corpus' own train, dev and test set for evaluation.
+EVAL_DIR = "eval"

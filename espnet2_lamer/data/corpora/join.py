@@ -1,0 +1,138 @@
+"""Join what corpora gave into the sets that the later stages read."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from espnet2_lamer.data.corpora import CORPORA, EVAL_DIR, PRETRAIN_DIR
+from espnet2_lamer.data.seeds import seed_of
+from espnet2_lamer.data.sets import SPLITS, remove_other_sets
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.atomic import atomic_dir, write_json
+from espnet2_lamer.fileio.datadir import read_table, write_spk2utt, write_table
+
+# The corpus that is a selection from others.
+_SELECTION = "mhubert147"
+_TABLES = ("wav.scp", "utt2spk", "utt2lang", "utt2source", "text", "romanisation")
+# Where no corpus has a dev set: as many per source as mHuBERT-147's validation set has
+# per language and dataset, and never more than a tenth.
+_HELD_OUT = 5
+_LARGEST_SHARE = 0.1
+
+
+def join_corpora(
+    corpora: Sequence[str],
+    output_dir: str | Path,
+    langs: Sequence[str],
+    seed: int = 0,
+) -> dict:
+    """Write ``<output_dir>/{train,dev,test}_<lang>`` and ``corpora.json``.
+
+    ``train`` joins what all corpora give to pretraining; with ``mhubert147`` among them
+    its manifests say what pretraining takes, and the others only give evaluation sets.
+    ``dev`` and ``test`` join the evaluation sets of the corpora that have pretraining
+    data, so those for out-of-domain evaluation do not get in. A language without a dev
+    set gets a few utterances of ``train``, drawn by a hash of their ids.
+
+    Args:
+        corpora: Names; their sets are in ``<output_dir>/{pretrain,eval}/<corpus>``.
+        output_dir: Where stage 1 writes.
+        langs: ISO 639-3 codes. Sets of other corpora in these languages are removed.
+        seed: Draws the held-out utterances.
+
+    Returns:
+        What ``corpora.json`` holds: utterances per set and source.
+
+    Raises:
+        RecipeError: A language is in none of the corpora: nothing is written then.
+    """
+    output_dir = Path(output_dir)
+    plan = {lang: _plan(output_dir, corpora, lang) for lang in langs}
+    for lang, folders in plan.items():
+        if not folders["train"]:
+            raise RecipeError(
+                f"--corpus {' '.join(corpora)}: no pretraining speech in language "
+                f"{lang}; add a corpus that has it ({', '.join(CORPORA)}, or "
+                "--corpus manifest), or take it out of --new_langs/--replay_langs"
+            )
+    report: dict = {"corpora": list(corpora), "seed": seed, "sets": {}}
+    for lang, folders in plan.items():
+        held_out = set() if folders["dev"] else _hold_out(folders["train"], seed)
+        if held_out:
+            folders["dev"] = folders["train"]
+            logging.warning(
+                "%s: no corpus has a dev set; %d utterances of train become one",
+                lang,
+                len(held_out),
+            )
+        for split, parts in folders.items():
+            if not parts:
+                continue
+            chosen = _everything
+            if held_out and split != "test":
+                chosen = partial(_is_chosen, held_out, split == "dev")
+            counts = _join(output_dir / f"{split}_{lang}", parts, chosen)
+            report["sets"][f"{split}_{lang}"] = {
+                "utterances": sum(counts.values()),
+                "held_out_of_train": len(held_out) if split == "dev" else 0,
+                "sources": dict(sorted(counts.items())),
+            }
+    remove_other_sets(output_dir, langs, report["sets"], corpora)
+    write_json(output_dir / "corpora.json", report)
+    for name, entry in report["sets"].items():
+        logging.info("%s: %d utterances", name, entry["utterances"])
+    return report
+
+
+def _plan(output_dir: Path, corpora: Sequence[str], lang: str) -> dict[str, list[Path]]:
+    in_domain = [c for c in corpora if (output_dir / PRETRAIN_DIR / c).is_dir()]
+    selected = [_SELECTION] if _SELECTION in corpora else in_domain
+    pretrain = [output_dir / PRETRAIN_DIR / c / f"train_{lang}" for c in selected]
+    folders = {"train": [folder for folder in pretrain if folder.is_dir()]}
+    for split in SPLITS[1:]:
+        own = [output_dir / EVAL_DIR / c / f"{split}_{lang}" for c in in_domain]
+        folders[split] = [folder for folder in own if folder.is_dir()]
+    return folders
+
+
+def _everything(utt: str) -> bool:
+    return True
+
+
+def _is_chosen(held_out: set[str], wanted: bool, utt: str) -> bool:
+    return (utt in held_out) == wanted
+
+
+def _hold_out(folders: list[Path], seed: int) -> set[str]:
+    by_source: dict[str, list[str]] = {}
+    for folder in folders:
+        for utt, source in read_table(folder / "utt2source").items():
+            by_source.setdefault(source, []).append(utt)
+    held_out: set[str] = set()
+    for utts in by_source.values():
+        ranked = sorted(utts, key=lambda utt: seed_of(seed, "dev", utt))
+        count = min(_HELD_OUT, max(1, round(len(utts) * _LARGEST_SHARE)))
+        held_out.update(ranked[: count if len(utts) > 1 else 0])
+    return held_out
+
+
+def _join(
+    directory: Path, folders: list[Path], chosen: Callable[[str], bool]
+) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    with atomic_dir(directory) as temporary:
+        # One table after the other: each may have more than a million lines.
+        for name in _TABLES:
+            table: dict[str, str] = {}
+            for path in (folder / name for folder in folders):
+                part = read_table(path) if path.is_file() else {}
+                table.update((u, value) for u, value in part.items() if chosen(u))
+            if name == "utt2spk":
+                write_spk2utt(temporary, table)
+            elif table:
+                write_table(temporary / name, table)
+            if name == "utt2source":
+                counts.update(table.values())
+    return counts
