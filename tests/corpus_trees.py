@@ -2,6 +2,7 @@
 
 import hashlib
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ CV_HEADER = (
 )
 
 
-def write_noise(path, seconds=0.2, rate=16000, seed=0):
-    """Write mono noise; the format follows the suffix."""
+def write_noise(path, seconds=0.2, rate=16000):
+    """Write mono noise, its own for every file name; the format follows the suffix."""
     path = Path(path)
+    seed = zlib.crc32(path.name.encode())
     path.parent.mkdir(parents=True, exist_ok=True)
     samples = np.random.default_rng(seed).uniform(-0.1, 0.1, round(seconds * rate))
     soundfile.write(path, samples.astype(np.float32), rate)
@@ -61,10 +63,9 @@ def write_commonvoice(root, locale, validated, dev=(), test=(), train=(), second
 def write_thchs30(root, names=("A11_0", "A11_1"), seconds=0.2):
     """Write ``data_thchs30``: links for audio, pointer files for transcripts."""
     folder = Path(root) / "data_thchs30"
-    for number, (split, name) in enumerate(
-        [*(("train", n) for n in names), ("dev", "A02_0"), ("test", "D11_7")]
-    ):
-        write_noise(folder / "data" / f"{name}.wav", seconds, seed=number)
+    train = [("train", name) for name in names]
+    for split, name in (*train, ("dev", "A02_0"), ("test", "D11_7")):
+        write_noise(folder / "data" / f"{name}.wav", seconds)
         write_lines(
             folder / "data" / f"{name}.wav.trn",
             "绿 是 阳春 烟 景 ",
@@ -81,17 +82,15 @@ def write_aishell1(root, seconds=0.2):
     """Write ``data_aishell`` with two speakers in train, one in dev, one in test."""
     folder = Path(root) / "data_aishell"
     lines = []
-    for number, (split, name) in enumerate(
-        (
-            ("train", "BAC009S0002W0122"),
-            ("train", "BAC009S0002W0123"),
-            ("train", "BAC009S0003W0121"),
-            ("dev", "BAC009S0724W0121"),
-            ("test", "BAC009S0764W0121"),
-        )
+    for split, name in (
+        ("train", "BAC009S0002W0122"),
+        ("train", "BAC009S0002W0123"),
+        ("train", "BAC009S0003W0121"),
+        ("dev", "BAC009S0724W0121"),
+        ("test", "BAC009S0764W0121"),
     ):
         wav = folder / "wav" / split / name[6:11] / f"{name}.wav"
-        write_noise(wav, seconds, seed=10 + number)
+        write_noise(wav, seconds)
         lines.append(f"{name} 而 对 楼市 成交 抑制 作用 最 大 的 限 购")
     write_lines(folder / "transcript" / "aishell_transcript_v0.8.txt", *lines)
     return folder
@@ -105,9 +104,9 @@ def write_aishell3(root, seconds=0.2):
         "test": ("SSB06310001",),
     }
     for split, utts in names.items():
-        for number, name in enumerate(utts):
+        for name in utts:
             wav = folder / split / "wav" / name[:7] / f"{name}.wav"
-            write_noise(wav, seconds, 44100, seed=20 + number)
+            write_noise(wav, seconds, 44100)
         lines = [
             f"{n}.wav\t广 guang3 州 zhou1 女 nv3 大 da4 学 xue2 生 sheng1" for n in utts
         ]
@@ -137,8 +136,8 @@ def write_fleurs(root, code, rows, seconds=0.2, packed=True):
         write_lines(folder / f"{split}.tsv", *lines)
         audio = folder / "audio" / split
         audio.mkdir(parents=True, exist_ok=True)
-        for number, line in enumerate(lines):
-            write_noise(audio / line.split("\t")[1], seconds, seed=30 + number)
+        for line in lines:
+            write_noise(audio / line.split("\t")[1], seconds)
         if packed:
             pack(audio)
     return folder
@@ -152,3 +151,49 @@ def pack(folder):
     for path in folder.iterdir():
         path.unlink()
     folder.rmdir()
+
+
+def write_paper_corpora(root, count=4, seconds=2.1):
+    """Write all corpora of the paper; CommonVoice has ``count`` clips per locale.
+
+    Returns:
+        Where each is, by the variable of ``db.sh``.
+    """
+    for locale, text in (
+        ("en", "This is sentence number {}."),
+        ("zh-CN", "这是第{}句话"),
+        ("zh-HK", "呢個係第{}句"),
+        ("yue", "第{}句嚟喇"),
+    ):
+        rows = [
+            cv_row(
+                locale, n, text.format("一二三四五六七八九十"[n % 10] * (n // 10 + 1))
+            )
+            for n in range(count)
+        ]
+        write_commonvoice(
+            root, locale, rows, rows[:1], rows[1:2], rows[2 : 2 + count // 2], seconds
+        )
+    write_thchs30(root, seconds=seconds)
+    write_aishell1(root, seconds)
+    write_aishell3(root, seconds)
+    for start, (code, text) in enumerate(
+        (
+            ("en_us", "he said so"),
+            ("cmn_hans_cn", "他 就 是 这 么 说 的"),
+            ("yue_hant_hk", "佢 係 咁 講"),
+        )
+    ):
+        rows = {
+            split: [fleurs_row(10 * start + n, text, round(seconds * 16000))]
+            for n, split in enumerate(("train", "dev", "test"))
+        }
+        write_fleurs(root, code, rows, seconds)
+    root = Path(root)
+    return {
+        "COMMONVOICE": str(root / "cv-corpus-11.0-2022-09-21"),
+        "THCHS30": str(root / "data_thchs30"),
+        "AISHELL1": str(root / "data_aishell"),
+        "AISHELL3": str(root / "aishell3"),
+        "FLEURS": str(root / "fleurs"),
+    }

@@ -3,7 +3,8 @@
 # Lamer-SSL as in arXiv 2602.12746: HuBERT-Large, mHuBERT-147 layer 9, layers 22 and 21.
 # Stated by the paper: languages, about 100 h of replay, 2-30 s, teacher layer, 50 h per
 # language for k-means, evaluation layers. Not stated: K; 1000 is mHuBERT's.
-corpus=manifest
+# THCHS-30 and AISHELL are for pretraining only, FLEURS for evaluation only; paths: db.sh.
+corpus="commonvoice thchs30 aishell1 aishell3 fleurs"
 new_langs="cmn yue"
 replay_langs=eng
 replay_hours=100

@@ -40,6 +40,7 @@ def get_parser() -> argparse.ArgumentParser:
         "corpus": str,
         "manifest": str,
         "exclude_sources": _words,
+        "max_missing": float,
         "base": str,
         "teacher": str,
         "teacher_layer": int,
@@ -86,6 +87,10 @@ def _check(options: Options) -> None:
             raise RecipeError(
                 f"--{name}: found {getattr(options, name)}, expected 1 or more"
             )
+    if not 0 <= options.max_missing <= 100:
+        raise RecipeError(
+            f"--max_missing: found {options.max_missing:g}, expected 0 to 100 per cent"
+        )
     for name in ("ssl_config", "asr_config", "lid_config"):
         if not getattr(options, name).is_file():
             raise RecipeError(f"--{name}: {getattr(options, name)} not found")

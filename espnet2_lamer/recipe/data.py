@@ -9,27 +9,54 @@ from espnet2_lamer.recipe.options import Options
 
 
 def prepare_corpus(options: Options) -> None:
-    """Stage 1: run ``local/<corpus>.py``."""
-    script = Path("local") / f"{options.corpus}.py"
+    """Stage 1: run ``local/<corpus>.py``, and join public corpora."""
+    from espnet2_lamer.data.corpora import CORPORA
+    from espnet2_lamer.data.corpora.join import join_corpora
+    from espnet2_lamer.data.sets import remove_other_corpora
+
+    corpora = list(dict.fromkeys(options.corpus.split()))
+    alone = [corpus for corpus in corpora if corpus not in CORPORA]
+    if not corpora or (alone and len(corpora) > 1):
+        raise RecipeError(
+            f"--corpus {options.corpus!r}: "
+            + (f"{alone[0]} cannot be joined with others" if alone else "names none")
+            + f"; give one corpus, or several of {', '.join(CORPORA)}"
+        )
+    if alone:
+        remove_other_corpora(options.datadir)
+        _run_local(alone[0], _arguments(alone[0], options))
+        return
+    for corpus in corpora:
+        command = ["--output", str(options.datadir), "--nj", str(options.nj)]
+        command += ["--langs", " ".join(options.langs)]
+        command += ["--max_missing", str(options.max_missing)]
+        _run_local(corpus, command)
+    join_corpora(corpora, options.datadir, options.langs, options.seed)
+
+
+def _arguments(corpus: str, options: Options) -> list[str]:
+    command = ["--output", str(options.datadir), "--seed", str(options.seed)]
+    if corpus != "manifest":
+        return [*command, "--nj", str(options.nj)]
+    if not options.manifest:
+        raise RecipeError(
+            "--corpus manifest needs --manifest: a TSV file or a folder of audio per "
+            "language"
+        )
+    command += ["--manifest", options.manifest, "--langs", " ".join(options.langs)]
+    if options.exclude_sources:
+        command += ["--exclude_sources", " ".join(options.exclude_sources)]
+    return command
+
+
+def _run_local(corpus: str, command: list[str]) -> None:
+    script = Path("local") / f"{corpus}.py"
     if not script.is_file():
         known = sorted(p.stem for p in Path("local").glob("*.py"))
         raise RecipeError(
-            f"--corpus {options.corpus}: {script} not found, expected one of "
-            f"{', '.join(known)}"
+            f"--corpus {corpus}: {script} not found, expected one of {', '.join(known)}"
         )
-    command = ["--output", str(options.datadir), "--seed", str(options.seed)]
-    if options.corpus == "manifest":
-        if not options.manifest:
-            raise RecipeError(
-                "--corpus manifest needs --manifest: a TSV file or a folder of audio "
-                "per language"
-            )
-        command += ["--manifest", options.manifest, "--langs", " ".join(options.langs)]
-        if options.exclude_sources:
-            command += ["--exclude_sources", " ".join(options.exclude_sources)]
-    else:
-        command += ["--nj", str(options.nj)]
-    spec = importlib.util.spec_from_file_location(f"local_{options.corpus}", script)
+    spec = importlib.util.spec_from_file_location(f"local_{corpus}", script)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.main(command)

@@ -1,7 +1,10 @@
 """The options of run.sh, as one value that every stage receives."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from espnet2_lamer.data.corpora import CORPORA, MHUBERT147_AUDIO
 
 LAST_STAGE = 14
 #: The run that the recipe is about; its files carry no further name.
@@ -31,6 +34,7 @@ class Options:
     corpus: str
     manifest: str
     exclude_sources: list[str]
+    max_missing: float
     base: str
     teacher: str
     teacher_layer: int
@@ -118,6 +122,14 @@ class Options:
     def random_upstream(self) -> Path:
         """The base's network with random weights."""
         return self.expdir / "random"
+
+    @property
+    def corpus_paths(self) -> dict[str, str] | None:
+        """Where ``db.sh`` says that the public corpora are; None if none is in use."""
+        used = [CORPORA[name] for name in self.corpus.split() if name in CORPORA]
+        if "mhubert147" in self.corpus.split():
+            used.append(MHUBERT147_AUDIO)
+        return {variable: os.environ.get(variable, "") for variable in used} or None
 
     @property
     def manifest_files(self) -> list[Path]:

@@ -140,7 +140,10 @@ STAGES = [
     Stage(
         1,
         "data preparation",
-        ("corpus", "manifest", "exclude_sources", "new_langs", "replay_langs", "seed"),
+        (
+            *("corpus", "corpus_paths", "manifest", "exclude_sources"),
+            *("new_langs", "replay_langs", "seed"),
+        ),
         lambda o: o.manifest_files,
         _corpus_sets,
         _lazy("data", "prepare_corpus"),

@@ -70,6 +70,7 @@ def command(tmp_path_factory):
         "corpus": "mini",
         "manifest": "",
         "exclude_sources": "",
+        "max_missing": 1,
         "base": _tiny_hubert(root / "base", 0),
         "teacher": _tiny_hubert(root / "teacher", 1),
         "teacher_layer": 1,

@@ -95,6 +95,7 @@ def test_a_value_of_the_wrong_kind_is_refused_by_the_program(tmp_path):
         ({"ssl_config": "conf/none.yaml"}, "--ssl_config: conf/none.yaml not found"),
         ({"units": "eng=runes"}, "--units: found 'eng=runes', expected LANG=UNIT"),
         ({"stage": "15"}, "--stage: found 15, expected 0 to 14"),
+        ({"max_missing": "101"}, "--max_missing: found 101, expected 0 to 100 per"),
     ],
 )
 def test_options_that_contradict_are_refused_before_anything_runs(

@@ -327,7 +327,6 @@ def test_the_recipes_stages_read_only_what_earlier_ones_make(
     from espnet2_lamer.recipe.stages import STAGES
 
     assert [stage.number for stage in STAGES] == list(range(LAST_STAGE + 1))
-    known = {field.name for field in dataclasses.fields(Options)}
     configs = {f"{kind}_config": tmp_path / f"{kind}.yaml" for kind in ("ssl", "asr")}
     options = make_options(
         tmp_path,
@@ -345,7 +344,7 @@ def test_the_recipes_stages_read_only_what_earlier_ones_make(
     )
     made = {*configs.values(), options.lid_config}
     for stage in STAGES:
-        assert set(stage.options) <= known, stage.title
+        assert all(hasattr(options, name) for name in stage.options), stage.title
         inputs = {path for path in stage.inputs(options) if path.is_absolute()}
         assert inputs <= made, stage.title
         outputs = stage.outputs(options)

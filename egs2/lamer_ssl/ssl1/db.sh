@@ -1,4 +1,16 @@
 #!/usr/bin/env bash
 # shellcheck disable=SC2034  # read by run.sh
-# Where corpora are. The mini corpus needs none; --corpus manifest takes --manifest.
+# Where corpora are: write a path after ":-", or set the variable in the environment.
+# The mini corpus needs none; --corpus manifest takes --manifest.
 MLSUPERB=
+# cv-corpus-11.0-2022-09-21, with en/ zh-CN/ zh-HK/ yue/ in it
+export COMMONVOICE=${COMMONVOICE:-}
+# data_thchs30, data_aishell, and AISHELL-3's folder with train/ and test/
+export THCHS30=${THCHS30:-}
+export AISHELL1=${AISHELL1:-}
+export AISHELL3=${AISHELL3:-}
+# en_us/ cmn_hans_cn/ yue_hant_hk/, each with *.tsv and audio/*.tar.gz
+export FLEURS=${FLEURS:-}
+# Folder of mHuBERT-147's manifests, and of the audio that they list
+export MHUBERT147_MANIFEST=${MHUBERT147_MANIFEST:-}
+export MHUBERT147_AUDIO=${MHUBERT147_AUDIO:-}

@@ -36,9 +36,12 @@ General
   --python           Python interpreter (${python})
 
 Data
-  --corpus           local/CORPUS.py: mini | manifest (${corpus})
+  --corpus           local/CORPUS.py: mini | manifest | public corpora, joined, of:
+                     commonvoice thchs30 aishell1 aishell3 fleurs mhubert147, whose
+                     paths are in db.sh (${corpus})
   --manifest         TSV, or folder of audio per language (${manifest:-none})
   --exclude_sources  sources of the manifest to leave out (${exclude_sources:-none})
+  --max_missing      most missing clips per set of a public corpus, in % (${max_missing})
   --new_langs        languages to learn, ISO 639-3 (${new_langs})
   --replay_langs     languages to keep (${replay_langs})
   --replay_hours     hours of replay per kept language (${replay_hours})
@@ -100,6 +103,7 @@ dumpdir=dump
 expdir=exp
 manifest=
 exclude_sources=
+max_missing=1
 retrain=false
 allocation=
 ssl_tag=
@@ -110,7 +114,7 @@ hf_repo=
 . "conf/presets/${preset}.sh"
 
 options="stage stop_stage skip_stages nj ngpu num_nodes seed datadir dumpdir expdir
- preset corpus manifest exclude_sources new_langs replay_langs replay_hours
+ preset corpus manifest exclude_sources max_missing new_langs replay_langs replay_hours
  min_duration max_duration base teacher teacher_layer retrain kmeans_hours n_clusters
  ssl_config allocation ssl_tag control upstreams units asr_config asr_layer lid_config lid_layer
  store_dtype hf_repo"

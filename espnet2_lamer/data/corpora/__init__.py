@@ -9,6 +9,8 @@ CORPORA = {
     "fleurs": "FLEURS",
     "mhubert147": "MHUBERT147_MANIFEST",
 }
+#: Variable of ``db.sh``: the audio of mHuBERT-147's manifests.
+MHUBERT147_AUDIO = "MHUBERT147_AUDIO"
 #: Below the data folder: what each corpus gives to pretraining.
 PRETRAIN_DIR = "pretrain"
 #: Below the data folder: each corpus' own train, dev and test set for evaluation.

@@ -15,49 +15,18 @@ from espnet2_lamer.data.corpora import (
 from espnet2_lamer.data.corpora.join import join_corpora
 from espnet2_lamer.data.manifest import prepare_manifest
 from espnet2_lamer.data.mlsuperb import prepare_asr_data
-from espnet2_lamer.data.selection import prepare_ssl_data
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table
 from tests.corpus_trees import (
     cv_row,
-    fleurs_row,
-    write_aishell1,
-    write_aishell3,
     write_commonvoice,
-    write_fleurs,
     write_lines,
     write_noise,
+    write_paper_corpora,
     write_thchs30,
 )
 
 LANGS = ["eng", "cmn", "yue"]
-TEXTS = {"en": "One two.", "zh-CN": "你好吗", "zh-HK": "你好嗎", "yue": "食飯未"}
-CODES = {
-    "en_us": "he said so",
-    "cmn_hans_cn": "你 好 吗",
-    "yue_hant_hk": "食 飯 未",
-}
-
-
-def write_all(root, seconds=0.2):
-    """Write the corpora of the paper."""
-    for locale, text in TEXTS.items():
-        rows = [cv_row(locale, n, text) for n in range(4)]
-        write_commonvoice(
-            root, locale, rows, rows[:1], rows[1:2], rows[2:3], seconds=seconds
-        )
-    write_thchs30(root, seconds=seconds)
-    write_aishell1(root, seconds=seconds)
-    write_aishell3(root, seconds=seconds)
-    samples = round(seconds * 16000)
-    for number, (code, text) in enumerate(CODES.items()):
-        rows = {
-            split: [fleurs_row(10 * number + n, text, samples)]
-            for n, split in enumerate(("train", "dev", "test"))
-        }
-        write_fleurs(root, code, rows, seconds)
-
-
 PREPARE = {
     "commonvoice": lambda root, out: commonvoice.prepare(root, out, LANGS),
     "thchs30": lambda root, out: thchs30.prepare(root, out, LANGS),
@@ -71,7 +40,7 @@ PREPARE = {
 def prepared(tmp_path_factory):
     """A folder ``data`` with all corpora prepared, and joined."""
     root = tmp_path_factory.mktemp("corpora")
-    write_all(root, seconds=2.1)
+    write_paper_corpora(root, seconds=0.5)
     for prepare in PREPARE.values():
         prepare(root, root / "data")
     join_corpora(list(PREPARE), root / "data", LANGS)
@@ -133,21 +102,12 @@ def test_dev_and_test_are_commonvoices(prepared):
     ]
 
 
-def test_the_next_stages_run_on_the_result(prepared, tmp_path):
-    hours = prepare_ssl_data(
-        prepared, tmp_path, ["cmn", "yue"], ["eng"], replay_hours=2 / 3600
-    )
-    assert hours["languages"]["cmn"]["utterances"] == 10
-    assert hours["languages"]["cmn"]["resampled"] == 5
-    assert hours["languages"]["eng"]["utterances"] == 1
-    wavs = read_table(tmp_path / "raw/ssl_train/wav.scp")
-    assert len(wavs) == 10 + 4 + 1
-    sources = read_table(tmp_path / "raw/ssl_train/utt2source")
-    assert set(sources) == set(wavs)
-    report = prepare_asr_data(
-        prepared, tmp_path, LANGS, {"eng": "char", "cmn": "pinyin", "yue": "jyutping"}
-    )
+def test_transcripts_are_fit_for_scoring(prepared, tmp_path):
+    units = {"eng": "char", "cmn": "pinyin", "yue": "jyutping"}
+    report = prepare_asr_data(prepared, tmp_path, LANGS, units)
     assert report["languages"]["cmn"]["test"]["utterances"] == 1
+    (text,) = read_table(tmp_path / "raw/asr_cmn_test/text").values()
+    assert text.startswith("zh e4 sh i4 d i4 er4")
 
 
 def test_a_language_without_a_dev_set_holds_some_of_train_out(tmp_path):
@@ -213,7 +173,7 @@ def test_a_language_in_no_corpus_is_named_and_nothing_is_written(tmp_path):
 
 
 def test_sets_of_corpora_that_are_no_longer_asked_for_go(tmp_path):
-    write_all(tmp_path)
+    write_paper_corpora(tmp_path, seconds=0.2)
     out = tmp_path / "data"
     for prepare in PREPARE.values():
         prepare(tmp_path, out)

@@ -1,0 +1,21 @@
+"""Make a data directory from THCHS-30 (stage 1)."""
+
+from espnet2_lamer.bin.common import run_main
+from espnet2_lamer.bin.corpus import corpus_arguments, get_corpus_parser
+
+
+def get_parser():
+    """Return the argument parser."""
+    return get_corpus_parser("thchs30", __doc__, "folder data_thchs30")
+
+
+def main(cmd: list[str] | None = None) -> None:
+    """Run the command line."""
+    args = get_parser().parse_args(cmd)
+    from espnet2_lamer.data.corpora.thchs30 import prepare
+
+    prepare(**corpus_arguments("thchs30", args))
+
+
+if __name__ == "__main__":
+    run_main(main)
