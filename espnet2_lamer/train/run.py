@@ -3,10 +3,10 @@
 import logging
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import humanfriendly
 import torch
 from espnet2.schedulers.abs_scheduler import (
     AbsEpochStepScheduler,
@@ -370,7 +370,5 @@ class TrainingRun:
             done = self.epoch - first
             left = (time.perf_counter() - started) / done
             left *= self.options.max_epoch - self.epoch + 1
-            message += (
-                f". Estimated time to finish: {humanfriendly.format_timespan(left)}"
-            )
+            message += f". Estimated time to finish: {timedelta(seconds=round(left))}"
         logging.info(message)
