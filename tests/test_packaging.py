@@ -26,7 +26,7 @@ MODULES = [
 COMMANDS = [
     path.stem
     for path in SOURCES
-    if path.parts[1] == "bin" and path.stem not in ("__init__", "common")
+    if path.parts[1] == "bin" and path.stem not in ("__init__", "common", "corpus")
 ]
 
 
