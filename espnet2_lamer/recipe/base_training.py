@@ -43,7 +43,7 @@ def train_from_nothing(
     A killed run goes on where it stopped.
 
     Args:
-        train_dirs: Data dirs with ``utt2num_samples``, one per language.
+        train_dirs: Data dirs with ``utt2num_samples`` and ``utt2lang``.
         dev_dirs: Likewise for validation.
         config: Training YAML.
         work_dir: Features, labels and experiments.
@@ -111,7 +111,7 @@ def _backbone(experiment: Path, weights: Path):
 
 def _merge(directories: list[Path], output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
-    for name in ("wav.scp", "utt2num_samples"):
+    for name in ("wav.scp", "utt2num_samples", "utt2lang"):
         lines: list[str] = []
         for directory in directories:
             path = directory / name
