@@ -4,6 +4,27 @@ import torch
 from torch import Tensor, nn
 
 
+class _Float32Product(torch.autograd.Function):
+    """``x @ weight.T`` in float32 that keeps ``x`` as it came.
+
+    Autograd would keep the float32 copy of a half-precision ``x``: two to four times
+    what the experts themselves keep.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x.float() @ weight.float().t()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        grad_x = (grad @ weight.float()).to(x.dtype)
+        rows = grad.reshape(-1, grad.shape[-1])
+        grad_weight = rows.t() @ x.reshape(-1, x.shape[-1]).float()
+        return grad_x, grad_weight.to(weight.dtype)
+
+
 class Router(nn.Module):
     r"""Softmax router with Top-K selection.
 
@@ -79,7 +100,11 @@ class Router(nn.Module):
             outside the Top-K.
         """
         with torch.autocast(x.device.type, enabled=False):
-            probs = torch.softmax(x.float() @ self.weight.float().t(), dim=-1)
+            if x.dtype == torch.float32:
+                scores = x @ self.weight.float().t()
+            else:
+                scores = _Float32Product.apply(x, self.weight)
+            probs = torch.softmax(scores, dim=-1)
         if not self.is_sparse:
             return probs, probs
         scores = probs.detach()

@@ -266,6 +266,30 @@ def test_soft_routing_uses_every_expert_with_its_probability():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_input_is_routed_in_float32_without_a_float32_copy(dtype):
+    torch.manual_seed(11)
+    router = Router(48, 4, 2)
+    x = torch.randn(3, 7, 48).to(dtype).requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.append(t) or t, lambda t: t
+    ):
+        gates, probs = router(x)
+    wide = [t for t in kept if t.numel() >= x.numel()]
+    assert [t.data_ptr() for t in wide] == [x.data_ptr()]
+    grads = torch.autograd.grad((gates * probs).sum(), (x, router.weight))
+
+    y = x.detach().float().requires_grad_()
+    wanted_gates, wanted_probs = router(y)
+    assert torch.equal(gates, wanted_gates) and torch.equal(probs, wanted_probs)
+    wanted = torch.autograd.grad(
+        (wanted_gates * wanted_probs).sum(), (y, router.weight)
+    )
+    assert torch.equal(grads[0], wanted[0].to(dtype))
+    torch.testing.assert_close(grads[1], wanted[1], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_routing_is_float32_under_autocast(dtype):
     torch.manual_seed(0)
     router = Router(16, 4)
