@@ -44,6 +44,12 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
         feature_penalty: w, for training the convolution stack.
         logit_temp: Temperature of the cosine logits.
         amp_dtype: ``none``, ``bf16`` (also on CPU) or ``fp16``.
+        vocab_size: Unused. ESPnet's own task, which S3PRL calls, passes it and those
+            below.
+        frontend: Must be ``None``, as those below: a HuBERT hears the waveform.
+        specaug: See above.
+        normalize: See above.
+        preencoder: See above.
 
     Raises:
         RecipeError: K of the head and of the token list differ, or an option has an
@@ -60,8 +66,24 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
         feature_penalty: float = 10.0,
         logit_temp: float = 0.1,
         amp_dtype: str = "none",
+        vocab_size: int | None = None,
+        frontend: None = None,
+        specaug: None = None,
+        normalize: None = None,
+        preencoder: None = None,
     ) -> None:
         AbsESPnetModel.__init__(self)
+        for name, found in (
+            ("frontend", frontend),
+            ("specaug", specaug),
+            ("normalize", normalize),
+            ("preencoder", preencoder),
+        ):
+            if found is not None:
+                raise RecipeError(
+                    f"{name}: found {type(found).__name__}, expected null (and "
+                    "input_size 1): the model hears the waveform as it is"
+                )
         if balance_reduction not in ("sum", "mean"):
             raise RecipeError(
                 f"model_conf.balance_reduction: found {balance_reduction!r}, expected "

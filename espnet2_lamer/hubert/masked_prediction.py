@@ -50,14 +50,17 @@ class MaskEmbedding(nn.Module):
 
     Args:
         embed_dim: Size of a frame's vector.
-        value: The base's embedding, kept frozen; ``None`` trains a new one.
+        value: The base's embedding; ``None`` starts a new one, which trains.
+        frozen: Whether the base's embedding stays as it is.
     """
 
-    def __init__(self, embed_dim: int, value: Tensor | None = None) -> None:
+    def __init__(
+        self, embed_dim: int, value: Tensor | None = None, frozen: bool = True
+    ) -> None:
         super().__init__()
         known = value is not None
         start = value.clone() if known else torch.rand(embed_dim)
-        self.mask_embedding = nn.Parameter(start, requires_grad=not known)
+        self.mask_embedding = nn.Parameter(start, requires_grad=not (known and frozen))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Replace ``x [B, T, D]`` where ``mask [B, T]`` is true."""

@@ -17,7 +17,10 @@ from espnet2_lamer.layers import LamerConfig
 # What the task itself passes to the constructors.
 _GIVEN = {
     "encoder_conf": {"num_classes", "input_size"},
-    "model_conf": {"encoder", "token_list", "amp_dtype"},
+    "model_conf": {
+        *("encoder", "token_list", "amp_dtype"),
+        *("vocab_size", "frontend", "specaug", "normalize", "preencoder"),
+    },
     "optim_conf": {"params"},
     "scheduler_conf": {"optimizer"},
 }

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from espnet2_lamer.asr.encoder.lamer_hubert import GUARD
 from espnet2_lamer.convert import load_hubert
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.hashing import sha256_file
@@ -110,7 +111,7 @@ def test_a_checkpoint_holds_what_trains_and_the_hash_of_the_base(build_encoder, 
     encoder = build_encoder(base, {"allocation": "2,4", "rank": 2, "balance": "bias"})
     state = encoder.state_dict()
     biases = {n for n, _ in encoder.named_buffers() if "routers." in n}
-    assert set(state) == trained(encoder) | biases | {"base_sha256"}
+    assert set(state) == trained(encoder) | biases | {"base_sha256", GUARD}
     assert {name.rpartition(".")[2] for name in biases} == {"selection_bias", "load"}
     digest = sha256_file(f"{base}/model.safetensors")
     assert bytes(state["base_sha256"].tolist()).hex() == digest
@@ -149,6 +150,15 @@ def test_a_checkpoint_that_lacks_an_expert_is_refused(build_encoder, base):
         encoder.load_state_dict(state, strict=False)
 
 
+def test_a_checkpoint_of_another_allocation_is_refused_even_when_not_strict(
+    build_encoder, base
+):
+    state = build_encoder(base).state_dict()
+    for lamer in (CONTROL, {"allocation": "2,0", "rank": 2}):
+        with pytest.raises(RecipeError, match="has .* tensors that the encoder lacks"):
+            build_encoder(base, lamer).load_state_dict(state, strict=False)
+
+
 def test_writing_the_base_gives_a_model_that_needs_none(build_encoder, base, batch):
     encoder = build_encoder(base).eval()
     encoder.write_base = True
@@ -166,10 +176,8 @@ def test_full_training_keeps_every_key(build_encoder, base, from_file):
     encoder = build_encoder(base if from_file else None, lamer=None)
     state = encoder.state_dict()
     assert set(state) == {n for n, _ in encoder.named_parameters()}
-    frozen = (
-        {"hubert_pretrain_model.mask_generator.mask_embedding"} if from_file else set()
-    )
-    assert trained(encoder) == set(state) - frozen
+    # The base's mask embedding too: everything trains.
+    assert trained(encoder) == set(state)
     encoder.load_state_dict(state, strict=True)
 
 
@@ -180,7 +188,7 @@ def test_allocation_zero_trains_the_head_alone(build_encoder, base, other_base):
     }
     encoder = build_encoder(base, CONTROL)
     assert trained(encoder) == head
-    assert set(encoder.state_dict()) == head | {"base_sha256"}
+    assert set(encoder.state_dict()) == head | {"base_sha256", GUARD}
     # A base without mask embedding: a new one trains and counts as head.
     mask = "hubert_pretrain_model.mask_generator.mask_embedding"
     assert trained(build_encoder(other_base, CONTROL)) == head | {mask}

@@ -18,6 +18,10 @@ from espnet2_lamer.hubert.masked_prediction import MaskedPredictionHead, MaskEmb
 from espnet2_lamer.layers import LamerConfig, add_lamer
 
 BASE_HASH = "base_sha256"
+# A tensor of every HuBERT's backbone. Where a checkpoint leaves the base out, it holds
+# an empty one under this name: loaders that know nothing of bases, ESPnet's with
+# ``strict=False`` included, fail on its shape instead of keeping random weights.
+GUARD = "hubert_pretrain_model.wav2vec2.encoder.transformer.layer_norm.weight"
 
 
 @dataclass
@@ -46,7 +50,8 @@ class LamerHubertEncoder(TorchAudioHuBERTPretrainEncoder):
 
     A frozen base is not written into checkpoints: they hold what trains, our
     persistent buffers and the base's SHA-256. Loading such a checkpoint into an
-    encoder built without that base raises an error.
+    encoder built without that base raises an error, whatever the loader, as does one
+    with tensors that are missing or not of this encoder.
 
     Args:
         num_classes: K, the number of units.
@@ -136,7 +141,14 @@ class LamerHubertEncoder(TorchAudioHuBERTPretrainEncoder):
             )
             base_sha256 = None
         else:
-            wav2vec2 = load_hubert(base)
+            try:
+                wav2vec2 = load_hubert(base)
+            except RecipeError as error:
+                raise RecipeError(
+                    f"encoder_conf.base: {error}. Where the base of a trained model "
+                    "moved, name its new place: encoder_conf.base in the config.yaml, "
+                    "or the argument base of espnet2_lamer.load_model"
+                ) from error
             base_sha256 = source_sha256(base)
         self.architecture = wav2vec2.architecture
         self.lamer = None if lamer is None else LamerConfig(**lamer)
@@ -158,7 +170,11 @@ class LamerHubertEncoder(TorchAudioHuBERTPretrainEncoder):
             add_lamer(wav2vec2, self.lamer)
         self.hubert_pretrain_model = HuBERTPretrainModel(
             wav2vec2,
-            MaskEmbedding(self._output_size, wav2vec2.mask_embedding),
+            MaskEmbedding(
+                self._output_size,
+                wav2vec2.mask_embedding,
+                frozen=self.lamer is not None,
+            ),
             MaskedPredictionHead(self._output_size, num_classes, final_dim),
             None,
         )
@@ -244,6 +260,7 @@ def _drop_base(
     if module.base_is_external and not module.write_base:
         for key in module.base_keys():
             state.pop(prefix + key, None)
+        state[prefix + GUARD] = torch.empty(0)
 
 
 def _fill_base(
@@ -271,18 +288,26 @@ def _fill_base(
                 f"{bytes(found.tolist()).hex()}, found one with "
                 f"{bytes(expected.tolist()).hex()}; give the base it was trained on"
             )
+    guard = state.get(prefix + GUARD)
+    if guard is not None and not guard.numel():
+        del state[prefix + GUARD]
     if module.base_is_external:
         for key in module.base_keys():
             state.setdefault(prefix + key, own[key].detach())
     elif found is not None:
         # A full export: it carries the backbone, the hash is information only.
         state.pop(prefix + BASE_HASH)
-    missing_keys = sorted(
-        key for key in own if own[key] is not None and prefix + key not in state
-    )
+    known = {prefix + key for key in own if own[key] is not None}
+    missing_keys = sorted(known - state.keys())
     if missing_keys:
         raise RecipeError(
             f"the checkpoint lacks {len(missing_keys)} tensors of the encoder, e.g. "
             f"{missing_keys[0]}; it needs the base it was trained on: set "
             "encoder_conf.base, or use an exported (full) model"
+        )
+    others = sorted(key for key in state if key.startswith(prefix) and key not in known)
+    if others:
+        raise RecipeError(
+            f"the checkpoint has {len(others)} tensors that the encoder lacks, e.g. "
+            f"{others[0]}; encoder_conf is not the one it was trained with"
         )
