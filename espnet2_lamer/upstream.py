@@ -14,6 +14,36 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers import LamerConfig, add_lamer
 
 
+def hidden_states(
+    wav2vec2: nn.Module, wavs: Tensor, lengths: Tensor | None, final_norm: bool
+) -> tuple[list[Tensor], Tensor | None]:
+    """Compute every state of a HuBERT, with or without experts, nothing masked.
+
+    Args:
+        wav2vec2: In eval mode.
+        wavs: Waveforms ``[B, n]``, 16 kHz, not normalised.
+        lengths: Valid samples ``[B]``; ``None`` means all. Group-norm models see the
+            padding.
+        final_norm: Whether the last state of a pre-norm model gets its LayerNorm.
+
+    Returns:
+        L + 1 tensors ``[B, T, D]`` and the valid frames ``[B]`` (``None`` without
+        ``lengths``).
+    """
+    features, frames = wav2vec2.feature_extractor(wavs, lengths)
+    x, attention_mask = wav2vec2.encoder._preprocess(features, frames)
+    transformer = wav2vec2.encoder.transformer
+    x = transformer._preprocess(x)
+    states = [x]
+    for layer in transformer.layers:
+        x, _ = layer(x, attention_mask)
+        states.append(x)
+    # torchaudio stores the negation: this is the pre-norm stack.
+    if final_norm and not transformer.layer_norm_first:
+        states[-1] = transformer.layer_norm(x)
+    return states, frames
+
+
 class Upstream(nn.Module):
     """HuBERT with or without LoRA experts, waveform in, every layer's state out.
 
@@ -65,19 +95,7 @@ class Upstream(nn.Module):
         mixed = lengths is not None and bool((lengths != wavs.shape[1]).any())
         if self.wav2vec2.extractor_mode == "group_norm" and mixed:
             return self._one_by_one(wavs, lengths)
-        features, frames = self.wav2vec2.feature_extractor(wavs, lengths)
-        encoder = self.wav2vec2.encoder
-        x, attention_mask = encoder._preprocess(features, frames)
-        transformer = encoder.transformer
-        x = transformer._preprocess(x)
-        states = [x]
-        for layer in transformer.layers:
-            x, _ = layer(x, attention_mask)
-            states.append(x)
-        # torchaudio stores the negation: this is the pre-norm stack.
-        if self.final_norm and not transformer.layer_norm_first:
-            states[-1] = transformer.layer_norm(x)
-        return states, frames
+        return hidden_states(self.wav2vec2, wavs, lengths, self.final_norm)
 
     def _one_by_one(self, wavs: Tensor, lengths: Tensor) -> tuple[list[Tensor], Tensor]:
         rows = [

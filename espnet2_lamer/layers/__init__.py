@@ -12,6 +12,7 @@ from espnet2_lamer.layers.lora import LoRAExpertLinear
 from espnet2_lamer.layers.recording import record_routing
 from espnet2_lamer.layers.report import parameter_report
 from espnet2_lamer.layers.router import Router
+from espnet2_lamer.layers.switch import experts_off
 
 __all__ = [
     "LamerConfig",
@@ -19,6 +20,7 @@ __all__ = [
     "LoRAExpertLinear",
     "Router",
     "add_lamer",
+    "experts_off",
     "load_balancing_loss",
     "parameter_report",
     "parse_allocation",

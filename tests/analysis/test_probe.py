@@ -154,3 +154,23 @@ def test_60000_frames_of_192_dimensions_take_less_than_15_seconds():
     start = time.process_time()
     phone_probe({"a": features}, phones, *test)
     assert time.process_time() - start < 15
+
+
+def test_the_ridge_probe_is_least_squares_on_the_phones_indicators(directions):
+    rng = np.random.default_rng(8)
+    (train, train_phones), (test, test_phones) = (
+        utterances(rng, name, 4, 50, 2.0, directions) for name in "ab"
+    )
+    found = phone_probe(train, train_phones, test, test_phones, ridge=0.5)
+    x = np.concatenate([train[utt] for utt in sorted(train)])
+    spoken = np.concatenate([train_phones[utt] for utt in sorted(train)])
+    mean, deviation = x.mean(0), x.std(0)
+    x = (x - mean) / deviation
+    y = np.where(spoken[:, None] == np.array(PHONES), 1.0, -1.0)
+    weights = np.linalg.solve(
+        x.T @ x + 0.5 * len(x) * np.eye(16), x.T @ (y - y.mean(0))
+    )
+    for utt, features in test.items():
+        scores = (features - mean) / deviation @ weights + y.mean(0)
+        right = np.array(PHONES)[scores.argmax(1)] == test_phones[utt]
+        assert found.accuracy.parts[utt] == (right.sum(), 50)
