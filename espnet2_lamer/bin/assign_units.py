@@ -2,7 +2,11 @@
 
 import argparse
 
-from espnet2_lamer.bin.common import get_argument_parser, run_main
+from espnet2_lamer.bin.common import (
+    add_parallel_arguments,
+    get_argument_parser,
+    run_main,
+)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -18,13 +22,14 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--codebook", required=True, help="output of learn_kmeans")
     parser.add_argument("--wav_scp", required=True, help="`utt path` lines, 16 kHz")
     parser.add_argument("--output", required=True, help="text.km")
-    parser.add_argument("--nj", type=int, default=1, help="number of processes")
+    add_parallel_arguments(parser)
     return parser
 
 
 def main(cmd: list[str] | None = None) -> None:
     """Run the command line."""
     args = get_parser().parse_args(cmd)
+    from espnet2_lamer.parallel import workers
     from espnet2_lamer.units.codebook import load_codebook
     from espnet2_lamer.units.labels import assign_units
     from espnet2_lamer.units.teacher import load_teacher
@@ -32,13 +37,14 @@ def main(cmd: list[str] | None = None) -> None:
     layer = args.layer
     if layer is None:
         layer = load_codebook(args.codebook).metadata["layer"]
-    assign_units(
-        load_teacher(args.teacher, layer),
-        args.codebook,
-        args.wav_scp,
-        args.output,
-        nj=args.nj,
-    )
+    with workers(args.dask):
+        assign_units(
+            load_teacher(args.teacher, layer, args.device),
+            args.codebook,
+            args.wav_scp,
+            args.output,
+            nj=args.nj,
+        )
 
 
 if __name__ == "__main__":

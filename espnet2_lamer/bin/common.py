@@ -16,6 +16,22 @@ def get_argument_parser(description: str) -> argparse.ArgumentParser:
     )
 
 
+def add_parallel_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--nj``, ``--dask`` and ``--device``."""
+    parser.add_argument("--nj", type=int, default=1, help="processes of this machine")
+    parser.add_argument(
+        "--dask",
+        metavar="ADDRESS",
+        help="run on the workers of this Dask scheduler instead, e.g. tcp://host:8786",
+    )
+    parser.add_argument(
+        "--device",
+        choices=["cpu", "cuda"],
+        default="cpu",
+        help="where the teacher and the distances to centroids compute",
+    )
+
+
 def setup_logging() -> None:
     """Log to standard error in ESPnet's format, without module noise."""
     logging.basicConfig(

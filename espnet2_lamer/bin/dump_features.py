@@ -2,7 +2,11 @@
 
 import argparse
 
-from espnet2_lamer.bin.common import get_argument_parser, run_main
+from espnet2_lamer.bin.common import (
+    add_parallel_arguments,
+    get_argument_parser,
+    run_main,
+)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -22,25 +26,27 @@ def get_parser() -> argparse.ArgumentParser:
         "--hours_per_lang", type=float, help="sample so much of each language"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
-    parser.add_argument("--nj", type=int, default=1, help="number of processes")
+    add_parallel_arguments(parser)
     return parser
 
 
 def main(cmd: list[str] | None = None) -> None:
     """Run the command line."""
     args = get_parser().parse_args(cmd)
+    from espnet2_lamer.parallel import workers
     from espnet2_lamer.units.features import dump_features
     from espnet2_lamer.units.teacher import load_teacher
 
-    dump_features(
-        load_teacher(args.teacher, args.layer),
-        args.wav_scp,
-        args.output,
-        utt2lang=args.utt2lang,
-        hours_per_lang=args.hours_per_lang,
-        seed=args.seed,
-        nj=args.nj,
-    )
+    with workers(args.dask):
+        dump_features(
+            load_teacher(args.teacher, args.layer, args.device),
+            args.wav_scp,
+            args.output,
+            utt2lang=args.utt2lang,
+            hours_per_lang=args.hours_per_lang,
+            seed=args.seed,
+            nj=args.nj,
+        )
 
 
 if __name__ == "__main__":

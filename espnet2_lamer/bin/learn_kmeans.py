@@ -2,7 +2,11 @@
 
 import argparse
 
-from espnet2_lamer.bin.common import get_argument_parser, run_main
+from espnet2_lamer.bin.common import (
+    add_parallel_arguments,
+    get_argument_parser,
+    run_main,
+)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -12,17 +16,24 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--n_clusters", type=int, default=1000, help="units K")
     parser.add_argument("--seed", type=int, default=0, help="seed of all randomness")
     parser.add_argument("--n_init", type=int, default=20, help="k-means++ starts")
-    parser.add_argument("--output", required=True, help="codebook.npz")
+    parser.add_argument(
+        "--output",
+        required=True,
+        help="codebook.npz; its quality goes beside it as .quality.json and .md",
+    )
+    add_parallel_arguments(parser)
     return parser
 
 
 def main(cmd: list[str] | None = None) -> None:
     """Run the command line."""
     args = get_parser().parse_args(cmd)
+    from espnet2_lamer.parallel import workers
     from espnet2_lamer.units.kmeans import KmeansConfig, learn_kmeans
 
     config = KmeansConfig(args.n_clusters, seed=args.seed, n_init=args.n_init)
-    learn_kmeans(args.features, args.output, config)
+    with workers(args.dask):
+        learn_kmeans(args.features, args.output, config, args.nj, args.device)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,16 @@ from espnet2_lamer.recipe.pretraining import write_shapes
 def _teacher(options: Options):
     from espnet2_lamer.units.teacher import load_teacher
 
-    return load_teacher(teacher_path(options), options.teacher_layer)
+    return load_teacher(teacher_path(options), options.teacher_layer, _device(options))
+
+
+def _device(options: Options) -> str:
+    return "cuda" if options.ngpu else "cpu"
+
+
+def _processes(options: Options) -> int:
+    # They share one GPU: two keep it busy, more would only take its memory.
+    return min(options.nj, 2) if options.ngpu else options.nj
 
 
 def dump(options: Options) -> None:
@@ -25,25 +34,27 @@ def dump(options: Options) -> None:
         utt2lang=train / "utt2lang",
         hours_per_lang=options.kmeans_hours,
         seed=options.seed,
-        nj=options.nj,
+        nj=_processes(options),
     )
 
 
 def cluster(options: Options) -> None:
-    """Stage 4: k-means."""
+    """Stage 4: k-means, and how good it is."""
     from espnet2_lamer.units.kmeans import KmeansConfig, learn_kmeans
 
     learn_kmeans(
         options.features,
         options.codebook,
         KmeansConfig(options.n_clusters, seed=options.seed),
+        nj=options.nj,
+        device=_device(options),
     )
 
 
 def label(options: Options) -> None:
     """Stage 5: units of every utterance, their quality, the token list."""
     from espnet2_lamer.units.labels import assign_units, write_token_list
-    from espnet2_lamer.units.quality import label_quality, write_quality
+    from espnet2_lamer.units.quality import figures, label_quality, write_quality
 
     teacher = _teacher(options)
     for split in ("ssl_train", "ssl_dev"):
@@ -53,7 +64,7 @@ def label(options: Options) -> None:
             options.codebook,
             directory / "wav.scp",
             directory / "text.km",
-            nj=options.nj,
+            nj=_processes(options),
         )
     write_token_list(options.dumpdir / "units" / "tokens.txt", options.n_clusters)
     phones = directory / "phones.ctm"
@@ -64,14 +75,7 @@ def label(options: Options) -> None:
         utt2lang=directory / "utt2lang",
     )
     write_quality(report, options.expdir / "label_quality.json")
-    logging.info(
-        "units on held-out speech: %s",
-        ", ".join(
-            f"{key} {value:.3g}"
-            for key, value in report.items()
-            if isinstance(value, int | float)
-        ),
-    )
+    logging.info("units on held-out speech: %s", figures(report))
 
 
 def shapes(options: Options) -> None:

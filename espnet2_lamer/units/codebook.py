@@ -1,8 +1,10 @@
 """The codebook: centroids, where they come from, and nearest-centroid assignment."""
 
 import json
+import os
 import zipfile
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path
 from espnet2_lamer.fileio.hashing import sha256_file
-from espnet2_lamer.units.teacher import single_thread
+from espnet2_lamer.units.teacher import exact_float32, single_thread
 
 METADATA_KEYS = (
     "teacher",
@@ -34,37 +36,48 @@ class Codebook:
         metadata: ``METADATA_KEYS``: teacher source and hash, layer, normalisation, K,
             seed, frames learned from and mean squared distance per frame.
         sha256: Hash of the file it was read from.
+        path: That file; a codebook with one is pickled as its name, and read again by
+            each worker once instead of travelling with every task.
     """
 
     centroids: np.ndarray
     metadata: dict[str, Any]
     sha256: str
+    path: str = ""
     _tensors: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
-    def assign(self, x: np.ndarray) -> np.ndarray:
+    def __reduce__(self):
+        """Pickle by name where there is one."""
+        if self.path:
+            return _load_known, (os.path.abspath(self.path), self.sha256)
+        return Codebook, (self.centroids, self.metadata, self.sha256)
+
+    def assign(self, x) -> np.ndarray:
         """Nearest centroid of each frame: ``argmin_k |c_k|^2 - 2 x c_k``.
 
         Args:
-            x: Features ``[T, D]``.
+            x: Features ``[T, D]``, an array or a tensor on any device.
 
         Returns:
             Units ``[T]``, int64; the lower unit wins a tie.
         """
         import torch
 
-        if not self._tensors:
-            centroids = torch.tensor(self.centroids)
-            self._tensors["norms"] = centroids.square().sum(1)  # [K]
-            self._tensors["minus_2c"] = (-2 * centroids).T.contiguous()  # [D, K]
-        norms, minus_2c = self._tensors["norms"], self._tensors["minus_2c"]
-        with single_thread():
-            frames = torch.tensor(np.asarray(x, dtype=np.float32))
+        if not torch.is_tensor(x):
+            x = torch.tensor(np.asarray(x, dtype=np.float32))
+        if x.device not in self._tensors:
+            centroids = torch.tensor(self.centroids, device=x.device)
+            self._tensors[x.device] = (
+                centroids.square().sum(1),  # [K]
+                (-2 * centroids).T.contiguous(),  # [D, K]
+            )
+        norms, minus_2c = self._tensors[x.device]
+        with single_thread(), exact_float32(), torch.inference_mode():
             # Blocks bound the memory of the [T, K] distances of a long utterance.
             units = [
-                torch.addmm(norms, block, minus_2c).argmin(1)
-                for block in frames.split(4096)
+                torch.addmm(norms, block, minus_2c).argmin(1) for block in x.split(4096)
             ]
-            return torch.cat(units).numpy()
+            return torch.cat(units).cpu().numpy()
 
     def check_teacher(self, identity: dict[str, Any], dim: int, path: str) -> None:
         """Raise RecipeError unless the codebook was learned on this teacher."""
@@ -135,4 +148,16 @@ def load_codebook(path: str | Path) -> Codebook:
             f"{path}: centroids are {centroids.dtype} {centroids.shape}, expected "
             f"finite float32 [{metadata['K']}, D]; run learn_kmeans again"
         )
-    return Codebook(centroids, metadata, sha256_file(path))
+    return Codebook(centroids, metadata, sha256_file(path), str(path))
+
+
+@lru_cache(maxsize=1)
+def _load_known(path: str, sha256: str) -> Codebook:
+    """Read a codebook in a worker process, once; it must be the same file."""
+    book = load_codebook(path)
+    if book.sha256 != sha256:
+        raise RecipeError(
+            f"{path}: SHA-256 is {book.sha256}, but the run was started with {sha256}; "
+            "the codebook changed meanwhile, run the same command again"
+        )
+    return book

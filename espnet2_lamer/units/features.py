@@ -13,20 +13,22 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
+from espnet2_lamer.units.extract import Extractor
 from espnet2_lamer.units.shards import remove_unlisted, run_shards, split
 from espnet2_lamer.units.speech import (
     SAMPLE_RATE,
     count_samples,
     file_sizes,
-    read_speech,
     read_wav_scp,
 )
 from espnet2_lamer.units.teacher import Teacher
 
 # ISO 639-2: a language that is not known.
 UNKNOWN_LANGUAGE = "und"
-# Frames read together, 2 s: long enough for the disk, short enough to mix speakers.
-CHUNK = 100
+# Frames read together: in a large store 2 s, long enough for the disk, short enough to
+# mix speakers; in a small one fewer, so that a block is still a random sample.
+LONGEST_CHUNK = 100
+CHUNKS = 100_000
 
 
 def sample_utterances(
@@ -84,7 +86,8 @@ def dump_features(
         hours_per_lang: Hours to sample from each language, all when None.
         seed: Seed of the sample.
         shard_utts: Utterances in a shard.
-        nj: Number of processes.
+        nj: Number of processes on this machine; see
+            :func:`espnet2_lamer.parallel.workers` for those of a cluster.
 
     Returns:
         The path of ``index.json``.
@@ -109,7 +112,7 @@ def dump_features(
     rows = [
         [*row, langs[row[0]]] for row in file_sizes(utts, scp)
     ]  # utt, path, bytes, lang
-    plan = sha256_value([teacher.identity, shard_utts, rows])
+    plan = sha256_value([teacher.identity, teacher.device, shard_utts, rows])
 
     output = Path(output)
     index_path = output / "index.json"
@@ -150,22 +153,13 @@ def _is_done(index_path: Path, plan: str) -> bool:
 
 def _dump_shard(teacher: Teacher, rows: Sequence, path: Path) -> dict[str, Any]:
     utts, offset = [], 0
+    extract = Extractor(teacher)
     with open(path, "wb") as handle:
-        for utt, audio, _, lang in rows:
-            features = teacher_features(teacher, utt, audio)
-            handle.write(features.astype("<f4", copy=False).tobytes())
+        for (utt, _, _, lang), features in extract(rows):
+            handle.write(features.cpu().numpy().astype("<f4", copy=False).tobytes())
             utts.append([utt, lang, offset, len(features)])
             offset += len(features)
-    return {"frames": offset, "utts": utts}
-
-
-def teacher_features(teacher: Teacher, utt: str, audio: str) -> np.ndarray:
-    """Teacher features of one audio file; an error names the utterance."""
-    samples = read_speech(utt, audio)
-    try:
-        return teacher.forward(samples)
-    except RecipeError as error:
-        raise RecipeError(f"{audio}: utterance {utt!r}: {error}") from error
+    return {"frames": offset, "utts": utts, **extract.facts()}
 
 
 def _read_index(path: Path) -> dict[str, Any]:
@@ -217,7 +211,10 @@ class FeatureStore:
 
     def _open(self, file: str, frames: int) -> np.ndarray:
         path = self.directory / file
-        return np.memmap(path, dtype="<f4", mode="r", shape=(frames, self.dim))
+        # A plain array: indexing is many times faster than that of the subclass.
+        return np.asarray(
+            np.memmap(path, dtype="<f4", mode="r", shape=(frames, self.dim))
+        )
 
     def take(self, frames: np.ndarray) -> np.ndarray:
         """Copy single frames by their number in the store, ``[len(frames), D]``.
@@ -225,43 +222,46 @@ class FeatureStore:
         Rows come in increasing frame number.
         """
         frames = np.sort(frames)
-        shards = np.searchsorted(self._starts, frames, side="right") - 1
-        rows = [
-            self._map(*self._shards[s])[frames[shards == s] - self._starts[s]]
-            for s in np.unique(shards)
-        ]
-        return np.concatenate(rows)
+        # Where each shard's frames begin and end in the sorted numbers.
+        edges = np.searchsorted(frames, self._starts)
+        rows = np.empty((len(frames), self.dim), np.float32)
+        for shard in np.flatnonzero(edges[1:] > edges[:-1]):
+            part = slice(edges[shard], edges[shard + 1])
+            rows[part] = self._map(*self._shards[shard])[
+                frames[part] - self._starts[shard]
+            ]
+        return rows
 
     def blocks(self, size: int, seed: int, epoch: int = 0) -> "BlockOrder":
         """Blocks of about ``size`` frames that cover the store once, shuffled."""
         return BlockOrder(self, size, seed, epoch)
 
-    def read(self, shard: int, start: int, stop: int) -> np.ndarray:
-        """Frames ``start`` to ``stop`` of a shard as a view of the file."""
-        return self._map(*self._shards[shard])[start:stop]
+    @property
+    def chunk(self) -> int:
+        """Length in frames of the runs that are read together."""
+        return max(1, min(LONGEST_CHUNK, self.frames // CHUNKS))
 
     def chunks(self) -> np.ndarray:
-        """``[C, 3]`` shard, start and stop of each run of ``CHUNK`` frames."""
+        """``[C, 2]`` first frame and end of each run, none across shards."""
         rows = []
-        for shard, (_, frames) in enumerate(self._shards):
-            start = np.arange(0, frames, CHUNK)
-            stop = np.minimum(start + CHUNK, frames)
-            rows.append(np.stack([np.full_like(start, shard), start, stop], axis=1))
-        return np.concatenate(rows).astype(np.int32)
+        for first, end in zip(self._starts[:-1], self._starts[1:], strict=True):
+            start = np.arange(first, end, self.chunk)
+            rows.append(np.stack([start, np.minimum(start + self.chunk, end)], axis=1))
+        return np.concatenate(rows)
 
 
 class BlockOrder:
     """One shuffled pass over a store; block ``b`` can be read without those before.
 
-    A block gathers runs of ``CHUNK`` frames from all over the store, so that memory
-    is one block and the disk still reads runs.
+    A block gathers short runs of frames from all over the store, so that memory is one
+    block and the disk still reads runs.
     """
 
     def __init__(self, store: FeatureStore, size: int, seed: int, epoch: int):
         chunks = store.chunks()
         order = np.random.default_rng([seed, epoch]).permutation(len(chunks))
         self._store = store
-        self._parts = split(chunks[order], max(1, size // CHUNK))
+        self._parts = split(chunks[order], max(1, size // store.chunk))
 
     def __len__(self) -> int:
         """Return the number of blocks."""
@@ -269,7 +269,8 @@ class BlockOrder:
 
     def __getitem__(self, block: int) -> np.ndarray:
         """Return block ``block`` as float32 ``[about size, D]``."""
-        return np.concatenate([self._store.read(*row) for row in self._parts[block]])
+        runs = self._parts[block]
+        return self._store.take(np.concatenate([np.arange(*run) for run in runs]))
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Iterate over all blocks."""

@@ -2,11 +2,13 @@
 
 import json
 import logging
+import shutil
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +16,11 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path
 from espnet2_lamer.fileio.hashing import sha256_value
 from espnet2_lamer.units.codebook import Codebook, load_codebook, save_codebook
+from espnet2_lamer.units.codebook_quality import codebook_quality, mean_inertia
 from espnet2_lamer.units.features import FeatureStore
+from espnet2_lamer.units.quality import figures, write_quality
+from espnet2_lamer.units.steps import Steps, make_steps
+from espnet2_lamer.units.teacher import check_device
 
 SAVE_EVERY = 200
 
@@ -42,8 +48,10 @@ class KmeansConfig:
 
 @dataclass
 class _Progress:
-    """Where the loop is; together with the centroids all that resuming needs."""
+    """Where the run is; together with the centroids all that resuming needs."""
 
+    starts: int = 0
+    start_inertia: float | None = None
     epoch: int = 0
     block: int = 0
     steps: int = 0
@@ -53,9 +61,13 @@ class _Progress:
 
 
 def learn_kmeans(
-    features: str | Path, output: str | Path, config: KmeansConfig
+    features: str | Path,
+    output: str | Path,
+    config: KmeansConfig,
+    nj: int = 1,
+    device: str = "cpu",
 ) -> Codebook:
-    """Learn centroids and write them to ``output``.
+    """Learn centroids and write them to ``output``, and their quality beside it.
 
     Steps are scikit-learn's ``MiniBatchKMeans.partial_fit`` without reassignment of
     small clusters, in memory of one block. The loop stops as scikit-learn's ``fit``
@@ -65,17 +77,22 @@ def learn_kmeans(
 
     Args:
         features: Directory of :func:`~espnet2_lamer.units.features.dump_features`.
-        output: ``codebook.npz``.
+        output: ``codebook.npz``; ``codebook.quality.json`` and ``.md`` hold
+            :func:`~espnet2_lamer.units.codebook_quality.codebook_quality`.
         config: Settings.
+        nj: Processes for the k-means++ starts; the result does not depend on it.
+        device: ``cpu``, or ``cuda`` for the same steps in torch on a GPU.
 
     Raises:
-        RecipeError: There are fewer frames than clusters, or the features are broken.
+        RecipeError: There are fewer frames than clusters, the features are broken, or
+            there is no such device.
     """
     if config.n_clusters < 1 or config.n_init < 1:
         raise RecipeError(
             f"--n_clusters {config.n_clusters} --n_init {config.n_init}: expected 1 or "
             "more"
         )
+    check_device(device)
     store = FeatureStore(features)
     if store.frames < config.n_clusters:
         raise RecipeError(
@@ -83,20 +100,28 @@ def learn_kmeans(
             "sample more hours (--hours_per_lang) or lower --n_clusters"
         )
     output = Path(output)
-    state_path = output.with_name(output.name + ".state.npz")
-    run = sha256_value([asdict(config), store.sha256])
-
+    state = _State(
+        output.with_name(output.name + ".state.npz"),
+        sha256_value([asdict(config), store.sha256]),
+    )
     validation, start = _samples(store, config)
-    centroids, counts, progress = _load_state(state_path, run) or (
-        _best_start(start, validation, config),
+    centroids, counts, progress = state.load() or (
+        np.empty((config.n_clusters, store.dim), np.float32),
         np.zeros(config.n_clusters, dtype=np.float32),
         _Progress(),
     )
+    if progress.starts < config.n_init:
+        with _sample_files(output, validation, start) as sample:
+            centroids = _best_start(sample, centroids, progress, config, nj, state)
     del start
-    model = _resume_model(centroids, counts, config)
-    _loop(store, model, progress, config, state_path, run)
+    model = make_steps(centroids, counts, config.seed, device)
+    _loop(store, model, progress, config, state)
 
-    centroids = model.cluster_centers_
+    quality = codebook_quality(model.centroids, model.counts, validation)
+    quality |= {
+        "steps": progress.steps,
+        "passes": progress.epoch + bool(progress.block),
+    }
     teacher = store.teacher
     metadata = {
         "teacher": teacher.get("source"),
@@ -106,17 +131,12 @@ def learn_kmeans(
         "K": config.n_clusters,
         "seed": config.seed,
         "frames": store.frames,
-        "inertia": _inertia(validation, centroids),
+        "inertia": quality["inertia"],
     }
-    save_codebook(output, centroids, metadata)
-    state_path.unlink(missing_ok=True)
-    logging.info(
-        "%s: %d clusters, %d steps, inertia %.4f per frame",
-        output,
-        config.n_clusters,
-        progress.steps,
-        metadata["inertia"],
-    )
+    write_quality(quality, output.with_suffix(".quality.json"))
+    save_codebook(output, model.centroids, metadata)
+    state.path.unlink(missing_ok=True)
+    logging.info("%s: %s", output, figures(quality))
     return load_codebook(output)
 
 
@@ -137,64 +157,79 @@ def _samples(
     )
 
 
+@contextmanager
+def _sample_files(
+    output: Path, validation: np.ndarray, start: np.ndarray
+) -> Iterator[Path]:
+    """Put the sample into files that all workers map; else each would hold a copy."""
+    directory = output.with_name(output.name + ".sample")
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, frames in (("validation", validation), ("start", start)):
+        with atomic_path(directory / f"{name}.npy") as temporary:
+            # A handle: given a name, NumPy appends .npy to it.
+            with open(temporary, "wb") as handle:
+                np.save(handle, frames)
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
 def _best_start(
-    sample: np.ndarray, validation: np.ndarray, config: KmeansConfig
+    sample: Path,
+    centroids: np.ndarray,
+    progress: _Progress,
+    config: KmeansConfig,
+    nj: int,
+    state: "_State",
 ) -> np.ndarray:
-    """The k-means++ start with the lowest inertia on the validation block."""
+    """The k-means++ start with the lowest inertia on the validation block.
+
+    ``centroids`` and ``progress`` hold the best one so far; each new one is saved.
+    """
+    from joblib import Parallel, delayed
+    from tqdm import tqdm
+
+    seeds = np.random.SeedSequence(config.seed).generate_state(config.n_init)
+    bar = tqdm(
+        desc="k-means++",
+        total=config.n_init,
+        initial=progress.starts,
+        disable=not sys.stderr.isatty(),
+    )
+    # In order, so that of two equal ones the same is kept however many run at a time.
+    parallel = Parallel(n_jobs=nj, return_as="generator", pre_dispatch="all")
+    with bar, parallel:
+        for found, inertia in parallel(
+            delayed(_start)(sample, config.n_clusters, int(seed))
+            for seed in seeds[progress.starts :]
+        ):
+            if progress.start_inertia is None or inertia < progress.start_inertia:
+                centroids, progress.start_inertia = found, inertia
+            progress.starts += 1
+            bar.update()
+            state.save(centroids, np.zeros(len(centroids), np.float32), progress)
+    return centroids
+
+
+def _start(sample: Path, n_clusters: int, seed: int) -> tuple[np.ndarray, float]:
     from sklearn.cluster import kmeans_plusplus
     from threadpoolctl import threadpool_limits
-    from tqdm import trange
 
-    best, best_inertia = None, np.inf
-    seeds = np.random.SeedSequence(config.seed).generate_state(config.n_init)
+    validation, start = (
+        np.load(sample / f"{name}.npy", mmap_mode="r")
+        for name in ("validation", "start")
+    )
     # One BLAS thread: distances must not depend on the machine.
     with threadpool_limits(1):
-        for number in trange(
-            config.n_init, desc="k-means++", disable=not sys.stderr.isatty()
-        ):
-            centroids, _ = kmeans_plusplus(
-                sample, config.n_clusters, random_state=int(seeds[number])
-            )
-            inertia = _inertia(validation, centroids)
-            if inertia < best_inertia:
-                best, best_inertia = centroids, inertia
-    return best
-
-
-def _inertia(frames: np.ndarray, centroids: np.ndarray) -> float:
-    """Mean squared distance of frames to their nearest centroid."""
-    units = Codebook(np.asarray(centroids, np.float32), {}, "").assign(frames)
-    squares = np.square(frames - centroids[units], dtype=np.float64)
-    return float(squares.sum(1).mean())
-
-
-def _resume_model(centroids: np.ndarray, counts: np.ndarray, config: KmeansConfig):
-    """A MiniBatchKMeans that goes on from these centroids and frame counts."""
-    from sklearn.cluster import MiniBatchKMeans
-
-    model = MiniBatchKMeans(
-        n_clusters=config.n_clusters,
-        init=centroids,
-        n_init=1,
-        batch_size=config.batch_size,
-        reassignment_ratio=0.0,
-        compute_labels=True,  # gives the batch inertia
-        random_state=config.seed,
-    )
-    # The first call sets scikit-learn's inner state up; what it learned is replaced.
-    model.partial_fit(centroids)
-    model.cluster_centers_[:] = centroids
-    model._counts[:] = counts
-    return model
+        centroids, _ = kmeans_plusplus(start, n_clusters, random_state=seed)
+        return centroids, mean_inertia(validation, centroids)
 
 
 def _loop(
     store: FeatureStore,
-    model,
+    model: Steps,
     progress: _Progress,
     config: KmeansConfig,
-    state_path: Path,
-    run: str,
+    state: "_State",
 ) -> None:
     from tqdm import tqdm
 
@@ -205,13 +240,12 @@ def _loop(
         order = store.blocks(config.batch_size, config.seed, progress.epoch)
         while progress.block < len(order):
             if progress.steps % SAVE_EVERY == 0:
-                _save_state(state_path, run, model, progress)
-            block = order[progress.block]
-            model.partial_fit(block)
+                state.save(model.centroids, model.counts, progress)
+            inertia = model.step(order[progress.block])
             progress.block += 1
             progress.steps += 1
             bar.update()
-            if _converged(progress, model.inertia_ / len(block), alpha, config):
+            if _converged(progress, inertia, alpha, config):
                 return
         progress.epoch, progress.block = progress.epoch + 1, 0
 
@@ -219,8 +253,6 @@ def _loop(
 def _converged(
     progress: _Progress, inertia: float, alpha: float, config: KmeansConfig
 ) -> bool:
-    # Threads may sum in any order: what they can change must not decide the stop.
-    inertia = float(f"{inertia:.9g}")
     if progress.smoothed is None:
         progress.smoothed = inertia
     progress.smoothed += alpha * (inertia - progress.smoothed)
@@ -231,28 +263,50 @@ def _converged(
     return progress.no_improvement >= config.max_no_improvement
 
 
-def _save_state(path: Path, run: str, model, progress: _Progress) -> None:
-    with atomic_path(path) as temporary, open(temporary, "wb") as handle:
-        np.savez(
-            handle,
-            centroids=model.cluster_centers_,
-            counts=model._counts,
-            progress=np.array(json.dumps(asdict(progress))),
-            run=np.array(run),
-        )
+class _State:
+    """What a killed run goes on from.
 
+    Args:
+        path: The file.
+        run: Hash of features and settings; a state of others is not used.
+    """
 
-def _load_state(path: Path, run: str) -> tuple[Any, Any, _Progress] | None:
-    if not path.is_file():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as state:
-            if str(state["run"]) != run:
-                logging.warning("%s: of other features or settings, not used", path)
-                return None
-            progress = _Progress(**json.loads(str(state["progress"])))
-            logging.info("%s: going on after %d steps", path, progress.steps)
-            return state["centroids"], state["counts"], progress
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
-        logging.warning("%s: not readable, starting over", path)
-        return None
+    def __init__(self, path: Path, run: str):
+        self.path = path
+        self._run = run
+
+    def save(
+        self, centroids: np.ndarray, counts: np.ndarray, progress: _Progress
+    ) -> None:
+        """Write by rename."""
+        with atomic_path(self.path) as temporary, open(temporary, "wb") as handle:
+            np.savez(
+                handle,
+                centroids=centroids,
+                counts=counts,
+                progress=np.array(json.dumps(asdict(progress))),
+                run=np.array(self._run),
+            )
+
+    def load(self) -> tuple[np.ndarray, np.ndarray, _Progress] | None:
+        """Return centroids, counts and progress; None when there is nothing to use."""
+        if not self.path.is_file():
+            return None
+        try:
+            with np.load(self.path, allow_pickle=False) as state:
+                if str(state["run"]) != self._run:
+                    logging.warning(
+                        "%s: of other features or settings, not used", self.path
+                    )
+                    return None
+                progress = _Progress(**json.loads(str(state["progress"])))
+                logging.info(
+                    "%s: going on after %d starts and %d steps",
+                    self.path,
+                    progress.starts,
+                    progress.steps,
+                )
+                return state["centroids"], state["counts"], progress
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+            logging.warning("%s: not readable, starting over", self.path)
+            return None

@@ -1,6 +1,7 @@
 """Unit labels: teacher forward and nearest centroid in one pass, and their checks."""
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -13,7 +14,7 @@ from espnet2_lamer.fileio.atomic import atomic_path, write_json, write_text
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
 from espnet2_lamer.units.codebook import Codebook, load_codebook
-from espnet2_lamer.units.features import teacher_features
+from espnet2_lamer.units.extract import Extractor
 from espnet2_lamer.units.shards import run_shards, split
 from espnet2_lamer.units.speech import file_sizes, read_wav_scp
 from espnet2_lamer.units.teacher import Teacher
@@ -36,7 +37,9 @@ def assign_units(
     """Write ``utt u1 u2 ...`` per utterance, sorted, and the sidecar beside it.
 
     Features are never stored. A run that was killed goes on from the shards in
-    ``<output>.shards``; bytes do not depend on ``nj``.
+    ``<output>.shards``; bytes do not depend on ``nj``, nor on whether the shards were
+    made here or by a cluster (:func:`espnet2_lamer.parallel.workers`). The throughput
+    is logged beside that of the teacher's forward alone.
 
     Args:
         teacher: The teacher the codebook was learned on.
@@ -60,7 +63,14 @@ def assign_units(
     rows = file_sizes(scp, scp)
     output = Path(output)
     shards = output.with_name(output.name + ".shards")
-    plan = sha256_value([teacher.identity, book.sha256, shard_utts, rows])
+    plan = sha256_value(
+        [teacher.identity, teacher.device, book.sha256, shard_utts, rows]
+    )
+    finished = _finished(output, plan)
+    if finished:
+        logging.info("%s: done already", output)
+        shutil.rmtree(shards, ignore_errors=True)
+        return finished
     work = partial(_label_shard, teacher, book)
     markers = run_shards(
         shards, plan, split(rows, shard_utts), work, ".txt", nj, "units"
@@ -81,20 +91,37 @@ def assign_units(
         "sha256": sha256_file(output),
     }
     write_json(sidecar_path(output), sidecar)
-    shutil.rmtree(shards)
+    write_json(_marker_path(output), {"plan": plan, "sha256": sidecar["sha256"]})
+    # Workers that a killed run left behind may still write there.
+    shutil.rmtree(shards, ignore_errors=True)
     return sidecar
+
+
+def _marker_path(text_km: Path) -> Path:
+    return text_km.with_name(text_km.name + ".done.json")
+
+
+def _finished(text_km: Path, plan: str) -> dict[str, Any] | None:
+    """The sidecar of labels that are complete, and made from the same."""
+    try:
+        sidecar = read_sidecar(text_km)
+        marker = json.loads(_marker_path(text_km).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # RecipeError is a ValueError
+        return None
+    return sidecar if marker == {"plan": plan, "sha256": sidecar["sha256"]} else None
 
 
 def _label_shard(
     teacher: Teacher, codebook: Codebook, rows: Sequence, path: Path
 ) -> dict[str, Any]:
     frames = 0
+    extract = Extractor(teacher)
     with open(path, "w", encoding="utf-8") as handle:
-        for utt, audio, _ in rows:
-            units = codebook.assign(teacher_features(teacher, utt, audio))
+        for (utt, _, _), features in extract(rows):
+            units = codebook.assign(features)
             handle.write(f"{utt} {' '.join(map(str, units.tolist()))}\n")
             frames += len(units)
-    return {"utterances": len(rows), "frames": frames}
+    return {"utterances": len(rows), "frames": frames, **extract.facts()}
 
 
 def write_token_list(path: str | Path, n_clusters: int) -> None:
@@ -107,6 +134,7 @@ def check_labels(
     text_km: str | Path,
     n_clusters: int,
     utt2num_samples: str | Path | Mapping[str, int],
+    codebook_sha256: str | None = None,
 ) -> dict[str, Any]:
     """Check that labels fit the audio, the number of classes and their sidecar.
 
@@ -114,14 +142,15 @@ def check_labels(
         text_km: ``utt u1 u2 ...`` lines with ``text.km.json`` beside it.
         n_clusters: Number of classes ``K`` of the model.
         utt2num_samples: Samples of each utterance that needs labels.
+        codebook_sha256: Hash of the codebook that they must come from, if given.
 
     Returns:
         The sidecar.
 
     Raises:
-        RecipeError: The sidecar is missing or belongs to another file, K differs, an
-            utterance has no labels, a unit is not in ``0 .. K-1``, or the number of
-            labels is not the number of frames.
+        RecipeError: The sidecar is missing or belongs to another file, K or the
+            codebook differs, an utterance has no labels, a unit is not in ``0 .. K-1``,
+            or the number of labels is not the number of frames.
     """
     text_km = Path(text_km)
     sidecar = read_sidecar(text_km)
@@ -129,6 +158,13 @@ def check_labels(
         raise RecipeError(
             f"{text_km}: K is {sidecar['K']}, the model has {n_clusters} classes; "
             "set --n_clusters alike or assign units again"
+        )
+    if codebook_sha256 not in (None, sidecar.get("codebook_sha256")):
+        raise RecipeError(
+            f"{sidecar_path(text_km)}: codebook_sha256 is "
+            f"{sidecar.get('codebook_sha256')}, expected {codebook_sha256}: the labels "
+            "come from another codebook, and its units mean something else; run stage "
+            "5 again"
         )
     if not isinstance(utt2num_samples, Mapping):
         table = read_table(utt2num_samples, made_by="stage 2")

@@ -141,6 +141,14 @@ def write_quality(report: dict[str, Any], output: str | Path) -> None:
     )
 
 
+def figures(report: dict[str, Any]) -> str:
+    """Say a report's numbers in one line."""
+    return ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in report.items()
+    )
+
+
 def _read_ctm(path: str | Path) -> dict[str, list[tuple[float, float, str]]]:
     """``utt -> [(start, end, phone)]`` in seconds, by time."""
     path = Path(path)

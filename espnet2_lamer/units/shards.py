@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,22 +33,25 @@ def run_shards(
     """Make one file per part in ``directory``, in parallel, and go on where one left.
 
     A shard counts as done when its marker names this ``plan`` and the file still has
-    the hash in the marker. The engine is joblib's current backend (loky by default).
+    the hash in the marker. The engine is joblib's current backend: local processes, or
+    a Dask cluster inside :func:`espnet2_lamer.parallel.workers`.
 
     Args:
         directory: Holds ``00000<suffix>`` and its marker ``00000.done.json`` and so on.
         plan: Hash of all that determines the content of the shards.
         parts: What to do in each shard.
-        work: ``work(part, path)`` writes ``path`` and returns facts for the marker.
+        work: ``work(part, path)`` writes ``path`` and returns facts for the marker,
+            among them ``audio`` and ``forward``: seconds of speech, and seconds that
+            the teacher took.
         suffix: File name suffix of the shards.
         nj: Number of processes.
-        description: Label of the progress bar.
+        description: Label of the progress bar and of the throughput that is logged.
 
     Returns:
         The markers in the order of ``parts``: ``file``, ``sha256`` and the facts.
 
     Raises:
-        RecipeError: ``nj`` is 0.
+        RecipeError: ``nj`` is 0, or another run writes there.
     """
     from joblib import Parallel, delayed
     from tqdm import tqdm
@@ -61,8 +65,10 @@ def run_shards(
     if 0 < len(todo) < len(parts):
         logging.info("%s: %d shards to go", directory, len(todo))
     calls = (delayed(_run_one)(directory, n, plan, p, work, suffix) for n, p in todo)
-    # A generator keeps the bar moving and hands tasks out as workers become free.
-    done = Parallel(n_jobs=nj, return_as="generator_unordered")(calls)
+    started = time.perf_counter()
+    # All at once: workers that a batch system starts later find work too.
+    parallel = Parallel(n_jobs=nj, return_as="generator_unordered", pre_dispatch="all")
+    done = parallel(calls)
     bar = tqdm(
         done,
         desc=description,
@@ -72,11 +78,47 @@ def run_shards(
     )
     for name, marker in bar:
         markers[name] = marker
+    for name in names:
+        _check_marker(directory, name, plan)
+    made = [markers[name] for name, _ in todo]
+    if made:
+        logging.info(
+            "%s: %s", description, throughput(made, time.perf_counter() - started)
+        )
     return [{k: v for k, v in markers[n].items() if k != "plan"} for n in names]
+
+
+def throughput(markers: Sequence[dict[str, Any]], seconds: float) -> str:
+    """Speed of finished shards, beside that of the teacher's forward alone.
+
+    Args:
+        markers: Of the shards.
+        seconds: Wall-clock time in which they were made.
+    """
+    audio, forward, work = (
+        sum(marker[key] for marker in markers)
+        for key in ("audio", "forward", "seconds")
+    )
+    return (
+        f"{audio / 3600:.2f} h of speech in {seconds:.1f} s, "
+        f"{audio / seconds:.1f} s per second; {forward / work:.1%} of the work was the "
+        f"teacher's forward (alone {audio / forward:.1f} s per second and process)"
+    )
 
 
 def _marker_path(directory: Path, name: str) -> Path:
     return directory / f"{name}.done.json"
+
+
+def _check_marker(directory: Path, name: str, plan: str) -> None:
+    path = _marker_path(directory, name)
+    marker = json.loads(path.read_text(encoding="utf-8"))
+    if marker["plan"] != plan:
+        raise RecipeError(
+            f"{path}: another run with other inputs or options writes there, such as a "
+            "worker that outlived a killed run; wait for its end, then run the same "
+            "command again"
+        )
 
 
 def _done(directory: Path, name: str, plan: str) -> dict[str, Any] | None:
@@ -92,10 +134,12 @@ def _done(directory: Path, name: str, plan: str) -> dict[str, Any] | None:
 
 def _run_one(directory, name, plan, part, work, suffix):
     file = name + suffix
+    started = time.perf_counter()
     with atomic_path(directory / file) as temporary:
         facts = work(part, temporary)
         sha256 = sha256_file(temporary)
-    marker = {"plan": plan, "file": file, "sha256": sha256, **facts}
+    seconds = time.perf_counter() - started
+    marker = {"plan": plan, "file": file, "sha256": sha256, "seconds": seconds, **facts}
     write_json(_marker_path(directory, name), marker)
     return name, marker
 

@@ -1,6 +1,7 @@
 """Teachers: from samples to the frame features that are clustered into units."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -9,9 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from espnet2_lamer.data.frames import RECEPTIVE_FIELD, STRIDE, num_frames
+from espnet2_lamer.data.frames import RECEPTIVE_FIELD, num_frames
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.hashing import sha256_value
+from espnet2_lamer.units.speech import SAMPLE_RATE
+
+DEVICES = ("cpu", "cuda")
+# A GPU is busy with this much speech, and its attention matrices fit a small one.
+GPU_BATCH_SECONDS = 120
 
 
 @contextmanager
@@ -27,6 +33,26 @@ def single_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Let a GPU multiply in float32, not in the shorter TF32, and always alike.
+
+    torch's default allows TF32 in convolutions: features would differ from a CPU's by
+    a thousandth instead of a millionth.
+    """
+    import torch
+
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        ):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
 class Teacher:
     """Feature extractor at HuBERT's frame rate, in inference mode and float32.
 
@@ -37,15 +63,27 @@ class Teacher:
         dim: Feature dimension ``D``.
         identity: ``source`` as given, ``sha256`` of what determines the features,
             ``layer`` and ``normalisation``.
+        device: Where the model computes, ``cpu`` or ``cuda``.
     """
 
     dim: int
     identity: dict[str, Any]
+    device: str = "cpu"
 
     def __reduce__(self):
         """Pickle as a call of :func:`load_teacher`."""
-        identity = self.identity
-        return load_teacher, (identity["source"], identity["layer"])
+        source, layer = self.identity["source"], self.identity["layer"]
+        return load_teacher, (absolute_source(source), layer, self.device)
+
+    @property
+    def batch_samples(self) -> int:
+        """Samples that may go through together; 0 means one utterance at a time.
+
+        Only utterances of equal length share a batch, on a GPU. On a CPU a batch is no
+        faster, and alone an utterance has the same features to the bit whatever else
+        is in the corpus.
+        """
+        return 0 if self.device == "cpu" else GPU_BATCH_SECONDS * SAMPLE_RATE
 
     def forward(self, samples: np.ndarray) -> np.ndarray:
         """Return features ``[num_frames(n), D]`` of samples ``[n]`` at 16 kHz.
@@ -53,28 +91,57 @@ class Teacher:
         Raises:
             RecipeError: There are fewer samples than one frame needs.
         """
+        return self.forward_batch(samples[None])[0].cpu().numpy()
+
+    def forward_batch(self, samples: np.ndarray):
+        """Return a tensor ``[B, num_frames(n), D]`` for samples ``[B, n]`` at 16 kHz.
+
+        The tensor is on the teacher's device.
+
+        Raises:
+            RecipeError: There are fewer samples than one frame needs.
+        """
         import torch
 
-        frames = num_frames(len(samples))
+        frames = num_frames(samples.shape[1])
         if not frames:
             raise RecipeError(
-                f"{len(samples)} samples are shorter than one frame of "
+                f"{samples.shape[1]} samples are shorter than one frame of "
                 f"{RECEPTIVE_FIELD}; drop the utterance"
             )
-        with single_thread(), torch.inference_mode():
-            waveform = torch.tensor(samples, dtype=torch.float32)
-            features = self._features(waveform)
-        if features.shape != (frames, self.dim):
+        with single_thread(), exact_float32(), torch.inference_mode():
+            waveforms = torch.tensor(samples, dtype=torch.float32, device=self.device)
+            features = fit_frames(self._features(waveforms), frames)
+            if self.device != "cpu":
+                torch.cuda.synchronize()  # so that its time is not counted as another's
+        if features.shape != (len(samples), frames, self.dim):
             raise RecipeError(
-                f"teacher {self.identity['source']}: {tuple(features.shape)} features "
-                f"for {len(samples)} samples, expected {(frames, self.dim)}; only "
-                "teachers with 20 ms frames of 25 ms can label for HuBERT"
+                f"teacher {self.identity['source']}: {tuple(features.shape[1:])} "
+                f"features for {samples.shape[1]} samples, expected "
+                f"{(frames, self.dim)}; only teachers with 20 ms frames of 25 ms can "
+                "label for HuBERT"
             )
-        return features.numpy()
+        return features
 
-    def _features(self, waveform):
-        """Features ``[T, D]`` of a waveform tensor ``[n]``."""
+    def _features(self, waveforms):
+        """Features ``[B, T, D]`` of waveforms ``[B, n]``, T within one of HuBERT's."""
         raise NotImplementedError
+
+
+def fit_frames(features, frames: int):
+    """Give ``[B, T, D]`` the student's number of frames, if it is off by one.
+
+    Some networks have one frame more or one less for the same samples: the last one
+    goes, or is repeated. Anything further off is returned as it is.
+    """
+    import torch
+
+    found = features.shape[1]
+    if found == frames + 1:
+        return features[:, :frames]
+    if found == frames - 1 and found:
+        return torch.cat([features, features[:, -1:]], dim=1)
+    return features
 
 
 class MfccTeacher(Teacher):
@@ -104,7 +171,12 @@ class MfccTeacher(Teacher):
             "normalisation": "utterance mean and variance",
         }
 
-    def _features(self, waveform):
+    def _features(self, waveforms):
+        import torch
+
+        return torch.stack([self._of_one(waveform) for waveform in waveforms])
+
+    def _of_one(self, waveform):
         import torch
         from torchaudio.compliance.kaldi import mfcc
         from torchaudio.functional import compute_deltas
@@ -121,88 +193,44 @@ class MfccTeacher(Teacher):
 class HubertTeacher(Teacher):
     """Output of transformer block ``layer`` (from 1) of a HuBERT; stops there.
 
-    Utterances go through one at a time: group norm in the feature extractor would
-    mix padding into the statistics of a padded batch.
+    Nothing is ever padded: group norm in the feature extractor would mix padding into
+    the statistics of a padded batch.
 
     Args:
         source: Where the model comes from, as given.
         layer: Block whose output is the feature.
+        device: ``cpu`` or ``cuda``.
         model: From ``load_hubert`` or ``load_model``; normalises waveforms itself.
         sha256: Hash of the weights; None to hash those that are used.
     """
 
-    def __init__(self, source: str, layer: int | None, model, sha256: str | None):
+    def __init__(
+        self, source: str, layer: int | None, device: str, model, sha256: str | None
+    ):
         blocks = model.encoder.transformer.layers
         if layer is None or not 1 <= layer <= len(blocks):
             raise RecipeError(
                 f"--layer {layer}: teacher {source} has layers 1 to {len(blocks)}"
             )
         del blocks[layer:]  # never run, and a Large model's are a gigabyte
-        self._model = model.float().eval()
+        self.device = device
+        self._model = model.float().eval().to(device)
         self.dim = model.encoder.feature_projection.projection.out_features
         normalize = model.normalize_waveform
         self.identity = {
             "source": source,
-            "sha256": sha256 or _state_hash(model),
+            "sha256": sha256 or state_hash(model),
             "layer": layer,
             "normalisation": "waveform mean and variance" if normalize else "none",
         }
 
-    def _features(self, waveform):
+    def _features(self, waveforms):
         layer = self.identity["layer"]
-        states, _ = self._model.extract_features(waveform[None], num_layers=layer)
-        return states[-1][0]
+        states, _ = self._model.extract_features(waveforms, num_layers=layer)
+        return states[-1]
 
 
-class S3prlTeacher(Teacher):
-    """Hidden state ``layer`` (0 is the transformer's input) of an S3PRL upstream.
-
-    S3PRL computes all layers, and repeats the last frame to have one for every 320
-    samples begun; only the frames that HuBERT has are kept.
-    """
-
-    def __init__(self, source: str, layer: int | None):
-        from espnet2_lamer.compat import patch_torchaudio_for_s3prl, quiet_nltk
-
-        quiet_nltk()
-        patch_torchaudio_for_s3prl()
-        from s3prl.nn import S3PRLUpstream
-
-        # s3prl:NAME, or s3prl:NAME:PATH_OR_URL for the upstreams named *_custom.
-        _, name, *checkpoint = source.split(":", 2)
-        if name not in S3PRLUpstream.available_names():
-            raise RecipeError(f"{source}: S3PRL has no upstream {name!r}")
-        try:
-            self._model = S3PRLUpstream(name, *checkpoint).float().eval()
-        except (OSError, TypeError, ValueError) as error:
-            raise RecipeError(f"{source}: S3PRL cannot load it ({error})") from error
-        last = self._model.num_layers - 1
-        if layer is None or not 0 <= layer <= last:
-            raise RecipeError(
-                f"--layer {layer}: teacher {source} has layers 0 to {last}"
-            )
-        if self._model.downsample_rates[layer] != STRIDE:
-            raise RecipeError(
-                f"{source}: a frame every {self._model.downsample_rates[layer]} "
-                f"samples, expected {STRIDE}; use a teacher with HuBERT's frames"
-            )
-        self.dim = self._model.hidden_sizes[layer]
-        self.identity = {
-            "source": source,
-            "sha256": _state_hash(self._model),
-            "layer": layer,
-            "normalisation": "S3PRL's",
-        }
-
-    def _features(self, waveform):
-        import torch
-
-        lengths = torch.tensor([len(waveform)])
-        states, _ = self._model(waveform[None], lengths)
-        return states[self.identity["layer"]][0, : num_frames(len(waveform))]
-
-
-def _state_hash(model) -> str:
+def state_hash(model) -> str:
     """SHA-256 over names, shapes and values of a module's state."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
@@ -211,8 +239,33 @@ def _state_hash(model) -> str:
     return digest.hexdigest()
 
 
+def absolute_source(source: str) -> str:
+    """The same teacher by a name that holds in another working directory."""
+    kind, name, path = "", "", source
+    if source.startswith("s3prl:"):
+        kind, name, path = [*source.split(":", 2), ""][:3]
+    if path and Path(path).exists():
+        path = os.path.abspath(path)
+    return ":".join(part for part in (kind, name, path) if part)
+
+
+def check_device(device: str) -> None:
+    """Raise RecipeError unless torch can compute there."""
+    import torch
+
+    if device not in DEVICES:
+        raise RecipeError(f"--device {device}: expected one of {', '.join(DEVICES)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RecipeError(
+            "--device cuda: torch finds no GPU; use --device cpu, or install a torch "
+            "that fits the driver"
+        )
+
+
 @lru_cache(maxsize=1)
-def load_teacher(source: str | Path, layer: int | None = None) -> Teacher:
+def load_teacher(
+    source: str | Path, layer: int | None = None, device: str = "cpu"
+) -> Teacher:
     """Load the teacher that ``source`` names; the last one is kept in memory.
 
     Args:
@@ -222,21 +275,27 @@ def load_teacher(source: str | Path, layer: int | None = None) -> Teacher:
             HuBERT directory or id.
         layer: Transformer block whose output is the feature, from 1. None or 0 for
             ``mfcc``.
+        device: ``cpu``, or ``cuda`` for the forward pass of a network.
 
     Raises:
-        RecipeError: The source or the layer does not exist.
+        RecipeError: The source, the layer or the device does not exist.
     """
     source = str(source)
+    check_device(device)
     if source == "mfcc":
         if layer not in (None, 0):
             raise RecipeError(f"--layer {layer}: teacher mfcc has no layers, give 0")
         return MfccTeacher()
     if source.startswith("s3prl:"):
-        return S3prlTeacher(source, layer)
+        from espnet2_lamer.units.s3prl_teacher import S3prlTeacher
+
+        return S3prlTeacher(source, layer, device)
     if (Path(source) / "config.yaml").is_file() or source.endswith(".zip"):
         from espnet2_lamer.upstream import load_model
 
-        return HubertTeacher(source, layer, load_model(source).wav2vec2, None)
-    from espnet2_lamer.convert.load import load_hubert, source_sha256
+        model, sha256 = load_model(source).wav2vec2, None
+    else:
+        from espnet2_lamer.convert.load import load_hubert, source_sha256
 
-    return HubertTeacher(source, layer, load_hubert(source), source_sha256(source))
+        model, sha256 = load_hubert(source), source_sha256(source)
+    return HubertTeacher(source, layer, device, model, sha256)

@@ -1,4 +1,6 @@
-"""Noise utterances of odd lengths, and a codebook learned on them."""
+"""Noise utterances of odd lengths, a codebook learned on them, tiny teachers."""
+
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -60,3 +62,64 @@ def codebook(features, tmp_path_factory):
         features, path, KmeansConfig(K, n_init=2, batch_size=200, max_passes=3)
     )
     return path
+
+
+@pytest.fixture(scope="session")
+def hubert_dirs(tmp_path_factory):
+    """Random three-layer HuBERTs of both kinds, as Hugging Face directories."""
+    import torch
+
+    from espnet2_lamer.convert.architecture import build_hubert
+    from espnet2_lamer.convert.huggingface import save_huggingface
+
+    directories = {}
+    for mode in ("layer_norm", "group_norm"):
+        large = mode == "layer_norm"
+        torch.manual_seed(0)
+        model = build_hubert(
+            {
+                "extractor_mode": mode,
+                "extractor_conv_layer_config": [[8, 10, 5]]
+                + [[8, 3, 2]] * 4
+                + [[8, 2, 2]] * 2,
+                "extractor_conv_bias": large,
+                "encoder_embed_dim": 16,
+                "encoder_num_layers": 3,
+                "encoder_num_heads": 2,
+                "encoder_ff_interm_features": 32,
+                "encoder_layer_norm_first": large,
+                "encoder_pos_conv_kernel": 8,
+                "encoder_pos_conv_groups": 2,
+            }
+        )
+        directories[mode] = tmp_path_factory.mktemp(mode) / "hubert"
+        save_huggingface(model, directories[mode])
+    return directories
+
+
+@pytest.fixture(scope="session")
+def spawn():
+    """Start ``function(*arguments)`` in a new process that has imported everything.
+
+    Processes are forked from one that was started afresh and has run nothing yet.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        [
+            "torchaudio.compliance.kaldi",
+            "torchaudio.functional",
+            "sklearn.cluster",
+            "soundfile",
+            "distributed",
+            "espnet2_lamer.units.kmeans",
+            "espnet2_lamer.units.labels",
+        ]
+    )
+
+    def start(function, *arguments):
+        process = context.Process(target=function, args=arguments, daemon=True)
+        process.start()
+        return process
+
+    start.context = context
+    return start

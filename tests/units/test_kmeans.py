@@ -1,4 +1,4 @@
-"""K-means: quality against scikit-learn, resuming, the codebook file."""
+"""K-means: quality against scikit-learn, resuming, what is written."""
 
 import json
 
@@ -9,19 +9,8 @@ from sklearn.cluster import MiniBatchKMeans
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.units import kmeans as kmeans_module
-from espnet2_lamer.units.codebook import Codebook, load_codebook, save_codebook
 from espnet2_lamer.units.kmeans import KmeansConfig, learn_kmeans
-
-METADATA = {
-    "teacher": "mfcc",
-    "teacher_sha256": "0" * 64,
-    "layer": 0,
-    "normalisation": "none",
-    "K": 4,
-    "seed": 0,
-    "frames": 10,
-    "inertia": 1.0,
-}
+from espnet2_lamer.units.steps import TorchSteps
 
 
 def write_store(directory, frames, shards=3):
@@ -63,22 +52,73 @@ def mean_inertia(frames, centroids):
     return distances.min(1).mean()
 
 
-def test_inertia_is_within_one_per_cent_of_scikit_learns_fit(tmp_path):
-    frames = blobs()
-    store = write_store(tmp_path / "features", frames)
-    config = KmeansConfig(25, n_init=5, batch_size=1000, max_no_improvement=100)
-    ours = learn_kmeans(store, tmp_path / "codebook.npz", config)
-    reference = MiniBatchKMeans(
-        25,
-        n_init=5,
-        batch_size=1000,
+def moving(frames=30000, dim=12, seed=0):
+    """Frames that move from target to target, as a teacher's do: no clear clusters."""
+    rng = np.random.default_rng(seed)
+    mix = rng.standard_normal((dim, dim)) * np.geomspace(1, 0.1, dim)
+    target, x, rows = np.zeros(dim), np.zeros(dim), []
+    for noise in rng.standard_normal((frames, dim)):
+        if rng.random() < 0.1:
+            target = 2 * rng.standard_normal(dim)
+        x = 0.7 * x + 0.3 * target + 0.2 * noise
+        rows.append(x)
+    return (np.array(rows) @ mix.T).astype(np.float32)
+
+
+def compare_with_fit(store, frames, output, config):
+    """Inertia of ours and of scikit-learn's ``fit``, on all frames."""
+    book = learn_kmeans(store, output, config)
+    model = MiniBatchKMeans(
+        config.n_clusters,
+        n_init=config.n_init,
+        batch_size=config.batch_size,
+        max_iter=config.max_passes,
         reassignment_ratio=0.0,
-        max_no_improvement=100,
+        max_no_improvement=config.max_no_improvement,
         tol=0.0,
-        random_state=0,
+        random_state=config.seed,
     ).fit(frames)
-    expected = mean_inertia(frames, reference.cluster_centers_)
-    assert mean_inertia(frames, ours.centroids) <= 1.01 * expected
+    return (
+        mean_inertia(frames, book.centroids),
+        mean_inertia(frames, model.cluster_centers_),
+    )
+
+
+@pytest.mark.parametrize("data", [moving, blobs])
+def test_inertia_is_within_one_per_cent_of_scikit_learns_fit(tmp_path, data):
+    """On the mean of some runs: one differs from another by half a per cent."""
+    frames = data(frames=6000)
+    store = write_store(tmp_path / "features", frames)
+    ours, reference = np.mean(
+        [
+            compare_with_fit(
+                store,
+                frames,
+                tmp_path / "codebook.npz",
+                KmeansConfig(20, seed, 5, batch_size=1000, max_no_improvement=40),
+            )
+            for seed in range(4)
+        ],
+        axis=0,
+    )
+    assert ours == pytest.approx(reference, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", [moving, blobs])
+def test_inertia_is_that_of_scikit_learns_fit_in_the_papers_settings(tmp_path, data):
+    frames = data(frames=30000)
+    store = write_store(tmp_path / "features", frames)
+    ours, reference = np.mean(
+        [
+            compare_with_fit(
+                store, frames, tmp_path / "codebook.npz", KmeansConfig(50, seed)
+            )
+            for seed in range(5)
+        ],
+        axis=0,
+    )
+    assert ours == pytest.approx(reference, rel=0.01)
 
 
 def test_codebook_records_where_it_comes_from(tmp_path):
@@ -99,6 +139,37 @@ def test_codebook_records_where_it_comes_from(tmp_path):
         "frames": 1000,
     }
     assert book.sha256 == sha256_file(tmp_path / "codebook.npz")
+
+
+def test_the_result_does_not_depend_on_the_number_of_processes(tmp_path):
+    store = write_store(tmp_path / "features", blobs(1000))
+    config = KmeansConfig(12, n_init=5, batch_size=300, max_passes=2)
+    for nj in (1, 2):
+        learn_kmeans(store, tmp_path / f"{nj}.npz", config, nj=nj)
+    assert (tmp_path / "1.npz").read_bytes() == (tmp_path / "2.npz").read_bytes()
+
+
+@pytest.mark.parametrize("starts", [1, 3])
+def test_starts_that_are_done_are_not_done_again(tmp_path, monkeypatch, starts):
+    store = write_store(tmp_path / "features", blobs(1000))
+    config = KmeansConfig(12, n_init=4, batch_size=300, max_passes=2)
+    learn_kmeans(store, tmp_path / "whole.npz", config)
+    real, seeds = kmeans_module._start, []
+
+    def dies(sample, n_clusters, seed):
+        if len(seeds) == starts:
+            raise KeyboardInterrupt
+        seeds.append(seed)
+        return real(sample, n_clusters, seed)
+
+    monkeypatch.setattr(kmeans_module, "_start", dies)
+    with pytest.raises(KeyboardInterrupt):
+        learn_kmeans(store, tmp_path / "resumed.npz", config)
+    starts = 99
+    learn_kmeans(store, tmp_path / "resumed.npz", config)
+    assert len(seeds) == len(set(seeds)) == 4
+    expected = (tmp_path / "whole.npz").read_bytes()
+    assert (tmp_path / "resumed.npz").read_bytes() == expected
 
 
 @pytest.mark.parametrize("killed_after", [1, 4, 11])
@@ -157,89 +228,46 @@ def test_stops_when_the_smoothed_inertia_no_longer_improves(tmp_path, monkeypatc
     values = iter([5.0, 4.0, 3.0] + [3.5] * 1000)
     steps = []
 
-    class FakeModel:
-        cluster_centers_ = np.zeros((2, 6), np.float32)
-        _counts = np.zeros(2, np.float32)
+    class FakeSteps:
+        centroids = np.zeros((2, 6), np.float32)
+        counts = np.zeros(2, np.float32)
 
-        def partial_fit(self, block):
+        def step(self, block):
             steps.append(block)
-            self.inertia_ = next(values) * len(block)
+            return next(values)
 
-    monkeypatch.setattr(kmeans_module, "_resume_model", lambda *args: FakeModel())
+    monkeypatch.setattr(kmeans_module, "make_steps", lambda *args: FakeSteps())
     config = KmeansConfig(2, n_init=1, batch_size=2000, max_no_improvement=5)
     learn_kmeans(store, tmp_path / "codebook.npz", config)
     # Smoothing of a batch as large as the store is (almost) none: best at step 3.
     assert len(steps) == 3 + 5
 
 
-def test_assign_is_brute_force_nearest_centroid():
-    rng = np.random.default_rng(0)
-    centroids = rng.standard_normal((40, 12)).astype(np.float32)
-    frames = rng.standard_normal((9000, 12)).astype(np.float32)
-    distances = ((frames[:, None].astype(float) - centroids[None]) ** 2).sum(-1)
-    units = Codebook(centroids, METADATA, "").assign(frames)
-    assert units.dtype == np.int64
-    np.testing.assert_array_equal(units, distances.argmin(1))
+def test_the_same_steps_in_torch_learn_as_well(tmp_path, monkeypatch):
+    """What --device cuda runs, here on the CPU."""
+    frames = blobs(3000)
+    store = write_store(tmp_path / "features", frames)
+    config = KmeansConfig(20, n_init=3, batch_size=500)
+    reference = learn_kmeans(store, tmp_path / "codebook.npz", config)
+    monkeypatch.setattr(
+        kmeans_module,
+        "make_steps",
+        lambda centroids, counts, seed, device: TorchSteps(centroids, counts, "cpu"),
+    )
+    book = learn_kmeans(store, tmp_path / "torch.npz", config)
+    expected = mean_inertia(frames, reference.centroids)
+    assert mean_inertia(frames, book.centroids) == pytest.approx(expected, rel=1e-2)
 
 
-def test_saving_twice_gives_equal_bytes_and_loading_equal_values(tmp_path):
-    centroids = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
-    for name in "ab":
-        save_codebook(tmp_path / name, centroids, METADATA)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    book = load_codebook(tmp_path / "a")
-    np.testing.assert_array_equal(book.centroids, centroids)
-    assert book.metadata == METADATA
-
-
-class Trap:
-    """Leaves a trace when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
-
-
-def test_a_codebook_with_a_pickled_object_is_refused_and_not_run(tmp_path):
-    path = tmp_path / "codebook.npz"
-    trap = np.array([Trap(tmp_path / "trace")], dtype=object)
-    np.savez(path, centroids=trap, metadata=np.array(json.dumps(METADATA)))
-    with pytest.raises(RecipeError, match="pickled"):
-        load_codebook(path)
-    assert not (tmp_path / "trace").exists()
-
-
-@pytest.mark.parametrize(
-    ("centroids", "metadata", "reason"),
-    [
-        (np.zeros((5, 3), np.float32), METADATA, r"\(5, 3\)"),
-        (np.zeros((4, 3), np.float64), METADATA, "float64"),
-        (np.zeros(4, np.float32), METADATA, r"\(4,\)"),
-        (np.full((4, 3), np.nan, np.float32), METADATA, "finite"),
-        (np.zeros((4, 3), np.float32), {"K": 4}, "expected the keys"),
-    ],
-)
-def test_a_wrong_codebook_is_refused(tmp_path, centroids, metadata, reason):
-    path = tmp_path / "codebook.npz"
-    np.savez(path, centroids=centroids, metadata=np.array(json.dumps(metadata)))
-    with pytest.raises(RecipeError, match=reason):
-        load_codebook(path)
-
-
-@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "missing"])
-def test_a_damaged_codebook_file_is_refused(tmp_path, damage):
-    path = tmp_path / "codebook.npz"
-    save_codebook(path, np.zeros((4, 3)), METADATA)
-    data = path.read_bytes()
-    if damage == "missing":
-        path.unlink()
-    else:
-        path.write_bytes(
-            {"truncated": data[: len(data) // 2], "text": b"hello", "empty": b""}[
-                damage
-            ]
-        )
-    with pytest.raises(RecipeError, match="codebook.npz"):
-        load_codebook(path)
+def test_quality_is_written_beside_the_codebook_and_logged(tmp_path, caplog):
+    caplog.set_level("INFO")
+    store = write_store(tmp_path / "features", blobs(1000))
+    config = KmeansConfig(10, n_init=2, batch_size=300, max_passes=2)
+    book = learn_kmeans(store, tmp_path / "codebook.npz", config)
+    quality = json.loads((tmp_path / "codebook.quality.json").read_text())
+    assert quality["inertia"] == book.metadata["inertia"]
+    assert quality["dead"] == 0
+    assert quality["passes"] == 2
+    assert -1 <= quality["silhouette"] <= 1
+    assert "| silhouette |" in (tmp_path / "codebook.quality.md").read_text()
+    assert "silhouette" in caplog.text and "dead 0" in caplog.text

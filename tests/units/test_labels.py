@@ -70,7 +70,8 @@ def test_two_processes_write_the_same_bytes_as_one(
     assert output.read_bytes() == labels.read_bytes()
     expected = labels.with_name("text.km.json").read_bytes()
     assert output.with_name("text.km.json").read_bytes() == expected
-    assert {path.name for path in tmp_path.iterdir()} == {"text.km", "text.km.json"}
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"text.km", "text.km.json", "text.km.done.json"}
 
 
 def test_order_of_wav_scp_does_not_matter(speech, mfcc, codebook, labels, tmp_path):
@@ -97,13 +98,13 @@ def test_sidecar_tells_origin_and_size(speech, mfcc, codebook, labels):
 
 SLOW_RUN = """
 import sys, time
-from espnet2_lamer.units import labels
+from espnet2_lamer.units import extract, labels
 from espnet2_lamer.units.teacher import load_teacher
-real = labels.teacher_features
+real = extract.read_speech
 def slow(*args):
     time.sleep(0.2)
     return real(*args)
-labels.teacher_features = slow
+extract.read_speech = slow
 labels.assign_units(load_teacher("mfcc"), *sys.argv[1:], shard_utts=3)
 """
 
@@ -136,9 +137,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     assert not output.exists() and 3 <= len(done) < 8
     kept, rmtree = {}, shutil.rmtree
 
-    def watch(*args):
+    def watch(*args, **kwargs):
         kept.update({path: path.stat().st_mtime_ns for path in done})
-        return rmtree(*args)
+        return rmtree(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shutil, "rmtree", watch)

@@ -6,39 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from espnet2_lamer.convert.architecture import build_hubert
-from espnet2_lamer.convert.huggingface import save_huggingface
 from espnet2_lamer.data.frames import num_frames
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.hashing import sha256_file
-from espnet2_lamer.units.teacher import load_teacher
+from espnet2_lamer.units.teacher import Teacher, absolute_source, load_teacher
 
 LAYERS = 3
 
 
 @pytest.fixture(scope="module", params=["layer_norm", "group_norm"])
-def hubert_dir(request, tmp_path_factory):
-    torch.manual_seed(0)
-    large = request.param == "layer_norm"
-    model = build_hubert(
-        {
-            "extractor_mode": request.param,
-            "extractor_conv_layer_config": [[8, 10, 5]]
-            + [[8, 3, 2]] * 4
-            + [[8, 2, 2]] * 2,
-            "extractor_conv_bias": large,
-            "encoder_embed_dim": 16,
-            "encoder_num_layers": LAYERS,
-            "encoder_num_heads": 2,
-            "encoder_ff_interm_features": 32,
-            "encoder_layer_norm_first": large,
-            "encoder_pos_conv_kernel": 8,
-            "encoder_pos_conv_groups": 2,
-        }
-    )
-    directory = tmp_path_factory.mktemp(request.param) / "hubert"
-    save_huggingface(model, directory)
-    return directory
+def hubert_dir(request, hubert_dirs):
+    return hubert_dirs[request.param]
 
 
 def noise(samples, seed=0):
@@ -121,9 +99,62 @@ def test_hubert_frame_count_is_the_students_from_400_samples_up(hubert_dir):
         assert len(teacher.forward(audio[:samples])) == num_frames(samples)
 
 
-def test_blocks_above_the_wanted_layer_never_run(hubert_dir):
+@pytest.mark.parametrize("layer", [1, 2, 3])
+def test_blocks_above_the_wanted_layer_never_run(hubert_dir, layer):
+    from torchaudio.models.wav2vec2.components import EncoderLayer
+
+    teacher = load_teacher(str(hubert_dir), layer)
+    ran = []
+
+    def note(module, *args):
+        if isinstance(module, EncoderLayer):
+            ran.append(module)
+
+    hook = torch.nn.modules.module.register_module_forward_hook(note)
+    try:
+        teacher.forward(noise(2000))
+    finally:
+        hook.remove()
+    assert len(ran) == layer
+
+
+class OffByFrames(Teacher):
+    """Counts frames, of which it has some more or fewer than HuBERT."""
+
+    dim = 1
+    identity = {"source": "test", "layer": 1}
+
+    def __init__(self, more):
+        self.more = more
+
+    def _features(self, waveforms):
+        frames = num_frames(waveforms.shape[1]) + self.more
+        return torch.arange(float(frames)).expand(len(waveforms), -1)[..., None]
+
+
+def test_one_frame_too_many_is_dropped_and_one_missing_repeats_the_last():
+    for samples in range(1040, 3000, 53):
+        frames = num_frames(samples)
+        audio = noise(samples)
+        expected = np.arange(frames, dtype=np.float32)[:, None]
+        np.testing.assert_array_equal(OffByFrames(0).forward(audio), expected)
+        np.testing.assert_array_equal(OffByFrames(1).forward(audio), expected)
+        expected[-1] = frames - 2
+        np.testing.assert_array_equal(OffByFrames(-1).forward(audio), expected)
+
+
+@pytest.mark.parametrize(("more", "samples"), [(2, 8000), (-2, 8000), (-1, 400)])
+def test_frames_that_are_further_off_are_refused(more, samples):
+    with pytest.raises(RecipeError, match=f"features for {samples} samples, expected"):
+        OffByFrames(more).forward(noise(samples))
+
+
+def test_features_of_a_batch_are_those_of_each_utterance_alone(hubert_dir):
     teacher = load_teacher(str(hubert_dir), 2)
-    assert len(teacher._model.encoder.transformer.layers) == 2
+    audio = np.stack([noise(4321, seed=1), 30 * noise(4321, seed=2), noise(4321, 3)])
+    together = teacher.forward_batch(audio).numpy()
+    for row, features in zip(audio, together, strict=True):
+        np.testing.assert_allclose(features, teacher.forward(row), atol=1e-5)
 
 
 def test_identity_names_weights_layer_and_normalisation(hubert_dir):
@@ -172,16 +203,107 @@ def test_features_do_not_depend_on_the_number_of_threads(hubert_dir):
     np.testing.assert_array_equal(one, two)
 
 
+def test_a_relative_teacher_loads_in_another_directory(hubert_dir, monkeypatch):
+    monkeypatch.chdir(hubert_dir.parent)
+    teacher = load_teacher(hubert_dir.name, 1)
+    data = pickle.dumps(teacher)
+    load_teacher.cache_clear()
+    monkeypatch.chdir("/")
+    audio = noise(3000)
+    np.testing.assert_array_equal(
+        pickle.loads(data).forward(audio), teacher.forward(audio)
+    )
+
+
+def test_only_the_path_of_a_source_becomes_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").touch()
+    assert absolute_source("model") == str(tmp_path / "model")
+    assert absolute_source("s3prl:x_custom:model") == f"s3prl:x_custom:{tmp_path}/model"
+    for source in ("mfcc", "facebook/hubert-large-ll60k", "s3prl:hubert"):
+        assert absolute_source(source) == source
+    url = "s3prl:x_custom:https://host/model.pt"
+    assert absolute_source(url) == url
+
+
+def test_cuda_without_a_gpu_is_refused(hubert_dir):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(RecipeError, match="--device cuda: torch finds no GPU"):
+        load_teacher(str(hubert_dir), 1, "cuda")
+
+
+def test_an_unknown_device_is_refused():
+    with pytest.raises(RecipeError, match="--device tpu: expected one of cpu, cuda"):
+        load_teacher("mfcc", None, "tpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_features_on_a_gpu_are_those_of_the_cpu(hubert_dir):
+    audio = np.stack([noise(16000, seed) for seed in range(3)])
+    expected = load_teacher(str(hubert_dir), 3).forward_batch(audio)
+    found = load_teacher(str(hubert_dir), 3, "cuda").forward_batch(audio)
+    assert found.device.type == "cuda"
+    torch.testing.assert_close(found.cpu(), expected, atol=1e-4, rtol=1e-4)
+
+
+class CollectsStates(torch.nn.Module):
+    """An upstream as S3PRL's: transformers' HuBERT, all states."""
+
+    def __init__(self, directory):
+        super().__init__()
+        from transformers import HubertModel
+
+        self.model = HubertModel.from_pretrained(directory).eval()
+
+    def forward(self, waveforms):
+        output = self.model(torch.stack(waveforms), output_hidden_states=True)
+        return {"hidden_states": output.hidden_states}
+
+
+@pytest.mark.parametrize("layer", range(LAYERS + 1))
+def test_an_upstream_is_cut_above_the_layer_where_its_state_stays_the_same(
+    hubert_dir, layer
+):
+    from espnet2_lamer.units.s3prl_teacher import stop_at
+
+    upstream, audio = CollectsStates(hubert_dir), torch.tensor(noise(5000))
+    with torch.no_grad():
+        expected = upstream([audio])["hidden_states"][layer]
+        blocks = stop_at(upstream, layer, LAYERS + 1)
+        found = upstream([audio])["hidden_states"][layer]
+    assert torch.equal(found, expected)
+    assert len(upstream.model.encoder.layers) == blocks
+    assert blocks <= min(layer + 1, LAYERS)
+
+
+def test_an_upstream_whose_states_need_every_block_is_left_whole(hubert_dirs):
+    from espnet2_lamer.units.s3prl_teacher import stop_at
+
+    class DependsOnTheLast(CollectsStates):
+        def forward(self, waveforms):
+            states = super().forward(waveforms)["hidden_states"]
+            return {"hidden_states": [state + states[-1] for state in states]}
+
+    upstream = DependsOnTheLast(hubert_dirs["group_norm"])
+    assert stop_at(upstream, 1, LAYERS + 1) == LAYERS
+    assert len(upstream.model.encoder.layers) == LAYERS
+
+
 @pytest.mark.slow  # imports S3PRL
 def test_an_s3prl_upstream_gives_the_same_features_as_its_checkpoint(hubert_dir):
     # S3PRL's own wrapper of Hugging Face HuBERT, given a path: no download.
     source = f"s3prl:hf_hubert_custom:{hubert_dir}"
     audio = noise(16123)
-    expected = load_teacher(str(hubert_dir), 2).forward(audio)
-    teacher = load_teacher(source, 2)
+    expected = load_teacher(str(hubert_dir), 1).forward(audio)
+    teacher = load_teacher(source, 1)
     np.testing.assert_allclose(teacher.forward(audio), expected, atol=1e-4)
-    for samples in (800, 1040, 16000, 16001):
+    assert len(teacher._upstream.model.encoder.layers) < LAYERS
+    for samples in (*range(400, 1400, 7), 16000, 16001):
         assert len(teacher.forward(audio[:samples])) == num_frames(samples)
+    batch = np.stack([audio[:4000], 9 * audio[4000:8000]])
+    for row, features in zip(batch, teacher.forward_batch(batch), strict=True):
+        np.testing.assert_allclose(features, teacher.forward(row), atol=1e-5)
 
 
 @pytest.mark.slow  # imports S3PRL

@@ -1,0 +1,189 @@
+"""Where parallel work runs: processes of this machine, or workers of a Dask cluster.
+
+Every parallel step of the recipe is a call of joblib. Inside :func:`workers` those
+calls run on the cluster whose scheduler is named; without one, joblib starts its own
+processes.
+"""
+
+import asyncio
+import importlib.metadata
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from espnet2_lamer.errors import RecipeError
+
+#: Seconds to wait for the first worker: a batch system may queue it.
+WAIT = 3600
+# What the values of features and units depend on.
+_PACKAGES = ("espnet2-lamer", "numpy", "scikit-learn", "torch", "torchaudio")
+
+
+@contextmanager
+def workers(dask: str | None = None) -> Iterator[None]:
+    """Run the joblib calls of the block on a Dask cluster, if one is named.
+
+    A worker that dies is replaced by the others: Dask gives its task to the next one.
+    Workers that come later take part. Calls run in the present directory, wherever the
+    workers were started.
+
+    Args:
+        dask: Address of the scheduler, such as ``tcp://host:8786``. Its workers have
+            one thread each, this package, and the same files under the same paths.
+            None or empty: processes of this machine, as many as a call asks for.
+
+    Raises:
+        RecipeError: Dask is not installed, the scheduler does not answer or goes away,
+            a worker is not as described, or workers kept dying.
+    """
+    with _cluster(dask) if dask else _processes():
+        yield
+
+
+@contextmanager
+def _processes() -> Iterator[None]:
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    try:
+        yield
+    except TerminatedWorkerError as error:
+        raise RecipeError(
+            "a worker process was killed, most often because memory ran out; lower "
+            "--nj and run the same command again, finished parts are kept"
+        ) from error
+
+
+@contextmanager
+def _cluster(address: str) -> Iterator[None]:
+    client = _connect(address)
+    from distributed import CancelledError, KilledWorker
+    from joblib import parallel_config
+
+    with client:
+        _check(client, address)
+        try:
+            with parallel_config(backend=_backend(client)):
+                yield
+        except KilledWorker as error:
+            raise RecipeError(
+                f"--dask {address}: the same part of the work ended several workers "
+                f"({error}); give them more memory and run the same command again, "
+                "finished parts are kept"
+            ) from error
+        # Not one class: Dask's own is an Exception, asyncio's is not.
+        except (CancelledError, asyncio.CancelledError) as error:
+            raise RecipeError(
+                f"--dask {address}: the scheduler gave the work up or is gone "
+                f"({error}); run the same command again, finished parts are kept"
+            ) from error
+
+
+def _backend(client):
+    """Return joblib's Dask backend, mended for long work on a changing cluster."""
+    from joblib._dask import DaskDistributedBackend
+
+    directory = os.getcwd()
+
+    class Cluster(DaskDistributedBackend):
+        def effective_n_jobs(self, n_jobs):
+            # For one worker joblib would compute here instead, and never ask again.
+            return max(2, super().effective_n_jobs(n_jobs))
+
+        def submit(self, func, callback=None):
+            # Data directories hold relative paths.
+            func.items = [
+                (partial(_in_directory, directory, function), args, kwargs)
+                for function, args, kwargs in func.items
+            ]
+            future = super().submit(func, callback)
+            if callback is not None:
+                # joblib learns of an exception in the task, but would wait for ever
+                # when Dask itself gives a task up.
+                future.add_done_callback(
+                    lambda done: done.exception() and callback(done.exception())
+                )
+            return future
+
+    return Cluster(client=client)
+
+
+def _in_directory(
+    directory: str, function: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    before = os.getcwd()
+    try:
+        os.chdir(directory)
+    except OSError as error:
+        raise RecipeError(
+            f"{directory}: not found on {os.uname().nodename} ({error.strerror}); the "
+            "workers of a cluster need the same files under the same paths"
+        ) from error
+    try:
+        return function(*args, **kwargs)
+    finally:
+        # The next task may belong to a run in another directory.
+        os.chdir(before)
+
+
+def _connect(address: str):
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise RecipeError(
+            f"--dask {address}: Dask is not installed; pip install "
+            "'espnet2-lamer[dask]', here and where the workers run"
+        ) from error
+    try:
+        return Client(address, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"--dask {address}: no Dask scheduler answers there ({error}); expected "
+            "an address such as tcp://host:8786, as `dask scheduler` prints it"
+        ) from error
+
+
+def _check(client, address: str) -> None:
+    logging.info("--dask %s: waiting for workers", address)
+    try:
+        client.wait_for_workers(1, timeout=WAIT)
+    except TimeoutError as error:
+        raise RecipeError(
+            f"--dask {address}: no worker came in {WAIT} s; start some with `dask "
+            f"worker {address} --nthreads 1`"
+        ) from error
+    threads = client.nthreads()
+    for worker, number in threads.items():
+        # Threads of one process share torch's settings and the working directory.
+        if number != 1:
+            raise RecipeError(
+                f"--dask {address}: worker {worker} has {number} threads, expected 1; "
+                "start it with `--nthreads 1 --nworkers N`"
+            )
+    ours = _versions()
+    try:
+        found = client.run(_versions)
+    except ImportError as error:
+        raise RecipeError(
+            f"--dask {address}: a worker cannot import this package ({error}); install "
+            "it there as here"
+        ) from error
+    for worker, theirs in found.items():
+        if theirs != ours:
+            raise RecipeError(
+                f"--dask {address}: worker {worker} has {theirs}, this machine has "
+                f"{ours}; install the same versions, or results differ"
+            )
+    logging.info("--dask %s: %d workers", address, len(threads))
+
+
+def _versions() -> dict[str, str | None]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found

@@ -1,0 +1,148 @@
+"""joblib calls on a Dask cluster: where they run, and what is said when it fails."""
+
+import os
+import signal
+import time
+
+import dask
+import pytest
+from joblib import Parallel, delayed
+
+from espnet2_lamer import parallel
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.parallel import workers
+from tests.cluster import Cluster
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    cluster = Cluster({"distributed.scheduler.allowed-failures": 0})
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def one_worker(cluster):
+    process = cluster.add_worker()
+    yield process
+    process.kill()
+    process.join()
+
+
+def run(function, *arguments, times=3):
+    return Parallel(n_jobs=1)(delayed(function)(*arguments) for _ in range(times))
+
+
+def fail(message):
+    raise RecipeError(message)
+
+
+def die(pid):
+    assert os.getpid() != pid  # never the process that waits
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_one_worker_is_enough_and_nothing_runs_here(cluster, one_worker):
+    with workers(cluster.address):
+        assert set(run(os.getpid)) == {one_worker.pid}
+
+
+def test_calls_run_in_the_directory_of_the_caller(
+    cluster, one_worker, tmp_path, monkeypatch
+):
+    before = os.getcwd()
+    monkeypatch.chdir(tmp_path)
+    with workers(cluster.address):
+        assert set(run(os.getcwd)) == {str(tmp_path)}
+    monkeypatch.chdir(before)
+    with workers(cluster.address):
+        assert set(run(os.getcwd)) == {before}
+
+
+def test_a_worker_that_comes_later_takes_part(cluster, one_worker):
+    def slow_pid():
+        time.sleep(0.05)
+        return os.getpid()
+
+    with workers(cluster.address):
+        calls = (delayed(slow_pid)() for _ in range(100))
+        found = Parallel(n_jobs=1, return_as="generator", pre_dispatch="all")(calls)
+        pids = {next(found)}
+        other = cluster.add_worker()
+        pids.update(found)
+    other.kill()
+    other.join()
+    assert pids == {one_worker.pid, other.pid}
+
+
+def test_an_error_of_a_call_comes_back_as_it_is(cluster, one_worker):
+    with pytest.raises(RecipeError, match="no such utterance"):
+        with workers(cluster.address):
+            run(fail, "no such utterance")
+
+
+def test_a_call_that_ends_its_worker_is_an_error_and_no_endless_wait(
+    cluster, one_worker
+):
+    with pytest.raises(RecipeError, match="ended several workers .*more memory"):
+        with workers(cluster.address):
+            run(die, os.getpid(), times=1)
+    one_worker.join(10)
+
+
+def test_a_scheduler_that_goes_away_is_an_error_and_no_endless_wait():
+    cluster = Cluster()
+    cluster.add_worker()
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+        try:
+            with pytest.raises(RecipeError, match="gave the work up or is gone"):
+                with workers(cluster.address):
+                    calls = (delayed(time.sleep)(0.1) for _ in range(1000))
+                    for _ in Parallel(return_as="generator")(calls):
+                        cluster.scheduler.kill()
+        finally:
+            cluster.close()
+
+
+def test_an_address_where_no_scheduler_is_is_refused():
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+        for address in ("tcp://127.0.0.1:9", "nonsense://x"):
+            with pytest.raises(RecipeError, match=f"--dask {address}: no Dask sched"):
+                with workers(address):
+                    raise AssertionError
+
+
+def test_workers_with_several_threads_are_refused(cluster):
+    process = cluster.add_worker(nthreads=2)
+    with pytest.raises(RecipeError, match="has 2 threads, expected 1"):
+        with workers(cluster.address):
+            raise AssertionError
+    process.kill()
+    process.join()
+
+
+def test_workers_with_other_versions_are_refused(cluster, one_worker, monkeypatch):
+    # Here only: the worker has its own module.
+    monkeypatch.setattr(parallel, "_PACKAGES", ("torch",))
+    with pytest.raises(RecipeError, match="same versions, or results differ"):
+        with workers(cluster.address):
+            raise AssertionError
+
+
+def test_a_cluster_without_workers_is_given_up(cluster, monkeypatch):
+    monkeypatch.setattr(parallel, "WAIT", 0.2)
+    with pytest.raises(RecipeError, match="no worker came in 0.2 s"):
+        with workers(cluster.address):
+            raise AssertionError
+
+
+def test_without_dask_processes_of_this_machine_are_used():
+    with workers(""):
+        pids = Parallel(n_jobs=2)(delayed(os.getpid)() for _ in range(4))
+    assert os.getpid() not in pids
+
+
+def test_a_killed_process_of_this_machine_is_explained():
+    with pytest.raises(RecipeError, match="worker process was killed.*lower --nj"):
+        with workers():
+            Parallel(n_jobs=2)(delayed(die)(os.getpid()) for _ in range(2))
