@@ -1,6 +1,6 @@
 """How sure a number is: bootstrap intervals, paired bootstrap, McNemar's test."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,14 +108,59 @@ def paired_bootstrap(
             for draw in _draws(len(errors), resamples, seed)
         ]
     )
-    p_less = (1 + np.count_nonzero(differences >= 0)) / (resamples + 1)
-    p_greater = (1 + np.count_nonzero(differences <= 0)) / (resamples + 1)
-    return PairedTest(
-        difference=float(extra.sum() / lengths.sum()),
-        interval=_central(differences, 0.95),
-        p_two_sided=min(1.0, 2 * min(p_less, p_greater)),
-        p_less=p_less,
-    )
+    return _paired_test(float(extra.sum() / lengths.sum()), differences)
+
+
+def macro_interval(
+    groups: Sequence[ArrayLike], resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    r"""Percentile bootstrap 95 % interval of a mean of group means.
+
+    With values :math:`r_{gu}` of utterance u in group (language) g of G, utterances
+    are drawn within each group, whose number of utterances is part of the test set:
+
+    .. math:: M^* = \frac{1}{G} \sum_g \frac{1}{n_g} \sum_{u \in draw_g} r_{gu} .
+
+    Args:
+        groups: Per group a vector of values per utterance.
+        resamples: Number of resamples.
+        seed: Seed of the draws.
+
+    Returns:
+        Lower and upper bound in the values' own scale.
+
+    Raises:
+        ValueError: No groups, or an empty one.
+    """
+    return _central(_macro_means(groups, resamples, seed), 0.95)
+
+
+def paired_macro_bootstrap(
+    groups: Sequence[ArrayLike],
+    baseline_groups: Sequence[ArrayLike],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> PairedTest:
+    """Test whether a mean of group means differs from a baseline's.
+
+    Both are evaluated on the same draws of utterances within groups; p-values as in
+    :func:`paired_bootstrap`.
+
+    Args:
+        groups: Per group a vector of values per utterance.
+        baseline_groups: The baseline's, in the same order.
+        resamples: Number of resamples.
+        seed: Seed of the draws.
+
+    Raises:
+        ValueError: Groups are missing, empty, or of different sizes.
+    """
+    extra = [
+        np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
+        for ours, theirs in zip(groups, baseline_groups, strict=True)
+    ]
+    differences = _macro_means(extra, resamples, seed)
+    return _paired_test(float(np.mean([g.mean() for g in extra])), differences)
 
 
 def mcnemar_exact(correct: ArrayLike, baseline_correct: ArrayLike) -> float:
@@ -154,6 +199,32 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def _macro_means(
+    groups: Sequence[ArrayLike], resamples: int, seed: int
+) -> NDArray[np.float64]:
+    arrays = [np.asarray(group, dtype=np.float64) for group in groups]
+    if not arrays or min(map(len, arrays)) == 0:
+        raise ValueError("no groups, or a group without utterances")
+    total = np.zeros(resamples)
+    for number, values in enumerate(arrays):
+        # A stream of draws per group: the same for every system that is compared.
+        draws = _draws(len(values), resamples, [seed, number])
+        total += np.concatenate([values[draw].mean(axis=1) for draw in draws])
+    return total / len(arrays)
+
+
+def _paired_test(difference: float, differences: NDArray[np.float64]) -> PairedTest:
+    resamples = len(differences)
+    p_less = (1 + np.count_nonzero(differences >= 0)) / (resamples + 1)
+    p_greater = (1 + np.count_nonzero(differences <= 0)) / (resamples + 1)
+    return PairedTest(
+        difference=difference,
+        interval=_central(differences, 0.95),
+        p_two_sided=min(1.0, 2 * min(p_less, p_greater)),
+        p_less=p_less,
+    )
+
+
 def _checked(
     numerators: ArrayLike, denominators: ArrayLike
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -171,7 +242,9 @@ def _checked(
     return errors, lengths
 
 
-def _draws(utterances: int, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
+def _draws(
+    utterances: int, resamples: int, seed: int | list[int]
+) -> Iterator[NDArray[np.int64]]:
     """Yield blocks ``[resamples in block, utterances]`` of drawn indices."""
     rng = np.random.default_rng(seed)
     block = max(1, _BLOCK_ELEMENTS // utterances)

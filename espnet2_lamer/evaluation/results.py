@@ -2,17 +2,43 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.bootstrap import mcnemar_exact
 from espnet2_lamer.evaluation.measure import Measure
 from espnet2_lamer.evaluation.scoring import LidScore, Score
 
-T = TypeVar("T")
+#: Tracks in the order of the tables, with their headings.
+TRACKS = {
+    "asr": "Monolingual speech recognition",
+    "multi_asr": "Multilingual speech recognition",
+    "lid": "Language identification",
+    "asr_lid": "Speech recognition with language identification",
+}
 
-RECOGNITION = "Speech recognition"
-IDENTIFICATION = "Language identification"
+
+@dataclass(frozen=True)
+class Task:
+    """What heads were trained for and tested on; figures of one task compare.
+
+    Attributes:
+        track: One of :data:`TRACKS`.
+        test: Name of the test set.
+        unit: What is counted: the scoring unit, or for LID how the language is chosen.
+        train: Training speech: corpus, amount and how it was mixed.
+        part: Language or group of languages when only a part of the test set counts.
+    """
+
+    track: str
+    test: str
+    unit: str
+    train: str = ""
+    part: str = ""
+
+    @property
+    def label(self) -> str:
+        """Name of what was tested."""
+        return f"{self.test}: {self.part}" if self.part else self.test
 
 
 @dataclass
@@ -23,15 +49,24 @@ class MeasureTable:
         title: Heading of the table.
         measure: What the figures are, with their unit: "masked accuracy (%)".
         rows: ``rows[label][system]``; the label is a language, or what was measured.
-        reference: The system the others are compared with, e.g. "head-only control".
+        reference: Systems the others are compared with, e.g. "head-only control".
         note: A sentence below the heading that says how to read the figures.
+        units: What is counted, by label, where it is not the same in all rows.
     """
 
     title: str
     measure: str
     rows: Mapping[str, Mapping[str, Measure]]
-    reference: str
+    reference: str | Sequence[str]
     note: str = ""
+    units: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def references(self) -> list[str]:
+        """The systems the others are compared with."""
+        if isinstance(self.reference, str):
+            return [self.reference]
+        return list(self.reference)
 
 
 @dataclass
@@ -41,10 +76,11 @@ class Results:
     Attributes:
         systems: What each upstream is, by name; the order is the tables' order.
         baselines: Systems that the others are tested against.
-        recognition: ``recognition[system][test_set]``; a test set is named by its
-            language, followed by its corpus when there are several.
-        identification: ``identification[system][test_set]``.
-        tables: Masked accuracy, forgetting and the like.
+        recognition: ``recognition[task][system][seed]``.
+        identification: ``identification[task][system][seed]``.
+        heads: How the heads of a task's system were made, where that differs between
+            systems, such as "layer 22".
+        tables: Masked accuracy, forgetting, figures over languages and the like.
         parameters: ``layers.parameter_report`` by model.
         environment: Lines of the "Environments" section, see
             :func:`espnet2_lamer.evaluation.tables.describe_environment`.
@@ -54,8 +90,13 @@ class Results:
 
     systems: Mapping[str, str]
     baselines: Sequence[str] = ()
-    recognition: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
-    identification: Mapping[str, Mapping[str, LidScore]] = field(default_factory=dict)
+    recognition: Mapping[Task, Mapping[str, Mapping[int, Score]]] = field(
+        default_factory=dict
+    )
+    identification: Mapping[Task, Mapping[str, Mapping[int, LidScore]]] = field(
+        default_factory=dict
+    )
+    heads: Mapping[tuple[Task, str], str] = field(default_factory=dict)
     tables: Sequence[MeasureTable] = ()
     parameters: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -88,11 +129,15 @@ class Figure:
     Attributes:
         table: Title of its table.
         label: Test set, language or what was measured.
-        unit: Scoring unit for recognition, "" otherwise.
+        unit: What is counted, see :class:`Task`; "" where the table says it.
         system: The upstream or model.
-        measure: Value, interval, number of utterances.
+        measure: Value, interval, number of utterances, seeds.
         tokens: Number of reference tokens for recognition, None otherwise.
         comparisons: Against each baseline that has the same figure.
+        kind: "error rate", "accuracy", or "" for further tables.
+        task: The task of a head, None for further tables.
+        head: See :attr:`Results.heads`.
+        trainings: Value per seed, when several were averaged.
     """
 
     table: str
@@ -102,6 +147,10 @@ class Figure:
     measure: Measure
     tokens: int | None
     comparisons: tuple[Comparison, ...]
+    kind: str = ""
+    task: Task | None = None
+    head: str = ""
+    trainings: Mapping[int, float] = field(default_factory=dict)
 
 
 def collect_figures(results: Results) -> list[Figure]:
@@ -109,95 +158,94 @@ def collect_figures(results: Results) -> list[Figure]:
 
     Raises:
         RecipeError: A baseline or a scored system is not among the systems, or two
-            systems were scored in different units or on different utterances.
+            systems were scored on different utterances.
     """
-    for name in (*results.baselines, *results.recognition, *results.identification):
+    scored = [*results.recognition.values(), *results.identification.values()]
+    for name in (*results.baselines, *(system for row in scored for system in row)):
         if name not in results.systems:
             raise RecipeError(
                 f"results: system {name!r} is not described; expected one of "
                 f"{', '.join(results.systems)}"
             )
-    figures = _recognition(results) + _identification(results)
+    figures = []
+    for track, title in TRACKS.items():
+        for task, row in results.recognition.items():
+            if task.track == track:
+                figures += _recognition(results, task, row, title)
+        for task, row in results.identification.items():
+            if task.track == track:
+                figures += _identification(results, task, row, title)
     for table in results.tables:
-        for label, row in table.rows.items():
+        for label, measures in table.rows.items():
             figures += [
                 Figure(
                     table=table.title,
                     label=label,
-                    unit="",
+                    unit=table.units.get(label, ""),
                     system=system,
                     measure=measure,
                     tokens=None,
-                    comparisons=_against(row, system, [table.reference], label),
+                    comparisons=_against(measures, system, table.references, label),
                 )
-                for system, measure in row.items()
+                for system, measure in measures.items()
             ]
     return figures
 
 
-def _recognition(results: Results) -> list[Figure]:
-    figures = []
-    for label in _labels(results.recognition):
-        scores = _column(results, results.recognition, label)
-        units = {score.unit for score in scores.values()}
-        if len(units) > 1:
-            raise RecipeError(
-                f"results: test set {label!r} is scored in units "
-                f"{', '.join(sorted(units))}; score all systems in one unit"
-            )
-        row = {system: _error_rate(score) for system, score in scores.items()}
-        figures += [
-            Figure(
-                table=RECOGNITION,
-                label=label,
-                unit=score.unit,
-                system=system,
-                measure=row[system],
-                tokens=score.ref_length,
-                comparisons=_against(row, system, results.baselines, label),
-            )
-            for system, score in scores.items()
-        ]
-    return figures
-
-
-def _identification(results: Results) -> list[Figure]:
-    figures = []
-    for label in _labels(results.identification):
-        scores = _column(results, results.identification, label)
-        row = {system: _accuracy(score) for system, score in scores.items()}
-        figures += [
-            Figure(
-                table=IDENTIFICATION,
-                label=label,
-                unit="",
-                system=system,
-                measure=row[system],
-                tokens=None,
-                comparisons=_against(
-                    row, system, results.baselines, label, mcnemar=True
-                ),
-            )
-            for system in scores
-        ]
-    return figures
-
-
-def _labels(by_system: Mapping[str, Mapping[str, object]]) -> list[str]:
-    return list(dict.fromkeys(label for row in by_system.values() for label in row))
-
-
-def _column(
-    results: Results, by_system: Mapping[str, Mapping[str, T]], label: str
-) -> dict[str, T]:
-    return {
-        system: by_system[system][label]
+def _recognition(
+    results: Results, task: Task, row: Mapping[str, Mapping[int, Score]], title: str
+) -> list[Figure]:
+    measures = {
+        system: Measure.of_seeds([error_measure(s) for s in row[system].values()])
         for system in results.systems
-        if label in by_system.get(system, {})
+        if system in row
     }
+    return [
+        Figure(
+            table=title,
+            label=task.label,
+            unit=task.unit,
+            system=system,
+            measure=measure,
+            tokens=next(iter(row[system].values())).ref_length,
+            comparisons=_against(measures, system, results.baselines, task.label),
+            kind="error rate",
+            task=task,
+            head=results.heads.get((task, system), ""),
+            trainings={seed: score.error_rate for seed, score in row[system].items()},
+        )
+        for system, measure in measures.items()
+    ]
 
 
-def _error_rate(score: Score) -> Measure:
+def _identification(
+    results: Results, task: Task, row: Mapping[str, Mapping[int, LidScore]], title: str
+) -> list[Figure]:
+    measures = {
+        system: Measure.of_seeds([accuracy_measure(s) for s in row[system].values()])
+        for system in results.systems
+        if system in row
+    }
+    return [
+        Figure(
+            table=title,
+            label=task.label,
+            unit=task.unit,
+            system=system,
+            measure=measure,
+            tokens=None,
+            comparisons=_against(measures, system, results.baselines, task.label, True),
+            kind="accuracy",
+            task=task,
+            head=results.heads.get((task, system), ""),
+            trainings={seed: score.accuracy for seed, score in row[system].items()},
+        )
+        for system, measure in measures.items()
+    ]
+
+
+def error_measure(score: Score) -> Measure:
+    """Return an error rate as a figure."""
     return Measure(
         value=score.error_rate,
         interval=score.interval,
@@ -206,7 +254,8 @@ def _error_rate(score: Score) -> Measure:
     )
 
 
-def _accuracy(score: LidScore) -> Measure:
+def accuracy_measure(score: LidScore) -> Measure:
+    """Return an accuracy as a figure."""
     return Measure(
         value=score.accuracy,
         interval=score.interval,
@@ -220,7 +269,7 @@ def _against(
     system: str,
     references: Sequence[str],
     label: str,
-    mcnemar: bool = False,
+    identified: bool = False,
 ) -> tuple[Comparison, ...]:
     comparisons = []
     for reference in references:
@@ -238,7 +287,8 @@ def _against(
             comparisons.append(Comparison(reference, difference))
             continue
         p, name = test.p_two_sided, "paired bootstrap"
-        if mcnemar:
+        # McNemar's test counts right and wrong: not defined for means over seeds.
+        if identified and row[system].seeds == row[reference].seeds == 1:
             utts = sorted(row[system].parts)
             p, name = (
                 mcnemar_exact(

@@ -1,37 +1,22 @@
 """Error rates and language-identification accuracy of hypothesis files."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.evaluation.alignment import Counts, error_counts, sclite_counts
 from espnet2_lamer.evaluation.bootstrap import rate_interval, wilson_interval
 from espnet2_lamer.evaluation.units import UNITS
 from espnet2_lamer.fileio.datadir import read_table
 
 SPACE = "<space>"
 UNKNOWN_LANGUAGE = "[UNK]"
-
-
-class Counts(NamedTuple):
-    """Substitutions, deletions, insertions and correct tokens of an alignment."""
-
-    sub: int
-    dele: int
-    ins: int
-    cor: int
-
-    @property
-    def errors(self) -> int:
-        """Substitutions, deletions and insertions together."""
-        return self.sub + self.dele + self.ins
-
-    @property
-    def ref_length(self) -> int:
-        """Number of reference tokens."""
-        return self.sub + self.dele + self.cor
+# Hypotheses of these units are plain text, counted in characters.
+_CHARACTERS = ("char", "bpe")
+LANGUAGE_TAG = re.compile(r"\[[a-z]{3}(?:_[a-z]{3})?\]")
 
 
 @dataclass(frozen=True)
@@ -42,16 +27,49 @@ class Score:
         unit: What was counted, one of :data:`espnet2_lamer.evaluation.units.UNITS`.
         counts: Alignment counts per utterance id, in byte order of the ids.
         interval: Bootstrap 95 % interval of the error rate, per cent.
+        sclite: Counts along sclite's alignment, per utterance id.
     """
 
     unit: str
     counts: Mapping[str, Counts]
     interval: tuple[float, float]
+    sclite: Mapping[str, Counts]
+
+    @classmethod
+    def of_counts(
+        cls,
+        unit: str,
+        counts: Mapping[str, Counts],
+        sclite: Mapping[str, Counts],
+        seed: int = 0,
+    ) -> "Score":
+        """Make a score with its bootstrap interval."""
+        low, high = rate_interval(
+            [c.errors for c in counts.values()],
+            [c.ref_length for c in counts.values()],
+            seed=seed,
+        )
+        return cls(unit, counts, (100 * low, 100 * high), sclite)
+
+    def subset(self, utts: Collection[str], seed: int = 0) -> "Score":
+        """Score of some of the utterances, such as those of one language."""
+        kept = [utt for utt in self.counts if utt in utts]
+        return self.of_counts(
+            self.unit,
+            {utt: self.counts[utt] for utt in kept},
+            {utt: self.sclite[utt] for utt in kept},
+            seed,
+        )
 
     @property
     def total(self) -> Counts:
         """Counts summed over utterances."""
-        return Counts(*map(sum, zip(*self.counts.values(), strict=True)))
+        return _sum(self.counts.values())
+
+    @property
+    def sclite_total(self) -> Counts:
+        """Counts along sclite's alignment, summed over utterances."""
+        return _sum(self.sclite.values())
 
     @property
     def errors(self) -> int:
@@ -95,19 +113,47 @@ class LidScore:
     """Language-identification accuracy of one hypothesis file.
 
     Attributes:
-        correct: Whether the language was found, per utterance id.
-        confusion: ``confusion[true][found]`` utterance counts; tags without brackets.
+        languages: True language per utterance id, in byte order of the ids.
+        found: Language found per utterance id; ``UNK`` where there is no tag.
         interval: Wilson 95 % interval of the accuracy, per cent.
     """
 
-    correct: Mapping[str, bool]
-    confusion: Mapping[str, Mapping[str, int]]
+    languages: Mapping[str, str]
+    found: Mapping[str, str]
     interval: tuple[float, float]
+
+    @classmethod
+    def of_languages(
+        cls, languages: Mapping[str, str], found: Mapping[str, str]
+    ) -> "LidScore":
+        """Make a score with its interval; both have the same utterances."""
+        correct = sum(found[utt] == lang for utt, lang in languages.items())
+        low, high = wilson_interval(correct, len(languages))
+        return cls(languages, found, (100 * low, 100 * high))
+
+    def subset(self, utts: Collection[str]) -> "LidScore":
+        """Score of some of the utterances, such as those of one language."""
+        kept = {utt: lang for utt, lang in self.languages.items() if utt in utts}
+        return self.of_languages(kept, {utt: self.found[utt] for utt in kept})
+
+    @property
+    def correct(self) -> dict[str, bool]:
+        """Whether the language was found, per utterance id."""
+        return {utt: self.found[utt] == lang for utt, lang in self.languages.items()}
+
+    @property
+    def confusion(self) -> dict[str, dict[str, int]]:
+        """``confusion[true][found]`` utterance counts, both sorted."""
+        rows: dict[str, dict[str, int]] = {}
+        for utt, lang in self.languages.items():
+            row = rows.setdefault(lang, {})
+            row[self.found[utt]] = row.get(self.found[utt], 0) + 1
+        return {lang: dict(sorted(rows[lang].items())) for lang in sorted(rows)}
 
     @property
     def utterances(self) -> int:
         """Number of utterances."""
-        return len(self.correct)
+        return len(self.languages)
 
     @property
     def accuracy(self) -> float:
@@ -121,41 +167,36 @@ class LidScore:
         return 100 * max(classes) / self.utterances
 
 
-def tokenize(line: str, unit: str) -> list[str]:
+def tokenize(line: str, unit: str, remove_tags: bool = False) -> list[str]:
     """Split a line into the tokens that are counted.
 
     ``char`` gives every character and a ``<space>`` token for each space, runs of
     white space being one space, as ESPnet's scoring does (``tokenize_text -f 2-
-    --token_type char``); the other units split on white space.
+    --token_type char``); so does ``bpe``, whose pieces are joined to plain text. The
+    other units split on white space.
+
+    Args:
+        line: A transcript.
+        unit: One of :data:`espnet2_lamer.evaluation.units.UNITS`.
+        remove_tags: Leave language tags out, as ESPnet's scoring does with
+            ``--remove_non_linguistic_symbols``: the space after a tag stays, and in
+            ``char`` it counts. Normalised transcripts hold no other brackets.
     """
-    if unit == "char":
-        return [SPACE if c == " " else c for c in " ".join(line.split())]
+    line = " ".join(line.split())
+    if remove_tags:
+        line = LANGUAGE_TAG.sub("", line)
+    if unit in _CHARACTERS:
+        return [SPACE if c == " " else c for c in line]
     return line.split()
 
 
-def error_counts(ref_tokens: Sequence[str], hyp_tokens: Sequence[str]) -> Counts:
-    """Count errors of a hypothesis against a reference.
-
-    The number of errors is the edit distance with unit costs. Among the alignments
-    that reach it the one with most correct tokens is counted, which makes all four
-    counts unique. NIST's sclite aligns with costs 4 (substitution) and 3 (deletion,
-    insertion) instead: it never finds fewer errors, and more only where errors are
-    dense.
-    """
-    from rapidfuzz.distance import Levenshtein
-
-    ref_length, hyp_length = len(ref_tokens), len(hyp_tokens)
-    # A substitution costs a hair more than the other edits: `one` is larger than
-    # any number of substitutions, so both figures can be read off the distance.
-    one = min(ref_length, hyp_length) + 1
-    distance = Levenshtein.distance(ref_tokens, hyp_tokens, weights=(one, one, one + 1))
-    errors, sub = divmod(distance, one)
-    ins = (errors - sub + hyp_length - ref_length) // 2
-    dele = errors - sub - ins
-    return Counts(sub, dele, ins, ref_length - sub - dele)
-
-
-def score_files(ref: str | Path, hyp: str | Path, unit: str, seed: int = 0) -> Score:
+def score_files(
+    ref: str | Path,
+    hyp: str | Path,
+    unit: str,
+    seed: int = 0,
+    remove_tags: bool = False,
+) -> Score:
     """Score a Kaldi-style hypothesis ``text`` against a reference ``text``.
 
     Args:
@@ -163,29 +204,27 @@ def score_files(ref: str | Path, hyp: str | Path, unit: str, seed: int = 0) -> S
         hyp: Hypotheses for exactly the same utterances; they may be empty.
         unit: How lines are split, see :func:`tokenize`.
         seed: Seed of the bootstrap interval.
+        remove_tags: Leave language tags out on both sides, see :func:`tokenize`.
 
     Raises:
         RecipeError: Unknown unit, a missing or empty file, an utterance on one side
             only, or an empty reference.
     """
-    if unit not in UNITS:
+    if unit not in (*UNITS, *_CHARACTERS):
         raise RecipeError(f"unit {unit!r}: expected one of {', '.join(UNITS)}")
-    references, hypotheses = _read_pair(ref, hyp)
-    counts = {}
+    references, hypotheses = read_pair(ref, hyp)
+    counts, sclite = {}, {}
     for utt, reference in references.items():
-        tokens = tokenize(reference, unit)
+        tokens = tokenize(reference, unit, remove_tags)
         if not tokens:
             raise RecipeError(
                 f"{ref}: utterance {utt!r} has an empty reference, so its error rate "
                 "is undefined; drop it from both files"
             )
-        counts[utt] = error_counts(tokens, tokenize(hypotheses[utt], unit))
-    low, high = rate_interval(
-        [c.errors for c in counts.values()],
-        [c.ref_length for c in counts.values()],
-        seed=seed,
-    )
-    return Score(unit, counts, (100 * low, 100 * high))
+        found = tokenize(hypotheses[utt], unit, remove_tags)
+        counts[utt] = error_counts(tokens, found)
+        sclite[utt] = sclite_counts(tokens, found)
+    return Score.of_counts(unit, counts, sclite, seed)
 
 
 def language_tag(text: str) -> str:
@@ -211,28 +250,55 @@ def lid_accuracy(ref: str | Path, hyp: str | Path) -> LidScore:
         RecipeError: A missing or empty file, an utterance on one side only, or a
             reference without exactly one tag.
     """
-    references, hypotheses = _read_pair(ref, hyp)
-    correct: dict[str, bool] = {}
-    confusion: dict[str, dict[str, int]] = {}
+    references, hypotheses = read_pair(ref, hyp)
+    languages = {}
     for utt, text in references.items():
-        tags = re.findall(r"\[[a-z]{3}(?:_[a-z]{3})?\]", text)
+        tags = LANGUAGE_TAG.findall(text)
         if len(tags) != 1:
             raise RecipeError(
                 f"{ref}: utterance {utt!r} has {len(tags)} language tags in {text!r}; "
                 "expected exactly one, such as [eng]"
             )
-        found = language_tag(hypotheses[utt])
-        correct[utt] = found == tags[0]
-        row = confusion.setdefault(tags[0].strip("[]"), {})
-        row[found.strip("[]")] = row.get(found.strip("[]"), 0) + 1
-    low, high = wilson_interval(sum(correct.values()), len(correct))
-    ordered = {k: dict(sorted(confusion[k].items())) for k in sorted(confusion)}
-    return LidScore(correct, ordered, (100 * low, 100 * high))
+        languages[utt] = tags[0].strip("[]")
+    found = {utt: language_tag(hypotheses[utt]).strip("[]") for utt in references}
+    return LidScore.of_languages(languages, found)
 
 
-def _read_pair(
+def by_language(
+    score: Score | LidScore,
+    utt2lang: Mapping[str, str],
+    group: Callable[[str], str] = str,
+) -> dict[str, Any]:
+    """Split a score by language, or by what ``group`` says of a language.
+
+    The official scripts score such groups corpus-level too (``split_results.py``).
+
+    Args:
+        score: Of a test set with several languages.
+        utt2lang: Language per utterance id.
+        group: Name of the group that a language belongs to.
+
+    Returns:
+        A score per group, by name.
+    """
+    utts: dict[str, set[str]] = {}
+    for utt, lang in utt2lang.items():
+        utts.setdefault(group(lang), set()).add(utt)
+    return {name: score.subset(utts[name]) for name in sorted(utts)}
+
+
+def _sum(counts: Iterable[Counts]) -> Counts:
+    return Counts(*map(sum, zip(*counts, strict=True)))
+
+
+def read_pair(
     ref: str | Path, hyp: str | Path
 ) -> tuple[dict[str, str], dict[str, str]]:
+    """Read two ``text`` files that hold the same utterances, in byte order of the ids.
+
+    Raises:
+        RecipeError: A file is missing or empty, or an utterance is on one side only.
+    """
     references, hypotheses = read_table(ref), read_table(hyp, made_by="decoding")
     if not references:
         raise RecipeError(f"{ref}: no utterances to score")

@@ -1,7 +1,5 @@
-"""RESULTS.md in ESPnet's README format, with results.json and results.csv beside."""
+"""RESULTS.md in ESPnet's README format."""
 
-import csv
-import io
 import platform
 import subprocess
 import time
@@ -11,23 +9,35 @@ from pathlib import Path
 from typing import Any
 
 from espnet2_lamer.evaluation.measure import Measure
+from espnet2_lamer.evaluation.records import as_csv, as_json
 from espnet2_lamer.evaluation.results import (
-    IDENTIFICATION,
-    RECOGNITION,
+    TRACKS,
     Comparison,
     Figure,
+    MeasureTable,
     Results,
+    Task,
     collect_figures,
 )
-from espnet2_lamer.evaluation.scoring import Counts, LidScore, Score
+from espnet2_lamer.evaluation.scoring import LidScore, Score
 from espnet2_lamer.fileio.atomic import write_json, write_text
 
-_RATE_NAMES = {"char": "CER", "word": "WER"}
+_RATE_NAMES = {"char": "CER", "bpe": "CER", "word": "WER"}
+#: More languages than these are in results.csv and results.json alone.
+_MANY = 12
 _HOW_TO_READ = (
-    "Intervals are 95 %: error rates and other rates by bootstrap over utterances "
-    '(10,000 resamples), identification accuracy by Wilson\'s score. "vs" gives the '
-    "difference to that system and the two-sided p-value of a paired bootstrap over "
-    "utterances, for identification of McNemar's exact test."
+    "Error rates are corpus-level: edit distance over reference tokens of the unit "
+    "named, all utterances together. Intervals are 95 %: error rates and other rates "
+    "by bootstrap over utterances (10,000 resamples), identification accuracy by "
+    'Wilson\'s score. "vs" gives the difference to that system and the two-sided '
+    "p-value of a paired bootstrap over utterances, for identification of McNemar's "
+    "exact test. The tables per system at the end have sclite's columns, counted along "
+    "sclite's alignment (costs 4, 3, 3), which may find more errors than the edit "
+    "distance where errors are dense."
+)
+_SEEDS = (
+    "Where heads were trained with several seeds, a figure is their mean, its interval "
+    'and test are over utterances, and "sd" is the standard deviation over seeds.'
 )
 
 
@@ -55,13 +65,21 @@ def describe_environment(directory: str | Path = ".") -> dict[str, str]:
     return environment
 
 
-def write_results(directory: str | Path, results: Results) -> None:
+def write_results(
+    directory: str | Path, results: Results, figures: Sequence[Figure] | None = None
+) -> None:
     """Write RESULTS.md, results.json and results.csv into ``directory``.
+
+    Args:
+        directory: Where they go.
+        results: What they say.
+        figures: What ``collect_figures(results)`` returned, where that is at hand.
 
     Raises:
         RecipeError: See :func:`espnet2_lamer.evaluation.results.collect_figures`.
     """
-    figures = collect_figures(results)
+    if figures is None:
+        figures = collect_figures(results)
     directory = Path(directory)
     write_text(directory / "RESULTS.md", markdown(results, figures))
     write_json(directory / "results.json", as_json(results, figures))
@@ -75,136 +93,97 @@ def markdown(results: Results, figures: Sequence[Figure]) -> str:
     lines += ["", "## Summary", ""]
     lines += [f"- {name}: {what}" for name, what in results.systems.items()]
     lines += [f"- Note: {note}" for note in results.notes]
-    lines += ["", _HOW_TO_READ, ""]
-    lines += _recognition_summary(results, figures)
-    lines += _identification_summary(results, figures)
+    lines += ["", _HOW_TO_READ]
+    lines += [_SEEDS] if any(f.measure.seeds > 1 for f in figures) else []
+    lines.append("")
+    for track, title in TRACKS.items():
+        lines += _track_section(results, track, title, figures)
     for table in results.tables:
-        lines += [f"### {table.title}", ""]
-        lines += [table.note, ""] if table.note else []
-        lines += _figure_table(
-            ["measured on", "system", "utterances", table.measure],
-            [table.reference],
-            [
-                ([f.label, f.system, _count(f.measure.count)], f)
-                for f in figures
-                if f.table == table.title
-            ],
-        )
+        lines += _measure_section(table, figures)
     lines += _parameters(results)
     for system, what in results.systems.items():
         lines += _system_section(results, system, what)
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
-def as_json(results: Results, figures: Sequence[Figure]) -> dict[str, Any]:
-    """Return every figure with its comparisons, and what RESULTS.md says beside."""
-    return {
-        "environment": dict(results.environment),
-        "systems": dict(results.systems),
-        "baselines": list(results.baselines),
-        "notes": list(results.notes),
-        "figures": [
-            {
-                "table": f.table,
-                "label": f.label,
-                "unit": f.unit,
-                "system": f.system,
-                "value": f.measure.value,
-                "interval": f.measure.interval,
-                "utterances": f.measure.count,
-                "tokens": f.tokens,
-                "comparisons": [vars(c) for c in f.comparisons],
-            }
-            for f in figures
-        ],
-        "counts": {
-            system: {
-                label: score.total._asdict() | {"unit": score.unit}
-                for label, score in row.items()
-            }
-            for system, row in results.recognition.items()
-        },
-        "confusion": {
-            system: {label: score.confusion for label, score in row.items()}
-            for system, row in results.identification.items()
-        },
-        "parameters": {m: dict(report) for m, report in results.parameters.items()},
-    }
+def _track_section(
+    results: Results, track: str, title: str, figures: Sequence[Figure]
+) -> list[str]:
+    mine = [f for f in figures if f.task is not None and f.task.track == track]
+    if not mine:
+        return []
+    lines = [f"### {title}", ""]
+    parts = {f.task.part for f in mine if f.task is not None}
+    if len(parts) > _MANY:
+        mine = [f for f in mine if not _is_language(f)]
+        lines += [f"{len(parts) - 1} parts of the test sets: results.csv.", ""]
+    columns = ["test set", "unit", "upstream", "utterances"]
+    for kind, more, value in (
+        ("error rate", "tokens", "error rate (%)"),
+        ("accuracy", "largest class (%)", "accuracy (%)"),
+    ):
+        rows = []
+        for f in mine:
+            if f.kind != kind:
+                continue
+            cells = [f.label, f.unit, f.system, _count(f.measure.count)]
+            rows.append(([*cells, _size(results, f)], f))
+        if rows:
+            header = [*columns, more, value]
+            lines += _figure_table(header, results.baselines, rows, True)
+    return lines
 
 
-def as_csv(figures: Sequence[Figure]) -> str:
-    """Return the figures as CSV, one line per figure and comparison."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(
-        ["table", "label", "unit", "system", "value", "low", "high", "utterances"]
-        + ["tokens", "reference", "difference", "difference_low", "difference_high"]
-        + ["p", "test"]
-    )
+def _is_language(figure: Figure) -> bool:
+    # Groups of languages have names of several words.
+    return bool(figure.task and figure.task.part and " " not in figure.task.part)
+
+
+def _size(results: Results, figure: Figure) -> str:
+    """Reference tokens, or how well the most frequent language alone would do."""
+    if figure.kind == "error rate" or figure.task is None:
+        return _count(figure.tokens)
+    trainings = results.identification[figure.task][figure.system]
+    return f"{next(iter(trainings.values())).majority:.2f}"
+
+
+def _measure_section(table: MeasureTable, figures: Sequence[Figure]) -> list[str]:
+    lines = [f"### {table.title}", ""]
+    lines += [table.note, ""] if table.note else []
+    columns = ["measured on", *(["unit"] if table.units else []), "system"]
+    rows = []
     for f in figures:
-        low, high = f.measure.interval or ("", "")
-        for c in f.comparisons or (Comparison("", 0.0),):
-            compared = [c.reference, c.difference if c.reference else ""]
-            compared += [*(c.interval or ("", "")), "" if c.p is None else c.p, c.test]
-            writer.writerow(
-                [f.table, f.label, f.unit, f.system, f.measure.value, low, high]
-                + ["" if n is None else n for n in (f.measure.count, f.tokens)]
-                + compared
-            )
-    return buffer.getvalue()
-
-
-def _recognition_summary(results: Results, figures: Sequence[Figure]) -> list[str]:
-    rows = [
-        (
-            [f.label, f.unit, f.system, _count(f.measure.count), _count(f.tokens)],
-            f,
-        )
-        for f in figures
-        if f.table == RECOGNITION
-    ]
-    if not rows:
-        return []
-    columns = ["test set", "unit", "upstream", "utterances", "tokens", "error rate (%)"]
-    return [f"### {RECOGNITION}", ""] + _figure_table(columns, results.baselines, rows)
-
-
-def _identification_summary(results: Results, figures: Sequence[Figure]) -> list[str]:
-    rows = [
-        (
-            [f.label, f.system, _count(f.measure.count)]
-            + [f"{results.identification[f.system][f.label].majority:.2f}"],
-            f,
-        )
-        for f in figures
-        if f.table == IDENTIFICATION
-    ]
-    if not rows:
-        return []
-    columns = ["test set", "upstream", "utterances", "largest class (%)"]
-    columns += ["accuracy (%)"]
-    return [f"### {IDENTIFICATION}", ""] + _figure_table(
-        columns, results.baselines, rows
-    )
+        if f.task is None and f.table == table.title:
+            unit = [f.unit] if table.units else []
+            rows.append(([f.label, *unit, f.system, _count(f.measure.count)], f))
+    columns += ["utterances", table.measure]
+    return lines + _figure_table(columns, table.references, rows)
 
 
 def _figure_table(
     columns: Sequence[str],
     references: Iterable[str],
     rows: Sequence[tuple[list[str], Figure]],
+    heads: bool = False,
 ) -> list[str]:
     # A reference that is compared with nothing would be a column of dashes.
     compared = {c.reference for _, figure in rows for c in figure.comparisons}
     references = [r for r in references if r in compared]
+    seeds = any(figure.measure.seeds > 1 for _, figure in rows)
     body = []
     for cells, figure in rows:
         by_reference = {c.reference: c for c in figure.comparisons}
         body.append(
             cells
-            + [f"{figure.measure.value:.2f}", _interval(figure.measure)]
+            + [_value(figure.measure), _interval(figure.measure)]
+            + ([_deviation(figure.measure)] if seeds else [])
             + [_comparison(by_reference.get(r)) for r in references]
         )
-    header = [*columns, "95 % interval", *(f"vs {r}" for r in references)]
+        if heads and figure.task is not None:
+            body[-1] += [figure.task.train or "-", figure.head or "-"]
+    header = [*columns, "95 % interval", *(["sd"] if seeds else [])]
+    header += [f"vs {r}" for r in references]
+    header += ["trained on", "head"] if heads else []
     return _table(header, body)
 
 
@@ -221,26 +200,56 @@ def _parameters(results: Results) -> list[str]:
 
 
 def _system_section(results: Results, system: str, what: str) -> list[str]:
-    scores = results.recognition.get(system, {})
-    identified = results.identification.get(system, {})
+    scores = _of_system(results.recognition, system)
+    identified = _of_system(results.identification, system)
     if not scores and not identified:
         return []
     lines = [f"## {system}", "", f"- {what}", ""]
-    for unit in dict.fromkeys(score.unit for score in scores.values()):
-        name = _RATE_NAMES.get(unit, "TER")
+    for unit in dict.fromkeys(task.unit for task, _, _ in scores):
+        name = _RATE_NAMES.get(unit.split()[0], "TER")
         lines += [f"### {name} (unit: {unit})", ""]
-        header = "dataset|Snt|Wrd|Corr|Sub|Del|Ins|Err|S.Err".split("|")
         lines += _table(
-            header,
-            [_sclite_row(k, s) for k, s in scores.items() if s.unit == unit],
+            "dataset|Snt|Wrd|Corr|Sub|Del|Ins|Err|S.Err".split("|"),
+            [
+                _sclite_row(_dataset(task, seed), score)
+                for task, seed, score in scores
+                if task.unit == unit
+            ],
         )
-    for label, score in identified.items():
-        lines += [f"### LID: {label}", "", *_confusion(score)]
+    for task, seed, score in identified:
+        if len(score.confusion) <= _MANY and not task.part:
+            lines += [f"### LID: {_dataset(task, seed)}, {task.unit}", ""]
+            lines += _confusion(score)
     return lines
 
 
+def _of_system(scored, system: str) -> list[tuple[Task, int | None, Any]]:
+    """Every task's scores of a system; the seed is None where there is one only."""
+    found = []
+    for task, row in scored.items():
+        trainings = row.get(system, {})
+        if _is_many(scored, task) and task.part:
+            continue
+        for seed, score in trainings.items():
+            found.append((task, seed if len(trainings) > 1 else None, score))
+    return found
+
+
+def _is_many(scored, task: Task) -> bool:
+    siblings = {t.part for t in scored if (t.track, t.test) == (task.track, task.test)}
+    return len(siblings) > _MANY
+
+
+def _dataset(task: Task, seed: int | None) -> str:
+    words = [task.label]
+    words += [] if task.track in ("asr", "lid") else [f"({task.track})"]
+    words += [f"trained on {task.train}"] if task.train else []
+    words += [] if seed is None else [f"seed {seed}"]
+    return " ".join(words)
+
+
 def _sclite_row(label: str, score: Score) -> list[str]:
-    total: Counts = score.total
+    total = score.sclite_total
     parts = (total.cor, total.sub, total.dele, total.ins, total.errors)
     shares = [f"{100 * part / total.ref_length:.1f}" for part in parts]
     return [
@@ -265,6 +274,17 @@ def _confusion(score: LidScore) -> list[str]:
 def _table(header: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
     rows = [header, ["---"] * len(header), *body]
     return ["|" + "|".join(cells) + "|" for cells in rows] + [""]
+
+
+def _value(measure: Measure) -> str:
+    note = f" ({measure.note})" if measure.note else ""
+    return f"{measure.value:.2f}{note}"
+
+
+def _deviation(measure: Measure) -> str:
+    if measure.deviation is None:
+        return "-"
+    return f"{measure.deviation:.2f} ({measure.seeds} seeds)"
 
 
 def _interval(measure: Measure) -> str:

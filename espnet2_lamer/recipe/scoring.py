@@ -2,11 +2,19 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from espnet2_lamer.evaluation.decoding import decode
 from espnet2_lamer.evaluation.measure import Measure
-from espnet2_lamer.evaluation.results import MeasureTable, Results
+from espnet2_lamer.evaluation.plots import write_plots
+from espnet2_lamer.evaluation.results import (
+    Figure,
+    MeasureTable,
+    Results,
+    Task,
+    collect_figures,
+)
 from espnet2_lamer.evaluation.scoring import LidScore, Score, lid_accuracy, score_files
 from espnet2_lamer.evaluation.tables import describe_environment, write_results
 from espnet2_lamer.fileio.datadir import read_table, write_table
@@ -18,9 +26,10 @@ DECODE_CONFIG = Path("conf/decode_asr_mlsuperb.yaml")
 
 
 def score(options: Options) -> None:
-    """Decode, score and write ``RESULTS.md``, ``results.json`` and ``results.csv``."""
-    recognition: dict[str, dict[str, Score]] = {}
-    identification: dict[str, dict[str, LidScore]] = {}
+    """Decode, score and write ``RESULTS.md``, its data and its pictures."""
+    recognition: dict[Task, dict[str, dict[int, Score]]] = {}
+    identification: dict[Task, dict[str, dict[int, LidScore]]] = {}
+    heads = {}
     for upstream in options.upstreams:
         system = options.system(upstream)
         for lang in options.langs:
@@ -32,41 +41,50 @@ def score(options: Options) -> None:
                 experiment / f"decode_{test.name}",
                 DECODE_CONFIG,
             )
-            scored = score_files(
-                test / "text", hypothesis, options.units[lang], options.seed
-            )
-            recognition.setdefault(system, {})[lang] = scored
-            logging.info(
-                "%s, %s, %s: %.1f %% (%.1f-%.1f), %d utterances",
-                system,
-                lang,
-                options.units[lang],
-                scored.error_rate,
-                *scored.interval,
-                scored.utterances,
-            )
-        identification[system] = _identify(options, upstream)
-        for decision, found in identification[system].items():
-            logging.info(
-                "%s, LID, %s: %.1f %% (%.1f-%.1f), %d utterances",
-                system,
-                decision,
-                found.accuracy,
-                *found.interval,
-                found.utterances,
-            )
+            task = Task("asr", lang, options.units[lang], "all speech")
+            recognition.setdefault(task, {})[system] = {
+                options.seed: score_files(
+                    test / "text", hypothesis, options.units[lang], options.seed
+                )
+            }
+            heads[task, system] = f"layer {options.asr_layer}"
+        for decision, found in _identify(options, upstream).items():
+            task = Task("lid", "all", decision, "all speech")
+            identification.setdefault(task, {})[system] = {options.seed: found}
+            heads[task, system] = f"layer {options.lid_layer}"
     results = Results(
         systems=_systems(options),
         baselines=[n for n in ("random", "base") if n in options.upstreams],
         recognition=recognition,
         identification=identification,
+        heads=heads,
         tables=[*_masked_table(options), *_forgetting_tables(options)],
         parameters=_parameters(options),
         environment=describe_environment(),
         notes=_notes(options),
     )
-    write_results(options.results, results)
-    logging.info("results: %s", options.results / "RESULTS.md")
+    figures = collect_figures(results)
+    _log(figures)
+    pictures = write_plots(options.results / "plots", results, figures)
+    write_results(options.results, results, figures)
+    logging.info("results: %s, %d plots", options.results / "RESULTS.md", len(pictures))
+
+
+def _log(figures: Sequence[Figure]) -> None:
+    for f in figures:
+        if f.task is None or f.task.part or f.measure.interval is None:
+            continue
+        logging.info(
+            "%s, %s, %s, %s: %s %.1f %% (%.1f-%.1f), %d utterances",
+            f.system,
+            f.task.track,
+            f.label,
+            f.unit,
+            f.kind,
+            f.measure.value,
+            *f.measure.interval,
+            f.measure.count,
+        )
 
 
 def _systems(options: Options) -> dict[str, str]:

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from espnet2_lamer.evaluation.bootstrap import (
+    macro_interval,
     mcnemar_exact,
     paired_bootstrap,
+    paired_macro_bootstrap,
     rate_interval,
     wilson_interval,
 )
@@ -141,3 +143,49 @@ def test_measures_compare_only_on_the_same_utterances():
     assert one.compare(Measure(50.0)) is None
     with pytest.raises(ValueError, match="same utterances"):
         one.compare(Measure.of_rate({"a": (0, 2)}))
+
+
+def test_macro_interval_matches_the_standard_error_of_a_mean_of_means():
+    rng = np.random.default_rng(8)
+    groups = [rng.random(size) for size in (100, 400, 50)]
+    low, high = macro_interval(groups)
+    # Independent means: variances add, divided by the number of groups squared.
+    error = sum(g.var() / len(g) for g in groups) ** 0.5 / len(groups)
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.05)
+    assert low < np.mean([g.mean() for g in groups]) < high
+
+
+def test_macro_comparison_pairs_utterances_and_is_one_for_equal_systems():
+    rng = np.random.default_rng(9)
+    base = [rng.random(size) for size in (60, 30)]
+    assert paired_macro_bootstrap(base, base).p_two_sided == 1.0
+    better = [g - 0.05 + 0.02 * rng.standard_normal(len(g)) for g in base]
+    test = paired_macro_bootstrap(better, base)
+    assert test.p_less < 0.001 and test.interval[1] < 0
+    expected = np.mean([b.mean() - g.mean() for b, g in zip(better, base, strict=True)])
+    assert test.difference == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("groups", [[], [[1.0], []]])
+def test_groups_without_utterances_are_refused(groups):
+    with pytest.raises(ValueError, match="without utterances"):
+        macro_interval(groups)
+
+
+def test_several_seeds_give_mean_deviation_and_a_test_of_the_means():
+    runs = [{f"u{i}": (e, 10) for i in range(40)} for e in (2, 3, 4)]
+    measure = Measure.of_seeds([Measure.of_rate(parts) for parts in runs])
+    assert measure.value == pytest.approx(30.0)
+    # Rates 20, 30, 40: sample standard deviation 10.
+    assert (measure.seeds, measure.deviation) == (3, pytest.approx(10.0))
+    assert measure.parts["u0"] == (3.0, 10)
+    base = Measure.of_rate({f"u{i}": (5, 10) for i in range(40)})
+    assert measure.compare(base).difference == pytest.approx(-0.2)
+    one = Measure.of_rate(runs[0])
+    assert Measure.of_seeds([one]) is one
+
+
+def test_seeds_over_different_utterances_are_refused():
+    measures = [Measure.of_rate({utt: (1, 10)}) for utt in ("a", "b")]
+    with pytest.raises(ValueError, match="not over the same utterances"):
+        Measure.of_seeds(measures)

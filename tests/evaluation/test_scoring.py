@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import pytest
 
@@ -9,34 +10,12 @@ from espnet2_lamer.bin import score as score_bin
 from espnet2_lamer.bin.common import run_main
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.scoring import (
-    Counts,
-    error_counts,
+    by_language,
     language_tag,
     lid_accuracy,
     score_files,
     tokenize,
 )
-
-
-def reference_counts(ref, hyp):
-    """Plain dynamic programming: fewest errors, then most correct tokens."""
-    # Cell: (errors, substitutions, deletions, insertions, correct).
-    previous = [(j, 0, 0, j, 0) for j in range(len(hyp) + 1)]
-    for i, r in enumerate(ref, 1):
-        row = [(i, 0, i, 0, 0)]
-        for j, h in enumerate(hyp, 1):
-            diagonal, up, left = previous[j - 1], previous[j], row[j - 1]
-            if r == h:
-                match = (*diagonal[:4], diagonal[4] + 1)
-            else:
-                match = (diagonal[0] + 1, diagonal[1] + 1, *diagonal[2:])
-            deletion = (up[0] + 1, up[1], up[2] + 1, *up[3:])
-            insertion = (left[0] + 1, *left[1:3], left[3] + 1, left[4])
-            row.append(
-                min(match, deletion, insertion, key=lambda cell: (cell[0], -cell[4]))
-            )
-        previous = row
-    return Counts(*previous[-1][1:])
 
 
 def write(path, **lines):
@@ -47,58 +26,87 @@ def write(path, **lines):
 
 
 def random_lines(rng):
-    alphabet = rng.choice(["ab ", "abcdefgh ", "你好世界 再", "A你 ", "[eng] "])
+    alphabet = rng.choice(["ab ", "abcdefgh ", "你好世界 再", "A你 ", "eng "])
     ref = "".join(rng.choices(alphabet, k=rng.randint(1, 25)))
     hyp = "".join(c for c in ref if rng.random() > 0.3)
     hyp += "".join(rng.choices(alphabet, k=rng.randint(0, 6)))
-    return ref, rng.choice([hyp, hyp, hyp, ""])
+    tags = ["", "", "[eng] ", "[cmn] ", "[org_jpn] "]
+    hyp = rng.choice(tags) + rng.choice(["", "", "[cmn]"]) + hyp
+    return rng.choice(tags) + ref, rng.choice([hyp, hyp, hyp, ""])
 
 
-@pytest.mark.parametrize(
-    ("ref", "hyp", "expected"),
-    [
-        # Two ways to two errors; the one that keeps b is counted, as sclite does.
-        ("ab", "bc", Counts(sub=0, dele=1, ins=1, cor=1)),
-        ("abc", "abc", Counts(0, 0, 0, 3)),
-        ("abc", "", Counts(0, 3, 0, 0)),
-        ("", "abc", Counts(0, 0, 3, 0)),
-        ("abc", "axc", Counts(1, 0, 0, 2)),
-        ("你好吗", "你们好", Counts(0, 1, 1, 2)),
-    ],
-)
-def test_hand_made_pairs_have_these_counts(ref, hyp, expected):
-    assert error_counts(ref, hyp) == expected
+def espnet_tokens(line):
+    """What asr.sh hands to sclite: ``tokenize_text -f 2-`` with the tags as nlsyms."""
+    from espnet2.text.char_tokenizer import CharTokenizer
+
+    tokenizer = CharTokenizer(
+        non_linguistic_symbols=["[eng]", "[cmn]", "[org_jpn]"],
+        remove_non_linguistic_symbols=True,
+    )
+    return tokenizer.text2tokens(" ".join(line.split()))
 
 
-def test_tokens_are_compared_whole():
-    assert error_counts(["zh", "ong1"], ["zh", "ong4"]) == Counts(1, 0, 0, 1)
+@pytest.fixture(scope="module")
+def random_files(tmp_path_factory):
+    rng = random.Random(3)
+    root = tmp_path_factory.mktemp("random")
+    pairs = [random_lines(rng) for _ in range(400)]
+    pairs = [(ref, hyp) for ref, hyp in pairs if espnet_tokens(ref)]
+    assert len(pairs) >= 200 and sum(not hyp for _, hyp in pairs) > 20
+    ref = write(root / "ref", **{f"u{i}": p[0] for i, p in enumerate(pairs)})
+    hyp = write(root / "hyp", **{f"u{i}": p[1] for i, p in enumerate(pairs)})
+    return pairs, ref, hyp
 
 
-@pytest.mark.parametrize("unit", ["char", "word"])
-def test_counts_equal_dynamic_programming_on_random_pairs(unit):
-    rng = random.Random(7)
-    for _ in range(400):
-        ref, hyp = (tokenize(line, unit) for line in random_lines(rng))
-        counts = error_counts(ref, hyp)
-        assert counts == reference_counts(ref, hyp)
-        assert counts.ref_length == len(ref)
-        assert counts.cor + counts.sub + counts.ins == len(hyp)
-
-
-def test_error_rate_equals_espnets_definition_on_random_pairs(tmp_path):
-    # ESPnet: editdistance over the characters of tokenize_text, summed over the
-    # corpus, divided by the number of reference tokens.
+def test_error_rate_equals_espnets_definition_on_random_pairs(random_files):
+    # ESPnet's tokens and the edit distance it uses, over the whole corpus.
     import editdistance
 
-    rng = random.Random(3)
-    pairs = [random_lines(rng) for _ in range(300)]
-    pairs = [(ref, hyp) for ref, hyp in pairs if ref.strip()]
-    ref = write(tmp_path / "ref", **{f"u{i}": p[0] for i, p in enumerate(pairs)})
-    hyp = write(tmp_path / "hyp", **{f"u{i}": p[1] for i, p in enumerate(pairs)})
-    tokens = [tuple(" ".join(text.split()) for text in pair) for pair in pairs]
+    pairs, ref, hyp = random_files
+    tokens = [tuple(map(espnet_tokens, pair)) for pair in pairs]
     expected = sum(editdistance.eval(r, h) for r, h in tokens)
     expected *= 100 / sum(len(r) for r, _ in tokens)
-    assert score_files(ref, hyp, "char").error_rate == pytest.approx(expected, abs=1e-9)
+    score = score_files(ref, hyp, "char", remove_tags=True)
+    assert score.error_rate == pytest.approx(expected, abs=1e-9)
+
+
+def test_sclites_figures_are_those_of_its_costs_on_the_same_pairs(random_files):
+    # Independent of the library: the cheapest path under 0, 3, 3, 4, by recursion.
+    def cheapest(ref, hyp):
+        row = [(3 * j, j) for j in range(len(hyp) + 1)]
+        for i, r in enumerate(ref, 1):
+            new = [(3 * i, i)]
+            for j, h in enumerate(hyp, 1):
+                (cost, errors), wrong = row[j - 1], int(r != h)
+                new.append(
+                    min(
+                        (cost + 4 * wrong, errors + wrong),
+                        (row[j][0] + 3, row[j][1] + 1),
+                        (new[-1][0] + 3, new[-1][1] + 1),
+                    )
+                )
+            row = new
+        return row[-1][1]
+
+    pairs, ref, hyp = random_files
+    score = score_files(ref, hyp, "char", remove_tags=True)
+    expected = sum(cheapest(*map(espnet_tokens, pair)) for pair in pairs)
+    assert score.sclite_total.errors == expected
+    assert score.sclite_total.ref_length == score.ref_length
+
+
+def test_the_space_after_a_removed_tag_counts_as_in_espnet():
+    line = "[eng] AB C"
+    assert tokenize(line, "char", remove_tags=True) == espnet_tokens(line)
+    assert espnet_tokens(line) == ["<space>", "A", "B", "<space>", "C"]
+    assert tokenize("[cmn] l ao3", "pinyin", remove_tags=True) == ["l", "ao3"]
+    assert tokenize("[eng] A", "char")[:2] == ["[", "e"]
+
+
+def test_bpe_is_scored_in_characters_of_the_joined_text(tmp_path):
+    assert tokenize("AB C", "bpe") == tokenize("AB C", "char")
+    ref = write(tmp_path / "ref", u="AB C")
+    assert score_files(ref, ref, "bpe").ref_length == 4
 
 
 def test_a_space_is_a_token_of_char_and_splits_the_other_units():
@@ -191,6 +199,40 @@ def test_lid_accuracy_counts_first_tags_and_missing_tags_as_unknown(tmp_path):
     half = z * (0.25 / n + z**2 / (4 * n**2)) ** 0.5
     bounds = [(0.5 + z**2 / (2 * n) + s * half) / (1 + z**2 / n) for s in (-1, 1)]
     assert score.interval == pytest.approx([100 * b for b in bounds])
+
+
+def test_a_score_splits_by_language_into_corpus_level_scores(tmp_path):
+    ref = write(tmp_path / "ref", a="[eng] A B", b="[cmn] X", c="[eng] A B C D")
+    hyp = write(tmp_path / "hyp", a="[eng] A X", b="[cmn] X", c="[cmn] A B C")
+    utt2lang = {"a": "eng", "b": "cmn", "c": "eng"}
+    score = score_files(ref, hyp, "word", remove_tags=True)
+    split = by_language(score, utt2lang)
+    assert {k: (s.errors, s.ref_length) for k, s in split.items()} == {
+        "cmn": (0, 1),
+        "eng": (2, 6),
+    }
+    found = by_language(lid_accuracy(ref, hyp), utt2lang, lambda lang: "all")
+    assert found["all"].accuracy == pytest.approx(200 / 3)
+    assert by_language(lid_accuracy(ref, hyp), utt2lang)["eng"].accuracy == 50.0
+
+
+def test_lid_accuracy_equals_the_official_rule_on_random_texts(tmp_path):
+    # split_results.py: all [abc] in order, then all [abc_def]; the first one counts.
+    rng = random.Random(5)
+    pieces = ["[eng]", "[cmn]", "[org_jpn]", "[ENG]", "A", " ", "[", "]"]
+    refs = {f"u{i}": f"{rng.choice(pieces[:3])} A" for i in range(300)}
+    hyps = {u: "".join(rng.choices(pieces, k=rng.randint(0, 5))) for u in refs}
+
+    def official(text):
+        tags = re.findall(r"\[[a-z]{3}\]", text)
+        tags += re.findall(r"\[[a-z]{3}_[a-z]{3}\]", text)
+        return (tags or ["[UNK]"])[0]
+
+    score = lid_accuracy(write(tmp_path / "r", **refs), write(tmp_path / "h", **hyps))
+    right = [official(hyps[u]) == refs[u].split()[0] for u in refs]
+    assert 0 < sum(right) < len(right)
+    expected = 100 * sum(right) / len(right)
+    assert score.accuracy == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("text", ["HELLO", "[eng] [cmn]"])

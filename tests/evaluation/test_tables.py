@@ -8,23 +8,28 @@ import pytest
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.bootstrap import mcnemar_exact, paired_bootstrap
 from espnet2_lamer.evaluation.measure import Measure
-from espnet2_lamer.evaluation.results import MeasureTable, Results
+from espnet2_lamer.evaluation.results import MeasureTable, Results, Task
 from espnet2_lamer.evaluation.scoring import Counts, LidScore, Score
 from espnet2_lamer.evaluation.tables import describe_environment, write_results
 
 UTTS = [f"u{i:02d}" for i in range(40)]
+CMN = Task("asr", "cmn", "pinyin", "1h")
+ENG = Task("asr", "eng", "char", "1h")
+LID = Task("lid", "cmn+yue", "first tag", "1h total")
 
 
-def score(errors_per_utt, unit="pinyin"):
-    counts = {u: Counts(errors_per_utt, 0, 0, 20 - errors_per_utt) for u in UTTS}
+def score(errors_per_utt, unit="pinyin", utts=UTTS):
+    counts = {u: Counts(errors_per_utt, 0, 0, 20 - errors_per_utt) for u in utts}
+    # One error more in sclite's alignment: the two must not be mixed up.
+    sclite = {u: Counts(0, 2, 2, 18) for u in utts}
     rate = 5.0 * errors_per_utt
-    return Score(unit, counts, (rate, rate))
+    return {0: Score(unit, counts, (rate, rate), sclite)}
 
 
 def lid(right):
-    correct = {u: i < right for i, u in enumerate(UTTS)}
-    confusion = {"cmn": {"cmn": right, "yue": 40 - right - 1, "UNK": 1}}
-    return LidScore(correct, confusion, (90.0, 99.5))
+    found = {u: "cmn" if i < right else "yue" for i, u in enumerate(UTTS)}
+    found[UTTS[-1]] = "UNK"
+    return {0: LidScore(dict.fromkeys(UTTS, "cmn"), found, (90.0, 99.5))}
 
 
 @pytest.fixture
@@ -37,11 +42,11 @@ def results():
         systems={"random": "same network, random weights", "base": "B", "lamer": "L"},
         baselines=["random", "base"],
         recognition={
-            "lamer": {"cmn": score(4)},
-            "random": {"cmn": score(16), "eng": score(10, "char")},
-            "base": {"cmn": score(6)},
+            CMN: {"lamer": score(4), "random": score(16), "base": score(6)},
+            ENG: {"random": score(10, "char")},
         },
-        identification={"random": {"cmn+yue": lid(20)}, "lamer": {"cmn+yue": lid(39)}},
+        identification={LID: {"lamer": lid(39), "random": lid(20)}},
+        heads={(CMN, "lamer"): "layer 22"},
         tables=[
             MeasureTable(
                 title="Masked accuracy on new units",
@@ -88,19 +93,23 @@ def test_each_system_has_espnets_error_table(written):
     section = text[text.index("\n## lamer\n") :]
     assert "|dataset|Snt|Wrd|Corr|Sub|Del|Ins|Err|S.Err|" in section
     assert "### TER (unit: pinyin)" in section
-    assert row(section, "cmn") == [
-        *["cmn", "40", "800", "80.0", "20.0", "0.0", "0.0", "20.0", "100.0"]
+    dataset = "cmn trained on 1h"
+    assert row(section, dataset) == [
+        *[dataset, "40", "800", "90.0", "0.0", "10.0", "10.0", "20.0", "100.0"]
     ]
+    # The edit distance is another figure.
+    assert "20.00" in row(text, "cmn", "pinyin", "lamer")
 
 
 def test_summary_has_unit_counts_interval_and_p_of_every_error_rate(written):
     text = (written / "RESULTS.md").read_text()
     assert row(text, "cmn", "pinyin", "lamer") == [
         *["cmn", "pinyin", "lamer", "40", "800", "20.00", "20.00 to 20.00"],
-        *["-60.00 (p < 0.001)", "-10.00 (p < 0.001)"],
+        *["-60.00 (p < 0.001)", "-10.00 (p < 0.001)", "1h", "layer 22"],
     ]
-    assert row(text, "cmn", "pinyin", "random")[-2:] == ["-", "+50.00 (p < 0.001)"]
-    assert row(text, "eng", "char", "random")[-2:] == ["-", "-"]
+    random = row(text, "cmn", "pinyin", "random")
+    assert random[-4:] == ["-", "+50.00 (p < 0.001)", "1h", "-"]
+    assert row(text, "eng", "char", "random")[-4:] == ["-", "-", "1h", "-"]
 
 
 def test_systems_stand_in_their_order_within_a_test_set(written):
@@ -113,19 +122,12 @@ def test_systems_stand_in_their_order_within_a_test_set(written):
 
 def test_lid_row_has_mcnemars_p_and_the_confusion_matrix_stands_below(written):
     text = (written / "RESULTS.md").read_text()
-    assert row(text, "cmn+yue", "lamer") == [
-        *[
-            "cmn+yue",
-            "lamer",
-            "40",
-            "100.00",
-            "97.50",
-            "90.00 to 99.50",
-            "+47.50 (p < 0.001)",
-        ]
+    assert row(text, "cmn+yue", "first tag", "lamer") == [
+        *["cmn+yue", "first tag", "lamer", "40", "100.00", "97.50"],
+        *["90.00 to 99.50", "+47.50 (p < 0.001)", "1h total", "-"],
     ]
-    assert "|true \\ found|cmn|UNK|yue|" in text
-    assert "|cmn|39|1|0|" in text
+    assert "|true \\ found|cmn|UNK|" in text
+    assert "|cmn|39|1|" in text
 
 
 def test_further_tables_parameters_and_notes_are_written(written):
@@ -177,23 +179,9 @@ def test_the_same_results_give_the_same_bytes(results, tmp_path):
     ("change", "message"),
     [
         ({"baselines": ["hubert"]}, "'hubert' is not described"),
-        ({"recognition": {"other": {}}}, "'other' is not described"),
+        ({"recognition": {CMN: {"other": {}}}}, "'other' is not described"),
         (
-            {
-                "recognition": {
-                    "base": {"x": score(1)},
-                    "lamer": {"x": score(1, "char")},
-                }
-            },
-            "units char, pinyin",
-        ),
-        (
-            {
-                "recognition": {
-                    "random": {"x": score(1)},
-                    "lamer": {"x": Score("pinyin", {"v": Counts(1, 0, 0, 1)}, (0, 1))},
-                }
-            },
+            {"recognition": {CMN: {"random": score(1), "lamer": score(1, utts=["v"])}}},
             "not over the same utterances",
         ),
     ],
@@ -217,3 +205,46 @@ def test_environment_names_versions_and_leaves_git_out_outside_a_checkout(tmp_pa
         "pytorch version",
     ]
     assert "Git hash" not in environment
+
+
+def test_several_seeds_show_their_mean_and_deviation(results, tmp_path):
+    two = {seed: score(errors)[0] for seed, errors in ((0, 4), (1, 6))}
+    results.recognition = {CMN: {"lamer": two, "base": score(6)}}
+    write_results(tmp_path, results)
+    text = (tmp_path / "RESULTS.md").read_text()
+    # Rates 20 and 30: mean 25, sample standard deviation 10 / sqrt(2).
+    cells = row(text, "cmn", "pinyin", "lamer")
+    assert cells[5] == "25.00" and cells[7] == "7.07 (2 seeds)"
+    assert row(text, "cmn", "pinyin", "base")[7] == "-"
+    assert "cmn trained on 1h seed 1" in text and "mean" in text
+    figures = json.loads((tmp_path / "results.json").read_text())["figures"]
+    assert figures[1]["trainings"] == {"0": 20.0, "1": 30.0}
+    assert figures[1]["deviation"] == pytest.approx(50**0.5)
+
+
+def test_lid_over_seeds_is_tested_by_paired_bootstrap(results, tmp_path):
+    both = {0: lid(39)[0], 1: lid(35)[0]}
+    results.identification = {LID: {"lamer": both, "random": lid(20)}}
+    write_results(tmp_path, results)
+    figures = json.loads((tmp_path / "results.json").read_text())["figures"]
+    lamer = [f for f in figures if f["measure"] == "accuracy" and f["seeds"] == 2]
+    assert lamer[0]["comparisons"][0]["test"] == "paired bootstrap"
+
+
+def test_many_languages_of_a_test_set_stand_in_the_data_files_alone(results, tmp_path):
+    langs = [f"{a}{b}x" for a in "abcd" for b in "abcd"]
+    tasks = [Task("multi_asr", "all", "char", "1h", part) for part in ("", *langs)]
+    group = Task("multi_asr", "all", "char", "1h", "trained languages")
+    results.recognition = {t: {"base": score(2, "char")} for t in (*tasks, group)}
+    write_results(tmp_path, results)
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "|all: aax|" not in text
+    assert "|all: trained languages|char|base|" in text
+    assert "all: aax" in (tmp_path / "results.csv").read_text()
+
+
+def test_every_row_of_the_heads_names_its_unit_and_training_speech(written):
+    figures = json.loads((written / "results.json").read_text())["figures"]
+    heads = [f for f in figures if f["track"]]
+    assert len(heads) == 6
+    assert all(f["unit"] and f["train"] for f in heads)
