@@ -4,8 +4,12 @@ import numpy as np
 
 
 def rounded_length(num_samples: int, max_samples: int, bucket: int) -> int:
-    """Length an utterance occupies in a batch: cropped, then rounded up to a bucket."""
-    return -(-min(num_samples, max_samples) // bucket) * bucket
+    """Length that a row of ``num_samples`` occupies in a batch.
+
+    Rounded up to a bucket, but never above the crop length: crops themselves, the most
+    frequent length of long utterances, need no padding.
+    """
+    return min(-(-num_samples // bucket) * bucket, max_samples)
 
 
 def make_batches(

@@ -1,6 +1,7 @@
 """Turn utterances into a padded batch: crop, pad, draw masks (CPU, seeded)."""
 
 import hashlib
+import sys
 from collections.abc import Collection
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from espnet2_lamer.data.frames import num_frames
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.hubert.masking import LABEL_PADDING, span_mask
+from espnet2_lamer.train.batching import rounded_length
 
 SHIFT = 320
 Utterance = tuple[str, dict[str, np.ndarray]]
@@ -25,8 +27,9 @@ def utterance_generator(seed: int, epoch: int, utt_id: str) -> np.random.Generat
 class LamerCollate:
     """Collate function of masked prediction.
 
-    Crops start at multiples of 320 samples, so labels stay aligned exactly. Lengths
-    are padded up to multiples of ``bucket`` samples. Masks never touch padding.
+    Crops start at multiples of 320 samples, so labels stay aligned exactly. Batches
+    are padded to multiples of ``bucket`` samples, in training at most to the crop
+    length. Masks never touch padding.
 
     Args:
         max_samples: Crop length in training; validation is not cropped.
@@ -90,7 +93,8 @@ class LamerCollate:
             if "lang" in data:
                 extra.setdefault("lang", []).append(int(np.ravel(data["lang"])[0]))
         longest = max(map(len, waveforms))
-        padded = -(-longest // self.bucket) * self.bucket
+        limit = self.max_samples if self.train else sys.maxsize
+        padded = rounded_length(longest, limit, self.bucket)
         output = {
             "speech": _pad(waveforms, 0.0, padded),
             "speech_lengths": torch.tensor([len(w) for w in waveforms]),

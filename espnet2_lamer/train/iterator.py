@@ -84,11 +84,10 @@ class BucketIterFactory(AbsIterFactory):
 
     def _one_pass(self, number: int, shuffle: bool) -> list[list[str]]:
         collate = self.make_collate(1)
-        longest = max(self.lengths.values())
         return make_batches(
             self.lengths,
             self.batch_bins,
-            collate.max_samples if self.train else longest,
+            collate.max_samples if self.train else sys.maxsize,
             collate.bucket,
             np.random.default_rng([self.seed, number]),
             shuffle,

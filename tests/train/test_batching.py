@@ -11,7 +11,8 @@ from espnet2_lamer.train.collate import LamerCollate
 from espnet2_lamer.train.iterator import BucketIterFactory
 
 BUCKET = 1600
-CROP = 8000
+# No multiple of the bucket, as in the paper's setting.
+CROP = 7900
 BINS = 30000
 
 
@@ -21,9 +22,9 @@ def some_lengths(count=60, low=800, high=20000, seed=0):
 
 
 def padded(names, lengths):
-    """Samples that a batch occupies when its longest is padded to the bucket."""
+    """Samples that a batch occupies: padded to the bucket, at most to the crop."""
     longest = max(min(lengths[name], CROP) for name in names)
-    return len(names) * -(-longest // BUCKET) * BUCKET
+    return len(names) * min(-(-longest // BUCKET) * BUCKET, CROP)
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
@@ -66,7 +67,7 @@ def test_shapes_are_few():
     batches = make_batches(lengths, BINS, CROP, BUCKET, np.random.default_rng(0), True)
     shapes = {(len(b), padded(b, lengths)) for b in batches}
     # One per rounded length, and the last batch.
-    assert len(shapes) <= CROP // BUCKET + 1
+    assert len(shapes) <= CROP // BUCKET + 2
     assert len(batches) > 2 * len(shapes)
 
 
@@ -82,11 +83,29 @@ def test_order_depends_on_the_generator_alone():
     assert make(0, lengths) != make(1, lengths)
 
 
-def test_lengths_are_cropped_then_rounded_up():
+def test_lengths_are_rounded_up_but_not_above_the_crop():
     assert rounded_length(1, CROP, BUCKET) == 1600
     assert rounded_length(1600, CROP, BUCKET) == 1600
     assert rounded_length(1601, CROP, BUCKET) == 3200
-    assert rounded_length(99999, CROP, BUCKET) == 8000
+    assert rounded_length(6401, CROP, BUCKET) == 7900
+    assert rounded_length(99999, CROP, BUCKET) == 7900
+
+
+def test_crops_of_the_papers_length_are_not_padded():
+    """250000 samples in buckets of a second: 16 rows of 15.625 s, not of 16 s."""
+    lengths = {f"utt{n:02d}": 250_000 + 1000 * n for n in range(32)}
+
+    def make_collate(epoch):
+        return LamerCollate(250_000, 16_000, 0.8, 10, 0, epoch, True)
+
+    make = BucketIterFactory(
+        Zeros(lengths), lengths, 16 * 250_000, make_collate, None, 0, True
+    )
+    for names, batch in make.build_iter(1):
+        assert len(names) == 16
+        assert batch["speech"].shape == (16, 250_000)
+        assert (batch["speech_lengths"] == 250_000).all()
+        assert batch["text"].shape == (16, 781)
 
 
 class Zeros:

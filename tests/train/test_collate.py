@@ -106,6 +106,15 @@ def test_batches_are_padded_to_the_bucket_and_units_to_its_frames():
     assert data["text"].shape == (1, num_frames(4800))
 
 
+def test_training_is_padded_at_most_to_the_crop_and_validation_is_not_bound_by_it():
+    batch = [ramp("a", CROP + 300)]
+    crop = CROP + 400
+    assert collate(batch, crop=crop)[1]["speech"].shape == (1, crop)
+    assert collate(batch, crop=CROP)[1]["speech"].shape == (1, CROP)
+    _, data = collate(batch, crop=400, train=False)
+    assert data["speech"].shape == (1, CROP + 1600)
+
+
 def test_an_utterance_too_short_to_be_masked_gives_an_empty_mask():
     _, data = collate([ramp("a", 400)])
     assert data["mask_indices"].tolist() == [[-1]]
