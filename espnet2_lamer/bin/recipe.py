@@ -32,6 +32,7 @@ def get_parser() -> argparse.ArgumentParser:
         "ngpu": int,
         "num_nodes": int,
         "nj": int,
+        "dask": str,
         "seed": int,
         "datadir": Path,
         "dumpdir": Path,

@@ -26,6 +26,7 @@ class Options:
     ngpu: int
     num_nodes: int
     nj: int
+    dask: str
     seed: int
     datadir: Path
     dumpdir: Path

@@ -78,8 +78,12 @@ def train_ssl(
     Raises:
         RecipeError: Labels do not fit, or training ended without a model.
     """
+    codebook = None
     for directory in (train_dir, dev_dir):
-        check_labels(directory / "text.km", num_classes, directory / "utt2num_samples")
+        samples = directory / "utt2num_samples"
+        labels = check_labels(directory / "text.km", num_classes, samples, codebook)
+        # Units of two codebooks with one K would train, to no good.
+        codebook = labels["codebook_sha256"]
     token_list = stats_dir / "tokens.txt"
     write_token_list(token_list, num_classes)
     langs = sorted(set(read_table(train_dir / "utt2lang", "stage 2").values()))

@@ -20,6 +20,19 @@ def _lazy(module: str, function: str):
     return call
 
 
+def _parallel(module: str, function: str):
+    """Like ``_lazy``, for a stage whose joblib calls may run on a cluster."""
+    run = _lazy(module, function)
+
+    def call(options: Options):
+        from espnet2_lamer.parallel import workers
+
+        with workers(options.dask):
+            return run(options)
+
+    return call
+
+
 def _nothing(options: Options) -> list[Path]:
     return []
 
@@ -157,7 +170,7 @@ STAGES = [
         ),
         _corpus_sets,
         _ssl_sets,
-        _lazy("data", "format_ssl"),
+        _parallel("data", "format_ssl"),
     ),
     Stage(
         3,
@@ -165,7 +178,7 @@ STAGES = [
         ("teacher_layer", "kmeans_hours", "seed"),
         lambda o: [o.checkpoints, *_ssl_sets(o)[:3]],
         _features,
-        _lazy("units", "dump"),
+        _parallel("units", "dump"),
     ),
     Stage(
         4,
@@ -173,7 +186,7 @@ STAGES = [
         ("n_clusters", "seed"),
         _features,
         _codebook,
-        _lazy("units", "cluster"),
+        _parallel("units", "cluster"),
     ),
     Stage(
         5,
@@ -181,7 +194,7 @@ STAGES = [
         ("teacher_layer", "n_clusters"),
         lambda o: [o.checkpoints, *_codebook(o), *_ssl_sets(o)],
         lambda o: [*_labels(o), o.expdir / "label_quality.json"],
-        _lazy("units", "label"),
+        _parallel("units", "label"),
     ),
     Stage(
         6,
@@ -216,7 +229,7 @@ STAGES = [
         ("new_langs", "replay_langs", "units", "seed"),
         _corpus_sets,
         _asr_sets,
-        _lazy("data", "format_asr"),
+        _parallel("data", "format_asr"),
     ),
     Stage(
         10,

@@ -59,6 +59,7 @@ def command(tmp_path_factory):
     }
     options = {
         "nj": 1,
+        "dask": "",
         "ngpu": 0,
         "num_nodes": 1,
         "seed": 0,

@@ -27,6 +27,8 @@ General
   --stop_stage       last stage to run (${stop_stage})
   --skip_stages      stages to leave out, e.g. "5 6" (${skip_stages:-none})
   --nj               parallel jobs of features, labels and data (${nj})
+  --dask             run those of stages 2-5 and 9 on the workers of this Dask scheduler,
+                     such as tcp://host:8786; see docs/scale_out.md (${dask:-none})
   --ngpu             GPUs per node, 0 = CPU (${ngpu})
   --num_nodes        nodes of pretraining (${num_nodes})
   --seed             seed of everything random (${seed})
@@ -95,6 +97,7 @@ stage=0
 stop_stage=14
 skip_stages=
 nj=2
+dask=
 ngpu=0
 num_nodes=1
 seed=0
@@ -113,7 +116,7 @@ hf_repo=
 # shellcheck source=../../../conf/presets/mini.sh
 . "conf/presets/${preset}.sh"
 
-options="stage stop_stage skip_stages nj ngpu num_nodes seed datadir dumpdir expdir
+options="stage stop_stage skip_stages nj dask ngpu num_nodes seed datadir dumpdir expdir
  preset corpus manifest exclude_sources max_missing new_langs replay_langs replay_hours
  min_duration max_duration base teacher teacher_layer retrain kmeans_hours n_clusters
  ssl_config allocation ssl_tag control upstreams units asr_config asr_layer lid_config lid_layer
