@@ -156,6 +156,7 @@ def continue_pretraining(options: Options) -> None:
                 *("--encoder_conf", f"base={base_path(options)}"),
                 *experts_options(allocation),
                 *("--seed", str(options.seed)),
+                *("--replay_langs", *options.replay_langs),
                 *_device_options(options),
             ],
         )

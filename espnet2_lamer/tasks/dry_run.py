@@ -134,7 +134,8 @@ def _named(name: str, options: dict[str, Any]) -> str:
 def _updates(args: argparse.Namespace) -> int | None:
     if args.num_iters_per_epoch is None:
         return None
-    return args.max_epoch * (args.num_iters_per_epoch // args.accum_grad)
+    # An epoch's last update may have fewer batches.
+    return args.max_epoch * -(-args.num_iters_per_epoch // args.accum_grad)
 
 
 def _log(found: DryRun, args: argparse.Namespace, base: str | None) -> None:
@@ -209,8 +210,8 @@ def _warn(found: DryRun, args: argparse.Namespace) -> None:
         left = args.num_iters_per_epoch % args.accum_grad
         if left:
             logging.warning(
-                "num_iters_per_epoch: %d is no multiple of accum_grad (%d): %d batches "
-                "of each epoch make no update",
+                "num_iters_per_epoch: %d is no multiple of accum_grad (%d): the last "
+                "update of each epoch has %d batches",
                 args.num_iters_per_epoch,
                 args.accum_grad,
                 left,

@@ -22,6 +22,7 @@ from espnet2_lamer.tasks.option_check import check_options
 from espnet2_lamer.train.collate import LamerCollate
 from espnet2_lamer.train.iterator import BucketIterFactory
 from espnet2_lamer.train.languages import without_languages
+from espnet2_lamer.train.sanity import check_sanity
 from espnet2_lamer.train.trainer import LamerTrainer
 
 # DDP workers are spawned and import this module to find the task: registering here
@@ -42,10 +43,13 @@ class LamerHubertTask(HubertTask):
         args: argparse.Namespace | None = None,
         cmd: Sequence[str] | None = None,
     ) -> None:
-        """Check every option, then train; with ``--dry_run true`` only report.
+        """Check every option, then train.
+
+        With ``--dry_run true`` only report, with ``--sanity true`` overfit one batch.
 
         Raises:
-            RecipeError: A wrong option, by name.
+            RecipeError: A wrong option, by name; a training that cannot go on; a
+                batch that was not learnt.
         """
         if args is None:
             args = cls.get_parser().parse_args(cmd)
@@ -53,6 +57,8 @@ class LamerHubertTask(HubertTask):
             check_options(cls.get_parser(), args)
         if args.dry_run:
             dry_run(cls, args)
+        elif args.sanity and not args.print_config:
+            check_sanity(cls, args)
         else:
             super().main(args=args)
 
@@ -79,6 +85,12 @@ class LamerHubertTask(HubertTask):
             default=[],
             help="Names of the languages that the data `lang` counts from 0, for "
             "figures per language",
+        )
+        parser.add_argument(
+            "--replay_langs",
+            nargs="*",
+            default=[],
+            help="Those of --langs that are replayed, for their share of each epoch",
         )
         parser.set_defaults(
             iterator_type="task",

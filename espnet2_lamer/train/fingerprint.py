@@ -21,6 +21,7 @@ _FREE = {
     *("train_shape_file", "valid_shape_file", "valid_data_path_and_name_and_type"),
     *("train_data_path_and_name_and_type", "allow_variable_data_keys", "token_list"),
     *("max_cache_size", "max_cache_fd", "valid_max_cache_size", "sanity"),
+    *("sanity_updates", "replay_langs"),
 }
 _FREE_PREFIXES = ("dist_", "wandb_")
 

@@ -81,6 +81,7 @@ class BucketIterFactory(AbsIterFactory):
         self.num_workers = num_workers
         self.rank = rank
         self.world_size = world_size
+        self._plan: tuple[tuple[int, bool], list[list[str]]] | None = None
 
     def _one_pass(self, number: int, shuffle: bool) -> list[list[str]]:
         collate = self.make_collate(1)
@@ -109,12 +110,25 @@ class BucketIterFactory(AbsIterFactory):
             number, skip = number + 1, 0
         return batches[:wanted]
 
+    def plan(self, epoch: int, shuffle: bool | None = None) -> list[list[str]]:
+        """Return the batches of ``epoch`` over all ranks; the latest plan is kept."""
+        key = epoch, self.train if shuffle is None else shuffle
+        if self._plan is None or self._plan[0] != key:
+            self._plan = key, self._epoch_batches(*key)
+        return self._plan[1]
+
+    def load(
+        self, batch: list[str], epoch: int
+    ) -> tuple[list[str], dict[str, torch.Tensor]]:
+        """Return this rank's part of one batch of ``epoch``, outside of any loader."""
+        utterances = [self.dataset[utt] for utt in batch[self.rank :: self.world_size]]
+        return self.make_collate(epoch)(utterances)
+
     def build_iter(
         self, epoch: int, shuffle: bool | None = None, start: int = 0
     ) -> Iterator:
         """Return the batches of ``epoch`` (counted from 1) from number ``start`` on."""
-        shuffle = self.train if shuffle is None else shuffle
-        batches = self._epoch_batches(epoch, shuffle)[start:]
+        batches = self.plan(epoch, shuffle)[start:]
         if self.world_size > 1:
             # Every batch has an utterance for each rank, see make_batches.
             batches = [b[self.rank :: self.world_size] for b in batches]

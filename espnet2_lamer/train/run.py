@@ -23,6 +23,7 @@ from espnet2_lamer.hubert.distributed import is_distributed
 from espnet2_lamer.train.averaging import average_best_models, link
 from espnet2_lamer.train.checkpoint import CheckpointStore
 from espnet2_lamer.train.fingerprint import check_fingerprint
+from espnet2_lamer.train.health import Health
 from espnet2_lamer.train.signals import StopRequest, stop_on_signals
 from espnet2_lamer.train.states import (
     random_state,
@@ -75,6 +76,15 @@ class TrainingRun:
         self.store = CheckpointStore(self.output_dir / "checkpoints")
         self.reporter = Reporter()
         self.scaler = torch.amp.GradScaler("cuda") if options.use_amp else None
+        self.health = Health(
+            model,
+            optimizer,
+            train_factory,
+            valid_factory,
+            options,
+            self.is_first,
+            self.device,
+        )
         self.updates = 0
         self.epoch = 1
         # Batches of the epoch that are behind us, and what the epoch collected.
@@ -85,6 +95,8 @@ class TrainingRun:
     def run(self) -> None:
         """Train to the last epoch; see :meth:`LamerTrainer.run` for what it raises."""
         self._resume()
+        if self.epoch <= self.options.max_epoch:
+            self.health.start(self.epoch, self.updates)
         model = self.model
         if is_distributed():
             devices = [torch.cuda.current_device()] if self.device == "cuda" else None
@@ -209,6 +221,7 @@ class TrainingRun:
             model, self.optimizer, self.scheduler, self.scaler, self.options
         )
         last_saved = self.updates
+        self.health.begin_epoch(self.epoch)
         started = time.perf_counter()
         for names, batch in self._loaded(iterator, reporter):
             self.batches += 1
@@ -220,6 +233,7 @@ class TrainingRun:
                 updater.step(reporter)
                 self.updates += 1
                 started = self._timed(reporter, started)
+                self.health.updated(self.epoch, self.batches)
             if reporter.count % self.interval == 0:
                 reporter.register(self.model.language_statistics.read())
             reporter.next()
@@ -234,6 +248,8 @@ class TrainingRun:
             if stop:
                 self._leave(stop)
         self.reporter.finish_epoch(reporter)
+        stats = self.reporter.stats[self.epoch]
+        stats["train"] = self.health.with_baselines("train", stats["train"])
 
     def _loaded(self, iterator: Any, reporter: SubReporter) -> Iterator:
         try:
@@ -259,7 +275,8 @@ class TrainingRun:
     def _log(self, reporter: SubReporter) -> None:
         if reporter.count % self.interval or not self.is_first:
             return
-        logging.info(reporter.log_message(-self.interval))
+        eta = self.health.eta(self.epoch, self.batches)
+        logging.info(reporter.log_message(-self.interval) + eta)
         if "train" in self.writers:
             reporter.tensorboard_add_scalar(self.writers["train"], -self.interval)
         if self.options.use_wandb:
@@ -301,7 +318,8 @@ class TrainingRun:
                 reporter.register(values, weight_sum)
                 reporter.next()
             figures = self.model.language_statistics.read()
-        self.reporter.stats[self.epoch]["valid"] |= figures
+        stats = self.reporter.stats[self.epoch]
+        stats["valid"] = self.health.with_baselines("valid", stats["valid"] | figures)
 
     def _end_epoch(self) -> bool:
         """Report, save and prune; whether training stops early."""

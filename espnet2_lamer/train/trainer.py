@@ -11,6 +11,7 @@ from espnet2.utils.types import str2bool
 
 from espnet2_lamer.hubert.distributed import is_distributed
 from espnet2_lamer.train.fingerprint import fingerprint
+from espnet2_lamer.train.label_check import DataFiles
 from espnet2_lamer.train.run import TrainingRun
 
 
@@ -22,7 +23,11 @@ class LamerTrainerOptions(TrainerOptions):
     allow_changed: bool
     max_bad_updates: int
     grad_norm_groups: bool
+    num_classes: int
+    langs: list[str]
+    replay_langs: list[str]
     fingerprint: dict[str, str]
+    data_files: dict[str, DataFiles]
 
 
 class LamerTrainer(Trainer):
@@ -64,6 +69,19 @@ class LamerTrainer(Trainer):
             default=False,
             help="Report gradient norms of lora_A, lora_B, routers and the rest apart",
         )
+        group.add_argument(
+            "--sanity",
+            type=str2bool,
+            default=False,
+            help="Do not train: overfit one batch, say whether it could be learnt, "
+            "and exit with 0 or 1; writes sanity.json only",
+        )
+        group.add_argument(
+            "--sanity_updates",
+            type=int,
+            default=200,
+            help="Most updates of --sanity",
+        )
 
     @classmethod
     def build_options(cls, args: argparse.Namespace) -> LamerTrainerOptions:
@@ -71,10 +89,17 @@ class LamerTrainer(Trainer):
         values: dict[str, Any] = {
             field.name: getattr(args, field.name)
             for field in dataclasses.fields(LamerTrainerOptions)
-            if field.name != "fingerprint"
+            if field.name not in ("fingerprint", "data_files")
         }
         ranks = torch.distributed.get_world_size() if is_distributed() else 1
-        return LamerTrainerOptions(**values, fingerprint=fingerprint(args, ranks))
+        return LamerTrainerOptions(
+            **values,
+            fingerprint=fingerprint(args, ranks),
+            data_files={
+                "train": DataFiles.of(args.train_data_path_and_name_and_type),
+                "valid": DataFiles.of(args.valid_data_path_and_name_and_type),
+            },
+        )
 
     @classmethod
     def run(

@@ -154,11 +154,14 @@ def test_a_schedule_that_does_not_fit_the_updates_is_pointed_out(run, caplog):
     caplog.set_level(logging.WARNING)
     run("--max_epoch", "100", "--accum_grad", "3")
     messages = [r.getMessage() for r in caplog.records]
-    # 8000 // 3 updates in each of 100 epochs.
+    # ceil(8000 / 3) updates in each of 100 epochs.
     assert any(
-        "found 400,000, but" in m and "make 266,600 updates" in m for m in messages
+        "found 400,000, but" in m and "make 266,700 updates" in m for m in messages
     )
-    assert any("no multiple of accum_grad (3): 2 batches" in m for m in messages)
+    assert any(
+        "no multiple of accum_grad (3): the last update of each epoch has 2" in m
+        for m in messages
+    )
 
 
 def test_epochs_of_one_pass_leave_the_number_of_updates_open(run, variant, caplog):

@@ -1,0 +1,300 @@
+"""The health check of a training: before its first update, and beside it.
+
+It draws no random numbers and changes nothing that the training computes.
+"""
+
+import dataclasses
+import json
+import logging
+import math
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from espnet2.torch_utils.device_funcs import to_device
+
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.atomic import write_json
+from espnet2_lamer.hubert.distributed import is_distributed
+from espnet2_lamer.train.label_check import check_labels
+from espnet2_lamer.train.label_counts import beside
+from espnet2_lamer.train.memory import count_model
+from espnet2_lamer.train.pace import Pace
+from espnet2_lamer.train.rehearsal import Rehearsal, rehearse
+from espnet2_lamer.train.shares import Shares, measure_shares, span
+
+# Updates after which the pace is told.
+FIRST_UPDATES = 20
+
+
+class Health:
+    """Checks labels, counts memory, times updates; writes ``health.json``.
+
+    Only the first rank reads files and writes; what it finds wrong stops all.
+
+    Args:
+        model: Not wrapped.
+        optimizer: Holds what trains.
+        train_factory: :class:`~espnet2_lamer.train.iterator.BucketIterFactory`.
+        valid_factory: Likewise.
+        options: :class:`~espnet2_lamer.train.trainer.LamerTrainerOptions`.
+        is_first: Whether this is the first rank.
+        device: ``"cpu"`` or ``"cuda"``.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        train_factory: Any,
+        valid_factory: Any,
+        options: Any,
+        is_first: bool,
+        device: str,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.factories = {"train": train_factory, "valid": valid_factory}
+        self.options = options
+        self.is_first = is_first
+        self.device = device
+        self.path = Path(options.output_dir) / "health.json"
+        self.report: dict[str, Any] = {}
+        # By part, see `baselines`.
+        self.standards: dict[str, dict[str, dict[str, float]]] = {}
+        self.languages: dict[str, str] | None = None
+        self.pace: Pace | None = None
+        self._shares: tuple[int, Shares] | None = None
+
+    def start(self, epoch: int, updates: int) -> None:
+        """Check what can be known before an update is made.
+
+        A new training rehearses its first epoch's largest batch; one that goes on has
+        done so, and says less.
+
+        Args:
+            epoch: The one that comes, from 1.
+            updates: Made by earlier processes.
+
+        Raises:
+            RecipeError: Labels do not fit the audio or the model, on every rank; or
+                the largest batch does not fit into the GPU.
+        """
+        message: list[Any] = [None, {}]
+        if self.is_first:
+            self.report = _read(self.path) if updates else {}
+            try:
+                self._check_labels(brief=updates > 0)
+                message[1] = self.standards
+            except RecipeError as error:
+                message[0] = str(error)
+        if is_distributed():
+            torch.distributed.broadcast_object_list(message)
+        problem, self.standards = message
+        if problem is not None:
+            raise RecipeError(problem)
+        if self.is_first:
+            self._plan(epoch, updates)
+            self._count_memory()
+            # What is known is kept if the rehearsal fails.
+            write_json(self.path, self.report)
+        if updates:
+            return
+        rehearsal = self._rehearse(epoch)
+        if self.is_first:
+            self._estimate(rehearsal)
+            write_json(self.path, self.report)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Say what the epoch's batches hold."""
+        if not self.is_first:
+            return
+        self.pace.begin()
+        shares = self._epoch_shares(epoch)
+        logging.info(
+            "epoch %d: %d batches, %s of audio, %.3f passes over the data; padding "
+            "%.1f %%, lost to crops %.1f %%%s",
+            epoch,
+            shares.batches,
+            span(shares.audio),
+            shares.passes,
+            100 * shares.padding_share,
+            100 * shares.crop_loss,
+            "; " + shares.language_line(self.options.replay_langs)
+            if shares.languages
+            else "",
+        )
+
+    def updated(self, epoch: int, batches: int) -> None:
+        """Note an update; the first ones tell the pace.
+
+        Args:
+            epoch: The one that is on.
+            batches: Behind it.
+        """
+        if not (self.is_first and self.pace.update()):
+            return
+        seconds = self.pace.seconds_per_update
+        if seconds is None:
+            return
+        eta = self.pace.eta(epoch, self._updates(batches))
+        self.report["pace"] = {"seconds_per_update": seconds, "left": eta}
+        write_json(self.path, self.report)
+        logging.info("pace: %.3f s per update, %s left", seconds, eta)
+
+    def eta(self, epoch: int, batches: int) -> str:
+        """Say the time left as a figure of ESPnet's log line; empty if not known."""
+        eta = self.pace.eta(epoch, self._updates(batches))
+        return f", eta={eta}" if eta else ""
+
+    def with_baselines(self, part: str, figures: dict[str, Any]) -> dict[str, Any]:
+        """Return an epoch's figures with the baselines of ``part`` beside them."""
+        return beside(figures, self.standards.get(part, {}))
+
+    # -- what is looked at ----------------------------------------------------
+
+    def _check_labels(self, brief: bool) -> None:
+        self.report["labels"] = {}
+        for part, factory in self.factories.items():
+            found = check_labels(
+                part,
+                self.options.data_files[part],
+                factory.lengths,
+                self.options.num_classes,
+                self.options.langs,
+                brief,
+            )
+            if part == "train":
+                self.languages = found.languages
+            if found.report:
+                self.report["labels"][part] = found.report
+                self.standards[part] = found.standards
+
+    def _epoch_shares(self, epoch: int) -> Shares:
+        if self._shares is None or self._shares[0] != epoch:
+            factory = self.factories["train"]
+            collate = factory.make_collate(epoch)
+            shares = measure_shares(
+                factory.plan(epoch),
+                factory.lengths,
+                collate.max_samples,
+                collate.bucket,
+                factory.world_size,
+                self.languages,
+            )
+            self._shares = epoch, shares
+        return self._shares[1]
+
+    def _updates(self, batches: int) -> int:
+        """Updates that so many batches of an epoch make, leftover ones included."""
+        return math.ceil(batches / self.options.accum_grad)
+
+    def _plan(self, epoch: int, updates: int) -> None:
+        shares = self._epoch_shares(epoch)
+        per_epoch = self._updates(shares.batches)
+        total = per_epoch * self.options.max_epoch
+        passes = shares.passes * self.options.max_epoch
+        self.pace = Pace(
+            per_epoch, self.options.max_epoch, max(2, min(FIRST_UPDATES, total))
+        )
+        self.report["plan"] = {
+            "updates": total,
+            "updates_per_epoch": per_epoch,
+            "seconds_per_update": shares.audio / per_epoch,
+            "passes": passes,
+            "hours": shares.data / 3600,
+            "epoch": epoch,
+            "batches": dataclasses.asdict(shares)
+            | {"padding_share": shares.padding_share, "crop_loss": shares.crop_loss},
+        }
+        logging.info(
+            "plan: %d updates in %d epochs, %d made; %.1f s of audio per update; %.2f "
+            "passes over %s",
+            total,
+            self.options.max_epoch,
+            updates,
+            shares.audio / per_epoch,
+            passes,
+            span(shares.data),
+        )
+
+    def _count_memory(self) -> None:
+        bucket_view = self.options.gradient_as_bucket_view
+        counts = count_model(
+            self.model, self.optimizer, is_distributed() and not bucket_view
+        )
+        # A training that goes on keeps what its first process measured.
+        self.report["memory"] = self.report.get("memory", {}) | counts
+        logging.info(
+            "memory: parameters %s, gradients %s, optimizer %s",
+            *(_size(counts[k]) for k in ("parameters", "gradients", "optimizer")),
+        )
+
+    def _rehearse(self, epoch: int) -> Rehearsal:
+        """Try the largest batch; every rank its part."""
+        factory = self.factories["train"]
+        largest = self._epoch_shares(epoch).largest_batch
+        _, batch = factory.load(factory.plan(epoch)[largest], epoch)
+        return rehearse(self.model, to_device(batch, self.device), self.device)
+
+    def _estimate(self, found: Rehearsal) -> None:
+        counts, plan = self.report["memory"], self.report["plan"]
+        counts["activations"] = found.activations
+        counts["activations_measured"] = found.method
+        counts["largest_batch_seconds"] = found.audio
+        # Gradients are among the activations only at the end of a pass, and seldom at
+        # their peak: both are counted.
+        names = ("parameters", "gradients", "optimizer", "activations")
+        counts["needed"] = needed = sum(counts[name] or 0 for name in names)
+        device = ""
+        if self.device == "cuda":
+            counts["device"] = torch.cuda.get_device_properties("cuda").total_memory
+            device = f" of the GPU's {_size(counts['device'])}"
+        logging.info(
+            "memory: %s%s with the largest batch (%.1f s of audio, padding included), "
+            "whose activations take %s (%s)",
+            _size(needed),
+            device,
+            found.audio,
+            _size(found.activations),
+            found.method,
+        )
+        if device and needed > 0.95 * counts["device"]:
+            logging.warning(
+                "memory: this leaves less than 5 %% of the GPU free; lower batch_bins "
+                "and raise accum_grad by the same factor"
+            )
+        shares = self._shares[1]
+        computed = shares.audio + shares.padding
+        computed /= self.factories["train"].world_size * plan["updates_per_epoch"]
+        seconds = found.seconds * computed / found.audio
+        left = timedelta(seconds=round(seconds * plan["updates"]))
+        end = datetime.now() + left
+        self.report["estimate"] = {
+            "seconds_per_update": seconds,
+            "left": str(left),
+            "end": f"{end:%Y-%m-%d %H:%M}",
+        }
+        logging.info(
+            "time: about %.3f s per update, forward and backward; about %s, until "
+            "%s, validation not counted; measured again after %d updates",
+            seconds,
+            left,
+            self.report["estimate"]["end"],
+            self.pace.first,
+        )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What an earlier process wrote; nothing if it is gone or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _size(value: float | None) -> str:
+    if value is None:
+        return "not known"
+    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.2f} MiB"
