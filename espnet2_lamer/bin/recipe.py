@@ -49,8 +49,14 @@ def get_parser() -> argparse.ArgumentParser:
         "new_langs": _words,
         "replay_langs": _words,
         "replay_hours": float,
+        "replay_sampling": str,
+        "replay_alpha": float,
+        "replay_clusters": str,
+        "dev_hours": float,
         "min_duration": float,
         "max_duration": float,
+        "max_bad_audio": float,
+        "drop_overlap": _flag,
         "kmeans_hours": float,
         "n_clusters": int,
         "allocation": str,
@@ -76,6 +82,11 @@ def _check(options: Options) -> None:
         value = getattr(options, name)
         if not 0 <= value <= LAST_STAGE:
             raise RecipeError(f"--{name}: found {value}, expected 0 to {LAST_STAGE}")
+    if options.stop_stage < options.stage:
+        raise RecipeError(
+            f"--stop_stage: found {options.stop_stage}, expected --stage "
+            f"({options.stage}) or later; no stage would run"
+        )
     if not options.new_langs:
         raise RecipeError("--new_langs: found none, expected at least one language")
     twice = sorted({x for x in options.langs if options.langs.count(x) > 1})

@@ -1,16 +1,18 @@
 """Audio files of a data directory: checked, and converted to 16 kHz mono FLAC."""
 
 import os
-import struct
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.data.audio_fingerprint import QUERY_STEP, Fingerprint, fingerprint
+from espnet2_lamer.data.decoding import Unusable, decode, duration, open_audio
+from espnet2_lamer.data.skipped import SkippedAudio, refuse
 from espnet2_lamer.fileio.atomic import atomic_path
 from espnet2_lamer.fileio.hashing import sha256_value
 
@@ -18,8 +20,13 @@ SAMPLE_RATE = 16000
 #: What libsndfile decodes and the recipe accepts.
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 _KEPT_AS_THEY_ARE = ("WAV", "WAVEX", "RF64", "FLAC")
-_LISTED = 10
 _BATCH = 16
+# A process pays from this many files on: its start takes as long as reading them.
+_FILES_PER_PROCESS = 500
+# Half a step of 16 bits: quieter files are all zeros when they are converted.
+_SILENCE = 2.0**-16
+# Raised when files are checked in another way: those converted before are made anew.
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -29,24 +36,29 @@ class Audio:
     Attributes:
         path: 16 kHz mono file; the original if it was one already (WAV or FLAC).
         num_samples: At 16 kHz.
+        seconds: Duration of the original, which is what limits refer to.
         resampled: The original had another sampling rate.
         downmixed: The original had more than one channel.
         decoded: The original had another format than WAV or FLAC.
+        fingerprint: To look the utterance up in others, if asked for.
     """
 
     path: str
     num_samples: int
+    seconds: float
     resampled: bool = False
     downmixed: bool = False
     decoded: bool = False
-
-
-class _Unusable(Exception):
-    """A file that cannot be used; the message says why."""
+    fingerprint: Fingerprint | None = field(default=None, compare=False, repr=False)
 
 
 def prepare_audio(
-    wavs: Mapping[str, str], wav_scp: str | Path, audio_dir: str | Path, nj: int = 1
+    wavs: Mapping[str, str],
+    wav_scp: str | Path,
+    audio_dir: str | Path,
+    nj: int = 1,
+    skipped: SkippedAudio | None = None,
+    fingerprints: bool = False,
 ) -> dict[str, Audio]:
     """Check every file to its last sample and convert those that need it.
 
@@ -59,47 +71,85 @@ def prepare_audio(
         wav_scp: Named in errors.
         audio_dir: Where converted files go.
         nj: Processes.
+        skipped: Gets the utterances that cannot be used, which are then left out of
+            the result. None: such an utterance is an error.
+        fingerprints: Take them while the audio is in memory.
 
     Raises:
-        RecipeError: Files are missing, empty, truncated, not audio, or hold NaN: all
-            are counted, the first 10 named.
+        RecipeError: Files are missing, empty, truncated, not audio, silent, hold NaN,
+            or are not what their headers say (``data.decoding.decode`` tells what can
+            be seen): any without ``skipped``, too many with it. All are counted, the
+            first 10 named.
     """
-    return _over_files(_prepare, wavs, wav_scp, nj, "check audio", str(audio_dir))
+    return _checked(
+        over_files(_prepare, wavs, nj, "check audio", str(audio_dir), fingerprints),
+        *(wavs, wav_scp, skipped),
+    )
 
 
 def header_seconds(
-    wavs: Mapping[str, str], wav_scp: str | Path, nj: int = 1
+    wavs: Mapping[str, str],
+    wav_scp: str | Path,
+    nj: int = 1,
+    skipped: SkippedAudio | None = None,
 ) -> dict[str, float]:
-    """Return each file's duration in seconds by its header.
+    """Return each file's duration in seconds by its header or, for MP3, its frames.
 
     Raises:
-        RecipeError: Files are missing, empty or not audio.
+        RecipeError: Files are missing, empty or not audio: any without ``skipped``, too
+            many with it.
     """
-    return _over_files(_header_seconds, wavs, wav_scp, nj, "read durations")
+    return _checked(
+        over_files(file_seconds, wavs, nj, "read durations"),
+        *(wavs, wav_scp, skipped),
+    )
 
 
-def _over_files(function, wavs, wav_scp, nj, description, *args) -> dict:
-    from joblib import Parallel, delayed
+def read_16k(path: str) -> np.ndarray:
+    """Return a whole file as float32 ``[samples]`` at 16 kHz, mono, hardly checked.
+
+    Raises:
+        Unusable: It cannot be read, or holds NaN.
+    """
+    with open_audio(path) as source:
+        return _to_16k_mono(decode(source, check=False), source.file.samplerate)
+
+
+def over_files(
+    function: Callable[..., Any],
+    wavs: Mapping[str, str],
+    nj: int,
+    description: str,
+    *args: Any,
+) -> Iterator[tuple[str, Any, str]]:
+    """Call ``function(utt, path, *args)`` for every file, in ``nj`` processes.
+
+    Yields:
+        Utterance, result and an empty string, or None and why the file is unusable; in
+        the order of ``wavs``.
+    """
     from tqdm import tqdm
 
-    results: dict = {}
-    problems: dict[str, str] = {}
+    nj = min(nj, max(1, len(wavs) // _FILES_PER_PROCESS))
     bar = tqdm(
         total=len(wavs), desc=description, unit="file", disable=not sys.stderr.isatty()
     )
-    with Parallel(n_jobs=nj, return_as="generator") as parallel, bar:
-        for part in parallel(
-            delayed(_apply)(function, batch, args) for batch in _batches(wavs.items())
-        ):
-            for utt, result, problem in part:
-                if problem:
-                    problems[utt] = problem
-                else:
-                    results[utt] = result
+    with bar:
+        for part in _map_batches(function, _batches(wavs.items()), args, nj):
+            for item in part:
+                yield item
                 bar.update()
-    if problems:
-        _raise_unusable(problems, wavs, wav_scp)
-    return results
+
+
+def _map_batches(function, batches, args, nj: int) -> Iterator[list[tuple]]:
+    if nj == 1:
+        for batch in batches:
+            yield _apply(function, batch, args)
+        return
+    from joblib import Parallel, delayed
+
+    with Parallel(n_jobs=nj, return_as="generator") as parallel:
+        yield from parallel(delayed(_apply)(function, batch, args) for batch in batches)
 
 
 def _batches(items: Iterable) -> Iterator[list]:
@@ -113,131 +163,74 @@ def _apply(function, batch: list[tuple[str, str]], args: tuple) -> list[tuple]:
     for utt, path in batch:
         try:
             results.append((utt, function(utt, path, *args), ""))
-        except _Unusable as error:
+        except Unusable as error:
             results.append((utt, None, str(error)))
     return results
 
 
-def _raise_unusable(
-    problems: dict[str, str], wavs: Mapping[str, str], wav_scp: str | Path
-) -> None:
-    listed = list(problems.items())[:_LISTED]
-    lines = [f"  {utt} {wavs[utt]}: {problem}" for utt, problem in listed]
-    if len(problems) > len(listed):
-        lines.append(f"  ... and {len(problems) - len(listed)} more")
-    raise RecipeError(
-        f"{wav_scp}: {len(problems)} of {len(wavs)} audio files cannot be used; repair "
-        "them or take them out of the corpus:\n" + "\n".join(lines)
-    )
-
-
-def _open(path: str):
-    import soundfile
-
-    if path.endswith("|"):
-        raise _Unusable("is a command; expected a file")
-    try:
-        size = os.stat(path).st_size
-    except OSError:
-        raise _Unusable("file not found") from None
-    if size == 0:
-        raise _Unusable("empty file (0 bytes)")
-    try:
-        return soundfile.SoundFile(path)
-    except (OSError, RuntimeError) as error:
-        raise _Unusable(f"not readable as audio ({error})") from None
-
-
-def _header_seconds(utt: str, path: str) -> float:
-    with _open(path) as source:
-        return source.frames / source.samplerate
-
-
-def _prepare(utt: str, path: str, audio_dir: str) -> Audio:
-    with _open(path) as source:
-        resampled = source.samplerate != SAMPLE_RATE
-        downmixed = source.channels > 1
-        decoded = source.format not in _KEPT_AS_THEY_ARE
-        rate = source.samplerate
-        change = {"resampled": resampled, "downmixed": downmixed, "decoded": decoded}
-        converted = Path(audio_dir) / f"{utt}.flac"
-        if any(change.values()):
-            known = _already_converted(path, converted)
-            if known is not None:
-                return Audio(converted.as_posix(), known, **change)
-        samples = _read_all(source, path)
-    if not any(change.values()):
-        return Audio(path, len(samples))
-    samples = _to_16k_mono(samples, rate)
-    _write(samples, path, converted)
-    return Audio(converted.as_posix(), len(samples), **change)
-
-
-def _read_all(source, path: str) -> np.ndarray:
-    """Return ``[frames, channels]`` float32 after checking that all of it is there."""
-    promised = source.frames
-    if promised == 0:
-        raise _Unusable("no samples (zero length)")
-    if source.format in ("WAV", "WAVEX"):
-        _check_wav_size(path)
-    elif source.format == "OGG":
-        _check_ogg_end(path)
-    try:
-        samples = source.read(dtype="float32", always_2d=True)
-    except (OSError, RuntimeError) as error:
-        raise _Unusable(f"truncated or damaged ({error})") from None
-    if len(samples) < promised:
-        raise _Unusable(
-            f"truncated: header promises {promised} samples, {len(samples)} readable"
-        )
-    if not np.isfinite(samples).all():
-        raise _Unusable("holds NaN or infinite samples")
-    return samples
-
-
-def _check_wav_size(path: str) -> None:
-    # libsndfile quietly shortens a WAV whose data ends early; its header tells.
-    with open(path, "rb") as handle:
-        order = ">" if handle.read(4) == b"RIFX" else "<"
-        handle.seek(12)
-        while len(head := handle.read(8)) == 8:
-            name, size = head[:4], struct.unpack(f"{order}I", head[4:])[0]
-            if name == b"data":
-                break
-            handle.seek(size + size % 2, os.SEEK_CUR)
+def _checked(items, wavs, wav_scp, skipped: SkippedAudio | None) -> dict:
+    results: dict = {}
+    problems: dict[str, str] = {}
+    for utt, result, problem in items:
+        if problem:
+            problems[utt] = problem
         else:
-            return
-        available = os.fstat(handle.fileno()).st_size - handle.tell()
-    # Programs that write to a pipe leave the largest sizes as "unknown".
-    if available < size < 0x7FFFF000:
-        raise _Unusable(
-            f"truncated: header promises {size} bytes of samples, {available} there"
-        )
+            results[utt] = result
+    if skipped is not None:
+        skipped.add(wav_scp, wavs, problems)
+    elif problems:
+        refuse(wav_scp, wavs, problems)
+    return results
 
 
-def _check_ogg_end(path: str) -> None:
-    # The last page of an Ogg stream carries the end-of-stream flag (RFC 3533, 6).
-    with open(path, "rb") as handle:
-        size = os.fstat(handle.fileno()).st_size
-        handle.seek(max(0, size - 65536 - 282))
-        tail = handle.read()
-    page = tail[max(0, tail.rfind(b"OggS")) :]
-    # Byte 5 holds the flags, byte 26 the number of sizes that follow.
-    whole = len(page) > 26 and len(page) >= 27 + page[26] + sum(
-        page[27 : 27 + page[26]]
+def file_seconds(utt: str, path: str) -> float:
+    """Return one duration; for :func:`over_files`."""
+    with open_audio(path) as source:
+        return duration(source)
+
+
+def _prepare(utt: str, path: str, audio_dir: str, fingerprints: bool) -> Audio:
+    with open_audio(path) as source:
+        rate = source.file.samplerate
+        change = {
+            "resampled": rate != SAMPLE_RATE,
+            "downmixed": source.file.channels > 1,
+            "decoded": source.file.format not in _KEPT_AS_THEY_ARE,
+        }
+        converted = Path(audio_dir) / f"{utt}.flac"
+        known = _already_converted(path, converted) if any(change.values()) else None
+        if known is None:
+            samples = decode(source)
+            seconds = (source.frames or len(samples)) / rate
+        else:
+            seconds = duration(source)
+    if known is None:
+        mono = _to_16k_mono(samples, rate)
+        known = len(mono)
+        if any(change.values()):
+            _write(mono, path, converted)
+    elif fingerprints:
+        mono = read_16k(converted.as_posix())
+    return Audio(
+        converted.as_posix() if any(change.values()) else path,
+        known,
+        seconds,
+        **change,
+        fingerprint=fingerprint(mono, QUERY_STEP) if fingerprints else None,
     )
-    if not whole or not page[5] & 0x04:
-        raise _Unusable("truncated: the last Ogg page is missing or cut")
 
 
 def _to_16k_mono(samples: np.ndarray, rate: int) -> np.ndarray:
-    mono = samples.mean(axis=1, dtype=np.float32)
+    channels = samples.shape[1]
+    mono = samples[:, 0] if channels == 1 else samples.mean(axis=1, dtype=np.float32)
     if rate != SAMPLE_RATE:
         import soxr
 
         mono = soxr.resample(mono, rate, SAMPLE_RATE)
     if mono.size == 0:
-        raise _Unusable("no samples left at 16 kHz (zero length)")
+        raise Unusable("no samples left at 16 kHz (zero length)")
+    if float(np.ptp(mono)) < _SILENCE:
+        raise Unusable("silent: all samples are zero or the same")
     # The low-pass of resampling can overshoot; 16-bit files would clip it.
     peak = float(np.abs(mono).max())
     return mono * (0.999 / peak) if peak > 0.999 else mono
@@ -245,7 +238,8 @@ def _to_16k_mono(samples: np.ndarray, rate: int) -> np.ndarray:
 
 def _origin(path: str) -> str:
     # Without the folder, so that a corpus that moved gives the same bytes.
-    return sha256_value([os.path.basename(path), os.stat(path).st_size])[:16]
+    name, size = os.path.basename(path), os.stat(path).st_size
+    return sha256_value([_VERSION, name, size])[:16]
 
 
 def _already_converted(path: str, converted: Path) -> int | None:

@@ -1,11 +1,14 @@
 """Stage 2's formatting: data directories whose audio is 16 kHz mono and 2-30 s."""
 
 import logging
-from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Container, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from espnet2_lamer.data.audio import SAMPLE_RATE, Audio, prepare_audio
+from espnet2_lamer.data.audio_fingerprint import Fingerprint
+from espnet2_lamer.data.skipped import SkippedAudio
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_dir
 from espnet2_lamer.fileio.datadir import read_table, write_spk2utt, write_table
@@ -27,11 +30,13 @@ class FormattedSet:
         ctm: Lines of phones.ctm.
         report: Per language: utterances, hours, dropped_short, dropped_long, and of
             the kept ones resampled, downmixed, decoded.
+        fingerprints: Of the kept ones, if asked for.
     """
 
     tables: dict[str, dict[str, str]]
     ctm: list[str]
     report: dict[str, dict[str, float]]
+    fingerprints: dict[str, Fingerprint] = field(default_factory=dict)
 
     def write(self, directory: str | Path) -> None:
         """Write the data directory by rename."""
@@ -45,6 +50,17 @@ class FormattedSet:
                 (temporary / "phones.ctm").write_text(
                     "".join(self.ctm), encoding="utf-8"
                 )
+
+    def remove(self, utts: Collection[str]) -> None:
+        """Take utterances out, also of the counts of utterances and hours."""
+        for utt in utts:
+            counts = self.report[self.tables["utt2lang"][utt]]
+            counts["utterances"] -= 1
+            samples = int(self.tables["utt2num_samples"][utt])
+            counts["hours"] = round(counts["hours"] - samples / SAMPLE_RATE / 3600, 4)
+        for name, table in self.tables.items():
+            self.tables[name] = {u: v for u, v in table.items() if u not in utts}
+        self.ctm = [line for line in self.ctm if line.split(" ", 1)[0] not in utts]
 
 
 def format_set(
@@ -87,8 +103,15 @@ def collect_set(
     max_s: float,
     nj: int = 1,
     keep: Callable[[str], bool] | None = None,
+    skipped: SkippedAudio | None = None,
+    fingerprints: bool = False,
 ) -> FormattedSet:
-    """Do the work of :func:`format_set` without writing the data directory."""
+    """Do the work of :func:`format_set` without writing the data directory.
+
+    Durations are those of the originals; both limits are kept, as in mHuBERT-147
+    (2 <= seconds <= 30). With ``skipped``, utterances with unusable audio go there and
+    are left out; without, they are an error.
+    """
     result = FormattedSet(
         {
             name: {}
@@ -102,7 +125,15 @@ def collect_set(
     )
     check_unique([Path(d) for d in data_dirs])
     for data_dir in map(Path, data_dirs):
-        _add(result, data_dir, Path(audio_dir) / data_dir.name, min_s, max_s, nj, keep)
+        target = Path(audio_dir) / data_dir.name
+        read = partial(
+            prepare_audio,
+            audio_dir=target,
+            nj=nj,
+            skipped=skipped,
+            fingerprints=fingerprints,
+        )
+        _add(result, data_dir, read, min_s, max_s, keep)
     if not result.tables["wav.scp"]:
         short = sum(counts["dropped_short"] for counts in result.report.values())
         long = sum(counts["dropped_long"] for counts in result.report.values())
@@ -130,7 +161,7 @@ def check_unique(data_dirs: Sequence[Path]) -> None:
             owner[utt] = wav_scp
 
 
-def _add(result, data_dir, audio_dir, min_s, max_s, nj, keep) -> None:
+def _add(result, data_dir, read, min_s, max_s, keep) -> None:
     wav_scp = data_dir / "wav.scp"
     wavs = read_table(wav_scp, made_by="stage 1")
     if keep is not None:
@@ -146,10 +177,12 @@ def _add(result, data_dir, audio_dir, min_s, max_s, nj, keep) -> None:
     for name in (*_OPTIONAL_TABLES, "utt2spk"):
         path = data_dir / name
         optional[name] = read_table(path) if path.is_file() else {}
-    for utt, audio in prepare_audio(wavs, wav_scp, audio_dir, nj).items():
+    for utt, audio in read(wavs, wav_scp).items():
         if not _count(result.report, utt2lang[utt], audio, min_s, max_s):
             continue
         tables = result.tables
+        if audio.fingerprint is not None:
+            result.fingerprints[utt] = audio.fingerprint
         tables["wav.scp"][utt] = audio.path
         tables["utt2num_samples"][utt] = str(audio.num_samples)
         tables["utt2lang"][utt] = utt2lang[utt]
@@ -167,7 +200,7 @@ def _add(result, data_dir, audio_dir, min_s, max_s, nj, keep) -> None:
 
 def _count(report: dict, lang: str, audio: Audio, min_s: float, max_s: float) -> bool:
     counts = report.setdefault(lang, {**dict.fromkeys(_COUNTS, 0), "hours": 0.0})
-    seconds = audio.num_samples / SAMPLE_RATE
+    seconds = audio.seconds
     if seconds < min_s:
         counts["dropped_short"] += 1
         return False
@@ -175,7 +208,7 @@ def _count(report: dict, lang: str, audio: Audio, min_s: float, max_s: float) ->
         counts["dropped_long"] += 1
         return False
     counts["utterances"] += 1
-    counts["hours"] += seconds / 3600
+    counts["hours"] += audio.num_samples / SAMPLE_RATE / 3600
     for name in ("resampled", "downmixed", "decoded"):
         counts[name] += getattr(audio, name)
     return True

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from espnet2_lamer.data.audio import header_seconds
 from espnet2_lamer.data.formatting import FormattedSet, collect_set
+from espnet2_lamer.data.sampling import sample_replay
 from espnet2_lamer.data.seeds import seed_of
-from espnet2_lamer.data.selection import sample_replay
+from espnet2_lamer.data.skipped import SkippedAudio
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.units import normalize_text, to_units
 from espnet2_lamer.fileio.atomic import write_json
@@ -26,12 +27,17 @@ def prepare_asr_data(
     min_s: float = 0.1,
     max_s: float = 30.0,
     nj: int = 1,
+    max_bad_audio: float = 1.0,
 ) -> dict:
     """Write ``<dump_dir>/raw/asr_<lang>_{train,dev,test}`` and ``asr.json``.
 
     Reads ``<data_dir>/asr_<split>_<lang>``, or ``<split>_<lang>`` where the former does
     not exist. Utterances without text are left out and counted. ``text`` holds units,
     ``text.raw`` the transcript.
+
+    Unusable audio is left out, warned about, counted (``bad_audio``) and listed in
+    ``<dump_dir>/raw/skipped_audio_asr.tsv``; scores of a test set that lacks some are
+    not exactly comparable with others'.
 
     Args:
         data_dir: Output of stage 1.
@@ -42,17 +48,19 @@ def prepare_asr_data(
         max_minutes: Most training speech per language (ML-SUPERB: 10 or 60).
         min_s: Shortest utterance in seconds. max_s: longest.
         nj: Processes.
+        max_bad_audio: Per cent of a set's files that may be unusable.
 
     Returns:
         What ``asr.json`` holds: per language the unit and per split the counts.
 
     Raises:
         RecipeError: A set is missing or without text, no unit for a language, a
-            transcript that has no units, unusable audio.
+            transcript that has no units, too much unusable audio.
     """
     data_dir, raw = Path(data_dir), Path(dump_dir) / "raw"
     ready: dict[str, FormattedSet] = {}
     report: dict = {"seed": seed, "max_minutes": max_minutes, "languages": {}}
+    skipped = SkippedAudio(raw / "skipped_audio_asr.tsv", max_bad_audio)
     for lang in langs:
         if lang not in units:
             raise RecipeError(
@@ -63,13 +71,15 @@ def prepare_asr_data(
             directory = _source_dir(data_dir, split, lang)
             keep, no_text = _with_text(directory, lang)
             if split == "train" and max_minutes is not None:
-                keep = _limit(directory, keep, max_minutes, seed_of(seed, "asr", lang))
+                chosen_by = seed_of(seed, "asr", lang)
+                keep = _limit(directory, keep, max_minutes, chosen_by, skipped)
             formatted = collect_set(
-                [directory], raw / "audio", min_s, max_s, nj, keep.__contains__
+                [directory], raw / "audio", min_s, max_s, nj, keep.__contains__, skipped
             )
             _convert_text(formatted, units[lang], lang, directory)
             ready[f"asr_{lang}_{split}"] = formatted
-            counts = {**formatted.report[lang], "no_text": no_text}
+            bad = skipped.counts[directory.name]
+            counts = {**formatted.report[lang], "no_text": no_text, "bad_audio": bad}
             report["languages"][lang][split] = counts
             logging.info(
                 "%s %s (%s): %d utterances, %.3f h; dropped: %d without text, %d too "
@@ -86,6 +96,7 @@ def prepare_asr_data(
     # All languages are checked before anything is written.
     for name, formatted in ready.items():
         formatted.write(raw / name)
+    skipped.write()
     write_json(raw / "asr.json", report)
     return report
 
@@ -115,10 +126,17 @@ def _with_text(directory: Path, lang: str) -> tuple[set[str], int]:
     return keep, len(wavs) - len(keep)
 
 
-def _limit(directory: Path, utts: set[str], minutes: float, seed: int) -> set[str]:
+def _limit(
+    directory: Path,
+    utts: set[str],
+    minutes: float,
+    seed: int,
+    skipped: SkippedAudio,
+) -> set[str]:
     wav_scp = directory / "wav.scp"
     wavs = {u: path for u, path in read_table(wav_scp).items() if u in utts}
-    return sample_replay(header_seconds(wavs, wav_scp), minutes / 60, seed)
+    seconds = header_seconds(wavs, wav_scp, skipped=skipped)
+    return sample_replay(seconds, minutes / 60, seed)
 
 
 def _convert_text(

@@ -63,19 +63,29 @@ def _run_local(corpus: str, command: list[str]) -> None:
 
 
 def format_ssl(options: Options) -> None:
-    """Stage 2: 16 kHz mono, duration filter, replay sample."""
-    from espnet2_lamer.data.selection import prepare_ssl_data
+    """Stage 2: 16 kHz mono, duration filter, replay sample, overlap."""
+    from espnet2_lamer.data.selection import Selection, prepare_ssl_data
 
+    selection = Selection(
+        new_langs=options.new_langs,
+        replay_langs=options.replay_langs,
+        replay_hours=options.replay_hours,
+        min_s=options.min_duration,
+        max_s=options.max_duration,
+        replay_sampling=options.replay_sampling,
+        replay_alpha=options.replay_alpha,
+        replay_clusters=options.replay_clusters,
+        dev_hours=options.dev_hours,
+        max_bad_audio=options.max_bad_audio,
+        drop_overlap=options.drop_overlap,
+        seed=options.seed,
+    )
     report = prepare_ssl_data(
         options.datadir,
         options.dumpdir,
-        options.new_langs,
-        options.replay_langs,
-        options.replay_hours,
-        options.min_duration,
-        options.max_duration,
-        options.seed,
+        selection,
         options.nj,
+        compare_hours=options.preset == "paper",
     )
     logging.debug("%s", report)
 
@@ -91,4 +101,5 @@ def format_asr(options: Options) -> None:
         options.units,
         seed=options.seed,
         nj=options.nj,
+        max_bad_audio=options.max_bad_audio,
     )

@@ -43,8 +43,14 @@ class Options:
     new_langs: list[str]
     replay_langs: list[str]
     replay_hours: float
+    replay_sampling: str
+    replay_alpha: float
+    replay_clusters: str
+    dev_hours: float
     min_duration: float
     max_duration: float
+    max_bad_audio: float
+    drop_overlap: bool
     kmeans_hours: float
     n_clusters: int
     allocation: str

@@ -9,6 +9,9 @@ from espnet2_lamer.recipe.runner import Stage
 # done ends in a second or two.
 
 
+_SELECTION_REPORTS = ("hours.json", "overlap.tsv", "skipped_audio.tsv")
+
+
 def _lazy(module: str, function: str):
     def call(options: Options):
         from importlib import import_module
@@ -56,6 +59,27 @@ def _corpus_sets(options: Options) -> list[Path]:
         for lang in options.langs
         for name in ("wav.scp", "utt2lang")
     ]
+
+
+def _selection_inputs(options: Options) -> list[Path]:
+    """Everything that decides what pretraining takes, evaluation sets included."""
+    from espnet2_lamer.data.overlap import evaluation_dirs
+
+    tables = [
+        options.datadir / f"{split}_{lang}" / name
+        for split in ("train", "dev")
+        for lang in options.langs
+        for name in ("text", "utt2spk", "utt2source")
+    ]
+    tables += [
+        folder / name
+        for folder in evaluation_dirs(options.datadir, options.langs)
+        for name in ("wav.scp", "text")
+    ]
+    if options.replay_sampling == "cluster" and options.replay_clusters:
+        tables.append(Path(options.replay_clusters))
+    there = [path for path in tables if path.is_file()]
+    return list(dict.fromkeys([*_corpus_sets(options), *there]))
 
 
 def _features(options: Options) -> list[Path]:
@@ -165,11 +189,12 @@ STAGES = [
         2,
         "formatting and selection",
         (
-            *("new_langs", "replay_langs", "replay_hours"),
-            *("min_duration", "max_duration", "seed"),
+            *("new_langs", "replay_langs", "replay_hours", "replay_sampling"),
+            *("replay_alpha", "replay_clusters", "dev_hours", "min_duration"),
+            *("max_duration", "max_bad_audio", "drop_overlap", "seed"),
         ),
-        _corpus_sets,
-        _ssl_sets,
+        _selection_inputs,
+        lambda o: [*_ssl_sets(o), *(o.raw / name for name in _SELECTION_REPORTS)],
         _parallel("data", "format_ssl"),
     ),
     Stage(
@@ -226,7 +251,7 @@ STAGES = [
     Stage(
         9,
         "ML-SUPERB data",
-        ("new_langs", "replay_langs", "units", "seed"),
+        ("new_langs", "replay_langs", "units", "max_bad_audio", "seed"),
         _corpus_sets,
         _asr_sets,
         _parallel("data", "format_asr"),

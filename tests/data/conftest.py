@@ -1,6 +1,7 @@
 """Small data directories with real audio files."""
 
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -34,9 +35,11 @@ def make_set(tmp_path):
         directory = tmp_path / "data" / f"{split}_{lang}"
         utts = [f"{lang}_{split}_{n:03d}" for n in range(len(durations))]
         wavs = {}
-        for n, (utt, seconds) in enumerate(zip(utts, durations, strict=True)):
+        for utt, seconds in zip(utts, durations, strict=True):
             path = tmp_path / "audio" / f"{utt}{suffix}"
-            wavs[utt] = str(write_audio(path, seconds, seed=n, **options))
+            wavs[utt] = str(
+                write_audio(path, seconds, seed=crc32(utt.encode()), **options)
+            )
         write_table(directory / "wav.scp", wavs)
         write_table(directory / "utt2lang", dict.fromkeys(utts, lang))
         write_spk2utt(directory, {utt: f"{lang}_spk" for utt in utts})

@@ -111,3 +111,25 @@ def test_a_transcript_without_units_is_named(make_set, tmp_path):
     _make(make_set, "cmn", ["42"])
     with pytest.raises(RecipeError, match="train_cmn/text: cmn_train_000: .*42"):
         _prepare(tmp_path, ["cmn"])
+
+
+def test_bad_audio_is_left_out_counted_and_listed_until_it_is_too_much(
+    make_set, tmp_path, caplog
+):
+    _make(make_set, "eng", ["one"] * 10)
+    (tmp_path / "audio/eng_train_003.flac").write_bytes(b"")
+    clip = tmp_path / "audio/eng_test_004.flac"
+    clip.write_bytes(clip.read_bytes()[:-2000])
+    report = _prepare(tmp_path, max_minutes=1.0)["languages"]["eng"]
+    counts = {split: report[split]["bad_audio"] for split in ("train", "dev", "test")}
+    assert counts == {"train": 1, "dev": 0, "test": 1}
+    assert report["test"]["utterances"] == 9
+    lines = (tmp_path / "dump/raw/skipped_audio_asr.tsv").read_text().splitlines()
+    assert [line.split("\t")[:2] for line in lines[1:]] == [
+        ["test_eng", "eng_test_004"],
+        ["train_eng", "eng_train_003"],
+    ]
+    assert "test_eng: 1 of 10 utterances skipped" in caplog.text
+    (tmp_path / "audio/eng_test_005.flac").unlink()
+    with pytest.raises(RecipeError, match="test_eng/wav.scp: 2 of 10 audio files"):
+        _prepare(tmp_path)

@@ -1,51 +1,15 @@
 """Replay sampling and the data of continual pretraining."""
 
 import json
+from collections import Counter
 
-import numpy as np
 import pytest
+import soundfile
 
-from espnet2_lamer.data.selection import PAPER_HOURS, prepare_ssl_data, sample_replay
+from espnet2_lamer.data.hours import PAPER_HOURS
+from espnet2_lamer.data.selection import Selection, prepare_ssl_data
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table, write_table
-
-
-def _durations(count, seed=0):
-    seconds = np.random.default_rng(seed).uniform(2, 30, count)
-    return {f"u{n:05d}": float(s) for n, s in enumerate(seconds)}
-
-
-def test_replay_lasts_the_hours_asked_for_within_one_utterance():
-    durations = _durations(2000)
-    chosen = sample_replay(durations, 3.0, seed=0)
-    seconds = sum(durations[u] for u in chosen)
-    assert 3 * 3600 <= seconds < 3 * 3600 + 30
-
-
-def test_replay_is_reproducible_and_follows_the_seed():
-    durations = _durations(500)
-    backwards = dict(reversed(durations.items()))
-    first = sample_replay(durations, 0.5, seed=1)
-    assert sample_replay(backwards, 0.5, seed=1) == first
-    assert sample_replay(durations, 0.5, seed=2) != first
-
-
-def test_replay_draws_every_utterance_equally_often():
-    durations = _durations(60)
-    hours = sum(durations.values()) / 3600 / 3
-    counts = dict.fromkeys(durations, 0)
-    for seed in range(600):
-        for utt in sample_replay(durations, hours, seed):
-            counts[utt] += 1
-    share = np.array([counts[u] for u in sorted(counts)]) / 600
-    # Independent of length: each has the mean probability within 5 standard errors.
-    assert np.abs(share - share.mean()).max() < 5 * np.sqrt(share.mean() / 600)
-    assert abs(np.corrcoef(share, list(durations.values()))[0, 1]) < 0.4
-
-
-def test_a_language_with_less_is_taken_whole_and_nothing_twice():
-    durations = _durations(10)
-    assert sample_replay(durations, 100.0, seed=0) == set(durations)
 
 
 @pytest.fixture
@@ -56,9 +20,12 @@ def three(make_set, tmp_path):
     return tmp_path
 
 
-def _prepare(root, hours=30 / 3600, seed=0, new=("cmn", "yue"), replay=("eng",)):
+def _prepare(
+    root, hours=30 / 3600, new=("cmn", "yue"), replay=("eng",), compare=False, **options
+):
+    selection = Selection(list(new), list(replay), hours, **options)
     return prepare_ssl_data(
-        root / "data", root / "dump", list(new), list(replay), hours, seed=seed
+        root / "data", root / "dump", selection, compare_hours=compare
     )
 
 
@@ -79,7 +46,6 @@ def test_new_languages_are_whole_and_the_old_one_is_sampled(three):
 def test_the_paper_s_hours_stand_beside_ours(three):
     languages = _prepare(three)["languages"]
     assert {k: v["paper_hours"] for k, v in languages.items()} == PAPER_HOURS
-    assert PAPER_HOURS == {"yue": 105.072, "cmn": 341.867, "eng": 100.555}
 
 
 def test_the_same_seed_writes_the_same_files(three):
@@ -144,6 +110,13 @@ def test_an_id_in_two_languages_is_refused(three):
         ({"new": ["cmn", "eng"]}, "eng named twice"),
         ({"new": []}, "--new_langs: empty"),
         ({"hours": 0.0}, "--replay_hours: found 0"),
+        (
+            {"replay_sampling": "x"},
+            "--replay_sampling: found 'x', expected one of unif",
+        ),
+        ({"replay_alpha": 1.5}, "--replay_alpha: found 1.5, expected 0 to 1"),
+        ({"max_bad_audio": -1.0}, "--max_bad_audio: found -1, expected 0 to 100"),
+        ({"dev_hours": -1.0}, "--dev_hours: found -1, expected 0"),
     ],
 )
 def test_contradicting_options_are_refused(three, options, message):
@@ -154,3 +127,198 @@ def test_contradicting_options_are_refused(three, options, message):
 def test_training_without_replay_needs_no_hours(three):
     languages = _prepare(three, hours=0.0, replay=[])["languages"]
     assert set(languages) == {"cmn", "yue"}
+
+
+def test_both_limits_are_kept_and_refer_to_the_original(make_set, tmp_path):
+    # 44.1 kHz: one sample less than 2 s still rounds to 32000 samples at 16 kHz.
+    seconds = [88199 / 44100, 2.0, 30.0, 30.0 + 1 / 44100]
+    make_set("train", "cmn", seconds, rate=44100)
+    make_set("dev", "cmn", [3.0])
+    counts = _prepare(tmp_path, new=["cmn"], replay=[], hours=0)["languages"]["cmn"]
+    assert (counts["dropped_short"], counts["dropped_long"]) == (1, 1)
+    samples = read_table(tmp_path / "dump/raw/ssl_train/utt2num_samples")
+    assert samples == {"cmn_train_001": "32000", "cmn_train_002": "480000"}
+
+
+def _damage(root, *utts):
+    for utt in utts:
+        path = root / f"audio/{utt}.flac"
+        path.write_bytes(path.read_bytes()[:-2000])
+
+
+def test_bad_audio_is_skipped_counted_and_listed(make_set, tmp_path, caplog):
+    make_set("train", "cmn", [3.0] * 30)
+    make_set("train", "eng", [3.0] * 10)
+    for lang in ("cmn", "eng"):
+        make_set("dev", lang, [3.0] * 10)
+    _damage(tmp_path, "cmn_train_004", "cmn_dev_002")
+    (tmp_path / "audio/eng_train_007.flac").unlink()
+    hours = _prepare(tmp_path, hours=1.0, new=["cmn"])["languages"]
+    lines = (tmp_path / "dump/raw/skipped_audio.tsv").read_text().splitlines()
+    assert [line.split("\t")[:2] for line in lines[1:]] == [
+        ["dev_cmn", "cmn_dev_002"],
+        ["train_cmn", "cmn_train_004"],
+        ["train_eng", "eng_train_007"],
+    ]
+    assert lines[3].endswith("file not found")
+    assert "train_cmn: 1 of 30 utterances skipped" in caplog.text
+    assert hours["cmn"]["skipped_audio"] == hours["eng"]["skipped_audio"] == 1
+    assert (hours["cmn"]["utterances"], hours["eng"]["utterances"]) == (29, 9)
+    wavs = read_table(tmp_path / "dump/raw/ssl_train/wav.scp")
+    assert len(wavs) == 38 and "cmn_train_004" not in wavs
+
+
+def test_too_much_bad_audio_stops_the_run_with_the_list(make_set, tmp_path):
+    make_set("train", "cmn", [3.0] * 30)
+    make_set("dev", "cmn", [3.0] * 3)
+    _damage(tmp_path, "cmn_train_004", "cmn_train_005")
+    with pytest.raises(RecipeError, match=r"2 of 30 audio files.*skipped_audio\.tsv"):
+        _prepare(tmp_path, new=["cmn"], replay=[])
+    report = (tmp_path / "dump/raw/skipped_audio.tsv").read_text()
+    assert report.count("truncated or damaged") == 2
+    assert not (tmp_path / "dump/raw/ssl_train").exists()
+    _prepare(tmp_path, new=["cmn"], replay=[], max_bad_audio=7.0)
+    # One of three is too much for any small share.
+    _damage(tmp_path, "cmn_dev_001")
+    with pytest.raises(RecipeError, match="1 of 3 audio files"):
+        _prepare(tmp_path, new=["cmn"], replay=[], max_bad_audio=7.0)
+
+
+def test_hours_are_reported_per_corpus_and_compared_on_request(three, caplog):
+    write_table(
+        three / "data/train_cmn/utt2source",
+        {f"cmn_train_{n:03d}": "thchs30" if n else "aishell1" for n in range(3)},
+    )
+    cmn = _prepare(three)["languages"]["cmn"]
+    assert {k: v["utterances"] for k, v in cmn["sources"].items()} == {
+        "aishell1": 1,
+        "thchs30": 2,
+    }
+    assert "less than the paper's" not in caplog.text
+    _prepare(three, compare=True)
+    assert caplog.text.count("less than the paper's") == 3
+
+
+@pytest.fixture
+def leaking(make_set, tmp_path):
+    """30 training clips; 000 is a test clip by name, 001 by text, 002 by audio."""
+    texts = [f"sentence {n}" for n in range(30)]
+    make_set("train", "cmn", [3.0 + n / 10 for n in range(30)], texts)
+    make_set("dev", "cmn", [3.0])
+    test = make_set("asr_test", "cmn", [3.0, 3.1, 9.0], ["a", "Sentence 1.", "c"])
+    folder = tmp_path / "audio"
+    (folder / "cmn_train_000.flac").rename(folder / "common_voice_zh-CN_123.flac")
+    wavs = read_table(tmp_path / "data/train_cmn/wav.scp")
+    wavs["cmn_train_000"] = str(folder / "common_voice_zh-CN_123.flac")
+    write_table(tmp_path / "data/train_cmn/wav.scp", wavs)
+    copy, rate = soundfile.read(wavs["cmn_train_002"])
+    soundfile.write(folder / "copy.ogg", copy, rate)
+    (folder / "cmn_asr_test_000.flac").rename(folder / "common_voice_zh-CN_123_x.flac")
+    write_table(
+        test / "wav.scp",
+        {
+            "cmn_asr_test_000": str(folder / "common_voice_zh-CN_123_x.flac"),
+            "cmn_asr_test_001": str(folder / "cmn_asr_test_001.flac"),
+            "cmn_asr_test_002": str(folder / "copy.ogg"),
+        },
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize("role", ["new", "replay"])
+def test_clips_of_evaluation_sets_are_listed_and_left_out(
+    leaking, role, make_set, caplog
+):
+    make_set("train", "eng", [3.0])
+    make_set("dev", "eng", [3.0])
+    langs = (["cmn"], ["eng"]) if role == "new" else (["eng"], ["cmn"])
+    cmn = _prepare(leaking, hours=9.0, new=langs[0], replay=langs[1])["languages"][
+        "cmn"
+    ]
+    lines = (leaking / "dump/raw/overlap.tsv").read_text().splitlines()[1:]
+    assert [line.split("\t")[:5] for line in lines] == [
+        [f"cmn_train_{n:03d}", "cmn", by, "asr_test_cmn", f"cmn_asr_test_{n:03d}"]
+        for n, by in enumerate(("id", "text", "audio"))
+    ]
+    wavs = read_table(leaking / "dump/raw/ssl_train/wav.scp")
+    assert sorted(utt for utt in wavs if utt.startswith("cmn")) == [
+        f"cmn_train_{n:03d}" for n in range(3, 30)
+    ]
+    assert cmn["overlap"] == {"id": 1, "text": 1, "audio": 1}
+    assert cmn["utterances"] == 27
+    seconds = sum(3.0 + n / 10 for n in range(3, 30))
+    assert cmn["hours"] == pytest.approx(seconds / 3600, abs=2e-4)
+    assert "cmn: 3 pretraining clips are in an evaluation set" in caplog.text
+
+
+def test_overlap_can_be_kept_and_is_listed_all_the_same(leaking):
+    cmn = _prepare(leaking, new=["cmn"], replay=[], drop_overlap=False)
+    assert cmn["languages"]["cmn"]["utterances"] == 30
+    assert len((leaking / "dump/raw/overlap.tsv").read_text().splitlines()) == 4
+
+
+def test_a_language_that_is_all_evaluation_is_named(make_set, tmp_path):
+    train = make_set("train", "cmn", [3.0, 4.0])
+    make_set("dev", "cmn", [3.0])
+    test = make_set("test", "cmn", [3.0, 4.0])
+    paths = read_table(train / "wav.scp").values()
+    wavs = dict(zip(read_table(test / "wav.scp"), paths, strict=True))
+    write_table(test / "wav.scp", wavs)
+    with pytest.raises(RecipeError, match=r"overlap\.tsv: every usable .* cmn"):
+        _prepare(tmp_path, new=["cmn"], replay=[])
+
+
+def test_replay_is_drawn_as_asked(make_set, tmp_path):
+    for lang, count in (("eng", 40), ("deu", 10), ("cmn", 1)):
+        make_set("train", lang, [3.0] * count)
+        make_set("dev", lang, [3.0])
+    speakers = {f"eng_train_{n:03d}": "a" if n < 30 else "b" for n in range(40)}
+    write_table(tmp_path / "data/train_eng/utt2spk", speakers)
+    units = tmp_path / "text.km"
+    units.write_text("".join(f"{u} {s} {s} 0\n" for u, s in speakers.items()))
+
+    def drawn(replay, **options):
+        _prepare(tmp_path, hours=10 * 3 / 3600, new=["cmn"], replay=replay, **options)
+        return read_table(tmp_path / "dump/raw/ssl_train/utt2lang")
+
+    for method in ("speaker", "cluster"):
+        table = drawn(["eng"], replay_sampling=method, replay_clusters=units)
+        counts = Counter(speakers[utt] for utt in table if utt in speakers)
+        assert counts == {"a": 5, "b": 5}
+    table = drawn(["eng", "deu"], replay_sampling="temperature", replay_alpha=1.0)
+    # 20 utterances in the proportion of 40 to 10.
+    assert Counter(table.values()) == {"eng": 16, "deu": 4, "cmn": 1}
+    table = drawn(["eng", "deu"])
+    assert Counter(table.values()) == {"eng": 10, "deu": 10, "cmn": 1}
+
+
+def test_a_large_dev_set_is_sampled_and_a_small_one_is_whole(make_set, tmp_path):
+    for lang, seconds in (("cmn", [3.0] * 30), ("yue", [3.0] * 4 + [1.0])):
+        make_set("train", lang, [3.0])
+        make_set("dev", lang, seconds)
+
+    def dev(**options):
+        report = _prepare(tmp_path, new=["cmn", "yue"], replay=[], **options)
+        table = read_table(tmp_path / "dump/raw/ssl_dev/utt2lang")
+        return table, report["languages"]
+
+    table, _ = dev()
+    assert Counter(table.values()) == {"cmn": 30, "yue": 4}
+    table, languages = dev(dev_hours=30 / 3600)
+    assert Counter(table.values()) == {"cmn": 10, "yue": 4}
+    assert languages["cmn"]["dev"]["utterances"] == 10
+    assert languages["yue"]["dev"]["dropped_short"] == 1
+    assert dev(dev_hours=30 / 3600)[0] == table
+    assert dev(dev_hours=30 / 3600, seed=1)[0] != table
+
+
+def test_processes_do_not_change_what_is_written(three, monkeypatch):
+    monkeypatch.setattr("espnet2_lamer.data.audio._FILES_PER_PROCESS", 1)
+    raw = three / "dump/raw"
+    contents = []
+    for nj in (1, 2):
+        selection = Selection(["cmn", "yue"], ["eng"], 30 / 3600)
+        prepare_ssl_data(three / "data", three / "dump", selection, nj)
+        files = sorted(p for p in raw.rglob("*") if p.is_file())
+        contents.append([(p.name, p.read_bytes()) for p in files])
+    assert contents[0] == contents[1]

@@ -64,6 +64,7 @@ def test_options_given_before_help_are_shown_as_the_defaults():
         (["--stop_stage", "99"], "--stop_stage 99: expected 0 to 14"),
         (["--stop-stage=x"], "--stop_stage x: expected 0 to 14"),
         (["--stage="], "--stage : expected 0 to 14"),
+        (["--stage", "5", "--stop_stage", "3"], "--stop_stage 3: expected --stage (5)"),
         (["--preset", "none"], "--preset none: conf/presets/none.sh not found"),
         (["--preset=none"], "--preset none: conf/presets/none.sh not found"),
     ],
@@ -95,6 +96,7 @@ def test_a_value_of_the_wrong_kind_is_refused_by_the_program(tmp_path):
         ({"ssl_config": "conf/none.yaml"}, "--ssl_config: conf/none.yaml not found"),
         ({"units": "eng=runes"}, "--units: found 'eng=runes', expected LANG=UNIT"),
         ({"stage": "15"}, "--stage: found 15, expected 0 to 14"),
+        ({"stage": "5", "stop_stage": "3"}, "--stop_stage: found 3, expected --stage"),
         ({"max_missing": "101"}, "--max_missing: found 101, expected 0 to 100 per"),
     ],
 )
@@ -109,6 +111,7 @@ def test_options_that_contradict_are_refused_before_anything_runs(
     values |= {
         "retrain": "false",
         "control": "false",
+        "drop_overlap": "false",
         "skip_stages": "",
         "units": "",
         "new_langs": "cmn yue",

@@ -47,8 +47,15 @@ Data
   --new_langs        languages to learn, ISO 639-3 (${new_langs})
   --replay_langs     languages to keep (${replay_langs})
   --replay_hours     hours of replay per kept language (${replay_hours})
+  --replay_sampling  uniform | temperature (shares the hours over kept languages) |
+                     speaker | cluster (one of each in turn) (${replay_sampling})
+  --replay_alpha     exponent of temperature: 0 = equal, 1 = in proportion (${replay_alpha})
+  --replay_clusters  file with units of the replay candidates (${replay_clusters:-none})
+  --dev_hours        most validation speech per language, in hours, 0 = all (${dev_hours})
   --min_duration     shortest utterance in seconds (${min_duration})
   --max_duration     longest utterance in seconds (${max_duration})
+  --max_bad_audio    most unusable audio files per set, in % (${max_bad_audio})
+  --drop_overlap     leave out clips that are in an evaluation set (${drop_overlap})
 
 Models
   --base             HuBERT to extend: Hugging Face directory or id, torchaudio
@@ -107,6 +114,12 @@ expdir=exp
 manifest=
 exclude_sources=
 max_missing=1
+replay_sampling=uniform
+replay_alpha=0.7
+replay_clusters=
+dev_hours=1
+max_bad_audio=1
+drop_overlap=true
 retrain=false
 allocation=
 ssl_tag=
@@ -118,7 +131,8 @@ hf_repo=
 
 options="stage stop_stage skip_stages nj dask ngpu num_nodes seed datadir dumpdir expdir
  preset corpus manifest exclude_sources max_missing new_langs replay_langs replay_hours
- min_duration max_duration base teacher teacher_layer retrain kmeans_hours n_clusters
+ replay_sampling replay_alpha replay_clusters dev_hours min_duration max_duration
+ max_bad_audio drop_overlap base teacher teacher_layer retrain kmeans_hours n_clusters
  ssl_config allocation ssl_tag control upstreams units asr_config asr_layer lid_config lid_layer
  store_dtype hf_repo"
 
@@ -157,6 +171,11 @@ for name in stage stop_stage; do
         exit 2
     fi
 done
+
+if [ "${stop_stage}" -lt "${stage}" ]; then
+    echo "run.sh: --stop_stage ${stop_stage}: expected --stage (${stage}) or later" >&2
+    exit 2
+fi
 
 arguments=()
 for name in ${options}; do

@@ -1,0 +1,283 @@
+"""Overlap: pretraining clips that are also in an evaluation set."""
+
+import logging
+import os
+import re
+import unicodedata
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from espnet2_lamer.data.audio import file_seconds, over_files, read_16k
+from espnet2_lamer.data.audio_fingerprint import (
+    DURATION_TOLERANCE,
+    Fingerprint,
+    FingerprintIndex,
+    fingerprint,
+)
+from espnet2_lamer.fileio.atomic import write_text
+from espnet2_lamer.fileio.datadir import read_table
+
+#: Transcripts are compared between clips whose durations differ by at most this.
+TEXT_TOLERANCE = 0.05
+_COMMON_VOICE = re.compile(r"common_voice_[A-Za-z-]+_\d+")
+# Fewer digits are a running number that any corpus may have.
+_FEWEST_DIGITS = 6
+# Durations are multiples of a sample; a microsecond is none.
+_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One utterance that is looked up, or looked for.
+
+    Attributes:
+        utt_id: In its data directory.
+        path: Audio file.
+        lang: ISO 639-3 code.
+        seconds: Duration.
+        text: Transcript, or empty.
+        sets: Evaluation sets that have this file, such as ``eval/fleurs/test_eng``.
+    """
+
+    utt_id: str
+    path: str
+    lang: str
+    seconds: float
+    text: str = ""
+    sets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """A pretraining clip and the evaluation clip it equals.
+
+    Attributes:
+        clip: Of pretraining.
+        found: Of evaluation.
+        by: ``id``, ``text`` or ``audio``.
+        distance: Share of differing bits of the fingerprints, for ``audio``.
+    """
+
+    clip: Clip
+    found: Clip
+    by: str
+    distance: float | None = None
+
+
+def evaluation_dirs(data_dir: str | Path, langs: Sequence[str]) -> list[Path]:
+    """Return the existing dev and test sets of evaluation in these languages.
+
+    Those are ``<split>_<lang>`` and ``asr_<split>_<lang>`` in ``data_dir`` and
+    ``<split>_<lang>`` of every corpus in ``eval``. Training sets of heads are none:
+    nothing is measured on them.
+    """
+    data_dir = Path(data_dir)
+    corpora = sorted((data_dir / "eval").glob("*"))
+    return [
+        folder
+        for lang in langs
+        for split in ("dev", "test")
+        for folder in (
+            data_dir / f"{split}_{lang}",
+            data_dir / f"asr_{split}_{lang}",
+            *(corpus / f"{split}_{lang}" for corpus in corpora),
+        )
+        if (folder / "wav.scp").is_file()
+    ]
+
+
+def read_evaluation(
+    data_dir: str | Path, langs: Sequence[str], nj: int = 1
+) -> list[Clip]:
+    """Read :func:`evaluation_dirs`, every file once.
+
+    Files that cannot be read are warned about and left out here, as they are by the
+    stage that formats evaluation sets.
+    """
+    data_dir = Path(data_dir)
+    found: dict[str, dict] = {}
+    for folder in evaluation_dirs(data_dir, langs):
+        name = folder.relative_to(data_dir).as_posix()
+        text = folder / "text"
+        texts = read_table(text) if text.is_file() else {}
+        for utt, path in read_table(folder / "wav.scp").items():
+            clip = found.setdefault(os.path.abspath(path), {"utt_id": utt, "sets": []})
+            clip["lang"] = name.rpartition("_")[2]
+            clip["text"] = clip.get("text") or texts.get(utt, "")
+            clip["sets"].append(name)
+    clips, problems = [], []
+    wavs = {path: path for path in found}
+    for path, seconds, problem in over_files(file_seconds, wavs, nj, "evaluation sets"):
+        if problem:
+            problems.append(f"{path}: {problem}")
+            continue
+        sets = tuple(found[path].pop("sets"))
+        clips.append(Clip(path=path, seconds=seconds, sets=sets, **found[path]))
+    if problems:
+        logging.warning(
+            "%d evaluation files cannot be read, so overlap with them is not seen; "
+            "first: %s",
+            len(problems),
+            problems[0],
+        )
+    return clips
+
+
+def clip_ids(utt_id: str, path: str) -> tuple[set[str], set[str]]:
+    """Return the names by which a clip can be recognised elsewhere.
+
+    Returns:
+        Sure ones (the file itself, and CommonVoice's clip number wherever it stands in
+        the id or the file's name), and likely ones: the id and the file's name, where
+        they have 6 digits or more; language, duration and transcripts must agree as
+        well, since one number may be in two corpora.
+    """
+    stem = Path(path).stem
+    sure = {os.path.abspath(path)}
+    for name in (utt_id, stem):
+        sure.update(_COMMON_VOICE.findall(name))
+    likely = {n for n in (utt_id, stem) if sum(map(str.isdigit, n)) >= _FEWEST_DIGITS}
+    return sure, likely
+
+
+def normalised(text: str) -> str:
+    """Return the letters and digits of a transcript, in one case."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(c for c in text if c.isalnum())
+
+
+def match_names(clips: Sequence[Clip], evaluation: Sequence[Clip]) -> list[Overlap]:
+    """Find clips by id, else by language, transcript and duration.
+
+    Another speaker's reading of the same sentence in the same time (0.05 s) cannot be
+    told from a copy here and is listed, too.
+    """
+    by_id: dict[str, list[Clip]] = {}
+    by_text: dict[tuple[str, str], list[Clip]] = {}
+    for known in evaluation:
+        for name in set().union(*clip_ids(known.utt_id, known.path)):
+            by_id.setdefault(name, []).append(known)
+        if text := normalised(known.text):
+            by_text.setdefault((known.lang, text), []).append(known)
+    overlaps = []
+    for clip in clips:
+        sure, likely = clip_ids(clip.utt_id, clip.path)
+        found = [known for name in sure for known in by_id.get(name, ())] + [
+            known
+            for name in likely
+            for known in by_id.get(name, ())
+            if _agree(clip, known, DURATION_TOLERANCE) and _same_words(clip, known)
+        ]
+        by = "id"
+        if not found and clip.text:
+            by = "text"
+            same = by_text.get((clip.lang, normalised(clip.text)), ())
+            found = [known for known in same if _agree(clip, known, TEXT_TOLERANCE)]
+        unique = {known.path: known for known in found}
+        overlaps += [Overlap(clip, known, by) for _, known in sorted(unique.items())]
+    return overlaps
+
+
+def _agree(first: Clip, second: Clip, tolerance: float) -> bool:
+    return abs(first.seconds - second.seconds) <= tolerance + _ROUNDING
+
+
+def _same_words(first: Clip, second: Clip) -> bool:
+    """Whether nothing says that the clips have other words."""
+    texts = {normalised(clip.text) for clip in (first, second)} - {""}
+    return first.lang == second.lang and len(texts) < 2
+
+
+def match_audio(
+    clips: Sequence[Clip],
+    prints: Mapping[str, Fingerprint],
+    evaluation: Sequence[Clip],
+    nj: int = 1,
+) -> list[Overlap]:
+    """Find clips by the fingerprints of their audio.
+
+    Only clips of one language whose durations differ by at most 0.1 s are compared.
+
+    Args:
+        clips: Of pretraining.
+        prints: Utterance to fingerprint of all ``clips``, with frames 0.1 s apart.
+        evaluation: Their files are read where the duration fits.
+        nj: Processes that read them.
+    """
+    candidates = _with_neighbours(sorted(evaluation, key=lambda c: c.path), clips)
+    by_lang: dict[str, tuple[list[Clip], list[Fingerprint]]] = {}
+    wavs = {str(i): clip.path for i, clip in enumerate(candidates)}
+    for i, print_, problem in over_files(_fingerprint, wavs, nj, "fingerprints"):
+        clip = candidates[int(i)]
+        # Files that cannot be read were warned about when they were listed.
+        if not problem:
+            known, own = by_lang.setdefault(clip.lang, ([], []))
+            known.append(clip)
+            own.append(print_)
+    indices = {
+        lang: (known, FingerprintIndex(own, [clip.seconds for clip in known]))
+        for lang, (known, own) in by_lang.items()
+    }
+    overlaps = []
+    for clip in clips:
+        if clip.lang in indices:
+            known, index = indices[clip.lang]
+            overlaps += [
+                Overlap(clip, known[i], "audio", distance)
+                for i, distance in index.search(prints[clip.utt_id], clip.seconds)
+            ]
+    return overlaps
+
+
+def _fingerprint(utt: str, path: str) -> Fingerprint:
+    return fingerprint(read_16k(path))
+
+
+def _with_neighbours(clips: Sequence[Clip], others: Sequence[Clip]) -> list[Clip]:
+    """Return those clips whose language and duration some other has."""
+    durations: dict[str, list[float]] = {}
+    for other in others:
+        durations.setdefault(other.lang, []).append(other.seconds)
+    for seconds in durations.values():
+        seconds.sort()
+    kept = []
+    for clip in clips:
+        seconds = durations.get(clip.lang, [])
+        low = clip.seconds - DURATION_TOLERANCE - _ROUNDING
+        nearest = bisect_left(seconds, low)
+        if nearest < len(seconds) and _agree(
+            clip, Clip("", "", "", seconds[nearest]), DURATION_TOLERANCE
+        ):
+            kept.append(clip)
+    return kept
+
+
+def write_overlaps(path: str | Path, overlaps: Sequence[Overlap]) -> None:
+    """Write a TSV with a line per pretraining clip and evaluation set, sorted."""
+    header = (
+        *("utt_id", "lang", "matched_by", "evaluation_set", "evaluation_utt_id"),
+        *("seconds", "evaluation_seconds", "distance"),
+    )
+    rows = {
+        (
+            *(o.clip.utt_id, o.clip.lang, o.by, name, o.found.utt_id),
+            *(f"{o.clip.seconds:.3f}", f"{o.found.seconds:.3f}"),
+            "" if o.distance is None else f"{o.distance:.3f}",
+        )
+        for o in overlaps
+        for name in o.found.sets
+    }
+    ordered = sorted(rows, key=lambda row: [value.encode() for value in row])
+    write_text(path, "".join("\t".join(row) + "\n" for row in [header, *ordered]))
+
+
+def overlap_counts(overlaps: Sequence[Overlap]) -> Mapping[str, dict[str, int]]:
+    """Return per language the number of clips found by id, text and audio."""
+    found = {(o.clip.lang, o.clip.utt_id): o.by for o in overlaps}
+    counts: dict[str, dict[str, int]] = {}
+    for (lang, _), by in sorted(found.items()):
+        entry = counts.setdefault(lang, {"id": 0, "text": 0, "audio": 0})
+        entry[by] += 1
+    return counts

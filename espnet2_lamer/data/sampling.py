@@ -1,0 +1,182 @@
+"""How replay is drawn: uniformly, balanced over speakers or units, shared by hours."""
+
+import logging
+from collections import Counter
+from collections.abc import Container, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from espnet2_lamer.errors import RecipeError
+
+METHODS = ("uniform", "temperature", "speaker", "cluster")
+
+
+def sample_replay(durations: Mapping[str, float], hours: float, seed: int) -> set[str]:
+    """Draw utterances uniformly at random until they last ``hours``.
+
+    No utterance is drawn twice; when all together are shorter, all are returned.
+
+    Args:
+        durations: Utterance id to seconds.
+        hours: Wanted amount.
+        seed: The same seed, ids and durations give the same sample.
+    """
+    utts = sorted(durations, key=str.encode)
+    order = np.random.default_rng(seed).permutation(len(utts))
+    return _until([utts[index] for index in order], durations, hours)
+
+
+def sample_balanced(
+    durations: Mapping[str, float], groups: Mapping[str, str], hours: float, seed: int
+) -> set[str]:
+    """Draw one utterance of every group in turn until they last ``hours``.
+
+    Groups and the utterances of each come in random order. While no group is used up,
+    the numbers of utterances drawn from any two groups differ by at most one; a group
+    that is used up is passed over, nothing is drawn twice.
+
+    Args:
+        durations: Utterance id to seconds.
+        groups: Utterance id to its speaker or unit.
+        hours: Wanted amount; everything where there is less.
+        seed: The same seed, ids, groups and durations give the same sample.
+    """
+    generator = np.random.default_rng(seed)
+    members: dict[str, list[str]] = {}
+    for utt in sorted(durations, key=str.encode):
+        members.setdefault(groups[utt], []).append(utt)
+    names = sorted(members, key=str.encode)
+    place = dict(zip(names, generator.permutation(len(names)), strict=True))
+    turns = []
+    for name in names:
+        order = generator.permutation(len(members[name]))
+        turns += [(turn, place[name], members[name][i]) for turn, i in enumerate(order)]
+    return _until([utt for _, _, utt in sorted(turns)], durations, hours)
+
+
+def _until(order: list[str], durations: Mapping[str, float], hours: float) -> set[str]:
+    chosen: set[str] = set()
+    total = 0.0
+    for utt in order:
+        if total >= hours * 3600:
+            break
+        chosen.add(utt)
+        total += durations[utt]
+    return chosen
+
+
+def share_hours(
+    available: Mapping[str, float], total: float, alpha: float
+) -> dict[str, float]:
+    """Share hours over languages in proportion to ``available ** alpha``.
+
+    ``alpha`` is 1/T of temperature sampling: 1 keeps the natural proportions, 0 gives
+    every language the same; mHuBERT-147 uses 0.7. Nothing is repeated: a language gives
+    at most what it has, and the others share the rest by the same rule.
+
+    Args:
+        available: Language to hours there.
+        total: Hours wanted of all languages together.
+        alpha: From 0 to 1.
+    """
+    shares = dict.fromkeys(available, 0.0)
+    open_ = {lang for lang, hours in available.items() if hours > 0}
+    left = min(total, sum(available.values()))
+    while open_ and left > 0:
+        weight = sum(available[lang] ** alpha for lang in open_)
+        wanted = {lang: left * available[lang] ** alpha / weight for lang in open_}
+        full = {lang for lang in open_ if wanted[lang] >= available[lang]}
+        if not full:
+            return shares | wanted
+        for lang in sorted(full):
+            shares[lang] = available[lang]
+            left -= available[lang]
+        open_ -= full
+    return shares
+
+
+def dominant_units(path: str | Path, utts: Container[str]) -> dict[str, str]:
+    """Return the most frequent unit of each utterance, the smaller one of two equals.
+
+    Args:
+        path: Lines ``utt_id u1 u2 ...`` such as ``bin.assign_units`` writes, or one
+            cluster name per utterance from anywhere else.
+        utts: Utterances of interest.
+
+    Raises:
+        RecipeError: The file is missing.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RecipeError(
+            f"--replay_clusters: {path} not found; expected lines `utt_id u1 u2 ...`"
+        )
+    units: dict[str, str] = {}
+    with open(path, encoding="utf-8") as handle:
+        for line in handle:
+            utt, *labels = line.split()
+            if labels and utt in utts:
+                counts = Counter(labels)
+                units[utt] = min(counts, key=lambda u: (-counts[u], len(u), u))
+    return units
+
+
+def draw_replay(
+    durations: Mapping[str, float],
+    hours: float,
+    seed: int,
+    method: str = "uniform",
+    speakers: Mapping[str, str] | None = None,
+    clusters: str | Path | None = None,
+    name: str = "",
+) -> set[str]:
+    """Draw the replay of one language.
+
+    Args:
+        durations: Usable utterances and their seconds.
+        hours: Wanted amount.
+        seed: Of the draw.
+        method: One of :data:`METHODS`. ``speaker``: balanced over speakers.
+            ``cluster``: balanced over the utterances' dominant units; utterances that
+            ``clusters`` does not know are left out and counted. ``temperature`` shares
+            hours over languages, see :func:`share_hours`; inside one it is uniform.
+        speakers: Utterance to speaker, for ``speaker``; an utterance without one is a
+            speaker of its own.
+        clusters: See :func:`dominant_units`, for ``cluster``.
+        name: Of the language, for messages.
+
+    Raises:
+        RecipeError: ``cluster`` without a file, or with one that knows none of the
+            utterances.
+    """
+    if method == "speaker":
+        speakers = speakers or {}
+        groups = {utt: speakers.get(utt) or utt for utt in durations}
+        count = len(set(groups.values()))
+        logging.info("%s: replay drawn in turn from %d speakers", name, count)
+        return sample_balanced(durations, groups, hours, seed)
+    if method != "cluster":
+        return sample_replay(durations, hours, seed)
+    if not clusters:
+        raise RecipeError(
+            "--replay_sampling cluster needs --replay_clusters FILE with the units of "
+            "the replay candidates, such as python -m espnet2_lamer.bin.assign_units "
+            "writes with the teacher and codebook of an earlier run"
+        )
+    groups = dominant_units(clusters, durations)
+    if not groups:
+        raise RecipeError(
+            f"--replay_clusters {clusters}: no line for any of {len(durations)} {name} "
+            "utterances; label the utterances of data/train_LANG/wav.scp"
+        )
+    logging.info(
+        "%s: replay drawn in turn from %d units", name, len(set(groups.values()))
+    )
+    if len(groups) < len(durations):
+        logging.warning(
+            "%s: %d of %d utterances have no units in %s and are not drawn",
+            *(name, len(durations) - len(groups), len(durations), clusters),
+        )
+    known = {utt: durations[utt] for utt in groups}
+    return sample_balanced(known, groups, hours, seed)

@@ -1,0 +1,46 @@
+"""What stages depend on."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+from espnet2_lamer.recipe.stages import STAGES
+
+
+def _touch(root, *names):
+    for name in names:
+        path = Path(root) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("a b\n")
+
+
+def test_selection_depends_on_texts_speakers_evaluation_sets_and_clusters(tmp_path):
+    data = tmp_path / "data"
+    _touch(data, "train_yue/wav.scp", "train_yue/utt2lang", "train_yue/utt2spk")
+    _touch(data, "train_yue/text", "dev_yue/wav.scp", "test_yue/wav.scp")
+    _touch(data, "eval/fleurs/test_yue/text", "eval/fleurs/test_yue/wav.scp")
+    _touch(data, "eval/fleurs/train_yue/wav.scp", "eval/fleurs/test_eng/wav.scp")
+    _touch(tmp_path, "text.km")
+    options = SimpleNamespace(
+        datadir=data,
+        langs=["yue"],
+        replay_sampling="cluster",
+        replay_clusters=str(tmp_path / "text.km"),
+    )
+    found = STAGES[2].inputs(options)
+    assert len(found) == len(set(found))
+    assert {path.relative_to(tmp_path).as_posix() for path in found} == {
+        *("data/train_yue/wav.scp", "data/train_yue/utt2lang", "data/train_yue/text"),
+        *("data/train_yue/utt2spk", "data/dev_yue/wav.scp", "data/test_yue/wav.scp"),
+        "data/eval/fleurs/test_yue/wav.scp",
+        *("data/eval/fleurs/test_yue/text", "text.km"),
+    }
+    options.replay_sampling = "uniform"
+    assert tmp_path / "text.km" not in STAGES[2].inputs(options)
+
+
+def test_every_option_of_a_stage_exists():
+    from espnet2_lamer.recipe.options import Options
+
+    known = {*Options.__dataclass_fields__, *vars(Options)}
+    for stage in STAGES:
+        assert set(stage.options) <= known, stage.title
