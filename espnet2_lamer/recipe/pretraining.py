@@ -11,6 +11,7 @@ from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.recipe.checkpoints import base_path, read_checkpoints
+from espnet2_lamer.recipe.devices import device_options
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.ssl_config import (
     control_settings,
@@ -157,7 +158,7 @@ def continue_pretraining(options: Options) -> None:
                 *experts_options(allocation),
                 *("--seed", str(options.seed)),
                 *("--replay_langs", *options.replay_langs),
-                *_device_options(options),
+                *device_options(options, experiment),
             ],
         )
         model = load_pretraining_model(experiment)
@@ -186,19 +187,6 @@ def _check_control(options: Options) -> None:
             "control out with --control false"
         )
     write_json(record, inputs)
-
-
-def _device_options(options: Options) -> list[str]:
-    command = ["--ngpu", str(options.ngpu)]
-    if options.ngpu > 1 or options.num_nodes > 1:
-        command += ["--multiprocessing_distributed", "true"]
-    if options.num_nodes > 1:
-        command += [
-            *("--dist_world_size", str(options.num_nodes)),
-            *("--dist_launcher", "slurm"),
-            *("--dist_init_method", f"file://{(options.expdir / 'dist').resolve()}"),
-        ]
-    return command
 
 
 def experiments(options: Options) -> list[Path]:

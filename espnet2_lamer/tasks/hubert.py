@@ -11,6 +11,7 @@ import torch
 from espnet2.iterators.abs_iter_factory import AbsIterFactory
 from espnet2.tasks.abs_task import optim_classes
 from espnet2.tasks.hubert import HubertTask, encoder_choices, model_choices
+from torch.multiprocessing.spawn import ProcessException
 
 from espnet2_lamer.asr.encoder.lamer_hubert import LamerHubertEncoder
 from espnet2_lamer.errors import RecipeError
@@ -20,9 +21,11 @@ from espnet2_lamer.registry import register
 from espnet2_lamer.tasks.dry_run import dry_run
 from espnet2_lamer.tasks.option_check import check_options
 from espnet2_lamer.train.collate import LamerCollate
+from espnet2_lamer.train.console import child_log
 from espnet2_lamer.train.iterator import BucketIterFactory
 from espnet2_lamer.train.languages import without_languages
 from espnet2_lamer.train.sanity import check_sanity
+from espnet2_lamer.train.signals import pass_signals_on
 from espnet2_lamer.train.trainer import LamerTrainer
 
 # DDP workers are spawned and import this module to find the task: registering here
@@ -59,8 +62,25 @@ class LamerHubertTask(HubertTask):
             dry_run(cls, args)
         elif args.sanity and not args.print_config:
             check_sanity(cls, args)
+        elif args.ngpu > 1 and args.multiprocessing_distributed:
+            with pass_signals_on() as request:
+                try:
+                    super().main(args=args)
+                except ProcessException as error:
+                    if request.signal:
+                        raise SystemExit(128 + request.signal) from error
+                    raise
         else:
             super().main(args=args)
+
+    @classmethod
+    def main_worker(cls, args: argparse.Namespace) -> None:
+        """Run training; also the entry point of spawned processes, one per GPU."""
+        with child_log(args.dist_rank):
+            super().main_worker(args)
+        if torch.distributed.is_initialized():
+            # The recipe trains the control next, in the same process.
+            torch.distributed.destroy_process_group()
 
     @classmethod
     def add_task_arguments(cls, parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,8 @@
 """ESPnet's training messages: into a file, with a progress bar on the terminal."""
 
 import logging
+import multiprocessing
+import os
 import re
 import sys
 import warnings
@@ -9,6 +11,9 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 from tqdm import tqdm
+
+# Where processes that a training spawns find the file.
+_LOG_VARIABLE = "ESPNET2_LAMER_TRAIN_LOG"
 
 
 class EpochBar(logging.Handler):
@@ -33,18 +38,34 @@ class EpochBar(logging.Handler):
 
 
 @contextmanager
-def espnet_log(path: Path, description: str) -> Iterator[None]:
+def child_log(rank: int | None) -> Iterator[None]:
+    """In a process that a training with :func:`espnet_log` spawned: log as it does.
+
+    Of several ranks the first logs; what others cannot go on with is on the console.
+    """
+    path = os.environ.get(_LOG_VARIABLE)
+    if path is None or multiprocessing.parent_process() is None:
+        yield
+        return
+    with espnet_log(Path(path), Path(path).parent.name, bar=False):
+        if rank:
+            logging.getLogger().setLevel(logging.ERROR)
+        yield
+
+
+@contextmanager
+def espnet_log(path: Path, description: str, bar: bool = True) -> Iterator[None]:
     """Send what ESPnet logs and prints to a file; the console keeps errors only.
 
     Args:
         path: The file; appended to, so that a resumed run keeps its history.
         description: Name of the progress bar.
+        bar: Whether there is one.
     """
     root = logging.getLogger()
     level = root.level
     console = [(handler, handler.level) for handler in root.handlers]
     path.parent.mkdir(parents=True, exist_ok=True)
-    bar = EpochBar(description)
     with open(path, "a", encoding="utf-8") as stream, warnings.catch_warnings():
         # ESPnet's own use of torch; nothing a user could change.
         warnings.simplefilter("ignore", FutureWarning)
@@ -56,14 +77,21 @@ def espnet_log(path: Path, description: str) -> Iterator[None]:
         )
         for handler, _ in console:
             handler.setLevel(logging.ERROR)
-        root.addHandler(file)
-        root.addHandler(bar)
+        added = [file, EpochBar(description)] if bar else [file]
+        for handler in added:
+            root.addHandler(handler)
         root.setLevel(logging.INFO)
+        outer = os.environ.get(_LOG_VARIABLE)
+        os.environ[_LOG_VARIABLE] = str(path.resolve())
         try:
             with redirect_stderr(stream):
                 yield
         finally:
-            for handler in (file, bar):
+            if outer is None:
+                del os.environ[_LOG_VARIABLE]
+            else:
+                os.environ[_LOG_VARIABLE] = outer
+            for handler in added:
                 root.removeHandler(handler)
                 handler.close()
             for handler, handler_level in console:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.train.batching import make_batches
 from espnet2_lamer.train.collate import LamerCollate
+from espnet2_lamer.train.signals import ignore_stop_signals
 
 
 class CheckedDataset(Dataset):
@@ -137,6 +138,9 @@ class BucketIterFactory(AbsIterFactory):
             batch_sampler=batches,
             collate_fn=self.make_collate(epoch),
             num_workers=self.num_workers,
+            # Slurm signals every process of a step: a training that lost the ones that
+            # load audio could not end its update and save.
+            worker_init_fn=ignore_stop_signals,
             # Of its own: a resumed epoch opens the loader once more, and must not draw
             # from the generator that dropout uses.
             generator=torch.Generator().manual_seed(self.seed),
@@ -148,5 +152,5 @@ class BucketIterFactory(AbsIterFactory):
             desc=name,
             leave=False,
             file=sys.__stderr__,
-            disable=not sys.__stderr__.isatty(),
+            disable=self.rank > 0 or not sys.__stderr__.isatty(),
         )

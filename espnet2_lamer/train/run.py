@@ -125,6 +125,9 @@ class TrainingRun:
             )
         for writer in self.writers.values():
             writer.close()
+        if is_distributed():
+            # Nobody goes on to files that the first rank still writes.
+            torch.distributed.barrier()
 
     # -- resume ---------------------------------------------------------------
 

@@ -1,11 +1,17 @@
 """Stop requests from outside: Slurm's preemption, a shutdown, an impatient user."""
 
+import multiprocessing
+import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+# Slurm signals every process of a step, and so do parents that pass a signal on: what
+# comes so soon after the first is the same request.
+SAME_REQUEST_SECONDS = 10.0
 
 
 class StopRequest:
@@ -18,22 +24,61 @@ class StopRequest:
 def stop_on_signals() -> Iterator[StopRequest]:
     """Turn SIGTERM and SIGUSR1 into a request that the training loop looks at.
 
-    A second signal of the same kind acts as it would have without this.
+    Another one ten seconds later, from somebody who will not wait for the checkpoint,
+    acts as it would have without this.
     """
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
+    with _handling(request, lambda number: None):
         yield request
+
+
+@contextmanager
+def pass_signals_on() -> Iterator[StopRequest]:
+    """Give SIGTERM and SIGUSR1 to the child processes and wait for them as before.
+
+    A training on several GPUs has a process for each, and a parent that only waits:
+    without this a signal ends the parent alone, and the training goes on without it.
+    """
+
+    def give(number: int) -> None:
+        for child in multiprocessing.active_children():
+            with suppress(ProcessLookupError):
+                os.kill(child.pid, number)
+
+    request = StopRequest()
+    with _handling(request, give):
+        yield request
+
+
+def ignore_stop_signals(*_: object) -> None:
+    """Let a helper process outlive a signal to all: its parent decides when it ends."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def _handling(request: StopRequest, act: Callable[[int], None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
+    first: list[float] = []
 
     def note(number: int, frame: object) -> None:
-        request.signal = number
-        signal.signal(number, before[number])
+        now = time.monotonic()
+        if first and now - first[0] > SAME_REQUEST_SECONDS:
+            signal.signal(number, before[number])
+            os.kill(os.getpid(), number)
+            return
+        if not first:
+            first.append(now)
+            request.signal = number
+        act(number)
 
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     for number in STOP_SIGNALS:
         signal.signal(number, note)
     try:
-        yield request
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -38,7 +38,6 @@ CONFIG = {
     "log_interval": 1,
     "best_model_criterion": [["valid", "loss_m", "min"]],
     "keep_nbest_models": 1,
-    "monitor_utts": 0,
     "use_tensorboard": False,
     "use_matplotlib": False,
 }

@@ -119,18 +119,26 @@ def kill_while_saving(stage):
 
 def preempted(stage):
     found = {}
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        output = stage.directory / f"signal{number}"
-        options = small.command(stage.corpus, output, checkpoint_interval=1000)
+    for number, send, workers in (
+        (signal.SIGTERM, os.kill, 0),
+        (signal.SIGUSR1, os.kill, 0),
+        # As Slurm does: to the processes that load audio, too.
+        (signal.SIGTERM, os.killpg, 1),
+        (signal.SIGUSR1, os.killpg, 1),
+    ):
+        output = stage.directory / f"signal{number}{workers}"
+        changes = {"checkpoint_interval": 1000, "num_workers": workers}
+        options = small.command(stage.corpus, output, **changes)
         log = stage.log_path(output.name)
         pid = small.start(options, log)
         while not log.exists() or "1/3epoch started" not in log.read_text():
             time.sleep(0.01)
-        time.sleep(0.1)
-        os.kill(pid, number)
+        # Until its loader has started.
+        time.sleep(0.1 + 0.2 * workers)
+        send(pid, number)
         code = small.wait(pid)
         last = small.wait(small.start(options, log))
-        found[number.name] = {
+        found[number.name + " to all" * workers] = {
             "codes": [code, last],
             "message": "the checkpoint is written" in log.read_text(),
             "resumed": "resumed after update" in log.read_text(),

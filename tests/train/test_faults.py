@@ -50,9 +50,10 @@ def test_a_kill_in_the_middle_of_a_checkpoint_loses_nothing(report):
     assert found["differences"] == []
 
 
+@pytest.mark.parametrize("to", ["", " to all"])
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGUSR1", 138)])
-def test_preemption_saves_and_leaves(report, name, code):
-    found = report["preempted"][name]
+def test_preemption_saves_and_leaves(report, name, code, to):
+    found = report["preempted"][name + to]
     assert found["codes"] == [code, 0]
     assert found["message"] and found["resumed"]
     assert found["differences"] == []

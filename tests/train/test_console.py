@@ -1,0 +1,58 @@
+"""Where ESPnet's messages go: the log, also from processes of their own per GPU."""
+
+import logging
+import multiprocessing
+import os
+
+import pytest
+
+from espnet2_lamer.train.console import child_log, espnet_log
+
+
+def test_messages_go_into_the_file_and_errors_to_the_console_too(tmp_path, capfd):
+    console = logging.StreamHandler()
+    root = logging.getLogger()
+    root.addHandler(console)
+    try:
+        with espnet_log(tmp_path / "exp" / "train.log", "exp"):
+            logging.info("1epoch:train: loss=2")
+            logging.error("no audio")
+        with espnet_log(tmp_path / "exp" / "train.log", "exp"):
+            logging.info("resumed")
+    finally:
+        root.removeHandler(console)
+    lines = (tmp_path / "exp" / "train.log").read_text().splitlines()
+    assert [line.split(": ", 1)[1] for line in lines] == [
+        "1epoch:train: loss=2",
+        "no audio",
+        "resumed",
+    ]
+    assert capfd.readouterr().err.strip() == "no audio"
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(0, 2), (1, 1)])
+def test_a_spawned_process_logs_into_the_same_file(
+    tmp_path, monkeypatch, rank, expected
+):
+    path = tmp_path / "train.log"
+    with espnet_log(path, "exp"):
+        inherited = dict(os.environ)
+    before = dict(os.environ)
+    assert inherited.keys() - before.keys()
+    monkeypatch.setattr(os, "environ", inherited)
+    monkeypatch.setattr(multiprocessing, "parent_process", object)
+    with child_log(rank):
+        logging.info("1epoch:train: loss=2")
+        logging.error("out of memory")
+    assert len(path.read_text().splitlines()) == expected
+
+
+def test_a_process_that_nobody_spawned_logs_as_it_likes(tmp_path):
+    handlers = list(logging.getLogger().handlers)
+    with child_log(0):
+        assert logging.getLogger().handlers == handlers
+    with espnet_log(tmp_path / "train.log", "exp"):
+        # In the parent itself, which has the file open.
+        count = len(logging.getLogger().handlers)
+        with child_log(0):
+            assert len(logging.getLogger().handlers) == count

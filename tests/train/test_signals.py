@@ -1,0 +1,69 @@
+"""Requests to stop: noted once, passed on to children, forced by asking again later."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from espnet2_lamer.train import signals
+from espnet2_lamer.train.signals import STOP_SIGNALS, pass_signals_on, stop_on_signals
+
+
+@pytest.fixture
+def forced():
+    """Signals that reached the handlers from before."""
+    calls = []
+    before = {n: signal.signal(n, lambda n, _: calls.append(n)) for n in STOP_SIGNALS}
+    yield calls
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_is_a_request_and_its_echo_is_none(forced, number):
+    with stop_on_signals() as request:
+        assert request.signal == 0
+        # Slurm's to every process of the step, then the parent's.
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+        assert request.signal == number
+    assert forced == []
+    os.kill(os.getpid(), number)
+    assert forced == [number]
+
+
+def test_who_asks_again_later_is_not_kept_waiting(forced, monkeypatch):
+    with stop_on_signals() as request:
+        os.kill(os.getpid(), signal.SIGTERM)
+        monkeypatch.setattr(signals, "SAME_REQUEST_SECONDS", 0.0)
+        time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert request.signal == signal.SIGTERM
+    assert forced == [signal.SIGTERM]
+
+
+def _train(ready):
+    with stop_on_signals() as request:
+        ready.set()
+        while not request.signal:
+            time.sleep(0.01)
+    sys.exit(128 + request.signal)
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_parent_passes_signals_on_and_waits(forced, number):
+    context = multiprocessing.get_context("fork")
+    ready = [context.Event() for _ in range(2)]
+    children = [context.Process(target=_train, args=(event,)) for event in ready]
+    with pass_signals_on() as request:
+        for child in children:
+            child.start()
+        assert all(event.wait(30) for event in ready)
+        os.kill(os.getpid(), number)
+        for child in children:
+            child.join(30)
+    assert [child.exitcode for child in children] == [128 + number] * 2
+    assert request.signal == number and forced == []
