@@ -9,9 +9,9 @@ import asyncio
 import importlib.metadata
 import logging
 import os
-from collections.abc import Callable, Iterator
+import pickle
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from espnet2_lamer.errors import RecipeError
@@ -83,6 +83,7 @@ def _cluster(address: str) -> Iterator[None]:
 
 def _backend(client):
     """Return joblib's Dask backend, mended for long work on a changing cluster."""
+    import cloudpickle
     from joblib._dask import DaskDistributedBackend
 
     directory = os.getcwd()
@@ -93,10 +94,11 @@ def _backend(client):
             return max(2, super().effective_n_jobs(n_jobs))
 
         def submit(self, func, callback=None):
-            # Data directories hold relative paths.
+            # As bytes: the scheduler unpickles arguments too, and a teacher's weights
+            # would be loaded there.
             func.items = [
-                (partial(_in_directory, directory, function), args, kwargs)
-                for function, args, kwargs in func.items
+                (_call_in, (directory, cloudpickle.dumps(call)), {})
+                for call in func.items
             ]
             future = super().submit(func, callback)
             if callback is not None:
@@ -110,9 +112,8 @@ def _backend(client):
     return Cluster(client=client)
 
 
-def _in_directory(
-    directory: str, function: Callable[..., Any], *args: Any, **kwargs: Any
-) -> Any:
+def _call_in(directory: str, call: bytes) -> Any:
+    """Make a pickled call in a directory: relative paths of the caller hold there."""
     before = os.getcwd()
     try:
         os.chdir(directory)
@@ -122,6 +123,7 @@ def _in_directory(
             "workers of a cluster need the same files under the same paths"
         ) from error
     try:
+        function, args, kwargs = pickle.loads(call)
         return function(*args, **kwargs)
     finally:
         # The next task may belong to a run in another directory.

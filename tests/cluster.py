@@ -1,8 +1,30 @@
-"""A Dask scheduler and workers, as processes of this machine."""
+"""Processes to kill: any function's, or those of a Dask cluster on this machine."""
 
 import asyncio
 import multiprocessing
 import time
+
+# Forked from a process that has imported this and run nothing: each starts at once.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    [
+        "torchaudio.compliance.kaldi",
+        "torchaudio.functional",
+        "sklearn.cluster",
+        "soundfile",
+        "distributed",
+        "espnet2_lamer.convert.load",
+        "espnet2_lamer.units.kmeans",
+        "espnet2_lamer.units.labels",
+    ]
+)
+
+
+def spawn(function, *arguments):
+    """Start ``function(*arguments)`` in a new process."""
+    process = CONTEXT.Process(target=function, args=arguments, daemon=True)
+    process.start()
+    return process
 
 
 def _scheduler(connection, options):
@@ -41,22 +63,15 @@ class Cluster:
     """
 
     def __init__(self, options=None):
-        # Forked from a process that has imported everything and run nothing.
-        self._context = multiprocessing.get_context("forkserver")
-        here, there = self._context.Pipe()
-        self.scheduler = self._start(_scheduler, there, options or {})
+        here, there = CONTEXT.Pipe()
+        self.scheduler = spawn(_scheduler, there, options or {})
         assert here.poll(120), "no scheduler"
         self.address = here.recv()
         self.workers = []
 
-    def _start(self, function, *arguments):
-        process = self._context.Process(target=function, args=arguments, daemon=True)
-        process.start()
-        return process
-
     def add_worker(self, nthreads=1, prepare=None):
         """Start a worker; ``prepare()`` runs in it first. Returns its process."""
-        process = self._start(_worker, self.address, nthreads, prepare)
+        process = spawn(_worker, self.address, nthreads, prepare)
         self.workers.append(process)
         return process
 

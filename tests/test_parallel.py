@@ -75,6 +75,29 @@ def test_a_worker_that_comes_later_takes_part(cluster, one_worker):
     assert pids == {one_worker.pid, other.pid}
 
 
+class Heavy:
+    """What only the process that works with it may unpickle, such as a teacher."""
+
+    def __init__(self, pid):
+        self.pid = pid
+
+    def __reduce__(self):
+        return unpickle_heavy, (self.pid,)
+
+    def __call__(self):
+        return self.pid
+
+
+def unpickle_heavy(pid):
+    assert os.getpid() == pid
+    return Heavy(pid)
+
+
+def test_the_scheduler_unpickles_no_call(cluster, one_worker):
+    with workers(cluster.address):
+        assert set(run(Heavy(one_worker.pid))) == {one_worker.pid}
+
+
 def test_an_error_of_a_call_comes_back_as_it_is(cluster, one_worker):
     with pytest.raises(RecipeError, match="no such utterance"):
         with workers(cluster.address):

@@ -1,7 +1,5 @@
 """Noise utterances of odd lengths, a codebook learned on them, tiny teachers."""
 
-import multiprocessing
-
 import numpy as np
 import pytest
 import soundfile
@@ -95,31 +93,3 @@ def hubert_dirs(tmp_path_factory):
         directories[mode] = tmp_path_factory.mktemp(mode) / "hubert"
         save_huggingface(model, directories[mode])
     return directories
-
-
-@pytest.fixture(scope="session")
-def spawn():
-    """Start ``function(*arguments)`` in a new process that has imported everything.
-
-    Processes are forked from one that was started afresh and has run nothing yet.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        [
-            "torchaudio.compliance.kaldi",
-            "torchaudio.functional",
-            "sklearn.cluster",
-            "soundfile",
-            "distributed",
-            "espnet2_lamer.units.kmeans",
-            "espnet2_lamer.units.labels",
-        ]
-    )
-
-    def start(function, *arguments):
-        process = context.Process(target=function, args=arguments, daemon=True)
-        process.start()
-        return process
-
-    start.context = context
-    return start
