@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 import soundfile
 
@@ -166,6 +167,38 @@ def test_bad_audio_is_skipped_counted_and_listed(make_set, tmp_path, caplog):
     assert (hours["cmn"]["utterances"], hours["eng"]["utterances"]) == (29, 9)
     wavs = read_table(tmp_path / "dump/raw/ssl_train/wav.scp")
     assert len(wavs) == 38 and "cmn_train_004" not in wavs
+
+
+def test_every_kind_of_corrupt_file_is_listed_with_its_reason(make_set, tmp_path):
+    make_set("dev", "cmn", [3.0])
+    make_set("train", "cmn", [3.0] * 12)
+    wavs = read_table(tmp_path / "data/train_cmn/wav.scp")
+    generator = np.random.default_rng(0)
+    noise = generator.uniform(-0.1, 0.1, 48000).astype(np.float32)
+    cut, long_, nan, silent = (tmp_path / name for name in "abcd")
+    soundfile.write(cut, noise, 16000, format="MP3")
+    cut.write_bytes(cut.read_bytes()[:5000])
+    soundfile.write(long_, noise, 16000, format="WAV")
+    data = bytearray(long_.read_bytes())
+    size = data.index(b"data") + 4
+    # The header now promises two seconds more than there are.
+    data[size : size + 4] = (2 * (48000 + 32000)).to_bytes(4, "little")
+    long_.write_bytes(data)
+    noise[7] = np.nan
+    soundfile.write(nan, noise, 16000, format="WAV", subtype="FLOAT")
+    soundfile.write(silent, np.zeros(48000), 16000, format="FLAC")
+    for n, path in enumerate((cut, long_, nan, silent)):
+        wavs[f"cmn_train_{n:03d}"] = str(path)
+    write_table(tmp_path / "data/train_cmn/wav.scp", wavs)
+    report = _prepare(tmp_path, new=["cmn"], replay=[], max_bad_audio=34.0)
+    assert report["languages"]["cmn"]["utterances"] == 8
+    lines = (tmp_path / "dump/raw/skipped_audio.tsv").read_text().splitlines()[1:]
+    reasons = ("truncated", "truncated", "holds NaN", "silent")
+    for line, reason in zip(lines, reasons, strict=True):
+        assert line.split("\t")[3].startswith(reason), line
+    assert [line.split("\t")[1] for line in lines] == [
+        f"cmn_train_{n:03d}" for n in range(4)
+    ]
 
 
 def test_too_much_bad_audio_stops_the_run_with_the_list(make_set, tmp_path):
