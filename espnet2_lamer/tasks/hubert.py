@@ -32,7 +32,7 @@ from espnet2_lamer.train.trainer import LamerTrainer
 # gives them our classes too.
 register()
 
-COLLATE_DEFAULTS = {"max_sample_size": 250000, "bucket_samples": 16000}
+COLLATE_DEFAULTS = {"max_sample_size": 250000, "bucket_samples": 4000}
 
 
 class LamerHubertTask(HubertTask):

@@ -2,11 +2,22 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from benchmarks import harness, layer, loss, memory, report, step, stock
+from benchmarks import (
+    harness,
+    layer,
+    loss,
+    memory,
+    overhead,
+    padding,
+    report,
+    step,
+    stock,
+)
 from benchmarks.__main__ import SECTIONS, main
 from benchmarks.experts import PEERS, DenseLoop
 from benchmarks.stock_setup import (
@@ -19,6 +30,7 @@ from benchmarks.stock_setup import (
     trained_audio,
     write_corpus,
 )
+from espnet2_lamer.data.frames import num_frames
 
 TOY = ["--quick", "--device", "cpu", "--threads", "1"]
 TOY += ["--layer_experts", "4", "--layer_dtypes", "fp32"]
@@ -103,6 +115,34 @@ def test_the_stock_table_compares_the_same_model(results):
     assert stock_row["parameters"] == ours["parameters"]
     assert stock_row["updates"] == ours["updates"]
     assert min(float(row["speed-up over stock"]) for row in found) > 0
+
+
+def test_the_overhead_table_adds_up(results):
+    found = rows(results, "overhead")
+    names = [row["part"] for row in found]
+    assert names[-2:] == ["step checkpoint", "all"] and len(names) == 5
+    for column in ("ms per update", "% of an update"):
+        *parts, whole = (float(row[column]) for row in found)
+        # Rounded to two digits, three of a per cent.
+        assert sum(parts) == pytest.approx(whole, abs=0.05) and min(parts) >= 0
+    assert re.search(r"<= 2: (met|missed)$", found[-1]["target"])
+
+
+def test_the_padding_table_has_stock_batching_and_ours(results):
+    found = {row["batching"]: row for row in rows(results, "padding")}
+    assert len(found) == 8
+    (ours,) = (name for name in found if name.startswith("ours: "))
+    lost = {name: float(row["audio lost (%)"]) for name, row in found.items()}
+    padded = {n: float(r["padding (% of what is computed)"]) for n, r in found.items()}
+    for kind in ("numel", "catpow"):
+        cut, whole = f"stock `{kind}`, cut to the shortest", f"stock `{kind}`, padded"
+        assert lost[cut] > 0 == padded[cut] and padded[whole] > 0 == lost[whole]
+    # Mixed lengths cost more than sorted ones.
+    assert lost["stock `catpow`, cut to the shortest"] > 2 * max(
+        lost["stock `numel`, cut to the shortest"], lost[ours]
+    )
+    assert padded[ours] < padded["ours, buckets of 1 s"]
+    assert padded["ours, buckets of 1 s"] < padded["stock `catpow`, padded"]
 
 
 @pytest.mark.parametrize("ffn", [False, True])
@@ -232,6 +272,66 @@ def test_stock_training_is_charged_for_the_audio_that_it_cuts(tmp_path):
     assert our_bins(corpus, int(options.bins * RATE)) >= options.bins * RATE
     one, other = (config(form, "tiny", corpus, options) for form in (STOCK, ours))
     assert one["optim_conf"] == other["optim_conf"]
+
+
+def test_padding_is_counted_as_the_collate_functions_make_it():
+    from espnet2.train.collate_fn import HuBERTCollateFn
+
+    from espnet2_lamer.train.batching import make_batches
+    from espnet2_lamer.train.collate import LamerCollate
+
+    lengths = padding.make_lengths(padding.Options(utterances=25, longest=8.0))
+
+    def utterances(batch):
+        return [
+            (
+                u,
+                {
+                    "speech": np.zeros(n, np.float32),
+                    "text": np.zeros(num_frames(n), int),
+                },
+            )
+            for u, n in ((u, lengths[u]) for u in batch)
+        ]
+
+    for kind in ("numel", "catpow"):
+        batches = padding.stock_batches(lengths, 30 * RATE, kind)
+        for pad in (False, True):
+            collate = HuBERTCollateFn(pad=pad, crop_audio=not pad, int_pad_value=-1)
+            made = [collate(utterances(batch))[1] for batch in batches]
+            found = padding.measure_stock(lengths, batches, pad)
+            assert found.computed == sum(b["speech"].numel() for b in made)
+            assert found.used == sum(b["speech_lengths"].sum() for b in made)
+            assert found.shapes == len({b["speech"].shape for b in made})
+    crop, bucket = 60000, 16000
+    rng = np.random.default_rng(0)
+    collate = LamerCollate(crop, bucket, 0.8, 10, 0, 1, True)
+    made = [
+        collate(utterances(batch))[1]
+        for batch in make_batches(lengths, 30 * RATE, crop, bucket, rng, True)
+    ]
+    found = padding.measure_ours(lengths, 30 * RATE, crop, bucket)
+    assert found.computed == sum(b["speech"].numel() for b in made)
+    assert found.used == sum(b["speech_lengths"].sum() for b in made)
+    assert (found.batches, found.given) == (len(made), sum(lengths.values()))
+
+
+def test_lengths_of_a_list_are_read(tmp_path):
+    path = tmp_path / "utt2num_samples"
+    path.write_text("eng_1 16000\ncmn_2 32000\n")
+    options = padding.Options(list=str(path))
+    assert padding.make_lengths(options) == {"eng_1": 16000, "cmn_2": 32000}
+
+
+def test_the_checkpoint_of_the_overhead_has_no_backbone(tmp_path):
+    model = overhead.build_model(overhead.QUICK, "cpu")
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    others = set(model.state_dict()) - trained
+    assert {name.rpartition(".")[2] for name in others} == {
+        *("base_sha256", "training_batches"),
+        # The guard of the missing backbone, empty.
+        "weight",
+    }
 
 
 def test_update_times_come_from_espnets_log_without_the_first_epoch():

@@ -145,7 +145,7 @@ def test_collate_options_come_from_the_config(task, tmp_path):
     )
     args.encoder_conf |= {"mask_prob": 0.5, "mask_length": 4}
     collate = task.build_collate_fn(args, train=True)
-    assert (collate.max_samples, collate.bucket) == (32000, 16000)
+    assert (collate.max_samples, collate.bucket) == (32000, 4000)
     assert (collate.mask_prob, collate.mask_length) == (0.5, 4)
     assert (collate.seed, collate.epoch) == (3, 1)
     assert task.build_collate_fn(args, train=False).epoch == 0
