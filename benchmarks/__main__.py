@@ -21,10 +21,7 @@ from benchmarks.report import Section, update
 from espnet2_lamer.bin.common import run_main
 
 # A section is a module with TITLE, DEVICES, Options, QUICK and run(options, device).
-SECTIONS = (
-    *("layer", "step", "loss", "stock", "overhead", "padding", "heads"),
-    *("kmeans", "labels", "units"),
-)
+SECTIONS = ("layer", "step", "loss", "stock", "overhead", "padding")
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
