@@ -128,21 +128,26 @@ class Upstream(nn.Module):
         return cls(wav2vec2, architecture["lamer"], architecture["final_norm"])
 
 
-def load_model(source: str | Path, base: str | Path | None = None) -> Upstream:
+def load_model(source: str | Path, base: str | Path | None = None) -> nn.Module:
     """Load a trained model for feature extraction.
 
     Args:
         source: An experiment directory of ``hubert_train`` (``config.yaml`` and its
-            best model), a packed zip, or a plain HuBERT: anything that
-            :func:`espnet2_lamer.convert.load_hubert` takes.
+            best model), a packed zip, a plain HuBERT: anything that
+            :func:`espnet2_lamer.convert.load_hubert` takes, or ``s3prl:NAME``.
         base: Where the frozen base is now; default is ``encoder_conf.base``.
 
     Returns:
-        An :class:`Upstream`.
+        An :class:`Upstream`, or for ``s3prl:`` an
+        :class:`espnet2_lamer.s3prl_upstream.S3prlUpstream` with the same interface.
 
     Raises:
         RecipeError: Not found, damaged, or not the base it was trained on.
     """
+    if str(source).startswith("s3prl:"):
+        from espnet2_lamer.s3prl_upstream import S3prlUpstream
+
+        return S3prlUpstream(str(source))
     path = Path(source)
     if path.is_file() and path.suffix == ".zip":
         return _load_zip(path, base)
@@ -164,6 +169,13 @@ def _load_zip(path: Path, base: str | Path | None) -> Upstream:
                 "pretraining model (ssl_train_config)"
             )
         return load_experiment(Path(members["ssl_train_config"]).parent, base)
+
+
+def build_upstream(architecture: dict[str, Any]) -> nn.Module:
+    """Build what ``architecture()`` of a loaded model described, weights to come."""
+    if "s3prl" in architecture:
+        return load_model(architecture["s3prl"])
+    return Upstream.from_architecture(architecture)
 
 
 def load_pretraining_model(experiment: Path, base: str | Path | None = None):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from espnet2_lamer.bin.common import get_argument_parser, run_main
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.recipe.benchmark import check_benchmark
 from espnet2_lamer.recipe.options import LAST_STAGE, Options
 from espnet2_lamer.recipe.ssl_config import resolve_ssl_config
 
@@ -20,6 +21,17 @@ def _flag(text: str) -> bool:
     if text not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"expected true or false, found {text!r}")
     return text == "true"
+
+
+def _layer(text: str) -> int | str:
+    if text == "all":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected a number or all, found {text!r}"
+        ) from None
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -64,12 +76,23 @@ def get_parser() -> argparse.ArgumentParser:
         "ssl_tag": str,
         "control": _flag,
         "upstreams": _words,
+        "benchmark": str,
+        "budgets": _words,
+        "tracks": _words,
+        "eval_langs": _words,
+        "eval_lists": str,
+        "cross_corpus": _flag,
+        "lid_reading": str,
         "units": _words,
+        "multi_unit": str,
+        "nbpe": int,
         "asr_config": Path,
-        "asr_layer": int,
+        "asr_layer": _layer,
+        "multi_config": Path,
         "lid_config": Path,
-        "lid_layer": int,
+        "lid_layer": _layer,
         "store_dtype": str,
+        "feature_store_gb": float,
         "hf_repo": str,
     }
     for name, kind in types.items():
@@ -103,7 +126,7 @@ def _check(options: Options) -> None:
         raise RecipeError(
             f"--max_missing: found {options.max_missing:g}, expected 0 to 100 per cent"
         )
-    for name in ("ssl_config", "asr_config", "lid_config"):
+    for name in ("ssl_config", "asr_config", "multi_config", "lid_config"):
         if not getattr(options, name).is_file():
             raise RecipeError(f"--{name}: {getattr(options, name)} not found")
 
@@ -127,10 +150,12 @@ def _units(words: list[str], langs: list[str]) -> dict[str, str]:
 def main(cmd: list[str] | None = None) -> None:
     """Parse options, check them, run the stages."""
     values = vars(get_parser().parse_args(cmd))
-    langs = [*values["replay_langs"], *values["new_langs"]]
+    langs = [*values["replay_langs"], *values["new_langs"], *values["eval_langs"]]
+    langs = [lang for lang in dict.fromkeys(langs) if lang != "all"]
     values["units"] = _units(values["units"], langs)
     options = Options(**values)
     _check(options)
+    check_benchmark(options)
     resolve_ssl_config(options)
     # Everything ESPnet or torch loads from here on is data, never code.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"

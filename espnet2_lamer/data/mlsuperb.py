@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from espnet2_lamer.data.audio import header_seconds
+from espnet2_lamer.data.benchmark_sets import SetInfo, convert_text, write_record
 from espnet2_lamer.data.formatting import FormattedSet, collect_set
 from espnet2_lamer.data.sampling import sample_replay
 from espnet2_lamer.data.seeds import seed_of
 from espnet2_lamer.data.skipped import SkippedAudio
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.units import normalize_text, to_units
+from espnet2_lamer.evaluation.units import normalize_text
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table
 
@@ -76,7 +77,7 @@ def prepare_asr_data(
             formatted = collect_set(
                 [directory], raw / "audio", min_s, max_s, nj, keep.__contains__, skipped
             )
-            _convert_text(formatted, units[lang], lang, directory)
+            convert_text(formatted, units[lang], lang, directory)
             ready[f"asr_{lang}_{split}"] = formatted
             bad = skipped.counts[directory.name]
             counts = {**formatted.report[lang], "no_text": no_text, "bad_audio": bad}
@@ -96,6 +97,11 @@ def prepare_asr_data(
     # All languages are checked before anything is written.
     for name, formatted in ready.items():
         formatted.write(raw / name)
+        _, lang, split = name.split("_")
+        budget = "all" if split == "train" else ""
+        write_record(
+            raw / name, SetInfo("own", "", lang, split, units[lang], budget, seed)
+        )
     skipped.write()
     write_json(raw / "asr.json", report)
     return report
@@ -137,30 +143,3 @@ def _limit(
     wavs = {u: path for u, path in read_table(wav_scp).items() if u in utts}
     seconds = header_seconds(wavs, wav_scp, skipped=skipped)
     return sample_replay(seconds, minutes / 60, seed)
-
-
-def _convert_text(
-    formatted: FormattedSet, unit: str, lang: str, directory: Path
-) -> None:
-    raw = formatted.tables["text"]
-    pronunciations = formatted.tables["romanisation"]
-    if unit == "phone":
-        pronunciations = _phone_strings(formatted.ctm) or pronunciations
-    converted = {}
-    for utt, text in raw.items():
-        try:
-            converted[utt] = to_units(
-                text, unit, lang, romanisation=pronunciations.get(utt)
-            )
-        except RecipeError as error:
-            raise RecipeError(f"{directory / 'text'}: {utt}: {error}") from None
-    formatted.tables["text"] = converted
-    formatted.tables["text.raw"] = raw
-
-
-def _phone_strings(ctm: list[str]) -> dict[str, str]:
-    phones: dict[str, list[str]] = {}
-    for line in ctm:
-        utt, _, _, _, phone = line.split()
-        phones.setdefault(utt, []).append(phone)
-    return {utt: " ".join(names) for utt, names in phones.items()}

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from espnet2_lamer.evaluation.identification import (
     most_probable_tag,
 )
 from espnet2_lamer.evaluation.provenance import made_from
+from espnet2_lamer.evaluation.runs import TARGETS, Run
+from espnet2_lamer.evaluation.tokens import BPE_MODEL, read_targets
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json
-from espnet2_lamer.fileio.datadir import write_table
+from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.hashing import sha256_file
 
 
@@ -81,6 +84,82 @@ def decode(
     return result / "text"
 
 
+def decode_run(
+    run: Run,
+    expdir: str | Path,
+    raw_dir: str | Path,
+    config: str | Path,
+    device: str = "cpu",
+) -> dict[str, dict[str, Path]]:
+    """Decode every test set of a run, and write the references beside.
+
+    ``<run>/decode_<label>/ref/{wav.scp,text,utt2lang,utt2set}`` is the reference, its
+    text in the run's unit, after the language tag for ``asr_lid`` and the tag alone for
+    ``lid``. ``<run>/decode_<label>/<decision>/1best_recog/text`` is the hypothesis.
+
+    Args:
+        run: With a finished head in ``<expdir>/<run.name>/final``.
+        expdir: Parent of the experiment directories.
+        raw_dir: Parent of the data directories.
+        config: ESPnet decoding config.
+        device: Where the model runs.
+
+    Returns:
+        Hypothesis file by test label and decision: ``free``, or for LID ``first_tag``
+        (as the official script) and ``most_probable_tag``.
+
+    Raises:
+        RecipeError: A set or the head is missing, or an utterance without text.
+    """
+    experiment = run.directory(expdir)
+    decisions = {"free": False}
+    if run.track == "lid":
+        decisions = {"most_probable_tag": True, "first_tag": False}
+    found: dict[str, dict[str, Path]] = {}
+    for label, sets in run.tests.items():
+        here = experiment / f"decode_{label}"
+        reference = write_reference(run, [Path(raw_dir) / s for s in sets], here)
+        found[label] = {
+            decision: decode(
+                experiment / "final",
+                reference / "wav.scp",
+                here / decision,
+                config,
+                device,
+                closed_set,
+            )
+            for decision, closed_set in decisions.items()
+        }
+    return found
+
+
+def write_reference(run: Run, directories: Sequence[Path], here: Path) -> Path:
+    """Write ``<here>/ref`` for test sets; see :func:`decode_run`.
+
+    Raises:
+        RecipeError: A set is missing, an utterance without text, or one in two sets.
+    """
+    tables: dict[str, dict[str, str]] = {
+        name: {} for name in ("wav.scp", "text", "utt2lang", "utt2set")
+    }
+    for directory in directories:
+        audio = read_table(directory / "wav.scp", "stage 9")
+        twice = sorted(audio.keys() & tables["wav.scp"].keys())
+        if twice:
+            raise RecipeError(
+                f"{directory / 'wav.scp'}: {twice[0]} is also in another test set of "
+                f"{run.name}; utterance ids must be unique"
+            )
+        tables["wav.scp"] |= audio
+        tables["text"] |= read_targets(directory, TARGETS[run.track], run.unit)
+        tables["utt2lang"] |= read_table(directory / "utt2lang", "stage 9")
+        tables["utt2set"] |= dict.fromkeys(audio, directory.name)
+    with atomic_dir(here / "ref") as temporary:
+        for name, table in tables.items():
+            write_table(temporary / name, table)
+    return here / "ref"
+
+
 def decode_utterances(
     final_dir: Path,
     samples: list[tuple[str, str, int]],
@@ -129,8 +208,11 @@ def load_speech2text(
     from espnet2_lamer.tasks.asr import register_asr
 
     register_asr()
+    pieces = Path(final_dir) / BPE_MODEL
     return Speech2Text(
         asr_train_config=str(Path(final_dir) / "config.yaml"),
+        # Beside the model, wherever that was moved.
+        bpemodel=str(pieces) if pieces.is_file() else None,
         asr_model_file=str(Path(final_dir) / "model.pth"),
         device=device,
         **options,

@@ -2,62 +2,81 @@
 
 import logging
 import os
-import shutil
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from espnet2_lamer.compat import quiet_nltk
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.feature_store import (
-    FeatureStore,
+    StorePlan,
+    plan_store,
     store_features,
     upstream_fingerprint,
 )
+from espnet2_lamer.evaluation.final_model import write_final
 from espnet2_lamer.evaluation.provenance import made_from
-from espnet2_lamer.fileio.atomic import atomic_dir, write_json, write_text
+from espnet2_lamer.evaluation.tokens import (
+    TARGETS,
+    Vocabulary,
+    build_vocabulary,
+    check_targets,
+    read_targets,
+    token_type_of,
+)
+from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
 from espnet2_lamer.train.console import espnet_log
 
-# Options that say where a head was trained, not what it is: not in final/config.yaml.
-_LOCAL_OPTIONS = {
-    "config": None,
-    "output_dir": None,
-    "train_data_path_and_name_and_type": [],
-    "valid_data_path_and_name_and_type": [],
-    "train_shape_file": [],
-    "valid_shape_file": [],
-}
+#: Stores of one head, training and development speech together, in 10^9 bytes.
+FEATURE_STORE_GB = 50.0
 
 
-def write_token_list(
-    texts: Sequence[str], token_type: str, path: str | Path
-) -> list[str]:
-    """Write ESPnet's token list: blank, unk, tokens by falling count, sos/eos.
+@dataclass(frozen=True)
+class HeadOptions:
+    """What a head is, beside its data and its config.
 
-    Args:
-        texts: The training transcripts.
-        token_type: ``"char"`` (a space becomes ``<space>``) or ``"word"``.
-        path: One token per line.
-
-    Returns:
-        The list.
+    Attributes:
+        layer: One state index of the upstream, or ``"all"`` for the learned weighted
+            sum.
+        target: ``text``; ``lang``: the one word ``[eng]`` of ``utt2lang``, as
+            ML-SUPERB's LID; ``lang_text``: the tag, then the text.
+        unit: Of the text, see ``evaluation.units``.
+        store_dtype: ``float32`` or ``float16`` of stored features.
+        feature_store_gb: Where the features of a head would take more, the upstream
+            runs in every epoch instead. 0: always.
+        nbpe: Size of the vocabulary of unit ``bpe``.
+        learning_rate: Instead of the config's, also as peak of its schedule.
+        seed: Of ESPnet's training.
+        ngpu: 0 or 1.
     """
-    quiet_nltk()
-    from espnet2.text.build_tokenizer import build_tokenizer
 
-    tokenizer = build_tokenizer(token_type=token_type)
-    counts = Counter(token for text in texts for token in tokenizer.text2tokens(text))
-    ordered = sorted(counts, key=lambda token: (-counts[token], token))
-    tokens = ["<blank>", "<unk>", *ordered, "<sos/eos>"]
-    write_text(path, "".join(f"{token}\n" for token in tokens))
-    return tokens
+    layer: int | str = "all"
+    target: str = "text"
+    unit: str = "char"
+    store_dtype: str = "float32"
+    feature_store_gb: float = FEATURE_STORE_GB
+    nbpe: int = 200
+    learning_rate: float | None = None
+    seed: int = 0
+    ngpu: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the target."""
+        if self.target not in TARGETS:
+            raise RecipeError(
+                f"target: found {self.target!r}, expected one of {', '.join(TARGETS)}"
+            )
+
+    @property
+    def token_type(self) -> str:
+        """ESPnet's token type."""
+        return "word" if self.target == "lang" else token_type_of(self.unit)
 
 
 def train_head(
@@ -67,13 +86,10 @@ def train_head(
     store_root: str | Path,
     output_dir: str | Path,
     config: str | Path,
+    options: HeadOptions | None = None,
     *,
-    layer: int | str = "all",
-    target: str = "text",
-    token_type: str = "char",
-    store_dtype: str = "float32",
-    seed: int = 0,
-    ngpu: int = 0,
+    source: str | Path | None = None,
+    record: Mapping[str, Any] | None = None,
 ) -> Path:
     """Train a head on a frozen upstream and write it as a waveform-in model.
 
@@ -81,8 +97,8 @@ def train_head(
     this process, then config and averaged checkpoint are rewritten to ``frontend:
     lamer_upstream`` with the upstream's weights inside: ``final/config.yaml`` and
     ``final/model.pth`` need no other file. A finished head with the same inputs is
-    returned as it is; an interrupted one goes on after its last epoch; other inputs
-    start anew.
+    returned as it is; an interrupted one goes on after its last epoch; one made from
+    other inputs is put aside as ``<output_dir>.old-<hash>``.
 
     Args:
         upstream: What ``espnet2_lamer.load_model`` accepts, or its result.
@@ -92,13 +108,10 @@ def train_head(
         store_root: Where feature stores live, shared by all heads.
         output_dir: ESPnet experiment directory of this head.
         config: ESPnet ASR config with head and schedule.
-        layer: One state index or ``"all"`` for the learned weighted sum.
-        target: ``"text"``, or ``"lang"`` to identify languages: the one-word text
-            ``[eng]`` made from ``utt2lang``, as ML-SUPERB's LID.
-        token_type: ``"char"`` or ``"word"``; ``"lang"`` always uses ``"word"``.
-        store_dtype: ``"float32"`` or ``"float16"``.
-        seed: Of ESPnet's training.
-        ngpu: 0 or 1.
+        options: Layer, target, unit and the like.
+        source: What ``upstream`` was loaded from, where it is given as a module: needed
+            when features are too large to be stored.
+        record: Written to ``run.json`` before training starts.
 
     Returns:
         ``output_dir/final``.
@@ -107,135 +120,226 @@ def train_head(
         RecipeError: Input is missing or contradicts itself, or ESPnet stopped before
             it wrote a checkpoint.
     """
-    if target not in ("text", "lang"):
-        raise RecipeError(f"target: found {target!r}, expected 'text' or 'lang'")
-    token_type = "word" if target == "lang" else token_type
+    options = options or HeadOptions()
     output_dir = Path(output_dir)
     if not isinstance(upstream, torch.nn.Module):
         from espnet2_lamer import load_model
 
-        upstream = load_model(upstream)
-    stores: dict[str, list[FeatureStore]] = {}
-    texts: dict[str, dict[str, str]] = {}
-    for name, dirs in (("train", train_dir), ("dev", dev_dir)):
-        dirs = [dirs] if isinstance(dirs, str | Path) else list(dirs)
-        stores[name] = [
-            store_features(
-                upstream,
-                layer,
-                directory,
-                store_root,
-                store_dtype,
-                "cuda" if ngpu else "cpu",
+        source, upstream = upstream, load_model(upstream)
+    fingerprint = upstream_fingerprint(upstream)
+    dirs = {"train": _as_list(train_dir), "dev": _as_list(dev_dir)}
+    texts = {name: _read_all(found, options) for name, found in dirs.items()}
+    plans = {
+        name: [
+            plan_store(
+                *(upstream, options.layer, directory, store_root, options.store_dtype),
+                fingerprint=fingerprint,
             )
-            for directory in dirs
+            for directory in found
         ]
-        texts[name] = _read_targets(dirs, target)
-
+        for name, found in dirs.items()
+    }
     inputs = {
-        "upstream": upstream_fingerprint(upstream),
-        "layer": layer,
-        "stores": {k: [s.directory.name for s in v] for k, v in stores.items()},
+        "upstream": fingerprint,
+        "layer": options.layer,
+        "stores": {k: [p.directory.name for p in v] for k, v in plans.items()},
         "texts": {k: sha256_value(v) for k, v in texts.items()},
-        "token_type": token_type,
+        "target": options.target,
+        "token_type": options.token_type,
+        "nbpe": options.nbpe if options.token_type == "bpe" else None,
         "config": sha256_file(config),
-        "seed": seed,
+        "learning_rate": options.learning_rate,
+        "seed": options.seed,
     }
     final = output_dir / "final"
     if made_from(final / "inputs.json", inputs):
         logging.info("%s: already trained", output_dir)
         return final
-    record = output_dir / "inputs.json"
-    if record.is_file() and not made_from(record, inputs):
-        logging.info("%s: inputs changed, training anew", output_dir)
-        shutil.rmtree(output_dir)
-    write_json(record, inputs)
-
+    inputs_file = output_dir / "inputs.json"
+    if inputs_file.is_file() and not made_from(inputs_file, inputs):
+        _put_aside(output_dir)
+    tags = sorted({text.split(" ", 1)[0] for text in texts["train"].values()})
     data = output_dir / "data"
-    tokens = write_token_list(
-        list(texts["train"].values()), token_type, data / "tokens.txt"
+    vocabulary = build_vocabulary(
+        list(texts["train"].values()),
+        options.token_type,
+        data,
+        tags if options.target == "lang_text" else (),
+        options.nbpe,
     )
-    for name in stores:
-        _write_data(data / name, stores[name], texts[name], token_type, len(tokens))
-    store = stores["train"][0]
-    cmd = _espnet_options(data, output_dir, Path(config), store, token_type, seed, ngpu)
-    _run_espnet(cmd, output_dir)
-    _write_final(output_dir, upstream, layer, inputs)
+    stored = _may_store(plans, options.feature_store_gb, source, output_dir)
+    for name in dirs:
+        _write_texts(data / name, texts[name], vocabulary)
+        if stored:
+            device = "cuda" if options.ngpu else "cpu"
+            _write_stored(
+                data / name, upstream, dirs[name], plans[name], device, options
+            )
+        else:
+            _write_audio(data / name, plans[name])
+    write_json(inputs_file, inputs)
+    if record is not None:
+        write_json(output_dir / "run.json", record)
+    plan = plans["train"][0]
+    frontend = ["--frontend", "stored_features", "--frontend_conf", f"dim={plan.dim}"]
+    frontend += ["--frontend_conf", f"num_states={plan.num_states}"]
+    if not stored:
+        frontend = ["--frontend", "lamer_upstream"]
+        frontend += ["--frontend_conf", f"upstream={source}"]
+        frontend += ["--frontend_conf", f"layer={options.layer}"]
+    command = _espnet_options(
+        data, output_dir, Path(config), plan.dim, vocabulary, options, stored
+    )
+    _run_espnet([*command, *frontend], output_dir)
+    write_final(output_dir, upstream, options.layer, vocabulary, inputs)
     return final
 
 
-def _read_targets(dirs: Sequence[str | Path], target: str) -> dict[str, str]:
+def _as_list(found: str | Path | Sequence[str | Path]) -> list[Path]:
+    return [Path(found)] if isinstance(found, str | Path) else [*map(Path, found)]
+
+
+def _put_aside(output_dir: Path) -> None:
+    tag = sha256_file(output_dir / "inputs.json")[:8]
+    target = output_dir.with_name(f"{output_dir.name}.old-{tag}")
+    number = 1
+    while target.exists():
+        number += 1
+        target = output_dir.with_name(f"{output_dir.name}.old-{tag}-{number}")
+    os.replace(output_dir, target)
+    logging.info(
+        "%s: inputs changed, training anew; the earlier one is %s", output_dir, target
+    )
+
+
+def _read_all(dirs: Sequence[Path], options: HeadOptions) -> dict[str, str]:
     targets: dict[str, str] = {}
-    for directory in map(Path, dirs):
-        utterances = read_table(directory / "wav.scp", "stage 9")
-        name = "text" if target == "text" else "utt2lang"
-        table = read_table(directory / name, "stage 9")
-        for utt in utterances:
-            if not table.get(utt):
-                raise RecipeError(
-                    f"{directory / name}: {utt}: no {target}; every utterance of "
-                    "wav.scp needs one: drop it or rerun stage 9"
-                )
-            if utt in targets:
-                raise RecipeError(
-                    f"{directory}/wav.scp: {utt} is also in another directory of this "
-                    "set; utterance ids must be unique"
-                )
-            targets[utt] = table[utt] if target == "text" else f"[{table[utt]}]"
+    for directory in dirs:
+        found = read_targets(directory, options.target, options.unit)
+        twice = sorted(found.keys() & targets.keys())
+        if twice:
+            raise RecipeError(
+                f"{directory}/wav.scp: {twice[0]} is also in another directory of this "
+                "set; utterance ids must be unique"
+            )
+        targets |= found
     return targets
 
 
-def _write_data(
-    directory: Path,
-    stores: Sequence[FeatureStore],
-    texts: dict[str, str],
-    token_type: str,
-    vocabulary: int,
-) -> None:
-    """Write what ESPnet reads: features, texts and the shapes collect_stats gives."""
-    from espnet2.text.build_tokenizer import build_tokenizer
+def _may_store(
+    plans: Mapping[str, Sequence[StorePlan]],
+    limit: float,
+    source: str | Path | None,
+    output_dir: Path,
+) -> bool:
+    """Say how large the features are, and whether they are stored.
 
-    tokenizer = build_tokenizer(token_type=token_type)
+    Raises:
+        RecipeError: They are not, and nothing says where the upstream comes from.
+    """
+    every = [plan for part in plans.values() for plan in part]
+    missing = sum(plan.gigabytes for plan in every if not plan.stored)
+    total = sum(plan.gigabytes for plan in every)
+    logging.info(
+        "%s: features take %.3f GB, %.3f GB of it are there; limit %g GB",
+        output_dir,
+        total,
+        total - missing,
+        limit,
+    )
+    if not missing or total <= limit:
+        return True
+    if source is None:
+        raise RecipeError(
+            f"{output_dir}: its features take {total:.1f} GB, more than "
+            f"feature_store_gb ({limit:g}), and the upstream was given as a module; "
+            "give its path or name, so that training can run it"
+        )
+    logging.warning(
+        "%s: %.1f GB of features are more than --feature_store_gb %g: the upstream "
+        "runs in every epoch, which gives the same head many times more slowly",
+        *(output_dir, total, limit),
+    )
+    return False
+
+
+def _write_texts(
+    directory: Path, texts: dict[str, str], vocabulary: Vocabulary
+) -> None:
+    lengths = check_targets(texts, vocabulary, str(directory / "text"))
+    write_table(directory / "text", texts)
+    size = len(vocabulary.tokens)
+    write_table(
+        directory / "text_shape", {utt: f"{n},{size}" for utt, n in lengths.items()}
+    )
+
+
+def _write_stored(
+    directory: Path,
+    upstream: torch.nn.Module,
+    dirs: Sequence[Path],
+    plans: Sequence[StorePlan],
+    device: str,
+    options: HeadOptions,
+) -> None:
+    """Write what ESPnet reads of the stores: features and their shapes."""
     scp: dict[str, str] = {}
     shape: dict[str, str] = {}
-    for store in stores:
+    for source, plan in zip(dirs, plans, strict=True):
+        store = store_features(
+            *(upstream, options.layer, source, plan.directory.parent),
+            *(options.store_dtype, device, plan),
+        )
         scp |= read_table(store.scp)
         shape |= read_table(store.shape)
     write_table(directory / "feats.scp", scp)
     write_table(directory / "speech_shape", shape)
-    write_table(directory / "text", texts)
-    lengths = {utt: len(tokenizer.text2tokens(text)) for utt, text in texts.items()}
-    write_table(
-        directory / "text_shape", {u: f"{n},{vocabulary}" for u, n in lengths.items()}
-    )
+
+
+def _write_audio(directory: Path, plans: Sequence[StorePlan]) -> None:
+    """Write what ESPnet reads when the upstream runs in training.
+
+    Shapes are those of the features, so that both paths have the same batches.
+    """
+    wavs, shape = {}, {}
+    for plan in plans:
+        width = plan.dim * plan.num_states
+        for utt, path, samples in plan.samples:
+            wavs[utt] = path
+            shape[utt] = f"{-(-samples // plan.hop)},{width}"
+    write_table(directory / "feats.scp", wavs)
+    write_table(directory / "speech_shape", shape)
 
 
 def _espnet_options(
     data: Path,
     output_dir: Path,
     config: Path,
-    store: FeatureStore,
-    token_type: str,
-    seed: int,
-    ngpu: int,
+    dim: int,
+    vocabulary: Vocabulary,
+    head: HeadOptions,
+    stored: bool,
 ) -> list[str]:
     options = [
         *("--config", str(config), "--output_dir", str(output_dir)),
-        *("--resume", "true", "--seed", str(seed), "--ngpu", str(ngpu)),
-        *("--token_type", token_type, "--token_list", str(data / "tokens.txt")),
-        *("--frontend", "stored_features"),
-        *("--frontend_conf", f"dim={store.dim}"),
-        *("--frontend_conf", f"num_states={store.num_states}"),
-        *("--preencoder_conf", f"input_size={store.dim}"),
+        *("--resume", "true", "--seed", str(head.seed), "--ngpu", str(head.ngpu)),
+        *vocabulary.options(data),
+        *("--preencoder_conf", f"input_size={dim}"),
     ]
+    if head.learning_rate is not None:
+        options += ["--optim_conf", f"lr={head.learning_rate}"]
+        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+        if "max_lr" in (settings.get("scheduler_conf") or {}):
+            options += ["--scheduler_conf", f"max_lr={head.learning_rate}"]
+    kind = "kaldi_ark" if stored else "sound"
     for espnet_name, name in (("train", "train"), ("valid", "dev")):
-        for file, key, kind in (
-            ("feats.scp", "speech", "kaldi_ark"),
+        for file, key, type_ in (
+            ("feats.scp", "speech", kind),
             ("text", "text", "text"),
         ):
             options += [
                 f"--{espnet_name}_data_path_and_name_and_type",
-                f"{data / name / file},{key},{kind}",
+                f"{data / name / file},{key},{type_}",
             ]
         for shape in ("speech_shape", "text_shape"):
             options += [f"--{espnet_name}_shape_file", str(data / name / shape)]
@@ -267,58 +371,3 @@ def _run_espnet(cmd: list[str], output_dir: Path) -> None:
         stats[epoch]["valid"]["loss"],
         100 * stats[epoch]["valid"].get("cer_ctc", float("nan")),
     )
-
-
-def _write_final(
-    output_dir: Path,
-    upstream: torch.nn.Module,
-    layer: int | str,
-    inputs: dict[str, Any],
-) -> None:
-    """Rewrite config and averaged checkpoint to ``frontend: lamer_upstream``."""
-    averaged = output_dir / "valid.loss.ave.pth"
-    if not averaged.is_file():
-        raise RecipeError(
-            f"{output_dir}: training wrote no {averaged.name}; read "
-            f"{output_dir / 'train.log'}"
-        )
-    head = torch.load(averaged, map_location="cpu", weights_only=True)
-    config = yaml.safe_load((output_dir / "config.yaml").read_text(encoding="utf-8"))
-    config |= _LOCAL_OPTIONS
-    config["frontend"] = "lamer_upstream"
-    config["frontend_conf"] = {
-        "upstream_conf": upstream.architecture(),
-        "layer": layer,
-        "fs": 16000,
-    }
-    weights = {
-        f"frontend.upstream.{key}": value.detach().cpu().clone()
-        for key, value in upstream.state_dict().items()
-    }
-    weights |= head
-    _check_loads(config, weights, output_dir)
-    with atomic_dir(output_dir / "final") as directory:
-        (directory / "config.yaml").write_text(
-            yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
-            encoding="utf-8",
-        )
-        torch.save(weights, directory / "model.pth")
-        write_json(directory / "inputs.json", inputs)
-
-
-def _check_loads(
-    config: dict[str, Any], weights: dict[str, torch.Tensor], output_dir: Path
-) -> None:
-    import argparse
-    import copy
-
-    from espnet2_lamer.tasks.asr import LamerASRTask
-
-    model = LamerASRTask.build_model(argparse.Namespace(**copy.deepcopy(config)))
-    result = model.load_state_dict(weights, strict=False)
-    if result.missing_keys or result.unexpected_keys:
-        raise RecipeError(
-            f"{output_dir}: head and upstream do not make a whole model: missing "
-            f"{result.missing_keys[:3]}, unexpected {result.unexpected_keys[:3]}; "
-            "remove the directory and train again"
-        )

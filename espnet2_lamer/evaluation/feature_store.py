@@ -15,7 +15,11 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from espnet2_lamer.asr.frontend.states import HOP, selected_states, upstream_states
+from espnet2_lamer.asr.frontend.states import (
+    hop_of,
+    selected_states,
+    upstream_states,
+)
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path, write_json, write_text
 from espnet2_lamer.fileio.datadir import read_table
@@ -66,6 +70,84 @@ def upstream_fingerprint(upstream: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class StorePlan:
+    """Where the features of a data set are or would be, and what they take.
+
+    Attributes:
+        directory: Named by a hash of the upstream's weights, the layer choice, the
+            data set (ids, paths and file sizes) and the dtype.
+        samples: ``(utt, path, samples)`` of every utterance.
+        frames: Their frames.
+        dim: Width D of one state. num_states: states S side by side.
+        hop: Samples per frame.
+        dtype: ``float32`` or ``float16``.
+    """
+
+    directory: Path
+    samples: list[tuple[str, str, int]]
+    frames: int
+    dim: int
+    num_states: int
+    hop: int
+    dtype: str
+
+    @property
+    def stored(self) -> bool:
+        """Whether the store is complete."""
+        return (self.directory / "info.json").is_file()
+
+    @property
+    def gigabytes(self) -> float:
+        """What the features take on disk, in 10^9 bytes."""
+        values = self.frames * self.num_states * self.dim
+        return values * np.dtype(self.dtype).itemsize / 1e9
+
+
+def plan_store(
+    upstream: torch.nn.Module,
+    layer: int | str,
+    data_dir: str | Path,
+    root: str | Path,
+    dtype: str = "float32",
+    fingerprint: str | None = None,
+) -> StorePlan:
+    """Look at a data set, and say where its features belong and how large they are.
+
+    Args:
+        upstream: As ``espnet2_lamer.load_model`` returns it.
+        layer: One state index or ``"all"``.
+        data_dir: Has ``wav.scp`` with 16 kHz mono files.
+        root: Parent directory of all stores.
+        dtype: ``"float32"`` or ``"float16"``.
+        fingerprint: The upstream's, where it is known already.
+
+    Raises:
+        RecipeError: A file is missing, unreadable or not 16 kHz mono.
+    """
+    if dtype not in ("float32", "float16"):
+        raise RecipeError(f"store dtype: found {dtype!r}, expected float32 or float16")
+    samples = count_samples(Path(data_dir) / "wav.scp")
+    key = sha256_value(
+        [
+            "v1",
+            fingerprint or upstream_fingerprint(upstream),
+            layer,
+            dtype,
+            [[utt, path, os.path.getsize(path)] for utt, path, _ in samples],
+        ]
+    )
+    return StorePlan(
+        directory=Path(root) / key[:16],
+        samples=samples,
+        frames=_frames(samples, hop_of(upstream)),
+        dim=upstream.dim,
+        num_states=len(selected_states(upstream.num_layers, layer)),
+        hop=hop_of(upstream),
+        dtype=dtype,
+    )
+
+
 def store_features(
     upstream: torch.nn.Module,
     layer: int | str,
@@ -73,13 +155,13 @@ def store_features(
     root: str | Path,
     dtype: str = "float32",
     device: str = "cpu",
+    plan: StorePlan | None = None,
 ) -> FeatureStore:
     """Return the store of a data set's features, computing what is missing.
 
-    The directory's name is a hash of the upstream's weights, the layer choice, the
-    data set (ids, paths and file sizes) and the dtype, so that every run that needs
-    the same features shares them. Shards are written as they come and an interrupted
-    call goes on after the last one; the store's directory appears when all are there.
+    Every run that needs the same features shares them, see :class:`StorePlan`. Shards
+    are written as they come and an interrupted call goes on after the last one; the
+    store's directory appears when all are there.
 
     Args:
         upstream: In eval mode, as ``espnet2_lamer.load_model`` returns it.
@@ -88,47 +170,35 @@ def store_features(
         root: Parent directory of all stores.
         dtype: ``"float32"`` or ``"float16"`` (half the size; kaldiio arrays in NPY).
         device: Where the upstream runs.
+        plan: What :func:`plan_store` returned for the same arguments.
 
     Raises:
-        RecipeError: A file is missing, unreadable, not 16 kHz mono or too short, or
-            a value does not fit into float16.
+        RecipeError: A file is missing, unreadable, not 16 kHz mono or too short, a
+            value does not fit into float16, or the store that is there has another
+            width.
     """
-    if dtype not in ("float32", "float16"):
-        raise RecipeError(f"store dtype: found {dtype!r}, expected float32 or float16")
-    samples = count_samples(Path(data_dir) / "wav.scp")
-    num_states = len(selected_states(upstream.num_layers, layer))
-    key = sha256_value(
-        [
-            "v1",
-            upstream_fingerprint(upstream),
-            layer,
-            dtype,
-            [[utt, path, os.path.getsize(path)] for utt, path, _ in samples],
-        ]
-    )
-    directory = Path(root) / key[:16]
-    if (directory / "info.json").is_file():
+    plan = plan or plan_store(upstream, layer, data_dir, root, dtype)
+    directory = plan.directory
+    if plan.stored:
         logging.info("%s: features are in %s", data_dir, directory)
-        return _open(directory)
+        return _open(plan)
 
-    frames = sum(-(-count // HOP) for _, _, count in samples)
-    width = num_states * upstream.dim
     logging.info(
         "%s: storing %d utterances, %d frames x %d values, %s: %.1f MB in %s",
         data_dir,
-        len(samples),
-        frames,
-        width,
+        len(plan.samples),
+        plan.frames,
+        plan.num_states * plan.dim,
         dtype,
-        frames * width * np.dtype(dtype).itemsize / 1e6,
+        plan.gigabytes * 1e3,
         directory,
     )
     unfinished = directory.with_name(directory.name + ".unfinished")
     unfinished.mkdir(parents=True, exist_ok=True)
     upstream = upstream.to(device).eval()
-    shards = _shards(samples)
+    shards = _shards(plan.samples)
     with tqdm(
-        total=frames,
+        total=plan.frames,
         unit="frame",
         desc=f"features {Path(data_dir).name}",
         disable=not sys.stderr.isatty(),
@@ -139,14 +209,26 @@ def store_features(
             if not (unfinished / f"{name}.json").is_file():
                 features = _compute(upstream, layer, shard, device)
                 _write_shard(unfinished, name, features, dtype)
-            progress.update(sum(-(-count // HOP) for _, _, count in shard))
-    _finish(unfinished, directory, len(shards), upstream.dim, num_states, frames)
-    return _open(directory)
+            progress.update(_frames(shard, plan.hop))
+    _finish(unfinished, plan, len(shards))
+    return _open(plan)
 
 
-def _open(directory: Path) -> FeatureStore:
-    info = json.loads((directory / "info.json").read_text(encoding="utf-8"))
-    return FeatureStore(directory=directory, **info)
+def _frames(samples: list[tuple[str, str, int]], hop: int) -> int:
+    return sum(-(-count // hop) for _, _, count in samples)
+
+
+def _open(plan: StorePlan) -> FeatureStore:
+    path = plan.directory / "info.json"
+    info = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("dim", "num_states", "frames"):
+        if info.get(key) != getattr(plan, key):
+            raise RecipeError(
+                f"{path}: {key}: found {info.get(key)}, expected {getattr(plan, key)} "
+                "by the upstream, layer and audio that this store is named for; it "
+                "was changed: remove the directory, and it is computed anew"
+            )
+    return FeatureStore(directory=plan.directory, **info)
 
 
 def count_samples(wav_scp: Path) -> list[tuple[str, str, int]]:
@@ -257,14 +339,8 @@ def _write_shard(
     write_json(directory / f"{name}.json", index)
 
 
-def _finish(
-    unfinished: Path,
-    directory: Path,
-    num_shards: int,
-    dim: int,
-    num_states: int,
-    frames: int,
-) -> None:
+def _finish(unfinished: Path, plan: StorePlan, num_shards: int) -> None:
+    directory, width = plan.directory, plan.dim * plan.num_states
     entries = {}
     for number in range(num_shards):
         index = json.loads((unfinished / f"feats.{number}.json").read_text())
@@ -276,9 +352,11 @@ def _finish(
     )
     write_text(
         unfinished / "speech_shape",
-        "".join(f"{u} {entries[u][1]},{dim * num_states}\n" for u in order),
+        "".join(f"{u} {entries[u][1]},{width}\n" for u in order),
     )
-    store = FeatureStore(directory, dim, num_states, len(entries), frames)
+    store = FeatureStore(
+        directory, plan.dim, plan.num_states, len(entries), plan.frames
+    )
     info = {k: v for k, v in asdict(store).items() if k != "directory"}
     write_json(unfinished / "info.json", info)
     if directory.exists():  # without info.json: not a store

@@ -3,14 +3,23 @@
 import re
 import string
 import unicodedata
+from collections.abc import Callable
 
 from espnet2_lamer.errors import RecipeError
 
-UNITS = ("char", "word", "pinyin", "jyutping", "phone")
+UNITS = ("char", "word", "pinyin", "jyutping", "phone", "bpe")
 _DEFAULT_UNIT = {"cmn": "pinyin", "yue": "jyutping"}
 _ASCII_PUNCTUATION = frozenset(string.punctuation)
+_DELETE_ASCII = str.maketrans("", "", string.punctuation)
+# What ML-SUPERB's multilingual script takes for a comment: from the first bracket to
+# the last one, unless a parenthesis is in between.
+_BRACKETED = re.compile(r"\[[^()]*\]")
 # Syllables may be written together when each has its tone digit.
 _PINYIN = re.compile(r"(?:[a-z]+[0-5])+|[a-z]+")
+
+
+class NoUnitsError(RecipeError):
+    """A transcript of which nothing is left in the unit that is asked for."""
 
 
 def default_unit(lang: str) -> str:
@@ -36,14 +45,36 @@ def normalize_text(text: str) -> str:
     return " ".join(kept.upper().split())
 
 
-def to_units(text: str, unit: str, lang: str, romanisation: str | None = None) -> str:
+def official_text(text: str, brackets: bool = False) -> str:
+    """Normalise a transcript exactly as ML-SUPERB's scripts do.
+
+    The characters of ``string.punctuation`` go, the rest is upper-cased; punctuation
+    outside ASCII stays.
+
+    Args:
+        text: The transcript.
+        brackets: As the multilingual script, which deletes ``[...]`` first; the
+            monolingual one does not.
+    """
+    if brackets:
+        text = _BRACKETED.sub("", text)
+    return " ".join(text.translate(_DELETE_ASCII).upper().split())
+
+
+def to_units(
+    text: str,
+    unit: str,
+    lang: str,
+    romanisation: str | None = None,
+    normalize: Callable[[str], str] = normalize_text,
+) -> str:
     """Turn a transcript into the text that is trained on and scored.
 
     Args:
         text: The transcript in its usual spelling.
-        unit: ``char`` and ``word``: the normalised text itself (they differ in how
-            it is split). ``pinyin``: strict initial and strict final with its tone,
-            as ESPnet's ``pypinyin_g2p_phone``, which ML-SUPERB uses; the neutral
+        unit: ``char``, ``word`` and ``bpe``: the normalised text itself (they differ
+            in how it is split). ``pinyin``: strict initial and strict final with its
+            tone, as ESPnet's ``pypinyin_g2p_phone``, which ML-SUPERB uses; the neutral
             tone has no digit. ``jyutping``: onset and final with its tone.
             ``phone``: the pronunciation as it is.
         lang: ISO 639-3 code of the transcript. ``pinyin`` fits cmn and yue (for yue:
@@ -51,24 +82,26 @@ def to_units(text: str, unit: str, lang: str, romanisation: str | None = None) -
         romanisation: The pronunciation, space-separated: pinyin or jyutping syllables
             with tone digits (pinyin: 5 neutral, v or u: for ü), or phones. It is
             preferred over readings looked up from the characters.
+        normalize: What is done to the transcript first.
 
     Returns:
-        The text for ``char`` and ``word``, space-separated tokens otherwise. Tokens
-        without a reading (Latin words in pinyin, unknown characters) stay as they
-        are; only ``pinyin`` drops bare numbers, as ESPnet does.
+        The text for ``char``, ``word`` and ``bpe``, space-separated tokens otherwise.
+        Tokens without a reading (Latin words in pinyin, unknown characters) stay as
+        they are; only ``pinyin`` drops bare numbers, as ESPnet does.
 
     Raises:
-        RecipeError: The unit does not exist or does not fit the language, ``phone``
-            comes without a pronunciation, or nothing is left.
+        RecipeError: The unit does not exist or does not fit the language, or ``phone``
+            comes without a pronunciation.
+        NoUnitsError: Nothing is left; also a RecipeError.
     """
-    if unit in ("char", "word"):
-        result = normalize_text(text)
+    if unit in ("char", "word", "bpe"):
+        result = normalize(text)
     elif unit == "pinyin" and lang == "cmn" and romanisation:
         result = _pinyin_from_syllables(romanisation)
     elif unit == "pinyin" and lang in ("cmn", "yue"):
-        result = _pinyin_from_characters(normalize_text(text))
+        result = _pinyin_from_characters(normalize(text))
     elif unit == "jyutping" and lang == "yue":
-        result = _jyutping(romanisation or _jyutping_syllables(normalize_text(text)))
+        result = _jyutping(romanisation or _jyutping_syllables(normalize(text)))
     elif unit == "phone" and romanisation:
         result = " ".join(romanisation.split())
     elif unit == "phone":
@@ -83,7 +116,7 @@ def to_units(text: str, unit: str, lang: str, romanisation: str | None = None) -
             f"unit {unit!r} does not fit language {lang!r}; choose {default_unit(lang)}"
         )
     if not result:
-        raise RecipeError(
+        raise NoUnitsError(
             f"text {text!r} ({lang}): nothing is left in unit {unit}; correct the "
             "transcript or drop the utterance"
         )

@@ -16,6 +16,7 @@ from espnet2_lamer.analysis.heatmap import plot_languages, plot_layers
 from espnet2_lamer.analysis.masked_accuracy import masked_accuracy
 from espnet2_lamer.analysis.probe import frame_phones, phone_probe
 from espnet2_lamer.analysis.routing import RoutingStatistics
+from espnet2_lamer.convert.load import read_architecture
 from espnet2_lamer.evaluation.measure import Measure
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table
@@ -86,6 +87,8 @@ def _forgetting(options: Options, dev: Path, utt2lang: dict[str, str]) -> None:
     """Phone probe and CKA of base and adapted model, on the layer that ASR uses."""
     train = options.raw / "ssl_train"
     layer = options.asr_layer
+    if layer == "all":
+        layer = read_architecture(base_path(options))["encoder_num_layers"] - 1
     models = {
         "random": load_model(options.random_upstream),
         "base": load_model(base_path(options)),

@@ -76,6 +76,8 @@ def _check_layers(base: str, options: Options) -> None:
     layers = read_architecture(base)["encoder_num_layers"]
     for name in ("asr_layer", "lid_layer"):
         value = getattr(options, name)
+        if value == "all":
+            continue
         if not 0 <= value <= layers:
             raise RecipeError(
                 f"--{name}: found {value}, expected 0 to {layers}, the layers of {base}"

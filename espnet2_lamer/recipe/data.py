@@ -90,16 +90,59 @@ def format_ssl(options: Options) -> None:
     logging.debug("%s", report)
 
 
-def format_asr(options: Options) -> None:
-    """Stage 9: train, dev and test sets of every language in its unit."""
-    from espnet2_lamer.data.mlsuperb import prepare_asr_data
+def format_evaluation(options: Options) -> None:
+    """Stage 9: train, dev and test sets of the benchmark, in each language's unit."""
+    {"own": _format_own, "paper": _format_paper, "mlsuperb": _format_mlsuperb}[
+        options.benchmark
+    ](options)
 
+
+def _format_own(options: Options) -> None:
+    from espnet2_lamer.data.benchmark_sets import write_budget
+    from espnet2_lamer.data.mlsuperb import prepare_asr_data
+    from espnet2_lamer.recipe.benchmark import eval_langs
+
+    langs = eval_langs(options)
     prepare_asr_data(
         options.datadir,
         options.dumpdir,
-        options.langs,
+        langs,
         options.units,
         seed=options.seed,
         nj=options.nj,
         max_bad_audio=options.max_bad_audio,
+    )
+    for budget in options.budgets:
+        for lang in langs if budget != "all" else ():
+            write_budget(options.raw / f"asr_{lang}_train", budget, options.seed)
+
+
+def _format_paper(options: Options) -> None:
+    from espnet2_lamer.data.paper_sets import prepare_paper_sets
+    from espnet2_lamer.recipe.benchmark import eval_langs
+
+    prepare_paper_sets(
+        options.datadir,
+        options.dumpdir,
+        eval_langs(options),
+        options.units,
+        options.budgets,
+        seed=options.seed,
+        nj=options.nj,
+        lists_dir=options.eval_lists or None,
+    )
+
+
+def _format_mlsuperb(options: Options) -> None:
+    from espnet2_lamer.data.mlsuperb_tree import prepare_mlsuperb
+    from espnet2_lamer.recipe.benchmark import eval_langs
+
+    prepare_mlsuperb(
+        options.mlsuperb,
+        options.datadir,
+        options.dumpdir,
+        eval_langs(options),
+        options.units,
+        options.budgets,
+        nj=options.nj,
     )

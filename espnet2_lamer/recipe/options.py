@@ -58,12 +58,23 @@ class Options:
     ssl_tag: str
     control: bool
     upstreams: list[str]
+    benchmark: str
+    budgets: list[str]
+    tracks: list[str]
+    eval_langs: list[str]
+    eval_lists: str
+    cross_corpus: bool
+    lid_reading: str
     units: dict[str, str]
+    multi_unit: str
+    nbpe: int
     asr_config: Path
-    asr_layer: int
+    asr_layer: int | str
+    multi_config: Path
     lid_config: Path
-    lid_layer: int
+    lid_layer: int | str
     store_dtype: str
+    feature_store_gb: float
     hf_repo: str
 
     @property
@@ -139,6 +150,11 @@ class Options:
         return {variable: os.environ.get(variable, "") for variable in used} or None
 
     @property
+    def mlsuperb(self) -> str:
+        """Where ``db.sh`` says that ML-SUPERB's data are; empty if not in use."""
+        return os.environ.get("MLSUPERB", "") if self.benchmark == "mlsuperb" else ""
+
+    @property
     def manifest_files(self) -> list[Path]:
         """The manifest, unless it is a folder or not asked for."""
         if self.corpus != "manifest" or not self.manifest:
@@ -146,23 +162,12 @@ class Options:
         path = Path(self.manifest)
         return [] if path.is_dir() else [path]
 
-    def asr_set(self, lang: str, split: str) -> Path:
-        """Formatted ASR set of a language: split ``train``, ``dev`` or ``test``."""
-        return self.raw / f"asr_{lang}_{split}"
-
-    def asr_experiment(self, lang: str, upstream: str) -> Path:
-        """Experiment of one ASR head."""
-        return self.expdir / f"asr_{lang}_{self.units[lang]}_{self.system(upstream)}"
-
-    def lid_experiment(self, upstream: str) -> Path:
-        """Experiment of one LID head."""
-        return self.expdir / f"lid_{self.system(upstream)}"
+    @property
+    def feature_stores(self) -> Path:
+        """Stored features of the upstreams, shared by all heads."""
+        return self.dumpdir / "feature_store"
 
     @property
-    def packages(self) -> dict[str, Path]:
-        """Zips by name: the pretrained model and every head on it."""
-        names = [self.ssl_experiment.name]
-        if "lamer" in self.upstreams:
-            names.append(self.lid_experiment("lamer").name)
-            names += [self.asr_experiment(lang, "lamer").name for lang in self.langs]
-        return {name: self.expdir / "packed" / f"{name}.zip" for name in names}
+    def eval_list_files(self) -> list[Path]:
+        """The utterance lists of ``--eval_lists``."""
+        return sorted(Path(self.eval_lists).glob("*.txt")) if self.eval_lists else []

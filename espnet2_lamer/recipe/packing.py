@@ -3,9 +3,11 @@
 import logging
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.evaluation.tokens import BPE_MODEL
 from espnet2_lamer.export.card import model_card
 from espnet2_lamer.export.full import write_full_model
 from espnet2_lamer.export.zoo import pack_model
+from espnet2_lamer.recipe.benchmark import packages
 from espnet2_lamer.recipe.checkpoints import read_checkpoints
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.units.codebook import load_codebook
@@ -44,7 +46,8 @@ def pack(options: Options) -> None:
     results_file = options.results / "RESULTS.md"
     results = results_file.read_text(encoding="utf-8")
     metadata = {"codebook_sha256": load_codebook(options.codebook).sha256}
-    for name, output in options.packages.items():
+    for name, output in packages(options).items():
+        extra = [results_file]
         if name == options.ssl_experiment.name:
             config_file = options.ssl_experiment / "config.yaml"
             config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
@@ -58,12 +61,14 @@ def pack(options: Options) -> None:
             kind = "asr"
             config_file = options.expdir / name / "final" / "config.yaml"
             weights = options.expdir / name / "final" / "model.pth"
+            pieces = options.expdir / name / "final" / BPE_MODEL
+            extra += [pieces] if pieces.is_file() else []
         pack_model(
             kind,
             config_file,
             weights,
             output,
-            options=[results_file],
+            options=extra,
             card=_card(options, kind, name, results),
             metadata=metadata,
         )
@@ -84,7 +89,7 @@ def upload(options: Options) -> None:
     try:
         api = HfApi()
         api.create_repo(options.hf_repo, exist_ok=True)
-        for name, path in options.packages.items():
+        for name, path in packages(options).items():
             api.upload_file(
                 path_or_fileobj=path, path_in_repo=path.name, repo_id=options.hf_repo
             )

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from espnet2_lamer.evaluation.decoding import decode
+from espnet2_lamer.evaluation.decoding import decode_run
 from espnet2_lamer.evaluation.measure import Measure
 from espnet2_lamer.evaluation.plots import write_plots
 from espnet2_lamer.evaluation.results import (
@@ -17,10 +17,10 @@ from espnet2_lamer.evaluation.results import (
 )
 from espnet2_lamer.evaluation.scoring import LidScore, Score, lid_accuracy, score_files
 from espnet2_lamer.evaluation.tables import describe_environment, write_results
-from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.recipe.analysis import read_measure
-from espnet2_lamer.recipe.downstream import UPSTREAMS
+from espnet2_lamer.recipe.benchmark import planned_runs
 from espnet2_lamer.recipe.options import Options
+from espnet2_lamer.recipe.upstreams import upstream_specs
 
 DECODE_CONFIG = Path("conf/decode_asr_mlsuperb.yaml")
 
@@ -30,28 +30,23 @@ def score(options: Options) -> None:
     recognition: dict[Task, dict[str, dict[int, Score]]] = {}
     identification: dict[Task, dict[str, dict[int, LidScore]]] = {}
     heads = {}
-    for upstream in options.upstreams:
-        system = options.system(upstream)
-        for lang in options.langs:
-            experiment = options.asr_experiment(lang, upstream)
-            test = options.asr_set(lang, "test")
-            hypothesis = decode(
-                experiment / "final",
-                test / "wav.scp",
-                experiment / f"decode_{test.name}",
-                DECODE_CONFIG,
-            )
-            task = Task("asr", lang, options.units[lang], "all speech")
-            recognition.setdefault(task, {})[system] = {
-                options.seed: score_files(
-                    test / "text", hypothesis, options.units[lang], options.seed
-                )
-            }
-            heads[task, system] = f"layer {options.asr_layer}"
-        for decision, found in _identify(options, upstream).items():
-            task = Task("lid", "all", decision, "all speech")
-            identification.setdefault(task, {})[system] = {options.seed: found}
-            heads[task, system] = f"layer {options.lid_layer}"
+    for run in planned_runs(options):
+        hypotheses = decode_run(run, options.expdir, options.raw, DECODE_CONFIG)
+        speech = "all speech" if run.budget == "all" else run.budget
+        for label, decisions in hypotheses.items():
+            reference = run.directory(options.expdir) / f"decode_{label}/ref/text"
+            for decision, hypothesis in decisions.items():
+                if run.track == "lid":
+                    task = Task("lid", "all", decision.replace("_", " "), speech)
+                    by_system = identification.setdefault(task, {})
+                    found = lid_accuracy(reference, hypothesis)
+                else:
+                    unit = "char" if run.unit == "bpe" else run.unit
+                    task = Task(run.track, label, unit, speech)
+                    by_system = recognition.setdefault(task, {})
+                    found = score_files(reference, hypothesis, unit, run.seed)
+                by_system.setdefault(run.system, {})[run.seed] = found
+                heads[task, run.system] = f"layer {run.layer}"
     results = Results(
         systems=_systems(options),
         baselines=[n for n in ("random", "base") if n in options.upstreams],
@@ -88,39 +83,7 @@ def _log(figures: Sequence[Figure]) -> None:
 
 
 def _systems(options: Options) -> dict[str, str]:
-    systems = {options.system(name): UPSTREAMS[name] for name in options.upstreams}
-    if options.variant and "lamer" in options.upstreams:
-        systems[options.ssl_tag] = (
-            f"after continual pretraining with {options.ssl_config}, experts per layer "
-            f"{options.allocation or 'none: the whole model trains'}"
-        )
-    return systems
-
-
-def _identify(options: Options, upstream: str) -> dict[str, LidScore]:
-    """Score both decisions: the official first tag, and the most probable tag."""
-    experiment = options.lid_experiment(upstream)
-    here = experiment / "decode_test"
-    audio: dict[str, str] = {}
-    tags: dict[str, str] = {}
-    for lang in options.langs:
-        test = options.asr_set(lang, "test")
-        audio |= read_table(test / "wav.scp", "stage 9")
-        langs = read_table(test / "utt2lang", "stage 9")
-        tags |= {utt: f"[{value}]" for utt, value in langs.items()}
-    write_table(here / "wav.scp", audio)
-    write_table(here / "text", tags)
-    scores = {}
-    for decision, closed_set in (("most probable tag", True), ("first tag", False)):
-        hypothesis = decode(
-            experiment / "final",
-            here / "wav.scp",
-            here / decision.replace(" ", "_"),
-            DECODE_CONFIG,
-            closed_set=closed_set,
-        )
-        scores[decision] = lid_accuracy(here / "text", hypothesis)
-    return scores
+    return {s.system: s.description for s in upstream_specs(options).values()}
 
 
 def _read(path: Path):

@@ -1,15 +1,32 @@
 """The table of stages: what each depends on, reads, writes and runs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from espnet2_lamer.recipe.benchmark import (
+    ASR_TRACKS,
+    LID_TRACKS,
+    eval_langs,
+    packages,
+    planned_runs,
+    planned_sets,
+)
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.runner import Stage
+from espnet2_lamer.recipe.upstreams import CONFIGS
 
 # Heavy modules are imported inside the stages, so that a run in which every stage is
 # done ends in a second or two.
 
 
 _SELECTION_REPORTS = ("hours.json", "overlap.tsv", "skipped_audio.tsv")
+
+
+# What decides which heads there are.
+_BENCHMARK_OPTIONS = (
+    *("benchmark", "budgets", "tracks", "eval_langs", "cross_corpus", "lid_reading"),
+    *("multi_unit", "nbpe"),
+)
 
 
 def _lazy(module: str, function: str):
@@ -123,31 +140,59 @@ def _reports(options: Options) -> list[Path]:
     return [options.analysis / name for name in names]
 
 
-def _asr_sets(options: Options) -> list[Path]:
+def _set_sources(options: Options) -> list[Path]:
+    """What stage 9 reads of stage 1; ML-SUPERB's tree is none of its outputs."""
+    if options.benchmark == "mlsuperb":
+        return []
+    if options.benchmark == "own":
+        return _corpus_sets(options)
+    from espnet2_lamer.data.corpora import EVAL_DIR
+    from espnet2_lamer.data.paper_sets import PAPER_CORPORA
+
     return [
-        options.raw / f"asr_{lang}_{split}" / name
-        for lang in options.langs
-        for split in ("train", "dev", "test")
-        for name in ("wav.scp", "text", "utt2lang")
+        *options.eval_list_files,
+        *(
+            options.datadir / EVAL_DIR / corpus / f"{split}_{lang}" / name
+            for corpus in PAPER_CORPORA
+            for lang in eval_langs(options)
+            for split in ("train", "dev", "test")
+            for name in ("wav.scp", "text")
+        ),
     ]
 
 
-def _final(experiments: list[Path]) -> list[Path]:
-    return [e / "final" / n for e in experiments for n in ("config.yaml", "model.pth")]
+def _eval_sets(options: Options) -> list[Path]:
+    return [
+        options.raw / name / file
+        for name in planned_sets(options)
+        for file in ("wav.scp", "text", "text.char", "utt2lang", "set.json")
+    ]
+
+
+def _heads(options: Options, tracks: Sequence[str]) -> list[Path]:
+    return [
+        run.directory(options.expdir) / name
+        for run in planned_runs(options, tracks)
+        for name in ("run.json", "final/config.yaml", "final/model.pth")
+    ]
 
 
 def _asr_heads(options: Options) -> list[Path]:
-    return _final(
-        [
-            options.asr_experiment(lang, upstream)
-            for lang in options.langs
-            for upstream in options.upstreams
-        ]
-    )
+    return _heads(options, ASR_TRACKS)
 
 
 def _lid_heads(options: Options) -> list[Path]:
-    return _final([options.lid_experiment(upstream) for upstream in options.upstreams])
+    return _heads(options, LID_TRACKS)
+
+
+def _configs(options: Options, tracks: Sequence[str]) -> list[Path]:
+    paths = [Path(run.config) for run in planned_runs(options, tracks)]
+    paths += [
+        CONFIGS / f"{name}.yaml"
+        for name in options.upstreams
+        if (CONFIGS / f"{name}.yaml").is_file()
+    ]
+    return list(dict.fromkeys(paths))
 
 
 def _results(options: Options) -> list[Path]:
@@ -251,16 +296,23 @@ STAGES = [
     Stage(
         9,
         "ML-SUPERB data",
-        ("new_langs", "replay_langs", "units", "max_bad_audio", "seed"),
-        _corpus_sets,
-        _asr_sets,
-        _parallel("data", "format_asr"),
+        (
+            *("new_langs", "replay_langs", "units", "max_bad_audio", "seed"),
+            *_BENCHMARK_OPTIONS,
+            *("mlsuperb", "eval_lists"),
+        ),
+        _set_sources,
+        _eval_sets,
+        _parallel("data", "format_evaluation"),
     ),
     Stage(
         10,
         "ASR fine-tuning",
-        ("upstreams", "units", "asr_layer", "store_dtype", "seed"),
-        lambda o: [*_upstreams(o), o.asr_config, *_asr_sets(o)],
+        (
+            *("upstreams", "units", "asr_layer", "store_dtype", "seed"),
+            *_BENCHMARK_OPTIONS,
+        ),
+        lambda o: [*_upstreams(o), *_configs(o, ASR_TRACKS), *_eval_sets(o)],
         _asr_heads,
         _lazy("downstream", "train_asr"),
         variant=_variant,
@@ -268,8 +320,8 @@ STAGES = [
     Stage(
         11,
         "LID fine-tuning",
-        ("upstreams", "lid_layer", "store_dtype", "seed"),
-        lambda o: [*_upstreams(o), o.lid_config, *_asr_sets(o)],
+        ("upstreams", "lid_layer", "store_dtype", "seed", *_BENCHMARK_OPTIONS),
+        lambda o: [*_upstreams(o), *_configs(o, LID_TRACKS), *_eval_sets(o)],
         _lid_heads,
         _lazy("downstream", "train_lid"),
         variant=_variant,
@@ -277,8 +329,8 @@ STAGES = [
     Stage(
         12,
         "decoding and results",
-        ("upstreams", "units", "seed"),
-        lambda o: [*_asr_heads(o), *_lid_heads(o), *_reports(o), *_asr_sets(o)],
+        ("upstreams", "units", "seed", *_BENCHMARK_OPTIONS),
+        lambda o: [*_asr_heads(o), *_lid_heads(o), *_reports(o), *_eval_sets(o)],
         _results,
         _lazy("scoring", "score"),
         variant=_variant,
@@ -288,7 +340,7 @@ STAGES = [
         "packing",
         ("upstreams",),
         lambda o: [o.checkpoints, *_trained(o), *_codebook(o), *_results(o)],
-        lambda o: list(o.packages.values()),
+        lambda o: list(packages(o).values()),
         _lazy("packing", "pack"),
         variant=_variant,
     ),
@@ -296,7 +348,7 @@ STAGES = [
         14,
         "upload",
         ("hf_repo",),
-        lambda o: list(o.packages.values()) if o.hf_repo else [],
+        lambda o: list(packages(o).values()) if o.hf_repo else [],
         _nothing,
         _lazy("packing", "upload"),
         variant=_variant,

@@ -130,13 +130,27 @@ def test_mini_schedule_has_the_official_head(name):
     assert mini["scheduler_conf"]["total_steps"] == updates
 
 
-@pytest.mark.parametrize("name", ["asr", "lid"])
-def test_full_schedule_is_ml_superbs(name):
-    """Numbers: espnet, egs2/ml_superb/asr1/conf/tuning/train_asr_s3prl_1h.yaml."""
-    full = yaml.safe_load((CONF / f"train_{name}_mlsuperb.yaml").read_text())
+@pytest.mark.parametrize(
+    ("name", "iterations"),
+    [
+        ("asr_mlsuperb", 500),
+        ("multi_asr_mlsuperb", 20000),
+        ("multi_asr_mlsuperb_10min", 10000),
+        ("lid_mlsuperb", 20000),
+        ("lid_mlsuperb_10min", 10000),
+    ],
+)
+def test_full_schedule_is_ml_superbs(name, iterations):
+    """Numbers: espnet, egs2/ml_superb/asr1/conf/tuning.
+
+    train_asr_s3prl_{1h,10min}.yaml, and train_asr_fbank_single.yaml for one language.
+    """
+    full = yaml.safe_load((CONF / f"train_{name}.yaml").read_text())
     assert full["optim"] == "adam"
     assert full["optim_conf"] == {"lr": 1e-4, "weight_decay": 1e-6}
-    assert (full["max_epoch"], full["num_iters_per_epoch"]) == (30, 20000)
+    assert (full["max_epoch"], full["num_iters_per_epoch"]) == (30, iterations)
+    assert full["normalize"] == "utterance_mvn"
+    assert (full["batch_type"], full["decoder"]) == ("sorted", "none")
     assert (full["batch_size"], full["accum_grad"]) == (8, 4)
     assert full["keep_nbest_models"] == 5
     assert full["encoder_conf"] == {

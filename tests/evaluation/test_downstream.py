@@ -117,8 +117,7 @@ def run_training(root, upstream, **options):
         root / "store",
         root / "exp",
         root / "head.yaml",
-        layer="all",
-        **options,
+        downstream.HeadOptions(**options),
     )
 
 
@@ -244,18 +243,6 @@ def test_values_beyond_float16_are_refused(tmp_path, upstream):
 # --- heads --------------------------------------------------------------------
 
 
-def test_token_list_is_ordered_by_count_between_espnets_symbols(tmp_path):
-    path = tmp_path / "tokens.txt"
-    downstream.write_token_list(["B A", "A B", "C A"], "char", path)
-    assert path.read_text().split() == (
-        ["<blank>", "<unk>", "<space>", "A", "B", "C", "<sos/eos>"]
-    )
-    downstream.write_token_list(["b i3 b", "a4"], "word", path)
-    assert path.read_text().split() == (
-        ["<blank>", "<unk>", "b", "a4", "i3", "<sos/eos>"]
-    )
-
-
 def test_head_learns_and_its_loss_is_reported_by_espnet(trained):
     log = (trained / "exp" / "train.log").read_text()
     assert "3epoch results" in log
@@ -324,6 +311,9 @@ def test_finished_head_is_kept_and_changed_inputs_train_anew(
     with pytest.raises(RecipeError, match="training wrote no valid.loss.ave.pth"):
         run_training(copied, upstream, seed=1)
     assert len(runs) == 1 and not (copied / "exp/final").exists()
+    # The earlier head is put aside, not overwritten.
+    (aside,) = copied.glob("exp.old-*")
+    assert (aside / "final/model.pth").is_file()
 
 
 def test_interrupted_head_goes_on_after_its_last_epoch(trained, upstream, tmp_path):
@@ -350,27 +340,15 @@ def test_interrupted_head_goes_on_after_its_last_epoch(trained, upstream, tmp_pa
 
 def test_missing_or_contradicting_targets_are_named(tmp_path, upstream):
     data = write_set(tmp_path / "set", "utt", 2, 0)
-    for arguments, message in [
-        (([data], "speaker"), "target: found 'speaker'"),
-        (([data, data], "text"), "utt_00 is also in another directory"),
-    ]:
-        dirs, target = arguments
-        with pytest.raises(RecipeError, match=message):
-            downstream.train_head(
-                upstream, dirs, dirs, tmp_path / "s", tmp_path / "e", "-", target=target
-            )
+    with pytest.raises(RecipeError, match="target: found 'speaker'"):
+        downstream.HeadOptions(target="speaker")
+    dirs = [data, data]
+    with pytest.raises(RecipeError, match="utt_00 is also in another directory"):
+        downstream.train_head(upstream, dirs, dirs, tmp_path / "s", tmp_path / "e", "-")
     write_table(data / "text", {"utt_00": "A"})
     with pytest.raises(RecipeError, match="text: utt_01: no text"):
         downstream.train_head(upstream, data, data, tmp_path / "s", tmp_path / "e", "-")
     assert not (tmp_path / "e").exists()
-
-
-def test_language_tags_are_the_targets_of_lid(tmp_path):
-    sets = [
-        write_set(tmp_path / lang, lang, 1, 0, lang=lang) for lang in ("cmn", "yue")
-    ]
-    targets = downstream._read_targets(sets, "lang")
-    assert targets == {"cmn_00": "[cmn]", "yue_00": "[yue]"}
 
 
 # --- decoding -----------------------------------------------------------------

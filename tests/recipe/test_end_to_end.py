@@ -100,11 +100,24 @@ def command(tmp_path_factory):
         ),
         "control": "true",
         "upstreams": "random base lamer",
+        "benchmark": "own",
+        "budgets": "all",
+        "tracks": "asr lid",
+        "eval_langs": "",
+        "eval_lists": "",
+        "cross_corpus": "false",
+        "lid_reading": "per_set",
         "units": "",
+        "multi_unit": "char",
+        "nbpe": 40,
+        "feature_store_gb": 50,
         "asr_config": _shorter(
             "conf/tuning/train_asr_mlsuperb_mini.yaml", root / "asr.yaml", **head
         ),
         "asr_layer": 1,
+        "multi_config": _shorter(
+            "conf/tuning/train_asr_mlsuperb_mini.yaml", root / "multi.yaml", **head
+        ),
         "lid_config": _shorter(
             "conf/tuning/train_lid_mlsuperb_mini.yaml", root / "lid.yaml", **head
         ),

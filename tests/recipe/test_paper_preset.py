@@ -7,6 +7,7 @@ HuBERT-Large and mHuBERT-147. Only sizes and numbers of updates are overridden.
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -195,13 +196,20 @@ def test_the_paper_preset_runs_from_checkpoints_to_packages(paper, units):
     results = json.loads((exp / "results.json").read_text())
     text = (exp / "RESULTS.md").read_text()
     for lang, unit in (("eng", "char"), ("cmn", "pinyin"), ("yue", "jyutping")):
-        for upstream in ("base", "lamer"):
-            assert f"|{lang}|{unit}|{upstream}|" in text
+        for corpus in ("commonvoice", "fleurs"):
+            for upstream in ("base", "lamer"):
+                pattern = rf"\|{lang}_{corpus}\|{unit}\|.*\|{upstream}\|"
+                assert re.search(pattern, text), (lang, corpus, upstream)
     assert results
     packed = {path.name for path in (exp / "packed").glob("*.zip")}
+    units = (("eng", "char"), ("cmn", "pinyin"), ("yue", "jyutping"))
     assert packed == {
-        *("ssl_lamer.zip", "lid_lamer.zip", "asr_eng_char_lamer.zip"),
-        *("asr_cmn_pinyin_lamer.zip", "asr_yue_jyutping_lamer.zip"),
+        *("ssl_lamer.zip", f"lid_paper_1h_per_set_lamer_layer{LAYERS - 2}.zip"),
+        *(
+            f"asr_{corpus}_{lang}_1h_{unit}_lamer_layer{LAYERS - 1}.zip"
+            for corpus in ("commonvoice", "fleurs")
+            for lang, unit in units
+        ),
     }
     again = paper.checked(0, 13)
     assert again.count("done, nothing changed") == 14

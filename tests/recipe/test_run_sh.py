@@ -112,12 +112,14 @@ def test_options_that_contradict_are_refused_before_anything_runs(
         "retrain": "false",
         "control": "false",
         "drop_overlap": "false",
+        "cross_corpus": "false",
+        "eval_langs": "",
         "skip_stages": "",
         "units": "",
         "new_langs": "cmn yue",
         "replay_langs": "eng",
         "expdir": str(tmp_path / "exp"),
-        **{f"{kind}_config": "run.sh" for kind in ("ssl", "asr", "lid")},
+        **{f"{kind}_config": "run.sh" for kind in ("ssl", "asr", "multi", "lid")},
     }
     values |= changes
     with pytest.raises(RecipeError, match=message):

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.recipe.benchmark import packages, planned_runs
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.ssl_config import control_settings, resolve_ssl_config
 
@@ -33,6 +34,14 @@ def make(tmp_path):
             "units": {"eng": "char", "cmn": "pinyin"},
             "upstreams": ["base", "lamer"],
             "seed": 0,
+            "benchmark": "own",
+            "budgets": ["all"],
+            "tracks": ["asr", "lid"],
+            "eval_langs": [],
+            "asr_layer": 22,
+            "lid_layer": 21,
+            "asr_config": Path("asr.yaml"),
+            "lid_config": Path("lid.yaml"),
         }
         return Options(**values | changes)
 
@@ -90,12 +99,12 @@ def test_every_config_has_an_experiment_of_its_own(resolve):
     runs = [resolve(config) for config in configs]
     for name in ("ssl_experiment", "analysis", "results"):
         assert len({getattr(run, name) for run in runs}) == len(runs), name
-    for upstream, number in (("lamer", len(runs)), ("base", 1)):
-        assert len({run.asr_experiment("eng", upstream) for run in runs}) == number
-        assert len({run.lid_experiment(upstream) for run in runs}) == number
-    assert len({path for run in runs for path in run.packages.values()}) == sum(
-        len(run.packages) for run in runs
-    )
+    heads = [head for run in runs for head in planned_runs(run)]
+    lamer = {head.name for head in heads if head.system != "base"}
+    assert len(lamer) == 3 * len(runs)
+    assert len({head.name for head in heads if head.system == "base"}) == 3
+    paths = [path for run in runs for path in packages(run).values()]
+    assert len(set(paths)) == len(paths) == len(lamer) + len(runs)
 
 
 @pytest.mark.parametrize(
@@ -108,12 +117,10 @@ def test_lamer_keeps_its_names_in_both_presets(resolve, tmp_path, config):
     assert options.control_experiment == exp / "ssl_head_only"
     assert options.analysis == exp / "analysis"
     assert options.results == exp
-    assert options.asr_experiment("eng", "lamer") == exp / "asr_eng_char_lamer"
-    assert options.lid_experiment("lamer") == exp / "lid_lamer"
-    assert sorted(options.packages) == [
-        "asr_cmn_pinyin_lamer",
-        "asr_eng_char_lamer",
-        "lid_lamer",
+    assert sorted(packages(options)) == [
+        "asr_cmn_pinyin_lamer_layer22",
+        "asr_eng_char_lamer_layer22",
+        "lid_lamer_layer21",
         "ssl_lamer",
     ]
 

@@ -2,7 +2,8 @@
 # shellcheck disable=SC2034  # read by run.sh
 # Where corpora are: write a path after ":-", or set the variable in the environment.
 # The mini corpus needs none; --corpus manifest takes --manifest.
-MLSUPERB=
+# ML-SUPERB's data, with commonvoice/ fleurs/ mls/ ... in it
+export MLSUPERB=${MLSUPERB:-}
 # cv-corpus-11.0-2022-09-21, with en/ zh-CN/ zh-HK/ yue/ in it
 export COMMONVOICE=${COMMONVOICE:-}
 # data_thchs30, data_aishell, and AISHELL-3's folder with train/ and test/

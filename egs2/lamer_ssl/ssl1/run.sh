@@ -71,13 +71,30 @@ Models
   --control          also train the head-only control (${control})
 
 Evaluation
-  --upstreams        of: random base lamer (${upstreams})
-  --units            LANG=char|word|pinyin|jyutping (${units:-eng=char cmn=pinyin yue=jyutping, else char})
-  --asr_config       ASR head and schedule (${asr_config})
-  --asr_layer        layer that ASR reads (${asr_layer})
-  --lid_config       LID head and schedule (${lid_config})
-  --lid_layer        layer that LID reads (${lid_layer})
+  --upstreams        of: random base lamer, names of conf/upstreams/NAME.yaml,
+                     s3prl:NAME, paths, Hugging Face ids (${upstreams})
+  --tracks           of: asr multi_asr lid asr_lid (${tracks})
+  --benchmark        own (sets of stage 1) | paper (CommonVoice and FLEURS in
+                     ML-SUPERB's sizes) | mlsuperb (its data, db.sh) (${benchmark})
+  --budgets          training speech, of: 10min 1h; own: all (${budgets})
+  --eval_langs       languages to evaluate; mlsuperb: all (${eval_langs:-those learnt and kept})
+  --eval_lists       paper: folder of utterance lists to use again (${eval_lists:-none})
+  --cross_corpus     paper: also test ASR on the other corpus (${cross_corpus})
+  --lid_reading      paper: mixtures take the budget per_set | in total (${lid_reading})
+  --units            LANG=char|word|pinyin|jyutping|phone|bpe of monolingual ASR
+                     (${units:-eng=char cmn=pinyin yue=jyutping, else char})
+  --multi_unit       char | bpe of multi_asr and asr_lid (${multi_unit})
+  --nbpe             size of a bpe vocabulary (${nbpe})
+  --asr_config       head and schedule of asr; for 10min NAME_10min.yaml beside it,
+                     where there is one, as for the next two (${asr_config})
+  --asr_layer        layer that asr and multi_asr read, or all: the learned weighted
+                     sum (${asr_layer})
+  --multi_config     head and schedule of multi_asr and asr_lid (${multi_config})
+  --lid_config       head and schedule of lid (${lid_config})
+  --lid_layer        layer that lid and asr_lid read, or all (${lid_layer})
   --store_dtype      float32 | float16 of stored features (${store_dtype})
+  --feature_store_gb most features of a head, in GB; above it the upstream runs in
+                     every epoch (${feature_store_gb})
 
 Publishing
   --hf_repo          Hugging Face repository of stage 14 (${hf_repo:-none})
@@ -124,7 +141,18 @@ retrain=false
 allocation=
 ssl_tag=
 control=true
+benchmark=own
+budgets=all
+tracks="asr lid"
+eval_langs=
+eval_lists=
+cross_corpus=false
+lid_reading=per_set
 units=
+multi_unit=char
+nbpe=200
+multi_config=conf/train_multi_asr_mlsuperb.yaml
+feature_store_gb=50
 hf_repo=
 # shellcheck source=../../../conf/presets/mini.sh
 . "conf/presets/${preset}.sh"
@@ -133,8 +161,10 @@ options="stage stop_stage skip_stages nj dask ngpu num_nodes seed datadir dumpdi
  preset corpus manifest exclude_sources max_missing new_langs replay_langs replay_hours
  replay_sampling replay_alpha replay_clusters dev_hours min_duration max_duration
  max_bad_audio drop_overlap base teacher teacher_layer retrain kmeans_hours n_clusters
- ssl_config allocation ssl_tag control upstreams units asr_config asr_layer lid_config lid_layer
- store_dtype hf_repo"
+ ssl_config allocation ssl_tag control upstreams benchmark
+ budgets tracks eval_langs eval_lists cross_corpus lid_reading units multi_unit nbpe
+ asr_config asr_layer multi_config lid_config lid_layer store_dtype feature_store_gb
+ hf_repo"
 
 while [ $# -gt 0 ]; do
     case "$1" in

@@ -23,7 +23,8 @@ class LamerUpstreamFrontend(AbsFrontend):
     dropout reaches the features.
 
     Args:
-        upstream: What ``espnet2_lamer.load_model`` accepts. For training.
+        upstream: What ``espnet2_lamer.load_model`` accepts. For training; checkpoints
+            then hold the rest of the ESPnet model alone.
         upstream_conf: ``Upstream.architecture()`` of a model whose weights come with
             the checkpoint of the whole ESPnet model. For packed models: no file but
             the checkpoint is needed.
@@ -52,15 +53,14 @@ class LamerUpstreamFrontend(AbsFrontend):
                 "frontend_conf: give exactly one of upstream (a path) and "
                 "upstream_conf (an architecture whose weights are in the checkpoint)"
             )
-        if upstream is not None:
-            from espnet2_lamer import load_model
-
-            self.upstream = load_model(upstream)
-        else:
-            from espnet2_lamer.upstream import Upstream
-
-            self.upstream = Upstream.from_architecture(upstream_conf)
+        # A head has the same first weights whether its features are stored or not.
+        with torch.random.fork_rng(devices=[]):
+            self.upstream = _build(upstream, upstream_conf)
+        if upstream is None:
             self.register_load_state_dict_pre_hook(_require_upstream_weights)
+        else:
+            self.register_state_dict_post_hook(_drop_upstream)
+            self.register_load_state_dict_pre_hook(_fill_upstream)
         self.upstream.requires_grad_(False)
         self.upstream.eval()
         self.layer = layer
@@ -87,6 +87,33 @@ class LamerUpstreamFrontend(AbsFrontend):
                 self.upstream, input.float(), input_lengths, self.layer
             )
         return self.layer_sum(states), lengths
+
+
+def _build(
+    upstream: str | Path | None, upstream_conf: dict[str, Any] | None
+) -> torch.nn.Module:
+    if upstream is not None:
+        from espnet2_lamer import load_model
+
+        return load_model(upstream)
+    from espnet2_lamer.upstream import build_upstream
+
+    return build_upstream(upstream_conf)
+
+
+def _drop_upstream(
+    module: LamerUpstreamFrontend, state: dict[str, Tensor], prefix: str, *_: Any
+) -> None:
+    """Keep what lies in a file already, up to a gigabyte, out of every checkpoint."""
+    for key in module.upstream.state_dict():
+        state.pop(f"{prefix}upstream.{key}", None)
+
+
+def _fill_upstream(
+    module: LamerUpstreamFrontend, state: dict[str, Tensor], prefix: str, *_: Any
+) -> None:
+    for key, value in module.upstream.state_dict().items():
+        state.setdefault(f"{prefix}upstream.{key}", value)
 
 
 def _require_upstream_weights(

@@ -13,7 +13,10 @@ MIN_SAMPLES = 400
 
 
 class UpstreamLike(Protocol):
-    """What a frontend needs of an upstream (``espnet2_lamer.load_model``)."""
+    """What a frontend needs of an upstream (``espnet2_lamer.load_model``).
+
+    ``hop``, samples per frame, is optional; :data:`HOP` without it.
+    """
 
     num_layers: int
     dim: int
@@ -45,10 +48,15 @@ def selected_states(num_layers: int, layer: int | str) -> list[int]:
     )
 
 
+def hop_of(upstream: UpstreamLike) -> int:
+    """Samples per frame of an upstream."""
+    return getattr(upstream, "hop", HOP)
+
+
 def stretch_to_grid(
-    states: Tensor, state_lengths: Tensor, num_samples: Tensor
+    states: Tensor, state_lengths: Tensor, num_samples: Tensor, hop: int = HOP
 ) -> tuple[Tensor, Tensor]:
-    """Give every utterance ``ceil(samples / 320)`` frames by repeating its last one.
+    """Give every utterance ``ceil(samples / hop)`` frames by repeating its last one.
 
     S3PRL's rule, applied per utterance so that the result does not depend on the
     other utterances of the batch. Frames beyond an utterance's length are zero.
@@ -57,11 +65,12 @@ def stretch_to_grid(
         states: ``[B, T, D]``.
         state_lengths: Frames the convolutions gave, ``[B]``.
         num_samples: Samples per utterance, ``[B]``.
+        hop: Samples per frame.
 
     Returns:
-        States ``[B, max ceil(n / 320), D]`` and lengths ``[B]``.
+        States ``[B, max ceil(n / hop), D]`` and lengths ``[B]``.
     """
-    lengths = torch.div(num_samples + HOP - 1, HOP, rounding_mode="floor")
+    lengths = torch.div(num_samples + hop - 1, hop, rounding_mode="floor")
     frames = torch.arange(int(lengths.max()), device=states.device)  # [T']
     source = torch.minimum(frames[None], state_lengths[:, None] - 1)  # [B, T']
     batch = torch.arange(len(states), device=states.device)[:, None]
@@ -85,7 +94,7 @@ def upstream_states(
         layer: As in :func:`selected_states`.
 
     Returns:
-        ``[B, T, S * D]`` with ``T = max ceil(n / 320)``, S the number of chosen
+        ``[B, T, S * D]`` with ``T = max ceil(n / hop)``, S the number of chosen
         states, and the lengths ``[B]``.
 
     Raises:
@@ -99,7 +108,7 @@ def upstream_states(
         )
     hidden, hidden_lengths = upstream.extract_features(wavs, lengths)
     states = torch.cat([hidden[k] for k in chosen], dim=-1)
-    return stretch_to_grid(states, hidden_lengths, lengths)
+    return stretch_to_grid(states, hidden_lengths, lengths, hop_of(upstream))
 
 
 class LayerSum(nn.Module):
@@ -122,10 +131,10 @@ class LayerSum(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """Map ``[B, T, S * D]`` to ``[B, T, D]``."""
         if states.size(-1) != self.num_states * self.dim:
-            raise ValueError(
+            raise RecipeError(
                 f"expected {self.num_states} states of {self.dim} values per frame, "
                 f"found {states.size(-1)} values: the features belong to another "
-                "upstream or layer choice"
+                "upstream or layer choice; remove them and store them again"
             )
         if self.weights is None:
             return states

@@ -1,0 +1,188 @@
+"""What a head writes: token lists, tags of languages, SentencePiece models."""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from espnet2_lamer.compat import quiet_nltk
+from espnet2_lamer.data.benchmark_sets import read_texts
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.atomic import atomic_path, write_text
+from espnet2_lamer.fileio.datadir import read_table
+
+TARGETS = ("text", "lang", "lang_text")
+#: Name of the SentencePiece model in an experiment's ``data`` and ``final``.
+BPE_MODEL = "bpe.model"
+_NLSYMS = "nlsyms.txt"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """How texts become tokens.
+
+    Attributes:
+        token_type: ESPnet's: ``char``, ``word`` or ``bpe``.
+        tokens: Token list, blank first, sos/eos last.
+        bpe_model: SentencePiece model, for ``bpe``.
+        nlsyms: File of tags that are one token each, for ``char``.
+    """
+
+    token_type: str
+    tokens: tuple[str, ...]
+    bpe_model: Path | None = None
+    nlsyms: Path | None = None
+
+    def tokenizer(self):
+        """Build ESPnet's tokenizer."""
+        quiet_nltk()
+        from espnet2.text.build_tokenizer import build_tokenizer
+
+        return build_tokenizer(
+            token_type=self.token_type,
+            bpemodel=None if self.bpe_model is None else str(self.bpe_model),
+            non_linguistic_symbols=None if self.nlsyms is None else str(self.nlsyms),
+        )
+
+    def options(self, directory: Path) -> list[str]:
+        """Return ESPnet's options; the token list is in ``directory``."""
+        options = ["--token_type", self.token_type]
+        options += ["--token_list", str(directory / "tokens.txt")]
+        if self.bpe_model is not None:
+            options += ["--bpemodel", str(self.bpe_model)]
+        if self.nlsyms is not None:
+            options += ["--non_linguistic_symbols", str(self.nlsyms)]
+        return options
+
+
+def token_type_of(unit: str) -> str:
+    """Return ESPnet's token type of a unit."""
+    return unit if unit in ("char", "bpe") else "word"
+
+
+def language_tag(lang: str) -> str:
+    """Return the tag that stands for a language, e.g. ``[eng]``."""
+    return f"[{lang}]"
+
+
+def read_targets(directory: str | Path, target: str, unit: str) -> dict[str, str]:
+    """Return what a head shall write for every utterance of a data directory.
+
+    Args:
+        directory: Has ``wav.scp``, and ``utt2lang`` or texts, see
+            ``data.benchmark_sets.read_texts``.
+        target: ``text``, ``lang``: the tag of the language, or ``lang_text``: both.
+        unit: Of the text.
+
+    Raises:
+        RecipeError: A file is missing, or an utterance of ``wav.scp`` has none.
+    """
+    parts = [] if target == "text" else [_read_tags(Path(directory))]
+    parts += [] if target == "lang" else [read_texts(directory, unit)]
+    return {utt: " ".join(part[utt] for part in parts) for utt in parts[0]}
+
+
+def _read_tags(directory: Path) -> dict[str, str]:
+    langs = read_table(directory / "utt2lang", "stage 9")
+    utts = read_table(directory / "wav.scp", "stage 9")
+    for utt in utts:
+        if not langs.get(utt):
+            raise RecipeError(
+                f"{directory / 'utt2lang'}: {utt}: no lang; every utterance of wav.scp "
+                "needs one: drop it or rerun stage 9"
+            )
+    return {utt: language_tag(langs[utt]) for utt in utts}
+
+
+def build_vocabulary(
+    texts: Sequence[str],
+    token_type: str,
+    directory: str | Path,
+    tags: Sequence[str] = (),
+    nbpe: int = 200,
+) -> Vocabulary:
+    """Make the vocabulary of a training set and write it.
+
+    Args:
+        texts: The training transcripts, and nothing else.
+        token_type: ``char`` (a space becomes ``<space>``), ``word`` or ``bpe``.
+        directory: Gets ``tokens.txt``, and ``nlsyms.txt`` or ``bpe.model`` if needed.
+        tags: Language tags inside the texts, one token each.
+        nbpe: Size of a ``bpe`` vocabulary; lowered where the texts have fewer pieces.
+
+    Raises:
+        RecipeError: There is no text, or fewer pieces than characters.
+    """
+    directory = Path(directory)
+    if not any(text.strip() for text in texts):
+        raise RecipeError(f"{directory}: no training text; see stage 9's report")
+    if token_type == "bpe":
+        return _build_bpe(texts, directory, tags, nbpe)
+    nlsyms = None
+    if tags and token_type == "char":
+        nlsyms = directory / _NLSYMS
+        write_text(nlsyms, "".join(f"{tag}\n" for tag in tags))
+    vocabulary = Vocabulary(token_type, (), nlsyms=nlsyms)
+    tokenizer = vocabulary.tokenizer()
+    counts = Counter(token for text in texts for token in tokenizer.text2tokens(text))
+    ordered = sorted(counts, key=lambda token: (-counts[token], token))
+    tokens = ("<blank>", "<unk>", *ordered, "<sos/eos>")
+    _write_tokens(tokens, directory)
+    return Vocabulary(token_type, tokens, nlsyms=nlsyms)
+
+
+def _write_tokens(tokens: Sequence[str], directory: Path) -> None:
+    write_text(directory / "tokens.txt", "".join(f"{token}\n" for token in tokens))
+
+
+def _build_bpe(
+    texts: Sequence[str], directory: Path, tags: Sequence[str], nbpe: int
+) -> Vocabulary:
+    """Train SentencePiece with ESPnet's settings (asr.sh, stage 5)."""
+    import sentencepiece
+
+    model = directory / BPE_MODEL
+    with atomic_path(model) as temporary:
+        try:
+            with open(temporary, "wb") as writer:
+                sentencepiece.SentencePieceTrainer.train(
+                    sentence_iterator=iter(texts),
+                    model_writer=writer,
+                    vocab_size=nbpe,
+                    # Fewer pieces than asked for are no error in a small corpus.
+                    hard_vocab_limit=False,
+                    model_type="unigram",
+                    character_coverage=1.0,
+                    user_defined_symbols=list(tags),
+                    minloglevel=2,
+                )
+        except RuntimeError as error:
+            raise RecipeError(
+                f"--nbpe {nbpe}: SentencePiece cannot make so few or so many pieces of "
+                f"{len(texts)} training texts ({str(error).splitlines()[-1]})"
+            ) from error
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    names = [pieces.id_to_piece(index) for index in range(len(pieces))]
+    # As ESPnet: its own <unk>, and no sentence marks, which CTC does not need.
+    ordered = [n for n in names if n not in ("<unk>", "<s>", "</s>")]
+    tokens = ("<blank>", "<unk>", *ordered, "<sos/eos>")
+    _write_tokens(tokens, directory)
+    logging.info("%s: %d pieces of %d training texts", model, len(ordered), len(texts))
+    return Vocabulary("bpe", tokens, bpe_model=model)
+
+
+def check_targets(
+    texts: Mapping[str, str], vocabulary: Vocabulary, where: str
+) -> dict[str, int]:
+    """Return the number of tokens of every text.
+
+    Raises:
+        RecipeError: A text has none.
+    """
+    tokenizer = vocabulary.tokenizer()
+    lengths = {utt: len(tokenizer.text2tokens(text)) for utt, text in texts.items()}
+    empty = [utt for utt, length in lengths.items() if not length]
+    if empty:
+        raise RecipeError(f"{where}: {empty[0]}: text without tokens; rerun stage 9")
+    return lengths

@@ -1,0 +1,95 @@
+"""Any S3PRL upstream as a frozen feature extractor with the interface of ours."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from espnet2_lamer.compat import patch_torchaudio_for_s3prl, quiet_nltk
+from espnet2_lamer.errors import RecipeError
+
+PREFIX = "s3prl:"
+
+
+class S3prlUpstream(nn.Module):
+    """An S3PRL upstream: waveform in, every hidden state out.
+
+    Frames and states are those of ``s3prl.nn.S3PRLUpstream``, whose index k is ours.
+    Utterances run one at a time: many upstreams let padding reach an utterance's
+    frames. Always in eval mode and without gradients.
+
+    Args:
+        source: ``s3prl:NAME``, or ``s3prl:NAME:PATH_OR_URL`` for upstreams named
+            ``*_custom``, ``*_local`` and ``*_url``.
+
+    Raises:
+        RecipeError: S3PRL does not know or cannot load it, or its states differ in
+            width or frame rate.
+    """
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        quiet_nltk()
+        patch_torchaudio_for_s3prl()
+        from s3prl.nn import S3PRLUpstream
+
+        _, name, *checkpoint = source.split(":", 2)
+        if name not in S3PRLUpstream.available_names():
+            raise RecipeError(
+                f"upstream {source!r}: S3PRL has no upstream {name!r}; s3prl.hub lists "
+                "their names"
+            )
+        # Head and upstream must not share random numbers, see LamerUpstreamFrontend.
+        with torch.random.fork_rng(devices=[]):
+            try:
+                model = S3PRLUpstream(name, *checkpoint)
+            except (OSError, TypeError, ValueError, RuntimeError) as error:
+                raise RecipeError(
+                    f"upstream {source!r}: S3PRL cannot load it ({error})"
+                ) from error
+        widths, rates = set(model.hidden_sizes), set(model.downsample_rates)
+        if len(widths) > 1 or len(rates) > 1:
+            raise RecipeError(
+                f"upstream {source!r}: its states have widths {sorted(widths)} and "
+                f"frame shifts {sorted(rates)}; expected one of each"
+            )
+        self.source = source
+        self.model = model.float().eval().requires_grad_(False)
+        self.num_layers: int = model.num_layers - 1
+        self.dim: int = model.hidden_sizes[0]
+        self.hop: int = model.downsample_rates[0]
+
+    def train(self, mode: bool = True) -> "S3prlUpstream":
+        """Stay in eval mode: a frozen upstream must not drop anything."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def extract_features(
+        self, wavs: Tensor, lengths: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Compute all states.
+
+        Args:
+            wavs: Waveforms ``[B, n]``, 16 kHz, not normalised.
+            lengths: Valid samples ``[B]``; ``None`` means all.
+
+        Returns:
+            States ``[B, T, D]`` and the valid frames ``[B]``, ``ceil(samples / hop)``.
+        """
+        counts = [wavs.shape[1]] * len(wavs) if lengths is None else lengths.tolist()
+        rows = [
+            self.model(wav[None, :count], torch.tensor([count], device=wav.device))[0]
+            for wav, count in zip(wavs, counts, strict=True)
+        ]
+        frames = [row[0].shape[1] for row in rows]
+        states = []
+        for index in range(self.num_layers + 1):
+            padded = wavs.new_zeros(len(rows), max(frames), self.dim)
+            for target, row in zip(padded, rows, strict=True):
+                target[: row[index].shape[1]] = row[index][0]
+            states.append(padded)
+        return states, torch.tensor(frames, device=wavs.device)
+
+    def architecture(self) -> dict[str, Any]:
+        """Return what names the model: S3PRL builds it again from this."""
+        return {"s3prl": self.source}
