@@ -21,7 +21,10 @@ from benchmarks.report import Section, update
 from espnet2_lamer.bin.common import run_main
 
 # A section is a module with TITLE, DEVICES, Options, QUICK and run(options, device).
-SECTIONS = ("layer", "step", "loss", "stock", "overhead", "padding")
+SECTIONS = (
+    *("layer", "step", "loss", "stock", "overhead", "padding"),
+    *("kmeans", "labels", "units"),
+)
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 

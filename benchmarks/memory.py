@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import tempfile
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -82,6 +83,47 @@ def peak_resident() -> int:
 def reset_peak_resident() -> None:
     """Let :func:`peak_resident` start again from what is held now."""
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
+class AnonymousPeak:
+    """Most anonymous memory (RssAnon) of this process while a block runs.
+
+    Looked at every few milliseconds: the kernel keeps no record of it. File pages,
+    which it can drop at any time, do not count.
+
+    Attributes:
+        bytes: The peak so far.
+    """
+
+    def __init__(self, interval: float = 0.005) -> None:
+        self.bytes = 0
+        self._interval = interval
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def _watch(self) -> None:
+        while True:
+            self.bytes = max(self.bytes, _status("RssAnon"))
+            if self._stop.wait(self._interval):
+                return
+
+    def __enter__(self) -> "AnonymousPeak":
+        """Start looking."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Look a last time."""
+        self._stop.set()
+        self._thread.join()
+
+
+def written() -> int:
+    """Bytes that this process has passed to the kernel to write, wherever to."""
+    for line in Path("/proc/self/io").read_text(encoding="utf-8").splitlines():
+        if line.startswith("wchar:"):
+            return int(line.split()[1])
+    raise OSError("/proc/self/io has no wchar")
 
 
 def call(function: Callable[..., Any], *arguments: Any, fresh: bool = True) -> Any:
