@@ -24,6 +24,7 @@ TRAINING_KEYS = (
     "config",
     "output_dir",
     "init_param",
+    "monitor_control",
     "train_data_path_and_name_and_type",
     "valid_data_path_and_name_and_type",
     "train_shape_file",

@@ -12,6 +12,8 @@ import torch
 from tqdm import tqdm
 
 from espnet2_lamer.analysis.cka import LinearCKA
+from espnet2_lamer.analysis.curves import read_curves, write_curves
+from espnet2_lamer.analysis.forgetting_curves import write_forgetting_curves
 from espnet2_lamer.analysis.heatmap import plot_languages, plot_layers
 from espnet2_lamer.analysis.masked_accuracy import masked_accuracy
 from espnet2_lamer.analysis.probe import frame_phones, phone_probe
@@ -37,6 +39,7 @@ def analyse(options: Options) -> None:
     _routing(options, dev, utt2lang)
     _masked(options, dev, utt2lang)
     _forgetting(options, dev, utt2lang)
+    _curves(options)
 
 
 def _read(audio: dict[str, str], utts: list[str], title: str):
@@ -72,6 +75,27 @@ def _masked(options: Options, dev: Path, utt2lang: dict[str, str]) -> None:
         measures = masked_accuracy(model, dev, utt2lang, options.seed)
         result[experiment.name] = {lang: asdict(m) for lang, m in measures.items()}
     write_json(options.analysis / "masked_accuracy.json", result)
+
+
+def _curves(options: Options) -> None:
+    """Draw what the trainings logged per language at each validation."""
+    trainings = {
+        path.name: path
+        for path in experiments(options)
+        if (path / "checkpoint.pth").exists()
+    }
+    logged = {
+        key for path in trainings.values() for r in read_curves(path) for key in r
+    }
+    keys = tuple(f"acc_m_{x}" for x in options.langs if f"acc_m_{x}" in logged)
+    if keys:
+        # The head-only control's curve is what a base that forgets nothing reaches.
+        path = options.analysis / "masked_accuracy_curves.csv"
+        write_curves(trainings, path, keys)
+    measured = options.ssl_experiment / "forgetting.jsonl"
+    if measured.is_file() and measured.stat().st_size:
+        path = options.analysis / "forgetting_curves.csv"
+        write_forgetting_curves(measured, path, options.langs)
 
 
 def _features(

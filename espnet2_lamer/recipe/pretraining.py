@@ -79,6 +79,22 @@ def train_ssl(
     Raises:
         RecipeError: Labels do not fit, or training ended without a model.
     """
+    command = _data_options(train_dir, dev_dir, stats_dir, num_classes)
+    command += ["--config", str(config), "--output_dir", str(output_dir)]
+    logging.info("training %s, log: %s", output_dir, output_dir / "train.log")
+    _run_task([*command, *options], output_dir, "train.log")
+    best = output_dir / "valid.loss_m.best.pth"
+    if not best.exists():
+        raise RecipeError(
+            f"{output_dir}: training ended without {best.name}; see the log above it"
+        )
+    return best
+
+
+def _data_options(
+    train_dir: Path, dev_dir: Path, stats_dir: Path, num_classes: int
+) -> list[str]:
+    """Check labels, write what ESPnet wants to read, and name it to ESPnet."""
     codebook = None
     for directory in (train_dir, dev_dir):
         samples = directory / "utt2num_samples"
@@ -89,8 +105,6 @@ def train_ssl(
     write_token_list(token_list, num_classes)
     langs = sorted(set(read_table(train_dir / "utt2lang", "stage 2").values()))
     command = [
-        *("--config", str(config)),
-        *("--output_dir", str(output_dir)),
         *("--num_classes", str(num_classes)),
         *("--token_list", str(token_list)),
         *("--use_preprocessor", "true"),
@@ -114,38 +128,41 @@ def train_ssl(
             *(f"--{part}_shape_file", str(stats_dir / split / "speech_shape")),
             *(f"--{part}_shape_file", str(stats_dir / split / "text_shape")),
         ]
+    return command
+
+
+def _run_task(command: list[str], output_dir: Path, log: str) -> None:
+    """Run ``LamerHubertTask``; its messages go into a file of the experiment."""
     from espnet2_lamer.tasks.hubert import LamerHubertTask
 
-    logging.info("training %s, log: %s", output_dir, output_dir / "train.log")
-    with espnet_log(output_dir / "train.log", output_dir.name):
+    with espnet_log(output_dir / log, output_dir.name):
         try:
-            LamerHubertTask.main(cmd=command + options)
+            LamerHubertTask.main(cmd=command)
         except SystemExit as error:
             if error.code in [128 + number for number in STOP_SIGNALS]:
                 # Asked to stop from outside; the trainer has written a checkpoint.
                 raise
             raise RecipeError(
-                f"{output_dir}: ESPnet refused its options; see "
-                f"{output_dir / 'train.log'}"
+                f"{output_dir}: ESPnet refused its options; see {output_dir / log}"
             ) from error
-    best = output_dir / "valid.loss_m.best.pth"
-    if not best.exists():
-        raise RecipeError(
-            f"{output_dir}: training ended without {best.name}; see the log above it"
-        )
-    return best
 
 
 def continue_pretraining(options: Options) -> None:
-    """Stage 7: Lamer, and the head-only control on the same data and updates."""
+    """Stage 7: the head-only control, and Lamer on the same data and updates.
+
+    The control comes first: the other's validations show its masked accuracy.
+    """
     from espnet2_lamer.layers import parameter_report
 
     runs = [(options.ssl_experiment, options.allocation)]
     if options.control:
-        runs.append((options.control_experiment, "0"))
+        runs.insert(0, (options.control_experiment, "0"))
     if options.control_experiment in dict(runs):
         _check_control(options)
     for experiment, allocation in runs:
+        control = []
+        if options.control and experiment != options.control_experiment:
+            control = ["--monitor_control", str(options.control_experiment)]
         train_ssl(
             options.ssl_config,
             options.raw / "ssl_train",
@@ -153,16 +170,20 @@ def continue_pretraining(options: Options) -> None:
             options.stats,
             experiment,
             options.n_clusters,
-            [
-                *("--encoder_conf", f"base={base_path(options)}"),
-                *experts_options(allocation),
-                *("--seed", str(options.seed)),
-                *("--replay_langs", *options.replay_langs),
-                *device_options(options, experiment),
-            ],
+            [*_training_options(options, experiment, allocation), *control],
         )
         model = load_pretraining_model(experiment)
         write_json(experiment / "parameters.json", parameter_report(model))
+
+
+def _training_options(options: Options, experiment: Path, allocation: str) -> list[str]:
+    return [
+        *("--encoder_conf", f"base={base_path(options)}"),
+        *experts_options(allocation),
+        *("--seed", str(options.seed)),
+        *("--replay_langs", *options.replay_langs),
+        *device_options(options, experiment),
+    ]
 
 
 def _check_control(options: Options) -> None:

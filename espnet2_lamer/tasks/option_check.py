@@ -34,6 +34,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "max_epoch": (1, math.inf),
     "num_iters_per_epoch": (1, math.inf),
     "sanity_updates": (1, math.inf),
+    "monitor_utts": (0, math.inf),
     "grad_clip": _POSITIVE,
     "encoder_conf.mask_prob": (_POSITIVE[0], 1.0),
     "encoder_conf.mask_length": (1, math.inf),

@@ -22,6 +22,7 @@ _FREE = {
     *("train_data_path_and_name_and_type", "allow_variable_data_keys", "token_list"),
     *("max_cache_size", "max_cache_fd", "valid_max_cache_size", "sanity"),
     *("sanity_updates", "replay_langs"),
+    *("monitor_utts", "monitor_layers", "monitor_control"),
 }
 _FREE_PREFIXES = ("dist_", "wandb_")
 

@@ -24,6 +24,7 @@ from espnet2_lamer.train.averaging import average_best_models, link
 from espnet2_lamer.train.checkpoint import CheckpointStore
 from espnet2_lamer.train.fingerprint import check_fingerprint
 from espnet2_lamer.train.health import Health
+from espnet2_lamer.train.monitor import build_monitor
 from espnet2_lamer.train.signals import StopRequest, stop_on_signals
 from espnet2_lamer.train.states import (
     random_state,
@@ -107,12 +108,15 @@ class TrainingRun:
                 gradient_as_bucket_view=self.options.gradient_as_bucket_view,
             )
         self._open_writers()
+        monitor = build_monitor(self)
         started, first = time.perf_counter(), self.epoch
         with stop_on_signals() as request:
             while self.epoch <= self.options.max_epoch:
                 self._announce(started, first)
                 self._train_epoch(model, request)
                 self._validate(model, request)
+                if monitor is not None:
+                    monitor.measure(self.updates, self.reporter)
                 if self._end_epoch():
                     break
         if self.is_first:

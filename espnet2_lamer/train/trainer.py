@@ -23,6 +23,12 @@ class LamerTrainerOptions(TrainerOptions):
     allow_changed: bool
     max_bad_updates: int
     grad_norm_groups: bool
+    monitor_utts: int
+    monitor_layers: list[int]
+    monitor_control: str | None
+    valid_data_path_and_name_and_type: list[tuple[str, str, str]]
+    encoder_conf: dict[str, Any]
+    init_param: list[str]
     num_classes: int
     langs: list[str]
     replay_langs: list[str]
@@ -68,6 +74,29 @@ class LamerTrainer(Trainer):
             type=str2bool,
             default=False,
             help="Report gradient norms of lora_A, lora_B, routers and the rest apart",
+        )
+        group.add_argument(
+            "--monitor_utts",
+            type=int,
+            default=32,
+            help="Held-out utterances per language whose hidden states are compared "
+            "with the base's at each validation (CKA; phone probe where phones.ctm is "
+            "beside the validation's wav.scp); 0: none",
+        )
+        group.add_argument(
+            "--monitor_layers",
+            type=int,
+            nargs="*",
+            default=[],
+            help="Layers that are compared; the last one's figures are logged "
+            "(default: at 1/4, 1/2, 3/4 and 11/12 of the depth)",
+        )
+        group.add_argument(
+            "--monitor_control",
+            type=str,
+            default=None,
+            help="Experiment of the head-only control: its masked accuracy at the same "
+            "epoch is logged beside this training's",
         )
         group.add_argument(
             "--sanity",

@@ -169,6 +169,22 @@ def test_the_heat_map_and_the_parameter_report_are_there(finished):
     assert control["trainable"] == control["head"] == report["head"]
 
 
+def test_what_was_watched_at_each_validation_is_logged_and_drawn(finished):
+    exp = finished.root / "exp"
+    (line,) = (exp / "ssl_lamer" / "forgetting.jsonl").read_text().splitlines()
+    found = json.loads(line)
+    for lang in ("eng", "cmn", "yue"):
+        assert found["cka"][lang][-1] > 0 and 0 <= found["probe"][lang][-1] <= 1
+        assert 0 <= found["acc_m"][lang] <= 1 and 0 <= found["control_acc_m"][lang] <= 1
+        for name in ("masked_accuracy_curves", "forgetting_curves"):
+            assert lang in (exp / "analysis" / f"{name}.csv").read_text()
+            picture = (exp / "analysis" / f"{name}.png").read_bytes()
+            assert picture.startswith(b"\x89PNG")
+    health = json.loads((exp / "ssl_lamer" / "health.json").read_text())
+    assert health["labels"]["train"]["classes"] == 12
+    assert "replay (eng)" in (exp / "ssl_lamer" / "train.log").read_text()
+
+
 def test_every_package_is_self_contained(finished):
     for path in (finished.root / "exp" / "packed").glob("*.zip"):
         with zipfile.ZipFile(path) as archive:

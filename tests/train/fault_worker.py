@@ -344,11 +344,28 @@ def distributed(stage, times):
     return found
 
 
+def unmonitored(stage):
+    """The same training without the forgetting monitor."""
+    output, code = stage.train("unmonitored", monitor_utts=0)
+    found = small.outcome(output)
+    trained = ("model", "best", "optimizer", "updates")
+    return {
+        "code": code,
+        "differences": small.differences(
+            {key: stage.outcome[key] for key in trained},
+            {key: found[key] for key in trained},
+        ),
+        "lines": [len(x["forgetting"]) for x in (stage.outcome, found)],
+        "figures": sorted(stage.outcome["figures"].keys() - found["figures"].keys()),
+    }
+
+
 SCENARIOS = {
     "two kills": lambda stage: kills(stage, 2),
     "ten kills": lambda stage: kills(stage, 10),
     "kill while saving": kill_while_saving,
     "preempted": preempted,
+    "unmonitored": unmonitored,
     "corrupted": corrupted,
     "disk full": disk_full,
     "changed": changed,

@@ -4,6 +4,7 @@ The importing process must have loaded ESPnet (which takes longer than the train
 and must not have run autograd: children inherit both.
 """
 
+import json
 import logging
 import os
 import signal
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import sklearn.linear_model  # noqa: F401 - the monitor's probe imports it
 import soundfile
 import torch
 import yaml
@@ -51,16 +53,18 @@ CONFIG = {
     "keep_nbest_models": 2,
     "best_model_criterion": [["valid", "loss_m", "min"]],
     "langs": ["cmn", "yue"],
+    "monitor_utts": 4,
     "use_tensorboard": False,
     "use_matplotlib": False,
 }
 
 
 def make_corpus(directory: Path, count: int = 24) -> None:
-    """Noise with random units: wav.scp, text.km, shapes and tokens."""
+    """Noise with random units and phones: wav.scp, text.km, shapes and tokens."""
     rng = np.random.default_rng(0)
     directory.mkdir(parents=True)
     scp, units, speech_shape, text_shape, langs = [], [], [], [], []
+    phones = []
     for number in range(count):
         name, samples = f"utt{number:02d}", int(rng.integers(4000, 12000))
         path = directory / f"{name}.wav"
@@ -72,12 +76,14 @@ def make_corpus(directory: Path, count: int = 24) -> None:
         speech_shape.append(f"{name} {samples}")
         text_shape.append(f"{name} {frames}")
         langs.append(f"{name} {number % 2}")
+        phones += [f"{name} 1 {t / 10} 0.1 {'aei'[t % 3]}" for t in range(frames // 5)]
     for name, lines in (
         ("wav.scp", scp),
         ("text.km", units),
         ("speech_shape", speech_shape),
         ("text_shape", text_shape),
         ("utt2langid", langs),
+        ("phones.ctm", phones),
         ("tokens.txt", [*map(str, range(UNITS)), "<unk>", "<sos/eos>"]),
     ):
         (directory / name).write_text("\n".join(lines) + "\n")
@@ -161,11 +167,22 @@ def outcome(output: Path) -> dict:
     }
     best = torch.load(output / "valid.loss_m.ave.pth", weights_only=True)
     return {
+        "forgetting": forgetting(output),
         "model": state["model"],
         "best": best,
         "optimizer": state["optimizers"][0]["state"],
         "figures": figures,
         "updates": state["updates"],
+    }
+
+
+def forgetting(output: Path) -> dict[str, str]:
+    """Lines of the monitor by number, without their times."""
+    path = output / "forgetting.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return {
+        str(number): json.dumps({**json.loads(line), "seconds": 0})
+        for number, line in enumerate(lines)
     }
 
 

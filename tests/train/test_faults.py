@@ -17,6 +17,7 @@ KILLED = -9
 FAST = (
     *("two kills", "kill while saving", "preempted", "corrupted", "disk full"),
     *("changed", "not a number", "broken data", "worker killed", "two ranks"),
+    "unmonitored",
 )
 
 
@@ -135,6 +136,20 @@ def test_a_rank_that_dies_ends_the_other_with_a_traceback(report):
     assert found["survivor"] == 1
     assert found["traceback"]
     assert found["survived_seconds"] < 30
+
+
+def test_the_forgetting_monitor_changes_no_weight_and_no_update(report):
+    found = report["unmonitored"]
+    assert found["code"] == 0
+    assert found["differences"] == []
+    # One line a validation, here as after the kills above.
+    assert found["lines"] == [3, 0]
+    assert found["figures"] == [
+        f"{epoch}.valid.{figure}_{lang}"
+        for epoch in (1, 2, 3)
+        for figure in ("cka", "probe")
+        for lang in ("cmn", "yue")
+    ]
 
 
 @pytest.mark.slow
