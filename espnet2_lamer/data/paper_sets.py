@@ -26,6 +26,7 @@ from espnet2_lamer.data.formatting import FormattedSet, collect_set
 from espnet2_lamer.data.sampling import sample_replay
 from espnet2_lamer.data.seeds import seed_of
 from espnet2_lamer.data.sets import SPLITS
+from espnet2_lamer.data.skipped import SkippedAudio
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.runs import BUDGETS
 from espnet2_lamer.fileio.atomic import write_json, write_text
@@ -56,6 +57,7 @@ def prepare_paper_sets(
     nj: int = 1,
     lists_dir: str | Path | None = None,
     corpora: Sequence[str] = PAPER_CORPORA,
+    max_bad_audio: float = 1.0,
 ) -> dict:
     """Write ``<dump_dir>/raw/paper_<corpus>_<lang>_*`` and their utterance lists.
 
@@ -74,6 +76,9 @@ def prepare_paper_sets(
         lists_dir: Folder of lists to use instead of drawing; sets without a list there
             are drawn.
         corpora: Which corpora.
+        max_bad_audio: Per cent of a set's drawn files that may be unusable, or one if
+            that is more; 0: none. They are left out and listed in
+            ``<dump_dir>/raw/skipped_audio_<set>.tsv``.
 
     Returns:
         What ``paper.json`` holds: the record of every set.
@@ -81,11 +86,12 @@ def prepare_paper_sets(
     Raises:
         RecipeError: A set of stage 1 is missing or has no text, a list names an
             utterance that is not there, a held-out utterance is in the pretraining
-            data, or audio is unusable. Nothing is written then.
+            data, or too much audio is unusable. Nothing is written then.
     """
     data_dir, raw = Path(data_dir), Path(dump_dir) / "raw"
     budgets = sorted(set(budgets), key=lambda b: -_minutes(b))
     ready: dict[str, tuple[FormattedSet, SetInfo]] = {}
+    bad: list[SkippedAudio] = []
     for corpus in corpora:
         for lang in langs:
             if lang not in units:
@@ -104,13 +110,21 @@ def prepare_paper_sets(
                 )
                 if split != "train":
                     _refuse_overlap(source, utts, pretraining, lang)
+                # Sets of the two corpora have the same names: a report for each.
+                report_file = raw / f"skipped_audio_{name}.tsv"
+                # One of a drawn set may be bad, however small the set.
+                one = 100.001 / len(utts) if max_bad_audio else 0.0
+                skipped = SkippedAudio(report_file, max(max_bad_audio, one))
                 limits = (_SHORTEST, _LONGEST)
                 formatted = collect_set(
-                    [source], raw / "audio", *limits, nj, utts.__contains__
+                    [source], raw / "audio", *limits, nj, utts.__contains__, skipped
                 )
+                bad += [skipped] if skipped.counts else []
                 convert_text(formatted, units[lang], lang, source)
                 info = SetInfo("paper", corpus, lang, split, units[lang], budget, seed)
                 ready[name] = formatted, info
+    for skipped in bad:
+        skipped.write()
     report: dict = {"seed": seed, "corpora": list(corpora), "sets": {}}
     for name, (formatted, info) in ready.items():
         formatted.write(raw / name)

@@ -130,6 +130,7 @@ def _format_paper(options: Options) -> None:
         seed=options.seed,
         nj=options.nj,
         lists_dir=options.eval_lists or None,
+        max_bad_audio=options.max_bad_audio,
     )
 
 

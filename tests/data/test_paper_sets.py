@@ -120,3 +120,27 @@ def test_too_little_speech_is_taken_whole_and_said(corpora, monkeypatch, caplog)
     report = prepare(corpora)["sets"]
     assert report["paper_fleurs_eng_test"]["utterances"] == 10
     assert "0.2 min are all there is, 1 wanted" in caplog.text
+
+
+def test_unusable_audio_is_left_out_and_listed_up_to_a_share(corpora):
+    prepare(corpora, langs=["eng"])
+    first, second, *_ = sorted(ids(corpora, "paper_fleurs_eng_train_1h"))
+    wavs = read_table(corpora / "data/eval/fleurs/train_eng/wav.scp")
+
+    def damage(utt):
+        path = corpora / "audio" / f"{utt}.flac"
+        assert str(path) == wavs[utt]
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    damage(first)
+    with pytest.raises(RecipeError, match="1 of 6 audio files cannot be used"):
+        prepare(corpora, langs=["eng"], max_bad_audio=0)
+    prepare(corpora, langs=["eng"])
+    assert len(ids(corpora, "paper_fleurs_eng_train_1h") - {first}) == 5
+    damage(second)
+    with pytest.raises(RecipeError, match="2 of 6 audio files cannot be used"):
+        prepare(corpora, langs=["eng"])
+    prepare(corpora, langs=["eng"], max_bad_audio=34)
+    assert len(ids(corpora, "paper_fleurs_eng_train_1h")) == 4
+    name = "skipped_audio_paper_fleurs_eng_train_1h.tsv"
+    assert first in (corpora / "dump/raw" / name).read_text()

@@ -240,6 +240,31 @@ def test_values_beyond_float16_are_refused(tmp_path, upstream):
         feature_store.store_features(loud, 1, data, tmp_path / "s", "float16")
 
 
+def test_a_store_of_another_width_is_refused_and_left_as_it_is(tmp_path, upstream):
+    data = write_set(tmp_path / "set", "utt", 2, 0)
+    arguments = (upstream, "all", data, tmp_path / "s")
+    store = feature_store.store_features(*arguments)
+    path = store.directory / "info.json"
+    info = json.loads(path.read_text()) | {"dim": 24}
+    path.write_text(json.dumps(info))
+    before = {p: p.read_bytes() for p in store.directory.iterdir()}
+    with pytest.raises(RecipeError, match="info.json: dim: found 24, expected 16"):
+        feature_store.store_features(*arguments)
+    assert {p: p.read_bytes() for p in store.directory.iterdir()} == before
+
+
+def test_the_planned_size_is_that_of_the_arrays(tmp_path, upstream):
+    data = write_set(tmp_path / "set", "utt", 3, 0)
+    for dtype in ("float32", "float16"):
+        arguments = (upstream, "all", data, tmp_path / "s", dtype)
+        plan = feature_store.plan_store(*arguments)
+        assert not plan.stored
+        store = feature_store.store_features(*arguments)
+        arrays = kaldiio.load_scp(str(store.scp)).values()
+        assert sum(a.nbytes for a in arrays) == pytest.approx(1e9 * plan.gigabytes)
+        assert feature_store.plan_store(*arguments).stored
+
+
 # --- heads --------------------------------------------------------------------
 
 
@@ -336,6 +361,53 @@ def test_interrupted_head_goes_on_after_its_last_epoch(trained, upstream, tmp_pa
     log = (root / "exp/train.log").read_text()
     assert "The training was resumed" in log
     assert "4epoch results" in log and log.count("1epoch results") == 1
+
+
+def test_features_beyond_the_limit_are_not_stored(
+    trained, upstream, tmp_path, monkeypatch, caplog
+):
+    commands = []
+    monkeypatch.setattr(
+        downstream, "_run_espnet", lambda command, directory: commands.append(command)
+    )
+    arguments = (
+        *(upstream, trained / "train", trained / "dev", tmp_path / "store"),
+        *(tmp_path / "exp", trained / "head.yaml"),
+    )
+    with pytest.raises(RecipeError, match="more than feature_store_gb"):
+        downstream.train_head(*arguments, downstream.HeadOptions(feature_store_gb=1e-6))
+    with pytest.raises(RecipeError, match="training wrote no"):
+        with caplog.at_level(logging.INFO):
+            downstream.train_head(
+                *arguments,
+                downstream.HeadOptions(feature_store_gb=1e-6),
+                source="the/upstream",
+            )
+    (command,) = commands
+    assert "upstream=the/upstream" in command and "lamer_upstream" in command
+    speech = [word for word in command if word.endswith(",speech,sound")]
+    assert len(speech) == 2
+    assert "runs in every epoch" in caplog.text
+    assert not (tmp_path / "store").exists()
+    # The batches are those of stored features.
+    shape = read_table(tmp_path / "exp/data/train/speech_shape")
+    assert shape == read_table(trained / "exp/data/train/speech_shape")
+    with pytest.raises(RecipeError, match="training wrote no"):
+        downstream.train_head(*arguments, downstream.HeadOptions())
+    assert "stored_features" in commands[1]
+
+
+def test_a_learning_rate_replaces_the_configs_and_its_schedules(tmp_path):
+    config = tmp_path / "head.yaml"
+    head = downstream.HeadOptions(learning_rate=3e-4)
+    vocabulary = downstream.build_vocabulary(["A"], "char", tmp_path)
+    for schedule, expected in (({}, 1), ({"scheduler_conf": {"max_lr": 1}}, 2)):
+        config.write_text(yaml.safe_dump(CONFIG | schedule))
+        options = downstream._espnet_options(
+            tmp_path, tmp_path, config, 16, vocabulary, head, True
+        )
+        found = [word for word in options if word.endswith("lr=0.0003")]
+        assert found == ["lr=0.0003", "max_lr=0.0003"][:expected]
 
 
 def test_missing_or_contradicting_targets_are_named(tmp_path, upstream):
@@ -446,3 +518,39 @@ def test_prefix_search_equals_espnets_on_random_posteriors():
         assert found == expected, trial
         lengths.add(len(found))
     assert len(lengths) > 5
+
+
+def test_a_run_is_decoded_beside_its_reference(trained, tmp_path):
+    from espnet2_lamer.evaluation.runs import Run
+
+    write_set(tmp_path / "raw/other", "other", 1, 7)
+    (tmp_path / "raw/dev").symlink_to(trained / "dev")
+    run = Run(
+        *("asr", "own", "all", "", ("eng",), "char", "tiny", "x", "all", "c"),
+        train_sets=("train",),
+        dev_sets=("dev",),
+        tests={"one": ("dev",), "both": ("dev", "other")},
+    )
+    experiment = tmp_path / "exp" / run.name
+    experiment.mkdir(parents=True)
+    (experiment / "final").symlink_to(trained / "exp/final")
+    arguments = (run, tmp_path / "exp", tmp_path / "raw", trained / "decode.yaml")
+    found = decoding.decode_run(*arguments)
+    assert {label: list(files) for label, files in found.items()} == (
+        {"one": ["free"], "both": ["free"]}
+    )
+    both = experiment / "decode_both"
+    assert found["both"]["free"] == both / "free/1best_recog/text"
+    reference = read_table(both / "ref/text")
+    assert reference.keys() == read_table(found["both"]["free"]).keys()
+    assert reference["other_00"] == read_table(tmp_path / "raw/other/text")["other_00"]
+    sets = read_table(both / "ref/utt2set")
+    assert (sets["other_00"], sets["dev_00"]) == ("other", "dev")
+    assert set(read_table(both / "ref/utt2lang").values()) == {"eng"}
+    # Before and after: what stored features give, read from waveforms.
+    assert read_table(found["one"]["free"]).items() <= (
+        read_table(found["both"]["free"]).items()
+    )
+    twice = {**vars(run), "tests": {"twice": ("dev", "dev")}}
+    with pytest.raises(RecipeError, match="is also in another test set"):
+        decoding.decode_run(Run(**twice), *arguments[1:])
