@@ -75,6 +75,7 @@ def get_parser() -> argparse.ArgumentParser:
         "ssl_config": Path,
         "ssl_tag": str,
         "control": _flag,
+        "sanity": _flag,
         "upstreams": _words,
         "benchmark": str,
         "budgets": _words,
@@ -109,6 +110,11 @@ def _check(options: Options) -> None:
         raise RecipeError(
             f"--stop_stage: found {options.stop_stage}, expected --stage "
             f"({options.stage}) or later; no stage would run"
+        )
+    if options.sanity and not options.stage <= 7 <= options.stop_stage:
+        raise RecipeError(
+            f"--sanity: found stages {options.stage} to {options.stop_stage}, expected "
+            "a range with stage 7, which it replaces"
         )
     if not options.new_langs:
         raise RecipeError("--new_langs: found none, expected at least one language")
@@ -162,9 +168,9 @@ def main(cmd: list[str] | None = None) -> None:
     _quiet_terminal()
 
     from espnet2_lamer.recipe.runner import Runner
-    from espnet2_lamer.recipe.stages import STAGES
+    from espnet2_lamer.recipe.stages import stages_of
 
-    Runner(STAGES, options).run()
+    Runner(stages_of(options), options).run()
 
 
 class _OwnOrError(logging.Filter):

@@ -57,6 +57,7 @@ class Options:
     ssl_config: Path
     ssl_tag: str
     control: bool
+    sanity: bool
     upstreams: list[str]
     benchmark: str
     budgets: list[str]

@@ -176,6 +176,33 @@ def continue_pretraining(options: Options) -> None:
         write_json(experiment / "parameters.json", parameter_report(model))
 
 
+def check_one_batch(options: Options) -> None:
+    """Stage 7 with ``--sanity true``: can the model learn one batch?
+
+    Raises:
+        RecipeError: It could not.
+    """
+    experiment = options.ssl_experiment
+    command = _data_options(
+        options.raw / "ssl_train",
+        options.raw / "ssl_dev",
+        options.stats,
+        options.n_clusters,
+    )
+    command += ["--config", str(options.ssl_config), "--output_dir", str(experiment)]
+    command += _training_options(options, experiment, options.allocation)
+    command += ["--sanity", "true"]
+    logging.info("one batch again and again, log: %s", experiment / "sanity.log")
+    _run_task(command, experiment, "sanity.log")
+    found = json.loads((experiment / "sanity.json").read_text(encoding="utf-8"))
+    logging.info(
+        "one batch could be learnt: %.3f bits before, %.3f after %d updates, accuracy "
+        "%.3f",
+        *(found[k] for k in ("initial_bits", "final_bits", "updates")),
+        found["final_accuracy"],
+    )
+
+
 def _training_options(options: Options, experiment: Path, allocation: str) -> list[str]:
     return [
         *("--encoder_conf", f"base={base_path(options)}"),

@@ -354,3 +354,19 @@ STAGES = [
         variant=_variant,
     ),
 ]
+
+# In place of stage 7 and all that follow it.
+_SANITY = Stage(
+    7,
+    "sanity check of pretraining",
+    ("allocation", "n_clusters", "seed"),
+    STAGES[7].inputs,
+    lambda o: [o.ssl_experiment / "sanity.json"],
+    _lazy("pretraining", "check_one_batch"),
+    variant=lambda o: f"{o.variant}_sanity",
+)
+
+
+def stages_of(options: Options) -> list[Stage]:
+    """Every stage; with ``--sanity true`` those up to the sanity check."""
+    return [*STAGES[:7], _SANITY] if options.sanity else STAGES

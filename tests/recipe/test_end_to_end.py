@@ -97,8 +97,10 @@ def command(tmp_path_factory):
             max_epoch=1,
             num_iters_per_epoch=3,
             scheduler_conf={"warmup_steps": 1, "total_steps": 3},
+            sanity_updates=2,
         ),
         "control": "true",
+        "sanity": "false",
         "upstreams": "random base lamer",
         "benchmark": "own",
         "budgets": "all",
@@ -183,6 +185,24 @@ def test_what_was_watched_at_each_validation_is_logged_and_drawn(finished):
     health = json.loads((exp / "ssl_lamer" / "health.json").read_text())
     assert health["labels"]["train"]["classes"] == 12
     assert "replay (eng)" in (exp / "ssl_lamer" / "train.log").read_text()
+
+
+def test_a_batch_that_is_not_learnt_fails_and_leaves_what_was_trained(
+    finished, caplog, monkeypatch
+):
+    from espnet2_lamer.bin.recipe import main
+    from espnet2_lamer.errors import RecipeError
+
+    monkeypatch.chdir(RECIPE)
+    with pytest.raises(RecipeError, match="sanity: one batch could not be learnt"):
+        main(finished(0, 14, sanity="true"))
+    experiment = finished.root / "exp" / "ssl_lamer"
+    found = json.loads((experiment / "sanity.json").read_text())
+    assert found["passed"] is False and found["updates"] == 2
+    assert "sanity: update 2" in (experiment / "sanity.log").read_text()
+    caplog.set_level("INFO")
+    main(finished(7, 8))
+    assert "stage 7: continual pretraining: done, nothing changed" in caplog.messages
 
 
 def test_every_package_is_self_contained(finished):

@@ -97,6 +97,10 @@ def test_a_value_of_the_wrong_kind_is_refused_by_the_program(tmp_path):
         ({"units": "eng=runes"}, "--units: found 'eng=runes', expected LANG=UNIT"),
         ({"stage": "15"}, "--stage: found 15, expected 0 to 14"),
         ({"stage": "5", "stop_stage": "3"}, "--stop_stage: found 3, expected --stage"),
+        (
+            {"stage": "8", "stop_stage": "9", "sanity": "true"},
+            "--sanity: found stages 8 to 9, expected a range with stage 7",
+        ),
         ({"max_missing": "101"}, "--max_missing: found 101, expected 0 to 100 per"),
     ],
 )
@@ -111,6 +115,7 @@ def test_options_that_contradict_are_refused_before_anything_runs(
     values |= {
         "retrain": "false",
         "control": "false",
+        "sanity": "false",
         "drop_overlap": "false",
         "cross_corpus": "false",
         "eval_langs": "",

@@ -69,6 +69,8 @@ Models
   --allocation       LoRA experts per group of layers (${allocation:-as in --ssl_config})
   --ssl_tag          name of the pretraining (${ssl_tag:-from --ssl_config and --allocation})
   --control          also train the head-only control (${control})
+  --sanity           true: instead of training, overfit one batch and say whether it
+                     could be learnt; nothing after stage 7 runs (${sanity})
 
 Evaluation
   --upstreams        of: random base lamer, names of conf/upstreams/NAME.yaml,
@@ -141,6 +143,7 @@ retrain=false
 allocation=
 ssl_tag=
 control=true
+sanity=false
 benchmark=own
 budgets=all
 tracks="asr lid"
@@ -161,7 +164,7 @@ options="stage stop_stage skip_stages nj dask ngpu num_nodes seed datadir dumpdi
  preset corpus manifest exclude_sources max_missing new_langs replay_langs replay_hours
  replay_sampling replay_alpha replay_clusters dev_hours min_duration max_duration
  max_bad_audio drop_overlap base teacher teacher_layer retrain kmeans_hours n_clusters
- ssl_config allocation ssl_tag control upstreams benchmark
+ ssl_config allocation ssl_tag control sanity upstreams benchmark
  budgets tracks eval_langs eval_lists cross_corpus lid_reading units multi_unit nbpe
  asr_config asr_layer multi_config lid_config lid_layer store_dtype feature_store_gb
  hf_repo"
