@@ -2,6 +2,7 @@
 
 import logging
 
+from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.recipe.checkpoints import teacher_path
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.pretraining import write_shapes
@@ -53,9 +54,16 @@ def cluster(options: Options) -> None:
 
 def label(options: Options) -> None:
     """Stage 5: units of every utterance, their quality, the token list."""
+    from espnet2_lamer.units.codebook import load_codebook
     from espnet2_lamer.units.labels import assign_units, write_token_list
     from espnet2_lamer.units.quality import figures, label_quality, write_quality
 
+    units = len(load_codebook(options.codebook).centroids)
+    if units != options.n_clusters:
+        raise RecipeError(
+            f"{options.codebook}: {units} units, --n_clusters is {options.n_clusters}; "
+            f"give --n_clusters {units}, or run stage 4 again"
+        )
     teacher = _teacher(options)
     for split in ("ssl_train", "ssl_dev"):
         directory = options.raw / split

@@ -14,7 +14,7 @@ from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
 from espnet2_lamer.units.extract import Extractor
-from espnet2_lamer.units.shards import remove_unlisted, run_shards, split
+from espnet2_lamer.units.shards import remove_unlisted, run_shards, shard_size, split
 from espnet2_lamer.units.speech import (
     SAMPLE_RATE,
     count_samples,
@@ -70,7 +70,7 @@ def dump_features(
     utt2lang: str | Path | None = None,
     hours_per_lang: float | None = None,
     seed: int = 0,
-    shard_utts: int = 100,
+    shard_utts: int | None = None,
     nj: int = 1,
 ) -> Path:
     """Write teacher features of (a sample of) the utterances as float32 shards.
@@ -85,7 +85,7 @@ def dump_features(
         utt2lang: ``utt lang`` lines; without it all speech is one language.
         hours_per_lang: Hours to sample from each language, all when None.
         seed: Seed of the sample.
-        shard_utts: Utterances in a shard.
+        shard_utts: Utterances in a shard; by default 100, fewer of a small corpus.
         nj: Number of processes on this machine; see
             :func:`espnet2_lamer.parallel.workers` for those of a cluster.
 
@@ -112,6 +112,7 @@ def dump_features(
     rows = [
         [*row, langs[row[0]]] for row in file_sizes(utts, scp)
     ]  # utt, path, bytes, lang
+    shard_utts = shard_utts or shard_size(len(rows), 100)
     plan = sha256_value([teacher.identity, teacher.device, shard_utts, rows])
 
     output = Path(output)

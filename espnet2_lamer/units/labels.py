@@ -15,7 +15,7 @@ from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
 from espnet2_lamer.units.codebook import Codebook, load_codebook
 from espnet2_lamer.units.extract import Extractor
-from espnet2_lamer.units.shards import run_shards, split
+from espnet2_lamer.units.shards import run_shards, shard_size, split
 from espnet2_lamer.units.speech import file_sizes, read_wav_scp
 from espnet2_lamer.units.teacher import Teacher
 
@@ -32,7 +32,7 @@ def assign_units(
     wav_scp: str | Path,
     output: str | Path,
     nj: int = 1,
-    shard_utts: int = 200,
+    shard_utts: int | None = None,
 ) -> dict[str, Any]:
     """Write ``utt u1 u2 ...`` per utterance, sorted, and the sidecar beside it.
 
@@ -47,7 +47,7 @@ def assign_units(
         wav_scp: ``utt path`` lines, 16 kHz mono.
         output: ``text.km``.
         nj: Number of processes.
-        shard_utts: Utterances in a shard.
+        shard_utts: Utterances in a shard; by default 200, fewer of a small corpus.
 
     Returns:
         The sidecar: ``codebook_sha256``, ``teacher``, ``teacher_sha256``, ``layer``,
@@ -61,6 +61,7 @@ def assign_units(
     book.check_teacher(teacher.identity, teacher.dim, str(codebook))
     scp = read_wav_scp(wav_scp)
     rows = file_sizes(scp, scp)
+    shard_utts = shard_utts or shard_size(len(rows), 200)
     output = Path(output)
     shards = output.with_name(output.name + ".shards")
     plan = sha256_value(

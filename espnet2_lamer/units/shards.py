@@ -13,7 +13,17 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path, write_json
 from espnet2_lamer.fileio.hashing import sha256_file
 
+# Shards of a small corpus, at least.
+FEWEST = 32
 Work = Callable[[Any, Path], dict[str, Any]]
+
+
+def shard_size(items: int, most: int) -> int:
+    """Items in a shard: at most ``most``; fewer of few, so that many can work on them.
+
+    It does not depend on how many do: whoever goes on finds the same shards.
+    """
+    return max(1, min(most, -(-items // FEWEST)))
 
 
 def split(items: Sequence, size: int) -> list[Sequence]:

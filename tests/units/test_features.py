@@ -11,6 +11,7 @@ from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.units import extract as extract_module
 from espnet2_lamer.units.features import FeatureStore, dump_features, sample_utterances
+from espnet2_lamer.units.shards import shard_size
 from espnet2_lamer.units.speech import read_speech
 
 
@@ -112,8 +113,13 @@ def test_a_damaged_shard_is_made_again(speech, mfcc, tmp_path):
 def test_files_of_others_in_the_directory_are_kept(speech, mfcc, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / ".00000.bin.1.ab.tmp").write_text("left by a killed run")
-    dump_features(mfcc, speech / "wav.scp", tmp_path)
+    dump_features(mfcc, speech / "wav.scp", tmp_path, shard_utts=24)
     assert set(files_of(tmp_path)) == {"notes.txt", "index.json", "00000.bin"}
+
+
+def test_a_small_corpus_has_shards_for_many_workers_and_a_large_one_full_ones():
+    assert [shard_size(n, 100) for n in (0, 1, 32, 33, 320)] == [1, 1, 1, 2, 10]
+    assert [shard_size(n, 100) for n in (3200, 3201, 10**6)] == [100] * 3
 
 
 def test_sampling_takes_the_hours_of_each_language(speech):
