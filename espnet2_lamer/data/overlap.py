@@ -5,7 +5,7 @@ import os
 import re
 import unicodedata
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from espnet2_lamer.data.audio_fingerprint import (
     FingerprintIndex,
     fingerprint,
 )
+from espnet2_lamer.data.sets import Utterance
 from espnet2_lamer.fileio.atomic import write_text
 from espnet2_lamer.fileio.datadir import read_table
 
@@ -89,24 +90,40 @@ def evaluation_dirs(data_dir: str | Path, langs: Sequence[str]) -> list[Path]:
 
 
 def read_evaluation(
-    data_dir: str | Path, langs: Sequence[str], nj: int = 1
+    data_dir: str | Path,
+    langs: Sequence[str],
+    nj: int = 1,
+    lists: Mapping[str, Iterable[Utterance]] | None = None,
 ) -> list[Clip]:
     """Read :func:`evaluation_dirs`, every file once.
 
     Files that cannot be read are warned about and left out here, as they are by the
     stage that formats evaluation sets.
+
+    Args:
+        data_dir: Output of stage 1.
+        langs: ISO 639-3 codes.
+        nj: Processes.
+        lists: Evaluation sets that are no data directories yet, by name.
     """
     data_dir = Path(data_dir)
     found: dict[str, dict] = {}
+
+    def add(name: str, lang: str, utt: str, path: str, text: str) -> None:
+        clip = found.setdefault(os.path.abspath(path), {"utt_id": utt, "sets": []})
+        clip["lang"] = lang
+        clip["text"] = clip.get("text") or text
+        clip["sets"].append(name)
+
     for folder in evaluation_dirs(data_dir, langs):
         name = folder.relative_to(data_dir).as_posix()
         text = folder / "text"
         texts = read_table(text) if text.is_file() else {}
         for utt, path in read_table(folder / "wav.scp").items():
-            clip = found.setdefault(os.path.abspath(path), {"utt_id": utt, "sets": []})
-            clip["lang"] = name.rpartition("_")[2]
-            clip["text"] = clip.get("text") or texts.get(utt, "")
-            clip["sets"].append(name)
+            add(name, name.rpartition("_")[2], utt, path, texts.get(utt, ""))
+    for name, utterances in (lists or {}).items():
+        for u in utterances:
+            add(name, u.lang, u.utt_id, u.path, u.text)
     clips, problems = [], []
     wavs = {path: path for path in found}
     for path, seconds, problem in over_files(file_seconds, wavs, nj, "evaluation sets"):

@@ -1,7 +1,7 @@
 """Stage 2's selection: new languages whole, old ones as a replay sample."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from espnet2_lamer.data.sampling import (
     share_hours,
 )
 from espnet2_lamer.data.seeds import seed_of
+from espnet2_lamer.data.sets import Utterance
 from espnet2_lamer.data.skipped import SkippedAudio
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
@@ -81,6 +82,7 @@ def prepare_ssl_data(
     selection: Selection,
     nj: int = 1,
     compare_hours: bool = False,
+    lists: Mapping[str, Iterable[Utterance]] | None = None,
 ) -> dict:
     """Write the data of continual pretraining (stage 2).
 
@@ -99,6 +101,7 @@ def prepare_ssl_data(
         selection: What to take.
         nj: Processes.
         compare_hours: Warn where the hours are not the paper's.
+        lists: Further evaluation sets, see ``data.overlap.read_evaluation``.
 
     Returns:
         What ``hours.json`` holds.
@@ -121,7 +124,7 @@ def prepare_ssl_data(
         lang: _read_clips(folder, lang, nj, skipped)
         for lang, folder in sets["train"].items()
     }
-    evaluation = read_evaluation(data_dir, selection.langs, nj)
+    evaluation = read_evaluation(data_dir, selection.langs, nj, lists)
     overlaps = match_names([c for cs in clips.values() for c in cs], evaluation)
     named = {overlap.clip.utt_id for overlap in overlaps}
     if selection.drop_overlap:

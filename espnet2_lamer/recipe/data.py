@@ -4,6 +4,7 @@ import importlib.util
 import logging
 from pathlib import Path
 
+from espnet2_lamer.data.sets import Utterance
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.recipe.options import Options
 
@@ -86,8 +87,25 @@ def format_ssl(options: Options) -> None:
         selection,
         options.nj,
         compare_hours=options.preset == "paper",
+        lists=_mlsuperb_lists(options),
     )
     logging.debug("%s", report)
+
+
+def _mlsuperb_lists(options: Options) -> dict[str, list[Utterance]]:
+    """Dev and test lists of ML-SUPERB's data in the languages of pretraining."""
+    from espnet2_lamer.data.mlsuperb_tree import read_transcript, scan_tree
+
+    if not options.overlap_tree:
+        return {}
+    return {
+        f"mlsuperb/{dataset}/{split}_{lang}": list(
+            read_transcript(folder / f"transcript_10min_{split}.txt", lang, dataset)
+        )
+        for (dataset, lang), folder in scan_tree(options.overlap_tree).items()
+        if lang in options.langs
+        for split in ("dev", "test")
+    }
 
 
 def format_evaluation(options: Options) -> None:

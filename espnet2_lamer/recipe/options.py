@@ -151,6 +151,11 @@ class Options:
         return {variable: os.environ.get(variable, "") for variable in used} or None
 
     @property
+    def overlap_tree(self) -> str:
+        """ML-SUPERB's data by ``db.sh``, whatever the benchmark: it comes later."""
+        return "" if self.corpus == "mini" else os.environ.get("MLSUPERB", "")
+
+    @property
     def mlsuperb(self) -> str:
         """Where ``db.sh`` says that ML-SUPERB's data are; empty if not in use."""
         return os.environ.get("MLSUPERB", "") if self.benchmark == "mlsuperb" else ""

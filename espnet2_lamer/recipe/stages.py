@@ -236,7 +236,7 @@ STAGES = [
         (
             *("new_langs", "replay_langs", "replay_hours", "replay_sampling"),
             *("replay_alpha", "replay_clusters", "dev_hours", "min_duration"),
-            *("max_duration", "max_bad_audio", "drop_overlap", "seed"),
+            *("max_duration", "max_bad_audio", "drop_overlap", "overlap_tree", "seed"),
         ),
         _selection_inputs,
         lambda o: [*_ssl_sets(o), *(o.raw / name for name in _SELECTION_REPORTS)],

@@ -20,6 +20,7 @@ from espnet2_lamer.data.overlap import (
     read_evaluation,
     write_overlaps,
 )
+from espnet2_lamer.data.sets import Utterance
 from espnet2_lamer.fileio.datadir import write_table
 
 
@@ -187,6 +188,19 @@ def test_evaluation_sets_are_dev_and_test_of_every_kind_but_no_training_sets(
     assert len(clips) == 4
     assert clips["eng_dev_000"].sets == ("dev_eng", "eval/commonvoice/dev_eng")
     assert clips["eng_test_000"].lang == "eng" and clips["eng_test_000"].seconds == 2.0
+
+
+def test_lists_that_are_no_data_directories_count_as_evaluation_sets(
+    make_set, audio_file, tmp_path
+):
+    make_set("test", "eng", [2.0])
+    copy = str(audio_file(tmp_path / "mls/wav/cv_eng_000026.wav", 3.0))
+    lists = {"mlsuperb/mls/test_eng": [Utterance("u", copy, "eng", text="WELL THEN")]}
+    clips = {c.utt_id: c for c in read_evaluation(tmp_path / "data", ["eng"], 1, lists)}
+    assert set(clips) == {"eng_test_000", "u"}
+    clip = Clip("a", "/cv/common_voice_en_7.mp3", "eng", 3.01, "Well, then.")
+    (overlap,) = match_names([clip], list(clips.values()))
+    assert (overlap.by, overlap.found.sets) == ("text", ("mlsuperb/mls/test_eng",))
 
 
 def test_evaluation_files_that_cannot_be_read_are_warned_about(

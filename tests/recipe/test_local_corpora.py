@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import soundfile
 
 from espnet2_lamer.data.corpora import CORPORA
 from espnet2_lamer.fileio.datadir import read_table
@@ -22,7 +23,7 @@ _RECIPE = _ROOT / "egs2" / "lamer_ssl" / "ssl1"
 
 
 def _environment(**paths):
-    unset = {**dict.fromkeys(CORPORA.values(), ""), "MHUBERT147_AUDIO": ""}
+    unset = dict.fromkeys((*CORPORA.values(), "MHUBERT147_AUDIO", "MLSUPERB"), "")
     return {**os.environ, **unset, **paths, "PYTHONPATH": str(_ROOT)}
 
 
@@ -114,6 +115,7 @@ def archives(tmp_path_factory):
             env=_environment(**{**archives, **paths}),
         )
 
+    run.paths = archives
     return run
 
 
@@ -141,6 +143,28 @@ def test_stages_1_and_2_of_the_paper_preset_run_on_archives(archives, tmp_path):
     assert moved.returncode == 1
     assert "runs again: --corpus_paths" in moved.stderr
     assert "expected train of thchs30; correct THCHS30 in db.sh" in moved.stderr
+
+
+def test_clips_that_ml_superb_renamed_are_kept_out_of_pretraining(archives, tmp_path):
+    clips = Path(archives.paths["COMMONVOICE"]) / "zh-HK" / "clips"
+    samples, rate = soundfile.read(clips / "common_voice_zh-HK_3.mp3")
+    folder = tmp_path / "superb" / "commonvoice" / "yue"
+    (folder / "wav").mkdir(parents=True)
+    for split in ("dev", "test"):
+        utt = f"cv_yue_00000{len(split)}"
+        soundfile.write(folder / "wav" / f"{utt}.wav", samples, rate)
+        write_lines(folder / f"transcript_10min_{split}.txt", f"{utt} - 另外一句")
+    superb = {"MLSUPERB": str(tmp_path / "superb")}
+    result = archives(tmp_path, "--stage", "1", "--stop_stage", "2", **superb)
+    assert result.returncode == 0, result.stdout + result.stderr
+    lines = (tmp_path / "dump/raw/overlap.tsv").read_text().splitlines()[1:]
+    found = {tuple(line.split("\t")[:4]) for line in lines}
+    clip = "commonvoice_common_voice_zh-HK_3"
+    assert found == {
+        (clip, "yue", "audio", f"mlsuperb/commonvoice/{split}_yue")
+        for split in ("dev", "test")
+    }
+    assert clip not in read_table(tmp_path / "dump/raw/ssl_train/wav.scp")
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def paper(tmp_path_factory):
             cwd=RECIPE,
             capture_output=True,
             text=True,
-            env={**os.environ, **archives, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, **archives, "MLSUPERB": "", "PYTHONPATH": str(ROOT)},
         )
 
     def checked(stage, stop_stage):
