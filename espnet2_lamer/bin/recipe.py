@@ -11,6 +11,7 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.recipe.benchmark import check_benchmark
 from espnet2_lamer.recipe.options import LAST_STAGE, Options
 from espnet2_lamer.recipe.ssl_config import resolve_ssl_config
+from espnet2_lamer.recipe.upstreams import upstream_specs
 
 
 def _words(text: str) -> list[str]:
@@ -94,6 +95,9 @@ def get_parser() -> argparse.ArgumentParser:
         "lid_layer": _layer,
         "store_dtype": str,
         "feature_store_gb": float,
+        "eval_seeds": lambda text: [int(word) for word in text.split()],
+        "learning_rates": lambda text: [float(word) for word in text.split()],
+        "baselines": _words,
         "hf_repo": str,
     }
     for name, kind in types.items():
@@ -137,6 +141,25 @@ def _check(options: Options) -> None:
             raise RecipeError(f"--{name}: {getattr(options, name)} not found")
 
 
+def _check_heads(options: Options) -> None:
+    for name, values, least, expected in (
+        ("eval_seeds", options.eval_seeds, 0, "seeds from 0"),
+        ("learning_rates", options.learning_rates, 1e-30, "rates above 0"),
+    ):
+        if len(set(values)) < len(values) or min(values, default=least) < least:
+            raise RecipeError(
+                f"--{name}: found {' '.join(map(str, values))}, expected different "
+                f"{expected}"
+            )
+    systems = [spec.system for spec in upstream_specs(options).values()]
+    unknown = [name for name in options.baselines if name not in systems]
+    if unknown:
+        raise RecipeError(
+            f"--baselines: found {unknown[0]!r}, expected some of the systems of "
+            f"--upstreams: {', '.join(systems)}"
+        )
+
+
 def _units(words: list[str], langs: list[str]) -> dict[str, str]:
     """Read ``eng=char cmn=pinyin``; languages not named get their default unit."""
     from espnet2_lamer.evaluation.units import UNITS, default_unit
@@ -163,6 +186,7 @@ def main(cmd: list[str] | None = None) -> None:
     _check(options)
     check_benchmark(options)
     resolve_ssl_config(options)
+    _check_heads(options)
     # Everything ESPnet or torch loads from here on is data, never code.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     _quiet_terminal()

@@ -28,13 +28,18 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--json", type=Path, required=True, help="where to write the figures"
     )
+    parser.add_argument(
+        "--remove_tags",
+        action="store_true",
+        help="leave out language tags such as [eng], as ESPnet does with nlsyms",
+    )
     return parser
 
 
 def main(cmd: list[str] | None = None) -> None:
     """Score ``--hyp`` against ``--ref`` and write ``--json``."""
     args = get_parser().parse_args(cmd)
-    score = score_files(args.ref, args.hyp, args.unit)
+    score = score_files(args.ref, args.hyp, args.unit, remove_tags=args.remove_tags)
     write_json(args.json, score.summary())
     low, high = score.interval
     logging.info(

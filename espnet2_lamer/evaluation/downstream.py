@@ -362,6 +362,14 @@ def _run_espnet(cmd: list[str], output_dir: Path) -> None:
     checkpoint = torch.load(output_dir / "checkpoint.pth", map_location="cpu")
     stats = checkpoint["reporter"]["stats"]
     epoch = min(stats, key=lambda e: stats[e]["valid"]["loss"])
+    write_json(
+        output_dir / "training.json",
+        {
+            "epochs": len(stats),
+            "best_epoch": epoch,
+            "valid_loss": float(stats[epoch]["valid"]["loss"]),
+        },
+    )
     logging.info(
         "%s: %d epochs in %.1f s; best on dev: epoch %d, loss %.3f, error rate %.1f %%",
         output_dir,

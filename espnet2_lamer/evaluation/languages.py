@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
+from espnet2_lamer.data.mlsuperb_protocol import FEW_SHOT
 from espnet2_lamer.evaluation.alignment import error_counts
 from espnet2_lamer.evaluation.measure import MacroMeasure, Measure
 from espnet2_lamer.evaluation.scoring import (
@@ -21,11 +22,6 @@ Groups = Mapping[str, Mapping[str, float]]
 UNSPACED = ("cmn", "jpn", "tha", "yue")
 #: The challenge of ML-SUPERB 2.0 reports the mean of so many worst languages.
 WORST = 15
-#: ML-SUPERB's few-shot languages: five training utterances each.
-FEW_SHOT = frozenset(
-    "dan lit tur srp vie kaz zul tsn epo frr tok umb bos ful ceb luo kea sun tso "
-    "tos".split()
-)
 
 
 def few_shot_group(lang: str) -> str:

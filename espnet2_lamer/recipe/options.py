@@ -76,6 +76,9 @@ class Options:
     lid_layer: int | str
     store_dtype: str
     feature_store_gb: float
+    eval_seeds: list[int]
+    learning_rates: list[float]
+    baselines: list[str]
     hf_repo: str
 
     @property
@@ -130,8 +133,10 @@ class Options:
 
     @property
     def results(self) -> Path:
-        """Directory of ``RESULTS.md``."""
-        return self.expdir / f"results{self.variant}" if self.variant else self.expdir
+        """Directory of ``RESULTS.md``, one per pretraining and benchmark."""
+        benchmark = "" if self.benchmark == "own" else f"_{self.benchmark}"
+        suffix = self.variant + benchmark
+        return self.expdir / f"results{suffix}" if suffix else self.expdir
 
     def system(self, upstream: str) -> str:
         """Name of an upstream in file names and tables: the pretraining by its own."""

@@ -12,10 +12,16 @@ from espnet2_lamer.evaluation.results import (
     Figure,
     MeasureTable,
     Results,
-    Task,
     collect_figures,
 )
-from espnet2_lamer.evaluation.scoring import LidScore, Score, lid_accuracy, score_files
+from espnet2_lamer.evaluation.runs import Run
+from espnet2_lamer.evaluation.scored_runs import (
+    fill_results,
+    language_table,
+    score_run,
+    superb_table,
+)
+from espnet2_lamer.evaluation.sweep import Rate, choose_rates
 from espnet2_lamer.evaluation.tables import describe_environment, write_results
 from espnet2_lamer.recipe.analysis import read_measure
 from espnet2_lamer.recipe.benchmark import planned_runs
@@ -27,37 +33,28 @@ DECODE_CONFIG = Path("conf/decode_asr_mlsuperb.yaml")
 
 def score(options: Options) -> None:
     """Decode, score and write ``RESULTS.md``, its data and its pictures."""
-    recognition: dict[Task, dict[str, dict[int, Score]]] = {}
-    identification: dict[Task, dict[str, dict[int, LidScore]]] = {}
-    heads = {}
-    for run in planned_runs(options):
-        hypotheses = decode_run(run, options.expdir, options.raw, DECODE_CONFIG)
-        speech = "all speech" if run.budget == "all" else run.budget
-        for label, decisions in hypotheses.items():
-            reference = run.directory(options.expdir) / f"decode_{label}/ref/text"
-            for decision, hypothesis in decisions.items():
-                if run.track == "lid":
-                    task = Task("lid", "all", decision.replace("_", " "), speech)
-                    by_system = identification.setdefault(task, {})
-                    found = lid_accuracy(reference, hypothesis)
-                else:
-                    unit = "char" if run.unit == "bpe" else run.unit
-                    task = Task(run.track, label, unit, speech)
-                    by_system = recognition.setdefault(task, {})
-                    found = score_files(reference, hypothesis, unit, run.seed)
-                by_system.setdefault(run.system, {})[run.seed] = found
-                heads[task, run.system] = f"layer {run.layer}"
+    runs, rates = choose_rates(planned_runs(options), options.expdir)
+    tests = []
+    for run in runs:
+        device = "cuda" if options.ngpu else "cpu"
+        decode_run(run, options.expdir, options.raw, DECODE_CONFIG, device)
+        tests += score_run(run, options.expdir, options.raw, options.seed)
+    systems = {s.system: s.description for s in upstream_specs(options).values()}
+    baselines = options.baselines or [n for n in ("random", "base") if n in systems]
+    tables = [language_table(tests, baselines, options.seed), superb_table(tests)]
     results = Results(
-        systems=_systems(options),
-        baselines=[n for n in ("random", "base") if n in options.upstreams],
-        recognition=recognition,
-        identification=identification,
-        heads=heads,
-        tables=[*_masked_table(options), *_forgetting_tables(options)],
+        systems=systems,
+        baselines=baselines,
+        tables=[
+            *(table for table in tables if table is not None),
+            *_rate_table(rates),
+            *_pretraining_tables(options),
+        ],
         parameters=_parameters(options),
         environment=describe_environment(),
-        notes=_notes(options),
+        notes=_notes(options, runs),
     )
+    fill_results(results, tests)
     figures = collect_figures(results)
     _log(figures)
     pictures = write_plots(options.results / "plots", results, figures)
@@ -82,12 +79,15 @@ def _log(figures: Sequence[Figure]) -> None:
         )
 
 
-def _systems(options: Options) -> dict[str, str]:
-    return {s.system: s.description for s in upstream_specs(options).values()}
-
-
 def _read(path: Path):
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _pretraining_tables(options: Options) -> list[MeasureTable]:
+    """What stage 8 found, where the pretraining is among the upstreams."""
+    if "lamer" not in options.upstreams:
+        return []
+    return [*_masked_table(options), *_forgetting_tables(options)]
 
 
 def _masked_table(options: Options) -> list[MeasureTable]:
@@ -153,6 +153,8 @@ def _forgetting_tables(options: Options) -> list[MeasureTable]:
 
 
 def _parameters(options: Options) -> dict[str, dict[str, float]]:
+    if "lamer" not in options.upstreams:
+        return {}
     reports = {options.ssl_tag: _read(options.ssl_experiment / "parameters.json")}
     if options.control:
         reports["head-only control"] = _read(
@@ -161,7 +163,7 @@ def _parameters(options: Options) -> dict[str, dict[str, float]]:
     return reports
 
 
-def _notes(options: Options) -> list[str]:
+def _notes(options: Options, runs: Sequence[Run]) -> list[str]:
     notes = []
     if options.corpus == "mini":
         notes.append(
@@ -176,13 +178,35 @@ def _notes(options: Options) -> list[str]:
                 "tell the languages apart by their recordings. LID accuracy on this "
                 "data is no evidence, and gains on it are weak evidence."
             )
+    if any(run.track == "lid" for run in runs):
+        notes.append(
+            "LID is scored twice: by the language tag with the highest CTC "
+            "probability, and as the official script does, by the first tag of a free "
+            "hypothesis, in which a head trained for minutes seldom dares to emit one."
+        )
+    seeds = ", ".join(str(seed) for seed in sorted({run.seed for run in runs}))
     notes.append(
-        "LID is scored twice: by the language tag with the highest CTC probability, "
-        "and as the official script does, by the first tag of a free hypothesis, in "
-        "which a head trained for minutes seldom dares to emit one."
-    )
-    notes.append(
-        f"Heads read layer {options.asr_layer} (ASR) and {options.lid_layer} (LID); "
-        f"seed {options.seed}; one run."
+        f"Heads were trained with seed {seeds}; the pretraining is one run, so its own "
+        "run-to-run noise is in no interval."
     )
     return notes
+
+
+def _rate_table(rates: Sequence[Rate]) -> list[MeasureTable]:
+    if not rates:
+        return []
+    rows: dict[str, dict[str, Measure]] = {}
+    for rate in rates:
+        name = "config's" if rate.learning_rate is None else f"{rate.learning_rate:g}"
+        note = "chosen" if rate.chosen else ""
+        rows.setdefault(rate.head, {})[name] = Measure(rate.dev_loss, note=note)
+    return [
+        MeasureTable(
+            "Learning rates",
+            "dev loss",
+            rows,
+            [],
+            "Each head at every rate; the lowest dev loss (mean over seeds) is decoded "
+            "and scored. The column system holds the rate.",
+        )
+    ]

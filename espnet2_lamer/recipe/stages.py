@@ -27,6 +27,8 @@ _BENCHMARK_OPTIONS = (
     *("benchmark", "budgets", "tracks", "eval_langs", "cross_corpus", "lid_reading"),
     *("multi_unit", "nbpe"),
 )
+# What multiplies them.
+_HEAD_OPTIONS = ("upstreams", "seed", "eval_seeds", "learning_rates")
 
 
 def _lazy(module: str, function: str):
@@ -140,6 +142,11 @@ def _reports(options: Options) -> list[Path]:
     return [options.analysis / name for name in names]
 
 
+def _reports_used(options: Options) -> list[Path]:
+    """Reports on the pretraining, where it is among the upstreams."""
+    return _reports(options) if "lamer" in options.upstreams else []
+
+
 def _set_sources(options: Options) -> list[Path]:
     """What stage 9 reads of stage 1; ML-SUPERB's tree is none of its outputs."""
     if options.benchmark == "mlsuperb":
@@ -201,6 +208,12 @@ def _results(options: Options) -> list[Path]:
 
 def _variant(options: Options) -> str:
     return options.variant
+
+
+def _evaluation(options: Options) -> str:
+    """Evaluations of a pretraining on several benchmarks stand side by side."""
+    benchmark = "" if options.benchmark == "own" else f"_{options.benchmark}"
+    return options.variant + benchmark
 
 
 def _upstreams(options: Options) -> list[Path]:
@@ -309,31 +322,32 @@ STAGES = [
         10,
         "ASR fine-tuning",
         (
-            *("upstreams", "units", "asr_layer", "store_dtype", "seed"),
+            *("units", "asr_layer", "store_dtype"),
             *_BENCHMARK_OPTIONS,
+            *_HEAD_OPTIONS,
         ),
         lambda o: [*_upstreams(o), *_configs(o, ASR_TRACKS), *_eval_sets(o)],
         _asr_heads,
         _lazy("downstream", "train_asr"),
-        variant=_variant,
+        variant=_evaluation,
     ),
     Stage(
         11,
         "LID fine-tuning",
-        ("upstreams", "lid_layer", "store_dtype", "seed", *_BENCHMARK_OPTIONS),
+        ("lid_layer", "store_dtype", *_BENCHMARK_OPTIONS, *_HEAD_OPTIONS),
         lambda o: [*_upstreams(o), *_configs(o, LID_TRACKS), *_eval_sets(o)],
         _lid_heads,
         _lazy("downstream", "train_lid"),
-        variant=_variant,
+        variant=_evaluation,
     ),
     Stage(
         12,
         "decoding and results",
-        ("upstreams", "units", "seed", *_BENCHMARK_OPTIONS),
-        lambda o: [*_asr_heads(o), *_lid_heads(o), *_reports(o), *_eval_sets(o)],
+        ("units", "baselines", *_BENCHMARK_OPTIONS, *_HEAD_OPTIONS),
+        lambda o: [*_asr_heads(o), *_lid_heads(o), *_reports_used(o), *_eval_sets(o)],
         _results,
         _lazy("scoring", "score"),
-        variant=_variant,
+        variant=_evaluation,
     ),
     Stage(
         13,

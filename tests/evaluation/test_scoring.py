@@ -257,6 +257,17 @@ def test_score_command_writes_exactly_the_documented_keys(tmp_path):
     }
 
 
+def test_score_command_leaves_language_tags_out_when_asked(tmp_path):
+    ref = write(tmp_path / "ref", u1="[eng] AB")
+    hyp = write(tmp_path / "hyp", u1="[cmn] AX")
+    out = tmp_path / "score.json"
+    command = ["--ref", str(ref), "--hyp", str(hyp), "--unit", "char"]
+    score_bin.main([*command, "--json", str(out), "--remove_tags"])
+    score = json.loads(out.read_text())
+    # <space> A B against <space> A X.
+    assert (score["errors"], score["ref_length"]) == (1, 3)
+
+
 def test_score_command_exits_1_on_bad_input_and_2_on_wrong_usage(tmp_path):
     ref = write(tmp_path / "ref", u1="A")
     hyp = write(tmp_path / "hyp", u2="A")

@@ -113,6 +113,9 @@ def command(tmp_path_factory):
         "multi_unit": "char",
         "nbpe": 40,
         "feature_store_gb": 50,
+        "eval_seeds": "",
+        "learning_rates": "",
+        "baselines": "",
         "asr_config": _shorter(
             "conf/tuning/train_asr_mlsuperb_mini.yaml", root / "asr.yaml", **head
         ),

@@ -97,6 +97,10 @@ Evaluation
   --store_dtype      float32 | float16 of stored features (${store_dtype})
   --feature_store_gb most features of a head, in GB; above it the upstream runs in
                      every epoch (${feature_store_gb})
+  --eval_seeds       seeds of the heads, e.g. "0 1 2": mean and deviation (${eval_seeds:-that of --seed})
+  --learning_rates   rates that each head is trained at, e.g. "1e-3 1e-4 1e-5"; the
+                     lowest dev loss is scored (${learning_rates:-that of the config})
+  --baselines        systems the others are tested against (${baselines:-random and base})
 
 Publishing
   --hf_repo          Hugging Face repository of stage 14 (${hf_repo:-none})
@@ -156,6 +160,9 @@ multi_unit=char
 nbpe=200
 multi_config=conf/train_multi_asr_mlsuperb.yaml
 feature_store_gb=50
+eval_seeds=
+learning_rates=
+baselines=
 hf_repo=
 # shellcheck source=../../../conf/presets/mini.sh
 . "conf/presets/${preset}.sh"
@@ -167,7 +174,7 @@ options="stage stop_stage skip_stages nj dask ngpu num_nodes seed datadir dumpdi
  ssl_config allocation ssl_tag control sanity upstreams benchmark
  budgets tracks eval_langs eval_lists cross_corpus lid_reading units multi_unit nbpe
  asr_config asr_layer multi_config lid_config lid_layer store_dtype feature_store_gb
- hf_repo"
+ eval_seeds learning_rates baselines hf_repo"
 
 while [ $# -gt 0 ]; do
     case "$1" in

@@ -1,0 +1,123 @@
+"""The archive of prediction files that ML-SUPERB's leaderboard takes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.evaluation.scoring import read_pair, tokenize
+from espnet2_lamer.export.archive import write_archive
+
+#: A task's folder, by track, in the benchmark's own words.
+FOLDERS = {
+    "asr": "monolingual_asr",
+    "multi_asr": "multilingual_asr",
+    "lid": "lid",
+    "asr_lid": "multilingual_asr_lid",
+}
+_README = """\
+Predictions of {system} for ML-SUPERB.
+
+predict/TASK/BUDGET/TEST_SET/text     utterance id and hypothesis, as ESPnet's decoding
+                                      writes it; LID: the tag, [eng]
+predict/TASK/BUDGET/TEST_SET/hyp.trn  the same in sclite's trn format, in the unit that
+                                      is scored (not for LID)
+
+Heads: {heads}
+"""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Hypotheses of one test set.
+
+    Attributes:
+        track: One of :data:`FOLDERS`.
+        budget: ``10min`` or ``1h``.
+        test: Name of the test set, in the monolingual track that of the official
+            configuration (``eng1``).
+        unit: Scoring unit.
+        ref: Reference ``text``.
+        hyp: Hypotheses of exactly the same utterances.
+        head: The experiment that made them.
+    """
+
+    track: str
+    budget: str
+    test: str
+    unit: str
+    ref: Path
+    hyp: Path
+    head: str
+
+
+def write_submission(
+    output: str | Path,
+    system: str,
+    predictions: Sequence[Prediction],
+    tracks: Sequence[str] = tuple(FOLDERS),
+    budgets: Sequence[str] = ("10min", "1h"),
+) -> None:
+    """Write one system's predictions as a zip.
+
+    The benchmark's rules ask for a folder per task, all inside a folder ``predict``,
+    as one zip archive (multilingual.superbbenchmark.org/rules, "Submission example").
+    Names below a task's folder are ours: the page shows them only in an example file.
+
+    Args:
+        output: The zip to write, atomically.
+        system: Its name, for the README inside.
+        predictions: At least one for every track and budget asked for.
+        tracks: Tracks that must be there.
+        budgets: Budgets that must be there.
+
+    Raises:
+        RecipeError: A track is missing in a budget, two predictions have one place,
+            or hypotheses and reference differ in their utterances.
+    """
+    output = Path(output)
+    present = {(p.track, p.budget) for p in predictions}
+    missing = [
+        f"{track} {budget}"
+        for budget in budgets
+        for track in tracks
+        if (track, budget) not in present
+    ]
+    if missing:
+        raise RecipeError(
+            f"{output}: no predictions of {system} for {', '.join(missing)}; run "
+            "stages 9 to 12 with these tracks and budgets, or ask for fewer"
+        )
+    wanted = [p for p in predictions if p.track in tracks and p.budget in budgets]
+    members: dict[str, Path | bytes] = {}
+    for prediction in wanted:
+        folder = (
+            f"predict/{FOLDERS[prediction.track]}/{prediction.budget}/{prediction.test}"
+        )
+        if f"{folder}/text" in members:
+            raise RecipeError(
+                f"{output}: {folder} would hold two predictions, one of them from "
+                f"{prediction.head}; keep one experiment per test set"
+            )
+        # An utterance that is missing would be found only after the upload.
+        references, hypotheses = read_pair(prediction.ref, prediction.hyp)
+        lines = {utt: hypotheses[utt] for utt in references}
+        members[f"{folder}/text"] = _text(lines)
+        if prediction.track != "lid":
+            members[f"{folder}/hyp.trn"] = _trn(lines, prediction.unit)
+    heads = ", ".join(sorted({p.head for p in wanted}))
+    members["README.txt"] = _README.format(system=system, heads=heads).encode()
+    write_archive(output, members)
+
+
+def _text(lines: Mapping[str, str]) -> bytes:
+    return "".join(f"{u} {text}".rstrip() + "\n" for u, text in lines.items()).encode()
+
+
+def _trn(lines: Mapping[str, str], unit: str) -> bytes:
+    # As ESPnet writes it before it calls sclite: tokens, tab, (speaker-utterance),
+    # with the utterance as its own speaker.
+    return "".join(
+        f"{' '.join(tokenize(text, unit, remove_tags=True))}\t({utt}-{utt})\n"
+        for utt, text in lines.items()
+    ).encode()
