@@ -1,5 +1,6 @@
 """Teachers: frame counts, normalisation, layers, identity, pickling."""
 
+import argparse
 import pickle
 
 import numpy as np
@@ -317,6 +318,23 @@ def test_an_unknown_s3prl_upstream_is_refused():
 def test_an_s3prl_upstream_with_other_frames_is_refused():
     with pytest.raises(RecipeError, match="every 160 samples, expected 320"):
         load_teacher("s3prl:fbank", 0)
+
+
+def test_an_espnet_experiment_teaches_as_its_own_network(tmp_path):
+    from espnet2.tasks.hubert import HubertTask
+
+    from tests.convert.test_espnet_experiment import BASE, CONFIG, SIZES, save
+
+    names = {"encoder": "torchaudio_hubert", "model": "torchaudio"}
+    config = CONFIG | names | {"encoder_conf": SIZES | BASE}
+    torch.manual_seed(0)
+    model = HubertTask.build_model(argparse.Namespace(**config))
+    hubert = save(model, config, tmp_path / "exp").encoder.hubert_pretrain_model
+    audio = noise(7000)
+    with torch.no_grad():
+        states, _ = hubert.wav2vec2.extract_features(torch.tensor(audio)[None])
+    features = load_teacher(str(tmp_path / "exp"), 2).forward(audio)
+    np.testing.assert_allclose(features, states[1][0].numpy(), atol=1e-5)
 
 
 def test_a_trained_model_teaches_with_its_experts(tmp_path, hubert_dir, monkeypatch):
