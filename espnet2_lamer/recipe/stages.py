@@ -13,13 +13,15 @@ from espnet2_lamer.recipe.benchmark import (
 )
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.runner import Stage
-from espnet2_lamer.recipe.upstreams import CONFIGS
+from espnet2_lamer.recipe.upstreams import (
+    BUILT_IN,
+    CONFIGS,
+    upstream_specs,
+    weight_files,
+)
 
 # Heavy modules are imported inside the stages, so that a run in which every stage is
 # done ends in a second or two.
-
-
-_SELECTION_REPORTS = ("hours.json", "overlap.tsv", "skipped_audio.tsv")
 
 
 # What decides which heads there are.
@@ -29,6 +31,7 @@ _BENCHMARK_OPTIONS = (
 )
 # What multiplies them.
 _HEAD_OPTIONS = ("upstreams", "seed", "eval_seeds", "learning_rates")
+_SELECTION_REPORTS = ("hours.json", "overlap.tsv", "skipped_audio.tsv")
 
 
 def _lazy(module: str, function: str):
@@ -217,9 +220,12 @@ def _evaluation(options: Options) -> str:
 
 
 def _upstreams(options: Options) -> list[Path]:
-    files = [options.checkpoints]
+    built_in = set(BUILT_IN) & set(options.upstreams)
+    files = [options.checkpoints] if built_in else []
     if "lamer" in options.upstreams:
         files += _trained(options)
+    for name, spec in upstream_specs(options).items():
+        files += [] if name in BUILT_IN else weight_files(spec.source)
     return files
 
 

@@ -18,6 +18,11 @@ BUILT_IN = {
     "base": "the base before continual pretraining",
     "lamer": "after continual pretraining with LoRA experts",
 }
+# Of an ESPnet experiment or a Hugging Face directory.
+_FILES = (
+    *("config.yaml", "valid.loss_m.best.pth"),
+    *("config.json", "model.safetensors", "pytorch_model.bin"),
+)
 _KEYS = {"source", "experiment", "description", "asr_layer", "lid_layer"}
 
 
@@ -64,6 +69,14 @@ def upstream_specs(options: Options) -> dict[str, UpstreamSpec]:
             )
         specs[name] = spec
     return specs
+
+
+def weight_files(source: str) -> list[Path]:
+    """Return what is there of a local upstream's files: heads follow their content."""
+    path = Path(source)
+    if path.is_file():
+        return [path]
+    return [path / name for name in _FILES if (path / name).is_file()]
 
 
 def _spec(name: str, options: Options) -> UpstreamSpec:

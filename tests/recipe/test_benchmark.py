@@ -1,6 +1,7 @@
 """Which heads the options ask for: tracks, budgets, sets, upstreams, directories."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import pytest
@@ -22,39 +23,41 @@ CONF = Path(__file__).parents[2] / "conf"
 TRACKS = ["asr", "multi_asr", "lid", "asr_lid"]
 
 
+def options_of(root, **changes):
+    """Options of which only what decides about the evaluation is real."""
+    values = {field.name: None for field in dataclasses.fields(Options)}
+    values |= {
+        "expdir": root / "exp",
+        "dumpdir": root / "dump",
+        "replay_langs": ["eng"],
+        "new_langs": ["cmn", "yue"],
+        "units": {"eng": "char", "cmn": "pinyin", "yue": "jyutping"},
+        "base": "the/base",
+        "ssl_tag": "lamer",
+        "upstreams": ["base", "lamer"],
+        "seed": 0,
+        "benchmark": "paper",
+        "budgets": ["1h"],
+        "tracks": ["asr", "lid"],
+        "eval_langs": [],
+        "cross_corpus": False,
+        "lid_reading": "per_set",
+        "multi_unit": "char",
+        "nbpe": 200,
+        "feature_store_gb": 50.0,
+        "asr_layer": 22,
+        "lid_layer": 21,
+        "asr_config": CONF / "train_asr_mlsuperb.yaml",
+        "multi_config": CONF / "train_multi_asr_mlsuperb.yaml",
+        "lid_config": CONF / "train_lid_mlsuperb.yaml",
+    }
+    return Options(**values | changes)
+
+
 @pytest.fixture
 def make(tmp_path, monkeypatch):
-    def make(**changes):
-        values = {field.name: None for field in dataclasses.fields(Options)}
-        values |= {
-            "expdir": tmp_path / "exp",
-            "dumpdir": tmp_path / "dump",
-            "replay_langs": ["eng"],
-            "new_langs": ["cmn", "yue"],
-            "units": {"eng": "char", "cmn": "pinyin", "yue": "jyutping"},
-            "base": "the/base",
-            "ssl_tag": "lamer",
-            "upstreams": ["base", "lamer"],
-            "seed": 0,
-            "benchmark": "paper",
-            "budgets": ["1h"],
-            "tracks": ["asr", "lid"],
-            "eval_langs": [],
-            "cross_corpus": False,
-            "lid_reading": "per_set",
-            "multi_unit": "char",
-            "nbpe": 200,
-            "feature_store_gb": 50.0,
-            "asr_layer": 22,
-            "lid_layer": 21,
-            "asr_config": CONF / "train_asr_mlsuperb.yaml",
-            "multi_config": CONF / "train_multi_asr_mlsuperb.yaml",
-            "lid_config": CONF / "train_lid_mlsuperb.yaml",
-        }
-        return Options(**values | changes)
-
     monkeypatch.setattr(upstreams, "CONFIGS", CONF / "upstreams")
-    return make
+    return functools.partial(options_of, tmp_path)
 
 
 def test_the_paper_has_a_model_per_language_and_corpus_and_one_mixture(make):
