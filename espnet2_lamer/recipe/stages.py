@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from espnet2_lamer.data.mlsuperb_tree import scan_tree
 from espnet2_lamer.recipe.benchmark import (
     ASR_TRACKS,
     LID_TRACKS,
@@ -151,9 +152,10 @@ def _reports_used(options: Options) -> list[Path]:
 
 
 def _set_sources(options: Options) -> list[Path]:
-    """What stage 9 reads of stage 1; ML-SUPERB's tree is none of its outputs."""
+    """What stage 9 reads: sets of stage 1, or the transcripts of ML-SUPERB."""
     if options.benchmark == "mlsuperb":
-        return []
+        folders = scan_tree(options.mlsuperb, eval_langs(options)).values()
+        return [p for folder in folders for p in sorted(folder.glob("transcript_*"))]
     if options.benchmark == "own":
         return _corpus_sets(options)
     from espnet2_lamer.data.corpora import EVAL_DIR
