@@ -447,6 +447,49 @@ def test_decoding_equals_speech2text_and_is_written_as_espnet_does(trained):
         assert ids[utt].split() == [str(i) for i in token_int]
 
 
+def test_stored_features_and_waveforms_are_decoded_to_the_same_text(trained):
+    """Stored features through the trained head, waveforms through the final model."""
+    from espnet2_lamer.tasks.asr import LamerASRTask
+
+    model, args = LamerASRTask.build_model_from_file(
+        trained / "exp/config.yaml", trained / "exp/valid.loss.ave.pth"
+    )
+    model.eval()
+    # The final model is ESPnet's own and knows no amp_dtype.
+    model.encoder.forward = type(model.encoder).forward.__get__(model.encoder)
+    features = kaldiio.load_scp(str(trained / "exp/data/dev/feats.scp"))
+    samples = samples_of(trained / "dev")
+    decoded = decoding.decode_utterances(trained / "exp/final", samples, GREEDY)
+    assert len({text for text, _, _ in decoded.values()}) > 1
+    for utt, (text, _, _) in decoded.items():
+        feats = torch.from_numpy(features[utt].copy())[None]
+        with torch.no_grad():
+            encoded, _ = model.encode(feats, torch.tensor([feats.shape[1]]))
+            log_probs = model.ctc.log_softmax(encoded)[0].numpy()
+        ids = greedy_prefix_search(log_probs, model.blank_id, model.eos)
+        tokens = [args.token_list[i] for i in ids]
+        assert "".join(" " if t == "<space>" else t for t in tokens) == text
+
+
+def test_a_packed_head_decodes_waveforms_to_the_same_text(trained, tmp_path):
+    from espnet2_lamer.export.zoo import pack_model, unpack_model
+
+    final = trained / "exp/final"
+    archive = tmp_path / "head.zip"
+    pack_model("asr", final / "config.yaml", final / "model.pth", archive)
+    files = unpack_model(archive, tmp_path / "cache")
+    unpacked = tmp_path / "unpacked"
+    unpacked.mkdir()
+    (unpacked / "config.yaml").symlink_to(files["asr_train_config"])
+    (unpacked / "model.pth").symlink_to(files["asr_model_file"])
+    samples = samples_of(trained / "dev")
+    before, after = (
+        decoding.decode_utterances(directory, samples, GREEDY)
+        for directory in (final, unpacked)
+    )
+    assert after == before
+
+
 def test_a_wider_beam_runs_speech2texts_own_search(trained):
     options = {**GREEDY, "beam_size": 2}
     samples = samples_of(trained / "dev")
