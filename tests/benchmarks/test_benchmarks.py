@@ -9,6 +9,7 @@ from torch import nn
 
 from benchmarks import (
     harness,
+    heads,
     layer,
     loss,
     memory,
@@ -355,3 +356,15 @@ def test_unknown_sections_are_refused_and_options_are_explained(capsys):
     text = capsys.readouterr().out
     for name in ("--layer_tokens", "--step_dtype", "--loss_frames", "--stock_sizes"):
         assert name in text
+
+
+def test_the_heads_table_compares_stored_features_with_both_upstreams(results):
+    found = rows(results, "heads")
+    assert [row["form"] for row in found] == [heads.STOCK, heads.LIVE, heads.STORED]
+    seconds = [numbers(row["s per iteration"])[0] for row in found]
+    assert min(seconds) > 0
+    for column, reference in (("stock", 0), ("upstream in the loop", 1)):
+        cell = found[2][f"speed-up over {column}"]
+        ratio = seconds[reference] / seconds[2]
+        assert numbers(cell)[0] == pytest.approx(ratio, rel=0.05, abs=0.06)
+        assert re.search(r"\(>= 10: (met|missed)\)$", cell)
