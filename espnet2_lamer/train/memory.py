@@ -1,6 +1,7 @@
 """Memory of a training: counted where it can be, measured where it cannot."""
 
 import copy
+import ctypes
 import resource
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -110,11 +111,21 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
         else:
+            _give_back()
             _reset_peak()
             before = _resident("VmRSS")
         yield
         after = torch.cuda.max_memory_allocated() if self.on_gpu else _resident("VmHWM")
         self.bytes = max(0, after - before)
+
+
+def _give_back() -> None:
+    """Return what the process has freed to the system: its use again counts, too."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        # Another C library: the measurement may then be too low.
+        pass
 
 
 def _reset_peak() -> None:

@@ -80,6 +80,18 @@ def test_the_peak_of_a_block_is_what_it_held_at_most():
     assert size * 0.9 < memory.bytes < size * 1.5
 
 
+def test_memory_that_was_freed_before_is_counted_when_it_is_used_again():
+    """Small blocks, which the C library keeps; the last one is above all others."""
+    memory = PeakMemory("cpu")
+    used = [torch.ones(2**14) for _ in range(1000)]
+    last = torch.ones(2**14)
+    del used
+    with memory.measure():
+        used = [torch.ones(2**14) for _ in range(1000)]
+    assert 0.9 < memory.bytes / (1000 * 2**16) < 1.5
+    del used, last
+
+
 def test_a_gpu_is_asked_for_its_own_peak(monkeypatch):
     calls = []
     for name, value in (
