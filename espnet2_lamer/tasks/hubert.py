@@ -11,6 +11,7 @@ import torch
 from espnet2.iterators.abs_iter_factory import AbsIterFactory
 from espnet2.tasks.abs_task import optim_classes
 from espnet2.tasks.hubert import HubertTask, encoder_choices, model_choices
+from espnet2.train.distributed_utils import get_rank
 from torch.multiprocessing.spawn import ProcessException
 
 from espnet2_lamer.asr.encoder.lamer_hubert import LamerHubertEncoder
@@ -76,7 +77,10 @@ class LamerHubertTask(HubertTask):
     @classmethod
     def main_worker(cls, args: argparse.Namespace) -> None:
         """Run training; also the entry point of spawned processes, one per GPU."""
-        with child_log(args.dist_rank):
+        with child_log():
+            if args.distributed and get_rank(args.dist_rank, args.dist_launcher):
+                # As ESPnet, which does it only where nobody set up logging before.
+                logging.getLogger().setLevel(logging.ERROR)
             super().main_worker(args)
         if torch.distributed.is_initialized():
             # The recipe trains the control next, in the same process.

@@ -38,18 +38,13 @@ class EpochBar(logging.Handler):
 
 
 @contextmanager
-def child_log(rank: int | None) -> Iterator[None]:
-    """In a process that a training with :func:`espnet_log` spawned: log as it does.
-
-    Of several ranks the first logs; what others cannot go on with is on the console.
-    """
+def child_log() -> Iterator[None]:
+    """In a process that a training with :func:`espnet_log` spawned: log as it does."""
     path = os.environ.get(_LOG_VARIABLE)
     if path is None or multiprocessing.parent_process() is None:
         yield
         return
     with espnet_log(Path(path), Path(path).parent.name, bar=False):
-        if rank:
-            logging.getLogger().setLevel(logging.ERROR)
         yield
 
 

@@ -138,6 +138,9 @@ class BucketIterFactory(AbsIterFactory):
             batch_sampler=batches,
             collate_fn=self.make_collate(epoch),
             num_workers=self.num_workers,
+            # In a process per GPU, which is spawned, loaders would be spawned as well
+            # and import ESPnet anew in every epoch.
+            multiprocessing_context="fork" if self.num_workers else None,
             # Slurm signals every process of a step: a training that lost the ones that
             # load audio could not end its update and save.
             worker_init_fn=ignore_stop_signals,

@@ -1,5 +1,6 @@
 """Batches: every utterance once, never too big, few shapes, equal shares of epochs."""
 
+import multiprocessing
 from collections import Counter
 from itertools import islice
 
@@ -182,6 +183,24 @@ def test_training_batches_stay_within_batch_bins():
     for names, batch in factory(some_lengths(), None).build_iter(1):
         assert batch["speech"].numel() <= BINS
         assert batch["speech"].shape[0] == len(names)
+
+
+def test_loaders_are_forked_in_processes_that_were_spawned():
+    class Local(Zeros):
+        """Cannot be pickled, as a spawned loader asks."""
+
+    lengths = some_lengths(8)
+    expected = ids(factory(lengths, None).build_iter(1))
+    make = factory(lengths, None, num_workers=1)
+    make.dataset.dataset = Local(lengths)
+    before = multiprocessing.get_start_method(allow_none=True)
+    # What a spawned process finds; loaders of its kind import everything anew.
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        found = ids(make.build_iter(1))
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert found == expected
 
 
 def test_ranks_share_every_batch_without_overlap():

@@ -4,8 +4,6 @@ import logging
 import multiprocessing
 import os
 
-import pytest
-
 from espnet2_lamer.train.console import child_log, espnet_log
 
 
@@ -30,10 +28,7 @@ def test_messages_go_into_the_file_and_errors_to_the_console_too(tmp_path, capfd
     assert capfd.readouterr().err.strip() == "no audio"
 
 
-@pytest.mark.parametrize(("rank", "expected"), [(0, 2), (1, 1)])
-def test_a_spawned_process_logs_into_the_same_file(
-    tmp_path, monkeypatch, rank, expected
-):
+def test_a_spawned_process_logs_into_the_same_file(tmp_path, monkeypatch):
     path = tmp_path / "train.log"
     with espnet_log(path, "exp"):
         inherited = dict(os.environ)
@@ -41,18 +36,17 @@ def test_a_spawned_process_logs_into_the_same_file(
     assert inherited.keys() - before.keys()
     monkeypatch.setattr(os, "environ", inherited)
     monkeypatch.setattr(multiprocessing, "parent_process", object)
-    with child_log(rank):
+    with child_log():
         logging.info("1epoch:train: loss=2")
-        logging.error("out of memory")
-    assert len(path.read_text().splitlines()) == expected
+    assert path.read_text().strip().endswith("INFO: 1epoch:train: loss=2")
 
 
 def test_a_process_that_nobody_spawned_logs_as_it_likes(tmp_path):
     handlers = list(logging.getLogger().handlers)
-    with child_log(0):
+    with child_log():
         assert logging.getLogger().handlers == handlers
     with espnet_log(tmp_path / "train.log", "exp"):
         # In the parent itself, which has the file open.
         count = len(logging.getLogger().handlers)
-        with child_log(0):
+        with child_log():
             assert len(logging.getLogger().handlers) == count
