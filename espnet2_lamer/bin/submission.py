@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from espnet2_lamer.bin.common import get_argument_parser, run_main
+from espnet2_lamer.data.mlsuperb_protocol import MONOLINGUAL
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.runs import RECORD, Run
 from espnet2_lamer.evaluation.submission import FOLDERS, Prediction, write_submission
@@ -58,6 +59,16 @@ def main(cmd: list[str] | None = None) -> None:
         for run in chosen
         for prediction in _predictions(run, args.expdir, args.dumpdir / "raw")
     ]
+    for budget in args.budgets if "asr" in args.tracks else ():
+        present = {
+            p.test for p in predictions if (p.track, p.budget) == ("asr", budget)
+        }
+        if missing := [name for name in MONOLINGUAL if name not in present]:
+            logging.warning(
+                "monolingual ASR, %s: no predictions for %s; the benchmark averages "
+                "over all %d tasks",
+                *(budget, " ".join(missing), len(MONOLINGUAL)),
+            )
     write_submission(args.output, args.system, predictions, args.tracks, args.budgets)
     logging.info("%s: %d test sets", args.output, len(predictions))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from espnet2_lamer.data.mlsuperb_protocol import MONOLINGUAL
 from espnet2_lamer.evaluation.languages import (
     Groups,
     few_shot_group,
@@ -240,6 +241,12 @@ def superb_table(tests: Sequence[ScoredTest]) -> MeasureTable | None:
             rows.setdefault(f"{budget}: SUPERB score", {})[system] = score
     if not rows:
         return None
+    langs = {
+        lang
+        for test in tests
+        if test.run.track != "asr"
+        for lang in test.utt2lang.values()
+    }
     return MeasureTable(
         "ML-SUPERB",
         "figure (%; the score: 0 to 1000)",
@@ -247,7 +254,8 @@ def superb_table(tests: Sequence[ScoredTest]) -> MeasureTable | None:
         [],
         "The official averages: monolingual error rates within a language, then over "
         "languages; the multilingual tracks corpus-level over trained and over "
-        "few-shot languages. The SUPERB score is 0 for FBANK and 1000 for the best "
+        f"few-shot languages ({len(langs)} here, 143 in the benchmark). The SUPERB "
+        "score is 0 for FBANK and 1000 for the best "
         f"of {', '.join(sorted(PUBLISHED['1h']))} and the systems here.",
     )
 
@@ -261,8 +269,8 @@ def _metrics(tests: Sequence[ScoredTest]) -> dict[str, dict[str, float]]:
         if run.benchmark != "mlsuperb":
             continue
         if run.track == "asr" and test.score is not None:
-            by_lang = mono.setdefault(run.system, {})
-            by_lang.setdefault(run.langs[0], []).append(test.score.error_rate)
+            rates = mono.setdefault(run.system, {}).setdefault(test.task.test, [])
+            rates.append(test.score.error_rate)
             continue
         if run.track == "lid" and test.task.unit != OFFICIAL_DECISION:
             continue
@@ -278,9 +286,14 @@ def _metrics(tests: Sequence[ScoredTest]) -> dict[str, dict[str, float]]:
             name = "LID accuracy" if run.track == "lid" else "joint accuracy"
             if score := groups.get("trained languages"):
                 values.setdefault(name, []).append(score.accuracy)
-    for system, by_lang in mono.items():
-        average = fmean(fmean(rates) for rates in by_lang.values())
-        found.setdefault(system, {})["mono CER"] = [average]
+    for system, rates_of in mono.items():
+        # As mono_superb_score.py, which refuses to average when one is missing.
+        if set(MONOLINGUAL) <= set(rates_of):
+            by_lang: dict[str, list[float]] = {}
+            for name, (lang, _) in MONOLINGUAL.items():
+                by_lang.setdefault(lang, []).append(fmean(rates_of[name]))
+            average = fmean(map(fmean, by_lang.values()))
+            found.setdefault(system, {})["mono CER"] = [average]
     return {s: {n: fmean(v) for n, v in row.items()} for s, row in found.items()}
 
 

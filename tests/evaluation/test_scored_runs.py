@@ -2,6 +2,7 @@
 
 import pytest
 
+from espnet2_lamer.data.mlsuperb_protocol import MONOLINGUAL
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.results import Results, Task, collect_figures
 from espnet2_lamer.evaluation.scored_runs import (
@@ -148,19 +149,16 @@ def test_one_language_has_nothing_to_summarise(scored):
 
 
 def official_runs(scored, system):
-    """All tracks of the 1 h benchmark, with two trained and one few-shot language."""
+    """All tracks of the 1 h benchmark, three languages where they mix."""
     tests = []
     shared = {"benchmark": "mlsuperb", "budget": "1h", "system": system}
-    # eng twice: 0 and 50 per cent; fra once: 100.
-    for name, corpus, lang, hypothesis in (
-        ("eng1", "mls", "eng", "AB"),
-        ("eng2", "nchlt", "eng", "AX"),
-        ("fra1", "voxforge", "fra", "XY"),
-    ):
-        sets = {lang: {f"{corpus}_{lang}_1": (lang, "AB")}}
+    # eng2 50 per cent, fra1 and fra2 100, all others none.
+    wrong = {"eng2": "AX", "fra1": "XY", "fra2": "XY"}
+    for name, (lang, corpus) in MONOLINGUAL.items():
+        utt = f"{corpus}_{lang}_1"
         tests += scored(
-            sets,
-            free({f"{corpus}_{lang}_1": hypothesis}),
+            {name: {utt: (lang, "AB")}},
+            free({utt: wrong.get(name, "AB")}),
             corpus=corpus,
             langs=(lang,),
             official_name=name,
@@ -191,7 +189,8 @@ def test_the_official_averages_and_score_are_computed_when_all_tracks_are_there(
     table = superb_table(tests)
     values = {label: row["lamer"].value for label, row in table.rows.items()}
     expected = {
-        "mono CER": (0 + 50) / 2 / 2 + 100 / 2,  # within eng, then over eng and fra
+        # Within eng (three corpora) and fra (two), then over nine languages.
+        "mono CER": (50 / 3 + 100) / 9,
         "multi CER": 100 * 2 / 6,
         "multi few-shot CER": 50.0,
         "LID accuracy": 50.0,
@@ -209,6 +208,8 @@ def test_the_official_averages_and_score_are_computed_when_all_tracks_are_there(
 def test_without_all_tracks_there_is_no_superb_score(scored):
     tests = [t for t in official_runs(scored, "lamer") if t.run.track != "asr_lid"]
     assert superb_table(tests) is None
+    every = official_runs(scored, "base")
+    assert superb_table([t for t in every if t.task.test != "xty"]) is None
 
 
 def test_trained_and_few_shot_languages_are_tasks_of_the_official_benchmark(scored):

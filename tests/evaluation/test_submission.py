@@ -74,6 +74,12 @@ def test_a_missing_track_or_budget_is_named_and_nothing_is_written(expdir):
         assert not [n for n in archive.namelist() if "asr" in n]
 
 
+def test_monolingual_tasks_that_are_missing_are_told(expdir, caplog):
+    submission.main(command(expdir, "--budgets", "1h"))
+    (warning,) = [r.message for r in caplog.records if r.levelname == "WARNING"]
+    assert "no predictions for eng2 eng3 fra1" in warning and " eng1" not in warning
+
+
 def test_an_unknown_system_is_named_with_those_that_are_there(expdir):
     with pytest.raises(RecipeError, match="--system base: .* found systems lamer"):
         submission.main([*command(expdir), "--system", "base"])
