@@ -43,6 +43,12 @@ def workers(dask: str | None = None) -> Iterator[None]:
         yield
 
 
+def check_processes(nj: int) -> None:
+    """Raise RecipeError for 0 processes; joblib takes -1 for all cores."""
+    if nj == 0:
+        raise RecipeError("--nj 0: expected 1 or more processes, or -1 for all cores")
+
+
 @contextmanager
 def _processes() -> Iterator[None]:
     from joblib.externals.loky.process_executor import TerminatedWorkerError

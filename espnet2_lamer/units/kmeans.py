@@ -15,6 +15,7 @@ import numpy as np
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path
 from espnet2_lamer.fileio.hashing import sha256_value
+from espnet2_lamer.parallel import check_processes
 from espnet2_lamer.units.codebook import Codebook, load_codebook, save_codebook
 from espnet2_lamer.units.codebook_quality import codebook_quality, mean_inertia
 from espnet2_lamer.units.features import FeatureStore
@@ -84,14 +85,15 @@ def learn_kmeans(
         device: ``cpu``, or ``cuda`` for the same steps in torch on a GPU.
 
     Raises:
-        RecipeError: There are fewer frames than clusters, the features are broken, or
-            there is no such device.
+        RecipeError: There are fewer frames than clusters, the features are broken,
+            there is no such device, or ``nj`` is 0.
     """
     if config.n_clusters < 1 or config.n_init < 1:
         raise RecipeError(
             f"--n_clusters {config.n_clusters} --n_init {config.n_init}: expected 1 or "
             "more"
         )
+    check_processes(nj)
     check_device(device)
     store = FeatureStore(features)
     if store.frames < config.n_clusters:
@@ -102,7 +104,7 @@ def learn_kmeans(
     output = Path(output)
     state = _State(
         output.with_name(output.name + ".state.npz"),
-        sha256_value([asdict(config), store.sha256]),
+        sha256_value([asdict(config), device, store.sha256]),
     )
     validation, start = _samples(store, config)
     centroids, counts, progress = state.load() or (

@@ -12,6 +12,7 @@ from typing import Any
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path, write_json
 from espnet2_lamer.fileio.hashing import sha256_file
+from espnet2_lamer.parallel import check_processes
 
 # Shards of a small corpus, at least.
 FEWEST = 32
@@ -66,8 +67,7 @@ def run_shards(
     from joblib import Parallel, delayed
     from tqdm import tqdm
 
-    if nj == 0:
-        raise RecipeError("--nj 0: expected 1 or more processes, or -1 for all cores")
+    check_processes(nj)
     directory.mkdir(parents=True, exist_ok=True)
     names = [f"{number:05d}" for number in range(len(parts))]
     markers = {name: _done(directory, name, plan) for name in names}

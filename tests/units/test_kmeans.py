@@ -223,6 +223,12 @@ def test_fewer_frames_than_clusters_is_refused(tmp_path):
     assert not (tmp_path / "codebook.npz").exists()
 
 
+def test_no_processes_are_refused(tmp_path):
+    store = write_store(tmp_path / "features", blobs(100))
+    with pytest.raises(RecipeError, match="--nj 0: expected 1 or more"):
+        learn_kmeans(store, tmp_path / "codebook.npz", KmeansConfig(5), nj=0)
+
+
 def test_stops_when_the_smoothed_inertia_no_longer_improves(tmp_path, monkeypatch):
     store = write_store(tmp_path / "features", blobs(2000))
     values = iter([5.0, 4.0, 3.0] + [3.5] * 1000)
