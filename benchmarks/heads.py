@@ -276,8 +276,8 @@ def run(options: Options, device: str) -> list[str | Table]:
     spread = f"{0.5 * options.seconds:g}-{1.5 * options.seconds:g} s"
     explanation = (
         f"ESPnet's ASR training of `{CONFIG.name}` (batch {options.batch}, SpecAug and "
-        f"dropout on, an update in every iteration) on a frozen random HuBERT of {options.depth} layers x "
-        f"{options.dim}, {options.utterances} utterances of noise, {spread}, "
+        "dropout on, an update in every iteration) on a frozen random HuBERT of "
+        f"{options.depth} layers x {options.dim}, {options.utterances} utterances of noise, {spread}, "
         f"{total['train']:.0f} s in all; features stored as {options.dtype}. Time per "
         f"iteration is ESPnet's `train_time` of the second epoch of "
         f"{options.iterations} iterations, data loading in, validation and checkpoints "
