@@ -51,15 +51,29 @@ def check_processes(nj: int) -> None:
 
 @contextmanager
 def _processes() -> Iterator[None]:
+    from joblib import parallel_config
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     try:
-        yield
+        with parallel_config(backend="loky"):
+            yield
     except TerminatedWorkerError as error:
         raise RecipeError(
             "a worker process was killed, most often because memory ran out; lower "
             "--nj and run the same command again, finished parts are kept"
         ) from error
+
+
+def _keep_loaded() -> None:
+    """Let a worker of joblib keep what it loaded.
+
+    Where psutil is installed (Dask brings it), a worker that grew by 300 MB counts as
+    leaking and is replaced, with a warning: here it has loaded a teacher, and its
+    successor would spend 10 s on loading it again. There is no public switch.
+    """
+    from joblib.externals.loky import process_executor
+
+    process_executor._USE_PSUTIL = False
 
 
 @contextmanager

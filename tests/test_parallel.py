@@ -169,3 +169,20 @@ def test_a_killed_process_of_this_machine_is_explained():
     with pytest.raises(RecipeError, match="worker process was killed.*lower --nj"):
         with workers():
             Parallel(n_jobs=2)(delayed(die)(os.getpid()) for _ in range(2))
+
+
+_held = []
+
+
+def _hold_more(megabytes: int) -> int:
+    # Written to, so that it is resident; a new process every second would be noticed.
+    _held.append(bytearray(b"x") * (megabytes * 2**20))
+    time.sleep(0.6)
+    return os.getpid()
+
+
+def test_processes_that_loaded_a_model_are_kept(recwarn):
+    with workers():
+        pids = Parallel(n_jobs=2)(delayed(_hold_more)(150) for _ in range(10))
+    assert len(set(pids)) <= 2
+    assert not [w for w in recwarn if "worker stopped" in str(w.message)]
