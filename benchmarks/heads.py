@@ -277,7 +277,8 @@ def run(options: Options, device: str) -> list[str | Table]:
     explanation = (
         f"ESPnet's ASR training of `{CONFIG.name}` (batch {options.batch}, SpecAug and "
         "dropout on, an update in every iteration) on a frozen random HuBERT of "
-        f"{options.depth} layers x {options.dim}, {options.utterances} utterances of noise, {spread}, "
+        f"{options.depth} layers x {options.dim}, {options.utterances} utterances of "
+        f"noise, {spread}, "
         f"{total['train']:.0f} s in all; features stored as {options.dtype}. Time per "
         f"iteration is ESPnet's `train_time` of the second epoch of "
         f"{options.iterations} iterations, data loading in, validation and checkpoints "
