@@ -55,7 +55,7 @@ def _processes() -> Iterator[None]:
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     try:
-        with parallel_config(backend="loky"):
+        with parallel_config(backend="loky", initializer=_keep_loaded):
             yield
     except TerminatedWorkerError as error:
         raise RecipeError(
