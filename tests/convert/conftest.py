@@ -236,3 +236,13 @@ def write_fairseq(monkeypatch, tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture(autouse=True)
+def _torch_may_unpickle(monkeypatch):
+    """Let these tests show what a file does to a reader that trusts it.
+
+    Tests that ran before in this process may have forced torch to be careful, as the
+    package's commands do.
+    """
+    monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
