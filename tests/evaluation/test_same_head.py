@@ -58,7 +58,7 @@ def train(corpus, name, layer, upstream=BASE, **options):
     return exp, stats[1]["train"]["loss"]
 
 
-@pytest.mark.parametrize("layer", [3, "all"])
+@pytest.mark.parametrize("layer", [3, pytest.param("all", marks=pytest.mark.slow)])
 def test_the_first_loss_is_that_of_the_upstream_in_the_loop(corpus, layer):
     exp, live = train(corpus, f"live_{layer}", layer, feature_store_gb=0)
     config = yaml.safe_load((exp / "config.yaml").read_text())

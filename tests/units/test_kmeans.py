@@ -84,7 +84,7 @@ def compare_with_fit(store, frames, output, config):
     )
 
 
-@pytest.mark.parametrize("data", [moving, blobs])
+@pytest.mark.parametrize("data", [pytest.param(moving, marks=pytest.mark.slow), blobs])
 def test_inertia_is_within_one_per_cent_of_scikit_learns_fit(tmp_path, data):
     """On the mean of some runs: one differs from another by half a per cent."""
     frames = data(frames=6000)
