@@ -3,7 +3,7 @@
 import argparse
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
@@ -16,7 +16,12 @@ def get_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = get_argument_parser(__doc__)
     add = parser.add_argument
-    add("--kind", choices=["zoo"], default="zoo", help="zoo: an ESPnet model-zoo zip")
+    add(
+        "--kind",
+        choices=sorted(KINDS),
+        default="zoo",
+        help="zoo: an ESPnet model-zoo zip",
+    )
     add(
         "--task",
         choices=["asr", "ssl"],
@@ -44,6 +49,11 @@ def get_parser() -> argparse.ArgumentParser:
 def main(cmd: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = get_parser().parse_args(cmd)
+    KINDS[args.kind](args)
+    logging.info("wrote %s", args.output)
+
+
+def _zoo(args: argparse.Namespace) -> None:
     from espnet2_lamer.export.card import model_card
     from espnet2_lamer.export.full import write_full_model
     from espnet2_lamer.export.zoo import pack_model
@@ -91,7 +101,10 @@ def main(cmd: Sequence[str] | None = None) -> None:
             card=card,
             metadata=metadata,
         )
-    logging.info("wrote %s", args.output)
+
+
+# What --kind takes; each function imports what it needs.
+KINDS: dict[str, Callable[[argparse.Namespace], None]] = {"zoo": _zoo}
 
 
 if __name__ == "__main__":
