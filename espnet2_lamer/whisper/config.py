@@ -1,0 +1,180 @@
+"""The options of LoRA on Whisper, as they stand in ``encoder_conf.lora``."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+METHODS = ("frozen", "full", "multilingual", "experts", "mole", "student")
+# Names of Whisper's Linears by set; attention ones occur once per attention.
+TARGETS = {
+    "q,v": ("query", "value"),
+    "q,k,v,o": ("query", "key", "value", "out"),
+    "all": ("query", "key", "value", "out", "mlp"),
+}
+COMBINATIONS = ("merged", "summed")
+COMBINATION_WEIGHTS = ("softmax", "free")
+# Names of LoRAs that belong to no language.
+MULTILINGUAL = "multilingual"
+STUDENT = "student"
+NEW_TOKEN = "new:"
+
+
+@dataclass
+class WhisperLoraConfig:
+    """What is added to Whisper and what of it trains.
+
+    "The paper" below is "Efficient Multilingual ASR Finetuning via LoRA Language
+    Experts" (arXiv 2506.21555). Encoder and decoder get the same values.
+
+    Args:
+        method: ``"frozen"`` (Whisper as it is), ``"full"`` (every weight trains),
+            ``"multilingual"`` (one LoRA for all languages), ``"experts"`` (one LoRA per
+            language), ``"mole"`` (shared shallow layers, identifier, experts) or
+            ``"student"`` (one LoRA distilled from the experts).
+        languages: ISO 639-3 codes; their order is that of the data ``lang`` and of
+            the identifier's classes. With ``"student"`` these are the teachers.
+        train_language: The expert that trains with method ``"experts"``; ``None``
+            trains none.
+        rank: Rank r of an expert and of the multilingual LoRA (64 in the paper).
+        alpha: LoRA scale is alpha / rank; ``None`` means 1 (the paper is silent).
+        dropout: Dropout before A.
+        targets: ``"q,v"``, ``"q,k,v,o"`` (every attention) or ``"all"`` (and both
+            Linears of the MLPs); the paper is silent.
+        encoder: Whether the encoder has LoRA.
+        decoder: Whether the decoder has LoRA.
+        student_rank: Rank of the student (256 in the paper).
+        shared_layers: L1, how many encoder layers run the combined LoRA (20 of
+            Whisper-medium's 24 in the paper).
+        combination: ``"merged"``, (sum a_i B_i)(sum a_i A_i), the paper's wording, or
+            ``"summed"``, sum a_i B_i A_i.
+        combination_weights: Whether the weights a of a layer are a ``"softmax"`` of
+            the parameters or the parameters themselves (``"free"``). Both start at
+            1 / N.
+        identifier_hidden: Width of the identifier's hidden layer.
+        language_tokens: Whisper's code by language, e.g. ``{"yue": "zh"}``; a language
+            that is left out has its two-letter code. ``"new:zh"`` is a new prompt
+            vector that starts as ``<|zh|>`` and trains with the language's expert.
+        student_prompt: The student's language token: ``"none"`` leaves it out, a code
+            such as ``"en"`` is given whatever the language is.
+        init_seed: Seed of the first A. It is the same A for every language, so that
+            the merged combination of young experts is one of them and not noise.
+
+    Raises:
+        ValueError: An option has an unknown or impossible value.
+    """
+
+    method: str = "experts"
+    languages: Sequence[str] = ()
+    train_language: str | None = None
+    rank: int = 64
+    alpha: float | None = None
+    dropout: float = 0.0
+    targets: str = "q,v"
+    encoder: bool = True
+    decoder: bool = True
+    student_rank: int = 256
+    shared_layers: int = 20
+    combination: str = "merged"
+    combination_weights: str = "softmax"
+    identifier_hidden: int = 256
+    language_tokens: Mapping[str, str] = field(default_factory=dict)
+    student_prompt: str = "none"
+    init_seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every field, so that a typo fails before training."""
+        self.languages = tuple(self.languages)
+        self.language_tokens = dict(self.language_tokens)
+        for key, allowed in (
+            ("method", METHODS),
+            ("targets", TARGETS),
+            ("combination", COMBINATIONS),
+            ("combination_weights", COMBINATION_WEIGHTS),
+        ):
+            if getattr(self, key) not in allowed:
+                raise ValueError(
+                    f"lora.{key}: found {getattr(self, key)!r}, expected one of "
+                    f"{list(allowed)}"
+                )
+        for key in ("rank", "student_rank", "shared_layers", "identifier_hidden"):
+            if getattr(self, key) < 1:
+                raise ValueError(
+                    f"lora.{key}: found {getattr(self, key)}, expected 1 or more"
+                )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"lora.dropout: found {self.dropout}, expected [0, 1)")
+        self._check_languages()
+
+    def _check_languages(self) -> None:
+        reserved = {MULTILINGUAL, STUDENT}
+        bad = [
+            name
+            for name in self.languages
+            if not name.isidentifier() or name in reserved
+        ]
+        if bad or len(set(self.languages)) != len(self.languages):
+            raise ValueError(
+                f"lora.languages: found {list(self.languages)}, expected different "
+                "ISO 639-3 codes"
+            )
+        if self.method in ("experts", "mole") and not self.languages:
+            raise ValueError(
+                f"lora.languages: found none, expected the experts' languages for "
+                f"method {self.method}"
+            )
+        if self.train_language is not None:
+            if self.method != "experts" or self.train_language not in self.languages:
+                raise ValueError(
+                    f"lora.train_language: found {self.train_language!r} with method "
+                    f"{self.method}, expected null, or one of {list(self.languages)} "
+                    "with method experts"
+                )
+        unknown = sorted(set(self.language_tokens) - set(self.languages))
+        if unknown and self.languages:
+            raise ValueError(
+                f"lora.language_tokens: found {', '.join(unknown)}, expected some of "
+                f"lora.languages ({', '.join(self.languages)})"
+            )
+
+    @property
+    def loras(self) -> dict[str, int]:
+        """Ranks of the LoRAs that the method needs, by name."""
+        if self.method == "multilingual":
+            return {MULTILINGUAL: self.rank}
+        if self.method in ("frozen", "full"):
+            return {}
+        ranks = dict.fromkeys(self.languages, self.rank)
+        if self.method == "student":
+            ranks[STUDENT] = self.student_rank
+        return ranks
+
+    @property
+    def trained_lora(self) -> str | None:
+        """Name of the LoRA that trains; none with ``mole``, ``frozen`` and ``full``."""
+        return {
+            "multilingual": MULTILINGUAL,
+            "experts": self.train_language,
+            "student": STUDENT,
+        }.get(self.method)
+
+    @property
+    def identifies(self) -> bool:
+        """Whether there is a language identifier of ours."""
+        return self.method == "mole"
+
+    def token_of(self, language: str) -> str:
+        """Whisper's code of a language, or ``new:CODE``.
+
+        Raises:
+            ValueError: The language has no two-letter code that is known here.
+        """
+        code = self.language_tokens.get(language) or DEFAULT_TOKENS.get(language)
+        if code is None:
+            raise ValueError(
+                f"lora.language_tokens: no entry for {language!r}; give Whisper's "
+                "code, e.g. {yue: zh}, or new:CODE"
+            )
+        return code
+
+
+# Languages of this project's recipes. Models below large-v3 have no Cantonese token.
+DEFAULT_TOKENS = {"eng": "en", "cmn": "zh", "yue": "zh"}

@@ -1,0 +1,208 @@
+"""ESPnet decoder ``whisper_lora``: Whisper's decoder with routed LoRAs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from espnet.nets.scorer_interface import BatchScorerInterface
+from espnet2.asr.decoder.abs_decoder import AbsDecoder
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.whisper.blocks import BlockCache, Cache, decoder_block, key_mask
+from espnet2_lamer.whisper.half import WhisperHalf
+from espnet2_lamer.whisper.lora import Route, check_route
+from espnet2_lamer.whisper.prompts import Prompts
+
+
+@dataclass
+class Decoded:
+    """Logits ``[B, U, V]`` and, when asked for, every block's output ``[B, U, D]``."""
+
+    logits: Tensor
+    states: list[Tensor] = field(default_factory=list)
+
+
+class WhisperLoraDecoder(WhisperHalf, AbsDecoder, BatchScorerInterface):
+    """Whisper's decoder, which writes its prompt by itself.
+
+    To ESPnet a hypothesis is ``<sos>``, text, ``<eos>``; the prompt with the
+    utterance's language takes the place of ``<sos>`` inside. ``prompt`` and ``route``
+    are those of the batch that was encoded last; the model sets them.
+
+    Args:
+        vocab_size: Whisper's, special tokens included.
+        encoder_output_size: Width D of the encoder.
+        whisper: As :class:`~espnet2_lamer.whisper.encoder.WhisperLoraEncoder`.
+        dims: As there.
+        lora: As there.
+
+    Raises:
+        RecipeError: The token list is not Whisper's.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        encoder_output_size: int,
+        whisper: str | None = None,
+        dims: Mapping[str, int] | None = None,
+        lora: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.build("decoder", whisper, dims, lora)
+        if vocab_size != self.dims["n_vocab"]:
+            raise RecipeError(
+                f"token_list: found {vocab_size} tokens, expected Whisper's "
+                f"{self.dims['n_vocab']}; espnet2_lamer.whisper.text.write_token_list "
+                "writes it"
+            )
+        if encoder_output_size != self.dims["n_text_state"]:
+            raise RecipeError(
+                f"decoder_conf.whisper: found width {self.dims['n_text_state']}, "
+                f"expected {encoder_output_size}, the encoder's"
+            )
+        self.prompts = Prompts(self.config, vocab_size)
+        embedding = self.whisper.token_embedding.weight
+        self.new_tokens = nn.ParameterDict(
+            {
+                language: nn.Parameter(
+                    embedding[self.prompts.code_id(code)].detach().clone()
+                )
+                for language, code in self.prompts.new.items()
+            }
+        )
+        self.prompt: Tensor | None = None
+        self.route: Route | None = None
+
+    @property
+    def max_tokens(self) -> int:
+        """Places for prompt and text."""
+        return self.dims["n_text_ctx"]
+
+    def decode(
+        self,
+        memory: Tensor,
+        memory_lengths: Tensor | None,
+        prompt: Tensor,
+        tokens: Tensor,
+        route: Route | None,
+        keep_states: bool = False,
+        cache: Cache | None = None,
+    ) -> Decoded:
+        """Score the tokens that follow the prompt.
+
+        Args:
+            memory: The encoder's output ``[B, T, D]``.
+            memory_lengths: Its real frames ``[B]``; ``None``: all.
+            prompt: Ids ``[B, P]``, empty (``P = 0``) when a cache has them.
+            tokens: Text so far ``[B, U]``.
+            route: LoRA by utterance; ``None`` is the plain Whisper.
+            keep_states: Whether to return every block's output.
+            cache: Keys and values of what came before; filled here.
+
+        Returns:
+            Logits of position ``u`` predict token ``u``, so there is one more than
+            tokens: ``[B, U + 1, V]`` (``[B, U, V]`` without prompt).
+
+        Raises:
+            RecipeError: A LoRA of the route is not there, or the text is too long.
+        """
+        if route is not None:
+            check_route(self.whisper, route)
+        offset = 0 if cache is None else cache.length
+        x = self._embed(prompt, tokens, offset)
+        mask = (
+            None
+            if memory_lengths is None
+            else key_mask(memory_lengths, memory.shape[1])
+        )
+        if cache is not None and not cache.blocks:
+            cache.blocks = [BlockCache() for _ in self.whisper.blocks]
+        skip = max(prompt.shape[1] - 1, 0)
+        decoded = Decoded(x)
+        for index, block in enumerate(self.whisper.blocks):
+            block_cache = None if cache is None else cache.blocks[index]
+            x = decoder_block(block, x, memory, mask, route, block_cache)
+            if keep_states:
+                decoded.states.append(x[:, skip:])
+        if cache is not None:
+            cache.length = offset + x.shape[1]
+        decoded.logits = self.project(x[:, skip:])
+        return decoded
+
+    def project(self, x: Tensor) -> Tensor:
+        """Map the last block's output ``[B, U, D]`` to logits ``[B, U, V]``."""
+        x = self.whisper.ln(x)
+        return F.linear(x, self.whisper.token_embedding.weight.to(x.dtype)).float()
+
+    def _embed(self, prompt: Tensor, tokens: Tensor, offset: int) -> Tensor:
+        ids = torch.cat([prompt, tokens], 1)
+        end = offset + ids.shape[1]
+        if end > self.max_tokens:
+            raise RecipeError(
+                f"a text of {end - prompt.shape[1]} tokens: Whisper takes "
+                f"{self.max_tokens} with its prompt of {prompt.shape[1]}; cut the "
+                "utterance into segments"
+            )
+        x = self.whisper.token_embedding(ids.clamp(max=self.prompts.n_vocab - 1))
+        if self.new_tokens:
+            new = torch.stack(list(self.new_tokens.values()))
+            is_new = ids >= self.prompts.n_vocab
+            place = (ids - self.prompts.n_vocab).clamp(min=0)
+            x = torch.where(is_new[..., None], new[place.clamp(max=len(new) - 1)], x)
+        return x + self.whisper.positional_embedding[offset:end]
+
+    def forward(
+        self, hs_pad: Tensor, hlens: Tensor, ys_in_pad: Tensor, ys_in_lens: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Score as ESPnet asks, with the prompts and the route of the last batch.
+
+        Args:
+            hs_pad: The encoder's output ``[B, T, D]``.
+            hlens: Its lengths ``[B]``.
+            ys_in_pad: ``<sos>`` and text ``[B, U + 1]``.
+            ys_in_lens: Their lengths ``[B]``.
+
+        Returns:
+            Logits ``[B, U + 1, V]`` and the lengths.
+        """
+        prompt = self._prompt(hs_pad)
+        decoded = self.decode(hs_pad, hlens, prompt, ys_in_pad[:, 1:], self.route)
+        return decoded.logits, ys_in_lens
+
+    def _prompt(self, memory: Tensor) -> Tensor:
+        if self.prompt is None:
+            raise RecipeError("no prompt is set: encode with the model first")
+        return self.prompt.to(memory.device).expand(memory.shape[0], -1)
+
+    def score(self, ys: Tensor, state: Any, x: Tensor) -> tuple[Tensor, None]:
+        """Score the next token of one hypothesis ``[U + 1]`` on ``x [T, D]``."""
+        scores, _ = self.batch_score(ys[None], [state], x[None])
+        return scores[0], None
+
+    def batch_score(
+        self, ys: Tensor, states: list[Any], xs: Tensor
+    ) -> tuple[Tensor, list[None]]:
+        """Score the next token of the hypotheses of one utterance.
+
+        Args:
+            ys: ``<sos>`` and text ``[H, U + 1]``.
+            states: Unused.
+            xs: The encoder's output, once per hypothesis ``[H, T, D]``.
+
+        Returns:
+            Log-probabilities ``[H, V]``; where no more text fits, only the end has
+            one.
+        """
+        prompt = self._prompt(xs)
+        text = ys[:, 1:]
+        if prompt.shape[1] + text.shape[1] > self.max_tokens:
+            scores = xs.new_full((len(ys), self.prompts.n_vocab), -torch.inf)
+            scores[:, self.prompts.tokenizer.eot] = 0.0
+            return scores, [None] * len(ys)
+        logits = self.decode(xs, None, prompt, text, self.route).logits[:, -1]
+        logits = self.prompts.suppress(logits, first=not text.shape[1])
+        return logits.log_softmax(-1), [None] * len(ys)

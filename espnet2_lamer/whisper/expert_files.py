@@ -1,0 +1,175 @@
+"""One expert in one safetensors file, apart from all others."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.atomic import atomic_path
+from espnet2_lamer.whisper.config import WhisperLoraConfig
+from espnet2_lamer.whisper.half import BASE_HASH
+from espnet2_lamer.whisper.lora import expert_linears, lora_names, merged_state
+
+FORMAT = "espnet2_lamer.whisper.expert 1"
+NEW_TOKEN = "new_token"
+
+
+def expert_state(model: nn.Module, language: str) -> dict[str, Tensor]:
+    """Return one expert's tensors by the path of the Linear they adapt.
+
+    Args:
+        model: With ``encoder`` and ``decoder`` of this package.
+        language: Name of the LoRA.
+
+    Raises:
+        RecipeError: There is no such expert.
+    """
+    state: dict[str, Tensor] = {}
+    for side in ("encoder", "decoder"):
+        half = getattr(model, side)
+        for path, linear in expert_linears(half.whisper).items():
+            if language not in linear.experts:
+                raise RecipeError(
+                    f"no expert for language {language}, found experts for "
+                    f"{', '.join(lora_names(half))}"
+                )
+            for name, value in linear.experts[language].named_parameters():
+                state[f"{side}.{path}.{name}"] = value
+    if language in model.decoder.new_tokens:
+        state[NEW_TOKEN] = model.decoder.new_tokens[language]
+    if not state:
+        raise RecipeError(f"no expert for language {language}: the model has no LoRA")
+    return state
+
+
+def _described(model: nn.Module) -> dict[str, str]:
+    config: WhisperLoraConfig = model.encoder.config
+    return {
+        "format": FORMAT,
+        "rank": str(config.rank),
+        "alpha": str(config.rank if config.alpha is None else config.alpha),
+        "targets": config.targets,
+        "dims": json.dumps(model.encoder.dims, sort_keys=True),
+        "whisper_sha256": _base_hash(model),
+    }
+
+
+def _base_hash(model: nn.Module) -> str:
+    value = getattr(model.encoder, BASE_HASH)
+    return "" if value is None else bytes(value.tolist()).hex()
+
+
+def save_expert(model: nn.Module, language: str, path: str | Path) -> None:
+    """Write one expert.
+
+    Args:
+        model: As :func:`expert_state`.
+        language: Name of the expert.
+        path: The file, written atomically.
+
+    Raises:
+        RecipeError: There is no such expert.
+    """
+    state = {
+        name: value.detach().cpu().contiguous()
+        for name, value in expert_state(model, language).items()
+    }
+    with atomic_path(path) as temporary:
+        save_file(state, temporary, {**_described(model), "language": language})
+
+
+@torch.no_grad()
+def load_expert(model: nn.Module, language: str, path: str | Path) -> None:
+    """Read an expert into a model that has a place for it.
+
+    Args:
+        model: As :func:`expert_state`.
+        language: Name of the place; a file of another language is refused.
+        path: What :func:`save_expert` wrote.
+
+    Raises:
+        RecipeError: The file is missing, no expert's, of another language, or does not
+            fit the model.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RecipeError(
+            f"model_conf.experts.{language}: {path} not found; train the expert first"
+        )
+    expected = {**_described(model), "language": language}
+    own = expert_state(model, language)
+    try:
+        with safe_open(path, "pt") as file:
+            found = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise RecipeError(f"{path}: not a safetensors file ({error})") from error
+    for key, value in expected.items():
+        # Without the file of Whisper at hand there is no hash to compare.
+        known = key != "whisper_sha256" or (value and found.get(key))
+        if known and found.get(key) != value:
+            raise RecipeError(
+                f"{path}: {key}: found {found.get(key)!r}, expected {value!r}; the "
+                "expert belongs to another model or configuration"
+            )
+    if {n: v.shape for n, v in state.items()} != {n: v.shape for n, v in own.items()}:
+        wrong = sorted(set(state) ^ set(own)) or sorted(state)
+        raise RecipeError(
+            f"{path}: its tensors do not fit the model, e.g. {wrong[0]}; lora.encoder, "
+            "lora.decoder and language_tokens must be what it was trained with"
+        )
+    for name, value in state.items():
+        own[name].copy_(value)
+
+
+def export_expert(
+    config: str | Path, checkpoint: str | Path, language: str, output: str | Path
+) -> None:
+    """Write the expert that an experiment trained.
+
+    Args:
+        config: ``config.yaml`` of the experiment.
+        checkpoint: One of its epoch files.
+        language: The expert's.
+        output: The safetensors file.
+
+    Raises:
+        RecipeError: As :func:`save_expert`, or the experiment does not load.
+    """
+    from espnet2_lamer.whisper.decoding import load_model
+
+    save_expert(load_model(config, checkpoint), language, output)
+
+
+def merge_expert(model: nn.Module, language: str | None) -> dict:
+    """Return an openai-whisper checkpoint with one expert added into the weights.
+
+    Args:
+        model: As :func:`expert_state`.
+        language: The expert; ``None`` gives Whisper back.
+
+    Returns:
+        ``{"dims": ..., "model_state_dict": ...}`` for ``whisper.load_model``. A new
+        prompt token is not in it: Whisper has no place for one.
+    """
+    state: dict[str, Tensor] = {}
+    for side in ("encoder", "decoder"):
+        half = getattr(model, side)
+        merged = merged_state(half.whisper, language)
+        state |= {f"{side}.{name}": value for name, value in merged.items()}
+    return {"dims": dict(model.encoder.dims), "model_state_dict": state}
+
+
+def experts_hash(model: nn.Module) -> str:
+    """Return a hash of Whisper's file and of all experts' tensors."""
+    digest = hashlib.sha256(_base_hash(model).encode())
+    for language in model.encoder.config.languages:
+        for name, value in expert_state(model, language).items():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,395 @@
+"""ESPnet model ``whisper_lora``: training of experts, MoLE and student; routing."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from espnet2.asr.espnet_model import ESPnetASRModel
+from espnet2.torch_utils.device_funcs import force_gatherable
+from torch import Tensor
+from torch.nn import functional as F
+
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.whisper.blocks import real_positions
+from espnet2_lamer.whisper.config import MULTILINGUAL, STUDENT
+from espnet2_lamer.whisper.decoder import WhisperLoraDecoder
+from espnet2_lamer.whisper.encoder import Encoded, WhisperLoraEncoder
+from espnet2_lamer.whisper.expert_files import experts_hash, load_expert
+from espnet2_lamer.whisper.lora import Route, train_only
+from espnet2_lamer.whisper.losses import StudentLoss, asr_loss, text_targets
+from espnet2_lamer.whisper.student import start_student
+from espnet2_lamer.whisper.teacher_cache import TeacherCache, TeacherOutputs
+
+IGNORE = -1
+
+
+@dataclass
+class Routed:
+    """An encoded batch, ready for the decoder.
+
+    ``languages`` are what each utterance was routed to and prompted with (``None``
+    with a student), ``posterior [B, N]`` the identifier's, or Whisper's own where it
+    was asked.
+    """
+
+    encoded: Encoded
+    prompt: Tensor
+    languages: list[str] | None
+    posterior: Tensor | None
+
+
+class WhisperLoraModel(ESPnetASRModel):
+    """Whisper with LoRA language experts, MoLE or a distilled student.
+
+    What trains follows from ``encoder_conf.lora.method``. The loss is the mean
+    cross-entropy of a token, plus what the method adds.
+
+    Args:
+        experts: Files of trained experts by language, read when the model is built.
+        language: The language of every utterance that ESPnet's inference encodes;
+            ``None`` identifies it.
+        lsm_weight: Label smoothing.
+        identifier_weight: MoLE: w of ASR loss + w * cross-entropy of the identifier.
+        distillation: Student: ``"layerwise"`` (hidden states and logits), ``"output"``
+            (logits) or ``"none"``.
+        asr_weight: Student: weight of the ASR loss.
+        hidden_weight: Student: weight of the cosine loss.
+        logit_weight: Student: weight of the Jensen-Shannon divergence.
+        temperature: Student: divides the logits in it.
+        teacher_cache: Student: folder that keeps the teacher's outputs.
+        ctc_weight: 0; there is no CTC.
+        espnet: What :class:`ESPnetASRModel` takes.
+
+    Raises:
+        RecipeError: An option, or a file of an expert, does not fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: WhisperLoraEncoder,
+        decoder: WhisperLoraDecoder,
+        experts: Mapping[str, str] | None = None,
+        language: str | None = None,
+        lsm_weight: float = 0.0,
+        identifier_weight: float = 1.0,
+        distillation: str = "layerwise",
+        asr_weight: float = 1.0,
+        hidden_weight: float = 1.0,
+        logit_weight: float = 2.0,
+        temperature: float = 1.0,
+        teacher_cache: str | None = None,
+        ctc_weight: float = 0.0,
+        **espnet: Any,
+    ) -> None:
+        _check_halves(encoder, decoder, ctc_weight)
+        for key, value in (
+            ("sym_sos", "<|startoftranscript|>"),
+            ("sym_eos", "<|endoftext|>"),
+            ("report_cer", False),
+            ("report_wer", False),
+        ):
+            espnet.setdefault(key, value)
+        super().__init__(encoder=encoder, decoder=decoder, ctc_weight=0.0, **espnet)
+        self.config = encoder.config
+        self.language = language
+        self.smoothing = lsm_weight
+        self.identifier_weight = identifier_weight
+        self.student_loss = StudentLoss(
+            distillation, asr_weight, hidden_weight, logit_weight, temperature
+        )
+        self.teacher_cache = teacher_cache
+        self._cache: TeacherCache | None = None
+        self.amp_dtype: torch.dtype | None = None
+        for name, path in (experts or {}).items():
+            load_expert(self, name, path)
+        if experts and self.config.method == "student":
+            for half in (encoder, decoder):
+                start_student(half, self.config.languages)
+        for half in (encoder, decoder):
+            train_only(half, self.config.trained_lora)
+        for name, vector in decoder.new_tokens.items():
+            trains = name == self.config.train_language
+            vector.requires_grad_(
+                trains or self.config.method in ("multilingual", "full")
+            )
+
+    def forward(
+        self,
+        speech: Tensor,
+        speech_lengths: Tensor,
+        text: Tensor,
+        text_lengths: Tensor,
+        lang: Tensor | None = None,
+        utt_id: Sequence[str] = (),
+        **unused: Any,
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Compute the loss of a batch.
+
+        Args:
+            speech: Waveforms ``[B, n]``, 16 kHz.
+            speech_lengths: Valid samples ``[B]``.
+            text: Whisper's text tokens ``[B, U]``, padded with -1.
+            text_lengths: Their numbers ``[B]``.
+            lang: Place in ``lora.languages`` ``[B, 1]``.
+            utt_id: Keys of the teacher's cache.
+
+        Returns:
+            Loss, statistics, and the number of tokens.
+
+        Raises:
+            RecipeError: A language is missing or has no expert.
+        """
+        languages = self._names(lang)
+        tokens, targets = text_targets(
+            text[:, : int(text_lengths.max())], text_lengths, self.eos, IGNORE
+        )
+        with self.autocast(speech.device):
+            if self.config.method == "student":
+                loss, stats = self._student(
+                    speech, speech_lengths, tokens, targets, languages, utt_id
+                )
+            else:
+                loss, stats = self._supervised(
+                    speech, speech_lengths, tokens, targets, languages
+                )
+        stats["loss"] = loss.detach()
+        weight = (targets != IGNORE).sum()
+        return force_gatherable((loss, stats, weight), loss.device)
+
+    def autocast(self, device: torch.device) -> AbstractContextManager:
+        """Return the precision of ``amp_dtype``, float32 without."""
+        enabled = self.amp_dtype is not None
+        return torch.autocast(device.type, self.amp_dtype, enabled=enabled)
+
+    def _supervised(
+        self,
+        speech: Tensor,
+        speech_lengths: Tensor,
+        tokens: Tensor,
+        targets: Tensor,
+        languages: list[str],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        trained = self.config.train_language
+        others = sorted(set(languages) - {trained}) if trained else []
+        if others:
+            raise RecipeError(
+                f"lang: found utterances of {', '.join(others)} where the expert of "
+                f"{trained} trains (lora.train_language); give it {trained} only"
+            )
+        routed = self.route(speech, speech_lengths, languages)
+        decoded = self.decoder.decode(
+            routed.encoded.output,
+            routed.encoded.lengths,
+            routed.prompt,
+            tokens,
+            routed.encoded.route,
+        )
+        loss, stats = asr_loss(decoded.logits, targets, self.smoothing, IGNORE)
+        if routed.encoded.logits is not None:
+            logits = routed.encoded.logits
+            order = {name: i for i, name in enumerate(self.config.languages)}
+            truth = torch.tensor([order[n] for n in languages], device=logits.device)
+            identifier = F.cross_entropy(logits, truth)
+            stats["loss_identifier"] = identifier.detach()
+            stats["acc_identifier"] = (logits.argmax(-1) == truth).float().mean()
+            loss = loss + self.identifier_weight * identifier
+        return loss, stats
+
+    def route(
+        self, speech: Tensor, lengths: Tensor, languages: Sequence[str] | None
+    ) -> Routed:
+        """Encode a batch with each utterance's LoRA, and make its prompt.
+
+        Args:
+            speech: Waveforms ``[B, n]``.
+            lengths: Valid samples ``[B]``.
+            languages: Given languages ``[B]``; ``None`` identifies them. A student
+                looks at them in no case.
+
+        Raises:
+            RecipeError: Nothing can identify the language, or a given one has no
+                expert.
+        """
+        config, device, size = self.config, speech.device, len(speech)
+        prompts = self.decoder.prompts
+        if config.method == "student":
+            encoded = self.encoder.encode(speech, lengths, Route((STUDENT,)))
+            return Routed(encoded, prompts.for_student(size, device), None, None)
+        route: Route | None = None
+        if config.method == "multilingual":
+            route = Route((MULTILINGUAL,))
+        elif languages is not None and config.method in ("experts", "mole"):
+            route = Route.of(languages, device)
+        elif config.method == "experts":
+            raise RecipeError(
+                "language: found none; method experts has no identifier: give each "
+                "utterance's language, or use method mole"
+            )
+        encoded = self.encoder.encode(speech, lengths, route)
+        posterior = None
+        if config.identifies:
+            posterior = encoded.logits.softmax(-1)
+        elif languages is None:
+            posterior = self._whisper_posterior(encoded)
+        if languages is None:
+            chosen = posterior.argmax(-1).tolist()
+            languages = [config.languages[i] for i in chosen]
+        prompt = prompts.for_languages(languages, device)
+        return Routed(encoded, prompt, list(languages), posterior)
+
+    def _whisper_posterior(self, encoded: Encoded) -> Tensor:
+        """Whisper's own identification, among the configured languages ``[B, N]``.
+
+        Languages that share a token share its probability.
+        """
+        prompts = self.decoder.prompts
+        if not self.config.languages:
+            raise RecipeError(
+                "lora.languages: found none, expected the languages to choose from"
+            )
+        output = encoded.output
+        start = prompts.start(len(output), output.device)
+        logits = self.decoder.decode(
+            output, encoded.lengths, start, start[:, :0], encoded.route
+        ).logits[:, 0]
+        ids = [prompts.spoken_id(name) for name in self.config.languages]
+        different = list(dict.fromkeys(ids))
+        shares = logits[:, different].softmax(-1)
+        columns = [different.index(number) for number in ids]
+        counts = torch.tensor([ids.count(n) for n in ids], device=output.device)
+        return shares[:, columns] / counts
+
+    def _student(
+        self,
+        speech: Tensor,
+        speech_lengths: Tensor,
+        tokens: Tensor,
+        targets: Tensor,
+        languages: list[str],
+        utterances: Sequence[str],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        keep = self.student_loss.layerwise
+        encoded = self.encoder.encode(speech, speech_lengths, Route((STUDENT,)), keep)
+        prompt = self.decoder.prompts.for_student(len(speech), speech.device)
+        decoded = self.decoder.decode(
+            encoded.output, encoded.lengths, prompt, tokens, encoded.route, keep
+        )
+        asr, stats = asr_loss(decoded.logits, targets, self.smoothing, IGNORE)
+        if self.student_loss.distillation == "none":
+            return asr, stats
+        teacher = self._teacher(
+            speech, speech_lengths, tokens, targets, languages, utterances
+        )
+        loss, more = self.student_loss(
+            asr,
+            encoded.states,
+            decoded.states,
+            decoded.logits,
+            teacher,
+            self.decoder.project(teacher.decoder[-1]),
+            real_positions(encoded.lengths, encoded.output.shape[1]),
+            targets != IGNORE,
+        )
+        return loss, stats | more
+
+    @torch.no_grad()
+    def _teacher(
+        self,
+        speech: Tensor,
+        speech_lengths: Tensor,
+        tokens: Tensor,
+        targets: Tensor,
+        languages: list[str],
+        utterances: Sequence[str],
+    ) -> TeacherOutputs:
+        """Outputs of each utterance's own expert, without dropout."""
+        layerwise = self.student_loss.layerwise
+        counts = (targets != IGNORE).sum(1)
+        cache, keys = self._stored(), []
+        if cache is not None:
+            keys = [
+                cache.key(utterance, samples, row[: count - 1])
+                for utterance, samples, row, count in zip(
+                    utterances,
+                    speech_lengths.tolist(),
+                    tokens.tolist(),
+                    counts.tolist(),
+                    strict=True,
+                )
+            ]
+            found = cache.read(keys, layerwise)
+            if found is not None:
+                return found.to(speech)
+        training = self.training
+        self.eval()
+        route = Route.of(languages, speech.device)
+        encoded = self.encoder.encode(speech, speech_lengths, route, layerwise)
+        prompt = self.decoder.prompts.for_languages(languages, speech.device)
+        decoded = self.decoder.decode(
+            encoded.output, encoded.lengths, prompt, tokens, route, True
+        )
+        self.train(training)
+        states = decoded.states if layerwise else decoded.states[-1:]
+        outputs = TeacherOutputs(encoded.states, states, encoded.lengths, counts)
+        if cache is not None:
+            cache.write(keys, outputs)
+        return outputs
+
+    def _stored(self) -> TeacherCache | None:
+        if self.teacher_cache is not None and self._cache is None:
+            self._cache = TeacherCache(self.teacher_cache, experts_hash(self))
+        return self._cache
+
+    def encode(self, speech: Tensor, speech_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode for ESPnet's inference; prompt and route go to the decoder.
+
+        ``language`` is taken as given, or identified where it is ``None``.
+        """
+        languages = None if self.language is None else [self.language] * len(speech)
+        routed = self.route(speech, speech_lengths, languages)
+        self.decoder.prompt = routed.prompt
+        self.decoder.route = routed.encoded.route
+        return routed.encoded.output, routed.encoded.lengths
+
+    def _names(self, lang: Tensor | None) -> list[str]:
+        languages = self.config.languages
+        if lang is None:
+            raise RecipeError(
+                "lang: found no languages of utterances, expected "
+                "`utt2langid,lang,text_int` among the data"
+            )
+        numbers = lang.flatten().tolist()
+        wrong = sorted({n for n in numbers if not 0 <= n < len(languages)})
+        if wrong:
+            raise RecipeError(
+                f"lang: found {wrong}, expected places in lora.languages "
+                f"({', '.join(languages)}), counted from 0"
+            )
+        return [languages[number] for number in numbers]
+
+
+def _check_halves(
+    encoder: WhisperLoraEncoder, decoder: WhisperLoraDecoder, ctc_weight: float
+) -> None:
+    for value, expected in (
+        (encoder, WhisperLoraEncoder),
+        (decoder, WhisperLoraDecoder),
+    ):
+        if not isinstance(value, expected):
+            raise RecipeError(
+                "model: whisper_lora needs encoder: whisper_lora and decoder: "
+                f"whisper_lora, found {type(value).__name__}"
+            )
+    if encoder.config != decoder.config or encoder.dims != decoder.dims:
+        raise RecipeError(
+            "encoder_conf and decoder_conf: found different values of whisper, dims or "
+            "lora; give both the same"
+        )
+    if ctc_weight:
+        raise RecipeError(
+            f"model_conf.ctc_weight: found {ctc_weight}, expected 0.0: Whisper has no "
+            "CTC"
+        )

@@ -1,0 +1,64 @@
+"""The self-contained form of an experiment on Whisper."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from espnet2_lamer.fileio.atomic import atomic_path, write_text
+from espnet2_lamer.whisper.lora import remove_lora
+
+
+def write_full_whisper(
+    config: str | Path, checkpoint: str | Path | None, output_dir: str | Path
+) -> tuple[Path, Path]:
+    """Write config and weights that need neither Whisper's file nor the experts'.
+
+    An experiment's epoch files hold what was added and the hash of Whisper's file
+    only. Here Whisper's tensors join them, and a student's teachers are left out.
+
+    Args:
+        config: ``config.yaml`` of the experiment.
+        checkpoint: One of its epoch files; ``None`` packs the model as built.
+        output_dir: Receives ``config.yaml`` and ``model.pth``.
+
+    Returns:
+        The two paths.
+
+    Raises:
+        RecipeError: The experiment does not load.
+    """
+    import torch
+
+    from espnet2_lamer.whisper.decoding import load_model
+
+    model = load_model(config, checkpoint)
+    settings: dict[str, Any] = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    lora = dict(settings["encoder_conf"].get("lora") or {"method": "frozen"})
+    lora.pop("train_language", None)
+    if lora["method"] == "student":
+        for teacher in model.config.languages:
+            remove_lora(model, teacher)
+            model.decoder.new_tokens.pop(teacher, None)
+        lora |= {"languages": [], "language_tokens": {}}
+    for half in (model.encoder, model.decoder):
+        half.drop_base_hash()
+        settings[f"{half.side}_conf"] = {
+            **settings[f"{half.side}_conf"],
+            "whisper": None,
+            "dims": half.dims,
+            "lora": lora,
+        }
+    settings["model_conf"] = {
+        **settings["model_conf"],
+        "experts": {},
+        "teacher_cache": None,
+    }
+    output_dir = Path(output_dir)
+    paths = output_dir / "config.yaml", output_dir / "model.pth"
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    write_text(paths[0], text)
+    with atomic_path(paths[1]) as temporary, open(temporary, "wb") as handle:
+        # Through a handle: given a path, torch writes its name into the file.
+        torch.save(model.state_dict(), handle)
+    return paths
