@@ -1,0 +1,178 @@
+"""Run a matrix of trainings (systems x seeds) and write its tables.
+
+    cd egs2/lamer_ssl/ssl1
+    python -m espnet2_lamer.bin.experiment conf/experiments/replay.yaml
+
+Run again, it goes on with what is missing: a cell whose record is there is never run
+twice, in whatever definition it occurs. Several processes may work on one --expdir.
+"""
+
+import argparse
+import logging
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+from espnet2_lamer.bin.common import run_main
+from espnet2_lamer.errors import RecipeError
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Return the argument parser."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("definition", help="YAML file, see conf/experiments")
+    parser.add_argument(
+        "--expdir",
+        default="exp/experiments",
+        help="where data, cells and tables go (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--recipe", default=".", help="directory of run.sh (default: this one)"
+    )
+    parser.add_argument(
+        "--cells",
+        default="*",
+        metavar="PATTERN",
+        help="only cells whose SYSTEM/SEED matches, e.g. 'lamer/0' or '*/[0-2]'",
+    )
+    parser.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="option of run.sh that all data depend on, instead of the definition's, "
+        "e.g. manifest=FILE; may be repeated",
+    )
+    parser.add_argument(
+        "--time_budget",
+        type=float,
+        metavar="MIN",
+        help="start no cell that would end later than this many minutes from now",
+    )
+    parser.add_argument(
+        "--plan", action="store_true", help="say what would run, and stop"
+    )
+    parser.add_argument(
+        "--tables", action="store_true", help="run nothing, write the tables anew"
+    )
+    return parser
+
+
+def main(cmd: list[str] | None = None) -> None:
+    """Run the command line.
+
+    Raises:
+        RecipeError: The definition is wrong, or a cell failed.
+    """
+    args = get_parser().parse_args(cmd)
+    from espnet2_lamer.experiments.cells import plan_cells
+    from espnet2_lamer.experiments.definition import read_definition
+    from espnet2_lamer.experiments.launch import prepare_data, run_cell
+    from espnet2_lamer.experiments.matrix import Matrix
+    from espnet2_lamer.experiments.store import Store
+
+    recipe = Path(args.recipe).absolute()
+    if not (recipe / "run.sh").is_file():
+        raise RecipeError(
+            f"--recipe: {recipe}/run.sh not found; run this in egs2/lamer_ssl/ssl1, or "
+            "name that directory"
+        )
+    definition = read_definition(args.definition, _options(args.data))
+    store = Store(args.expdir)
+    commit, machine = _commit(recipe), _machine()
+    matrix = Matrix(
+        definition,
+        plan_cells(definition, recipe),
+        store,
+        lambda data, lock: prepare_data(data, store, recipe, lock),
+        lambda cell, lock: run_cell(cell, store, recipe, lock),
+        {"commit": commit, "machine": machine},
+    )
+    logging.info("%s: %d cells", definition.name, len(matrix.cells))
+    for line in matrix.plan(args.cells):
+        logging.info("%s", line)
+    if args.plan:
+        return
+    words = [f"{k}={v}" for k, v in os.environ.items() if k.endswith("_NUM_THREADS")]
+    header = {
+        "command": _command(sys.argv[1:] if cmd is None else cmd),
+        "commit": commit,
+        "machine": " ".join([machine, *sorted(words)]),
+    }
+    write = partial(_write, matrix, header, store.root / definition.name)
+    if not args.tables:
+        # As on Ctrl-C: the cell's own process saves a checkpoint first.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        failed = matrix.run(args.cells, args.time_budget, write)
+        write()
+        if failed:
+            raise RecipeError(
+                f"{len(failed)} cells failed: {'; '.join(c.label for c in failed)}; "
+                f"see {store.root / definition.name / 'RESULTS.md'} for their logs"
+            )
+    else:
+        write()
+
+
+def _options(words: list[str]) -> dict[str, str]:
+    options = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name and equals):
+            raise RecipeError(f"--data: found {word!r}, expected OPTION=VALUE")
+        options[name] = value
+    return options
+
+
+def _write(matrix, header: dict[str, str], directory: Path) -> None:
+    from espnet2_lamer.experiments.report import markdown
+    from espnet2_lamer.experiments.tables import Tables
+    from espnet2_lamer.fileio.atomic import write_json, write_text
+
+    now = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+    tables = Tables(matrix, {**header, "written": now})
+    write_text(directory / "RESULTS.md", markdown(tables))
+    write_text(directory / "results.csv", tables.as_csv())
+    write_json(directory / "results.json", tables.as_json())
+    logging.info("tables: %s", directory / "RESULTS.md")
+
+
+def _command(words: list[str]) -> str:
+    return shlex.join(["python", "-m", "espnet2_lamer.bin.experiment", *words])
+
+
+def _commit(directory: Path) -> str:
+    try:
+        return subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=directory,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _machine() -> str:
+    """Processor and cores; no host name, which says nothing to others."""
+    model = platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    return f"{model}, {len(os.sched_getaffinity(0))} cores"
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,1 @@
+"""Matrices of trainings (systems x seeds): definitions, cells, statistics, tables."""

@@ -1,0 +1,173 @@
+"""Run a cell through run.sh: one process, stages 7 to 12 on shared data."""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.experiments.cells import Cell, Data, place
+from espnet2_lamer.experiments.measures import CellMeasure, read_measures
+from espnet2_lamer.experiments.store import Store
+from espnet2_lamer.fileio.atomic import write_text
+
+#: Name of every cell's pretraining in its own directory.
+TAG = "lamer"
+# Stage 9 makes evaluation sets, which all cells share; 13 and 14 publish.
+_FIRST, _LAST, _SHARED_LATE = 7, 12, 9
+_TAIL_LINES = 5
+
+
+def prepare_data(
+    data: Data, store: Store, recipe: Path, lock: int
+) -> Sequence[CellMeasure]:
+    """Run stages 0-6 and 9 of shared data.
+
+    Args:
+        data: Its options.
+        store: Where it goes.
+        recipe: Directory of run.sh.
+        lock: Descriptor that the process keeps.
+
+    Raises:
+        RecipeError: It failed; names the log.
+    """
+    directory = store.data(data.key)
+    options = {
+        **place(data.options, store.experiment),
+        "stage": 0,
+        "stop_stage": _SHARED_LATE,
+        "skip_stages": "7 8",
+        "control": "false",
+        "datadir": directory / "data",
+        "dumpdir": directory / "dump",
+        "expdir": directory / "exp",
+    }
+    run_sh(recipe, options, directory / "log.txt", lock)
+    return ()
+
+
+def run_cell(
+    cell: Cell, store: Store, recipe: Path, lock: int
+) -> Sequence[CellMeasure]:
+    """Run stages 7 to 12 of a cell and read what they found.
+
+    The cell's directory gets config files, links to the shared data, and an experiment
+    directory of its own; killed and started again it goes on as the recipe does.
+
+    Args:
+        cell: What to run; its data are done.
+        store: Where it goes.
+        recipe: Directory of run.sh.
+        lock: Descriptor that the process keeps.
+
+    Raises:
+        RecipeError: It failed; names the log.
+    """
+    directory, shared = store.cell(cell.key), store.data(cell.data.key)
+    _share(directory, shared)
+    options: dict[str, Any] = {
+        "stop_stage": _LAST,
+        "ssl_tag": TAG,
+        "control": "false",
+        "upstreams": TAG,
+        **place(cell.options, store.experiment),
+        "seed": cell.seed,
+        "stage": _FIRST,
+        "datadir": shared / "data",
+        "dumpdir": directory / "dump",
+        "expdir": directory / "exp",
+    }
+    skipped = str(cell.options.get("skip_stages", ""))
+    options["skip_stages"] = f"{skipped} {_SHARED_LATE}".strip()
+    for name, content in cell.configs.items():
+        path = directory / f"{name}.yaml"
+        write_text(path, yaml.safe_dump(place(content, store.experiment)))
+        options[name] = path
+    run_sh(recipe, options, directory / "log.txt", lock)
+    measures = read_measures(directory / "exp", directory / "dump" / "raw", cell.seed)
+    _clean(directory)
+    return measures
+
+
+def run_sh(recipe: Path, options: Mapping[str, Any], log: Path, lock: int) -> None:
+    """Run ``run.sh`` with options; its output goes to the end of ``log``.
+
+    Raises:
+        RecipeError: It ended with an error.
+    """
+    command = ["./run.sh", "--python", sys.executable]
+    for name, value in options.items():
+        if isinstance(value, bool):
+            value = str(value).lower()
+        if isinstance(value, list | tuple):
+            value = " ".join(map(str, value))
+        command += [f"--{name}", str(value)]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8") as handle:
+        handle.write(f"# {' '.join(_quote(word) for word in command)}\n")
+        handle.flush()
+        process = subprocess.Popen(
+            command,
+            cwd=recipe,
+            stdout=handle,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            pass_fds=(lock,),
+        )
+        try:
+            code = process.wait()
+        except BaseException:
+            # Asked to stop: the recipe saves a checkpoint and ends.
+            process.terminate()
+            process.wait()
+            raise
+    if code:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        said = [line for line in lines[-40:] if "ERROR" in line] or lines
+        raise RecipeError(
+            f"run.sh ended with code {code}: {' | '.join(said[-_TAIL_LINES:])}"
+        )
+
+
+def _quote(word: str) -> str:
+    import shlex
+
+    return shlex.quote(word)
+
+
+def _share(directory: Path, shared: Path) -> None:
+    """Put what stages 0-6 and 9 made where stages 7 to 12 look for it."""
+    exp, dump = directory / "exp", directory / "dump"
+    exp.mkdir(parents=True, exist_ok=True)
+    dump.mkdir(exist_ok=True)
+    for target, link in (
+        (shared / "dump" / "raw", dump / "raw"),
+        (shared / "dump" / "units", dump / "units"),
+        (shared / "exp" / "random", exp / "random"),
+    ):
+        if not link.is_symlink():
+            link.symlink_to(os.path.relpath(target, link.parent))
+    shutil.copyfile(shared / "exp" / "checkpoints.json", exp / "checkpoints.json")
+    # Training writes language numbers beside them.
+    if not (exp / "ssl_stats").exists():
+        shutil.copytree(shared / "exp" / "ssl_stats", exp / "ssl_stats.tmp")
+        os.replace(exp / "ssl_stats.tmp", exp / "ssl_stats")
+
+
+def _clean(directory: Path) -> None:
+    """Remove what only resuming needs: stored features, optimizers, heads' weights."""
+    shutil.rmtree(directory / "dump" / "feature_store", ignore_errors=True)
+    exp = directory / "exp"
+    doomed = [*exp.glob("*/checkpoint*.pth"), *exp.glob("ssl_*/checkpoint*.json")]
+    for record in exp.glob("*/run.json"):
+        doomed += record.parent.rglob("*.pth")
+    for path in doomed:
+        path.unlink(missing_ok=True)
+    logging.debug("%s: removed %d files", directory, len(doomed))

@@ -1,0 +1,249 @@
+"""Run the cells of a definition one by one, whatever happens to single ones."""
+
+import fnmatch
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.experiments.cells import Cell, Data
+from espnet2_lamer.experiments.definition import Definition
+from espnet2_lamer.experiments.measures import CellMeasure
+from espnet2_lamer.experiments.store import Store, describe_cell
+
+#: Does the work of a cell or of data, holding the descriptor of its lock.
+RunCell = Callable[[Cell, int], Sequence[CellMeasure]]
+RunData = Callable[[Data, int], Any]
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a cell stands.
+
+    Attributes:
+        state: ``done``, ``failed``, ``not run`` or ``running`` (in another process).
+        why: Reason of a failure, or what a cell waits for.
+        log: Where to read more, or "".
+    """
+
+    state: str
+    why: str = ""
+    log: str = ""
+
+
+class Matrix:
+    """The cells of one definition, and what is known of them.
+
+    Args:
+        definition: The experiment.
+        cells: Its cells, each after those it reads.
+        store: Where they are.
+        run_data: Makes shared data.
+        run_cell: Runs a cell.
+        about: Written into records: ``commit`` and ``machine``.
+    """
+
+    def __init__(
+        self,
+        definition: Definition,
+        cells: Sequence[Cell],
+        store: Store,
+        run_data: RunData,
+        run_cell: RunCell,
+        about: dict[str, str] | None = None,
+    ) -> None:
+        self.definition = definition
+        self.cells = list(cells)
+        self.store = store
+        self.run_data = run_data
+        self.run_cell = run_cell
+        self.about = about or {}
+        self._broken: set[str] = set()
+
+    def status(self, cell: Cell) -> Status:
+        """Say where a cell stands."""
+        if self.store.record(cell.key) is not None:
+            return Status("done")
+        for directory in (
+            self.store.cell(cell.key),
+            self.store.data(cell.data.key),
+        ):
+            failure = self.store.failure(directory)
+            if failure is not None and self.store.read(directory) is None:
+                return Status("failed", failure["error"], failure["log"])
+        waits = self._waits(cell)
+        return Status("not run", f"needs {waits}" if waits else "")
+
+    def _waits(self, cell: Cell) -> str:
+        for key in (*cell.needs, *cell.data.needs):
+            if self.store.record(key) is None:
+                labels = [c.label for c in self.cells if c.key == key]
+                return labels[0] if labels else key
+        return ""
+
+    def minutes(self, cell: Cell) -> float:
+        """Estimate a cell's time: its system's cells, else all, else the definition."""
+        done = [(c, self.store.record(c.key)) for c in self.cells]
+        known = [(c, r.seconds / 60) for c, r in done if r is not None]
+        own = [minutes for c, minutes in known if c.system == cell.system]
+        if own:
+            return fmean(own)
+        if known:
+            # Scaled by what the definition says of the two systems.
+            return fmean(minutes * cell.minutes / c.minutes for c, minutes in known)
+        return cell.minutes
+
+    def data_minutes(self, data: Data) -> float:
+        """Time that shared data will take: 0 when done."""
+        found = self.store.read(self.store.data(data.key))
+        return 0.0 if found is not None else self.definition.data_minutes
+
+    def plan(self, pattern: str = "*") -> list[str]:
+        """Say what would run, in order, with estimated minutes."""
+        lines, total, seen = [], 0.0, set()
+        for cell in self._chosen(pattern):
+            state = self.status(cell)
+            if state.state == "done":
+                lines.append(f"{cell.label}: done ({cell.key})")
+                continue
+            minutes = self.minutes(cell)
+            if cell.data.key not in seen:
+                seen.add(cell.data.key)
+                extra = self.data_minutes(cell.data)
+                if extra:
+                    total += extra
+                    lines.append(f"data {cell.data.key}: about {extra:.1f} min")
+            total += minutes
+            why = f", {state.state}: {state.why}" if state.why else ""
+            lines.append(f"{cell.label}: about {minutes:.1f} min ({cell.key}{why})")
+        lines.append(f"in all about {total:.0f} min")
+        return lines
+
+    def run(
+        self,
+        pattern: str = "*",
+        budget: float | None = None,
+        after: Callable[[], Any] = lambda: None,
+    ) -> list[Cell]:
+        """Run every cell that is not done.
+
+        Args:
+            pattern: Only cells whose ``SYSTEM/SEED`` matches this shell pattern.
+            budget: Minutes; a cell that would probably not end within them is left.
+            after: Called after each cell.
+
+        Returns:
+            The cells that failed.
+        """
+        started = time.monotonic()
+        failed: list[Cell] = []
+        for cell in self._chosen(pattern):
+            if self.store.record(cell.key) is not None:
+                continue
+            waits = self._waits(cell)
+            if waits:
+                logging.warning("%s: left out, it needs %s", cell.label, waits)
+                continue
+            need = self.minutes(cell) + self.data_minutes(cell.data)
+            spent = (time.monotonic() - started) / 60
+            if budget is not None and spent + need > budget:
+                logging.info(
+                    "%s: left out, it would take about %.1f min and %.1f of %g are "
+                    "left",
+                    *(cell.label, need, max(0.0, budget - spent), budget),
+                )
+                continue
+            if not (self._prepare(cell) and self._run_one(cell)):
+                failed.append(cell)
+            after()
+        return failed
+
+    def _chosen(self, pattern: str) -> list[Cell]:
+        chosen = [
+            cell
+            for cell in self.cells
+            if fnmatch.fnmatch(f"{cell.system}/{cell.seed}", pattern)
+            or fnmatch.fnmatch(cell.system, pattern)
+        ]
+        if not chosen:
+            names = [f"{cell.system}/{cell.seed}" for cell in self.cells]
+            raise RecipeError(
+                f"--cells: found {pattern!r}, which matches no cell; expected a "
+                f"pattern of some of {', '.join(names)}"
+            )
+        return chosen
+
+    def _prepare(self, cell: Cell) -> bool:
+        directory = self.store.data(cell.data.key)
+        if cell.data.key in self._broken:
+            return False
+        # Others need the same data: wait for who makes them.
+        with self.store.lock(directory, wait=True) as lock:
+            if self.store.read(directory) is not None:
+                return True
+            logging.info("data %s: starts", cell.data.key)
+            description = {"key": cell.data.key, "options": dict(cell.data.options)}
+            return self._work(
+                directory,
+                description,
+                f"data {cell.data.key}",
+                lambda: self.run_data(cell.data, lock),
+            )
+
+    def _run_one(self, cell: Cell) -> bool:
+        directory = self.store.cell(cell.key)
+        with self.store.lock(directory, wait=False) as lock:
+            if lock is None:
+                logging.info("%s: another process runs it", cell.label)
+                return True
+            if self.store.record(cell.key) is not None:
+                return True
+            logging.info("%s: starts, log %s", cell.label, directory / "log.txt")
+            return self._work(
+                directory,
+                describe_cell(cell),
+                cell.label,
+                lambda: self.run_cell(cell, lock),
+            )
+
+    def _work(
+        self,
+        directory: Path,
+        description: dict[str, Any],
+        label: str,
+        work: Callable[[], Sequence[CellMeasure]],
+    ) -> bool:
+        """Do the work and write its record, or why there is none."""
+        self.store.start(directory, description)
+        started = time.monotonic()
+        finished = False
+        try:
+            measures = work()
+            finished = True
+        except Exception as error:  # whatever it is, other cells may work
+            known = isinstance(error, RecipeError)
+            reason = str(error) if known else f"{type(error).__name__}: {error}"
+            logging.error("%s failed: %s", label, reason, exc_info=not known)
+            self.store.fail(directory, reason, directory / "log.txt")
+            self._broken.add(directory.name)
+            return False
+        finally:
+            seconds = time.monotonic() - started
+            if not finished:
+                self.store.spend(directory, seconds)
+        seconds += self.store.spent(directory)
+        self.store.finish(
+            directory,
+            {
+                "key": directory.name,
+                "seconds": round(seconds, 1),
+                **self.about,
+                "measures": [m.as_dict() for m in measures],
+            },
+        )
+        logging.info("%s: done in %.1f min", label, seconds / 60)
+        return True

@@ -1,0 +1,193 @@
+"""Figures over seeds and utterances: mean, deviation, bootstrap, paired tests."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+import numpy as np
+from numpy.typing import NDArray
+
+from espnet2_lamer.evaluation.bootstrap import RESAMPLES
+from espnet2_lamer.experiments.measures import CellMeasure
+
+#: One figure of each seed; several measures stand for their mean (an average).
+BySeed = Mapping[int, Sequence[CellMeasure]]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A figure over seeds.
+
+    Attributes:
+        seeds: Seeds it is the mean of.
+        values: One per seed.
+        mean: Their mean.
+        deviation: Sample standard deviation over seeds, None for one seed.
+        interval: 95 % interval by :func:`resampled_means`; None for a figure without
+            utterances measured with one seed.
+    """
+
+    seeds: tuple[int, ...]
+    values: tuple[float, ...]
+    mean: float
+    deviation: float | None
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A figure of one system minus that of another, seed by seed.
+
+    Attributes:
+        seeds: Seeds that both have.
+        mean: Mean difference.
+        interval: 95 % interval of the hierarchical bootstrap, or None as above.
+        p: Its two-sided p-value.
+        effect: Mean difference over the standard deviation of the differences over
+            seeds (Cohen's d of paired values), None for fewer than two seeds.
+        p_seeds: p-value of a paired t test over seeds alone, None likewise.
+    """
+
+    seeds: tuple[int, ...]
+    mean: float
+    interval: tuple[float, float] | None
+    p: float | None
+    effect: float | None
+    p_seeds: float | None
+
+
+def summarise(figures: BySeed, resamples: int = RESAMPLES, seed: int = 0) -> Summary:
+    """Summarise a figure over seeds.
+
+    Raises:
+        ValueError: There are no seeds.
+    """
+    seeds = tuple(sorted(figures))
+    values = tuple(fmean(m.value for m in figures[s]) for s in seeds)
+    draws = resampled_means([figures[s] for s in seeds], resamples, seed)
+    return Summary(
+        seeds=seeds,
+        values=values,
+        mean=fmean(values),
+        deviation=stdev(values) if len(values) > 1 else None,
+        interval=None if draws is None else central(draws),
+    )
+
+
+def compare(
+    figures: BySeed, baseline: BySeed, resamples: int = RESAMPLES, seed: int = 0
+) -> Difference | None:
+    r"""Compare two systems on the seeds that both have.
+
+    Both are evaluated on the same draws of seeds and utterances; with R resampled
+    differences :math:`\Delta^*`, :math:`p = \min(1, 2 \min((1 + \#\{\Delta^* \ge 0\})
+    / (R + 1), (1 + \#\{\Delta^* \le 0\}) / (R + 1)))`.
+
+    Returns:
+        The difference; None without a common seed.
+
+    Raises:
+        ValueError: A seed's two figures are over different utterances.
+    """
+    seeds = tuple(sorted(set(figures) & set(baseline)))
+    if not seeds:
+        return None
+    mine, theirs = [figures[s] for s in seeds], [baseline[s] for s in seeds]
+    for one, other in zip(mine, theirs, strict=True):
+        if [sorted(m.parts) for m in one] != [sorted(m.parts) for m in other]:
+            raise ValueError("the two figures are not over the same utterances")
+    values = [
+        fmean(m.value for m in one) - fmean(m.value for m in other)
+        for one, other in zip(mine, theirs, strict=True)
+    ]
+    mine_draws = resampled_means(mine, resamples, seed)
+    their_draws = resampled_means(theirs, resamples, seed)
+    interval = p = None
+    if mine_draws is not None and their_draws is not None:
+        differences = mine_draws - their_draws
+        interval, p = central(differences), two_sided(differences)
+    effect, p_seeds = _over_seeds(values)
+    return Difference(seeds, fmean(values), interval, p, effect, p_seeds)
+
+
+def resampled_means(
+    figures: Sequence[Sequence[CellMeasure]],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> NDArray[np.float64] | None:
+    r"""Hierarchical bootstrap of a mean over seeds of rates over utterances.
+
+    Seeds and utterances are crossed: all trainings are tested on the same utterances.
+    So each resample draws S seeds and U utterances with replacement, the same
+    utterances for all seeds, and computes
+
+    .. math::
+        M^* = \frac{1}{S} \sum_{s \in draw} \frac{1}{G} \sum_{g=1}^{G}
+              \frac{\sum_{u \in draw_g} n_{sgu}}{\sum_{u \in draw_g} d_{sgu}}
+
+    with G > 1 groups (languages) for an average, utterances drawn within each. Draws
+    depend on the numbers of seeds and utterances only, so two systems get the same.
+    Figures without utterances are drawn over seeds alone. The deviation over S drawn
+    seeds is about :math:`\sqrt{(S-1)/S}` of the true one: intervals of few seeds are
+    somewhat too narrow.
+
+    Args:
+        figures: Per seed the measures whose mean the figure is.
+        resamples: Number of resamples R.
+        seed: Of the draws.
+
+    Returns:
+        ``[R]``; None for one seed without utterances: nothing varies.
+
+    Raises:
+        ValueError: No seeds, or they differ in their utterances.
+    """
+    if not figures:
+        raise ValueError("no seeds")
+    groups = len(figures[0])
+    with_parts = bool(figures[0][0].parts)
+    if len(figures) == 1 and not with_parts:
+        return None
+    rng = np.random.default_rng([seed, 0])
+    weights = _counts(rng, len(figures), resamples) / len(figures)  # [R, S]
+    total = np.zeros(resamples)
+    for g in range(groups):
+        column = [measures[g] for measures in figures]
+        if not with_parts:
+            total += weights @ np.array([m.value for m in column])
+            continue
+        utts = sorted(column[0].parts)
+        if any(sorted(m.parts) != utts for m in column):
+            raise ValueError("the seeds are not over the same utterances")
+        parts = np.array([[m.parts[u] for u in utts] for m in column])  # [S, U, 2]
+        rng = np.random.default_rng([seed, 1 + g])
+        drawn = _counts(rng, len(utts), resamples)  # [R, U]
+        rates = 100 * (drawn @ parts[:, :, 0].T) / (drawn @ parts[:, :, 1].T)  # [R, S]
+        total += (weights * rates).sum(axis=1)
+    return total / groups
+
+
+def central(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the central 95 % of resampled values."""
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def two_sided(differences: NDArray[np.float64]) -> float:
+    """Two-sided bootstrap p-value of resampled differences; never 0."""
+    above = (1 + np.count_nonzero(differences >= 0)) / (len(differences) + 1)
+    below = (1 + np.count_nonzero(differences <= 0)) / (len(differences) + 1)
+    return min(1.0, 2 * min(above, below))
+
+
+def _counts(rng: np.random.Generator, items: int, resamples: int) -> NDArray:
+    """How often each of ``items`` is drawn in each resample ``[R, items]``."""
+    return rng.multinomial(items, np.full(items, 1 / items), size=resamples)
+
+
+def _over_seeds(values: Sequence[float]) -> tuple[float | None, float | None]:
+    if len(values) < 2 or stdev(values) == 0:
+        return None, None
+    from scipy.stats import ttest_1samp
+
+    return fmean(values) / stdev(values), float(ttest_1samp(values, 0.0).pvalue)

@@ -1,0 +1,189 @@
+"""A cell through run.sh: what it is called with, where it finds data, what stays."""
+
+import json
+import os
+import stat
+
+import pytest
+import yaml
+
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.experiments.cells import plan_cells
+from espnet2_lamer.experiments.definition import read_definition
+from espnet2_lamer.experiments.launch import prepare_data, run_cell
+from espnet2_lamer.experiments.matrix import Matrix
+from espnet2_lamer.experiments.measures import read_measures, with_averages
+from espnet2_lamer.experiments.store import Store
+
+# Stands in for the recipe: says what it was asked, writes what stages leave behind.
+RUN_SH = """#!/usr/bin/env bash
+echo "$@" >> calls.txt
+while [ $# -gt 0 ]; do declare "${1#--}"="$2"; shift 2; done
+if [ -e fail ]; then echo "2026 ERROR: stage 7 has no luck"; exit 1; fi
+if [ "${stage}" = 0 ]; then
+    mkdir -p "${dumpdir}/raw" "${dumpdir}/units"
+    mkdir -p "${expdir}/random" "${expdir}/ssl_stats"
+    echo '{}' > "${expdir}/checkpoints.json"
+    echo shapes > "${expdir}/ssl_stats/shape"
+    exit
+fi
+cat "${expdir}/ssl_stats/shape" > /dev/null && ls "${dumpdir}/raw/" "${expdir}/random/"
+mkdir -p "${expdir}/analysis" "${expdir}/ssl_lamer" "${dumpdir}/feature_store/x"
+touch "${expdir}/ssl_lamer/checkpoint.pth" "${expdir}/ssl_lamer/valid.loss_m.best.pth"
+cat > "${expdir}/analysis/forgetting.json" << EOF
+{"layer": 1, "cka": {"eng": {"random": 0.1, "lamer": 0.${seed}5}}, "phone_probe": {}}
+EOF
+"""
+
+
+@pytest.fixture
+def recipe(small):
+    script = small.recipe / "run.sh"
+    script.write_text(RUN_SH)
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    small.store = Store(small.root)
+    cells = plan_cells(read_definition(small.path), small.recipe)
+    small.matrix = Matrix(
+        read_definition(small.path),
+        cells,
+        small.store,
+        lambda data, lock: prepare_data(data, small.store, small.recipe, lock),
+        lambda cell, lock: run_cell(cell, small.store, small.recipe, lock),
+    )
+    return small
+
+
+def calls(recipe):
+    lines = (recipe.recipe / "calls.txt").read_text().splitlines()
+    return [dict(zip(w[::2], w[1::2], strict=True)) for w in map(parse, lines)]
+
+
+def parse(line):
+    # The only value of two words.
+    return line.replace("--skip_stages 7 8", "--skip_stages 7,8").split(" ")
+
+
+def test_data_are_made_once_and_each_cell_runs_stages_7_to_12_on_them(recipe):
+    assert recipe.matrix.run() == []
+    data, *cells = calls(recipe)
+    assert (data["--stage"], data["--stop_stage"]) == ("0", "9")
+    assert (data["--skip_stages"], data["--seed"]) == ("7,8", "0")
+    assert data["--preset"] == "tiny"
+    assert len(cells) == 6
+    assert {c["--seed"] for c in cells} == {"0", "1", "2"}
+    for cell in cells:
+        assert (cell["--stage"], cell["--stop_stage"]) == ("7", "12")
+        assert cell["--skip_stages"] == "9"
+        assert (cell["--ssl_tag"], cell["--control"]) == ("lamer", "false")
+        assert cell["--preset"] == "tiny"
+        assert cell["--datadir"] == data["--datadir"]
+    assert len({c["--expdir"] for c in cells}) == 6
+
+
+def test_a_cell_has_its_config_files_and_links_to_the_shared_data(recipe):
+    recipe.matrix.run("bad/1")
+    _, call = calls(recipe)
+    config = yaml.safe_load(open(call["--ssl_config"], encoding="utf-8"))
+    assert config == {"encoder_conf": {"lamer": {"rank": 1}}, "max_epoch": 2}
+    cell = next(c for c in recipe.matrix.cells if (c.system, c.seed) == ("bad", 1))
+    directory = recipe.store.cell(cell.key)
+    shared = recipe.store.data(cell.data.key)
+    assert os.path.samefile(directory / "dump" / "raw", shared / "dump" / "raw")
+    assert os.path.samefile(directory / "exp" / "random", shared / "exp" / "random")
+    # Training writes beside the shapes, so these are its own.
+    assert not os.path.samefile(
+        directory / "exp" / "ssl_stats", shared / "exp" / "ssl_stats"
+    )
+
+
+def test_the_weights_stay_and_what_only_resuming_needs_goes(recipe):
+    recipe.matrix.run("good/0")
+    (cell,) = (recipe.root / "cells").iterdir()
+    assert (cell / "exp" / "ssl_lamer" / "valid.loss_m.best.pth").is_file()
+    assert not (cell / "exp" / "ssl_lamer" / "checkpoint.pth").exists()
+    assert not (cell / "dump" / "feature_store").exists()
+    record = json.loads((cell / "record.json").read_text())
+    assert [m["value"] for m in record["measures"]] == [0.05]
+    assert json.loads((cell / "definition.json").read_text())["seed"] == 0
+
+
+def test_a_failing_run_names_what_it_said_and_its_log(recipe):
+    recipe.matrix.run("good/0")
+    (recipe.recipe / "fail").touch()
+    (failed,) = recipe.matrix.run("bad/0")
+    status = recipe.matrix.status(failed)
+    assert status.why == "run.sh ended with code 1: 2026 ERROR: stage 7 has no luck"
+    assert "ERROR: stage 7 has no luck" in open(status.log, encoding="utf-8").read()
+    (recipe.recipe / "fail").unlink()
+    assert recipe.matrix.run("bad/0") == []
+
+
+def test_the_command_in_the_log_can_be_pasted(recipe):
+    recipe.matrix.run("good/0")
+    (cell,) = (recipe.root / "cells").iterdir()
+    first = (cell / "log.txt").read_text().splitlines()[0]
+    assert first.startswith("# ./run.sh --python ")
+    assert "--stop_stage 12" in first
+
+
+def test_measures_are_read_from_what_stages_8_and_12_write(tmp_path):
+    analysis = tmp_path / "analysis"
+    analysis.mkdir()
+    parts = {"a": [3, 4], "b": [1, 4], "c": [0, 0]}
+    accuracy = {"accuracy": {"parts": parts}}
+    (analysis / "forgetting.json").write_text(
+        json.dumps(
+            {
+                "phone_probe": {x: {"lamer": accuracy} for x in ("eng", "cmn")},
+                "cka": {"eng": {"random": 0.1, "lamer": 0.9}},
+            }
+        )
+    )
+    (analysis / "masked_accuracy.json").write_text(
+        json.dumps({"ssl_lamer": {"eng": {"parts": {"a": [1, 4]}}}})
+    )
+    (analysis / "expert_language.json").write_text(
+        json.dumps([{"layer": 2, "router": "ffn", "value": 0.3, "chance": 0.1}])
+    )
+    found = {m.name: m for m in read_measures(tmp_path, tmp_path)}
+    assert found["phone probe eng"].value == 50  # 4 of 8; c has no labelled frame
+    assert set(found["phone probe eng"].parts) == {"a", "b"}
+    assert found["CKA to base eng"].value == 0.9
+    assert found["masked accuracy eng"].value == 25
+    routing = found["expert-language information (nats) layer 2"]
+    assert (routing.value, routing.null) == (0.3, 0.1)
+    assert all(m.heads_free for m in found.values())
+    averages = with_averages(found)
+    assert [m.lang for m in averages["phone probe average"]] == ["eng", "cmn"]
+    assert "masked accuracy average" not in averages
+
+
+def test_a_directory_without_results_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="no results of stages 8 or 12"):
+        read_measures(tmp_path, tmp_path)
+
+
+def test_recognition_and_identification_are_read_utterance_by_utterance(tmp_path):
+    from espnet2_lamer.evaluation.runs import Run
+
+    run = Run(
+        *("asr", "own", "all", "", ("eng",), "char", "lamer", "x", 3, "c.yaml"),
+        train_sets=("t",),
+        dev_sets=("d",),
+        tests={"eng": ("asr_eng_test",)},
+    )
+    run.write(tmp_path)
+    here = run.directory(tmp_path) / "decode_eng"
+    for name, text in (
+        ("ref/text", "a hello\nb abcd\n"),
+        ("ref/utt2lang", "a eng\nb eng\n"),
+        ("free/1best_recog/text", "a hallo\nb abcd\n"),
+    ):
+        path = here / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (measure,) = read_measures(tmp_path, tmp_path / "raw")
+    assert measure.name == "ASR error eng (char)"
+    assert not measure.heads_free
+    assert measure.parts == {"a": (1, 5), "b": (0, 4)}
+    assert measure.value == pytest.approx(100 / 9)

@@ -1,0 +1,214 @@
+"""Means, intervals and tests over seeds and utterances equal plain formulas."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from espnet2_lamer.experiments.measures import CellMeasure, rate
+from espnet2_lamer.experiments.statistics import (
+    compare,
+    resampled_means,
+    summarise,
+    two_sided,
+)
+
+
+def random_figures(seed, seeds=4, utts=12, groups=("eng",), offset=0.0):
+    """Per seed one measure a language; errors vary by seed and by utterance."""
+    rng = np.random.default_rng(seed)
+    hard = {lang: rng.uniform(5, 25, utts) for lang in groups}
+    length = {lang: rng.integers(30, 60, utts) for lang in groups}
+    figures = {}
+    for s in range(seeds):
+        level = rng.normal(0, 2)
+        figures[s] = [
+            rate(
+                "ASR error",
+                lang,
+                {
+                    f"{lang}{u}": (max(0.0, hard[lang][u] + level + offset), int(n))
+                    for u, n in enumerate(length[lang])
+                },
+                "lower",
+                False,
+            )
+            for lang in groups
+        ]
+    return figures
+
+
+def plain_bootstrap(figures, resamples, seed):
+    """The formula of resampled_means, loop by loop."""
+    rng = np.random.default_rng(seed)
+    seeds, means = sorted(figures), []
+    for _ in range(resamples):
+        drawn = rng.choice(len(seeds), len(seeds))
+        utts = [rng.choice(sorted(m.parts), len(m.parts)) for m in figures[seeds[0]]]
+        rates = []
+        for s in drawn:
+            of_groups = [
+                100 * sum(m.parts[u][0] for u in us) / sum(m.parts[u][1] for u in us)
+                for m, us in zip(figures[seeds[s]], utts, strict=True)
+            ]
+            rates.append(np.mean(of_groups))
+        means.append(np.mean(rates))
+    return np.array(means)
+
+
+@pytest.mark.parametrize("groups", [("eng",), ("cmn", "eng", "yue")])
+def test_the_bootstrap_has_the_distribution_of_the_plain_loop(groups):
+    figures = random_figures(1, groups=groups)
+    ours = resampled_means(list(figures.values()), 4000)
+    plain = plain_bootstrap(figures, 2000, 5)
+    assert ours.mean() == pytest.approx(plain.mean(), abs=0.15)
+    assert ours.std() == pytest.approx(plain.std(), rel=0.08)
+    for q in (0.025, 0.5, 0.975):
+        spread = plain.std()
+        assert np.quantile(ours, q) == pytest.approx(
+            np.quantile(plain, q), abs=0.25 * spread
+        )
+
+
+def test_one_seed_is_the_bootstrap_over_utterances():
+    from espnet2_lamer.evaluation.bootstrap import rate_interval
+
+    figures = random_figures(2, seeds=1, utts=40)
+    parts = figures[0][0].parts.values()
+    low, high = rate_interval(*zip(*parts, strict=True))
+    found = summarise(figures)
+    assert found.deviation is None
+    assert found.interval == pytest.approx((100 * low, 100 * high), abs=0.4)
+
+
+def test_mean_and_deviation_are_those_of_the_seeds():
+    figures = random_figures(3, groups=("cmn", "eng"))
+    values = [np.mean([m.value for m in figures[s]]) for s in range(4)]
+    found = summarise(figures)
+    assert found.values == pytest.approx(values)
+    assert found.mean == pytest.approx(np.mean(values))
+    assert found.deviation == pytest.approx(np.std(values, ddof=1))
+    assert found.interval[0] < found.mean < found.interval[1]
+
+
+def test_more_variation_between_seeds_widens_the_interval():
+    def with_levels(*levels):
+        parts = {f"u{i}": (10.0, 50) for i in range(30)}
+        return {
+            s: [
+                rate(
+                    "x", "", {u: (n + v, d) for u, (n, d) in parts.items()}, "lower", 1
+                )
+            ]
+            for s, v in enumerate(levels)
+        }
+
+    assert summarise(with_levels(0, 0, 0)).interval == pytest.approx((20, 20))
+    low, high = summarise(with_levels(-1, 0, 1)).interval
+    assert (low, high) == pytest.approx((20 - 2, 20 + 2))
+
+
+def test_figures_without_utterances_vary_over_seeds_alone():
+    def cka(*values):
+        return {
+            s: [CellMeasure("CKA", "CKA", "", "neither", True, v)]
+            for s, v in enumerate(values)
+        }
+
+    assert summarise(cka(0.9)).interval is None
+    draws = resampled_means(list(cka(0.8, 0.9).values()), 4000)
+    assert sorted(set(np.round(draws, 6))) == [0.8, 0.85, 0.9]
+    assert np.mean(np.isclose(draws, 0.85)) == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_difference_is_paired_by_seed_and_utterance():
+    theirs = random_figures(4, seeds=5)
+    shifted = {
+        s: [
+            rate(
+                "ASR error",
+                "eng",
+                # One error more in every utterance: exactly what pairing removes.
+                {u: (n + 1, d) for u, (n, d) in m.parts.items()},
+                "lower",
+                False,
+            )
+            for m in measures
+        ]
+        for s, measures in theirs.items()
+    }
+    found = compare(shifted, theirs)
+    expected = np.mean(
+        [
+            100 * len(m[0].parts) / sum(d for _, d in m[0].parts.values())
+            for m in theirs.values()
+        ]
+    )
+    assert found.mean == pytest.approx(expected)
+    low, high = found.interval
+    alone = summarise(theirs).interval
+    assert low < expected < high
+    assert high - low < 0.1 * (alone[1] - alone[0])
+    assert found.p == pytest.approx(2 / 10_001)
+
+
+def test_effect_and_t_test_are_those_of_the_seeds_differences():
+    mine, theirs = random_figures(5, offset=0.5), random_figures(6)
+    # Same utterances and lengths, otherwise they do not pair.
+    mine = {
+        s: [
+            rate(
+                "ASR error",
+                "eng",
+                {
+                    u: (mine[s][0].parts[u][0], theirs[s][0].parts[u][1])
+                    for u in theirs[s][0].parts
+                },
+                "lower",
+                False,
+            )
+        ]
+        for s in mine
+    }
+    found = compare(mine, theirs)
+    a = [mine[s][0].value for s in range(4)]
+    b = [theirs[s][0].value for s in range(4)]
+    assert found.p_seeds == pytest.approx(stats.ttest_rel(a, b).pvalue)
+    d = np.subtract(a, b)
+    assert found.effect == pytest.approx(d.mean() / d.std(ddof=1))
+    assert found.mean == pytest.approx(d.mean())
+
+
+def test_only_common_seeds_are_compared_and_none_gives_nothing():
+    figures = random_figures(7)
+    some = {s: figures[s] for s in (1, 3)}
+    assert compare(some, figures).seeds == (1, 3)
+    assert compare({9: figures[0]}, figures) is None
+
+
+def test_other_utterances_do_not_compare():
+    figures = random_figures(8)
+    other = {0: [rate("ASR error", "eng", {"x": (1, 9)}, "lower", False)]}
+    with pytest.raises(ValueError, match="same utterances"):
+        compare(other, figures)
+
+
+def test_p_is_1_for_equal_systems_and_never_0():
+    assert two_sided(np.zeros(99)) == 1
+    assert two_sided(np.ones(99)) == pytest.approx(2 / 100)
+
+
+def test_p_values_of_equal_systems_are_not_too_small():
+    # Two systems that differ by seed noise alone: 5 % of tests may come out below 0.05;
+    # with 8 seeds the bootstrap's narrowness allows for a few more.
+    rng = np.random.default_rng(0)
+    below = 0
+    for _ in range(200):
+        figures = [
+            {
+                s: [CellMeasure("x", "x", "", "lower", True, rng.normal())]
+                for s in range(8)
+            }
+            for _ in range(2)
+        ]
+        below += compare(*figures, resamples=500).p < 0.05
+    assert below / 200 < 0.16

@@ -1,0 +1,119 @@
+"""Tables: every figure with its interval, claims judged, what is missing said."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+
+from espnet2_lamer.experiments.report import markdown
+from espnet2_lamer.experiments.statistics import Difference
+from espnet2_lamer.experiments.tables import Tables, judge
+
+HEADER = {"command": "python -m it", "commit": "abc", "machine": "a box"}
+
+
+def tables(small):
+    return Tables(small.matrix(), HEADER)
+
+
+def test_before_any_cell_every_row_reads_not_run(small):
+    page = markdown(tables(small))
+    assert "|good|the good one|0 of 3|" in page
+    assert "bad, seed 2: not run" in page
+    assert "|bad is worse|ASR error eng, bad minus good|-|-|-|not run|" in page
+    assert "- cells ran on: `not run`" in page
+
+
+def test_the_head_carries_command_commit_machine_seeds_and_progress(small):
+    small.matrix().run("*/0")
+    page = markdown(tables(small))
+    for line in (
+        "- command: `python -m it`",
+        "- commit: `abc`",
+        "- machine: `a box`",
+        "- seeds: `0 1 2`",
+        "- cells done: `2 of 6`",
+    ):
+        assert line in page
+
+
+def test_a_system_without_cells_reads_not_run_beside_one_with(small):
+    small.matrix().run("good/*")
+    rows = {(r.measure, r.system): r for r in tables(small).rows}
+    assert rows["ASR error eng", "good"].summary.seeds == (0, 1, 2)
+    assert rows["ASR error eng", "bad"].summary is None
+    page = markdown(tables(small))
+    assert "|bad|0|not run|-|-|-|-|-|-|-|" in page
+
+
+def test_values_differences_and_claims_are_those_of_the_cells(small):
+    small.matrix().run()
+    found = tables(small)
+    row = found.row("ASR error eng", "bad")
+    # 10 errors more of 50 tokens in each of the utterances.
+    assert row.difference.mean == pytest.approx(20)
+    assert row.difference.interval == pytest.approx((20, 20))
+    (verdict,) = found.verdicts
+    assert verdict.verdict == "holds"
+    values = json.loads(json.dumps(found.as_json()))
+    json_row = next(
+        r
+        for r in values["rows"]
+        if (r["measure"], r["system"]) == ("ASR error eng", "bad")
+    )
+    lines = list(csv.DictReader(io.StringIO(found.as_csv())))
+    csv_row = next(
+        r for r in lines if (r["measure"], r["system"]) == ("ASR error eng", "bad")
+    )
+    for key in ("mean", "deviation", "low", "high", "difference", "p"):
+        assert float(csv_row[key]) == json_row[key]
+    assert json_row["mean"] == pytest.approx(np.mean(row.summary.values))
+    assert f"|{json_row['mean']:.2f}|" in markdown(found)
+
+
+def test_failed_cells_are_listed_with_reason_and_log(small):
+    small.broken["bad", 1] = RuntimeError("out of luck")
+    small.matrix().run()
+    page = markdown(tables(small))
+    assert "- bad, seed 1: failed: RuntimeError: out of luck; log `" in page
+    assert "|bad||2 of 3|" in page
+
+
+def test_only_figures_without_heads_are_starred(small):
+    small.matrix().run("*/0")
+    page = markdown(tables(small))
+    assert "## CKA to base eng \\*" in page
+    assert "## ASR error eng\n" in page
+
+
+@pytest.mark.parametrize(
+    ("interval", "better", "expect", "verdict"),
+    [
+        ((1, 2), "lower", "worse", "holds"),
+        ((1, 2), "lower", "better", "does not hold"),
+        ((1, 2), "higher", "better", "holds"),
+        ((-2, -1), "higher", "worse", "holds"),
+        ((-2, -1), "lower", "worse", "does not hold"),
+        ((-1, 2), "lower", "worse", "cannot be told"),
+        ((-1, 2), "lower", "equal", "no difference shown"),
+        ((1, 2), "lower", "equal", "does not hold"),
+        (None, "lower", "worse", "cannot be told (one seed)"),
+    ],
+)
+def test_a_claim_is_judged_by_the_interval_of_the_difference(
+    interval, better, expect, verdict
+):
+    difference = Difference((0, 1), 1.0, interval, 0.5, None, None)
+    assert judge(difference, better, expect) == verdict
+
+
+def test_backward_transfer_is_the_last_step_minus_the_languages_own(small):
+    small.change("claims:", "transfer: {good: eng, bad: yue}\nclaims:")
+    small.matrix().run()
+    found = tables(small)
+    entry = found.transfer()["ASR error eng"]
+    steps = entry["steps"]
+    assert entry["backward_transfer"] == pytest.approx(steps["bad"] - steps["good"])
+    assert "|measure|good (eng)|bad (yue)|backward transfer|" in markdown(found)
