@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 INSTALLED := $(VENV)/.installed
-SHELL_SCRIPTS = $(wildcard egs2/*/*/*.sh conf/presets/*.sh) .ci/run
+SHELL_SCRIPTS = $(wildcard egs2/*/*/*.sh conf/presets/*.sh conf/presets/*/*.sh) .ci/run
 
 .PHONY: help venv demo test test-all bench lint clean
 

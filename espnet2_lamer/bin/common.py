@@ -2,7 +2,9 @@
 
 import argparse
 import logging
+import os
 import sys
+import warnings
 from collections.abc import Callable
 
 from espnet2_lamer.errors import RecipeError
@@ -32,6 +34,23 @@ def add_parallel_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def words(text: str) -> list[str]:
+    """Read an option's words."""
+    return text.split()
+
+
+def numbers(text: str) -> list[int]:
+    """Read an option's whole numbers."""
+    return [int(word) for word in text.split()]
+
+
+def flag(text: str) -> bool:
+    """Read ``true`` or ``false``."""
+    if text not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected true or false, found {text!r}")
+    return text == "true"
+
+
 def setup_logging() -> None:
     """Log to standard error in ESPnet's format, without module noise."""
     logging.basicConfig(
@@ -52,3 +71,19 @@ def run_main(main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         logging.error("interrupted")
         sys.exit(130)
+
+
+class _OwnOrError(logging.Filter):
+    """Lets errors through, and what this package's own modules say."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        ours = f"{os.sep}espnet2_lamer{os.sep}" in record.pathname
+        return ours or record.levelno >= logging.ERROR
+
+
+def quiet_terminal() -> None:
+    """Keep ESPnet's log lines off the terminal; the stage's log file has them all."""
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_OwnOrError())
+    # ESPnet's own use of torch; nothing a user could change.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"espnet2\.")

@@ -1,27 +1,22 @@
 """Run stages of the recipe; ``egs2/lamer_ssl/ssl1/run.sh`` calls this."""
 
 import argparse
-import logging
 import os
-import warnings
 from pathlib import Path
 
-from espnet2_lamer.bin.common import get_argument_parser, run_main
+from espnet2_lamer.bin.common import (
+    flag,
+    get_argument_parser,
+    numbers,
+    quiet_terminal,
+    run_main,
+    words,
+)
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.recipe.benchmark import check_benchmark
 from espnet2_lamer.recipe.options import LAST_STAGE, Options
 from espnet2_lamer.recipe.ssl_config import resolve_ssl_config
 from espnet2_lamer.recipe.upstreams import upstream_specs
-
-
-def _words(text: str) -> list[str]:
-    return text.split()
-
-
-def _flag(text: str) -> bool:
-    if text not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"expected true or false, found {text!r}")
-    return text == "true"
 
 
 def _layer(text: str) -> int | str:
@@ -41,7 +36,7 @@ def get_parser() -> argparse.ArgumentParser:
     types = {
         "stage": int,
         "stop_stage": int,
-        "skip_stages": lambda text: [int(word) for word in text.split()],
+        "skip_stages": numbers,
         "ngpu": int,
         "num_nodes": int,
         "nj": int,
@@ -53,14 +48,14 @@ def get_parser() -> argparse.ArgumentParser:
         "preset": str,
         "corpus": str,
         "manifest": str,
-        "exclude_sources": _words,
+        "exclude_sources": words,
         "max_missing": float,
         "base": str,
         "teacher": str,
         "teacher_layer": int,
-        "retrain": _flag,
-        "new_langs": _words,
-        "replay_langs": _words,
+        "retrain": flag,
+        "new_langs": words,
+        "replay_langs": words,
         "replay_hours": float,
         "replay_sampling": str,
         "replay_alpha": float,
@@ -69,23 +64,23 @@ def get_parser() -> argparse.ArgumentParser:
         "min_duration": float,
         "max_duration": float,
         "max_bad_audio": float,
-        "drop_overlap": _flag,
+        "drop_overlap": flag,
         "kmeans_hours": float,
         "n_clusters": int,
         "allocation": str,
         "ssl_config": Path,
         "ssl_tag": str,
-        "control": _flag,
-        "sanity": _flag,
-        "upstreams": _words,
+        "control": flag,
+        "sanity": flag,
+        "upstreams": words,
         "benchmark": str,
-        "budgets": _words,
-        "tracks": _words,
-        "eval_langs": _words,
+        "budgets": words,
+        "tracks": words,
+        "eval_langs": words,
         "eval_lists": str,
-        "cross_corpus": _flag,
+        "cross_corpus": flag,
         "lid_reading": str,
-        "units": _words,
+        "units": words,
         "multi_unit": str,
         "nbpe": int,
         "asr_config": Path,
@@ -95,9 +90,9 @@ def get_parser() -> argparse.ArgumentParser:
         "lid_layer": _layer,
         "store_dtype": str,
         "feature_store_gb": float,
-        "eval_seeds": lambda text: [int(word) for word in text.split()],
+        "eval_seeds": numbers,
         "learning_rates": lambda text: [float(word) for word in text.split()],
-        "baselines": _words,
+        "baselines": words,
         "hf_repo": str,
     }
     for name, kind in types.items():
@@ -160,12 +155,12 @@ def _check_heads(options: Options) -> None:
         )
 
 
-def _units(words: list[str], langs: list[str]) -> dict[str, str]:
+def _units(given: list[str], langs: list[str]) -> dict[str, str]:
     """Read ``eng=char cmn=pinyin``; languages not named get their default unit."""
     from espnet2_lamer.evaluation.units import UNITS, default_unit
 
     units = {lang: default_unit(lang) for lang in langs}
-    for word in words:
+    for word in given:
         lang, _, unit = word.partition("=")
         if lang not in units or unit not in UNITS:
             raise RecipeError(
@@ -189,28 +184,12 @@ def main(cmd: list[str] | None = None) -> None:
     _check_heads(options)
     # Everything ESPnet or torch loads from here on is data, never code.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    _quiet_terminal()
+    quiet_terminal()
 
     from espnet2_lamer.recipe.runner import Runner
     from espnet2_lamer.recipe.stages import stages_of
 
     Runner(stages_of(options), options).run()
-
-
-class _OwnOrError(logging.Filter):
-    """Lets errors through, and what this package's own modules say."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        ours = f"{os.sep}espnet2_lamer{os.sep}" in record.pathname
-        return ours or record.levelno >= logging.ERROR
-
-
-def _quiet_terminal() -> None:
-    """Keep ESPnet's log lines off the terminal; the stage's log file has them all."""
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_OwnOrError())
-    # ESPnet's own use of torch; nothing a user could change.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"espnet2\.")
 
 
 if __name__ == "__main__":

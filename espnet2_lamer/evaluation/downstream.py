@@ -19,7 +19,7 @@ from espnet2_lamer.evaluation.feature_store import (
     upstream_fingerprint,
 )
 from espnet2_lamer.evaluation.final_model import write_final
-from espnet2_lamer.evaluation.provenance import made_from
+from espnet2_lamer.evaluation.provenance import made_from, put_aside
 from espnet2_lamer.evaluation.tokens import (
     TARGETS,
     Vocabulary,
@@ -157,7 +157,7 @@ def train_head(
         return final
     inputs_file = output_dir / "inputs.json"
     if inputs_file.is_file() and not made_from(inputs_file, inputs):
-        _put_aside(output_dir)
+        put_aside(output_dir)
     tags = sorted({text.split(" ", 1)[0] for text in texts["train"].values()})
     data = output_dir / "data"
     vocabulary = build_vocabulary(
@@ -197,19 +197,6 @@ def train_head(
 
 def _as_list(found: str | Path | Sequence[str | Path]) -> list[Path]:
     return [Path(found)] if isinstance(found, str | Path) else [*map(Path, found)]
-
-
-def _put_aside(output_dir: Path) -> None:
-    tag = sha256_file(output_dir / "inputs.json")[:8]
-    target = output_dir.with_name(f"{output_dir.name}.old-{tag}")
-    number = 1
-    while target.exists():
-        number += 1
-        target = output_dir.with_name(f"{output_dir.name}.old-{tag}-{number}")
-    os.replace(output_dir, target)
-    logging.info(
-        "%s: inputs changed, training anew; the earlier one is %s", output_dir, target
-    )
 
 
 def _read_all(dirs: Sequence[Path], options: HeadOptions) -> dict[str, str]:

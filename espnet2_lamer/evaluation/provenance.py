@@ -1,9 +1,13 @@
 """Whether a result on disk was made from the inputs at hand."""
 
 import json
+import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from espnet2_lamer.fileio.hashing import sha256_file
 
 
 def made_from(path: Path, inputs: Mapping[str, Any]) -> bool:
@@ -13,4 +17,18 @@ def made_from(path: Path, inputs: Mapping[str, Any]) -> bool:
     # Through JSON, which turns tuples into lists and keys into strings.
     return json.loads(path.read_text(encoding="utf-8")) == json.loads(
         json.dumps(inputs)
+    )
+
+
+def put_aside(directory: Path) -> None:
+    """Rename a directory after what its ``inputs.json`` records; nothing is lost."""
+    tag = sha256_file(directory / "inputs.json")[:8]
+    target = directory.with_name(f"{directory.name}.old-{tag}")
+    number = 1
+    while target.exists():
+        number += 1
+        target = directory.with_name(f"{directory.name}.old-{tag}-{number}")
+    os.replace(directory, target)
+    logging.info(
+        "%s: inputs changed, training anew; the earlier one is %s", directory, target
     )

@@ -86,6 +86,8 @@ class Results:
             :func:`espnet2_lamer.evaluation.tables.describe_environment`.
         notes: Caveats that a reader of the numbers must know, such as "synthetic
             formant speech" or "channel-confounded".
+        column: What a system is called in the tables of recognition and
+            identification.
     """
 
     systems: Mapping[str, str]
@@ -101,6 +103,7 @@ class Results:
     parameters: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    column: str = "upstream"
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def _track_section(
     if len(parts) > _MANY:
         mine = [f for f in mine if not _is_language(f)]
         lines += [f"{len(parts) - 1} parts of the test sets: results.csv.", ""]
-    columns = ["test set", "unit", "upstream", "utterances"]
+    columns = ["test set", "unit", results.column, "utterances"]
     for kind, more, value in (
         ("error rate", "tokens", "error rate (%)"),
         ("accuracy", "largest class (%)", "accuracy (%)"),
@@ -130,7 +130,8 @@ def _track_section(
             rows.append(([*cells, _size(results, f)], f))
         if rows:
             header = [*columns, more, value]
-            lines += _figure_table(header, results.baselines, rows, True)
+            heads = any(f.head or (f.task and f.task.train) for f in mine)
+            lines += _figure_table(header, results.baselines, rows, heads)
     return lines
 
 

@@ -12,8 +12,31 @@ LAMER_TAG = "lamer"
 HEAD_ONLY_TAG = "head_only"
 
 
+class CorpusOptions:
+    """What follows from the options that name a corpus, in every recipe."""
+
+    corpus: str
+    manifest: str
+
+    @property
+    def corpus_paths(self) -> dict[str, str] | None:
+        """Where ``db.sh`` says that the public corpora are; None if none is in use."""
+        used = [CORPORA[name] for name in self.corpus.split() if name in CORPORA]
+        if "mhubert147" in self.corpus.split():
+            used.append(MHUBERT147_AUDIO)
+        return {variable: os.environ.get(variable, "") for variable in used} or None
+
+    @property
+    def manifest_files(self) -> list[Path]:
+        """The manifest, unless it is a folder or not asked for."""
+        if self.corpus != "manifest" or not self.manifest:
+            return []
+        path = Path(self.manifest)
+        return [] if path.is_dir() else [path]
+
+
 @dataclass
-class Options:
+class Options(CorpusOptions):
     """Options of the recipe; names and meaning as ``run.sh --help`` shows them.
 
     ``recipe.ssl_config.resolve_ssl_config`` fills in what follows from the pretraining
@@ -148,14 +171,6 @@ class Options:
         return self.expdir / "random"
 
     @property
-    def corpus_paths(self) -> dict[str, str] | None:
-        """Where ``db.sh`` says that the public corpora are; None if none is in use."""
-        used = [CORPORA[name] for name in self.corpus.split() if name in CORPORA]
-        if "mhubert147" in self.corpus.split():
-            used.append(MHUBERT147_AUDIO)
-        return {variable: os.environ.get(variable, "") for variable in used} or None
-
-    @property
     def overlap_tree(self) -> str:
         """ML-SUPERB's data by ``db.sh``, whatever the benchmark: it comes later."""
         return "" if self.corpus == "mini" else os.environ.get("MLSUPERB", "")
@@ -164,14 +179,6 @@ class Options:
     def mlsuperb(self) -> str:
         """Where ``db.sh`` says that ML-SUPERB's data are; empty if not in use."""
         return os.environ.get("MLSUPERB", "") if self.benchmark == "mlsuperb" else ""
-
-    @property
-    def manifest_files(self) -> list[Path]:
-        """The manifest, unless it is a folder or not asked for."""
-        if self.corpus != "manifest" or not self.manifest:
-            return []
-        path = Path(self.manifest)
-        return [] if path.is_dir() else [path]
 
     @property
     def feature_stores(self) -> Path:

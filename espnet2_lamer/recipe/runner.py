@@ -10,17 +10,29 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
-from espnet2_lamer.recipe.options import Options
+
+
+class RunOptions(Protocol):
+    """What the runner itself reads of a recipe's options."""
+
+    stage: int
+    stop_stage: int
+    skip_stages: list[int]
+    expdir: Path
+
+
+# Stages of a recipe receive that recipe's own options.
+Options = Any
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One numbered step of the recipe.
+    """One numbered step of a recipe.
 
     Attributes:
         number: Public number.
@@ -82,7 +94,7 @@ class Runner:
         options: The recipe's options.
     """
 
-    def __init__(self, stages: list[Stage], options: Options) -> None:
+    def __init__(self, stages: list[Stage], options: RunOptions) -> None:
         self.stages = stages
         self.options = options
         self.directory = options.expdir / "stages"

@@ -41,6 +41,6 @@ def test_selection_depends_on_texts_speakers_evaluation_sets_and_clusters(tmp_pa
 def test_every_option_of_a_stage_exists():
     from espnet2_lamer.recipe.options import Options
 
-    known = {*Options.__dataclass_fields__, *vars(Options)}
+    known = {*Options.__dataclass_fields__, *dir(Options)}
     for stage in STAGES:
         assert set(stage.options) <= known, stage.title

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Lamer-SSL: extend a HuBERT to new languages with layer-aware LoRA experts.
-# shellcheck disable=SC2154  # options come from the preset and path.sh
+# shellcheck disable=SC2034,SC2154  # variables that preset, path.sh and options.sh share
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -107,18 +107,8 @@ Publishing
 EOF
 }
 
-# A preset sets every option; what is given on the command line wins.
-preset=mini
-previous=
-for argument in "$@"; do
-    case "${argument}" in --preset=*) preset=${argument#*=} ;; esac
-    if [ "${previous}" = --preset ]; then preset=${argument}; fi
-    previous=${argument}
-done
-if [ ! -f "conf/presets/${preset}.sh" ]; then
-    echo "run.sh: --preset ${preset}: conf/presets/${preset}.sh not found" >&2
-    exit 2
-fi
+. ../utils/options.sh
+find_preset conf/presets "$@"
 . ./path.sh
 . ./cmd.sh
 . ./db.sh
@@ -176,49 +166,6 @@ options="stage stop_stage skip_stages nj dask ngpu num_nodes seed datadir dumpdi
  asr_config asr_layer multi_config lid_config lid_layer store_dtype feature_store_gb
  eval_seeds learning_rates baselines hf_repo"
 
-while [ $# -gt 0 ]; do
-    case "$1" in
-        -h|--help) help_message; exit 0 ;;
-        --*=*) name=${1%%=*}; value=${1#*=}; shift ;;
-        --*)
-            name=$1
-            if [ $# -lt 2 ]; then
-                echo "run.sh: ${name} needs a value; see ./run.sh --help" >&2
-                exit 2
-            fi
-            value=$2
-            shift 2
-            ;;
-        *)
-            echo "run.sh: unexpected argument '$1'; see ./run.sh --help" >&2
-            exit 2
-            ;;
-    esac
-    name=${name#--}
-    name=${name//-/_}
-    case " ${options//$'\n'/} python " in
-        *" ${name} "*) printf -v "${name}" '%s' "${value}" ;;
-        *)
-            echo "run.sh: unknown option --${name}; see ./run.sh --help" >&2
-            exit 2
-            ;;
-    esac
-done
-
-for name in stage stop_stage; do
-    if ! [[ ${!name} =~ ^[0-9]+$ ]] || [ "${!name}" -gt 14 ]; then
-        echo "run.sh: --${name} ${!name}: expected 0 to 14; see ./run.sh --help" >&2
-        exit 2
-    fi
-done
-
-if [ "${stop_stage}" -lt "${stage}" ]; then
-    echo "run.sh: --stop_stage ${stop_stage}: expected --stage (${stage}) or later" >&2
-    exit 2
-fi
-
-arguments=()
-for name in ${options}; do
-    arguments+=("--${name}" "${!name}")
-done
-exec ${train_cmd} "${python}" -m espnet2_lamer.bin.recipe "${arguments[@]}"
+last_stage=14
+read_options "$@"
+run_recipe espnet2_lamer.bin.recipe
