@@ -6,6 +6,7 @@ Key names differ from torchaudio's by prefixes only.
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,94 @@ def _new_name(key: str) -> str:
     return key
 
 
+def hugging_face_name(key: str) -> str:
+    """Name of a tensor of torchaudio's model in a Hugging Face state dict."""
+    for theirs, ours in reversed(PREFIXES):
+        if key.startswith(ours):
+            return theirs + key[len(ours) :]
+    return key
+
+
+def hubert_config(architecture: dict[str, Any]) -> dict[str, Any]:
+    """``config.json`` of a plain ``HubertModel``."""
+    dims, kernels, strides = zip(
+        *architecture["extractor_conv_layer_config"], strict=True
+    )
+    return {
+        "architectures": ["HubertModel"],
+        "model_type": "hubert",
+        "feat_extract_norm": architecture["extractor_mode"].removesuffix("_norm"),
+        "feat_extract_activation": "gelu",
+        "conv_dim": dims,
+        "conv_kernel": kernels,
+        "conv_stride": strides,
+        "conv_bias": architecture["extractor_conv_bias"],
+        "num_feat_extract_layers": len(dims),
+        "hidden_size": architecture["encoder_embed_dim"],
+        "hidden_act": "gelu",
+        "num_conv_pos_embeddings": architecture["encoder_pos_conv_kernel"],
+        "num_conv_pos_embedding_groups": architecture["encoder_pos_conv_groups"],
+        "num_hidden_layers": architecture["encoder_num_layers"],
+        "num_attention_heads": architecture["encoder_num_heads"],
+        "intermediate_size": architecture["encoder_ff_interm_features"],
+        "do_stable_layer_norm": architecture["encoder_layer_norm_first"],
+        "layer_norm_eps": 1e-5,
+        # transformers would drop layers and mask spans in train() otherwise.
+        "layerdrop": 0.0,
+        "apply_spec_augment": False,
+        "attention_dropout": 0.0,
+        "activation_dropout": 0.0,
+        "hidden_dropout": 0.0,
+        "feat_proj_dropout": 0.0,
+    }
+
+
+def preprocessor_config(architecture: dict[str, Any]) -> dict[str, Any]:
+    """``preprocessor_config.json`` of a plain ``HubertModel``."""
+    return {
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+        "do_normalize": architecture["normalize_waveform"],
+        "feature_size": 1,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": architecture["extractor_mode"] == "layer_norm",
+        "sampling_rate": 16000,
+    }
+
+
+def write_directory(
+    directory: str | Path,
+    config: dict[str, Any],
+    preprocessor: dict[str, Any],
+    state: dict[str, Tensor],
+    files: Mapping[str, str] | None = None,
+) -> None:
+    """Write what ``from_pretrained`` reads.
+
+    Args:
+        directory: Appears whole or not at all.
+        config: ``config.json``.
+        preprocessor: ``preprocessor_config.json``.
+        state: ``model.safetensors``; tensors must not share memory.
+        files: Texts of more files, by name.
+    """
+    from safetensors.torch import save_file
+
+    texts = dict(files or {})
+    for name, value in (
+        ("config.json", config),
+        ("preprocessor_config.json", preprocessor),
+    ):
+        texts[name] = json.dumps(value, indent=1) + "\n"
+    with atomic_dir(directory) as temporary:
+        for name, text in texts.items():
+            (temporary / name).write_text(text, encoding="utf-8")
+        weights = temporary / "model.safetensors"
+        save_file(state, weights, metadata={"format": "pt"})
+        # safetensors makes it readable by its owner only, whatever the umask.
+        shutil.copymode(temporary / "config.json", weights)
+
+
 def save_huggingface(
     model: Wav2Vec2Model, directory: str | Path, dtype: torch.dtype = torch.float32
 ) -> None:
@@ -150,62 +239,15 @@ def save_huggingface(
         directory: Appears whole or not at all.
         dtype: Of the stored weights.
     """
-    from safetensors.torch import save_file
-
-    arch = model.architecture
-    state = {}
-    for key, value in model.state_dict().items():
-        for theirs, ours in reversed(PREFIXES):
-            if key.startswith(ours):
-                key = theirs + key[len(ours) :]
-                break
-        state[key] = value.detach().to(dtype).contiguous()
+    state = {
+        hugging_face_name(key): value.detach().to(dtype).contiguous()
+        for key, value in model.state_dict().items()
+    }
     if model.mask_embedding is not None:
         state[MASK_EMBEDDING] = model.mask_embedding.detach().to(dtype)
-    dims, kernels, strides = zip(*arch["extractor_conv_layer_config"], strict=True)
-    config = {
-        "architectures": ["HubertModel"],
-        "model_type": "hubert",
-        "feat_extract_norm": arch["extractor_mode"].removesuffix("_norm"),
-        "feat_extract_activation": "gelu",
-        "conv_dim": dims,
-        "conv_kernel": kernels,
-        "conv_stride": strides,
-        "conv_bias": arch["extractor_conv_bias"],
-        "num_feat_extract_layers": len(dims),
-        "hidden_size": arch["encoder_embed_dim"],
-        "hidden_act": "gelu",
-        "num_conv_pos_embeddings": arch["encoder_pos_conv_kernel"],
-        "num_conv_pos_embedding_groups": arch["encoder_pos_conv_groups"],
-        "num_hidden_layers": arch["encoder_num_layers"],
-        "num_attention_heads": arch["encoder_num_heads"],
-        "intermediate_size": arch["encoder_ff_interm_features"],
-        "do_stable_layer_norm": arch["encoder_layer_norm_first"],
-        "layer_norm_eps": 1e-5,
-        # transformers would drop layers and mask spans in train() otherwise.
-        "layerdrop": 0.0,
-        "apply_spec_augment": False,
-        "attention_dropout": 0.0,
-        "activation_dropout": 0.0,
-        "hidden_dropout": 0.0,
-        "feat_proj_dropout": 0.0,
-    }
-    preprocessor = {
-        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-        "do_normalize": arch["normalize_waveform"],
-        "feature_size": 1,
-        "padding_side": "right",
-        "padding_value": 0.0,
-        "return_attention_mask": arch["extractor_mode"] == "layer_norm",
-        "sampling_rate": 16000,
-    }
-    with atomic_dir(directory) as temporary:
-        for name, value in (
-            ("config.json", config),
-            ("preprocessor_config.json", preprocessor),
-        ):
-            (temporary / name).write_text(json.dumps(value, indent=1) + "\n")
-        weights = temporary / "model.safetensors"
-        save_file(state, weights, metadata={"format": "pt"})
-        # safetensors makes it readable by its owner only, whatever the umask.
-        shutil.copymode(temporary / "config.json", weights)
+    write_directory(
+        directory,
+        hubert_config(model.architecture),
+        preprocessor_config(model.architecture),
+        state,
+    )

@@ -1,0 +1,57 @@
+"""Write features of a trained model: one layer of every utterance, as npz or ark."""
+
+import argparse
+from collections.abc import Sequence
+
+from espnet2_lamer.bin.common import get_argument_parser, run_main
+
+
+def _layer(text: str) -> int | str:
+    return text if text == "all" else int(text)
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = get_argument_parser(__doc__)
+    add = parser.add_argument
+    add("audio", nargs="*", metavar="AUDIO", help="files; their stems become the ids")
+    add("--wav_scp", help="instead of files: `utt path` lines")
+    add(
+        "--model",
+        required=True,
+        help="experiment or one of its .pth files, packed zip, Hugging Face HuBERT, "
+        "s3prl:NAME: what espnet2_lamer.load_model takes",
+    )
+    add("--base", help="where the frozen base is now, if the model needs one")
+    add(
+        "--layer",
+        type=_layer,
+        required=True,
+        help="0 (the transformer's input) to L, or all (npz only)",
+    )
+    add("--output", required=True, help="file to write; an ark's .scp goes beside it")
+    add("--format", choices=["npz", "ark"], default="npz", help="of the file")
+    add("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute")
+    return parser
+
+
+def main(cmd: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = get_parser()
+    args = parser.parse_args(cmd)
+    if bool(args.audio) == bool(args.wav_scp):
+        parser.error("give either audio files or --wav_scp")
+    from espnet2_lamer import load_model
+    from espnet2_lamer.export.features import audio_ids, write_features
+    from espnet2_lamer.units.speech import read_wav_scp
+
+    if args.wav_scp:
+        utterances = read_wav_scp(args.wav_scp)
+    else:
+        utterances = audio_ids(args.audio)
+    model = load_model(args.model, base=args.base)
+    write_features(model, args.layer, utterances, args.output, args.format, args.device)
+
+
+if __name__ == "__main__":
+    run_main(main)

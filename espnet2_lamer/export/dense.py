@@ -1,0 +1,257 @@
+r"""One language's plain HuBERT: experts averaged by their mean gates and merged.
+
+A routed Linear computes :math:`W_0 x + s \sum_k g_k(x) B_k A_k x` with gates that
+differ from frame to frame. With their mean over a language's frames in place of
+:math:`g_k(x)` the sum is one matrix, :math:`W_0 + s \sum_k \bar g_k B_k A_k`: a model
+without routers, exact with one expert per layer, an approximation otherwise. How good
+it is gets measured on speech that the means were not taken from.
+"""
+
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from espnet2_lamer.analysis.routing import RoutingStatistics
+from espnet2_lamer.convert.architecture import build_hubert
+from espnet2_lamer.convert.huggingface import preprocessor_config
+from espnet2_lamer.data.decoding import Unusable
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.export.features import read_waveform
+from espnet2_lamer.export.huggingface import describe, write
+from espnet2_lamer.export.huggingface_card import Origin, hugging_face_card
+from espnet2_lamer.fileio.datadir import read_table
+from espnet2_lamer.layers import LamerFeedForward, experts_off, record_routing
+from espnet2_lamer.layers.config import LINEARS
+from espnet2_lamer.layers.lora import LoRAExpertLinear
+from espnet2_lamer.units.speech import read_wav_scp
+from espnet2_lamer.upstream import Upstream
+
+# Means settle long before; more speech only takes longer.
+AT_MOST = 200
+
+# Mean gates ``[N]`` by transformer layer (from 0) and router.
+Gates = Mapping[tuple[int, str], Tensor]
+
+
+@dataclass
+class Deviation:
+    """Relative error of every state against the routed model's.
+
+    ``||dense - routed|| / ||routed||`` over the frames of ``utterances``; ``dense[k]``
+    and ``base[k]`` (the same model with its experts left out) belong to state k.
+    """
+
+    utterances: int
+    frames: int
+    dense: list[float]
+    base: list[float]
+
+    def table(self) -> str:
+        """A Markdown table."""
+        lines = ["| state | dense | without experts |", "|---|---|---|"]
+        for k, (dense, base) in enumerate(zip(self.dense, self.base, strict=True)):
+            lines.append(f"| {k} | {dense:.4f} | {base:.4f} |")
+        return "\n".join(lines)
+
+
+def mean_gates(upstream: Upstream, speech: Iterable[Tensor], language: str) -> Gates:
+    """Average every router's gates over the frames of a language.
+
+    Args:
+        upstream: The routed model.
+        speech: Waveforms ``[n]``, 16 kHz.
+        language: Its name, for the statistics.
+    """
+    statistics = RoutingStatistics()
+    for wave in speech:
+        with record_routing(upstream) as record:
+            _, frames = upstream.extract_features(wave[None], torch.tensor([len(wave)]))
+        statistics.add_record([language], record, frames)
+    return {
+        (row["layer"] - 1, row["router"]): torch.tensor(
+            row["mean_gate"], dtype=torch.float64
+        )
+        for row in statistics.table()
+    }
+
+
+def merge_experts(upstream: Upstream, gates: Gates) -> Upstream:
+    """Return a plain HuBERT with the experts inside its Linears.
+
+    Args:
+        upstream: The routed model; it is left as it is.
+        gates: Mean gates of all its routers.
+
+    Raises:
+        RecipeError: It has no experts, or some that are not beside a Linear.
+    """
+    if upstream.lamer is None:
+        raise RecipeError("dense: the model has no experts; export it with --kind hf")
+    plain = build_hubert(upstream.wav2vec2.architecture)
+    plain.mask_embedding = upstream.wav2vec2.mask_embedding
+    state = {
+        key: value
+        for key, value in upstream.wav2vec2.state_dict().items()
+        if key in plain.state_dict()
+    }
+    prefix = "encoder.transformer.layers"
+    for index, layer in enumerate(upstream.wav2vec2.encoder.transformer.layers):
+        ffn = layer.feed_forward
+        if not isinstance(ffn, LamerFeedForward):
+            continue
+        if ffn.ffn_experts is not None:
+            raise RecipeError(
+                "lamer.targets: found 'ffn', experts beside the whole feed-forward "
+                "network, which no Linear can hold; dense needs 'intermediate_dense' "
+                "and 'output_dense'"
+            )
+        for name in LINEARS:
+            linear = getattr(ffn, name)
+            if not isinstance(linear, LoRAExpertLinear):
+                continue
+            key = f"{prefix}.{index}.feed_forward.{name}"
+            router = "ffn" if ffn.one_router else name
+            state[f"{key}.weight"] = _merged(linear, gates.get((index, router)))
+            if linear.base.bias is not None:
+                state[f"{key}.bias"] = linear.base.bias
+    plain.load_state_dict(state)
+    return Upstream(plain, None, upstream.final_norm)
+
+
+def _merged(linear: LoRAExpertLinear, gates: Tensor | None) -> Tensor:
+    """``W_0 + s B diag(g) A`` in float64, rounded once."""
+    if gates is None:
+        gates = torch.ones(linear.num_experts, dtype=torch.float64)
+    gates = gates.repeat_interleave(linear.rank).to(linear.lora_B.device)
+    update = (linear.lora_B.double() * gates) @ linear.lora_A.double().flatten(0, 1)
+    weight = linear.base.weight
+    return (weight.double() + linear.scale * update).to(weight.dtype)
+
+
+@torch.no_grad()
+def deviation(routed: Upstream, dense: Upstream, speech: Iterable[Tensor]) -> Deviation:
+    """Measure how far the dense model's states are from the routed model's.
+
+    Args:
+        routed: With experts.
+        dense: Without.
+        speech: Waveforms ``[n]``, 16 kHz.
+    """
+    size = routed.num_layers + 1
+    squares = torch.zeros(3, size, dtype=torch.float64)
+    utterances = frames = 0
+    for wave in speech:
+        expected, _ = routed.extract_features(wave[None])
+        found, _ = dense.extract_features(wave[None])
+        with experts_off(routed):
+            base, _ = routed.extract_features(wave[None])
+        for k in range(size):
+            squares[0, k] += expected[k].double().square().sum()
+            squares[1, k] += (found[k] - expected[k]).double().square().sum()
+            squares[2, k] += (base[k] - expected[k]).double().square().sum()
+        utterances += 1
+        frames += expected[0].shape[1]
+    relative = (squares[1:] / squares[0].clamp(min=1e-30)).sqrt()
+    return Deviation(utterances, frames, relative[0].tolist(), relative[1].tolist())
+
+
+def language_speech(
+    wav_scp: str | Path, language: str, at_most: int = AT_MOST
+) -> list[str]:
+    """Choose utterances of one language, evenly over the list.
+
+    Args:
+        wav_scp: ``utt path`` lines. An ``utt2lang`` beside it says which are of the
+            language; without one all are.
+        language: As ``utt2lang`` spells it (ISO 639-3).
+        at_most: How many to take.
+
+    Returns:
+        Their paths.
+
+    Raises:
+        RecipeError: There are none.
+    """
+    paths = read_wav_scp(wav_scp)
+    utt2lang = Path(wav_scp).with_name("utt2lang")
+    if utt2lang.is_file():
+        languages = read_table(utt2lang)
+        utts = [utt for utt in paths if languages.get(utt) == language]
+        if not utts:
+            known = sorted(set(languages.values()))
+            raise RecipeError(
+                f"{utt2lang}: no utterance of {wav_scp} is {language!r}; found {known}"
+            )
+        paths = {utt: paths[utt] for utt in utts}
+    chosen = list(paths.values())
+    step = max(1, -(-len(chosen) // at_most))
+    return chosen[::step]
+
+
+def _read(paths: Sequence[str], title: str) -> Iterator[Tensor]:
+    for path in tqdm(paths, desc=title, disable=not sys.stderr.isatty()):
+        try:
+            yield torch.from_numpy(read_waveform(path))
+        except Unusable as error:
+            raise RecipeError(f"{path}: {error}; leave it out") from error
+
+
+def write_dense(
+    upstream: Upstream,
+    directory: str | Path,
+    language: str,
+    paths: Sequence[str],
+    origin: Origin | None = None,
+) -> Deviation:
+    """Write one language's plain ``HubertModel`` and say how good it is.
+
+    Gates are averaged over every other utterance; the deviation is measured on the
+    rest (with a single utterance, on that one), printed, and written into ``README.md``
+    and ``config.json`` (``lamer_dense``).
+
+    Args:
+        upstream: The routed model.
+        directory: To write, atomically.
+        language: ISO 639-3.
+        paths: Audio of that language.
+        origin: For the card.
+
+    Raises:
+        RecipeError: As :func:`merge_experts`, audio cannot be read, or ``directory``
+            holds something else.
+    """
+    gates = mean_gates(upstream, _read(paths[::2], "mean gates"), language)
+    dense = merge_experts(upstream, gates)
+    measured = deviation(upstream, dense, _read(paths[1::2] or paths, "deviation"))
+    table = measured.table()
+    logging.info(
+        "relative error of every state against the routed model, %d utterances of %s, "
+        "%d frames:\n%s",
+        *(measured.utterances, language, measured.frames, table),
+    )
+    config, state = describe(dense)
+    config["lamer_dense"] = {"language": language, **asdict(measured)}
+    more = (
+        f"The experts of a routed Lamer-SSL model, averaged by their mean gates over "
+        f"{language} speech and merged into its feed-forward networks. For {language} "
+        "only.",
+        f"Relative error of every hidden state against the routed model's, over "
+        f"{measured.utterances} other utterances ({measured.frames} frames), beside "
+        "that of the routed model without its experts:",
+        table,
+    )
+    card = hugging_face_card(directory, origin, None, more)
+    write(
+        directory,
+        config,
+        preprocessor_config(dense.wav2vec2.architecture),
+        state,
+        {"README.md": card},
+    )
+    return measured

@@ -1,0 +1,1 @@
+"""Code that travels with a Hugging Face export: needs transformers and torch only."""

@@ -1,0 +1,146 @@
+"""A directory for transformers: ``LamerHubertModel``, or a plain ``HubertModel``."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from espnet2_lamer.convert.huggingface import (
+    MASK_EMBEDDING,
+    hubert_config,
+    hugging_face_name,
+    preprocessor_config,
+    write_directory,
+)
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.export.huggingface_card import Origin, hugging_face_card
+from espnet2_lamer.layers import LamerConfig, parse_allocation
+from espnet2_lamer.upstream import Upstream
+
+CODE = Path(__file__).parent / "hf_code"
+CONFIGURATION = "configuration_lamer_hubert"
+FEATURES = "feature_extraction_lamer_hubert"
+MODELING = "modeling_lamer_hubert"
+
+
+def write_huggingface(
+    upstream: Upstream, directory: str | Path, origin: Origin | None = None
+) -> None:
+    """Write what ``AutoModel.from_pretrained(..., trust_remote_code=True)`` loads.
+
+    The directory holds configuration, feature extractor, weights, the code of
+    ``LamerHubertModel`` (it needs transformers and torch only) and a model card. A
+    model without experts becomes a plain ``HubertModel`` without code.
+
+    Args:
+        upstream: What ``espnet2_lamer.load_model`` returns.
+        directory: To write, atomically; an older export there is replaced.
+        origin: For the card.
+
+    Raises:
+        RecipeError: The model is not ours, or ``directory`` holds something else.
+    """
+    config, state = describe(upstream)
+    preprocessor = preprocessor_config(upstream.wav2vec2.architecture)
+    lamer = None if upstream.lamer is None else LamerConfig(**upstream.lamer)
+    files = {"README.md": hugging_face_card(directory, origin, lamer)}
+    if lamer is not None:
+        config |= _lamer_config(upstream, lamer) | {
+            "architectures": ["LamerHubertModel"],
+            "model_type": "lamer_hubert",
+            "auto_map": {
+                "AutoConfig": f"{CONFIGURATION}.LamerHubertConfig",
+                "AutoModel": f"{MODELING}.LamerHubertModel",
+            },
+        }
+        preprocessor |= {
+            "feature_extractor_type": "LamerHubertFeatureExtractor",
+            "auto_map": {
+                "AutoFeatureExtractor": f"{FEATURES}.LamerHubertFeatureExtractor"
+            },
+            # The model runs a padded batch right in both families.
+            "return_attention_mask": True,
+        }
+        for name in (CONFIGURATION, FEATURES, MODELING):
+            source = CODE / f"{name}.py"
+            files[source.name] = source.read_text(encoding="utf-8")
+    write(directory, config, preprocessor, state, files)
+
+
+def describe(upstream: Upstream) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return ``config.json`` of the backbone and all tensors under transformers' names.
+
+    Raises:
+        RecipeError: The model is not ours.
+    """
+    if not isinstance(upstream, Upstream):
+        raise RecipeError(
+            f"{type(upstream).__name__}: expected a HuBERT with or without experts, as "
+            "espnet2_lamer.load_model gives for an experiment or a packed model"
+        )
+    wav2vec2 = upstream.wav2vec2
+    config = hubert_config(wav2vec2.architecture)
+    state = {
+        hugging_face_name(key): value.detach().clone().contiguous()
+        for key, value in wav2vec2.state_dict().items()
+        # Loads of the last training batch: of no use to anyone else.
+        if not key.endswith(".load")
+    }
+    if wav2vec2.mask_embedding is None:
+        # transformers would make a random one otherwise, and warn.
+        config["mask_time_prob"] = 0.0
+    else:
+        state[MASK_EMBEDDING] = wav2vec2.mask_embedding.detach().clone()
+    return config, state
+
+
+def write(
+    directory: str | Path,
+    config: dict[str, Any],
+    preprocessor: dict[str, Any],
+    state: dict[str, Tensor],
+    files: dict[str, str],
+) -> None:
+    """Write the directory unless it holds anything but an earlier export.
+
+    Raises:
+        RecipeError: It does.
+    """
+    directory = Path(directory)
+    refuse_other_content(directory, "preprocessor_config.json")
+    write_directory(directory, config, preprocessor, state, files)
+
+
+def refuse_other_content(directory: Path, marker: str) -> None:
+    """Refuse to replace a file, or a directory that has content but no ``marker``.
+
+    Raises:
+        RecipeError: It would be replaced.
+    """
+    if directory.is_dir():
+        if (directory / marker).exists() or not any(directory.iterdir()):
+            return
+        found = "a directory that no export wrote"
+    elif directory.exists():
+        found = "a file"
+    else:
+        return
+    raise RecipeError(
+        f"--output {directory}: found {found}, expected a new or empty directory, or "
+        "an earlier export to replace"
+    )
+
+
+def _lamer_config(upstream: Upstream, lamer: LamerConfig) -> dict[str, Any]:
+    return {
+        "num_experts": parse_allocation(lamer.allocation, upstream.num_layers),
+        "num_experts_per_tok": lamer.top_k,
+        "lora_rank": lamer.rank,
+        "lora_alpha": float(lamer.rank if lamer.alpha is None else lamer.alpha),
+        "lora_dropout": lamer.dropout,
+        "lora_targets": list(lamer.targets),
+        "lora_router": lamer.router,
+        "use_selection_bias": lamer.balance == "bias",
+        "final_norm": upstream.final_norm,
+        "dtype": str(next(upstream.parameters()).dtype).removeprefix("torch."),
+    }
