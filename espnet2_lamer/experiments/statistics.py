@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import fmean, stdev
 
 import numpy as np
@@ -148,8 +149,7 @@ def resampled_means(
     with_parts = bool(figures[0][0].parts)
     if len(figures) == 1 and not with_parts:
         return None
-    rng = np.random.default_rng([seed, 0])
-    weights = _counts(rng, len(figures), resamples) / len(figures)  # [R, S]
+    weights = _counts(seed, 0, len(figures), resamples) / len(figures)  # [R, S]
     total = np.zeros(resamples)
     for g in range(groups):
         column = [measures[g] for measures in figures]
@@ -160,8 +160,7 @@ def resampled_means(
         if any(sorted(m.parts) != utts for m in column):
             raise ValueError("the seeds are not over the same utterances")
         parts = np.array([[m.parts[u] for u in utts] for m in column])  # [S, U, 2]
-        rng = np.random.default_rng([seed, 1 + g])
-        drawn = _counts(rng, len(utts), resamples)  # [R, U]
+        drawn = _counts(seed, 1 + g, len(utts), resamples)  # [R, U]
         rates = 100 * (drawn @ parts[:, :, 0].T) / (drawn @ parts[:, :, 1].T)  # [R, S]
         total += (weights * rates).sum(axis=1)
     return total / groups
@@ -180,9 +179,13 @@ def two_sided(differences: NDArray[np.float64]) -> float:
     return min(1.0, 2 * min(above, below))
 
 
-def _counts(rng: np.random.Generator, items: int, resamples: int) -> NDArray:
+# Tables ask for the same draws hundreds of times.
+@lru_cache(maxsize=64)
+def _counts(seed: int, stream: int, items: int, resamples: int) -> NDArray[np.float64]:
     """How often each of ``items`` is drawn in each resample ``[R, items]``."""
-    return rng.multinomial(items, np.full(items, 1 / items), size=resamples)
+    rng = np.random.default_rng([seed, stream])
+    counts = rng.multinomial(items, np.full(items, 1 / items), size=resamples)
+    return counts.astype(np.float64)
 
 
 def _over_seeds(values: Sequence[float]) -> tuple[float | None, float | None]:

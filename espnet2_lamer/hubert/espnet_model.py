@@ -13,10 +13,14 @@ from torch.nn import functional as F
 from espnet2_lamer.asr.encoder.lamer_hubert import LamerHubertEncoder, MaskedPrediction
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.hubert.balance import BalanceTerm
+from espnet2_lamer.hubert.distillation import (
+    distillation_sums,
+    replayed_utterances,
+)
 from espnet2_lamer.hubert.distributed import global_sums, is_distributed
 from espnet2_lamer.hubert.language_statistics import LanguageStatistics
 from espnet2_lamer.hubert.routing_statistics import RoutingStatistics
-from espnet2_lamer.layers import Router, record_routing
+from espnet2_lamer.layers import LamerFeedForward, Router, record_routing
 from espnet2_lamer.layers.recording import Routing, RoutingRecord
 
 AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -30,6 +34,7 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
             + \frac{u}{|U|} \sum_{t \in U} -\log P(z_t \mid h_t)
             + \lambda \sum_l L_{lb}^{(l)}
             + w \cdot \overline{\lVert conv \rVert^2}
+            + d \cdot L_{dist}
 
     M are the masked, U the other real frames. The last term, a mean over real frames
     (fairseq: padding included), counts only where the convolution stack trains.
@@ -42,6 +47,10 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
         balance_reduction: ``"sum"`` or ``"mean"`` over balanced layers.
         unmasked_weight: u, fairseq's ``pred_nomask_weight``; 0 in HuBERT and Lamer-SSL.
         feature_penalty: w, for training the convolution stack.
+        distill_weight: d, of the distance to the frozen base on replayed speech, see
+            :func:`~espnet2_lamer.hubert.distillation.distillation_sums`; not in the
+            paper, 0 leaves it out. With it the loss, though no input of the network,
+            depends on the data ``lang``.
         logit_temp: Temperature of the cosine logits.
         amp_dtype: ``none``, ``bf16`` (also on CPU) or ``fp16``.
         vocab_size: Unused. ESPnet's own task, which S3PRL calls, passes it and those
@@ -64,6 +73,7 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
         balance_reduction: str = "sum",
         unmasked_weight: float = 0.0,
         feature_penalty: float = 10.0,
+        distill_weight: float = 0.0,
         logit_temp: float = 0.1,
         amp_dtype: str = "none",
         vocab_size: int | None = None,
@@ -108,6 +118,14 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
         self.balance_reduction = balance_reduction
         self.unmasked_weight = unmasked_weight
         self.feature_penalty = feature_penalty
+        self.distill_weight = distill_weight
+        # A head-only control is the base: there is no distance.
+        self._distills = distill_weight > 0 and (
+            encoder.lamer is None
+            or any(isinstance(m, LamerFeedForward) for m in encoder.modules())
+        )
+        #: Numbers of the replayed languages in the data ``lang``.
+        self.replay_numbers: list[int] = []
         self.amp_dtype = amp_dtype
         self.routing_statistics = RoutingStatistics()
         # Read by the trainer.
@@ -155,8 +173,16 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
             output = self.encoder(
                 speech, speech_lengths, mask, with_unmasked=self.unmasked_weight > 0
             )
+            distilled = None
+            if self._distills:
+                replayed = replayed_utterances(
+                    kwargs.get("lang"), self.replay_numbers, self.encoder
+                )
+                distilled = distillation_sums(
+                    self.encoder, output, speech, speech_lengths, mask, replayed
+                )
         mask = mask[:, : output.real.shape[1]]
-        loss, stats, weight = self._loss(output, text, mask, record)
+        loss, stats, weight = self._loss(output, text, mask, record, distilled)
         if "lang" in kwargs:
             of_frames = kwargs["lang"].reshape(-1, 1).expand_as(mask)[mask]
             self.language_statistics.add(output.logits, text[mask], of_frames)
@@ -174,6 +200,7 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
         text: Tensor,
         mask: Tensor,
         record: RoutingRecord,
+        distilled: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor | float | None], Tensor]:
         labels = text[mask]
         weight = output.logits.new_tensor(float(max(labels.numel(), 1)))
@@ -185,11 +212,12 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
             weight,
             weight.new_tensor(float(labels.numel())),
             weight.new_tensor(float(0 if others is None else others.numel())),
+            weight.new_zeros(()) if distilled is None else distilled[1],
             *balance.local_sums(),
         ]
         # A validation batch stands alone: some rank may have none.
         total = global_sums(local) if self.training else local
-        total_weight, masked, unmasked, *balance_sums = total
+        total_weight, masked, unmasked, replayed, *balance_sums = total
         # What a rank returns is multiplied by its weight and divided by their sum.
         own_share = total_weight / weight
 
@@ -220,6 +248,10 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
             penalty = output.squared_features / balance_sums[0] * own_share
             loss = loss + self.feature_penalty * penalty
             stats["feature_penalty"] = penalty.detach()
+        if distilled is not None:
+            distance = distilled[0] / replayed.clamp(min=1.0) * own_share
+            loss = loss + self.distill_weight * distance
+            stats["distill"] = distance.detach()
         stats["loss"] = loss.detach()
         return loss, stats, weight
 

@@ -9,6 +9,7 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.recipe.options import Options
+from espnet2_lamer.recipe.ssl_config import AUTO
 
 MINI = Path("mini")
 
@@ -82,7 +83,7 @@ def _check_layers(base: str, options: Options) -> None:
             raise RecipeError(
                 f"--{name}: found {value}, expected 0 to {layers}, the layers of {base}"
             )
-    if not options.allocation:
+    if options.allocation in ("", AUTO):
         return
     try:
         parse_allocation(options.allocation, layers)

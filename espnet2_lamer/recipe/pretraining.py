@@ -14,6 +14,7 @@ from espnet2_lamer.recipe.checkpoints import base_path, read_checkpoints
 from espnet2_lamer.recipe.devices import device_options
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.ssl_config import (
+    AUTO,
     control_settings,
     experts_options,
     read_ssl_config,
@@ -154,7 +155,7 @@ def continue_pretraining(options: Options) -> None:
     """
     from espnet2_lamer.layers import parameter_report
 
-    runs = [(options.ssl_experiment, options.allocation)]
+    runs = [(options.ssl_experiment, _allocation(options))]
     if options.control:
         runs.insert(0, (options.control_experiment, "0"))
     if options.control_experiment in dict(runs):
@@ -190,7 +191,7 @@ def check_one_batch(options: Options) -> None:
         options.n_clusters,
     )
     command += ["--config", str(options.ssl_config), "--output_dir", str(experiment)]
-    command += _training_options(options, experiment, options.allocation)
+    command += _training_options(options, experiment, _allocation(options))
     command += ["--sanity", "true"]
     logging.info("one batch again and again, log: %s", experiment / "sanity.log")
     _run_task(command, experiment, "sanity.log")
@@ -201,6 +202,14 @@ def check_one_batch(options: Options) -> None:
         *(found[k] for k in ("initial_bits", "final_bits", "updates")),
         found["final_accuracy"],
     )
+
+
+def _allocation(options: Options) -> str:
+    if options.allocation != AUTO:
+        return options.allocation
+    from espnet2_lamer.recipe.auto_allocation import automatic_allocation
+
+    return automatic_allocation(options)
 
 
 def _training_options(options: Options, experiment: Path, allocation: str) -> list[str]:

@@ -13,6 +13,10 @@ from espnet2_lamer.recipe.options import HEAD_ONLY_TAG, Options
 
 # The other upstreams, whose heads stand in the same directory, and stage 6's ssl_stats.
 _TAKEN_TAGS = ("random", "base", "stats")
+# Options that do nothing where there are no experts.
+_OF_EXPERTS = ("expand_from", "old_experts")
+#: Value of ``--allocation``: counts from the data, when stage 7 starts.
+AUTO = "auto"
 
 
 def read_ssl_config(path: Path) -> dict[str, Any]:
@@ -43,18 +47,23 @@ def resolve_ssl_config(options: Options) -> None:
             or is stated nowhere; or the name is taken.
     """
     path = options.ssl_config
-    own = _own_allocation(read_ssl_config(path))
+    own = own_allocation(read_ssl_config(path))
     given = options.allocation.replace(" ", "")
-    if given and not re.fullmatch(r"\d+(,\d+)*", given):
+    if given and given != AUTO and not re.fullmatch(r"\d+(,\d+)*", given):
         raise RecipeError(
             f"--allocation: found {options.allocation!r}, expected expert counts of 0 "
-            "or more separated by commas, e.g. 2,4,6,8"
+            f"or more separated by commas, e.g. 2,4,6,8, or {AUTO}"
         )
     if given and own is None:
         raise RecipeError(
             f"--allocation: found {given}, but {path} has no encoder_conf.lamer and "
             "trains the whole model; leave --allocation empty, or choose another "
             "--ssl_config"
+        )
+    if given == AUTO and (own == "" or _is_zero(own or "")):
+        raise RecipeError(
+            f"--allocation: found {AUTO}, but {path} has encoder_conf.lamer.allocation "
+            f"{own or 'none'}; state counts there: their sum is what {AUTO} spreads"
         )
     if own == "" and not given:
         raise RecipeError(
@@ -81,7 +90,7 @@ def resolve_ssl_config(options: Options) -> None:
         options.control = False
 
 
-def _own_allocation(config: Mapping[str, Any]) -> str | None:
+def own_allocation(config: Mapping[str, Any]) -> str | None:
     """Return the YAML's allocation; ``None`` without experts, "" if not stated."""
     lamer = (config.get("encoder_conf") or {}).get("lamer")
     if lamer is None:
@@ -117,6 +126,9 @@ def experts_options(allocation: str) -> list[str]:
 
 def control_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the head-only control of a config is trained with."""
-    encoder = dict(config.get("encoder_conf") or {})
-    encoder.pop("lamer", None)
-    return {**config, "encoder_conf": encoder}
+    settings = {k: v for k, v in config.items() if k not in _OF_EXPERTS}
+    for section, name in (("encoder_conf", "lamer"), ("model_conf", "distill_weight")):
+        if section in config or section == "encoder_conf":
+            settings[section] = dict(config.get(section) or {})
+            settings[section].pop(name, None)
+    return settings

@@ -23,8 +23,17 @@ from espnet2_lamer.tasks.dry_run import dry_run
 from espnet2_lamer.tasks.option_check import check_options
 from espnet2_lamer.train.collate import LamerCollate
 from espnet2_lamer.train.console import child_log
+from espnet2_lamer.train.expansion import (
+    OLD_EXPERTS,
+    expand_experts,
+    keep_old_experts,
+)
 from espnet2_lamer.train.iterator import BucketIterFactory
-from espnet2_lamer.train.languages import without_languages
+from espnet2_lamer.train.languages import (
+    at_most_hours,
+    read_hours,
+    without_languages,
+)
 from espnet2_lamer.train.sanity import check_sanity
 from espnet2_lamer.train.signals import pass_signals_on
 from espnet2_lamer.train.trainer import LamerTrainer
@@ -104,6 +113,13 @@ class LamerHubertTask(HubertTask):
             "and validation",
         )
         parser.add_argument(
+            "--max_hours",
+            nargs="*",
+            default=[],
+            help="Most training speech of a language, e.g. eng=0.5; a random sample of "
+            "its utterances stays, the same whatever --seed is",
+        )
+        parser.add_argument(
             "--langs",
             nargs="*",
             default=[],
@@ -115,6 +131,19 @@ class LamerHubertTask(HubertTask):
             nargs="*",
             default=[],
             help="Those of --langs that are replayed, for their share of each epoch",
+        )
+        parser.add_argument(
+            "--expand_from",
+            default=None,
+            help="Earlier experiment with experts: its experts are the first ones of "
+            "each layer, encoder_conf.lamer.allocation counts old and new together",
+        )
+        parser.add_argument(
+            "--old_experts",
+            choices=OLD_EXPERTS,
+            default="frozen",
+            help="What becomes of the experts of --expand_from: they stay as they are "
+            "(routers train), or train with the others",
         )
         parser.set_defaults(
             iterator_type="task",
@@ -183,17 +212,21 @@ class LamerHubertTask(HubertTask):
             statistics = model.routing_statistics
             statistics.path = Path(args.output_dir) / "routing.jsonl"
             statistics.interval = getattr(args, "log_interval", None) or 100
-        model.language_statistics.names = list(getattr(args, "langs", None) or [])
+        langs = list(getattr(args, "langs", None) or [])
+        model.language_statistics.names = langs
+        replayed = getattr(args, "replay_langs", None) or []
+        model.replay_numbers = [n for n, lang in enumerate(langs) if lang in replayed]
         return model
 
     @classmethod
     def build_optimizers(
         cls, args: argparse.Namespace, model: torch.nn.Module
     ) -> list[torch.optim.Optimizer]:
-        """Give the optimizer only what trains.
+        """Give the optimizer only what trains; take over experts to expand.
 
         Raises:
-            RecipeError: fp16 is asked for without a GPU.
+            RecipeError: fp16 is asked for without a GPU, or the experiment of
+                ``expand_from`` does not fit.
         """
         if args.amp_dtype == "fp16":
             if args.ngpu == 0:
@@ -205,8 +238,13 @@ class LamerHubertTask(HubertTask):
             # ESPnet's trainer scales the loss under this option; the model's own
             # autocast decides what is computed in half precision.
             args.use_amp = True
+        # Before a checkpoint of this training is read, which then has the last word.
+        kept = expand_experts(model, args.expand_from) if args.expand_from else []
         trainable = [p for p in model.parameters() if p.requires_grad]
-        return [optim_classes[args.optim](trainable, **args.optim_conf)]
+        optimizer = optim_classes[args.optim](trainable, **args.optim_conf)
+        if kept and args.old_experts == "frozen":
+            keep_old_experts(kept, optimizer)
+        return [optimizer]
 
     @classmethod
     def build_task_iter_factory(
@@ -220,6 +258,11 @@ class LamerHubertTask(HubertTask):
             wav_scp = Path(iter_options.data_path_and_name_and_type[0][0])
             lengths = without_languages(
                 lengths, wav_scp.with_name("utt2lang"), args.exclude_langs
+            )
+        if args.max_hours and iter_options.train:
+            wav_scp = Path(iter_options.data_path_and_name_and_type[0][0])
+            lengths = at_most_hours(
+                lengths, wav_scp.with_name("utt2lang"), read_hours(args.max_hours)
             )
         rank, world = 0, 1
         if iter_options.distributed:

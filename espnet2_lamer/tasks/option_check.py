@@ -42,6 +42,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "model_conf.balance_weight": (0.0, math.inf),
     "model_conf.unmasked_weight": (0.0, math.inf),
     "model_conf.feature_penalty": (0.0, math.inf),
+    "model_conf.distill_weight": (0.0, math.inf),
     "model_conf.logit_temp": _POSITIVE,
     "collate_fn_conf.max_sample_size": (400, math.inf),
     "collate_fn_conf.bucket_samples": (1, math.inf),

@@ -24,6 +24,8 @@ CHANGES = {
     },
     "lamer_uniform": {ALLOCATION: 5},
     "lamer_no_balance": {f"{LAMER}.balance": "none"},
+    "lamer_bias": {f"{LAMER}.balance": "bias"},
+    "lamer_distill": {"model_conf.distill_weight": 1.0},
     "lamer_no_replay": {"exclude_langs": ["eng"]},
     "lamer_8642": {ALLOCATION: "8,6,4,2"},
     "lamer_8228": {ALLOCATION: "8,2,2,8"},

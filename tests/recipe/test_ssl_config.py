@@ -86,6 +86,30 @@ def test_an_allocation_on_the_command_line_is_said_and_shows_in_the_name(
     assert "--allocation 0,0,4,8 replaces 2,4,6,8 of" in record.getMessage()
 
 
+def test_auto_spreads_the_yamls_experts_and_shows_in_the_name(resolve):
+    options = resolve(allocation="auto")
+    assert options.allocation == "auto"
+    assert options.ssl_experiment.name == "ssl_lamer_auto"
+    assert resolve("tuning/train_ssl_milore.yaml", allocation="auto").ssl_tag == (
+        "milore_auto"
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            "tuning/train_ssl_full_finetuning.yaml",
+            "found auto, but .* trains the whole",
+        ),
+        ("tuning/train_ssl_head_only.yaml", "lamer.allocation 0; state counts there"),
+    ],
+)
+def test_auto_needs_experts_to_spread(resolve, config, message):
+    with pytest.raises(RecipeError, match=message):
+        resolve(config, allocation="auto")
+
+
 def test_the_yamls_own_allocation_on_the_command_line_changes_nothing(resolve, caplog):
     caplog.set_level(logging.INFO)
     assert resolve(allocation="2,4,6,8") == resolve()
@@ -95,7 +119,7 @@ def test_the_yamls_own_allocation_on_the_command_line_changes_nothing(resolve, c
 def test_every_config_has_an_experiment_of_its_own(resolve):
     configs = ["train_ssl_lamer.yaml"]
     configs += sorted(f"tuning/{p.name}" for p in CONF.glob("tuning/train_ssl_*.yaml"))
-    assert len(configs) == 14
+    assert len(configs) == 16
     runs = [resolve(config) for config in configs]
     for name in ("ssl_experiment", "analysis", "results"):
         assert len({getattr(run, name) for run in runs}) == len(runs), name
@@ -268,6 +292,18 @@ def test_espnet_reads_the_options_as_they_are_meant(config, allocation, expected
     if expected is None and allocation:
         expected = own | {"allocation": allocation}
     assert found == expected
+
+
+def test_stage_7_trains_with_the_counts_that_auto_found(stage7, monkeypatch):
+    from espnet2_lamer.recipe import auto_allocation
+
+    monkeypatch.setattr(auto_allocation, "automatic_allocation", lambda o: "1,9")
+    own = ["--encoder_conf", "lamer.allocation=1,9"]
+    none = ["--encoder_conf", "lamer={allocation: 0}"]
+    assert stage7(allocation="auto") == [
+        ("ssl_head_only", BASE + none),
+        ("ssl_lamer_auto", BASE + own),
+    ]
 
 
 def test_a_head_only_run_trains_once(stage7):

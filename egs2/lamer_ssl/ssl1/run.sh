@@ -66,7 +66,8 @@ Models
   --kmeans_hours     hours per language for k-means (${kmeans_hours})
   --n_clusters       number of units K (${n_clusters})
   --ssl_config       pretraining config (${ssl_config})
-  --allocation       LoRA experts per group of layers (${allocation:-as in --ssl_config})
+  --allocation       LoRA experts per group of layers, or auto: by language separability
+                     of the base (${allocation:-as in --ssl_config})
   --ssl_tag          name of the pretraining (${ssl_tag:-from --ssl_config and --allocation})
   --control          also train the head-only control (${control})
   --sanity           true: instead of training, overfit one batch and say whether it

@@ -28,7 +28,8 @@ GUARD = "hubert_pretrain_model.wav2vec2.encoder.transformer.layer_norm.weight"
 class MaskedPrediction:
     """What one masked forward pass yields.
 
-    ``real [B, T]`` marks frames that are not padding, ``logits [M, K]`` belong to the
+    ``real [B, T]`` marks frames that are not padding, ``hidden [B, T, D]`` is the
+    transformer's output, ``logits [M, K]`` belong to the
     masked frames in row-major order, ``unmasked_logits [U, K]`` to the real frames
     that are not masked (``None`` unless asked for), ``squared_features`` is the mean
     square of the convolution stack's channels, summed over real frames, or ``None``
@@ -36,6 +37,7 @@ class MaskedPrediction:
     """
 
     real: Tensor
+    hidden: Tensor
     logits: Tensor
     unmasked_logits: Tensor | None
     squared_features: Tensor | None
@@ -235,7 +237,7 @@ class LamerHubertEncoder(TorchAudioHuBERTPretrainEncoder):
         if features.requires_grad:
             squares = features.float().pow(2).mean(-1).masked_fill(~real, 0.0).sum()
         unmasked = head(x[real & ~mask]) if with_unmasked else None
-        return MaskedPrediction(real, head(x[mask]), unmasked, squares)
+        return MaskedPrediction(real, x, head(x[mask]), unmasked, squares)
 
     def _transform(self, x: Tensor, attention_mask: Tensor | None) -> Tensor:
         transformer = self.wav2vec2.encoder.transformer

@@ -1,0 +1,172 @@
+"""Sequential expansion: go on from a trained mixture with more experts."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from espnet2_lamer.asr.encoder.lamer_hubert import BASE_HASH
+from espnet2_lamer.convert.espnet_experiment import model_file, read_config
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.layers import LamerConfig, LamerFeedForward
+from espnet2_lamer.layers.lora import LoRAExperts
+
+OLD_EXPERTS = ("frozen", "shared")
+_LAYER = "encoder.hubert_pretrain_model.wav2vec2.encoder.transformer.layers"
+# Settings that old experts only make sense with.
+_SAME = ("rank", "alpha", "targets", "router")
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Part of a parameter that holds old experts: along ``dim`` the first ``size``."""
+
+    parameter: nn.Parameter
+    dim: int
+    size: int
+    values: Tensor
+
+    def old(self, tensor: Tensor) -> Tensor:
+        return tensor.narrow(self.dim, 0, self.size)
+
+
+def expand_experts(model: nn.Module, experiment: str | Path) -> list[_Kept]:
+    r"""Give a new model the experts of an earlier experiment, as its first ones.
+
+    In a layer with :math:`N_{old}` experts then and N now, experts 1 to
+    :math:`N_{old}` get the earlier A, B and router rows; the others start as always,
+    B zero and router rows at random. The unit head is new: its units may be others.
+    With no new expert in any layer this only goes on from the old weights. Top-K over
+    more experts may leave an old one out, so with random rows the model does not start
+    exactly where the earlier one stopped.
+
+    Args:
+        model: ``LamerHubertPretrainModel``, freshly built.
+        experiment: Its ``config.yaml`` and best model are read.
+
+    Returns:
+        Where the old experts are, for :func:`keep_old_experts`.
+
+    Raises:
+        RecipeError: Base or experts' settings differ, or a layer has fewer experts
+            than before.
+    """
+    experiment = Path(experiment)
+    if not any(isinstance(module, LamerFeedForward) for module in model.modules()):
+        logging.info("expand_from: no layer has experts, none are taken over")
+        return []
+    config = read_config(experiment)
+    path = model_file(experiment, config)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise RecipeError(f"expand_from: {path}: cannot be read ({error})") from error
+    _check(model, experiment, config, state)
+    kept: list[_Kept] = []
+    counts = []
+    for index, layer in enumerate(model.encoder.wav2vec2.encoder.transformer.layers):
+        prefix = f"{_LAYER}.{index}.feed_forward."
+        old = _experts_of(state, prefix)
+        counts.append(old)
+        if not old:
+            continue
+        module = layer.feed_forward
+        now = module.num_experts if isinstance(module, LamerFeedForward) else 0
+        if now < old:
+            raise RecipeError(
+                f"expand_from: {experiment} has {old} experts in layer {index + 1}, "
+                f"found {now} in encoder_conf.lamer.allocation; expected as many or "
+                "more"
+            )
+        for name, child in module.named_children():
+            if isinstance(child, LoRAExperts):
+                a, b = state[f"{prefix}{name}.lora_A"], state[f"{prefix}{name}.lora_B"]
+                kept.append(_put(child.lora_A, 0, a))
+                kept.append(_put(child.lora_B, 1, b))
+        for name, router in module.routers.items():
+            for part in ("weight", "selection_bias"):
+                value = state.get(f"{prefix}routers.{name}.{part}")
+                target = getattr(router, part)
+                if value is not None and target is not None:
+                    _put(target, 0, value)
+    logging.info(
+        "expand_from: %s gives the first %s experts of the layers",
+        experiment,
+        ",".join(map(str, counts)),
+    )
+    return kept
+
+
+def keep_old_experts(kept: list[_Kept], optimizer: torch.optim.Optimizer) -> None:
+    """Leave old experts as they are: no gradient, and no weight decay either.
+
+    A and B of all experts of a layer are one parameter each, so after every update the
+    old part is put back, which is exact whatever the optimizer does.
+
+    Args:
+        kept: What :func:`expand_experts` returned.
+        optimizer: That of the training.
+    """
+    for part in kept:
+
+        def without_old(grad: Tensor, part: _Kept = part) -> Tensor:
+            grad = grad.clone()
+            part.old(grad).zero_()
+            return grad
+
+        part.parameter.register_hook(without_old)
+
+    @torch.no_grad()
+    def put_back(*_: Any) -> None:
+        for part in kept:
+            part.old(part.parameter).copy_(part.values)
+
+    optimizer.register_step_post_hook(put_back)
+
+
+@torch.no_grad()
+def _put(target: Tensor, dim: int, value: Tensor) -> _Kept:
+    size = value.shape[dim]
+    target.narrow(dim, 0, size).copy_(value)
+    return _Kept(target, dim, size, value.to(target.device, target.dtype))
+
+
+def _experts_of(state: Mapping[str, Tensor], prefix: str) -> int:
+    for key, value in state.items():
+        if key.startswith(prefix) and key.endswith(".lora_A"):
+            return value.shape[0]
+    return 0
+
+
+def _check(
+    model: nn.Module,
+    experiment: Path,
+    config: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+) -> None:
+    lamer = (config.get("encoder_conf") or {}).get("lamer")
+    own = model.encoder.lamer
+    if lamer is None:
+        raise RecipeError(
+            f"expand_from: {experiment} has no experts (encoder_conf.lamer), expected "
+            "a mixture of them"
+        )
+    before = LamerConfig(**lamer)
+    for key in _SAME:
+        if getattr(before, key) != getattr(own, key):
+            raise RecipeError(
+                f"expand_from: {experiment} has encoder_conf.lamer.{key} "
+                f"{getattr(before, key)!r}, found {getattr(own, key)!r} here; expected "
+                "the same"
+            )
+    hashes = [state.get(f"encoder.{BASE_HASH}"), getattr(model.encoder, BASE_HASH)]
+    found = [None if h is None else bytes(h.tolist()).hex() for h in hashes]
+    if found[0] != found[1]:
+        raise RecipeError(
+            f"expand_from: {experiment} was trained on a base with SHA-256 {found[0]}, "
+            f"found one with {found[1]} here; expected the same encoder_conf.base"
+        )
