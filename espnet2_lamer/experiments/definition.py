@@ -210,7 +210,8 @@ def _system(
     }
     for key in ("data", "cell"):
         for option in parts[key]:
-            if option in (*OWN, *CONFIGS) or (option == "seed" and key == "cell"):
+            allowed = {"data": ("seed",), "cell": ("skip_stages",)}[key]
+            if option in (*OWN, *CONFIGS, "seed") and option not in allowed:
                 raise RecipeError(
                     f"{path}: {where}: {key}.{option}: this option is set by the tool; "
                     "seeds stand under seeds, config files under configs"
