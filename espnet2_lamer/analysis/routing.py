@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import entr
 
 from espnet2_lamer.fileio.atomic import write_json
 
@@ -25,6 +26,7 @@ class _Sums:
     probs: NDArray[np.float64]
     dispatched: NDArray[np.int64]
     first: NDArray[np.int64]
+    entropy: float
 
 
 class RoutingStatistics:
@@ -59,7 +61,8 @@ class RoutingStatistics:
                 continue
             experts = p.shape[-1]
             first = np.bincount(p.argmax(axis=-1), minlength=experts)
-            new = _Sums(len(p), g.sum(0), p.sum(0), (g > 0).sum(0), first)
+            uncertainty = float(entr(p).sum())
+            new = _Sums(len(p), g.sum(0), p.sum(0), (g > 0).sum(0), first, uncertainty)
             by_lang = self._sums.setdefault((layer, router), {})
             if lang not in by_lang:
                 by_lang[lang] = new
@@ -71,6 +74,7 @@ class RoutingStatistics:
                 old.probs + new.probs,
                 old.dispatched + new.dispatched,
                 old.first + new.first,
+                old.entropy + new.entropy,
             )
 
     def add_record(
@@ -127,7 +131,10 @@ class RoutingStatistics:
           .. math:: I = \sum_{l,k} \frac{n_{lk}}{n} \ln \frac{n\, n_{lk}}{n_l\, n_k} ;
 
         - ``language_entropy``, which it cannot exceed, in nats;
+        - ``load``: dispatch share of each expert times N, 1 for a fair share;
         - ``load_entropy``: entropy of the dispatch shares, in nats, ln N when balanced;
+        - ``routing_entropy``: entropy of a frame's routing probabilities, in nats, mean
+          over frames: 0 where routers are sure, ln N where they are not;
         - ``dead_experts``: experts that no frame was dispatched to.
         """
         rows = []
@@ -143,7 +150,10 @@ class RoutingStatistics:
                     "experts": counts.shape[1],
                     "mutual_information": mutual_information(counts),
                     "language_entropy": entropy(counts.sum(axis=1)),
+                    "load": (dispatched * len(dispatched) / dispatched.sum()).tolist(),
                     "load_entropy": entropy(dispatched),
+                    "routing_entropy": sum(s.entropy for s in by_lang.values())
+                    / int(counts.sum()),
                     "dead_experts": (np.flatnonzero(dispatched == 0) + 1).tolist(),
                 }
             )

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from espnet2_lamer.analysis.cka import LinearCKA
+from espnet2_lamer.analysis.depths import compared_layers
 from espnet2_lamer.analysis.probe import Phones, phone_probe
-from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path, write_text
 from espnet2_lamer.hubert.distributed import is_distributed
 from espnet2_lamer.layers import experts_off
@@ -31,9 +31,6 @@ from espnet2_lamer.upstream import hidden_states
 if TYPE_CHECKING:
     from espnet2_lamer.train.run import TrainingRun
 
-# Depths that are compared unless --monitor_layers names layers; the last is about
-# where features are read for ASR (22 of 24, 11 of 12).
-DEPTHS = (1 / 4, 1 / 2, 3 / 4, 11 / 12)
 # L2 penalty of the probe, chosen on the mini base's dev set: few frames, many values.
 RIDGE = 0.01
 # Figures per language that a line takes over.
@@ -83,13 +80,7 @@ class ForgettingMonitor:
         control: ControlCurve | None = None,
     ) -> None:
         depth = encoder.architecture["encoder_num_layers"]
-        self.layers = layers or sorted({max(1, round(d * depth)) for d in DEPTHS})
-        wrong = [layer for layer in self.layers if not 0 <= layer <= depth]
-        if wrong:
-            raise RecipeError(
-                f"monitor_layers: found {wrong[0]}, expected 0 (the transformer's "
-                f"input) to {depth}"
-            )
+        self.layers = compared_layers(layers, depth, "monitor_layers")
         self.encoder = encoder
         self.sample = sample
         self.device = device

@@ -108,6 +108,9 @@ def test_layers_report_experts_of_each_language_and_dead_ones():
     assert row["language_entropy"] == pytest.approx(math.log(2))
     # Shares 1/4, 1/4, 1/2.
     assert row["load_entropy"] == pytest.approx(1.5 * math.log(2))
+    assert row["load"] == pytest.approx([1, 1, 2, 0])
+    expected = -0.7 * math.log(0.7) - 0.3 * math.log(0.1)
+    assert row["routing_entropy"] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.fixture

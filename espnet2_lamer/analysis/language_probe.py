@@ -1,0 +1,145 @@
+"""Linear language probe: which layers tell the language of an utterance."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.evaluation.measure import Measure
+
+FOLDS = 5
+# Iterations of L-BFGS. Fixed, so that every layer's probe gets the same budget.
+_ITERATIONS = 200
+
+
+@dataclass(frozen=True)
+class Folds:
+    """A division of utterances into parts that are held out in turn.
+
+    Attributes:
+        part: Number of the part of every utterance ``[U]``.
+        owners: What an interval draws: the speaker of every utterance where parts are
+            of speakers, else the utterance itself.
+        by_speaker: Whether no speaker is in two parts.
+    """
+
+    part: NDArray[np.int64]
+    owners: list[str]
+    by_speaker: bool
+
+    @property
+    def number(self) -> int:
+        """How many parts there are."""
+        return int(self.part.max()) + 1
+
+
+def held_out_folds(
+    utts: Sequence[str],
+    langs: Sequence[str],
+    speakers: Sequence[str],
+    folds: int = FOLDS,
+    seed: int = 0,
+) -> Folds:
+    """Divide utterances so that each part has every language in its share.
+
+    Speakers are kept together where every language has at least two of them. Otherwise,
+    or where speakers are not known, single utterances are divided.
+
+    Args:
+        utts: Utterance ids ``[U]``.
+        langs: Their languages ``[U]``.
+        speakers: Their speakers ``[U]``; an empty one is a speaker of its own.
+        folds: Most parts; fewer where a language has fewer speakers.
+        seed: Of the division.
+
+    Raises:
+        RecipeError: A language has a single utterance.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    owners = [s or f"utterance {u}" for u, s in zip(utts, speakers, strict=True)]
+    groups = [
+        len({o for o, x in zip(owners, langs, strict=True) if x == lang})
+        for lang in sorted(set(langs))
+    ]
+    by_speaker = min(groups) >= 2 and len(set(owners)) < len(utts)
+    if not by_speaker:
+        owners = list(utts)
+        groups = [list(langs).count(lang) for lang in set(langs)]
+    number = min(folds, *groups) if groups else 0
+    if number < 2:
+        raise RecipeError("a held-out split needs two utterances of every language")
+    kind = StratifiedGroupKFold if by_speaker else StratifiedKFold
+    splitter = kind(number, shuffle=True, random_state=seed)
+    part = np.zeros(len(utts), np.int64)
+    with warnings.catch_warnings():
+        # A language with few speakers is said by the caller, with its number.
+        warnings.simplefilter("ignore", UserWarning)
+        rows = np.zeros((len(utts), 1))
+        for index, (_, held_out) in enumerate(splitter.split(rows, langs, owners)):
+            part[held_out] = index
+    return Folds(part, owners, by_speaker)
+
+
+def language_probe(
+    vectors: ArrayLike, langs: Sequence[str], folds: Folds, seed: int = 0
+) -> Measure:
+    """Classify utterances by language, each by a probe that did not see its part.
+
+    The probe is multinomial logistic regression on vectors standardised with the mean
+    and deviation of its training part, by L-BFGS with an L2 penalty of weight 1 on the
+    summed loss.
+
+    Args:
+        vectors: One vector per utterance ``[U, D]``, such as the mean of a state over
+            its frames.
+        langs: Languages ``[U]``, at least two.
+        folds: See :func:`held_out_folds`.
+        seed: Of the bootstrap.
+
+    Returns:
+        Accuracy in per cent; its interval draws speakers where parts are of speakers.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
+
+    vectors, truth = np.asarray(vectors, np.float64), np.asarray(langs)
+    right = np.zeros(len(truth), bool)
+    # One thread: the same figures on every machine.
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for index in range(folds.number):
+            held_out = folds.part == index
+            train, known = vectors[~held_out], truth[~held_out]
+            if len(set(known)) < 2:
+                right[held_out] = truth[held_out] == known[0]
+                continue
+            mean, deviation = train.mean(axis=0), train.std(axis=0)
+            deviation[deviation == 0] = 1
+            probe = LogisticRegression(max_iter=_ITERATIONS)
+            probe.fit((train - mean) / deviation, known)
+            found = probe.predict((vectors[held_out] - mean) / deviation)
+            right[held_out] = found == truth[held_out]
+    return _measure(right, folds, seed)
+
+
+def chance_level(langs: Sequence[str], folds: Folds) -> float:
+    """Accuracy, in per cent, of the most frequent language of each training part."""
+    truth = np.asarray(langs)
+    right = 0
+    for index in range(folds.number):
+        names, counts = np.unique(truth[folds.part != index], return_counts=True)
+        right += int((truth[folds.part == index] == names[counts.argmax()]).sum())
+    return 100 * right / len(truth)
+
+
+def _measure(right: NDArray[np.bool_], folds: Folds, seed: int) -> Measure:
+    parts: dict[str, tuple[float, float]] = {}
+    for owner, correct in zip(folds.owners, right.tolist(), strict=True):
+        hits, count = parts.get(owner, (0, 0))
+        parts[owner] = (hits + correct, count + 1)
+    return Measure.of_rate(parts, seed=seed)

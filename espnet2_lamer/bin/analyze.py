@@ -1,0 +1,86 @@
+"""Report what a model's routers do, what its layers know, and what it forgot."""
+
+import argparse
+import logging
+import os
+from pathlib import Path
+
+from espnet2_lamer.bin.common import get_argument_parser, numbers, run_main, words
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Return the argument parser."""
+    parser = get_argument_parser(__doc__)
+    add = parser.add_argument
+    add(
+        "--model",
+        required=True,
+        help="packed zip, experiment, HuBERT (as run.sh --base) or s3prl:NAME",
+    )
+    add(
+        "--data",
+        type=Path,
+        required=True,
+        help="directory with wav.scp and utt2lang (utt2spk, phones.ctm), manifest, or "
+        "folder of audio per language",
+    )
+    add(
+        "--output",
+        type=Path,
+        required=True,
+        help="folder; gets report.html and report.json",
+    )
+    add(
+        "--base",
+        help="model to compare with; default: the model with its experts switched off",
+    )
+    add(
+        "--frozen_base",
+        help="where the frozen base of an experiment is now, if it moved",
+    )
+    add("--langs", type=words, default=[], help='languages, e.g. "eng yue"; all')
+    add("--max_utts", type=int, default=100, help="most utterances per language")
+    add(
+        "--layers",
+        type=numbers,
+        default=[],
+        help='layers for CKA and phones, e.g. "6 12"; four of them',
+    )
+    add("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute")
+    add("--seed", type=int, default=0, help="of the choice, splits and intervals")
+    return parser
+
+
+def main(cmd: list[str] | None = None) -> None:
+    """Run the command line."""
+    args = get_parser().parse_args(cmd)
+    # Everything ESPnet or torch loads from here on is data, never code.
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    from espnet2_lamer.analysis.depths import compared_layers
+    from espnet2_lamer.analysis.model_report import report_on
+    from espnet2_lamer.analysis.report_page import render_page, summary
+    from espnet2_lamer.analysis.speech_set import read_speech_set
+    from espnet2_lamer.fileio.atomic import write_json, write_text
+    from espnet2_lamer.upstream import load_model
+
+    speech = read_speech_set(args.data, args.langs, args.max_utts, args.seed)
+    model = load_model(args.model, base=args.frozen_base)
+    report = report_on(
+        model,
+        load_model(args.base) if args.base else None,
+        speech,
+        compared_layers(args.layers, model.num_layers, "--layers"),
+        {"model": args.model, "base": args.base},
+        args.device,
+        args.seed,
+    )
+    page = render_page(report)
+    write_json(args.output / "report.json", report)
+    write_text(args.output / "report.html", page)
+    for line in [*report["notes"], *summary(report)]:
+        logging.info("%s", line)
+    logging.info("wrote %s", args.output / "report.html")
+
+
+if __name__ == "__main__":
+    run_main(main)
