@@ -1,0 +1,107 @@
+"""Stage 2: the sets that experts are trained, chosen and tested on."""
+
+import json
+import logging
+from pathlib import Path
+
+from espnet2_lamer.data.audio import SAMPLE_RATE
+from espnet2_lamer.data.benchmark_sets import SetInfo, write_subset
+from espnet2_lamer.data.mlsuperb import prepare_asr_data
+from espnet2_lamer.data.sampling import sample_balanced, sample_replay
+from espnet2_lamer.data.seeds import seed_of
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.atomic import write_json
+from espnet2_lamer.fileio.datadir import read_table, write_table
+from espnet2_lamer.recipe.whisper.options import SPLITS, WhisperOptions
+
+#: What Whisper learns to write, beside the normalised ``text`` of a formatted set.
+TARGET = "text.target"
+#: Whisper's window; it was trained on nothing longer.
+WINDOW_SECONDS = 30.0
+
+
+def select(options: WhisperOptions) -> None:
+    """Stage 2: 16 kHz mono speech with text, as much of it as the options say.
+
+    Writes ``whisper_<lang>_{train,dev,test}`` below ``<dumpdir>/raw`` and
+    ``whisper_sets.json``, which counts them.
+
+    Raises:
+        RecipeError: An utterance may be longer than Whisper's window, or see
+            :func:`~espnet2_lamer.data.mlsuperb.prepare_asr_data`.
+    """
+    if options.max_duration > WINDOW_SECONDS:
+        raise RecipeError(
+            f"--max_duration: found {options.max_duration:g}, expected at most "
+            f"{WINDOW_SECONDS:g} s, Whisper's window"
+        )
+    prepare_asr_data(
+        options.datadir,
+        options.dumpdir,
+        options.langs,
+        dict.fromkeys(options.langs, "char"),
+        options.seed,
+        min_s=options.min_duration,
+        max_s=options.max_duration,
+        nj=options.nj,
+        max_bad_audio=options.max_bad_audio,
+    )
+    report: dict = {"seed": options.seed, "sets": {}}
+    for lang in options.langs:
+        for split in SPLITS:
+            source = options.raw / f"asr_{lang}_{split}"
+            chosen = _choose(source, lang, split, options)
+            target = options.set_dir(lang, split)
+            info = SetInfo("own", "", lang, split, "char", seed=options.seed)
+            record = write_subset(source, target, chosen, info)
+            raw = read_table(target / "text.raw")
+            write_table(target / TARGET, {u: target_text(t) for u, t in raw.items()})
+            if (source / "romanisation").is_file():
+                spoken = read_table(source / "romanisation")
+                spoken = {u: s for u, s in spoken.items() if u in chosen}
+                write_table(target / "romanisation", spoken)
+            counts = {k: record[k] for k in ("utterances", "seconds")}
+            report["sets"][target.name] = counts
+            logging.info(
+                "%s: %d utterances, %.1f min",
+                *(target.name, counts["utterances"], counts["seconds"] / 60),
+            )
+    write_json(sets_file(options), report)
+
+
+def sets_file(options: WhisperOptions) -> Path:
+    """Return the file that counts the sets."""
+    return options.raw / "whisper_sets.json"
+
+
+def target_text(text: str) -> str:
+    """Return the transcript that is trained on: as it is written.
+
+    All-capital transcripts are lower-cased: Whisper's vocabulary has no pieces for
+    them and would spell them out.
+    """
+    return text.lower() if text.isupper() else text
+
+
+def _choose(source: Path, lang: str, split: str, options: WhisperOptions) -> set[str]:
+    samples = read_table(source / "utt2num_samples")
+    seconds = {utt: int(count) / SAMPLE_RATE for utt, count in samples.items()}
+    drawn = seed_of(options.seed, "whisper", split, lang)
+    if split == "train":
+        if not options.train_minutes:
+            return set(seconds)
+        return sample_replay(seconds, options.train_minutes / 60, drawn)
+    count = options.dev_utts if split == "dev" else options.test_utts
+    if not count or count >= len(seconds):
+        return set(seconds)
+    # Speakers in turn; an "hour" per utterance makes the amount a number of them.
+    speakers = read_table(source / "utt2spk")
+    return sample_balanced(dict.fromkeys(seconds, 3600.0), speakers, count, drawn)
+
+
+def channel_confounded(options: WhisperOptions) -> bool:
+    """Whether the manifest's sources tell the languages apart."""
+    path = options.datadir / "manifest.json"
+    if options.corpus != "manifest" or not path.is_file():
+        return False
+    return bool(json.loads(path.read_text(encoding="utf-8")).get("channel_confounded"))

@@ -1,0 +1,125 @@
+"""Stage 10: model-zoo zips that need neither Whisper's file nor the experts'."""
+
+import logging
+import tempfile
+from pathlib import Path
+
+import yaml
+
+from espnet2_lamer.export.zoo import pack_model
+from espnet2_lamer.recipe.whisper.decoding import model_files
+from espnet2_lamer.recipe.whisper.options import WhisperOptions
+from espnet2_lamer.recipe.whisper.systems import System, packages
+from espnet2_lamer.recipe.whisper.weights import read_weights
+
+_CARD = """\
+---
+{front}---
+
+# {name}
+
+An ESPnet model for speech recognition in {languages}: Whisper `{whisper}` with LoRA
+language experts, after [arXiv 2506.21555](https://arxiv.org/abs/2506.21555). This one:
+{what}.
+
+## Use
+
+With the package `espnet2_lamer` and openai-whisper installed; 16 kHz mono speech of up
+to 30 s.
+
+```python
+from espnet2.bin.asr_inference import Speech2Text
+import espnet2_lamer, soundfile
+from espnet2_lamer.export.zoo import unpack_model
+
+espnet2_lamer.register()
+model = Speech2Text(**unpack_model("{zip}", "models"), beam_size=1, ctc_weight=0.0)
+{language}print(model(soundfile.read("speech.wav")[0])[0][0])
+```
+
+Set the environment variable `TORCH_FORCE_WEIGHTS_ONLY_LOAD=1` so that nothing in a
+downloaded file is executed.
+
+## Licence and origin
+
+- Whisper: MIT, OpenAI; SHA-256 of its file {sha256}
+- {data}
+
+## Results
+
+{results}
+"""
+_WHAT = {
+    "multilingual": "one LoRA for all languages",
+    "full": "all weights fine-tuned",
+    "experts": "one LoRA per language, the language is given",
+    "mole": "a mixture of one LoRA per language, which identifies the language",
+    "kd_none": "one LoRA for all languages that needs no language",
+    "kd_output": "one LoRA, distilled from the experts' outputs, needs no language",
+    "kd_layerwise": "one LoRA, distilled from the experts' layers, needs no language",
+}
+_MINI = (
+    "trained on speech synthesised by espeak-ng; sentences: hsk-sentences-audio "
+    "(CC-BY-SA-4.0) and pycantonese's Common Voice prompts (MPL-2.0)"
+)
+
+
+def pack(options: WhisperOptions) -> None:
+    """Stage 10: one self-contained zip for each system of ``--pack``."""
+    from espnet2_lamer.whisper.packing import write_full_whisper
+
+    weights = read_weights(options)
+    results = options.expdir / "RESULTS.md"
+    options.packed.mkdir(parents=True, exist_ok=True)
+    for system, output in packages(options).items():
+        # The whole Whisper once per package: nothing is kept beside the zip.
+        with tempfile.TemporaryDirectory(dir=options.packed) as folder:
+            config, model = write_full_whisper(
+                *model_files(options, system), Path(folder)
+            )
+            pack_model(
+                *("asr", config, model, output),
+                options=[results],
+                card=_card(options, system, output, results, weights),
+                metadata={
+                    "whisper_sha256": weights["sha256"],
+                    "prompts": options.prompts,
+                },
+            )
+        logging.info("packed %s (%.1f MB)", output, output.stat().st_size / 1e6)
+
+
+def _card(
+    options: WhisperOptions, system: System, output: Path, results: Path, weights: dict
+) -> str:
+    front = {
+        "library_name": "espnet",
+        "pipeline_tag": "automatic-speech-recognition",
+        "tags": ["espnet", "audio", "automatic-speech-recognition", "whisper", "lora"],
+        "language": options.langs,
+        "license": "mit",
+    }
+    given = system.kind in ("multilingual", "full", "experts")
+    language = f'model.asr_model.language = "{options.langs[0]}"\n' if given else ""
+    lines = results.read_text(encoding="utf-8").strip().splitlines()
+    return _CARD.format(
+        front=yaml.safe_dump(front, sort_keys=False),
+        name=output.stem,
+        zip=output.name,
+        languages=", ".join(options.langs),
+        whisper=weights["source"] if _is_name(weights["source"]) else "(own weights)",
+        what=_WHAT[system.kind],
+        language=language,
+        sha256=weights["sha256"],
+        data=(
+            _MINI
+            if options.corpus == "mini"
+            else "the licences of your training data apply; state them here"
+        ),
+        results="\n".join(f"#{x}" if x.startswith("#") else x for x in lines),
+    )
+
+
+def _is_name(source: str) -> bool:
+    """Whether this names a Whisper; a path would name a machine's folder."""
+    return "/" not in source and not source.endswith(".pt")

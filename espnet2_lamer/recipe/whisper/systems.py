@@ -1,0 +1,109 @@
+"""Which systems the options ask for, and by which routes each is decoded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from espnet2_lamer.recipe.whisper.options import SYSTEMS, WhisperOptions
+
+#: The true language is given; nobody gives it.
+AWARE, AGNOSTIC = "aware", "agnostic"
+CONFIG_OPTIONS = (
+    *("expert_config", "multilingual_config", "full_config"),
+    *("mole_config", "kd_config"),
+)
+_CONFIG_OF = {
+    "multilingual": "multilingual_config",
+    "full": "full_config",
+    "mole": "mole_config",
+    **dict.fromkeys(("kd_none", "kd_output", "kd_layerwise"), "kd_config"),
+}
+_ROUTES = {
+    **dict.fromkeys(("frozen", "multilingual", "full", "mole"), (AWARE, AGNOSTIC)),
+    "experts": (AWARE,),
+    # A student never sees the true language.
+    **dict.fromkeys(("kd_none", "kd_output", "kd_layerwise"), (AGNOSTIC,)),
+}
+
+
+@dataclass(frozen=True)
+class System:
+    """One row of the comparison.
+
+    Attributes:
+        name: Of its directory and in tables.
+        kind: One of ``options.SYSTEMS``.
+        config: ESPnet config of its training; None where nothing is trained here.
+        routes: How it is decoded.
+        shared_layers: L1 of a MoLE; None: that of the config.
+        rank: Of a student; None: that of the config.
+    """
+
+    name: str
+    kind: str
+    config: Path | None
+    routes: tuple[str, ...]
+    shared_layers: int | None = None
+    rank: int | None = None
+
+    def directory(self, options: WhisperOptions) -> Path:
+        """Return its ESPnet experiment."""
+        return options.expdir / self.name
+
+    def runs(self) -> dict[str, str]:
+        """Return the route of each of its decodings, by the decoding's name."""
+        if len(self.routes) == 1:
+            return {self.name: self.routes[0]}
+        return {f"{self.name}_{route}": route for route in self.routes}
+
+
+def planned_systems(options: WhisperOptions) -> list[System]:
+    """List the systems asked for, in the order of the tables.
+
+    ``--shared_layers`` and ``--student_rank`` with several values give a MoLE, or a
+    student of each kind, per value.
+    """
+    planned = []
+    for kind in SYSTEMS:
+        if kind not in options.systems:
+            continue
+        name = _CONFIG_OF.get(kind)
+        config = None if name is None else getattr(options, name)
+        depths: list[int | None] = [None]
+        ranks: list[int | None] = [None]
+        if kind == "mole":
+            depths = [*options.shared_layers] or [None]
+        if kind.startswith("kd_"):
+            ranks = [*options.student_rank] or [None]
+        for depth in depths:
+            for rank in ranks:
+                parts = [kind]
+                parts += [] if depth is None else [f"l{depth}"]
+                parts += [] if rank is None else [f"r{rank}"]
+                planned.append(
+                    System("_".join(parts), kind, config, _ROUTES[kind], depth, rank)
+                )
+    return planned
+
+
+def systems_of(options: WhisperOptions, *kinds: str) -> list[System]:
+    """List the planned systems of some kinds."""
+    return [system for system in planned_systems(options) if system.kind in kinds]
+
+
+def needs_experts(options: WhisperOptions) -> bool:
+    """Whether any system is made of the experts."""
+    made = ("experts", "mole", "kd_none", "kd_output", "kd_layerwise")
+    return bool(systems_of(options, *made))
+
+
+def expert_dir(options: WhisperOptions, lang: str) -> Path:
+    """Return the experiment of one language's expert."""
+    return options.expdir / "experts" / lang
+
+
+def packages(options: WhisperOptions) -> dict[System, Path]:
+    """Return the zip of each system that is packed."""
+    return {
+        system: options.packed / f"whisper_{system.name}.zip"
+        for system in systems_of(options, *options.pack)
+    }

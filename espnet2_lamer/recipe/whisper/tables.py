@@ -1,0 +1,206 @@
+"""Stage 9: RESULTS.md of the comparison."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from espnet2_lamer.evaluation.languages import (
+    Groups,
+    language_figures,
+    utterance_rates,
+)
+from espnet2_lamer.evaluation.measure import Measure
+from espnet2_lamer.evaluation.results import (
+    MeasureTable,
+    Results,
+    Task,
+    collect_figures,
+)
+from espnet2_lamer.evaluation.scoring import LidScore, Score
+from espnet2_lamer.evaluation.tables import describe_environment, write_results
+from espnet2_lamer.recipe.whisper.data import channel_confounded
+from espnet2_lamer.recipe.whisper.options import WhisperOptions
+from espnet2_lamer.recipe.whisper.scoring import (
+    decode_dir,
+    identified,
+    score_unit,
+    units_of,
+)
+from espnet2_lamer.recipe.whisper.systems import (
+    AWARE,
+    System,
+    expert_dir,
+    planned_systems,
+)
+
+_WHAT = {
+    "frozen": "Whisper as it is",
+    "multilingual": "one LoRA for all languages",
+    "full": "all of Whisper fine-tuned on all languages",
+    "experts": "the language's own LoRA expert",
+    "mole": "mixture of language experts",
+    "kd_none": "one student LoRA, no distillation",
+    "kd_output": "one student LoRA, distilled from the experts' outputs",
+    "kd_layerwise": "one student LoRA, distilled from the experts' layers and outputs",
+}
+#: Systems the others are tested against, where they are there.
+_BASELINES = ("frozen_aware", "multilingual_aware", "multilingual_agnostic")
+
+
+def tabulate(options: WhisperOptions) -> None:
+    """Stage 9: write ``RESULTS.md``, ``results.json`` and ``results.csv``."""
+    systems = planned_systems(options)
+    runs = {
+        run: _describe(system, route)
+        for system in systems
+        for run, route in system.runs().items()
+    }
+    recognition: dict[Task, dict[str, dict[int, Score]]] = {}
+    identification: dict[Task, dict[str, dict[int, LidScore]]] = {}
+    for run in runs:
+        for lang in options.langs:
+            for unit in units_of(lang):
+                task = Task("asr", lang, unit)
+                row = recognition.setdefault(task, {})
+                row[run] = {options.seed: score_unit(options, run, lang, unit)}
+        found = identified(options, run)
+        if found is not None:
+            task = Task("lid", " ".join(options.langs), "language")
+            row = identification.setdefault(task, {})
+            row[run] = {options.seed: found}
+    baselines = [name for name in _BASELINES if name in runs]
+    results = Results(
+        systems=runs,
+        baselines=baselines,
+        recognition=recognition,
+        identification=identification,
+        tables=_over_languages(options, list(runs), baselines),
+        parameters=_costs(options, systems),
+        environment=describe_environment(),
+        notes=_notes(options),
+        column="system",
+    )
+    figures = collect_figures(results)
+    write_results(options.expdir, results, figures)
+    logging.info("results: %s", options.expdir / "RESULTS.md")
+
+
+def _describe(system: System, route: str) -> str:
+    what = _WHAT[system.kind]
+    if system.shared_layers is not None:
+        what += f" over the first {system.shared_layers} encoder layers"
+    if system.rank is not None:
+        what += f", rank {system.rank}"
+    if route == AWARE:
+        return f"{what}; the language is given"
+    if system.kind == "mole":
+        return f"{what}; its identifier chooses the language"
+    return f"{what}; nobody gives the language"
+
+
+def _over_languages(
+    options: WhisperOptions, runs: list[str], baselines: list[str]
+) -> list[MeasureTable]:
+    """Summarise each run over its languages, in each language's headline unit."""
+    if len(options.langs) < 2:
+        return []
+    units = {lang: units_of(lang)[0] for lang in options.langs}
+    rows: dict[str, dict[str, Measure]] = {}
+    for run in runs:
+        groups: dict[str, dict[str, float]] = {}
+        for lang, unit in units.items():
+            groups |= _rates(options, run, lang, unit)
+        for what, measure in language_figures(groups, options.seed).items():
+            rows.setdefault(what, {})[run] = measure
+    named = ", ".join(f"{lang} {unit}" for lang, unit in units.items())
+    return [
+        MeasureTable(
+            "Over languages",
+            "error rate (%)",
+            rows,
+            baselines,
+            f"In {named}: the mean over a language's utterances, then over languages.",
+        )
+    ]
+
+
+def _rates(options: WhisperOptions, run: str, lang: str, unit: str) -> Groups:
+    folder = decode_dir(options, run, lang) / f"score_{unit}"
+    utts = (folder / "ref").read_text(encoding="utf-8").splitlines()
+    utt2lang = {line.split(" ", 1)[0]: lang for line in utts}
+    return utterance_rates(folder / "ref", folder / "hyp", unit, utt2lang)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _costs(
+    options: WhisperOptions, systems: list[System]
+) -> dict[str, dict[str, float]]:
+    """Return parameters and seconds of every system, and of every expert."""
+    costs: dict[str, dict[str, float]] = {}
+    for system in systems:
+        if system.kind == "experts":
+            for lang in options.langs:
+                costs[f"expert {lang}"] = _training(expert_dir(options, lang))
+        elif system.config is not None:
+            costs[system.name] = _training(system.directory(options))
+        run = list(system.runs())[-1]
+        times = [
+            read_json(decode_dir(options, run, lang) / "time.json")
+            for lang in options.langs
+        ]
+        seconds = {name: sum(time[name] for time in times) for name in times[0]}
+        costs.setdefault(system.name, {"trainable": 0})
+        costs[system.name]["decoding (s per s of speech)"] = (
+            seconds["seconds"] / seconds["speech"]
+        )
+    return costs
+
+
+def _training(experiment: Path) -> dict[str, float]:
+    report = read_json(experiment / "training.json")
+    parameters = report["parameters"]
+    return {
+        "trainable": parameters["trainable"],
+        "trainable, per cent of Whisper": parameters["trainable_percent"],
+        "needed to decode": parameters["inference"],
+        "updates": report["updates"],
+        "training (s)": report["seconds"],
+    }
+
+
+def _notes(options: WhisperOptions) -> list[str]:
+    prompts = ", ".join(f"{lang} <|{t}|>" for lang, t in options.prompts.items())
+    notes = [f"Language token in Whisper's prompt: {prompts}."]
+    shared = [t for t in options.prompts.values()]
+    if len(set(shared)) < len(shared):
+        notes[0] += (
+            " Languages that share a token are told apart by the experts alone; the "
+            "frozen Whisper cannot tell them apart."
+        )
+    if options.corpus == "mini":
+        notes.append(
+            "Synthetic formant speech (espeak-ng): it shows that the pipeline learns "
+            "and says nothing about human speech."
+        )
+    if channel_confounded(options):
+        notes.append(
+            "channel-confounded: no source covers two languages, so a model can tell "
+            "the languages apart by their recordings. LID accuracy on this data is no "
+            "evidence, and gains on it are weak evidence."
+        )
+    if {"cmn", "yue"} & set(options.langs):
+        notes.append(
+            "In characters, a hypothesis in the other script (traditional for "
+            "simplified, or the reverse) counts as wrong; pinyin and jyutping of the "
+            "same hypotheses do not depend on the script."
+        )
+    notes.append(
+        "One run with one seed: the noise between trainings is in no interval. "
+        "Seconds are those of this machine."
+    )
+    return notes

