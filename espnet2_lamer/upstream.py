@@ -1,6 +1,8 @@
 """``load_model``: a trained model as a frozen feature extractor with L + 1 states."""
 
 import argparse
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,15 @@ from torch import Tensor, nn
 
 from espnet2_lamer.convert import load_hubert
 from espnet2_lamer.convert.architecture import build_hubert
-from espnet2_lamer.convert.espnet_experiment import STOCK, model_file, read_config
+from espnet2_lamer.convert.espnet_experiment import (
+    CONFIG,
+    STOCK,
+    model_file,
+    read_config,
+)
+from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.foreign import clear_errors, parse_yaml
 from espnet2_lamer.layers import LamerConfig, add_lamer
 
 
@@ -72,6 +81,7 @@ class Upstream(nn.Module):
         self.final_norm = final_norm
         self.num_layers: int = wav2vec2.architecture["encoder_num_layers"]
         self.dim: int = wav2vec2.architecture["encoder_embed_dim"]
+        self.eval()
 
     def train(self, mode: bool = True) -> "Upstream":
         """Stay in eval mode: a frozen upstream must not drop anything."""
@@ -133,9 +143,11 @@ def load_model(source: str | Path, base: str | Path | None = None) -> nn.Module:
 
     Args:
         source: An experiment directory of ``hubert_train`` (``config.yaml`` and its
-            best model), a packed zip, a plain HuBERT: anything that
+            best model), one of its ``.pth`` files, a packed zip, an adapter file
+            (``.safetensors``), a plain HuBERT: anything that
             :func:`espnet2_lamer.convert.load_hubert` takes, or ``s3prl:NAME``.
-        base: Where the frozen base is now; default is ``encoder_conf.base``.
+        base: Where the frozen base is now; default is ``encoder_conf.base``, for an
+            adapter file the name in it.
 
     Returns:
         An :class:`Upstream`, or for ``s3prl:`` an
@@ -151,6 +163,12 @@ def load_model(source: str | Path, base: str | Path | None = None) -> nn.Module:
     path = Path(source)
     if path.is_file() and path.suffix == ".zip":
         return _load_zip(path, base)
+    if path.is_file() and path.suffix == ".safetensors":
+        from espnet2_lamer.export.adapter import load_adapter
+
+        return load_adapter(path, base)
+    if path.suffix == ".pth" and path.is_file() and (path.parent / CONFIG).is_file():
+        return load_experiment(path.parent, base, path.name)
     if (path / "config.yaml").is_file() and read_config(path).get("encoder") != STOCK:
         return load_experiment(path, base)
     return Upstream(load_hubert(source))
@@ -162,13 +180,33 @@ def _load_zip(path: Path, base: str | Path | None) -> Upstream:
     from espnet2_lamer.export.zoo import unpack_model
 
     with tempfile.TemporaryDirectory() as directory:
-        members = unpack_model(path, directory)
-        if "ssl_train_config" not in members:
-            raise RecipeError(
-                f"{path}: found a zip with {sorted(members)}, expected a packed "
-                "pretraining model (ssl_train_config)"
-            )
-        return load_experiment(Path(members["ssl_train_config"]).parent, base)
+        try:
+            return _load_unpacked(path, unpack_model(path, directory), base)
+        except RecipeError as error:
+            # Messages name files of a directory that is gone when they are read.
+            text = re.sub(rf"{re.escape(directory)}/\w+", str(path), str(error))
+            raise RecipeError(text) from error
+
+
+def _load_unpacked(
+    path: Path, members: Mapping[str, str], base: str | Path | None
+) -> Upstream:
+    if not {"ssl_train_config", "ssl_model_file"} <= members.keys():
+        raise RecipeError(
+            f"{path}: found a zip with {sorted(members)}, expected a packed "
+            "pretraining model (ssl_train_config, ssl_model_file)"
+        )
+    config = parse_yaml(Path(members["ssl_train_config"]).read_bytes(), path)
+    conf = config.get("encoder_conf")
+    named = conf.get("base") if isinstance(conf, dict) else None
+    if base is None and named is not None:
+        # Whoever made the zip must not decide what else is read or fetched here.
+        raise RecipeError(
+            f"{path}: encoder_conf.base: found {named!r}, expected null: the zip lacks "
+            "the base; give it as the argument base, if you trust its name"
+        )
+    state = read_state(Path(members["ssl_model_file"]))
+    return _as_upstream(restore_pretraining_model(config, state, base, path))
 
 
 def build_upstream(architecture: dict[str, Any]) -> nn.Module:
@@ -178,12 +216,15 @@ def build_upstream(architecture: dict[str, Any]) -> nn.Module:
     return Upstream.from_architecture(architecture)
 
 
-def load_pretraining_model(experiment: Path, base: str | Path | None = None):
+def load_pretraining_model(
+    experiment: Path, base: str | Path | None = None, epoch_file: str | None = None
+):
     """Rebuild the whole ESPnet model (head included) of a pretraining experiment.
 
     Args:
         experiment: Directory with ``config.yaml``.
         base: Overrides ``encoder_conf.base``.
+        epoch_file: Its weights; default is its best model.
 
     Returns:
         A ``LamerHubertPretrainModel`` in eval mode.
@@ -191,33 +232,69 @@ def load_pretraining_model(experiment: Path, base: str | Path | None = None):
     Raises:
         RecipeError: The config is not of this kind, or weights do not fit.
     """
+    from espnet2_lamer.hubert.config_check import checked_config
+
+    source = experiment / "config.yaml"
+    config = checked_config(read_config(experiment), source)
+    if epoch_file is None:
+        weights = model_file(experiment, config)
+    else:
+        weights = experiment / epoch_file
+    return restore_pretraining_model(config, read_state(weights), base, source)
+
+
+def restore_pretraining_model(
+    config: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    base: str | Path | None,
+    source: Path,
+):
+    """Build the ESPnet model that a config describes, and fill it.
+
+    Nothing is allocated before the config's sizes are known to be those of the
+    weights.
+
+    Args:
+        config: Content of ``config.yaml``; not changed.
+        state: State dict of an epoch file.
+        base: Overrides ``encoder_conf.base``.
+        source: Where both are from, for messages.
+
+    Returns:
+        A ``LamerHubertPretrainModel`` in eval mode.
+
+    Raises:
+        RecipeError: As :func:`load_pretraining_model`.
+    """
+    from espnet2_lamer.hubert.config_check import check_sizes, checked_config
     from espnet2_lamer.tasks.hubert import LamerHubertTask
 
-    config = read_config(experiment)
-    if config.get("encoder") != "lamer_hubert":
-        raise RecipeError(
-            f"{experiment / 'config.yaml'}: encoder: found {config.get('encoder')!r}, "
-            "expected 'lamer_hubert'"
-        )
+    config = checked_config(config, source)
     if base is not None:
         config["encoder_conf"]["base"] = str(base)
-    weights = model_file(experiment, config)
-    model = LamerHubertTask.build_model(argparse.Namespace(**config))
-    try:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise RecipeError(f"{weights}: cannot be read ({error})") from error
-    model.load_state_dict(state)
+    with clear_errors(source):
+        check_sizes(config, state, source)
+        model = LamerHubertTask.build_model(argparse.Namespace(**config))
+        model.load_state_dict(dict(state))
     return model.eval()
 
 
-def load_experiment(experiment: Path, base: str | Path | None = None) -> Upstream:
+def load_experiment(
+    experiment: Path, base: str | Path | None = None, epoch_file: str | None = None
+) -> Upstream:
     """Load the encoder of a pretraining experiment as an :class:`Upstream`."""
+    return _as_upstream(load_pretraining_model(experiment, base, epoch_file))
+
+
+def _as_upstream(model: nn.Module) -> Upstream:
     from dataclasses import asdict
 
-    encoder = load_pretraining_model(experiment, base).encoder
+    encoder = model.encoder
     lamer = None
     if encoder.lamer is not None:
         lamer = asdict(encoder.lamer)
         lamer["targets"] = list(lamer["targets"])
+    # transformers keeps it with the backbone.
+    mask = encoder.hubert_pretrain_model.mask_generator.mask_embedding
+    encoder.wav2vec2.mask_embedding = mask.detach()
     return Upstream(encoder.wav2vec2, lamer, encoder.final_norm)

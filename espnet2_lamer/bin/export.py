@@ -20,7 +20,8 @@ def get_parser() -> argparse.ArgumentParser:
         "--kind",
         choices=sorted(KINDS),
         default="zoo",
-        help="zoo: an ESPnet model-zoo zip",
+        help="zoo: an ESPnet model-zoo zip; adapter: what was trained beside the "
+        "frozen base, as one safetensors file",
     )
     add(
         "--task",
@@ -35,14 +36,26 @@ def get_parser() -> argparse.ArgumentParser:
         help="directory with config.yaml and weights, or with final/ of these",
     )
     add("--model_file", default=None, help="its weights; default: its best model")
-    add("--output", type=Path, required=True, help="the zip to write")
+    add("--output", type=Path, required=True, help="the file to write")
     add("--option", type=Path, action="append", default=[], help="file to add; repeat")
     add("--results", type=Path, default=None, help="RESULTS.md for zip and model card")
     add("--name", default=None, help="name in the model card; default: the zip's")
     add("--languages", nargs="*", default=[], help="ISO 639-3 codes for the card")
     add("--license", default="apache-2.0", help="licence of the weights (HF id)")
     add("--note", action="append", default=[], help="line for the card; repeat")
-    add("--codebook", type=Path, default=None, help="its hash goes into meta.yaml")
+    add("--base", default=None, help="where the frozen base is now, if it moved")
+    add(
+        "--codebook",
+        type=Path,
+        default=None,
+        help="codebook.npz of the units; zoo: its hash goes into meta.yaml, adapter: "
+        "all of it",
+    )
+    add(
+        "--base_name",
+        default=None,
+        help="adapter: name under which others find the base, e.g. its Hugging Face id",
+    )
     return parser
 
 
@@ -103,8 +116,38 @@ def _zoo(args: argparse.Namespace) -> None:
         )
 
 
+def _adapter(args: argparse.Namespace) -> None:
+    from espnet2_lamer.convert.espnet_experiment import model_file, read_config
+    from espnet2_lamer.convert.state import read_state
+    from espnet2_lamer.export.adapter import write_adapter
+
+    config = read_config(args.experiment)
+    if args.model_file is not None:
+        weights = args.experiment / args.model_file
+    else:
+        weights = model_file(args.experiment, config)
+    write_adapter(
+        config,
+        read_state(weights),
+        args.output,
+        source=args.experiment,
+        base=args.base,
+        base_name=args.base_name,
+        codebook=args.codebook,
+        metadata={
+            "name": args.name or args.output.stem,
+            "languages": args.languages,
+            "license": args.license,
+            "notes": args.note,
+        },
+    )
+
+
 # What --kind takes; each function imports what it needs.
-KINDS: dict[str, Callable[[argparse.Namespace], None]] = {"zoo": _zoo}
+KINDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "adapter": _adapter,
+    "zoo": _zoo,
+}
 
 
 if __name__ == "__main__":

@@ -32,6 +32,9 @@ LARGE: dict[str, Any] = {
 # What a checkpoint decides. Dropout and layer drop are options of a training, not of
 # weights: whatever the format, a loaded model has none.
 STRUCTURE = tuple(key for key in LARGE if "drop" not in key)
+# Far above any HuBERT, low enough that a wrong number cannot hang the program.
+MAX_LAYERS = 256
+MAX_SIZE = 2**16
 
 
 def normalize_waveform(waveforms: Tensor, lengths: Tensor | None) -> Tensor:
@@ -138,6 +141,32 @@ class HubertFeatureExtractor(FeatureExtractor):
         return x, length
 
 
+def _check_sizes(architecture: dict[str, Any]) -> None:
+    for key in STRUCTURE:
+        if type(LARGE[key]) is int:
+            limit = MAX_LAYERS if key.endswith("layers") else MAX_SIZE
+            _check_size(key, architecture[key], limit)
+    layers = architecture["extractor_conv_layer_config"]
+    if not isinstance(layers, list | tuple) or not 0 < len(layers) <= MAX_LAYERS:
+        raise ValueError(
+            f"extractor_conv_layer_config: found {str(layers)[:80]}, expected a list "
+            f"of 1 to {MAX_LAYERS} convolutions"
+        )
+    for index, layer in enumerate(layers):
+        if not isinstance(layer, list | tuple) or len(layer) != 3:
+            raise ValueError(
+                f"extractor_conv_layer_config[{index}]: found {str(layer)[:80]}, "
+                "expected [channels, kernel, stride]"
+            )
+        for value in layer:
+            _check_size(f"extractor_conv_layer_config[{index}]", value, MAX_SIZE)
+
+
+def _check_size(key: str, value: Any, limit: int) -> None:
+    if not isinstance(value, int) or not 0 < value <= limit:
+        raise ValueError(f"{key}: found {value!r}, expected 1 to {limit}")
+
+
 def build_hubert(architecture: dict[str, Any]) -> Wav2Vec2Model:
     """Build a model with random weights.
 
@@ -150,7 +179,7 @@ def build_hubert(architecture: dict[str, Any]) -> Wav2Vec2Model:
         ``extractor_mode`` and ``mask_embedding`` (``None``) as attributes.
 
     Raises:
-        ValueError: Unknown key.
+        ValueError: Unknown key, or a size that no network has.
     """
     known = LARGE | {"normalize_waveform": True}
     unknown = sorted(set(architecture) - set(known))
@@ -159,6 +188,7 @@ def build_hubert(architecture: dict[str, Any]) -> Wav2Vec2Model:
             f"unknown architecture keys {unknown}; expected some of {sorted(known)}"
         )
     full = known | architecture
+    _check_sizes(full)
     arguments = {key: full[key] for key in LARGE}
     model = wav2vec2_model(**arguments, aux_num_out=None)
     model.feature_extractor = HubertFeatureExtractor(

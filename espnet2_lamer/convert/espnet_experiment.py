@@ -4,12 +4,12 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torchaudio.models import Wav2Vec2Model
 
 from espnet2_lamer.convert.architecture import STRUCTURE
 from espnet2_lamer.convert.state import fill_hubert, read_tensors, rename
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.foreign import clear_errors, parse_yaml
 
 CONFIG = "config.yaml"
 STOCK, OURS = "torchaudio_hubert", "lamer_hubert"
@@ -28,12 +28,13 @@ def model_file(experiment: Path, config: dict[str, Any]) -> Path:
         RecipeError: There is none.
     """
     names = ["model.pth"]
-    for phase, key, _ in config.get("best_model_criterion") or []:
-        names += [f"{phase}.{key}.ave.pth", f"{phase}.{key}.best.pth"]
-    names.append("latest.pth")
-    for name in names:
-        if (experiment / name).exists():
-            return experiment / name
+    with clear_errors(f"{experiment / CONFIG}: best_model_criterion"):
+        for phase, key, _ in config.get("best_model_criterion") or []:
+            names += [f"{phase}.{key}.ave.pth", f"{phase}.{key}.best.pth"]
+        names.append("latest.pth")
+        for name in names:
+            if (experiment / name).exists():
+                return experiment / name
     raise RecipeError(
         f"{experiment}: found none of {', '.join(names)}; training has not finished "
         "an epoch (stage 7)"
@@ -48,9 +49,10 @@ def read_config(experiment: Path) -> dict[str, Any]:
     """
     path = experiment / CONFIG
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = path.read_bytes()
+    except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error})") from error
+    config = parse_yaml(content, path)
     if not isinstance(config, dict):
         raise RecipeError(f"{path}: found {type(config).__name__}, expected a mapping")
     return config

@@ -8,6 +8,7 @@ from typing import Any
 from torchaudio.models import Wav2Vec2Model
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.foreign import clear_errors
 
 CONFIG_FILES = ["*.json"]
 WEIGHT_FILES = ["*.safetensors", "pytorch_model.bin"]
@@ -108,7 +109,8 @@ def load_hubert(source: str | Path) -> Wav2Vec2Model:
         RecipeError: Not found, damaged, or keys that do not match.
     """
     reader, where = _locate(source)
-    return reader.load(where).eval()
+    with clear_errors(source):
+        return reader.load(where).eval()
 
 
 def read_architecture(source: str | Path) -> dict[str, Any]:
@@ -124,7 +126,8 @@ def read_architecture(source: str | Path) -> dict[str, Any]:
         RecipeError: Not found, damaged, or not a HuBERT.
     """
     reader, where = _locate(source, weights=False)
-    return reader.read_architecture(where)
+    with clear_errors(source):
+        return reader.read_architecture(where)
 
 
 def source_sha256(source: str | Path) -> str:

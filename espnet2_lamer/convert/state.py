@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchaudio.models import Wav2Vec2Model
 
 from espnet2_lamer.convert.architecture import build_hubert
@@ -31,10 +31,31 @@ def read_tensors(path: Path) -> Any:
         raise RecipeError(f"{path}: cannot be read ({short_reason(error)})") from error
 
 
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Return a file's mapping of names to tensors.
+
+    Raises:
+        RecipeError: It is damaged, or holds anything else.
+    """
+    state = read_tensors(path)
+    if not isinstance(state, Mapping):
+        raise RecipeError(
+            f"{path}: found {type(state).__name__}, expected a mapping of parameter "
+            "names to tensors"
+        )
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise RecipeError(
+                f"{path}: {key}: found {type(value).__name__}, expected a tensor under "
+                "a parameter's name"
+            )
+    return dict(state)
+
+
 def rename(
     state: Any, new_name: Callable[[str], str | None], source: object
 ) -> dict[str, Tensor]:
-    """Give tensors the names of torchaudio's model, in float32.
+    """Give tensors the names of torchaudio's model.
 
     Args:
         state: What a file holds: a mapping of names to tensors.
@@ -42,7 +63,8 @@ def rename(
         source: For error messages.
 
     Raises:
-        RecipeError: It is no such mapping, or two names become one.
+        RecipeError: It is no such mapping, a tensor is not of plain floating-point
+            numbers, or two names become one.
     """
     if not isinstance(state, Mapping):
         raise RecipeError(
@@ -59,11 +81,16 @@ def rename(
         name = new_name(key)
         if name is None:
             continue
+        if not value.is_floating_point() or value.layout is not torch.strided:
+            raise RecipeError(
+                f"{source}: {key}: found {value.dtype} ({value.layout}), expected "
+                "floating-point numbers in a plain tensor"
+            )
         for legacy, current in LEGACY_WEIGHT_NORM.items():
             name = name.replace(legacy, current)
         if name in renamed:
             raise RecipeError(f"{source}: {key}: found twice, as {name}")
-        renamed[name] = value.detach().float()
+        renamed[name] = value.detach()
     return renamed
 
 
@@ -86,12 +113,18 @@ def fill_hubert(
             tensors.
     """
     try:
+        # Nothing is allocated before the sizes are known to be the file's own.
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            planned = build_hubert(architecture)
+        check_fit(planned.state_dict(), state, source)
         model = build_hubert(architecture)
-    except (ValueError, TypeError, RuntimeError) as error:
+    except RecipeError:
+        raise
+    except Exception as error:  # torch's constructors check little
         raise RecipeError(
             f"{source}: no HuBERT can be built with {architecture}: {error}"
         ) from error
-    load_strictly(model, state, source)
+    model.load_state_dict(state)
     if mask_embedding is not None:
         expected = (model.architecture["encoder_embed_dim"],)
         if tuple(mask_embedding.shape) != expected:
@@ -103,13 +136,14 @@ def fill_hubert(
     return model
 
 
-def load_strictly(model: nn.Module, state: dict[str, Tensor], source: object) -> None:
-    """``load_state_dict`` that names keys and shapes when anything differs.
+def check_fit(
+    expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: object
+) -> None:
+    """Compare names and shapes of a model's tensors with those of a file.
 
     Raises:
-        RecipeError: Missing, unexpected or wrongly shaped keys.
+        RecipeError: Missing, unexpected or wrongly shaped tensors, by name.
     """
-    expected = model.state_dict()
     problems = [f"missing {key}" for key in sorted(set(expected) - set(state))]
     problems += [f"unexpected {key}" for key in sorted(set(state) - set(expected))]
     problems += [
@@ -125,4 +159,3 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], source: object) ->
             + "; ".join(problems[:8])
             + more
         )
-    model.load_state_dict(state)

@@ -3,7 +3,6 @@
 import shutil
 import stat
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 import yaml
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.fileio.atomic import atomic_path
+from espnet2_lamer.fileio.atomic import atomic_path, write_text
+from espnet2_lamer.fileio.foreign import clear_errors, parse_yaml
 
 META = "meta.yaml"
 MAX_MEMBERS = 1000
@@ -71,14 +71,54 @@ def check_zip(path: str | Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
             damaged = archive.testzip()
     except RecipeError:
         raise
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError) as error:
+    except Exception as error:  # damage shows in zlib, bz2, struct, codecs ...
         raise RecipeError(f"{path}: not a readable zip file: {error}") from error
-    except (RuntimeError, ValueError, zlib.error) as error:
-        # Encrypted members, negative offsets, broken streams of damaged files.
-        raise RecipeError(f"{path}: damaged zip file: {error}") from error
     if damaged is not None:
         raise RecipeError(f"{path}: member {damaged!r} is damaged; fetch it again")
     return meta
+
+
+def extract_zip(path: str | Path, directory: str | Path, meta: Mapping) -> None:
+    """Unpack a zip that :func:`check_zip` let pass, as ESPnet's ``unpack`` does.
+
+    In the YAML files that ``meta.yaml`` names, every string that is the name of a
+    member becomes the path of the unpacked file.
+
+    Args:
+        path: The zip.
+        directory: Where its members go.
+        meta: What :func:`check_zip` returned.
+
+    Raises:
+        RecipeError: A YAML file is malformed, or no mapping.
+    """
+    path, directory = Path(path), Path(directory)
+    with clear_errors(path), zipfile.ZipFile(path) as archive:
+        files = {
+            PurePosixPath(name): str(directory / name) for name in archive.namelist()
+        }
+        for name in archive.namelist():
+            if name not in meta["yaml_files"].values():
+                archive.extract(name, directory)
+                continue
+            settings = parse_yaml(archive.read(name), f"{path}: {name}")
+            if not isinstance(settings, dict):
+                raise RecipeError(
+                    f"{path}: {name}: found {type(settings).__name__}, expected a "
+                    "mapping, as ESPnet writes it"
+                )
+            text = yaml.safe_dump(_with_paths(settings, files))
+            write_text(directory / name, text)
+
+
+def _with_paths(value: Any, files: Mapping[PurePosixPath, str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_paths(item, files) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_paths(item, files) for item in value]
+    if isinstance(value, str):
+        return files.get(PurePosixPath(value), value)
+    return value
 
 
 def _check_sizes(path: Path, infos: list[zipfile.ZipInfo], max_bytes: int) -> None:
@@ -135,10 +175,7 @@ def _read_meta(path: Path, archive: zipfile.ZipFile) -> dict[str, Any]:
         )
     if archive.getinfo(META).file_size > MAX_META_BYTES:
         raise RecipeError(f"{path}: {META} is larger than {MAX_META_BYTES} bytes")
-    try:
-        meta = yaml.safe_load(archive.read(META))
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise RecipeError(f"{path}: {META} is not valid YAML: {error}") from error
+    meta = parse_yaml(archive.read(META), f"{path}: {META}")
     for key in ("files", "yaml_files"):
         entries = meta.get(key) if isinstance(meta, dict) else None
         if not isinstance(entries, dict):

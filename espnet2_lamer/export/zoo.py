@@ -10,7 +10,12 @@ import yaml
 
 from espnet2_lamer import __version__
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.export.archive import META, check_zip, write_archive
+from espnet2_lamer.export.archive import (
+    META,
+    check_zip,
+    extract_zip,
+    write_archive,
+)
 from espnet2_lamer.fileio.atomic import write_text
 from espnet2_lamer.fileio.hashing import sha256_file
 
@@ -122,7 +127,6 @@ def unpack_model(archive: str | Path, cachedir: str | Path) -> dict[str, str]:
     Raises:
         RecipeError: As :func:`~espnet2_lamer.export.archive.check_zip`.
     """
-    from espnet2.main_funcs.pack_funcs import unpack
     from filelock import FileLock
 
     meta = check_zip(archive)
@@ -132,7 +136,7 @@ def unpack_model(archive: str | Path, cachedir: str | Path) -> dict[str, str]:
     complete = target / ".complete"
     with FileLock(f"{target}.lock"):
         if not complete.is_file():
-            unpack(archive, target, use_cache=False)
+            extract_zip(archive, target, meta)
             write_text(complete, "")
     entries = {**meta["yaml_files"], **meta["files"]}
     return {option: str(target / name) for option, name in entries.items()}

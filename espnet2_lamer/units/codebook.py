@@ -2,7 +2,6 @@
 
 import json
 import os
-import zipfile
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -128,7 +127,7 @@ def load_codebook(path: str | Path) -> Codebook:
     try:
         with np.load(path, allow_pickle=False) as data:
             centroids, metadata = data["centroids"], json.loads(str(data["metadata"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zip, zlib, numpy and JSON each have their own
         raise RecipeError(
             f"{path}: not a readable codebook ({error}); expected an npz with arrays "
             "'centroids' and 'metadata', without pickled objects"

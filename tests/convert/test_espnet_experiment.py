@@ -251,8 +251,8 @@ def test_weights_that_do_not_fit_are_refused_by_name(stock, tmp_path, change, me
         ("encoder: conformer", "encoder: found 'conformer', expected 'torchaudio_hub"),
         ("num_classes: 5", "encoder: found None, expected 'torchaudio_hubert' or 'lam"),
         ("- 1", "found list, expected a mapping"),
-        ("a: [", "cannot be read"),
-        ("!!python/object/apply:os.system ['false']", "cannot be read"),
+        ("a: [", "not valid YAML"),
+        ("!!python/object/apply:os.system ['false']", "not valid YAML"),
         ("encoder: lamer_hubert\nencoder_conf: 3", "encoder_conf: found 3, expected a"),
         (
             "encoder: torchaudio_hubert\ninput_size: 1\nnormalize: utterance_mvn",

@@ -1,0 +1,96 @@
+"""Files from outside: data of bounded size, and one kind of error for all damage."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import yaml
+
+from espnet2_lamer.errors import RecipeError
+
+# A config with a vocabulary of 250,000 pieces has 6 MB.
+MAX_YAML_BYTES = 16 * 2**20
+# With every alias written out; the sum of its strings, and 16 for each node.
+MAX_YAML_EXPANDED = 64 * 2**20
+
+
+@contextmanager
+def clear_errors(source: object) -> Iterator[None]:
+    """Raise ``RecipeError`` for whatever a damaged file makes libraries raise.
+
+    Readers of formats fail on damage with dozens of types. Inside this block, keep to
+    reading and building from what ``source`` says: a mistake of our own would be
+    blamed on the file.
+
+    Args:
+        source: The file; every message names it.
+
+    Raises:
+        RecipeError: In place of any other ``Exception``, whose type it names.
+    """
+    try:
+        yield
+    except RecipeError as error:
+        if str(source) in str(error):
+            raise
+        raise RecipeError(f"{source}: {error}") from error
+    except OSError as error:  # a full disk is no damage
+        raise RecipeError(f"{source}: cannot be read or unpacked ({error})") from error
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0][:300]
+        raise RecipeError(
+            f"{source}: damaged, or not made by this package "
+            f"({type(error).__name__}: {reason}); fetch it again"
+        ) from error
+
+
+def parse_yaml(content: bytes | str, source: object) -> Any:
+    """Read plain YAML whose aliases do not expand to more than they should.
+
+    An alias costs nothing here, but whoever walks through the value later pays for
+    every repetition: nine nested lists of nine aliases are 400 million entries.
+
+    Args:
+        content: One document.
+        source: Its file, for the message.
+
+    Raises:
+        RecipeError: It is no YAML, has tags of Python, or is absurdly large.
+    """
+    if len(content) > MAX_YAML_BYTES:
+        raise RecipeError(
+            f"{source}: {len(content)} bytes of YAML, expected at most {MAX_YAML_BYTES}"
+        )
+    try:
+        loader = yaml.SafeLoader(content)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            if _expanded(node, {}) > MAX_YAML_EXPANDED:
+                raise RecipeError(
+                    f"{source}: its aliases expand to more than {MAX_YAML_EXPANDED} "
+                    "bytes; refused"
+                )
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except RecipeError:
+        raise
+    except Exception as error:  # numbers, dates and nesting raise their own
+        raise RecipeError(f"{source}: not valid YAML: {error}") from error
+
+
+def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
+    """Size of a node with every alias in it written out."""
+    if isinstance(node, yaml.ScalarNode):
+        return 16 + len(node.value)
+    size = known.get(id(node))
+    if size is None:
+        known[id(node)] = MAX_YAML_EXPANDED + 1  # a node inside itself
+        size = 16
+        for child in node.value:
+            parts = child if isinstance(child, tuple) else (child,)
+            size += sum(_expanded(part, known) for part in parts)
+        known[id(node)] = size
+    return size
