@@ -1,4 +1,4 @@
-"""ESPnet's ASR task with this package's frontends and bf16 training on a CPU."""
+"""ESPnet's ASR task with this package's classes and bf16 training on a CPU."""
 
 import argparse
 import datetime
@@ -7,14 +7,24 @@ import functools
 import numpy as np
 import torch
 from espnet2.asr.espnet_model import ESPnetASRModel
-from espnet2.tasks.asr import ASRTask, frontend_choices
+from espnet2.tasks.asr import (
+    ASRTask,
+    decoder_choices,
+    encoder_choices,
+    frontend_choices,
+    model_choices,
+)
 
 from espnet2_lamer.asr.frontend.lamer_upstream import LamerUpstreamFrontend
 from espnet2_lamer.asr.frontend.stored_features import StoredFeaturesFrontend
+from espnet2_lamer.whisper.decoder import WhisperLoraDecoder
+from espnet2_lamer.whisper.encoder import WhisperLoraEncoder
+from espnet2_lamer.whisper.model import WhisperLoraModel
+from espnet2_lamer.whisper.text import replace_espnet_tokenizers
 
 
 def register_asr() -> None:
-    """Let ESPnet's ASR task know our frontends by name; safe to call again.
+    """Let ESPnet's ASR task know our classes by name; safe to call again.
 
     ESPnet's checkpoints hold its reporter's numpy averages and time spans: they are
     declared harmless, so that training resumes when weights-only loading is forced.
@@ -29,13 +39,18 @@ def register_asr() -> None:
     )
     frontend_choices.classes["stored_features"] = StoredFeaturesFrontend
     frontend_choices.classes["lamer_upstream"] = LamerUpstreamFrontend
+    encoder_choices.classes["whisper_lora"] = WhisperLoraEncoder
+    decoder_choices.classes["whisper_lora"] = WhisperLoraDecoder
+    model_choices.classes["whisper_lora"] = WhisperLoraModel
+    replace_espnet_tokenizers()
 
 
 class LamerASRTask(ASRTask):
     """:class:`espnet2.tasks.asr.ASRTask` plus ``amp_dtype``.
 
     ESPnet's ``use_amp`` does nothing on a CPU. ``amp_dtype: bf16`` runs the encoder
-    under autocast on any device. Checkpoints and configs are ASRTask's.
+    under autocast on any device, and with Whisper the decoder. Checkpoints and configs
+    are ASRTask's.
     """
 
     @classmethod
@@ -47,7 +62,7 @@ class LamerASRTask(ASRTask):
             "--amp_dtype",
             default="none",
             choices=["none", "bf16"],
-            help="autocast dtype of the encoder, also on a CPU",
+            help="autocast dtype of the encoder (and Whisper's decoder), also on a CPU",
         )
 
     @classmethod
@@ -57,10 +72,23 @@ class LamerASRTask(ASRTask):
         super().main_worker(args)
 
     @classmethod
+    def optional_data_names(
+        cls, train: bool = True, inference: bool = False
+    ) -> tuple[str, ...]:
+        """Return ESPnet's names and ``lang``, which Whisper's experts need."""
+        return (*super().optional_data_names(train, inference), "lang")
+
+    @classmethod
     def build_model(cls, args: argparse.Namespace) -> ESPnetASRModel:
         """Build ESPnet's model, with its encoder under autocast if asked."""
+        tokens = args.token_list
         model = super().build_model(args)
-        if getattr(args, "amp_dtype", "none") == "bf16":
+        bf16 = getattr(args, "amp_dtype", "none") == "bf16"
+        if isinstance(model, WhisperLoraModel):
+            # Not ESPnet's copy: 51865 lines of YAML take every process seconds.
+            args.token_list = tokens
+            model.amp_dtype = torch.bfloat16 if bf16 else None
+        elif bf16:
             # The 2-D subsampling dominates a head's cost; oneDNN runs it in bf16
             # 1.5 times faster when channels come last.
             model.encoder.to(memory_format=torch.channels_last)

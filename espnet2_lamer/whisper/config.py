@@ -121,6 +121,11 @@ class WhisperLoraConfig:
                 f"lora.languages: found none, expected the experts' languages for "
                 f"method {self.method}"
             )
+        if self.method == "mole" and not self.encoder:
+            raise ValueError(
+                "lora.encoder: found false, expected true with method mole, whose "
+                "shared layers are the encoder's"
+            )
         if self.train_language is not None:
             if self.method != "experts" or self.train_language not in self.languages:
                 raise ValueError(

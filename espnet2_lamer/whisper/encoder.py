@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from espnet2_lamer.whisper.blocks import encoder_block, key_mask, real_positions
 from espnet2_lamer.whisper.features import log_mel
 from espnet2_lamer.whisper.half import WhisperHalf
-from espnet2_lamer.whisper.lora import Mixture, Route, check_route
+from espnet2_lamer.whisper.lora import Route, check_route
 from espnet2_lamer.whisper.mole import ExpertCombination, LanguageIdentifier
 
 
@@ -46,6 +46,9 @@ class WhisperLoraEncoder(WhisperHalf, AbsEncoder):
             frozen Whisper.
         min_seconds: Shorter utterances count as followed by silence; 30 is Whisper's
             own way.
+        trailing_silence: Seconds of it that end every utterance. Whisper knows speech
+            that is followed by silence only: without any, it often begins anew or
+            repeats its last words instead of ending its text.
     """
 
     def __init__(
@@ -55,10 +58,14 @@ class WhisperLoraEncoder(WhisperHalf, AbsEncoder):
         dims: Mapping[str, int] | None = None,
         lora: Mapping[str, Any] | None = None,
         min_seconds: float = 0.0,
+        trailing_silence: float = 0.5,
     ) -> None:
         super().__init__()
         self.build("encoder", whisper, dims, lora)
-        self.min_seconds = min_seconds
+        self.silence = {
+            "min_seconds": min_seconds,
+            "trailing_silence": trailing_silence,
+        }
         self.combination = self.identifier = None
         if self.config.identifies:
             self.combination = ExpertCombination(self.config, len(self.whisper.blocks))
@@ -104,7 +111,7 @@ class WhisperLoraEncoder(WhisperHalf, AbsEncoder):
         x, lengths = self._embed(speech, lengths)
         mask = key_mask(lengths, x.shape[1])
         real = real_positions(lengths, x.shape[1])
-        mixtures = self._mixtures()
+        mixtures = [] if self.combination is None else self.combination.mixtures()
         encoded = Encoded(x, lengths, route)
         for index, block in enumerate(self.whisper.blocks):
             use = mixtures[index] if index < len(mixtures) else encoded.route
@@ -118,21 +125,13 @@ class WhisperLoraEncoder(WhisperHalf, AbsEncoder):
         encoded.output = self.whisper.ln_post(x).masked_fill(~real[..., None], 0.0)
         return encoded
 
-    def _mixtures(self) -> list[Mixture | None]:
-        """What each of the shared layers uses; none without MoLE."""
-        if self.combination is None:
-            return []
-        if self.config.encoder:
-            return self.combination.mixtures()
-        return [None] * self.config.shared_layers
-
     def _identified(self, logits: Tensor) -> Route:
         names = [self.config.languages[i] for i in logits.argmax(-1).tolist()]
         return Route.of(names, logits.device)
 
     def _embed(self, speech: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Mel frames, convolutions, positions: ``[B, T, D]`` and lengths."""
-        mel, frames = log_mel(speech, lengths, self.dims["n_mels"], self.min_seconds)
+        mel, frames = log_mel(speech, lengths, self.dims["n_mels"], **self.silence)
         position = self.whisper.positional_embedding
         x = F.gelu(self.whisper.conv1(mel.to(position.dtype)))
         # Where a batch goes on, the second convolution is to see the zeros that it

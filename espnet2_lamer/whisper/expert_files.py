@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path
 from espnet2_lamer.whisper.config import WhisperLoraConfig
-from espnet2_lamer.whisper.half import BASE_HASH
 from espnet2_lamer.whisper.lora import expert_linears, lora_names, merged_state
 
-FORMAT = "espnet2_lamer.whisper.expert 1"
+FORMAT = "espnet2_lamer.whisper.expert"
 NEW_TOKEN = "new_token"
 
 
@@ -47,21 +46,16 @@ def expert_state(model: nn.Module, language: str) -> dict[str, Tensor]:
     return state
 
 
-def _described(model: nn.Module) -> dict[str, str]:
+def _described(model: nn.Module, language: str) -> dict[str, str | float | dict]:
     config: WhisperLoraConfig = model.encoder.config
     return {
-        "format": FORMAT,
-        "rank": str(config.rank),
-        "alpha": str(config.rank if config.alpha is None else config.alpha),
+        "language": language,
+        "rank": config.rank,
+        "alpha": float(config.rank if config.alpha is None else config.alpha),
         "targets": config.targets,
-        "dims": json.dumps(model.encoder.dims, sort_keys=True),
-        "whisper_sha256": _base_hash(model),
+        "dims": model.encoder.dims,
+        "whisper_sha256": model.encoder.base_hash,
     }
-
-
-def _base_hash(model: nn.Module) -> str:
-    value = getattr(model.encoder, BASE_HASH)
-    return "" if value is None else bytes(value.tolist()).hex()
 
 
 def save_expert(model: nn.Module, language: str, path: str | Path) -> None:
@@ -80,7 +74,9 @@ def save_expert(model: nn.Module, language: str, path: str | Path) -> None:
         for name, value in expert_state(model, language).items()
     }
     with atomic_path(path) as temporary:
-        save_file(state, temporary, {**_described(model), "language": language})
+        # One entry: safetensors writes several in an order that changes.
+        described = json.dumps(_described(model, language), sort_keys=True)
+        save_file(state, temporary, {FORMAT: described})
 
 
 @torch.no_grad()
@@ -101,15 +97,14 @@ def load_expert(model: nn.Module, language: str, path: str | Path) -> None:
         raise RecipeError(
             f"model_conf.experts.{language}: {path} not found; train the expert first"
         )
-    expected = {**_described(model), "language": language}
     own = expert_state(model, language)
     try:
         with safe_open(path, "pt") as file:
-            found = file.metadata() or {}
+            found = json.loads((file.metadata() or {}).get(FORMAT, "{}"))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+    except (SafetensorError, json.JSONDecodeError) as error:
         raise RecipeError(f"{path}: not a safetensors file ({error})") from error
-    for key, value in expected.items():
+    for key, value in _described(model, language).items():
         # Without the file of Whisper at hand there is no hash to compare.
         known = key != "whisper_sha256" or (value and found.get(key))
         if known and found.get(key) != value:
@@ -167,7 +162,7 @@ def merge_expert(model: nn.Module, language: str | None) -> dict:
 
 def experts_hash(model: nn.Module) -> str:
     """Return a hash of Whisper's file and of all experts' tensors."""
-    digest = hashlib.sha256(_base_hash(model).encode())
+    digest = hashlib.sha256(model.encoder.base_hash.encode())
     for language in model.encoder.config.languages:
         for name, value in expert_state(model, language).items():
             digest.update(name.encode())

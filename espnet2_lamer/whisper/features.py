@@ -11,7 +11,11 @@ DYNAMIC_RANGE = 8.0  # decades below an utterance's maximum that are kept
 
 
 def log_mel(
-    speech: Tensor, lengths: Tensor, n_mels: int, min_seconds: float = 0.0
+    speech: Tensor,
+    lengths: Tensor,
+    n_mels: int,
+    min_seconds: float = 0.0,
+    trailing_silence: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Compute what Whisper computes, from each utterance's own samples alone.
 
@@ -24,6 +28,8 @@ def log_mel(
         n_mels: 80 or 128.
         min_seconds: Shorter utterances count as followed by silence; 30 is Whisper's
             own way.
+        trailing_silence: Seconds of it that count as the end of every utterance, as
+            far as 30 s allow.
 
     Returns:
         Spectrogram ``[B, n_mels, F]``, zero in padding, and frames ``[B]``,
@@ -41,7 +47,8 @@ def log_mel(
         )
     positions = torch.arange(speech.shape[1], device=speech.device)
     speech = speech.masked_fill(positions >= lengths[:, None], 0.0)
-    lengths = lengths.clamp(min=round(min_seconds * SAMPLE_RATE))
+    lengths = lengths + round(trailing_silence * SAMPLE_RATE)
+    lengths = lengths.clamp(round(min_seconds * SAMPLE_RATE), N_SAMPLES)
     longest = int(lengths.max())
     # Half a window of zeros at the end, as a padded utterance has: without it the
     # last frames would mirror the longest utterance and only pad the others.

@@ -112,9 +112,10 @@ class WhisperHalf(nn.Module):
         add_loras(self.whisper, side, self.config)
         self.base_is_external = digest is not None and self.config.method != "full"
         self.write_base = False
+        # Floats: ESPnet's average of checkpoints leaves them as they are, not integers.
         self.register_buffer(
             BASE_HASH,
-            torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8)
+            torch.tensor(list(bytes.fromhex(digest)), dtype=torch.float32)
             if self.base_is_external
             else None,
         )
@@ -147,6 +148,11 @@ class WhisperHalf(nn.Module):
             self.write_base = before
 
     @property
+    def base_hash(self) -> str:
+        """SHA-256 of Whisper's file, empty without one."""
+        return _hex(getattr(self, BASE_HASH))
+
+    @property
     def guard(self) -> str:
         """A tensor of every Whisper's half.
 
@@ -155,6 +161,10 @@ class WhisperHalf(nn.Module):
         """
         norm = "ln_post" if self.side == "encoder" else "ln"
         return f"whisper.{norm}.weight"
+
+
+def _hex(buffer: Tensor | None) -> str:
+    return "" if buffer is None else bytes(map(int, buffer.tolist())).hex()
 
 
 def _drop_base(module: WhisperHalf, state: dict, prefix: str, metadata: Any) -> None:
@@ -177,14 +187,12 @@ def _fill_base(
     """Check Whisper's identity and supply its tensors, or fail loudly."""
     own: dict[str, Tensor] = module.full_state()
     found = state.get(prefix + BASE_HASH)
-    if module.base_is_external and found is not None:
-        expected = getattr(module, BASE_HASH)
-        if found.tolist() != expected.tolist():
-            raise RecipeError(
-                f"{module.side}_conf.whisper: the checkpoint was trained on a Whisper "
-                f"with SHA-256 {bytes(found.tolist()).hex()}, found one with "
-                f"{bytes(expected.tolist()).hex()}; give the one it was trained on"
-            )
+    if module.base_is_external and _hex(found) not in ("", module.base_hash):
+        raise RecipeError(
+            f"{module.side}_conf.whisper: the checkpoint was trained on a Whisper with "
+            f"SHA-256 {_hex(found)}, found one with {module.base_hash}; give the one "
+            "it was trained on"
+        )
     guard = state.get(prefix + module.guard)
     if guard is not None and not guard.numel():
         del state[prefix + module.guard]

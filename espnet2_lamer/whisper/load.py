@@ -62,7 +62,7 @@ def load_whisper(source: str | Path) -> Whisper:
     """
     path = whisper_file(source)
     dims, state = read_checkpoint(path)
-    model = Whisper(ModelDimensions(**dims))
+    model = build_whisper(dims)
     load_strictly(model, state, path)
     return model.eval()
 
@@ -95,7 +95,10 @@ def read_checkpoint(path: Path) -> tuple[dict[str, int], dict[str, Tensor]]:
             f"{path}: expected an openai-whisper checkpoint with the keys "
             f"{', '.join(sorted(keys))}"
         )
-    check_dims(checkpoint["dims"])
+    try:
+        check_dims(checkpoint["dims"])
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from error
     return checkpoint["dims"], checkpoint["model_state_dict"]
 
 
@@ -110,6 +113,16 @@ def check_dims(dims: Mapping[str, Any]) -> None:
             f"dims: found {sorted(dims)}, expected {sorted(DIMS)}, as openai-whisper's "
             "checkpoints have them"
         )
+
+
+def build_whisper(dims: Mapping[str, int]) -> Whisper:
+    """Build a whole Whisper with random weights.
+
+    Raises:
+        RecipeError: A dimension is missing or unknown.
+    """
+    check_dims(dims)
+    return Whisper(ModelDimensions(**dims))
 
 
 def build_half(side: str, dims: Mapping[str, int]) -> AudioEncoder | TextDecoder:

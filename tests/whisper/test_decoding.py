@@ -165,14 +165,14 @@ def test_scores_of_a_hypothesis_are_the_decoders(whisper_file):
     model = stir(make_model(whisper_file))
     waves, lengths = speech(0.6)
     model.language = "cmn"
-    memory, _ = model.encode(waves, lengths)
+    memory, lengths = model.encode(waves, lengths)
     hypotheses = torch.tensor([[SOT, 5, 6], [SOT, 7, 8]])
     scores, _ = model.decoder.batch_score(
         hypotheses, [None, None], memory.expand(2, -1, -1)
     )
     logits, _ = model.decoder(
         memory.expand(2, -1, -1),
-        lengths.expand(2) // 320,
+        lengths.expand(2),
         hypotheses,
         torch.tensor([3, 3]),
     )

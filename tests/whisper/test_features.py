@@ -36,6 +36,18 @@ def test_neither_the_batch_nor_what_is_in_the_padding_changes_an_utterance():
         assert not together[row, :, count:].any()
 
 
+def test_trailing_silence_is_part_of_an_utterance_as_far_as_30_s_allow():
+    waves, lengths = speech(0.7, 0.4)
+    padded, frames = log_mel(waves, lengths, 80, trailing_silence=0.25)
+    assert frames.tolist() == [95, 65]
+    expected, _ = log_mel(
+        torch.nn.functional.pad(waves[:1], (0, 4000)), lengths[:1] + 4000, 80
+    )
+    assert torch.equal(padded[0], expected[0])
+    waves, lengths = speech(29.9)
+    assert log_mel(waves, lengths, 80, 0.0, 0.25)[1].tolist() == [3000]
+
+
 def test_min_seconds_adds_silence():
     waves, lengths = speech(0.7, 0.4)
     padded, frames = log_mel(waves, lengths, 80, min_seconds=1.0)

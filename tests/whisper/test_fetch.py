@@ -24,6 +24,7 @@ def wheels(tmp_path, monkeypatch):
     monkeypatch.setattr(fetch, "SHA256", digest)
 
     def convert(model, output):
+        output.parent.mkdir(exist_ok=True)
         torch.save({"read": model.read_bytes()}, output)
 
     monkeypatch.setattr(fetch, "convert", convert)

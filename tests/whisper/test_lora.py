@@ -59,7 +59,7 @@ def test_before_training_an_expert_is_plain_whisper_to_the_bit(whisper_file, tar
 
 @pytest.mark.parametrize("targets", ["q,v", "all"])
 def test_a_merged_expert_is_the_unmerged_one(whisper_file, tmp_path, targets):
-    model = stir(make_model(whisper_file, targets=targets, alpha=8))
+    model = stir(make_model(whisper_file, targets=targets, alpha=8), size=0.1)
     path = tmp_path / "merged.pt"
     torch.save(merge_expert(model, "cmn"), path)
     merged = make_model(path, "frozen")
@@ -74,8 +74,9 @@ def test_a_merged_expert_is_the_unmerged_one(whisper_file, tmp_path, targets):
         found.output, found.lengths, prompt, tokens, None
     ).logits
     torch.testing.assert_close(found.output, expected[0], atol=1e-5, rtol=0)
-    torch.testing.assert_close(logits, expected[1], atol=1e-5, rtol=1e-5)
-    assert (plain[0] - expected[0]).abs().max() > 0.01
+    size = expected[1].abs().max()
+    assert (logits - expected[1]).abs().max() <= 1e-5 * size
+    assert (plain[0] - expected[0]).abs().max() > 1e-3
 
 
 def test_nothing_merged_gives_whisper_back(whisper_file):
@@ -86,7 +87,7 @@ def test_nothing_merged_gives_whisper_back(whisper_file):
 
 @pytest.mark.parametrize("targets", ["q,v", "all"])
 def test_each_utterance_of_a_mixed_batch_uses_its_own_expert(whisper_file, targets):
-    model = stir(make_model(whisper_file, targets=targets))
+    model = stir(make_model(whisper_file, targets=targets), size=0.2)
     waves, lengths = speech(0.6, 0.4, 0.5, 0.45)
     tokens, _ = text(4, 4, 4, 4)
     languages = ["yue", "eng", "yue", "cmn"]
@@ -104,7 +105,8 @@ def test_each_utterance_of_a_mixed_batch_uses_its_own_expert(whisper_file, targe
             together[0][row, :frames], alone[0][0], atol=2e-5, rtol=1e-5
         )
         assert not together[0][row, frames:].any()
-        torch.testing.assert_close(together[1][row], alone[1][0], atol=5e-5, rtol=1e-5)
+        size = alone[1].abs().max()
+        assert (together[1][row] - alone[1][0]).abs().max() <= 2e-5 * size
 
 
 def test_a_wrong_language_gives_that_languages_expert(whisper_file):
@@ -191,9 +193,9 @@ def test_an_expert_comes_back_from_its_file(whisper_file, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rank": 8}, "rank: found '4', expected '8'"),
+        ({"rank": 8}, "rank: found 4, expected 8"),
         ({"targets": "all"}, "targets: found 'q,v', expected 'all'"),
-        ({"alpha": 8}, "alpha: found '4', expected '8'"),
+        ({"alpha": 8}, "alpha: found 4.0, expected 8.0"),
         ({"decoder": False}, "do not fit the model"),
     ],
 )
@@ -264,6 +266,7 @@ def test_targets_and_halves_are_what_the_config_says(whisper_file):
         ({"languages": ["eng", "eng"]}, "lora.languages"),
         ({"languages": ["student"]}, "lora.languages"),
         ({"languages": []}, "lora.languages: found none"),
+        ({"method": "mole", "encoder": False}, "lora.encoder: found false"),
         ({"train_language": "deu"}, "lora.train_language: found 'deu'"),
         ({"language_tokens": {"deu": "de"}}, "lora.language_tokens: found deu"),
     ],
