@@ -39,7 +39,12 @@ TRAINING_KEYS = (
     "non_linguistic_symbols",
 )
 # Settings that make a constructor load another checkpoint.
-SOURCE_KEYS = (("encoder_conf", "base"), ("frontend_conf", "upstream"))
+SOURCE_KEYS = (
+    ("encoder_conf", "base"),
+    ("encoder_conf", "whisper"),
+    ("decoder_conf", "whisper"),
+    ("frontend_conf", "upstream"),
+)
 
 
 def pack_model(
