@@ -1,5 +1,6 @@
 """The self-contained form of an experiment on Whisper."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def write_full_whisper(
             **settings[f"{half.side}_conf"],
             "whisper": None,
             "dims": half.dims,
-            "lora": lora,
+            "lora": deepcopy(lora),  # YAML would write an alias
         }
     settings["token_list"] = list(token_list(model.vocab_size))
     settings["model_conf"] = {

@@ -155,6 +155,7 @@ def test_training_paths_are_left_out_of_the_config(experiment, tmp_path):
         ({"bpemodel": "here.model"}, "bpemodel"),
         ({"model_conf": {"stats": "sub/here.npz"}}, "model_conf.stats"),
         ({"encoder_conf": {"base": "hub/name"}}, "encoder_conf.base"),
+        ({"decoder_conf": {"whisper": "base"}}, "decoder_conf.whisper"),
         ({"frontend_conf": {"upstream": "exp"}}, "frontend_conf.upstream"),
         ({"frontend": "stored_features"}, "frontend: found 'stored_features'"),
     ],
