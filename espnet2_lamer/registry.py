@@ -8,7 +8,8 @@ def register(s3prl: bool = False) -> None:
     parser is built or a model is loaded.
 
     Args:
-        s3prl: Also patch torchaudio for S3PRL.
+        s3prl: Also make S3PRL importable and put ``lamer_ssl_local``,
+            ``lamer_ssl_custom`` and ``lamer_ssl_url`` into ``s3prl.hub``.
     """
     from espnet2_lamer.compat import quiet_nltk
 
@@ -27,6 +28,19 @@ def register(s3prl: bool = False) -> None:
     register_asr()
 
     if s3prl:
-        from espnet2_lamer.compat import patch_torchaudio_for_s3prl
+        register_s3prl()
 
-        patch_torchaudio_for_s3prl()
+
+def register_s3prl() -> None:
+    """Put our upstreams into ``s3prl.hub``; safe to call any number of times."""
+    from espnet2_lamer.compat import patch_torchaudio_for_s3prl, quiet_nltk
+
+    quiet_nltk()
+    patch_torchaudio_for_s3prl()
+
+    from s3prl import hub
+
+    from espnet2_lamer.export.upstream.lamer_ssl import hubconf
+
+    for name in ("lamer_ssl_local", "lamer_ssl_custom", "lamer_ssl_url"):
+        setattr(hub, name, getattr(hubconf, name))

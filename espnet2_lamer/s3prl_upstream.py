@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from espnet2_lamer.compat import patch_torchaudio_for_s3prl, quiet_nltk
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.registry import register_s3prl
 
 PREFIX = "s3prl:"
 
@@ -29,8 +29,7 @@ class S3prlUpstream(nn.Module):
 
     def __init__(self, source: str) -> None:
         super().__init__()
-        quiet_nltk()
-        patch_torchaudio_for_s3prl()
+        register_s3prl()
         from s3prl.nn import S3PRLUpstream
 
         _, name, *checkpoint = source.split(":", 2)

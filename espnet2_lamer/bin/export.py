@@ -5,6 +5,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -20,8 +21,10 @@ def get_parser() -> argparse.ArgumentParser:
         "--kind",
         choices=sorted(KINDS),
         default="zoo",
-        help="zoo: an ESPnet model-zoo zip; adapter: what was trained beside the "
-        "frozen base, as one safetensors file",
+        help="zoo: an ESPnet model-zoo zip; s3prl: a checkpoint and an upstream to "
+        "drop into an S3PRL checkout; hf: a directory for transformers; dense: the "
+        "same as a plain HubertModel for one language; adapter: what was trained "
+        "beside the frozen base, as one safetensors file",
     )
     add(
         "--task",
@@ -33,17 +36,22 @@ def get_parser() -> argparse.ArgumentParser:
         "--experiment",
         type=Path,
         required=True,
-        help="directory with config.yaml and weights, or with final/ of these",
+        help="directory with config.yaml and weights, or with final/ of these; s3prl, "
+        "hf and dense also take a packed zip",
     )
     add("--model_file", default=None, help="its weights; default: its best model")
-    add("--output", type=Path, required=True, help="the file to write")
+    add("--output", type=Path, required=True, help="the file or directory to write")
+    add("--base", default=None, help="where the frozen base is now, if it moved")
+    add(
+        "--language", default=None, help="dense: whose speech the experts are mixed for"
+    )
+    add("--wav_scp", default=None, help="dense: speech of it; utt2lang beside selects")
     add("--option", type=Path, action="append", default=[], help="file to add; repeat")
     add("--results", type=Path, default=None, help="RESULTS.md for zip and model card")
     add("--name", default=None, help="name in the model card; default: the zip's")
     add("--languages", nargs="*", default=[], help="ISO 639-3 codes for the card")
     add("--license", default="apache-2.0", help="licence of the weights (HF id)")
     add("--note", action="append", default=[], help="line for the card; repeat")
-    add("--base", default=None, help="where the frozen base is now, if it moved")
     add(
         "--codebook",
         type=Path,
@@ -116,6 +124,42 @@ def _zoo(args: argparse.Namespace) -> None:
         )
 
 
+def _model(args: argparse.Namespace) -> Any:
+    from espnet2_lamer import load_model
+
+    source = args.experiment
+    if args.model_file is not None:
+        source = source / args.model_file
+    return load_model(source, base=args.base)
+
+
+def _origin(args: argparse.Namespace) -> Any:
+    from espnet2_lamer.export.huggingface_card import Origin
+
+    return Origin(args.name, args.languages, args.license, args.note)
+
+
+def _s3prl(args: argparse.Namespace) -> None:
+    from espnet2_lamer.export.s3prl import write_s3prl
+
+    write_s3prl(args.experiment, args.output, args.model_file, args.base)
+
+
+def _hf(args: argparse.Namespace) -> None:
+    from espnet2_lamer.export.huggingface import write_huggingface
+
+    write_huggingface(_model(args), args.output, _origin(args))
+
+
+def _dense(args: argparse.Namespace) -> None:
+    from espnet2_lamer.export.dense import language_speech, write_dense
+
+    if args.language is None or args.wav_scp is None:
+        raise RecipeError("--kind dense needs --language and --wav_scp")
+    speech = language_speech(args.wav_scp, args.language)
+    write_dense(_model(args), args.output, args.language, speech, _origin(args))
+
+
 def _adapter(args: argparse.Namespace) -> None:
     from espnet2_lamer.convert.espnet_experiment import model_file, read_config
     from espnet2_lamer.convert.state import read_state
@@ -145,8 +189,11 @@ def _adapter(args: argparse.Namespace) -> None:
 
 # What --kind takes; each function imports what it needs.
 KINDS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "adapter": _adapter,
     "zoo": _zoo,
+    "s3prl": _s3prl,
+    "hf": _hf,
+    "dense": _dense,
+    "adapter": _adapter,
 }
 
 

@@ -79,6 +79,12 @@ def write_experiment(root: Path, lamer=BIAS, final_norm=True, **changes):
         "model": "lamer",
         "num_classes": 3,
         "token_list": ["0", "1", "2", "<unk>", "<sos/eos>"],
+        # What ESPnet's own task reads.
+        "input_size": 1,
+        "frontend_conf": {},
+        "specaug": None,
+        "normalize": None,
+        "init": None,
         "encoder_conf": {
             "base": str(root / "base"),
             "lamer": lamer,

@@ -1,0 +1,1 @@
+"""What goes into the folder ``upstream`` of an S3PRL checkout."""
