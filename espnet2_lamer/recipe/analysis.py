@@ -13,8 +13,10 @@ from tqdm import tqdm
 
 from espnet2_lamer.analysis.cka import LinearCKA
 from espnet2_lamer.analysis.curves import read_curves, write_curves
+from espnet2_lamer.analysis.expert_language import ExpertChoices
 from espnet2_lamer.analysis.forgetting_curves import write_forgetting_curves
 from espnet2_lamer.analysis.heatmap import plot_languages, plot_layers
+from espnet2_lamer.analysis.listening import has_routers
 from espnet2_lamer.analysis.masked_accuracy import masked_accuracy
 from espnet2_lamer.analysis.probe import frame_phones, phone_probe
 from espnet2_lamer.analysis.routing import RoutingStatistics
@@ -22,7 +24,7 @@ from espnet2_lamer.convert.load import read_architecture
 from espnet2_lamer.evaluation.measure import Measure
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table
-from espnet2_lamer.layers import LamerFeedForward, record_routing
+from espnet2_lamer.layers import record_routing
 from espnet2_lamer.recipe.checkpoints import base_path
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.pretraining import experiments
@@ -50,17 +52,24 @@ def _read(audio: dict[str, str], utts: list[str], title: str):
 
 def _routing(options: Options, dev: Path, utt2lang: dict[str, str]) -> None:
     model = load_model(options.ssl_experiment)
-    statistics = RoutingStatistics()
+    statistics, choices = RoutingStatistics(), ExpertChoices()
     audio = read_table(dev / "wav.scp", "stage 2")
     for utt, speech, length in _read(audio, sorted(utt2lang), "routing"):
         with record_routing(model) as record:
             _, frames = model.extract_features(speech, length)
         statistics.add_record([utt2lang[utt]], record, frames)
+        choices.add(utt2lang[utt], record)
     statistics.save(options.analysis / "routing.json")
-    has_routers = any(
-        isinstance(m, LamerFeedForward) and m.routers for m in model.modules()
+    found = choices.information(options.seed)
+    write_json(
+        options.analysis / "expert_language.json",
+        [
+            # Block numbers from 1, as in routing.json.
+            {"layer": layer + 1, "router": router, **asdict(information)}
+            for (layer, router), information in found.items()
+        ],
     )
-    if has_routers:
+    if has_routers(model):
         rows = statistics.table()
         plot_layers(rows, options.analysis / "routing_heatmap.png")
         plot_languages(rows, options.analysis / "routing_by_layer.png")
@@ -141,18 +150,20 @@ def _forgetting(options: Options, dev: Path, utt2lang: dict[str, str]) -> None:
             chosen = rng.choice(len(train_utts), PROBE_UTTERANCES, replace=False)
             train_utts = [train_utts[i] for i in sorted(chosen)]
         tested = {
-            name: _features(model, audio["dev"], test_utts, layer)
-            for name, model in models.items()
+            name: _features(models[name], audio["dev"], test_utts, layer)
+            for name in dict.fromkeys(("base", *options.analysed))
         }
         result["cka"][lang] = {
-            name: _cka(tested["base"], tested[name]) for name in ("random", "lamer")
+            name: _cka(tested["base"], tested[name])
+            for name in options.analysed
+            if name != "base"
         }
         if not train_utts:
             continue
         result["phone_probe"][lang] = {}
-        for name, model in models.items():
+        for name in options.analysed:
             probe = phone_probe(
-                _features(model, audio["train"], train_utts, layer),
+                _features(models[name], audio["train"], train_utts, layer),
                 phones["train"],
                 tested[name],
                 phones["dev"],

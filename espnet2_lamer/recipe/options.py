@@ -155,6 +155,12 @@ class Options(CorpusOptions):
         return self.expdir / f"analysis{self.variant}"
 
     @property
+    def analysed(self) -> list[str]:
+        """Models that stage 8 compares: the pretraining and, if upstreams, others."""
+        others = ("random", "base")
+        return [*(name for name in others if name in self.upstreams), "lamer"]
+
+    @property
     def results(self) -> Path:
         """Directory of ``RESULTS.md``, one per pretraining and benchmark."""
         benchmark = "" if self.benchmark == "own" else f"_{self.benchmark}"

@@ -308,7 +308,7 @@ STAGES = [
     Stage(
         8,
         "analysis",
-        ("asr_layer", "seed"),
+        ("asr_layer", "analysed", "seed"),
         lambda o: [o.checkpoints, *_trained(o), *_labels(o)],
         _reports,
         _lazy("analysis", "analyse"),
