@@ -91,10 +91,11 @@ def transcribe(
         )
     with model.autocast(speech.device):
         routed = model.route(speech, speech_lengths, languages)
-        limits = speech_lengths / SAMPLE_RATE * TOKENS_PER_SECOND + TOKENS_MORE
-        most = model.decoder.max_tokens - routed.prompt.shape[1]
-        most = most if max_tokens is None else min(most, max_tokens)
-        tokens = _greedy(model, routed, limits.long().clamp(max=most))
+    limits = speech_lengths / SAMPLE_RATE * TOKENS_PER_SECOND + TOKENS_MORE
+    most = model.decoder.max_tokens - routed.prompt.shape[1]
+    most = most if max_tokens is None else min(most, max_tokens)
+    # In float32: autocast would cast every weight again for every token.
+    tokens = _greedy(model, routed, limits.long().clamp(max=most))
     return Transcription(
         tokens,
         [decode_text(row) for row in tokens],

@@ -229,21 +229,23 @@ class WhisperLoraModel(ESPnetASRModel):
                 "utterance's language, or use method mole"
             )
         encoded = self.encoder.encode(speech, lengths, route)
-        posterior = None
+        posterior, chosen = None, []
         if config.identifies:
             posterior = encoded.logits.softmax(-1)
-        elif languages is None:
-            posterior = self._whisper_posterior(encoded)
-        if languages is None:
             chosen = posterior.argmax(-1).tolist()
+        elif languages is None:
+            posterior, chosen = self._ask_whisper(encoded)
+        if languages is None:
             languages = [config.languages[i] for i in chosen]
         prompt = prompts.for_languages(languages, device)
         return Routed(encoded, prompt, list(languages), posterior)
 
-    def _whisper_posterior(self, encoded: Encoded) -> Tensor:
-        """Whisper's own identification, among the configured languages ``[B, N]``.
+    def _ask_whisper(self, encoded: Encoded) -> tuple[Tensor, list[int]]:
+        """Whisper's own identification, among the configured languages.
 
-        Languages that share a token share its probability.
+        Returns:
+            Posterior ``[B, N]``, where languages with the same token share its
+            probability, and the first language of the likeliest token ``[B]``.
         """
         prompts = self.decoder.prompts
         if not self.config.languages:
@@ -257,10 +259,12 @@ class WhisperLoraModel(ESPnetASRModel):
         ).logits[:, 0]
         ids = [prompts.spoken_id(name) for name in self.config.languages]
         different = list(dict.fromkeys(ids))
-        shares = logits[:, different].softmax(-1)
+        tokens = logits[:, different].softmax(-1)
         columns = [different.index(number) for number in ids]
         counts = torch.tensor([ids.count(n) for n in ids], device=output.device)
-        return shares[:, columns] / counts
+        # Not the arg-max of the posterior: sharing a token is no evidence against.
+        likeliest = [different[i] for i in tokens.argmax(-1).tolist()]
+        return tokens[:, columns] / counts, [ids.index(n) for n in likeliest]
 
     def _student(
         self,
