@@ -94,6 +94,7 @@ def get_parser() -> argparse.ArgumentParser:
         "learning_rates": lambda text: [float(word) for word in text.split()],
         "baselines": words,
         "hf_repo": str,
+        "dry_run": flag,
     }
     for name, kind in types.items():
         parser.add_argument(f"--{name}", type=kind, required=True)

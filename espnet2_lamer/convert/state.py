@@ -49,6 +49,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
                 f"{path}: {key}: found {type(value).__name__}, expected a tensor under "
                 "a parameter's name"
             )
+        if value.layout is not torch.strided or value.is_meta:
+            raise RecipeError(
+                f"{path}: {key}: found a {value.layout} tensor on {value.device}, "
+                "expected plain values"
+            )
     return dict(state)
 
 

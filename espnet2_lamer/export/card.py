@@ -37,6 +37,7 @@ def model_card(
     licence: str = "apache-2.0",
     notes: Sequence[str] = (),
     results: str | None = None,
+    datasets: Sequence[str] = (),
 ) -> str:
     """Return the text of a model card.
 
@@ -49,6 +50,7 @@ def model_card(
             (mHuBERT-147: ``cc-by-nc-sa-4.0``).
         notes: What a user must know: origin and licence of teacher, base and data.
         results: Markdown of the results; its headings are moved one level down.
+        datasets: Ids of the data on Hugging Face.
     """
     task, meaning = _TASKS[kind]
     front = {
@@ -58,6 +60,8 @@ def model_card(
         "language": list(languages),
         "license": licence,
     }
+    if datasets:
+        front["datasets"] = list(datasets)
     parts = [
         "---\n" + yaml.safe_dump(front, sort_keys=False) + "---\n",
         f"# {name}\n",

@@ -287,3 +287,11 @@ def packages(options: Options) -> dict[str, Path]:
     if "lamer" in options.upstreams:
         names += [r.name for r in planned_runs(options) if r.system == options.ssl_tag]
     return {name: options.expdir / "packed" / f"{name}.zip" for name in names}
+
+
+def adapter_files(options: Options) -> dict[str, Path]:
+    """Return the adapter file by name; none where the whole model trains."""
+    if not options.allocation:
+        return {}
+    name = options.ssl_experiment.name
+    return {f"{name}.adapter": options.expdir / "packed" / f"{name}.safetensors"}

@@ -103,6 +103,7 @@ class Options(CorpusOptions):
     learning_rates: list[float]
     baselines: list[str]
     hf_repo: str
+    dry_run: bool
 
     @property
     def langs(self) -> list[str]:

@@ -1,34 +1,36 @@
-"""Stages 13 and 14: model-zoo zips, and their upload when it is asked for."""
+"""Stages 13 and 14: what is published, and its upload when it is asked for."""
 
 import logging
+from collections.abc import Mapping
+from pathlib import Path
 
-from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.convert.espnet_experiment import read_config
+from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.evaluation.tokens import BPE_MODEL
+from espnet2_lamer.export.adapter import write_adapter
 from espnet2_lamer.export.card import model_card
 from espnet2_lamer.export.full import write_full_model
+from espnet2_lamer.export.names import public_name
+from espnet2_lamer.export.upload import repository_files, upload_files
 from espnet2_lamer.export.zoo import pack_model
-from espnet2_lamer.recipe.benchmark import packages
-from espnet2_lamer.recipe.checkpoints import read_checkpoints
+from espnet2_lamer.recipe.benchmark import adapter_files, packages, planned_runs
+from espnet2_lamer.recipe.checkpoints import base_path, read_checkpoints
+from espnet2_lamer.recipe.licences import licence_terms
 from espnet2_lamer.recipe.options import Options
+from espnet2_lamer.recipe.packed_check import check_package
+from espnet2_lamer.recipe.scoring import DECODE_CONFIG
 from espnet2_lamer.units.codebook import load_codebook
 from espnet2_lamer.upstream import model_file
 
-# Terms that a teacher's licence puts on what is trained with it.
-TEACHER_LICENCES = {"utter-project/mHuBERT-147": "cc-by-nc-sa-4.0"}
+
+def _terms(options: Options) -> tuple[str, list[str], list[str]]:
+    sources = {name: c["source"] for name, c in read_checkpoints(options).items()}
+    corpora = options.corpus.split()
+    return licence_terms(sources["base"], sources["teacher"], corpora)
 
 
 def _card(options: Options, kind: str, name: str, results: str) -> str:
-    teacher = read_checkpoints(options)["teacher"]["source"]
-    licence = TEACHER_LICENCES.get(teacher.rstrip("/"), "apache-2.0")
-    notes = [f"base: {options.base}", f"teacher of the units: {teacher}"]
-    if options.corpus == "mini":
-        notes.append(
-            "trained on speech synthesised by espeak-ng; sentences: "
-            "hsk-sentences-audio (CC-BY-SA-4.0) and pycantonese's Common Voice "
-            "prompts (MPL-2.0)"
-        )
-    else:
-        notes.append("the licences of your training data apply; state them here")
+    licence, notes, datasets = _terms(options)
     return model_card(
         kind,
         name,
@@ -36,25 +38,28 @@ def _card(options: Options, kind: str, name: str, results: str) -> str:
         licence=licence,
         notes=notes,
         results=results,
+        datasets=datasets,
     )
 
 
 def pack(options: Options) -> None:
-    """Stage 13: self-contained zips for ``espnet_model_zoo``."""
-    import yaml
+    """Stage 13: zips for ``espnet_model_zoo`` and the adapter file.
 
+    Raises:
+        RecipeError: A package does not decode what its model decodes.
+    """
     results_file = options.results / "RESULTS.md"
     results = results_file.read_text(encoding="utf-8")
     metadata = {"codebook_sha256": load_codebook(options.codebook).sha256}
+    runs = {run.name: run for run in planned_runs(options)}
     for name, output in packages(options).items():
         extra = [results_file]
         if name == options.ssl_experiment.name:
-            config_file = options.ssl_experiment / "config.yaml"
-            config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
             kind = "ssl"
+            experiment = options.ssl_experiment
             config_file, weights = write_full_model(
-                config_file,
-                model_file(options.ssl_experiment, config),
+                experiment / "config.yaml",
+                model_file(experiment, read_config(experiment)),
                 options.expdir / "packed" / name,
             )
         else:
@@ -73,29 +78,66 @@ def pack(options: Options) -> None:
             metadata=metadata,
         )
         logging.info("packed %s (%.1f MB)", output, output.stat().st_size / 1e6)
+        if name in runs:
+            check_package(
+                *(runs[name], output, options.expdir, options.raw, DECODE_CONFIG),
+                device="cuda" if options.ngpu else "cpu",
+            )
+    for output in adapter_files(options).values():
+        _write_adapter(options, output)
+
+
+def _write_adapter(options: Options, output: Path) -> None:
+    licence, notes, _ = _terms(options)
+    experiment = options.ssl_experiment
+    config = read_config(experiment)
+    write_adapter(
+        config,
+        read_state(model_file(experiment, config)),
+        output,
+        source=experiment,
+        base=base_path(options),
+        base_name=public_name(read_checkpoints(options)["base"]["source"]),
+        codebook=options.codebook,
+        metadata={
+            "name": experiment.name,
+            "languages": options.langs,
+            "license": licence,
+            "notes": notes,
+        },
+    )
+    logging.info("wrote %s (%.1f MB)", output, output.stat().st_size / 1e6)
 
 
 def upload(options: Options) -> None:
-    """Stage 14: upload the packages to Hugging Face; off without ``--hf_repo``.
+    """Stage 14: upload what stage 13 made to Hugging Face; off without ``--hf_repo``.
+
+    The pretrained model's files lie at the top of the repository, everything else
+    beside them. With ``--dry_run true`` they are only listed.
 
     Raises:
-        RecipeError: The upload failed.
+        RecipeError: No token, or the upload failed.
     """
-    if not options.hf_repo:
-        logging.info("no --hf_repo: nothing is uploaded")
-        return
-    from huggingface_hub import HfApi
+    upload_packages(
+        options.hf_repo,
+        packages(options) | adapter_files(options),
+        options.dry_run,
+        options.ssl_experiment.name,
+    )
 
-    try:
-        api = HfApi()
-        api.create_repo(options.hf_repo, exist_ok=True)
-        for name, path in packages(options).items():
-            api.upload_file(
-                path_or_fileobj=path, path_in_repo=path.name, repo_id=options.hf_repo
-            )
-            logging.info("uploaded %s to %s", name, options.hf_repo)
-    except Exception as error:
-        raise RecipeError(
-            f"--hf_repo {options.hf_repo}: upload failed ({error}); set HF_TOKEN to a "
-            "token that may write there"
-        ) from error
+
+def upload_packages(
+    hf_repo: str, files: Mapping[str, Path], dry_run: bool = False, front: str = ""
+) -> None:
+    """Upload packages by the model's name; nothing where ``hf_repo`` is empty.
+
+    Args:
+        hf_repo: ``user/name``.
+        files: Zips, adapter files and directories.
+        dry_run: Only say what would be uploaded.
+        front: The package whose files lie at the top of the repository.
+
+    Raises:
+        RecipeError: No token, or the upload failed.
+    """
+    upload_files(hf_repo, repository_files(files, front), dry_run)

@@ -45,6 +45,7 @@ class Stage:
             stage runs with other inputs than before.
         variant: Suffix of the stage's record where the options name one of several
             results that stand side by side; each is done or not by itself.
+        repeat: Whether it runs again though nothing changed.
     """
 
     number: int
@@ -55,6 +56,7 @@ class Stage:
     run: Callable[[Options], None]
     keep: Callable[[Options], list[Path]] = lambda options: []
     variant: Callable[[Options], str] = lambda options: ""
+    repeat: Callable[[Options], bool] = lambda options: False
 
 
 class HashCache:
@@ -188,7 +190,8 @@ class Runner:
             changes = self._changes(state["fingerprint"], fingerprint)
             done = state["status"] == "done"
             damage = self._damaged(state) if done else []
-            if done and not changes and not damage:
+            again = stage.repeat(self.options)
+            if done and not changes and not damage and not again:
                 logging.info("%s: done, nothing changed", label)
                 return
             if changes:
@@ -196,6 +199,8 @@ class Runner:
                 self._put_aside(stage, state)
             elif damage:
                 logging.info("%s: runs again: %s", label, "; ".join(damage[:5]))
+            elif done:
+                logging.info("%s: runs again, as asked", label)
             else:
                 logging.info("%s: goes on where it stopped", label)
         else:

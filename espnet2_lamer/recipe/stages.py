@@ -7,6 +7,7 @@ from espnet2_lamer.data.mlsuperb_tree import scan_tree
 from espnet2_lamer.recipe.benchmark import (
     ASR_TRACKS,
     LID_TRACKS,
+    adapter_files,
     eval_langs,
     packages,
     planned_runs,
@@ -211,6 +212,10 @@ def _results(options: Options) -> list[Path]:
     return [options.results / n for n in ("RESULTS.md", "results.json", "results.csv")]
 
 
+def _published(options: Options) -> list[Path]:
+    return [*packages(options).values(), *adapter_files(options).values()]
+
+
 def _variant(options: Options) -> str:
     return options.variant
 
@@ -362,18 +367,20 @@ STAGES = [
         "packing",
         ("upstreams",),
         lambda o: [o.checkpoints, *_trained(o), *_codebook(o), *_results(o)],
-        lambda o: list(packages(o).values()),
+        _published,
         _lazy("packing", "pack"),
         variant=_variant,
     ),
     Stage(
         14,
         "upload",
-        ("hf_repo",),
-        lambda o: list(packages(o).values()) if o.hf_repo else [],
+        ("hf_repo", "dry_run"),
+        lambda o: _published(o) if o.hf_repo or o.dry_run else [],
         _nothing,
         _lazy("packing", "upload"),
         variant=_variant,
+        # A list that was shown once is asked for again.
+        repeat=lambda o: o.dry_run,
     ),
 ]
 

@@ -129,6 +129,7 @@ def command(tmp_path_factory):
         "lid_layer": 1,
         "store_dtype": "float32",
         "hf_repo": "",
+        "dry_run": "false",
     }
 
     def make(stage, stop_stage, **changes):
@@ -214,6 +215,60 @@ def test_every_package_is_self_contained(finished):
             config = archive.read("config.yaml").decode()
             assert str(finished.root) not in config
             assert "RESULTS.md" in archive.namelist()
+
+
+def test_packed_heads_write_the_same_text_on_the_whole_test_sets(finished):
+    from espnet2_lamer.evaluation.runs import Run
+    from espnet2_lamer.fileio.datadir import read_table
+    from espnet2_lamer.recipe.packed_check import check_package
+
+    exp, raw = finished.root / "exp", finished.root / "dump" / "raw"
+    zips = sorted((exp / "packed").glob("*_lamer_*.zip"))
+    assert len(zips) == 4  # ASR of three languages, and LID
+    for path in zips:
+        run = Run.read(exp / path.stem)
+        sets = [name for names in run.tests.values() for name in names]
+        total = sum(len(read_table(raw / name / "wav.scp")) for name in sets)
+        compared = check_package(
+            *(run, path, exp, raw, RECIPE / "conf/decode_asr_mlsuperb.yaml"),
+            utterances=None,
+        )
+        assert compared == total > 0
+
+
+def test_the_adapter_file_is_the_pretraining_and_names_no_path(finished):
+    from espnet2_lamer import load_model
+    from espnet2_lamer.export.adapter import CENTROIDS, read_adapter
+
+    exp = finished.root / "exp"
+    path = exp / "packed" / "ssl_lamer.safetensors"
+    wavs = torch.randn(2, 4000, generator=torch.Generator().manual_seed(0))
+    lengths = torch.tensor([4000, 2500])
+    expected, _ = load_model(exp / "ssl_lamer").extract_features(wavs, lengths)
+    adapter = load_model(path, base=finished.root / "base")
+    for one, other in zip(
+        adapter.extract_features(wavs, lengths)[0], expected, strict=True
+    ):
+        assert torch.equal(one, other)
+    assert read_adapter(path).tensors[CENTROIDS].shape == (12, 16)
+    assert str(finished.root).encode() not in path.read_bytes()
+
+
+def test_a_dry_run_lists_what_would_be_uploaded_each_time(
+    finished, caplog, monkeypatch
+):
+    from espnet2_lamer.bin.recipe import main
+
+    monkeypatch.chdir(RECIPE)
+    caplog.set_level("INFO")
+    for _ in range(2):
+        caplog.clear()
+        main(finished(14, 14, hf_repo="me/lamer", dry_run="true"))
+        (summary,) = [m for m in caplog.messages if m.startswith("would upload to me/")]
+        assert " files, " in summary
+        for name in ("meta.yaml", "README.md", "model.pth", "ssl_lamer.safetensors"):
+            assert any(m.startswith(f"  {name} (") for m in caplog.messages), name
+    main(finished(14, 14))
 
 
 def test_a_second_run_finds_every_stage_done(finished, caplog, monkeypatch):

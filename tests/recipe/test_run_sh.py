@@ -118,6 +118,7 @@ def test_options_that_contradict_are_refused_before_anything_runs(
         "sanity": "false",
         "drop_overlap": "false",
         "cross_corpus": "false",
+        "dry_run": "false",
         "eval_langs": "",
         "skip_stages": "",
         "units": "",

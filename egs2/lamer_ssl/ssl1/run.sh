@@ -105,6 +105,7 @@ Evaluation
 
 Publishing
   --hf_repo          Hugging Face repository of stage 14 (${hf_repo:-none})
+  --dry_run          true: stage 14 only lists what it would upload (${dry_run})
 EOF
 }
 
@@ -155,6 +156,7 @@ eval_seeds=
 learning_rates=
 baselines=
 hf_repo=
+dry_run=false
 # shellcheck source=../../../conf/presets/mini.sh
 . "conf/presets/${preset}.sh"
 
@@ -165,7 +167,7 @@ options="stage stop_stage skip_stages nj dask ngpu num_nodes seed datadir dumpdi
  ssl_config allocation ssl_tag control sanity upstreams benchmark
  budgets tracks eval_langs eval_lists cross_corpus lid_reading units multi_unit nbpe
  asr_config asr_layer multi_config lid_config lid_layer store_dtype feature_store_gb
- eval_seeds learning_rates baselines hf_repo"
+ eval_seeds learning_rates baselines hf_repo dry_run"
 
 last_stage=14
 read_options "$@"
