@@ -6,13 +6,14 @@ BIN := $(CURDIR)/$(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SHELL_SCRIPTS = $(wildcard egs2/*/*/*.sh conf/presets/*.sh conf/presets/*/*.sh) .ci/run
 
-.PHONY: help venv demo test test-all bench lint clean
+.PHONY: help venv demo test test-all bench lint espnet-tree clean
 
 help:
 	@echo "make demo      run the whole recipe on the embedded corpus (CPU, 20 minutes)"
 	@echo "make test      quick tests          make test-all  all tests"
 	@echo "make bench     measure speed and memory, write benchmarks/RESULTS.md"
 	@echo "make lint      ruff and shellcheck  make venv      only the environment"
+	@echo "make espnet-tree DIR=~/espnet   lay the recipes into an ESPnet checkout"
 	@echo "make clean     remove build products and caches, not .venv, data or results"
 	@echo "Options: PYTHON=python3.11  RUN_ARGS='--stage 3'  PYTEST_ARGS='-k router'"
 	@echo "         BENCH_ARGS='--only layer'"
@@ -47,6 +48,11 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/shellcheck -x -e SC2001 -e SC1091 -e SC2086 $(SHELL_SCRIPTS)
+
+# Run again, it brings there what changed here; files of others are left alone.
+espnet-tree: $(INSTALLED)
+	@test -n "$(DIR)" || { echo "make espnet-tree DIR=/path/to/espnet" >&2; exit 2; }
+	$(BIN)/python -m espnet2_lamer.bin.espnet_tree --checkout "$(DIR)"
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

@@ -118,6 +118,8 @@ def retrain_mini(options: Options) -> tuple[str, str]:
     data = options.dumpdir / "stage0"
     build_pretraining_corpora(data, nj=options.nj, seed=options.seed)
     config = Path("conf/train_ssl_mini_base.yaml")
+    if not config.is_file():  # the form of bin.espnet_tree
+        config = Path("conf/tuning") / config.name
     results = []
     for name, langs in (("base", ["eng"]), ("teacher", ["eng", "cmn", "yue"])):
         work = options.expdir / "stage0" / name

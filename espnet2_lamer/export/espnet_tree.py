@@ -1,0 +1,254 @@
+"""Lay the recipes into an ESPnet checkout, in the form that ESPnet keeps its own."""
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.export.espnet_index import add_row, add_variables
+from espnet2_lamer.fileio.atomic import atomic_dir, atomic_path, write_json, write_text
+
+CORPUS = "lamer_ssl"
+TASKS = ("ssl1", "asr1")
+TEMPLATE = "egs2/TEMPLATE"
+# As TEMPLATE's setup.sh: links to the task's own template, links to ASR's, copies.
+TASK_LINKS = ("path.sh", "scripts")
+ASR_LINKS = ("db.sh", "pyscripts", "steps", "utils")
+COPIES = ("cmd.sh", "conf/pbs.conf", "conf/queue.conf", "conf/slurm.conf")
+# Own files; conf and local are links here and folders there.
+PATTERNS = (
+    *("run.sh", "mini/README.md", "mini/SHA256SUMS", "mini/*/*.json"),
+    *("conf/**/*.yaml", "conf/**/*.sh", "local/*.py"),
+)
+# ESPnet's tests build every conf/train*.yaml with classes of its own.
+_CONFIG = re.compile(r"(?<![\w/])conf/train_")
+# Each must be found, or run.sh changed and this list must follow.
+_SHELL = (
+    (". ../utils/options.sh", ". local/options.sh"),
+    (". ./db.sh", ". ./db.sh\n. local/corpora.sh"),
+    # ESPnet's launchers want a log file; --python may be several words.
+    (
+        'exec ${train_cmd} "${python}"',
+        'exec ${cuda_cmd} --gpu "${ngpu}" "${expdir}/logs/run.log" ${python}',
+    ),
+    ("source=../../../conf/", "source=conf/"),
+)
+
+
+@dataclass(frozen=True)
+class Link:
+    """A symbolic link, by what it holds."""
+
+    target: str
+
+
+Content = bytes | Link
+
+
+def lay_tree(repository: str | Path, checkout: str | Path) -> list[Path]:
+    """Write every recipe to ``<checkout>/egs2/lamer_ssl/<task>``.
+
+    Files of others are never overwritten; run again, it changes only what changed
+    here. ``egs2/README.md`` gets a row and ``db.sh`` the corpora it lacks.
+
+    Args:
+        repository: This project's top directory.
+        checkout: ESPnet's.
+
+    Returns:
+        Paths that were written.
+
+    Raises:
+        RecipeError: It is no ESPnet checkout, or a file of others is in the way; then
+            nothing was written.
+    """
+    repository, checkout = Path(repository), Path(checkout)
+    _check(repository, checkout)
+    record = _record_file(checkout)
+    known: dict[str, str] = json.loads(record.read_text()) if record.is_file() else {}
+    trees = {
+        Path("egs2", CORPUS, task): dict(_content(repository, checkout, task))
+        for task in TASKS
+        if (repository / "egs2" / CORPUS / task / "run.sh").is_file()
+    }
+    wanted = {
+        (folder / name).as_posix(): content
+        for folder, files in trees.items()
+        for name, content in files.items()
+    }
+    foreign = [
+        name
+        for name, content in wanted.items()
+        if (found := _digest_at(checkout / name)) is not None
+        and found not in (_digest(content), known.get(name))
+    ]
+    if foreign:
+        raise RecipeError(
+            f"{checkout}: {len(foreign)} files are not as this program left them, "
+            f"first {foreign[0]}; move them away, or keep your changes in this "
+            "repository"
+        )
+    written = _write(checkout, trees, known)
+    for name in sorted(set(known) - set(wanted)):
+        if _digest_at(checkout / name) == known[name]:
+            (checkout / name).unlink()
+    write_json(record, {name: _digest(content) for name, content in wanted.items()})
+    for path, change in (
+        (checkout / "egs2/README.md", add_row),
+        (checkout / TEMPLATE / "asr1/db.sh", add_variables),
+    ):
+        text = path.read_text(encoding="utf-8")
+        if (changed := change(text)) != text:
+            mode = path.stat().st_mode
+            write_text(path, changed)
+            path.chmod(mode)
+            written.append(path)
+            logging.info("added to %s", path)
+    return written
+
+
+def _check(repository: Path, checkout: Path) -> None:
+    for name in (f"{TEMPLATE}/asr1/cmd.sh", f"{TEMPLATE}/asr1/db.sh", "egs2/README.md"):
+        if not (checkout / name).is_file():
+            raise RecipeError(
+                f"{checkout / name}: file not found; expected the top directory of an "
+                "ESPnet checkout"
+            )
+    if not (repository / "egs2" / CORPUS / "ssl1/run.sh").is_file():
+        raise RecipeError(
+            f"{repository}: no egs2/{CORPUS}/ssl1/run.sh; expected the top directory "
+            "of this project"
+        )
+
+
+def _record_file(checkout: Path) -> Path:
+    """Where it is noted what was written: never among files that are committed."""
+    name = f"{CORPUS}_tree.json"
+    inside = checkout / ".git"
+    return inside / name if inside.is_dir() else checkout / f".{name}"
+
+
+def _content(
+    repository: Path, checkout: Path, task: str
+) -> Iterator[tuple[str, Content]]:
+    """Yield path below the recipe's folder, and what belongs there."""
+    recipe = repository / "egs2" / CORPUS / task
+    template = checkout / TEMPLATE
+    for names, home in ((TASK_LINKS, task), (ASR_LINKS, "asr1")):
+        for name in names:
+            source = home if (template / home / name).exists() else "asr1"
+            if (template / source / name).exists():
+                yield name, Link(f"../../TEMPLATE/{source}/{name}")
+    for name in COPIES:
+        for source in (task, "asr1"):
+            if (template / source / name).is_file():
+                yield name, (template / source / name).read_bytes()
+                break
+    shared = repository / "egs2" / CORPUS / "espnet"
+    yield "local/path.sh", (shared / "path.sh").read_bytes()
+    yield "local/corpora.sh", (shared / "corpora.sh").read_bytes()
+    yield "README.md", _readme(recipe, shared, task)
+    texts = {
+        name: (recipe / name).read_text(encoding="utf-8")
+        for name in sorted(
+            {
+                path.relative_to(recipe).as_posix()
+                for pattern in PATTERNS
+                for path in recipe.glob(pattern)
+                if _belongs(path.relative_to(recipe), task)
+            }
+        )
+    }
+    options = repository / "egs2" / CORPUS / "utils/options.sh"
+    texts["local/options.sh"] = options.read_text(encoding="utf-8")
+    for old, new in _SHELL:
+        scripts = [n for n in ("run.sh", "local/options.sh") if old in texts[n]]
+        if not scripts and not (task == "asr1" and "source=" in old):
+            raise RecipeError(
+                f"{recipe / 'run.sh'}: found no {old!r}; the script changed, and "
+                f"{__name__} must follow"
+            )
+        for name in scripts:
+            texts[name] = texts[name].replace(old, new)
+    for name, text in texts.items():
+        if name.startswith("conf/train_"):
+            name = name.replace("conf/", "conf/tuning/")
+        if not name.endswith((".py", ".json")):
+            text = _CONFIG.sub("conf/tuning/train_", text)
+        yield name, text.encode()
+
+
+def _belongs(path: Path, task: str) -> bool:
+    """Whether a config is this recipe's: those of Whisper are named so."""
+    if path.parts[0] != "conf":
+        return True
+    of_whisper = "whisper" in path.as_posix()
+    shared = path.name.startswith("decode") and not of_whisper
+    return shared or of_whisper == (task == "asr1")
+
+
+def _readme(recipe: Path, shared: Path, task: str) -> bytes:
+    """The recipe's README, and its results below, as ESPnet has them."""
+    if task == "ssl1":
+        parts = [(shared / "README.md").read_text(encoding="utf-8")]
+    else:
+        parts = [(recipe / "README.md").read_text(encoding="utf-8")]
+    if (recipe / "RESULTS.md").is_file():
+        parts.append((recipe / "RESULTS.md").read_text(encoding="utf-8"))
+    text = "\n\n".join(part.strip() for part in parts) + "\n"
+    # Links to files of this repository lead nowhere there.
+    text = re.sub(r"\[([^]]+)\]\((?!https?://|#)[^)]*\)", r"\1", text)
+    return _CONFIG.sub("conf/tuning/train_", text).encode()
+
+
+def _write(
+    checkout: Path,
+    trees: Mapping[Path, Mapping[str, Content]],
+    known: Mapping[str, str],
+) -> list[Path]:
+    written = []
+    for folder, files in trees.items():
+        if not (checkout / folder).exists():
+            # A new recipe appears whole.
+            with atomic_dir(checkout / folder) as temporary:
+                for name, content in files.items():
+                    _put(temporary / name, content)
+            written += [checkout / folder / name for name in files]
+            continue
+        for name, content in files.items():
+            path = checkout / folder / name
+            if _digest_at(path) != _digest(content):
+                _put(path, content)
+                written.append(path)
+    return written
+
+
+def _put(path: Path, content: Content) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, Link):
+        path.unlink(missing_ok=True)
+        os.symlink(content.target, path)
+        return
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+        if path.name == "run.sh":
+            temporary.chmod(0o755)
+
+
+def _digest(content: Content) -> str:
+    if isinstance(content, Link):
+        return f"link to {content.target}"
+    return hashlib.sha256(content).hexdigest()
+
+
+def _digest_at(path: Path) -> str | None:
+    if path.is_symlink():
+        return _digest(Link(os.readlink(path)))
+    if path.is_dir():
+        return "a folder"
+    return _digest(path.read_bytes()) if path.exists() else None
