@@ -6,12 +6,13 @@ BIN := $(CURDIR)/$(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SHELL_SCRIPTS = $(wildcard egs2/*/*/*.sh conf/presets/*.sh conf/presets/*/*.sh) .ci/run
 
-.PHONY: help venv demo test test-all bench lint espnet-tree clean
+.PHONY: help venv demo test test-all bench docs lint espnet-tree clean
 
 help:
 	@echo "make demo      run the whole recipe on the embedded corpus (CPU, 20 minutes)"
 	@echo "make test      quick tests          make test-all  all tests"
 	@echo "make bench     measure speed and memory, write benchmarks/RESULTS.md"
+	@echo "make docs      build the manual: docs/_build/html/index.html"
 	@echo "make lint      ruff and shellcheck  make venv      only the environment"
 	@echo "make espnet-tree DIR=~/espnet   lay the recipes into an ESPnet checkout"
 	@echo "make clean     remove build products and caches, not .venv, data or results"
@@ -28,7 +29,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	    echo "$(PYTHON) is not Python 3.11; name one: make PYTHON=/path/to/python3.11" >&2; \
 	    exit 1; }; \
 	  $(PYTHON) -m venv $(VENV); }
-	$(BIN)/python -m pip install -c constraints.txt -e '.[test,lint]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[test,lint,docs]'
 	@touch $@
 
 demo: $(INSTALLED)
@@ -43,6 +44,10 @@ test-all: $(INSTALLED)
 bench: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks $(BENCH_ARGS)
 
+# -n: a name that leads nowhere is a warning; -W: a warning is an error.
+docs: $(INSTALLED)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m sphinx -q -n -W --keep-going -b html docs docs/_build/html
+
 # The shellcheck flags are ESPnet's.
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -55,5 +60,5 @@ espnet-tree: $(INSTALLED)
 	$(BIN)/python -m espnet2_lamer.bin.espnet_tree --checkout "$(DIR)"
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache docs/_build docs/api
 	find espnet2_lamer benchmarks local tests -name __pycache__ -type d -prune -exec rm -rf {} +

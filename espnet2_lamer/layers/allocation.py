@@ -57,7 +57,7 @@ def apportion(budget: int, weights: Sequence[float], minimum: int = 1) -> list[i
 
     Every layer gets ``minimum``; of the R experts left, layer l gets
 
-    .. math:: \lfloor R w_l / \textstyle\sum_j w_j \rfloor
+    .. math:: \lfloor R w_l / \sum_j w_j \rfloor
 
     and those still left go to the largest fractions (Hamilton's method), the shallower
     layer first where fractions are equal.

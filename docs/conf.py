@@ -1,0 +1,56 @@
+"""Settings of the manual: Sphinx with MyST pages; `make docs` builds it."""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
+# Nothing is fetched while the manual is built.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+project = "Lamer-SSL for ESPnet"
+author = "The Lamer-SSL for ESPnet developers"
+copyright = f"2026, {author}"
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.apidoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    # Of this folder.
+    "constants",
+    "mathml",
+    "references",
+]
+
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_heading_anchors = 3
+
+exclude_patterns = ["_build", "_extensions"]
+
+# One page per package, written anew at each build.
+apidoc_modules = [
+    {
+        "path": "../espnet2_lamer",
+        "destination": "api",
+        "module_first": True,
+        "automodule_options": {"members", "show-inheritance"},
+    }
+]
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+python_maximum_signature_line_length = 88
+napoleon_use_rtype = False
+# Fields of a dataclass are described by its docstring once.
+napoleon_use_ivar = True
+
+html_theme = "alabaster"
+html_theme_options = {
+    "description": "HuBERT in new languages, without forgetting",
+    "page_width": "1100px",
+    "sidebar_width": "240px",
+    "show_powered_by": False,
+}
+html_math_renderer = "mathml"
+html_copy_source = False
+html_show_sourcelink = False
