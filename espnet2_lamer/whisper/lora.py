@@ -113,8 +113,8 @@ class ExpertLinear(nn.Module):
         # One product per side for the whole batch, each utterance with its own pair.
         a = torch.stack([expert.lora_A[0] for expert in experts])[use.index]
         b = torch.stack([expert.lora_B for expert in experts])[use.index]
-        z = torch.bmm(x, a.transpose(1, 2).to(x.dtype))
-        return y + experts[0].scale * torch.bmm(z, b.transpose(1, 2).to(z.dtype))
+        z = experts[0].scale * torch.bmm(x, a.transpose(1, 2).to(x.dtype))
+        return y + torch.bmm(z, b.transpose(1, 2).to(z.dtype))
 
     @staticmethod
     def _mix(x: Tensor, experts: list[LoRAExperts], mixture: Mixture) -> Tensor:
@@ -124,8 +124,8 @@ class ExpertLinear(nn.Module):
             b = torch.stack([expert.lora_B for expert in experts])
             a = (weights[:, None, None] * a).sum(0)
             b = (weights[:, None, None] * b).sum(0)
-            z = F.linear(x, a.to(x.dtype))
-            return experts[0].scale * F.linear(z, b.to(z.dtype))
+            z = experts[0].scale * F.linear(x, a.to(x.dtype))
+            return F.linear(z, b.to(z.dtype))
         # A term per language: one product over all of them would add in an order of
         # its own, and a weight of one would no longer be that expert to the bit.
         total: Tensor | None = None

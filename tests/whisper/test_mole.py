@@ -17,7 +17,7 @@ READINGS = ("merged", "summed")
 def test_one_hot_weights_are_that_expert_to_the_bit(
     whisper_file, combination, weights, place
 ):
-    shape = {"rank": 16, "targets": "all"}
+    shape = {"rank": 16, "alpha": 11.0, "targets": "all"}
     mole = stir(
         make_model(
             whisper_file,
