@@ -199,7 +199,15 @@ def test_an_experiments_expert_is_exported_from_its_files(
 
 
 @pytest.mark.parametrize(
-    "method", ["full", "multilingual", "experts", "mole", "student"]
+    "method",
+    [
+        "mole",
+        "student",
+        *(
+            pytest.param(method, marks=pytest.mark.slow)
+            for method in ("full", "multilingual", "experts")
+        ),
+    ],
 )
 def test_a_packed_model_needs_no_other_file(whisper_file, tokens, tmp_path, method):
     files = {}

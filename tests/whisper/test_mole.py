@@ -13,7 +13,7 @@ READINGS = ("merged", "summed")
 
 @pytest.mark.parametrize("weights", ["free", "softmax"])
 @pytest.mark.parametrize("combination", READINGS)
-@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("place", [0, 2])
 def test_one_hot_weights_are_that_expert_to_the_bit(
     whisper_file, combination, weights, place
 ):
