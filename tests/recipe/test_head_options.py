@@ -23,6 +23,7 @@ def command(tmp_path, monkeypatch):
             "retrain": "false",
             "control": "false",
             "sanity": "false",
+            "dry_run": "false",
             "drop_overlap": "true",
             "cross_corpus": "false",
             "skip_stages": "",
