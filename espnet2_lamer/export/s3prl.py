@@ -15,7 +15,7 @@ from espnet2_lamer.convert.espnet_experiment import (
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.export.full import write_full_model
 from espnet2_lamer.export.huggingface import refuse_other_content
-from espnet2_lamer.export.zoo import unpack_model
+from espnet2_lamer.export.zoo import TRAINING_KEYS, unpack_model
 from espnet2_lamer.fileio.atomic import atomic_dir, write_text
 from espnet2_lamer.upstream import load_model
 
@@ -66,7 +66,11 @@ def write_s3prl(
         else:
             config = _config(source, base, Path(scratch))
             weights = source / epoch_file if epoch_file else _best(source)
-            write_full_model(config, weights, temporary)
+            config, _ = write_full_model(config, weights, temporary)
+            settings = read_config(config.parent)
+            kept = {k: v for k, v in settings.items() if k not in TRAINING_KEYS}
+            text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+            config.write_text(text, encoding="utf-8")
         target = temporary / "upstream" / UPSTREAM.name
         target.mkdir(parents=True)
         for path in sorted(UPSTREAM.glob("*.py")):

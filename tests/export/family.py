@@ -85,6 +85,7 @@ def write_experiment(root: Path, lamer=BIAS, final_norm=True, **changes):
         "specaug": None,
         "normalize": None,
         "init": None,
+        "output_dir": str(root / "exp"),
         "encoder_conf": {
             "base": str(root / "base"),
             "lamer": lamer,

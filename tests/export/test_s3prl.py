@@ -66,6 +66,12 @@ def test_the_expert_gives_the_models_states_on_s3prls_grid(exported):
     assert all(map(torch.equal, whole, expected))
 
 
+def test_no_path_of_the_training_is_left(exported):
+    directory, _ = exported
+    for name in ("config.yaml", "README.md"):
+        assert str(directory.parent) not in (directory / name).read_text()
+
+
 def test_a_packed_zip_is_a_source_and_a_checkpoint(exported, tmp_path):
     from espnet2_lamer.export.zoo import pack_model
 
