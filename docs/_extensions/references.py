@@ -38,9 +38,10 @@ def _resolve(app, env, node, contnode) -> nodes.Node | None:
             app.builder, node["refdoc"], entry.docname, entry.node_id, contnode, full
         )
     owner, _, _ = target.rpartition(".")
-    places = {node.get("py:module"), f"{node.get('py:module')}.{node.get('py:class')}"}
-    places |= {full.removesuffix(f".{owner}") for full in _documented(objects, owner)}
-    names = [target, *(f"{place}.{target}" for place in places if place)]
+    places = {full.removesuffix(f".{owner}") for full in _documented(objects, owner)}
+    if module := node.get("py:module"):
+        places |= {module, f"{module}.{node.get('py:class')}"}
+    names = [target, *(f"{place}.{target}" for place in places)]
     return contnode if target in _ONLY_TYPES or any(map(_exists, names)) else None
 
 
@@ -66,7 +67,7 @@ def _documented(objects: Iterable[str], target: str) -> set[str]:
 def _exists(name: str) -> bool:
     """Whether Python finds the name: the longest module in it, then attributes."""
     parts = name.split(".")
-    if hasattr(builtins, parts[0]):
+    if hasattr(builtins, name):
         return True
     for count in range(len(parts), 0, -1):
         try:
