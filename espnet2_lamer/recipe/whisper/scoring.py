@@ -1,11 +1,12 @@
 """Stage 8: error rates of what stage 7 wrote, per system, language and unit."""
 
 import logging
+import unicodedata
 from pathlib import Path
 
 from espnet2_lamer.evaluation.languages import UNSPACED
 from espnet2_lamer.evaluation.scoring import LidScore, Score, score_files
-from espnet2_lamer.evaluation.units import NoUnitsError, to_units
+from espnet2_lamer.evaluation.units import NoUnitsError, normalize_text, to_units
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.recipe.whisper.options import WhisperOptions
@@ -82,12 +83,22 @@ def score_unit(options: WhisperOptions, run: str, lang: str, unit: str) -> Score
 
 
 def convert(text: str, unit: str, lang: str, romanisation: str | None = None) -> str:
-    """Return a text in a unit; empty where nothing of it is left."""
+    """Return a text in a unit; empty where nothing of it is left.
+
+    Corpora of syllables have no characters, and models learn to write their
+    romanisation: such a text is its own reading.
+    """
+    if unit in _ROMANISED.values() and not romanisation and not _has_hanzi(text):
+        romanisation = normalize_text(text).lower()
     try:
         line = to_units(text, unit, lang, romanisation)
     except NoUnitsError:
         return ""
     return "".join(line.split()) if unit == "char" and lang in UNSPACED else line
+
+
+def _has_hanzi(text: str) -> bool:
+    return any(unicodedata.category(character) == "Lo" for character in text)
 
 
 def identified(options: WhisperOptions, run: str) -> LidScore | None:

@@ -61,7 +61,7 @@ def tabulate(options: WhisperOptions) -> None:
     for run in runs:
         for lang in options.langs:
             for unit in units_of(lang):
-                task = Task("asr", lang, unit)
+                task = Task("multi_asr", lang, unit)
                 row = recognition.setdefault(task, {})
                 row[run] = {options.seed: score_unit(options, run, lang, unit)}
         found = identified(options, run)

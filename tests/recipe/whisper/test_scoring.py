@@ -62,6 +62,12 @@ def test_an_empty_hypothesis_is_scored(options):
     assert convert("...", "char", "eng") == ""
 
 
+def test_a_romanised_hypothesis_is_its_own_reading():
+    assert convert("Shang4, liu4.", "pinyin", "cmn") == "sh ang4 l iou4"
+    assert convert("上六", "pinyin", "cmn") == "sh ang4 l iou4"
+    assert convert("tat4 kwong6", "jyutping", "yue") == "t at4 kw ong6"
+
+
 def test_the_summary_has_every_run_language_and_unit(options):
     import json
 
