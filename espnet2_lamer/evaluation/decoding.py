@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ from espnet2_lamer.evaluation.tokens import BPE_MODEL, read_targets
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.hashing import sha256_file
+
+#: Text, tokens and token ids, separated by spaces.
+Hypothesis = tuple[str, str, str]
 
 
 def decode(
@@ -56,32 +59,69 @@ def decode(
         ``output_dir/1best_recog/text``. It is left as it is when it was made from the
         same model, audio list and config.
     """
-    final_dir, output_dir = Path(final_dir), Path(output_dir)
+    outputs = {Path(output_dir): closed_set}
+    return decode_together(final_dir, wav_scp, outputs, config, device)[0]
+
+
+def decode_together(
+    final_dir: str | Path,
+    wav_scp: str | Path,
+    outputs: Mapping[Path, bool],
+    config: str | Path,
+    device: str = "cpu",
+) -> list[Path]:
+    """As :func:`decode`, for several decisions on one run of the model.
+
+    Args:
+        final_dir: As for :func:`decode`.
+        wav_scp: Likewise.
+        outputs: Output directory -> ``closed_set``.
+        config: As for :func:`decode`.
+        device: Likewise.
+
+    Returns:
+        The text files, in the order of ``outputs``.
+    """
+    final_dir = Path(final_dir)
     for path in (final_dir / "config.yaml", final_dir / "model.pth"):
         if not path.is_file():
             raise RecipeError(f"{path}: file not found; it is made by stages 10 and 11")
     options = yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {}
     samples = count_samples(Path(wav_scp))
-    inputs = {
+    common = {
         "model": sha256_file(final_dir / "model.pth"),
         "model_config": sha256_file(final_dir / "config.yaml"),
         "wav_scp": sha256_file(wav_scp),
         "samples": sum(count for _, _, count in samples),
         "decode": options,
-        "closed_set": closed_set,
     }
-    result = output_dir / "1best_recog"
-    if made_from(result / "inputs.json", inputs):
-        logging.info("%s: already decoded", result)
-        return result / "text"
-    hypotheses = decode_utterances(final_dir, samples, options, device, closed_set)
+    inputs = {
+        output / "1best_recog": {**common, "closed_set": closed_set}
+        for output, closed_set in outputs.items()
+    }
+    missing = []
+    for result, made in inputs.items():
+        if made_from(result / "inputs.json", made):
+            logging.info("%s: already decoded", result)
+        else:
+            missing.append(result)
+    if missing:
+        closed_sets = [inputs[result]["closed_set"] for result in missing]
+        found = decode_decisions(final_dir, samples, options, device, closed_sets)
+        for result, hypotheses in zip(missing, found, strict=True):
+            _write_recognised(result, hypotheses, inputs[result])
+    return [result / "text" for result in inputs]
+
+
+def _write_recognised(
+    result: Path, hypotheses: Mapping[str, Hypothesis], inputs: dict[str, Any]
+) -> None:
     with atomic_dir(result) as directory:
         for column, name in enumerate(("text", "token", "token_int")):
             write_table(
                 directory / name, {utt: hyp[column] for utt, hyp in hypotheses.items()}
             )
         write_json(directory / "inputs.json", inputs)
-    return result / "text"
 
 
 def decode_run(
@@ -119,17 +159,14 @@ def decode_run(
     for label, sets in run.tests.items():
         here = experiment / f"decode_{label}"
         reference = write_reference(run, [Path(raw_dir) / s for s in sets], here)
-        found[label] = {
-            decision: decode(
-                experiment / "final",
-                reference / "wav.scp",
-                here / decision,
-                config,
-                device,
-                closed_set,
-            )
-            for decision, closed_set in decisions.items()
-        }
+        texts = decode_together(
+            experiment / "final",
+            reference / "wav.scp",
+            {here / decision: closed for decision, closed in decisions.items()},
+            config,
+            device,
+        )
+        found[label] = dict(zip(decisions, texts, strict=True))
     return found
 
 
@@ -166,12 +203,24 @@ def decode_utterances(
     options: dict[str, Any],
     device: str = "cpu",
     closed_set: bool = False,
-) -> dict[str, tuple[str, str, str]]:
+) -> dict[str, Hypothesis]:
     """Return text, tokens and token ids (space-separated) per utterance."""
+    return decode_decisions(final_dir, samples, options, device, [closed_set])[0]
+
+
+def decode_decisions(
+    final_dir: Path,
+    samples: list[tuple[str, str, int]],
+    options: dict[str, Any],
+    device: str,
+    closed_sets: Sequence[bool],
+) -> list[dict[str, Hypothesis]]:
+    """As :func:`decode_utterances`, for each value of ``closed_set``."""
     speech2text = load_speech2text(final_dir, options, device)
     model = speech2text.asr_model
     frontend, model.frontend = model.frontend, None
-    hypotheses = {}
+    greedy = _is_greedy_ctc(options)
+    found: list[dict[str, Hypothesis]] = [{} for _ in closed_sets]
     total = sum(count for _, _, count in samples)
     with (
         torch.no_grad(),
@@ -187,13 +236,18 @@ def decode_utterances(
             feats, frames = frontend(wavs.to(device), lengths.to(device))
             for utt, feat, count in zip(utts, feats, frames.tolist(), strict=True):
                 feat = feat[:count]
-                hypotheses[utt] = (
-                    _identify_one(speech2text, feat)
-                    if closed_set
-                    else _decode_one(speech2text, feat, options)
-                )
+                if greedy or any(closed_sets):
+                    log_probs = _ctc_log_probs(model, feat)
+                for hypotheses, closed_set in zip(found, closed_sets, strict=True):
+                    if closed_set:
+                        hypotheses[utt] = _identify(model, log_probs)
+                    elif greedy:
+                        hypotheses[utt] = _search(speech2text, log_probs)
+                    else:
+                        text, tokens, ids, _ = speech2text(feat)[0]
+                        hypotheses[utt] = _as_columns(text, tokens, ids)
             progress.update(int(lengths.sum()))
-    return hypotheses
+    return found
 
 
 def load_speech2text(
@@ -219,29 +273,29 @@ def load_speech2text(
     )
 
 
-def _decode_one(
-    speech2text: Any, feats: torch.Tensor, options: dict[str, Any]
-) -> tuple[str, str, str]:
-    if not _is_greedy_ctc(options):
-        text, tokens, ids, _ = speech2text(feats)[0]
-    else:
-        model = speech2text.asr_model
-        encoded, _ = model.encode(feats[None], torch.tensor([len(feats)]))
-        log_probs = model.ctc.log_softmax(encoded)[0].cpu().numpy()
-        ids = greedy_prefix_search(log_probs, model.blank_id, model.eos)
-        tokens = speech2text.converter.ids2tokens(ids)
-        text = speech2text.tokenizer.tokens2text(tokens)
-    return text or "", " ".join(tokens), " ".join(map(str, ids))
-
-
-def _identify_one(speech2text: Any, feats: torch.Tensor) -> tuple[str, str, str]:
-    model = speech2text.asr_model
+def _ctc_log_probs(model: Any, feats: torch.Tensor) -> torch.Tensor:
     encoded, _ = model.encode(feats[None], torch.tensor([len(feats)]))
-    log_probs = model.ctc.log_softmax(encoded)[0].cpu()
+    return model.ctc.log_softmax(encoded)[0].cpu()
+
+
+def _search(speech2text: Any, log_probs: torch.Tensor) -> Hypothesis:
+    model = speech2text.asr_model
+    ids = greedy_prefix_search(log_probs.numpy(), model.blank_id, model.eos)
+    tokens = speech2text.converter.ids2tokens(ids)
+    return _as_columns(speech2text.tokenizer.tokens2text(tokens), tokens, ids)
+
+
+def _identify(model: Any, log_probs: torch.Tensor) -> Hypothesis:
     tags = language_tags(model.token_list)
     best = most_probable_tag(log_probs, tags, model.blank_id)
     token = model.token_list[best]
     return token, token, str(best)
+
+
+def _as_columns(
+    text: str | None, tokens: Sequence[str], ids: Sequence[int]
+) -> Hypothesis:
+    return text or "", " ".join(tokens), " ".join(map(str, ids))
 
 
 def _is_greedy_ctc(options: dict[str, Any]) -> bool:

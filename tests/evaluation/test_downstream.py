@@ -505,11 +505,11 @@ def test_decoded_set_is_kept_until_model_audio_or_config_changes(
 ):
     calls = []
 
-    def fake(final_dir, samples, options, device, closed_set):
+    def fake(final_dir, samples, options, device, closed_sets):
         calls.append(options)
-        return {utt: ("T", "t", "1") for utt, _, _ in samples}
+        return [{utt: ("T", "t", "1") for utt, _, _ in samples} for _ in closed_sets]
 
-    monkeypatch.setattr(decoding, "decode_utterances", fake)
+    monkeypatch.setattr(decoding, "decode_decisions", fake)
     config = tmp_path / "decode.yaml"
     config.write_text(yaml.safe_dump(GREEDY))
     arguments = (trained / "exp/final", trained / "dev/wav.scp", tmp_path / "d", config)
