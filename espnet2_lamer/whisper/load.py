@@ -122,7 +122,10 @@ def build_whisper(dims: Mapping[str, int]) -> Whisper:
         RecipeError: A dimension is missing or unknown.
     """
     check_dims(dims)
-    return Whisper(ModelDimensions(**dims))
+    model = Whisper(ModelDimensions(**dims))
+    # openai-whisper leaves this one uninitialised.
+    torch.nn.init.normal_(model.decoder.positional_embedding, std=0.01)
+    return model
 
 
 def build_half(side: str, dims: Mapping[str, int]) -> AudioEncoder | TextDecoder:
