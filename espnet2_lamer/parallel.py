@@ -10,9 +10,11 @@ import importlib.metadata
 import logging
 import os
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from typing import Any, TextIO
 
 from espnet2_lamer.errors import RecipeError
 
@@ -47,6 +49,107 @@ def check_processes(nj: int) -> None:
     """Raise RecipeError for 0 processes; joblib takes -1 for all cores."""
     if nj == 0:
         raise RecipeError("--nj 0: expected 1 or more processes, or -1 for all cores")
+
+
+def run_each(
+    function: Callable[..., Any],
+    calls: Sequence[tuple],
+    nj: int,
+    description: str,
+) -> list[Any]:
+    """Call a function with each tuple of arguments, ``nj`` calls at a time.
+
+    Worth it for calls that take seconds, such as training a head: models of that size
+    gain little from a second thread, everything from a second process. What workers
+    log goes where this process logs to.
+
+    Args:
+        function: Of a module, so that workers find it.
+        calls: Its arguments. A single call runs in this process, with all its threads;
+            so do all calls where ``nj`` is 1.
+        nj: Number of processes, -1 for as many as there are cores.
+        description: Label of the progress bar.
+
+    Returns:
+        What the calls returned, in their order.
+
+    Raises:
+        RecipeError: ``nj`` is 0, or the first that a call raised.
+    """
+    from joblib import Parallel, delayed
+    from tqdm import tqdm
+
+    check_processes(nj)
+    if nj == 1 or len(calls) < 2:
+        return [function(*arguments) for arguments in calls]
+    places = _log_places()
+    with workers():
+        found = Parallel(n_jobs=nj, return_as="generator")(
+            delayed(_call_logged)(places, function, arguments) for arguments in calls
+        )
+        disable = not sys.stderr.isatty()
+        return list(tqdm(found, desc=description, total=len(calls), disable=disable))
+
+
+@dataclass(frozen=True)
+class _LogPlace:
+    """A log file, or standard error, and how lines are written there."""
+
+    file: str | None
+    level: int
+    formatter: logging.Formatter | None
+    filters: list[Any]
+
+
+def _log_places() -> tuple[int, list[_LogPlace]]:
+    root = logging.getLogger()
+    places = []
+    for handler in root.handlers:
+        file = getattr(handler, "baseFilename", None)
+        if file or getattr(handler, "stream", None) is sys.stderr:
+            places.append(
+                _LogPlace(file, handler.level, handler.formatter, handler.filters)
+            )
+    return root.level, places
+
+
+def _call_logged(
+    places: tuple[int, list[_LogPlace]], function: Callable[..., Any], arguments: tuple
+) -> Any:
+    """Call in a worker, whose messages go where those of its parent go."""
+    root = logging.getLogger()
+    before = root.level, root.handlers
+    root.handlers = []
+    try:
+        with redirect_stderr(_NoTerminal(sys.stderr)):
+            root.setLevel(places[0])
+            for place in places[1]:
+                handler = logging.StreamHandler()
+                if place.file:
+                    handler = logging.FileHandler(place.file, "a", encoding="utf-8")
+                handler.setLevel(place.level)
+                handler.setFormatter(place.formatter)
+                handler.filters = place.filters
+                root.addHandler(handler)
+            return function(*arguments)
+    finally:
+        for handler in root.handlers:
+            handler.close()
+        root.handlers = before[1]
+        root.setLevel(before[0])
+
+
+class _NoTerminal:
+    """Standard error of a worker: bars of several would overwrite one another."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def isatty(self) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 @contextmanager

@@ -1,7 +1,9 @@
-"""joblib calls on a Dask cluster: where they run, and what is said when it fails."""
+"""joblib calls on a Dask cluster and in processes: where they run, what is said."""
 
+import logging
 import os
 import signal
+import sys
 import time
 
 import dask
@@ -10,7 +12,7 @@ from joblib import Parallel, delayed
 
 from espnet2_lamer import parallel
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.parallel import workers
+from espnet2_lamer.parallel import run_each, workers
 from tests.cluster import Cluster
 
 
@@ -186,3 +188,46 @@ def test_processes_that_loaded_a_model_are_kept(recwarn):
         pids = Parallel(n_jobs=2)(delayed(_hold_more)(150) for _ in range(10))
     assert len(set(pids)) <= 2
     assert not [w for w in recwarn if "worker stopped" in str(w.message)]
+
+
+def _report(number: int) -> tuple[int, int, bool]:
+    logging.getLogger("espnet2_lamer.test").info("call %d", number)
+    logging.debug("not wanted")
+    time.sleep(0.3 / (1 + number))  # the last ones end first
+    return number, os.getpid(), sys.stderr.isatty()
+
+
+@pytest.fixture
+def log_file(tmp_path):
+    handler = logging.FileHandler(tmp_path / "stage.log")
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    yield tmp_path / "stage.log"
+    root.removeHandler(handler)
+    handler.close()
+    root.setLevel(level)
+
+
+@pytest.mark.parametrize("nj", [1, 2, 3])
+def test_each_call_is_answered_in_order_and_logs_as_its_parent(nj, log_file):
+    found = run_each(_report, [(n,) for n in range(5)], nj, "calls")
+    assert [number for number, _, _ in found] == list(range(5))
+    assert {pid == os.getpid() for _, pid, _ in found} == {nj == 1}
+    assert not any(terminal for _, _, terminal in found)
+    assert sorted(log_file.read_text().splitlines()) == [
+        f"INFO espnet2_lamer.test: call {n}" for n in range(5)
+    ]
+
+
+def test_a_single_call_stays_in_this_process():
+    assert run_each(os.getpid, [()], 4, "calls") == [os.getpid()]
+
+
+def test_an_error_of_one_of_several_calls_comes_back_as_it_is():
+    with pytest.raises(RecipeError, match="^exp/head: no text$"):
+        run_each(fail, [("exp/head: no text",)] * 3, 2, "calls")
+    with pytest.raises(RecipeError, match="--nj 0"):
+        run_each(fail, [("never called",)] * 2, 0, "calls")

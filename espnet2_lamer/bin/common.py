@@ -6,8 +6,10 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.recipe.options import CommonOptions
 
 
 def get_argument_parser(description: str) -> argparse.ArgumentParser:
@@ -49,6 +51,43 @@ def flag(text: str) -> bool:
     if text not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"expected true or false, found {text!r}")
     return text == "true"
+
+
+#: How the options of ``CommonOptions`` are read from the command line.
+COMMON_TYPES: dict[str, Callable[[str], object]] = {
+    "stage": int,
+    "stop_stage": int,
+    "skip_stages": numbers,
+    "ngpu": int,
+    "nj": int,
+    "seed": int,
+    "datadir": Path,
+    "dumpdir": Path,
+    "expdir": Path,
+    "preset": str,
+    "corpus": str,
+    "manifest": str,
+    "exclude_sources": words,
+    "max_missing": float,
+    "min_duration": float,
+    "max_duration": float,
+    "max_bad_audio": float,
+    "hf_repo": str,
+    "dry_run": flag,
+}
+
+
+def check_stages(options: CommonOptions, last_stage: int) -> None:
+    """Raise ``RecipeError`` unless the wished stages exist and are in order."""
+    for name in ("stage", "stop_stage"):
+        value = getattr(options, name)
+        if not 0 <= value <= last_stage:
+            raise RecipeError(f"--{name}: found {value}, expected 0 to {last_stage}")
+    if options.stop_stage < options.stage:
+        raise RecipeError(
+            f"--stop_stage: found {options.stop_stage}, expected --stage "
+            f"({options.stage}) or later; no stage would run"
+        )
 
 
 def setup_logging() -> None:

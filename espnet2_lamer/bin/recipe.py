@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 
 from espnet2_lamer.bin.common import (
+    COMMON_TYPES,
+    check_stages,
     flag,
     get_argument_parser,
     numbers,
@@ -34,22 +36,9 @@ def get_parser() -> argparse.ArgumentParser:
     """Return the argument parser; meaning and defaults stand in ``run.sh --help``."""
     parser = get_argument_parser(__doc__)
     types = {
-        "stage": int,
-        "stop_stage": int,
-        "skip_stages": numbers,
-        "ngpu": int,
+        **COMMON_TYPES,
         "num_nodes": int,
-        "nj": int,
         "dask": str,
-        "seed": int,
-        "datadir": Path,
-        "dumpdir": Path,
-        "expdir": Path,
-        "preset": str,
-        "corpus": str,
-        "manifest": str,
-        "exclude_sources": words,
-        "max_missing": float,
         "base": str,
         "teacher": str,
         "teacher_layer": int,
@@ -61,9 +50,6 @@ def get_parser() -> argparse.ArgumentParser:
         "replay_alpha": float,
         "replay_clusters": str,
         "dev_hours": float,
-        "min_duration": float,
-        "max_duration": float,
-        "max_bad_audio": float,
         "drop_overlap": flag,
         "kmeans_hours": float,
         "n_clusters": int,
@@ -93,8 +79,6 @@ def get_parser() -> argparse.ArgumentParser:
         "eval_seeds": numbers,
         "learning_rates": lambda text: [float(word) for word in text.split()],
         "baselines": words,
-        "hf_repo": str,
-        "dry_run": flag,
     }
     for name, kind in types.items():
         parser.add_argument(f"--{name}", type=kind, required=True)
@@ -102,15 +86,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def _check(options: Options) -> None:
-    for name in ("stage", "stop_stage"):
-        value = getattr(options, name)
-        if not 0 <= value <= LAST_STAGE:
-            raise RecipeError(f"--{name}: found {value}, expected 0 to {LAST_STAGE}")
-    if options.stop_stage < options.stage:
-        raise RecipeError(
-            f"--stop_stage: found {options.stop_stage}, expected --stage "
-            f"({options.stage}) or later; no stage would run"
-        )
+    check_stages(options, LAST_STAGE)
     if options.sanity and not options.stage <= 7 <= options.stop_stage:
         raise RecipeError(
             f"--sanity: found stages {options.stage} to {options.stop_stage}, expected "

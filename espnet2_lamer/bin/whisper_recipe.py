@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 
 from espnet2_lamer.bin.common import (
-    flag,
+    COMMON_TYPES,
+    check_stages,
     get_argument_parser,
     numbers,
     quiet_terminal,
@@ -22,27 +23,11 @@ def get_parser() -> argparse.ArgumentParser:
     """Return the argument parser; meaning and defaults stand in ``run.sh --help``."""
     parser = get_argument_parser(__doc__)
     types = {
-        "stage": int,
-        "stop_stage": int,
-        "skip_stages": numbers,
-        "ngpu": int,
-        "nj": int,
-        "seed": int,
-        "datadir": Path,
-        "dumpdir": Path,
-        "expdir": Path,
-        "preset": str,
-        "corpus": str,
-        "manifest": str,
-        "exclude_sources": words,
-        "max_missing": float,
+        **COMMON_TYPES,
         "langs": words,
         "train_minutes": float,
         "dev_utts": int,
         "test_utts": int,
-        "min_duration": float,
-        "max_duration": float,
-        "max_bad_audio": float,
         "whisper": str,
         "prompts": words,
         "systems": words,
@@ -51,8 +36,6 @@ def get_parser() -> argparse.ArgumentParser:
         **dict.fromkeys(CONFIG_OPTIONS, Path),
         "decode_config": Path,
         "pack": words,
-        "hf_repo": str,
-        "dry_run": flag,
     }
     for name, kind in types.items():
         parser.add_argument(f"--{name}", type=kind, required=True)
@@ -79,15 +62,7 @@ def _prompts(given: list[str], langs: list[str]) -> dict[str, str]:
 
 
 def _check(options: WhisperOptions) -> None:
-    for name in ("stage", "stop_stage"):
-        value = getattr(options, name)
-        if not 0 <= value <= LAST_STAGE:
-            raise RecipeError(f"--{name}: found {value}, expected 0 to {LAST_STAGE}")
-    if options.stop_stage < options.stage:
-        raise RecipeError(
-            f"--stop_stage: found {options.stop_stage}, expected --stage "
-            f"({options.stage}) or later; no stage would run"
-        )
+    check_stages(options, LAST_STAGE)
     if not options.langs:
         raise RecipeError("--langs: found none, expected at least one language")
     for name in ("langs", "systems", "pack", "shared_layers", "student_rank"):

@@ -31,6 +31,7 @@ from espnet2_lamer.evaluation.tokens import (
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
+from espnet2_lamer.fileio.lock import exclusive
 from espnet2_lamer.train.console import espnet_log
 
 #: Stores of one head, training and development speech together, in 10^9 bytes.
@@ -98,7 +99,8 @@ def train_head(
     lamer_upstream`` with the upstream's weights inside: ``final/config.yaml`` and
     ``final/model.pth`` need no other file. A finished head with the same inputs is
     returned as it is; an interrupted one goes on after its last epoch; one made from
-    other inputs is put aside as ``<output_dir>.old-<hash>``.
+    other inputs is put aside as ``<output_dir>.old-<hash>``. While another process
+    trains the same head, this one waits.
 
     Args:
         upstream: What ``espnet2_lamer.load_model`` accepts, or its result.
@@ -152,46 +154,52 @@ def train_head(
         "seed": options.seed,
     }
     final = output_dir / "final"
-    if made_from(final / "inputs.json", inputs):
-        logging.info("%s: already trained", output_dir)
-        return final
-    inputs_file = output_dir / "inputs.json"
-    if inputs_file.is_file() and not made_from(inputs_file, inputs):
-        put_aside(output_dir)
-    tags = sorted({text.split(" ", 1)[0] for text in texts["train"].values()})
-    data = output_dir / "data"
-    vocabulary = build_vocabulary(
-        list(texts["train"].values()),
-        options.token_type,
-        data,
-        tags if options.target == "lang_text" else (),
-        options.nbpe,
-    )
-    stored = _may_store(plans, options.feature_store_gb, source, output_dir)
-    for name in dirs:
-        _write_texts(data / name, texts[name], vocabulary)
-        if stored:
-            device = "cuda" if options.ngpu else "cpu"
-            _write_stored(
-                data / name, upstream, dirs[name], plans[name], device, options
-            )
-        else:
-            _write_audio(data / name, plans[name])
-    write_json(inputs_file, inputs)
-    if record is not None:
-        write_json(output_dir / "run.json", record)
-    plan = plans["train"][0]
-    frontend = ["--frontend", "stored_features", "--frontend_conf", f"dim={plan.dim}"]
-    frontend += ["--frontend_conf", f"num_states={plan.num_states}"]
-    if not stored:
-        frontend = ["--frontend", "lamer_upstream"]
-        frontend += ["--frontend_conf", f"upstream={source}"]
-        frontend += ["--frontend_conf", f"layer={options.layer}"]
-    command = _espnet_options(
-        data, output_dir, Path(config), plan.dim, vocabulary, options, stored
-    )
-    _run_espnet([*command, *frontend], output_dir)
-    write_final(output_dir, upstream, options.layer, vocabulary, inputs)
+    with exclusive(output_dir):
+        if made_from(final / "inputs.json", inputs):
+            logging.info("%s: already trained", output_dir)
+            return final
+        inputs_file = output_dir / "inputs.json"
+        if inputs_file.is_file() and not made_from(inputs_file, inputs):
+            put_aside(output_dir)
+        tags = sorted({text.split(" ", 1)[0] for text in texts["train"].values()})
+        data = output_dir / "data"
+        vocabulary = build_vocabulary(
+            list(texts["train"].values()),
+            options.token_type,
+            data,
+            tags if options.target == "lang_text" else (),
+            options.nbpe,
+        )
+        stored = _may_store(plans, options.feature_store_gb, source, output_dir)
+        for name in dirs:
+            _write_texts(data / name, texts[name], vocabulary)
+            if stored:
+                device = "cuda" if options.ngpu else "cpu"
+                _write_stored(
+                    data / name, upstream, dirs[name], plans[name], device, options
+                )
+            else:
+                _write_audio(data / name, plans[name])
+        write_json(inputs_file, inputs)
+        if record is not None:
+            write_json(output_dir / "run.json", record)
+        plan = plans["train"][0]
+        frontend = [
+            "--frontend",
+            "stored_features",
+            "--frontend_conf",
+            f"dim={plan.dim}",
+        ]
+        frontend += ["--frontend_conf", f"num_states={plan.num_states}"]
+        if not stored:
+            frontend = ["--frontend", "lamer_upstream"]
+            frontend += ["--frontend_conf", f"upstream={source}"]
+            frontend += ["--frontend_conf", f"layer={options.layer}"]
+        command = _espnet_options(
+            data, output_dir, Path(config), plan.dim, vocabulary, options, stored
+        )
+        _run_espnet([*command, *frontend], output_dir)
+        write_final(output_dir, upstream, options.layer, vocabulary, inputs)
     return final
 
 

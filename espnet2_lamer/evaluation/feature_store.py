@@ -24,6 +24,7 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path, write_json, write_text
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.fileio.hashing import sha256_value
+from espnet2_lamer.fileio.lock import exclusive
 
 SAMPLE_RATE = 16000
 _SHARD_SECONDS = 600
@@ -161,7 +162,8 @@ def store_features(
 
     Every run that needs the same features shares them, see :class:`StorePlan`. Shards
     are written as they come and an interrupted call goes on after the last one; the
-    store's directory appears when all are there.
+    store's directory appears when all are there. A second process that needs the same
+    store waits for the first.
 
     Args:
         upstream: In eval mode, as ``espnet2_lamer.load_model`` returns it.
@@ -179,10 +181,23 @@ def store_features(
     """
     plan = plan or plan_store(upstream, layer, data_dir, root, dtype)
     directory = plan.directory
-    if plan.stored:
-        logging.info("%s: features are in %s", data_dir, directory)
-        return _open(plan)
+    with exclusive(directory):
+        if plan.stored:
+            logging.info("%s: features are in %s", data_dir, directory)
+        else:
+            _store(plan, upstream, layer, data_dir, dtype, device)
+    return _open(plan)
 
+
+def _store(
+    plan: StorePlan,
+    upstream: torch.nn.Module,
+    layer: int | str,
+    data_dir: str | Path,
+    dtype: str,
+    device: str,
+) -> None:
+    directory = plan.directory
     logging.info(
         "%s: storing %d utterances, %d frames x %d values, %s: %.1f MB in %s",
         data_dir,
@@ -211,7 +226,6 @@ def store_features(
                 _write_shard(unfinished, name, features, dtype)
             progress.update(_frames(shard, plan.hop))
     _finish(unfinished, plan, len(shards))
-    return _open(plan)
 
 
 def _frames(samples: list[tuple[str, str, int]], hop: int) -> int:

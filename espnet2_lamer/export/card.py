@@ -28,6 +28,11 @@ states, lengths = model.extract_features(speech, torch.tensor([speech.shape[1]])
 """,
 }
 
+_ABOUT = (
+    "a HuBERT extended to new languages with layer-aware mixtures of LoRA experts by "
+    "the Lamer-SSL recipe ([arXiv 2602.12746](https://arxiv.org/abs/2602.12746))"
+)
+
 
 def model_card(
     kind: str,
@@ -38,6 +43,9 @@ def model_card(
     notes: Sequence[str] = (),
     results: str | None = None,
     datasets: Sequence[str] = (),
+    about: str | None = None,
+    use: str | None = None,
+    tag: str = "lamer-ssl",
 ) -> str:
     """Return the text of a model card.
 
@@ -51,12 +59,15 @@ def model_card(
         notes: What a user must know: origin and licence of teacher, base and data.
         results: Markdown of the results; its headings are moved one level down.
         datasets: Ids of the data on Hugging Face.
+        about: What the model is; default: a HuBERT of this recipe.
+        use: Python that uses it; default: that of ``kind``.
+        tag: Of its family.
     """
     task, meaning = _TASKS[kind]
     front = {
         "library_name": "espnet",
         "pipeline_tag": task,
-        "tags": ["espnet", "audio", task, "lamer-ssl"],
+        "tags": ["espnet", "audio", task, tag],
         "language": list(languages),
         "license": licence,
     }
@@ -65,12 +76,10 @@ def model_card(
     parts = [
         "---\n" + yaml.safe_dump(front, sort_keys=False) + "---\n",
         f"# {name}\n",
-        f"An ESPnet model for {meaning} from the Lamer-SSL recipe: a HuBERT extended "
-        "to new languages with layer-aware mixtures of LoRA experts "
-        "([arXiv 2602.12746](https://arxiv.org/abs/2602.12746)).\n",
+        f"An ESPnet model for {meaning}: {about or _ABOUT}.\n",
         "## Use\n",
         "With the package `espnet2_lamer` installed; 16 kHz mono speech.\n",
-        "```python\n" + _USE[kind].format(name=name) + "```\n",
+        "```python\n" + (use or _USE[kind].format(name=name)) + "```\n",
         "Set the environment variable `TORCH_FORCE_WEIGHTS_ONLY_LOAD=1` so that "
         "nothing in a downloaded file is executed.\n",
         "## Licence and origin\n",

@@ -37,7 +37,8 @@ def clear_errors(source: object) -> Iterator[None]:
     except OSError as error:  # a full disk is no damage
         raise RecipeError(f"{source}: cannot be read or unpacked ({error})") from error
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0][:300]
+        # torch names what is wrong on later lines.
+        reason = " ".join(str(error).split())[:300]
         raise RecipeError(
             f"{source}: damaged, or not made by this package "
             f"({type(error).__name__}: {reason}); fetch it again"

@@ -18,17 +18,18 @@ from espnet2_lamer.analysis.forgetting_curves import write_forgetting_curves
 from espnet2_lamer.analysis.heatmap import plot_languages, plot_layers
 from espnet2_lamer.analysis.listening import has_routers
 from espnet2_lamer.analysis.masked_accuracy import masked_accuracy
-from espnet2_lamer.analysis.probe import frame_phones, phone_probe
+from espnet2_lamer.analysis.probe import PhoneProbe, frame_phones, phone_probe
 from espnet2_lamer.analysis.routing import RoutingStatistics
 from espnet2_lamer.convert.load import read_architecture
 from espnet2_lamer.evaluation.measure import Measure
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.layers import record_routing
+from espnet2_lamer.parallel import run_each
 from espnet2_lamer.recipe.checkpoints import base_path
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.pretraining import experiments
-from espnet2_lamer.upstream import Upstream, load_model, load_pretraining_model
+from espnet2_lamer.upstream import load_model, load_pretraining_model
 
 # Frames of a probe are capped, so more training utterances than these add nothing.
 PROBE_UTTERANCES = 150
@@ -107,78 +108,93 @@ def _curves(options: Options) -> None:
         write_forgetting_curves(measured, path, options.langs)
 
 
-def _features(
-    model: Upstream, audio: dict[str, str], utts: list[str], layer: int
-) -> dict[str, np.ndarray]:
-    return {
-        utt: model.extract_features(speech, length)[0][layer][0].numpy()
-        for utt, speech, length in _read(audio, utts, "probe features")
-    }
-
-
 def _forgetting(options: Options, dev: Path, utt2lang: dict[str, str]) -> None:
     """Phone probe and CKA of base and adapted model, on the layer that ASR uses."""
     train = options.raw / "ssl_train"
     layer = options.asr_layer
     if layer == "all":
         layer = read_architecture(base_path(options))["encoder_num_layers"] - 1
-    models = {
-        "random": load_model(options.random_upstream),
-        "base": load_model(base_path(options)),
-        "lamer": load_model(options.ssl_experiment),
+    files = {
+        "random": options.random_upstream,
+        "base": base_path(options),
+        "lamer": options.ssl_experiment,
     }
-    audio = {
-        name: read_table(path / "wav.scp", "stage 2")
-        for name, path in (("train", train), ("dev", dev))
-    }
+    sets = {"train": train, "dev": dev}
+    audio = {k: read_table(path / "wav.scp", "stage 2") for k, path in sets.items()}
     train_lang = read_table(train / "utt2lang", "stage 2")
-    known = (train / "phones.ctm").is_file() and (dev / "phones.ctm").is_file()
-    phones = {
-        name: frame_phones(path / "phones.ctm") if known else {}
-        for name, path in (("train", train), ("dev", dev))
-    }
-    if not known:
+    phones = {}
+    if all((path / "phones.ctm").is_file() for path in sets.values()):
+        phones = {k: frame_phones(path / "phones.ctm") for k, path in sets.items()}
+    else:
         logging.info("no phones.ctm: forgetting is measured by CKA alone")
-    result: dict[str, Any] = {"layer": layer, "phone_probe": {}, "cka": {}}
     rng = np.random.default_rng(options.seed)
+    calls = []
     for lang in options.langs:
-        test_utts = sorted(u for u, other in utt2lang.items() if other == lang)
-        train_utts = sorted(u for u, other in train_lang.items() if other == lang)
-        if not known:
-            train_utts = []
-        elif len(train_utts) > PROBE_UTTERANCES:
-            chosen = rng.choice(len(train_utts), PROBE_UTTERANCES, replace=False)
-            train_utts = [train_utts[i] for i in sorted(chosen)]
-        tested = {
-            name: _features(models[name], audio["dev"], test_utts, layer)
-            for name in dict.fromkeys(("base", *options.analysed))
+        utts = {
+            "train": sorted(u for u, other in train_lang.items() if other == lang),
+            "dev": sorted(u for u, other in utt2lang.items() if other == lang),
         }
-        result["cka"][lang] = {
-            name: _cka(tested["base"], tested[name])
-            for name in options.analysed
-            if name != "base"
+        if not phones:
+            utts["train"] = []
+        elif len(utts["train"]) > PROBE_UTTERANCES:
+            chosen = rng.choice(len(utts["train"]), PROBE_UTTERANCES, replace=False)
+            utts["train"] = [utts["train"][i] for i in sorted(chosen)]
+        wavs = {k: {u: audio[k][u] for u in chosen} for k, chosen in utts.items()}
+        spoken = {
+            k: {u: of_set[u] for u in utts[k] if u in of_set}
+            for k, of_set in phones.items()
         }
-        if not train_utts:
-            continue
-        result["phone_probe"][lang] = {}
         for name in options.analysed:
-            probe = phone_probe(
-                _features(models[name], audio["train"], train_utts, layer),
-                phones["train"],
-                tested[name],
-                phones["dev"],
-                seed=options.seed,
+            base = files["base"] if name != "base" else None
+            calls.append(
+                (lang, name, files[name], base, layer, wavs, spoken, options.seed)
             )
-            result["phone_probe"][lang][name] = asdict(probe)
-            logging.info(
-                "phone probe, %s, %s, layer %d: %.1f %% (majority %.1f %%)",
-                lang,
-                name,
-                layer,
-                probe.accuracy.value,
-                probe.majority,
-            )
+    result: dict[str, Any] = {"layer": layer, "phone_probe": {}, "cka": {}}
+    found = run_each(_compare, calls, options.nj, "forgetting")
+    for (lang, name, *_), (probe, cka) in zip(calls, found, strict=True):
+        if probe is not None:
+            result["phone_probe"].setdefault(lang, {})[name] = asdict(probe)
+        if cka is not None:
+            result["cka"].setdefault(lang, {})[name] = cka
     write_json(options.analysis / "forgetting.json", result)
+
+
+def _compare(
+    lang: str,
+    name: str,
+    file: Path,
+    base: Path | None,
+    layer: int,
+    wavs: dict[str, dict[str, str]],
+    phones: dict[str, dict[str, list[str | None]]],
+    seed: int,
+) -> tuple[PhoneProbe | None, float | None]:
+    """Phone probe of a model, and its CKA with the base where that is given.
+
+    ``wavs`` holds the audio file of each utterance of ``train`` and ``dev``,
+    ``phones`` its frames' phones; without training utterances there is no probe.
+    """
+    features = _features(file, wavs["dev"], layer)
+    cka = None
+    if base is not None:
+        cka = _cka(_features(base, wavs["dev"], layer), features)
+    if not wavs["train"]:
+        return None, cka
+    trained = _features(file, wavs["train"], layer)
+    probe = phone_probe(trained, phones["train"], features, phones["dev"], seed=seed)
+    logging.info(
+        "phone probe, %s, %s, layer %d: %.1f %% (majority %.1f %%)",
+        *(lang, name, layer, probe.accuracy.value, probe.majority),
+    )
+    return probe, cka
+
+
+def _features(file: Path, wavs: dict[str, str], layer: int) -> dict[str, np.ndarray]:
+    model = load_model(file)
+    return {
+        utt: model.extract_features(speech, length)[0][layer][0].numpy()
+        for utt, speech, length in _read(wavs, list(wavs), "probe features")
+    }
 
 
 def _cka(x: dict[str, np.ndarray], y: dict[str, np.ndarray]) -> float:

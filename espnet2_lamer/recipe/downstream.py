@@ -2,10 +2,10 @@
 
 import logging
 from collections.abc import Sequence
-from itertools import groupby
 
 from espnet2_lamer.evaluation.downstream import HeadOptions, train_head
 from espnet2_lamer.evaluation.runs import TARGETS, Run
+from espnet2_lamer.parallel import run_each
 from espnet2_lamer.recipe.benchmark import ASR_TRACKS, LID_TRACKS, planned_runs
 from espnet2_lamer.recipe.options import Options
 
@@ -21,18 +21,17 @@ def train_lid(options: Options) -> None:
 
 
 def _train(options: Options, tracks: Sequence[str]) -> None:
-    from espnet2_lamer import load_model
-
     runs = planned_runs(options, tracks)
-    # Runs come upstream by upstream: each is loaded once.
-    for source, same in groupby(runs, key=lambda run: run.upstream):
-        upstream = load_model(source)
-        for run in same:
-            logging.info("%s: %d sets", run.name, len(run.train_sets))
-            _train_one(options, run, upstream)
+    run_each(_train_one, [(options, run) for run in runs], head_jobs(options), "heads")
 
 
-def _train_one(options: Options, run: Run, upstream) -> None:
+def head_jobs(options: Options) -> int:
+    """How many heads train or decode at a time: on a GPU, one after the other."""
+    return 1 if options.ngpu else options.nj
+
+
+def _train_one(options: Options, run: Run) -> None:
+    logging.info("%s: %d sets", run.name, len(run.train_sets))
     head = HeadOptions(
         layer=run.layer,
         target=TARGETS[run.track],
@@ -45,13 +44,12 @@ def _train_one(options: Options, run: Run, upstream) -> None:
         ngpu=options.ngpu,
     )
     train_head(
-        upstream,
+        run.upstream,
         [options.raw / name for name in run.train_sets],
         [options.raw / name for name in run.dev_sets],
         options.feature_stores,
         run.directory(options.expdir),
         run.config,
         head,
-        source=run.upstream,
         record=run.as_dict(),
     )

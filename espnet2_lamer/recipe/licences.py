@@ -51,20 +51,31 @@ def licence_terms(
         Apache's, ``other`` where a licence is not known), lines for the card, and ids
         of data sets.
     """
-    notes, found = [], []
+    found, notes = [], []
     for role, source in (("base", base), ("teacher of the units", teacher)):
         name = public_name(source.rstrip("/"))
         licence = WEIGHTS.get(name)
         found.append(licence)
         notes.append(f"{role}: {name}, licence {licence or UNKNOWN}")
-    for corpus in corpora:
-        name, terms, _ = CORPORA.get(corpus, (corpus, None, None))
-        found.append(APACHE if terms else None)
-        notes.append(f"training data: {name}, licence {terms or UNKNOWN}")
+    of_data, known, ids = corpus_terms(corpora)
+    notes += of_data
+    found.append(APACHE if known else None)
     binding = [licence for licence in found if licence not in (APACHE, None)]
     if binding:
         licence = binding[0]
     else:
         licence = "other" if None in found else APACHE
-    ids = [CORPORA[corpus][2] for corpus in corpora if corpus in CORPORA]
-    return licence, notes, [name for name in ids if name]
+    return licence, notes, ids
+
+
+def corpus_terms(corpora: Sequence[str]) -> tuple[list[str], bool, list[str]]:
+    """Return lines for the card, whether all licences are known, and data set ids.
+
+    Args:
+        corpora: Values of ``--corpus``.
+    """
+    rows = [CORPORA.get(corpus, (corpus, None, None)) for corpus in corpora]
+    notes = [
+        f"training data: {name}, licence {terms or UNKNOWN}" for name, terms, _ in rows
+    ]
+    return notes, all(terms for _, terms, _ in rows), [row[2] for row in rows if row[2]]

@@ -12,11 +12,34 @@ LAMER_TAG = "lamer"
 HEAD_ONLY_TAG = "head_only"
 
 
-class CorpusOptions:
-    """What follows from the options that name a corpus, in every recipe."""
+@dataclass
+class CommonOptions:
+    """The options that every recipe has, and what follows from them."""
 
+    stage: int
+    stop_stage: int
+    skip_stages: list[int]
+    ngpu: int
+    nj: int
+    seed: int
+    datadir: Path
+    dumpdir: Path
+    expdir: Path
+    preset: str
     corpus: str
     manifest: str
+    exclude_sources: list[str]
+    max_missing: float
+    min_duration: float
+    max_duration: float
+    max_bad_audio: float
+    hf_repo: str
+    dry_run: bool
+
+    @property
+    def raw(self) -> Path:
+        """Where formatted data directories are."""
+        return self.dumpdir / "raw"
 
     @property
     def corpus_paths(self) -> dict[str, str] | None:
@@ -36,29 +59,15 @@ class CorpusOptions:
 
 
 @dataclass
-class Options(CorpusOptions):
+class Options(CommonOptions):
     """Options of the recipe; names and meaning as ``run.sh --help`` shows them.
 
     ``recipe.ssl_config.resolve_ssl_config`` fills in what follows from the pretraining
     YAML: ``allocation`` (empty where the whole model trains) and ``ssl_tag``.
     """
 
-    stage: int
-    stop_stage: int
-    skip_stages: list[int]
-    ngpu: int
     num_nodes: int
-    nj: int
     dask: str
-    seed: int
-    datadir: Path
-    dumpdir: Path
-    expdir: Path
-    preset: str
-    corpus: str
-    manifest: str
-    exclude_sources: list[str]
-    max_missing: float
     base: str
     teacher: str
     teacher_layer: int
@@ -70,9 +79,6 @@ class Options(CorpusOptions):
     replay_alpha: float
     replay_clusters: str
     dev_hours: float
-    min_duration: float
-    max_duration: float
-    max_bad_audio: float
     drop_overlap: bool
     kmeans_hours: float
     n_clusters: int
@@ -102,18 +108,11 @@ class Options(CorpusOptions):
     eval_seeds: list[int]
     learning_rates: list[float]
     baselines: list[str]
-    hf_repo: str
-    dry_run: bool
 
     @property
     def langs(self) -> list[str]:
         """Every language: replayed ones first, then the new ones."""
         return [*self.replay_langs, *self.new_langs]
-
-    @property
-    def raw(self) -> Path:
-        """Where formatted data directories are."""
-        return self.dumpdir / "raw"
 
     @property
     def checkpoints(self) -> Path:

@@ -23,8 +23,10 @@ from espnet2_lamer.evaluation.scored_runs import (
 )
 from espnet2_lamer.evaluation.sweep import Rate, choose_rates
 from espnet2_lamer.evaluation.tables import describe_environment, write_results
+from espnet2_lamer.parallel import run_each
 from espnet2_lamer.recipe.analysis import read_measure
 from espnet2_lamer.recipe.benchmark import planned_runs
+from espnet2_lamer.recipe.downstream import head_jobs
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.upstreams import upstream_specs
 
@@ -34,11 +36,18 @@ DECODE_CONFIG = Path("conf/decode_asr_mlsuperb.yaml")
 def score(options: Options) -> None:
     """Decode, score and write ``RESULTS.md``, its data and its pictures."""
     runs, rates = choose_rates(planned_runs(options), options.expdir)
-    tests = []
-    for run in runs:
-        device = "cuda" if options.ngpu else "cpu"
-        decode_run(run, options.expdir, options.raw, DECODE_CONFIG, device)
-        tests += score_run(run, options.expdir, options.raw, options.seed)
+    device = "cuda" if options.ngpu else "cpu"
+    run_each(
+        decode_run,
+        [(r, options.expdir, options.raw, DECODE_CONFIG, device) for r in runs],
+        head_jobs(options),
+        "decoding",
+    )
+    tests = [
+        test
+        for run in runs
+        for test in score_run(run, options.expdir, options.raw, options.seed)
+    ]
     systems = {s.system: s.description for s in upstream_specs(options).values()}
     baselines = options.baselines or [n for n in ("random", "base") if n in systems]
     tables = [language_table(tests, baselines, options.seed), superb_table(tests)]

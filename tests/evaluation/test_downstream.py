@@ -193,7 +193,7 @@ def test_half_written_store_is_finished_not_used(tmp_path, upstream, monkeypatch
     arguments = (upstream, 1, data, tmp_path / "s")
     with pytest.raises(KeyboardInterrupt):
         feature_store.store_features(*arguments)
-    (unfinished,) = (tmp_path / "s").iterdir()
+    (unfinished,) = (tmp_path / "s").glob("*.unfinished")
     assert not (unfinished / "info.json").exists()
     store = feature_store.store_features(*arguments)
     assert [p.name for p in (tmp_path / "s").iterdir()] == [store.directory.name]

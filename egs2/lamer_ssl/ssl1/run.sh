@@ -26,7 +26,8 @@ General
   --stage            first stage to run (${stage})
   --stop_stage       last stage to run (${stop_stage})
   --skip_stages      stages to leave out, e.g. "5 6" (${skip_stages:-none})
-  --nj               parallel jobs of features, labels and data (${nj})
+  --nj               parallel jobs of data, features, labels, probes and, without GPU,
+                     of heads (${nj})
   --dask             run those of stages 2-5 and 9 on the workers of this Dask scheduler,
                      such as tcp://host:8786; see docs/scale_out.md (${dask:-none})
   --ngpu             GPUs per node, 0 = CPU (${ngpu})

@@ -31,6 +31,10 @@ from espnet2_lamer.recipe.whisper.weights import read_weights
 
 Batch = tuple[list[str], torch.Tensor, torch.Tensor]
 
+# What Whisper was trained on: without it, Whisper as it is repeats itself endlessly.
+# Systems that are trained here learn to do with the silence of their configuration.
+_FROZEN_SECONDS = 30.0
+
 
 def decode(options: WhisperOptions) -> None:
     """Stage 7: write ``<expdir>/decode/<run>/<lang>/{text,lang}``.
@@ -66,6 +70,7 @@ def model_files(options: WhisperOptions, system: System) -> tuple[Path, Path | N
         )
     lora = {"method": "frozen"}
     settings = make_config(options, None, options.langs, lora)
+    settings["encoder_conf"]["min_seconds"] = _FROZEN_SECONDS
     return build(options, options.expdir / "frozen", settings), None
 
 
@@ -91,6 +96,7 @@ def _inputs(
         "prompts": {lang: options.prompts[lang]} if route == AWARE else options.prompts,
         "route": route,
         "decode": search,
+        "min_seconds": _FROZEN_SECONDS if system.kind == "frozen" else None,
         "wav_scp": sha256_file(options.set_dir(lang, "test") / "wav.scp"),
     }
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from espnet2_lamer.recipe.options import CorpusOptions
+from espnet2_lamer.recipe.options import CommonOptions
 
 LAST_STAGE = 11
 #: What can be trained and compared, in the order of the tables.
@@ -15,30 +15,13 @@ SPLITS = ("train", "dev", "test")
 
 
 @dataclass
-class WhisperOptions(CorpusOptions):
+class WhisperOptions(CommonOptions):
     """Options of the recipe; names and meaning as ``run.sh --help`` shows them."""
 
-    stage: int
-    stop_stage: int
-    skip_stages: list[int]
-    ngpu: int
-    nj: int
-    seed: int
-    datadir: Path
-    dumpdir: Path
-    expdir: Path
-    preset: str
-    corpus: str
-    manifest: str
-    exclude_sources: list[str]
-    max_missing: float
     langs: list[str]
     train_minutes: float
     dev_utts: int
     test_utts: int
-    min_duration: float
-    max_duration: float
-    max_bad_audio: float
     whisper: str
     prompts: dict[str, str]
     systems: list[str]
@@ -51,13 +34,6 @@ class WhisperOptions(CorpusOptions):
     kd_config: Path
     decode_config: Path
     pack: list[str]
-    hf_repo: str
-    dry_run: bool
-
-    @property
-    def raw(self) -> Path:
-        """Where formatted data directories are."""
-        return self.dumpdir / "raw"
 
     @property
     def weights(self) -> Path:

@@ -4,30 +4,20 @@ import logging
 import tempfile
 from pathlib import Path
 
-import yaml
-
+from espnet2_lamer.export.card import model_card
 from espnet2_lamer.export.zoo import pack_model
+from espnet2_lamer.recipe.licences import corpus_terms
 from espnet2_lamer.recipe.whisper.decoding import model_files
 from espnet2_lamer.recipe.whisper.options import WhisperOptions
 from espnet2_lamer.recipe.whisper.systems import System, packages
 from espnet2_lamer.recipe.whisper.weights import read_weights
 
-_CARD = """\
----
-{front}---
-
-# {name}
-
-An ESPnet model for speech recognition in {languages}: Whisper `{whisper}` with LoRA
-language experts, after [arXiv 2506.21555](https://arxiv.org/abs/2506.21555). This one:
-{what}.
-
-## Use
-
-With the package `espnet2_lamer` and openai-whisper installed; 16 kHz mono speech of up
-to 30 s.
-
-```python
+_ABOUT = (
+    "Whisper `{whisper}` with LoRA language experts, after "
+    "[arXiv 2506.21555](https://arxiv.org/abs/2506.21555). This one: {what}; it takes "
+    "up to 30 s"
+)
+_USE = """\
 from espnet2.bin.asr_inference import Speech2Text
 import espnet2_lamer, soundfile
 from espnet2_lamer.export.zoo import unpack_model
@@ -35,19 +25,6 @@ from espnet2_lamer.export.zoo import unpack_model
 espnet2_lamer.register()
 model = Speech2Text(**unpack_model("{zip}", "models"), beam_size=1, ctc_weight=0.0)
 {language}print(model(soundfile.read("speech.wav")[0])[0][0])
-```
-
-Set the environment variable `TORCH_FORCE_WEIGHTS_ONLY_LOAD=1` so that nothing in a
-downloaded file is executed.
-
-## Licence and origin
-
-- Whisper: MIT, OpenAI; SHA-256 of its file {sha256}
-- {data}
-
-## Results
-
-{results}
 """
 _WHAT = {
     "multilingual": "one LoRA for all languages",
@@ -58,10 +35,6 @@ _WHAT = {
     "kd_output": "one LoRA, distilled from the experts' outputs, needs no language",
     "kd_layerwise": "one LoRA, distilled from the experts' layers, needs no language",
 }
-_MINI = (
-    "trained on speech synthesised by espeak-ng; sentences: hsk-sentences-audio "
-    "(CC-BY-SA-4.0) and pycantonese's Common Voice prompts (MPL-2.0)"
-)
 
 
 def pack(options: WhisperOptions) -> None:
@@ -92,31 +65,24 @@ def pack(options: WhisperOptions) -> None:
 def _card(
     options: WhisperOptions, system: System, output: Path, results: Path, weights: dict
 ) -> str:
-    front = {
-        "library_name": "espnet",
-        "pipeline_tag": "automatic-speech-recognition",
-        "tags": ["espnet", "audio", "automatic-speech-recognition", "whisper", "lora"],
-        "language": options.langs,
-        "license": "mit",
-    }
     given = system.kind in ("multilingual", "full", "experts")
     language = f'model.asr_model.language = "{options.langs[0]}"\n' if given else ""
-    lines = results.read_text(encoding="utf-8").strip().splitlines()
-    return _CARD.format(
-        front=yaml.safe_dump(front, sort_keys=False),
-        name=output.stem,
-        zip=output.name,
-        languages=", ".join(options.langs),
-        whisper=weights["source"] if _is_name(weights["source"]) else "(own weights)",
-        what=_WHAT[system.kind],
-        language=language,
-        sha256=weights["sha256"],
-        data=(
-            _MINI
-            if options.corpus == "mini"
-            else "the licences of your training data apply; state them here"
-        ),
-        results="\n".join(f"#{x}" if x.startswith("#") else x for x in lines),
+    source = weights["source"] if _is_name(weights["source"]) else "(own weights)"
+    notes, known, datasets = corpus_terms(options.corpus.split())
+    return model_card(
+        "asr",
+        output.stem,
+        languages=options.langs,
+        licence="mit" if known else "other",
+        notes=[
+            f"Whisper: MIT, OpenAI; SHA-256 of its file {weights['sha256']}",
+            *notes,
+        ],
+        results=results.read_text(encoding="utf-8"),
+        datasets=datasets,
+        about=_ABOUT.format(whisper=source, what=_WHAT[system.kind]),
+        use=_USE.format(zip=output.name, language=language),
+        tag="whisper",
     )
 
 

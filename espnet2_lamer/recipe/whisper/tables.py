@@ -35,7 +35,7 @@ from espnet2_lamer.recipe.whisper.systems import (
 )
 
 _WHAT = {
-    "frozen": "Whisper as it is",
+    "frozen": "Whisper as it is, speech padded to 30 s as in its training",
     "multilingual": "one LoRA for all languages",
     "full": "all of Whisper fine-tuned on all languages",
     "experts": "the language's own LoRA expert",
