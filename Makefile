@@ -9,7 +9,7 @@ SHELL_SCRIPTS = $(wildcard egs2/*/*/*.sh conf/presets/*.sh conf/presets/*/*.sh) 
 .PHONY: help venv demo test test-all bench docs lint espnet-tree clean
 
 help:
-	@echo "make demo      run the whole recipe on the embedded corpus (CPU, 20 minutes)"
+	@echo "make demo      run the whole recipe on the embedded corpus (CPU, 16 minutes)"
 	@echo "make test      quick tests          make test-all  all tests"
 	@echo "make bench     measure speed and memory, write benchmarks/RESULTS.md"
 	@echo "make docs      build the manual: docs/_build/html/index.html"
