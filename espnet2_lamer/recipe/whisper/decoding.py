@@ -96,7 +96,7 @@ def _inputs(
         "prompts": {lang: options.prompts[lang]} if route == AWARE else options.prompts,
         "route": route,
         "decode": search,
-        "min_seconds": _FROZEN_SECONDS if system.kind == "frozen" else None,
+        **({"min_seconds": _FROZEN_SECONDS} if system.kind == "frozen" else {}),
         "wav_scp": sha256_file(options.set_dir(lang, "test") / "wav.scp"),
     }
 
