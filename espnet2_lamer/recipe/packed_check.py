@@ -38,7 +38,8 @@ def check_package(
         How many utterances were compared.
 
     Raises:
-        RecipeError: A text differs.
+        RecipeError: A text differs; the package is removed, so that nobody publishes
+            it.
     """
     options = yaml.safe_load(decode_config.read_text(encoding="utf-8")) or {}
     audio: dict[str, str] = {}
@@ -55,6 +56,7 @@ def check_package(
         )
     for utt, (text, *_) in before.items():
         if after[utt][0] != text:
+            package.unlink()
             raise RecipeError(
                 f"{package}: decodes {utt} as {after[utt][0]!r}, but the model before "
                 f"packing as {text!r}; run stage 13 again"

@@ -79,14 +79,10 @@ def pack(options: Options) -> None:
         )
         logging.info("packed %s (%.1f MB)", output, output.stat().st_size / 1e6)
         if name in runs:
-            try:
-                check_package(
-                    *(runs[name], output, options.expdir, options.raw, DECODE_CONFIG),
-                    device="cuda" if options.ngpu else "cpu",
-                )
-            except BaseException:
-                output.unlink()  # nobody shall publish what was not found right
-                raise
+            check_package(
+                *(runs[name], output, options.expdir, options.raw, DECODE_CONFIG),
+                device="cuda" if options.ngpu else "cpu",
+            )
     for output in adapter_files(options).values():
         _write_adapter(options, output)
 

@@ -56,5 +56,6 @@ def test_text_before_and_after_packing_is_compared(tmp_path):
     pack_model("asr", final / "config.yaml", tmp_path / "other.pth", package)
     with pytest.raises(RecipeError, match="asr.zip: decodes utt. as .* but the model"):
         check_package(*arguments)
+    assert not package.exists()
     settings = yaml.safe_load((final / "config.yaml").read_text())
     assert settings["token_list"] == HEADS["char"]["token_list"]
