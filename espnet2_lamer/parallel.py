@@ -76,15 +76,17 @@ def run_each(
     Raises:
         RecipeError: ``nj`` is 0, or the first that a call raised.
     """
-    from joblib import Parallel, delayed
+    from joblib import Parallel, delayed, effective_n_jobs
     from tqdm import tqdm
 
     check_processes(nj)
-    if nj == 1 or len(calls) < 2:
+    # No more than there are calls: each process gets its share of the cores as threads.
+    processes = min(effective_n_jobs(nj), len(calls))
+    if processes < 2:
         return [function(*arguments) for arguments in calls]
     places = _log_places()
     with workers():
-        found = Parallel(n_jobs=nj, return_as="generator")(
+        found = Parallel(n_jobs=processes, return_as="generator")(
             delayed(_call_logged)(places, function, arguments) for arguments in calls
         )
         disable = not sys.stderr.isatty()
