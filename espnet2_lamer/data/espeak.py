@@ -12,7 +12,7 @@ from espnet2_lamer.errors import RecipeError
 SAMPLE_RATE = 16000
 
 #: espeak-ng's voice for each language of the embedded corpus (ISO 639-3).
-VOICES = {"eng": "en-us", "cmn": "cmn", "yue": "yue"}
+VOICES = {"eng": "en-us", "cmn": "cmn", "yue": "yue", "spa": "es"}
 
 # Constants of espeak-ng's public header, speak_lib.h (version 1.52).
 _AUDIO_OUTPUT_SYNCHRONOUS = 2

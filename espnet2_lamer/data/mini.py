@@ -1,4 +1,4 @@
-"""The embedded corpus "mini": synthetic formant speech in eng, cmn and yue.
+"""The embedded corpus "mini": synthetic formant speech in eng, cmn, yue and spa.
 
 It shows that the pipeline learns; it is no evidence about human speech.
 """
@@ -6,6 +6,7 @@ It shows that the pipeline learns; it is no evidence about human speech.
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,7 @@ from espnet2_lamer.data.mini_plan import (
     UtterancePlan,
     plan_utterances,
 )
+from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json
 from espnet2_lamer.fileio.datadir import write_spk2utt, write_table
 
@@ -30,7 +32,7 @@ _MEAN_SECONDS = 5.3
 
 #: Pools named as POOLS of ``data.texts``; minutes of speech; fewest utterances.
 MINI_SETS = {
-    "train": {"pool": "train", "minutes": {"eng": 20.0, "cmn": 15.0, "yue": 15.0}},
+    "train": {"pool": "train", "minutes": dict.fromkeys(VOICES, 15.0) | {"eng": 20.0}},
     "dev": {"pool": "dev", "minutes": dict.fromkeys(VOICES, 2.5)},
     "asr_train": {"pool": "train", "minutes": dict.fromkeys(VOICES, 15.0)},
     "asr_dev": {"pool": "dev", "minutes": dict.fromkeys(VOICES, 3.0)},
@@ -40,12 +42,14 @@ MINI_SETS = {
         "min_utterances": 68,
     },
 }
+#: Languages of the demo, of the base and of the teacher; Spanish is one to add later.
+LANGS = ("eng", "cmn", "yue")
 #: What stage 0 trains the base (eng) and the teacher (all three) on.
 STAGE0_SETS = {
     "base_train": {"pool": "train", "minutes": {"eng": 190.0}},
     "base_dev": {"pool": "stage0_dev", "minutes": {"eng": 3.0}},
-    "teacher_train": {"pool": "train", "minutes": dict.fromkeys(VOICES, 75.0)},
-    "teacher_dev": {"pool": "stage0_dev", "minutes": dict.fromkeys(VOICES, 3.0)},
+    "teacher_train": {"pool": "train", "minutes": dict.fromkeys(LANGS, 75.0)},
+    "teacher_dev": {"pool": "stage0_dev", "minutes": dict.fromkeys(LANGS, 3.0)},
 }
 
 
@@ -62,7 +66,11 @@ class Utterance:
 
 
 def build_mini(
-    output_dir: str | Path, nj: int = 1, seed: int = 0, minutes_scale: float = 1.0
+    output_dir: str | Path,
+    nj: int = 1,
+    seed: int = 0,
+    minutes_scale: float = 1.0,
+    langs: Sequence[str] = LANGS,
 ) -> dict[str, dict[str, float]]:
     """Make every set of :data:`MINI_SETS` under ``output_dir``.
 
@@ -72,12 +80,26 @@ def build_mini(
         nj: Processes.
         seed: Of everything random.
         minutes_scale: Factor on every set's minutes and utterances.
+        langs: Some of ``eng``, ``cmn``, ``yue``, ``spa``.
 
     Returns:
         Per ``<split>_<lang>``: utterances and minutes.
+
+    Raises:
+        RecipeError: A language that the corpus does not have.
     """
+    unknown = [lang for lang in langs if lang not in VOICES]
+    if unknown:
+        raise RecipeError(
+            f"--corpus mini: found language {unknown[0]!r}, expected some of "
+            f"{', '.join(VOICES)}; bring other speech with --corpus manifest"
+        )
     (Path(output_dir) / "manifest.json").unlink(missing_ok=True)
-    return _build_sets(MINI_SETS, output_dir, nj, seed, minutes_scale)
+    sets = {
+        split: {**options, "minutes": {x: options["minutes"][x] for x in langs}}
+        for split, options in MINI_SETS.items()
+    }
+    return _build_sets(sets, output_dir, nj, seed, minutes_scale)
 
 
 def build_pretraining_corpora(
@@ -134,7 +156,7 @@ def build_set(
         data_dir: The data directory: wav.scp, text, utt2spk, spk2utt, utt2lang,
             phones.ctm, utt2num_samples, romanisation (where known), mini.json.
         split: Part of the utterance ids.
-        lang: ``eng``, ``cmn`` or ``yue``.
+        lang: ``eng``, ``cmn``, ``yue`` or ``spa``.
         minutes: Least amount of speech.
         pool: Pool of sentences and of speakers, see ``data.texts.POOLS``.
         seed: Draws sentences, pauses, levels and noise.

@@ -25,9 +25,14 @@ _VARIANTS = {
 }
 _SETTINGS_PER_VARIANT = 2
 
-# Seconds of speech at 160 words a minute: a + b * letters (eng) or hanzi, least squares
-# over 1/15 of the sentences. Only the size of a plan rests on it, never the audio.
-_SECONDS = {"eng": (0.14, 0.0552), "cmn": (-0.04, 0.2885), "yue": (-0.02, 0.2402)}
+# Seconds of speech at 160 words a minute: a + b * letters or hanzi, least squares over
+# 1/15 of the sentences. Only the size of a plan rests on it, never the audio.
+_SECONDS = {
+    "eng": (0.14, 0.0552),
+    "cmn": (-0.04, 0.2885),
+    "yue": (-0.02, 0.2402),
+    "spa": (0.51, 0.056),
+}
 _MEAN_PAUSE = 0.2
 _TARGET_SECONDS = (2.3, 6.1)
 

@@ -21,10 +21,12 @@ _SOURCES = {
     "common_voice": ("pycantonese", "data/common_voice/sents.json"),
 }
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0002fa1f]")
+_SPANISH = "a-záéíóúüñ"
 _TONE = re.compile(r"\d+")
+_TONAL = ("cmn", "yue")
 _SYLLABLE = re.compile(r"[a-zü]+[1-5]$")
-# Units are letters of English, hanzi of the others: what one sentence may have.
-_LENGTHS = {"eng": (6, 120), "cmn": (2, 34), "yue": (2, 34)}
+# Units are hanzi of Chinese, letters of the others: what one sentence may have.
+_LENGTHS = {"eng": (6, 120), "cmn": (2, 34), "yue": (2, 34), "spa": (4, 60)}
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Sentence:
 
     Attributes:
         lang: ISO 639-3 code.
-        text: Normalised label: lower case words, or hanzi without punctuation.
+        text: Normalised label: lower case words, or hanzi without punctuation. In
+            Spanish one name, of a country, language, currency or script.
         spoken: What the synthesiser gets, with punctuation.
         romanisation: Pinyin syllables with tone digits, or empty.
         pool: One of :data:`POOLS`.
@@ -47,12 +50,14 @@ class Sentence:
 
 
 def normalise(text: str, lang: str) -> str:
-    """Return the label text: words in lower case (eng) or hanzi only (cmn, yue)."""
+    """Return the label text: words in lower case (eng, spa) or hanzi (cmn, yue)."""
     text = unicodedata.normalize("NFKC", text)
     if lang == "eng":
         text = text.lower().replace("\u2019", "'")
         words = re.sub(r"[^a-z']+", " ", text).split()
         return " ".join(word.strip("'") for word in words if word.strip("'"))
+    if lang == "spa":
+        return " ".join(re.sub(f"[^{_SPANISH}]+", " ", text.lower()).split())
     return "".join(_HAN.findall(text))
 
 
@@ -84,19 +89,24 @@ def load_sentences(lang: str) -> tuple[Sentence, ...]:
             found.setdefault(text, Sentence(lang, text, spoken, "", pool_of(text)))
     elif lang in ("eng", "cmn"):
         found = _read_pairs(lang)
+    elif lang == "spa":
+        found = {}
+        for spoken in _read_names("es"):
+            text = normalise(spoken, lang)
+            found.setdefault(text, Sentence(lang, text, spoken, "", pool_of(text)))
     else:
         raise ValueError(f"no sentences for language {lang!r}; have {sorted(VOICES)}")
     return tuple(found[text] for text in sorted(found) if _usable(found[text]))
 
 
 def is_read_in_full(sentence: Sentence) -> bool:
-    """Whether the voice speaks one toned syllable per hanzi (English: always).
+    """Whether the voice speaks one toned syllable per hanzi (English, Spanish: always).
 
     It reads some rare hanzi as the word "letter" or as the digits of their code, which
     have other syllables. The plan asks this of the sentences it has drawn, so that the
     rule does not move the draw of the others.
     """
-    if sentence.lang == "eng":
+    if sentence.lang not in _TONAL:
         return True
     phonemes = engine().phonemes(sentence.spoken, VOICES[sentence.lang])
     return len(_TONE.findall(phonemes)) == len(sentence.text)
@@ -114,6 +124,15 @@ def _read(source: str) -> list:
     if not path.is_file():
         raise RecipeError(f"{path}: not found; reinstall the package {package}")
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _read_names(locale: str) -> list[str]:
+    """Names of the Unicode Common Locale Data Repository in a language, sorted."""
+    from babel import Locale
+
+    names = Locale(locale)
+    tables = names.territories, names.languages, names.currencies, names.scripts
+    return sorted({name for table in tables for name in table.values()})
 
 
 def _read_pairs(lang: str) -> dict[str, Sentence]:
@@ -165,6 +184,8 @@ def _usable(sentence: Sentence) -> bool:
     letters = [c for c in spoken if c.isalpha()]
     if sentence.lang == "eng":
         return all(c.isascii() for c in letters)
+    if sentence.lang == "spa":
+        return re.fullmatch(f"[{_SPANISH} ]+", spoken.lower()) is not None
     if any(not _HAN.match(c) for c in letters):
         return False
     if sentence.lang == "cmn":

@@ -37,6 +37,8 @@ def prepare_corpus(options: Options) -> None:
 
 def _arguments(corpus: str, options: Options) -> list[str]:
     command = ["--output", str(options.datadir), "--seed", str(options.seed)]
+    if corpus == "mini":
+        command += ["--langs", " ".join(options.langs)]
     if corpus != "manifest":
         return [*command, "--nj", str(options.nj)]
     if not options.manifest:

@@ -20,7 +20,7 @@ CORPORA = {
     "mini": (
         "speech synthesised by espeak-ng; sentences of hsk-sentences-audio and of "
         "pycantonese's Common Voice prompts",
-        "CC-BY-SA-4.0 and MPL-2.0",
+        "CC-BY-SA-4.0 and MPL-2.0 (Spanish, if any: names of CLDR, Unicode-3.0)",
         None,
     ),
     "commonvoice": (

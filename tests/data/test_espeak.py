@@ -13,6 +13,7 @@ _TEXTS = {
     "eng": "Hello, teacher! How are you?",
     "cmn": "你好，很高兴认识你。",
     "yue": "一但風聲鶴唳就限制自己自由",
+    "spa": "dólar estadounidense",
 }
 
 

@@ -10,6 +10,7 @@ import soundfile
 from espnet2_lamer.data import mini
 from espnet2_lamer.data.mini import build_mini, build_set
 from espnet2_lamer.data.mini_plan import speakers
+from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table
 
 
@@ -139,3 +140,16 @@ def test_the_whole_corpus_has_every_set_in_every_language(tmp_path):
     utts = [u for name in report for u in read_table(tmp_path / name / "wav.scp")]
     assert len(utts) == len(set(utts))
     assert mini.MINI_SETS["asr_test"]["min_utterances"] >= 60
+
+
+def test_a_fourth_language_is_made_when_it_is_asked_for(tmp_path):
+    report = build_mini(tmp_path, minutes_scale=0.01, langs=["spa"])
+    assert sorted(report) == [
+        f"{split}_spa" for split in ("asr_dev", "asr_test", "asr_train", "dev", "train")
+    ]
+    assert all(
+        set(s) <= set("abcdefghijklmnopqrstuvwxyzáéíóúüñ ")
+        for s in (read_table(tmp_path / "train_spa" / "text").values())
+    )
+    with pytest.raises(RecipeError, match="found language 'deu', expected some of eng"):
+        build_mini(tmp_path, langs=["eng", "deu"])

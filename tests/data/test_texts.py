@@ -12,6 +12,7 @@ from espnet2_lamer.data.texts import POOLS, load_sentences, normalise, pool_of
 def test_text_loses_case_punctuation_and_foreign_signs():
     assert normalise("It\u2019s 'fine' - isn't it?", "eng") == "it's fine isn't it"
     assert normalise("老师，您好！ABC", "cmn") == "老师您好"
+    assert normalise("Dólar (EE. UU.), año 1", "spa") == "dólar ee uu año"
 
 
 def test_pool_depends_on_the_text_alone():
@@ -25,7 +26,8 @@ def test_pool_depends_on_the_text_alone():
 @pytest.mark.parametrize("lang", VOICES)
 def test_every_text_is_in_one_pool_only(lang):
     sentences = load_sentences(lang)
-    assert len({s.text for s in sentences}) == len(sentences) > 4000
+    least = 1000 if lang == "spa" else 4000
+    assert len({s.text for s in sentences}) == len(sentences) > least
     assert all(s.text == normalise(s.spoken, lang) for s in sentences)
 
 
