@@ -20,6 +20,7 @@ from espnet2_lamer.data.mini_plan import (
     UtterancePlan,
     plan_utterances,
 )
+from espnet2_lamer.data.texts import HAN_LANGS
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json
 from espnet2_lamer.fileio.datadir import write_spk2utt, write_table
@@ -305,7 +306,7 @@ def synthesise_utterance(plan: UtterancePlan) -> tuple[np.ndarray, Utterance] | 
     samples = np.concatenate(pieces)[: round(MAX_SECONDS * SAMPLE_RATE)]
     if not said or len(samples) < MIN_SECONDS * SAMPLE_RATE:
         return None
-    separator = " " if plan.lang == "eng" else ""
+    separator = "" if plan.lang in HAN_LANGS else " "
     utterance = Utterance(
         plan.utt_id,
         speaker.name,

@@ -16,6 +16,9 @@ from espnet2_lamer.errors import RecipeError
 #: two pools. ``stage0_dev`` follows the training of the base and the teacher only.
 POOLS = {"dev": 0.08, "test": 0.10, "stage0_dev": 0.03, "train": 0.79}
 
+#: Languages written in hanzi, without spaces.
+HAN_LANGS = ("cmn", "yue")
+
 _SOURCES = {
     "hsk": ("hsk_sentences_audio", "data/sentences.json"),
     "common_voice": ("pycantonese", "data/common_voice/sents.json"),
@@ -23,7 +26,6 @@ _SOURCES = {
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0002fa1f]")
 _SPANISH = "a-záéíóúüñ"
 _TONE = re.compile(r"\d+")
-_TONAL = ("cmn", "yue")
 _SYLLABLE = re.compile(r"[a-zü]+[1-5]$")
 # Units are hanzi of Chinese, letters of the others: what one sentence may have.
 _LENGTHS = {"eng": (6, 120), "cmn": (2, 34), "yue": (2, 34), "spa": (4, 60)}
@@ -106,7 +108,7 @@ def is_read_in_full(sentence: Sentence) -> bool:
     have other syllables. The plan asks this of the sentences it has drawn, so that the
     rule does not move the draw of the others.
     """
-    if sentence.lang not in _TONAL:
+    if sentence.lang not in HAN_LANGS:
         return True
     phonemes = engine().phonemes(sentence.spoken, VOICES[sentence.lang])
     return len(_TONE.findall(phonemes)) == len(sentence.text)
