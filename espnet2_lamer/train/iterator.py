@@ -13,7 +13,20 @@ from tqdm import tqdm
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.train.batching import make_batches
 from espnet2_lamer.train.collate import LamerCollate
-from espnet2_lamer.train.signals import ignore_stop_signals
+from espnet2_lamer.train.signals import hold_stop_signals, ignore_stop_signals
+
+
+class HeldLoader(DataLoader):
+    """A loader whose processes no stop signal reaches, from their first moment on.
+
+    Slurm signals every process of a step: a training that lost the ones that load audio
+    could not end its update and save.
+    """
+
+    def __iter__(self) -> Iterator:
+        """Start the processes."""
+        with hold_stop_signals():
+            return super().__iter__()
 
 
 class CheckedDataset(Dataset):
@@ -133,7 +146,7 @@ class BucketIterFactory(AbsIterFactory):
         if self.world_size > 1:
             # Every batch has an utterance for each rank, see make_batches.
             batches = [b[self.rank :: self.world_size] for b in batches]
-        loader = DataLoader(
+        loader = HeldLoader(
             self.dataset,
             batch_sampler=batches,
             collate_fn=self.make_collate(epoch),
@@ -141,8 +154,6 @@ class BucketIterFactory(AbsIterFactory):
             # In a process per GPU, which is spawned, loaders would be spawned as well
             # and import ESPnet anew in every epoch.
             multiprocessing_context="fork" if self.num_workers else None,
-            # Slurm signals every process of a step: a training that lost the ones that
-            # load audio could not end its update and save.
             worker_init_fn=ignore_stop_signals,
             # Of its own: a resumed epoch opens the loader once more, and must not draw
             # from the generator that dropout uses.

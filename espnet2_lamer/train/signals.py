@@ -50,6 +50,20 @@ def pass_signals_on() -> Iterator[StopRequest]:
         yield request
 
 
+@contextmanager
+def hold_stop_signals() -> Iterator[None]:
+    """Hold SIGTERM and SIGUSR1 back; they arrive when the block is left.
+
+    Processes that are forked inside are born with them held back, so that none comes
+    before :func:`ignore_stop_signals` does.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def ignore_stop_signals(*_: object) -> None:
     """Let a helper process outlive a signal to all: its parent decides when it ends."""
     for number in STOP_SIGNALS:

@@ -7,9 +7,16 @@ import sys
 import time
 
 import pytest
+from torch.utils.data import Dataset
 
 from espnet2_lamer.train import signals
-from espnet2_lamer.train.signals import STOP_SIGNALS, pass_signals_on, stop_on_signals
+from espnet2_lamer.train.iterator import HeldLoader
+from espnet2_lamer.train.signals import (
+    STOP_SIGNALS,
+    ignore_stop_signals,
+    pass_signals_on,
+    stop_on_signals,
+)
 
 
 @pytest.fixture
@@ -67,3 +74,37 @@ def test_a_parent_passes_signals_on_and_waits(forced, number):
             child.join(30)
     assert [child.exitcode for child in children] == [128 + number] * 2
     assert request.signal == number and forced == []
+
+
+class _Ones(Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return 1
+
+
+def _slow_start(started):
+    # What torch does between fork and worker_init_fn, on a busy machine.
+    started.put(os.getpid())
+    time.sleep(0.5)
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_loader_that_is_just_starting_outlives_a_signal_to_all(number):
+    started = multiprocessing.get_context("fork").SimpleQueue()
+
+    def start(worker):
+        _slow_start(started)
+        ignore_stop_signals()
+
+    loader = HeldLoader(
+        _Ones(), num_workers=1, multiprocessing_context="fork", worker_init_fn=start
+    )
+    with stop_on_signals() as request:
+        batches = iter(loader)
+        os.kill(started.get(), number)
+        assert [int(batch) for batch in batches] == [1, 1, 1, 1]
+        assert request.signal == 0
+        os.kill(os.getpid(), number)  # nothing is held back for long
+        assert request.signal == number
