@@ -4,7 +4,8 @@
     python -m espnet2_lamer.bin.experiment conf/experiments/replay.yaml
 
 Run again, it goes on with what is missing: a cell whose record is there is never run
-twice, in whatever definition it occurs. Several processes may work on one --expdir.
+twice, in whatever definition it occurs. Several processes may work on one --expdir; on
+one machine they share its cores best with --nj 1, as many of them as there are cores.
 """
 
 import argparse
@@ -52,6 +53,13 @@ def get_parser() -> argparse.ArgumentParser:
         "e.g. manifest=FILE; may be repeated",
     )
     parser.add_argument(
+        "--nj",
+        type=int,
+        metavar="N",
+        help="cores of one cell: run.sh's --nj, and threads where a step has no "
+        "processes of its own (default: run.sh's --nj, threads as the libraries choose)",
+    )
+    parser.add_argument(
         "--time_budget",
         type=float,
         metavar="MIN",
@@ -87,13 +95,14 @@ def main(cmd: list[str] | None = None) -> None:
         )
     definition = read_definition(args.definition, _options(args.data))
     store = Store(args.expdir)
+    speed = _cores(args.nj)
     commit, machine = _commit(recipe), _machine()
     matrix = Matrix(
         definition,
         plan_cells(definition, recipe),
         store,
-        lambda data, lock: prepare_data(data, store, recipe, lock),
-        lambda cell, lock: run_cell(cell, store, recipe, lock),
+        lambda data, lock: prepare_data(data, store, recipe, lock, speed),
+        lambda cell, lock: run_cell(cell, store, recipe, lock, speed),
         {"commit": commit, "machine": machine},
     )
     logging.info("%s: %d cells", definition.name, len(matrix.cells))
@@ -120,6 +129,17 @@ def main(cmd: list[str] | None = None) -> None:
             )
     else:
         write()
+
+
+def _cores(nj: int | None) -> dict[str, int]:
+    """Limit the threads of everything started from here; return options of run.sh."""
+    if nj is None:
+        return {}
+    if nj < 1:
+        raise RecipeError(f"--nj: found {nj}, expected 1 or more cores")
+    for library in ("OMP", "MKL", "OPENBLAS"):
+        os.environ[f"{library}_NUM_THREADS"] = str(nj)
+    return {"nj": nj}
 
 
 def _options(words: list[str]) -> dict[str, str]:

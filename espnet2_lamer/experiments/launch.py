@@ -25,7 +25,11 @@ _TAIL_LINES = 5
 
 
 def prepare_data(
-    data: Data, store: Store, recipe: Path, lock: int
+    data: Data,
+    store: Store,
+    recipe: Path,
+    lock: int,
+    speed: Mapping[str, int] | None = None,
 ) -> Sequence[CellMeasure]:
     """Run stages 0-6 and 9 of shared data.
 
@@ -34,6 +38,7 @@ def prepare_data(
         store: Where it goes.
         recipe: Directory of run.sh.
         lock: Descriptor that the process keeps.
+        speed: Options of run.sh that change no result.
 
     Raises:
         RecipeError: It failed; names the log.
@@ -48,13 +53,18 @@ def prepare_data(
         "datadir": directory / "data",
         "dumpdir": directory / "dump",
         "expdir": directory / "exp",
+        **(speed or {}),
     }
     run_sh(recipe, options, directory / "log.txt", lock)
     return ()
 
 
 def run_cell(
-    cell: Cell, store: Store, recipe: Path, lock: int
+    cell: Cell,
+    store: Store,
+    recipe: Path,
+    lock: int,
+    speed: Mapping[str, int] | None = None,
 ) -> Sequence[CellMeasure]:
     """Run stages 7 to 12 of a cell and read what they found.
 
@@ -66,6 +76,7 @@ def run_cell(
         store: Where it goes.
         recipe: Directory of run.sh.
         lock: Descriptor that the process keeps.
+        speed: Options of run.sh that change no result.
 
     Raises:
         RecipeError: It failed; names the log.
@@ -83,6 +94,7 @@ def run_cell(
         "datadir": shared / "data",
         "dumpdir": directory / "dump",
         "expdir": directory / "exp",
+        **(speed or {}),
     }
     skipped = str(cell.options.get("skip_stages", ""))
     options["skip_stages"] = f"{skipped} {_SHARED_LATE}".strip()
