@@ -56,8 +56,8 @@ def get_parser() -> argparse.ArgumentParser:
         "--nj",
         type=int,
         metavar="N",
-        help="cores of one cell: run.sh's --nj, and threads where a step has no "
-        "processes of its own (default: run.sh's --nj, threads as the libraries choose)",
+        help="cores of one cell: --nj of run.sh, and threads of steps that are one "
+        "process (default: 2, and threads as the libraries choose)",
     )
     parser.add_argument(
         "--time_budget",

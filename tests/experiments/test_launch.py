@@ -2,11 +2,13 @@
 
 import json
 import os
+import signal
 import stat
 
 import pytest
 import yaml
 
+from espnet2_lamer.bin.experiment import main
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.experiments.cells import plan_cells
 from espnet2_lamer.experiments.definition import read_definition
@@ -105,6 +107,22 @@ def test_the_weights_stay_and_what_only_resuming_needs_goes(recipe):
     record = json.loads((cell / "record.json").read_text())
     assert [m["value"] for m in record["measures"]] == [0.05]
     assert json.loads((cell / "definition.json").read_text())["seed"] == 0
+
+
+def test_nj_reaches_cells_and_data_and_changes_no_key(recipe, monkeypatch):
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.setenv(name, "7")
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    words = ["--recipe", str(recipe.recipe), "--expdir", str(recipe.root)]
+    main([str(recipe.path), *words, "--cells", "good/0", "--nj", "3"])
+    data, cell = calls(recipe)
+    assert data["--nj"] == cell["--nj"] == "3"
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+    # The same cell: it is done.
+    main([str(recipe.path), *words, "--cells", "good/0"])
+    assert len(calls(recipe)) == 2
+    with pytest.raises(RecipeError, match="--nj: found 0, expected 1"):
+        main([str(recipe.path), *words, "--nj", "0"])
 
 
 def test_a_failing_run_names_what_it_said_and_its_log(recipe):
