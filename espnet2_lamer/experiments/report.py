@@ -33,7 +33,8 @@ def markdown(tables: Tables) -> str:
     lines += ["", _HOW_TO_READ, ""]
     if tables.definition.note:
         lines += [tables.definition.note, ""]
-    lines += _claims(tables) + _overview(tables) + _transfer(tables)
+    lines += _claims(tables) + _systems(tables) + _overview(tables)
+    lines += _transfer(tables)
     for name in tables.names:
         lines += _details(tables, name)
     lines += _missing(tables)
@@ -56,19 +57,39 @@ def _claims(tables: Tables) -> list[str]:
     return ["## What holds in small", "", *_table(header, rows)]
 
 
+def _systems(tables: Tables) -> list[str]:
+    rows = [
+        [name, system.description, f"{tables.done(name)} of {len(system.seeds)}"]
+        for name, system in tables.definition.systems.items()
+    ]
+    return ["## Systems", "", *_table(["system", "what it is", "seeds run"], rows)]
+
+
 def _overview(tables: Tables) -> list[str]:
-    # Layer by layer is for the details.
-    names = [name for name in tables.names if "layer" not in name]
-    header = ["system", "what it is", "seeds run", *(_star(tables, n) for n in names)]
+    systems = list(tables.definition.systems)
     rows = []
-    for name, system in tables.definition.systems.items():
-        cells = [name, system.description]
-        cells.append(f"{tables.done(name)} of {len(system.seeds)}")
-        for measure in names:
-            row = tables.row(measure, name)
-            cells.append(_absent(tables, row) or _mean(row.summary, measure))
-        rows.append(cells)
-    return ["## Overview (mean ± sd over seeds)", "", *_table(header, rows)]
+    for measure in tables.names:
+        # Layer by layer is for the details.
+        if "layer" not in measure:
+            found = [tables.row(measure, name) for name in systems]
+            rows.append([_star(tables, measure), *(_value(tables, r) for r in found)])
+    if not rows:
+        return []
+    return [
+        "## Overview",
+        "",
+        f"Mean ± sd over seeds. Bold: differs from {tables.definition.baseline}, the "
+        "95 % interval of the difference leaves 0 out.",
+        "",
+        *_table(["measure", *systems], rows),
+    ]
+
+
+def _value(tables: Tables, row: Row) -> str:
+    if row.summary is None:
+        return _absent(tables, row)
+    value = _mean(row.summary, row.measure)
+    return f"**{value}**" if row.difference and row.difference.told else value
 
 
 def _details(tables: Tables, name: str) -> list[str]:

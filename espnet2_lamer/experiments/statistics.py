@@ -56,6 +56,14 @@ class Difference:
     effect: float | None
     p_seeds: float | None
 
+    @property
+    def told(self) -> bool:
+        """Whether a difference was shown: two seeds or more, 0 outside the interval."""
+        if self.interval is None or len(self.seeds) < 2:
+            return False
+        low, high = self.interval
+        return not low <= 0 <= high
+
 
 def summarise(figures: BySeed, resamples: int = RESAMPLES, seed: int = 0) -> Summary:
     """Summarise a figure over seeds.

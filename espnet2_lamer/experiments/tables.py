@@ -222,12 +222,11 @@ def judge(difference: Difference, better: str, expect: str) -> str:
     """
     if difference.interval is None or len(difference.seeds) < 2:
         return "cannot be told (one seed)"
-    low, high = difference.interval
-    if low <= 0 <= high:
+    if not difference.told:
         return "no difference shown" if expect == "equal" else "cannot be told"
     if expect == "equal":
         return "does not hold"
-    improved = (low > 0) == (better == "higher")
+    improved = (difference.interval[0] > 0) == (better == "higher")
     return "holds" if improved == (expect == "better") else "does not hold"
 
 

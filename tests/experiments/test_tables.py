@@ -57,6 +57,14 @@ def test_values_differences_and_claims_are_those_of_the_cells(small):
     assert row.difference.interval == pytest.approx((20, 20))
     (verdict,) = found.verdicts
     assert verdict.verdict == "holds"
+    page = markdown(found)
+    # 20 points worse in every seed; CKA is the same.
+    good, bad = (found.row("ASR error eng", name).summary for name in ("good", "bad"))
+    assert (
+        f"|ASR error eng|{good.mean:.2f} ± {good.deviation:.2f}|"
+        f"**{bad.mean:.2f} ± {bad.deviation:.2f}**|"
+    ) in page
+    assert "|CKA to base eng \\*|0.500 ± 0.000|0.500 ± 0.000|" in page
     values = json.loads(json.dumps(found.as_json()))
     json_row = next(
         r
