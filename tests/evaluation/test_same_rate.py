@@ -7,7 +7,7 @@ import yaml
 from espnet2_lamer.evaluation import decoding
 from espnet2_lamer.evaluation.downstream import HeadOptions, train_head
 from espnet2_lamer.evaluation.scoring import score_files
-from tests.evaluation.test_downstream import CONFIG, GREEDY, TINY, write_set
+from tests.evaluation.tiny_head import CONFIG, GREEDY, TINY, write_set
 
 NOISY = {
     **CONFIG,
