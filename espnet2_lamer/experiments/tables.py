@@ -71,11 +71,13 @@ class Tables:
         # figures[measure][system][seed]
         self.figures: dict[str, dict[str, dict[int, list[CellMeasure]]]] = {}
         self.machines: dict[str, None] = {}
+        self.seconds = 0.0
         for cell in matrix.cells:
             self.statuses[cell.system, cell.seed] = matrix.status(cell)
             record = matrix.store.record(cell.key)
             if record is None:
                 continue
+            self.seconds += record.seconds
             if record.machine:
                 self.machines[f"{record.machine} ({record.commit[:12]})"] = None
             for name, group in with_averages(record.measures).items():
@@ -179,6 +181,7 @@ class Tables:
                 "cells ran on": "; ".join(self.machines) or NOT_RUN,
                 "seeds": " ".join(map(str, self.definition.seeds)),
                 "cells done": f"{done} of {len(self.matrix.cells)}",
+                "cells took": f"{self.seconds / 60:.0f} min in all",
             },
             "baseline": self.definition.baseline,
         }

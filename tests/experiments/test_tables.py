@@ -28,6 +28,9 @@ def test_before_any_cell_every_row_reads_not_run(small):
 
 def test_the_head_carries_command_commit_machine_seeds_and_progress(small):
     small.matrix().run("*/0")
+    for path in small.root.glob("cells/*/record.json"):
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps({**record, "seconds": 200}))
     page = markdown(tables(small))
     for line in (
         "- command: `python -m it`",
@@ -35,6 +38,8 @@ def test_the_head_carries_command_commit_machine_seeds_and_progress(small):
         "- machine: `a box`",
         "- seeds: `0 1 2`",
         "- cells done: `2 of 6`",
+        # Of the cells together, however many ran at a time.
+        "- cells took: `7 min in all`",
     ):
         assert line in page
 
