@@ -121,6 +121,10 @@ def test_nj_reaches_cells_and_data_and_changes_no_key(recipe, monkeypatch):
     # The same cell: it is done.
     main([str(recipe.path), *words, "--cells", "good/0"])
     assert len(calls(recipe)) == 2
+    main([str(recipe.path), *words, "--tables"])
+    page = (recipe.root / recipe.path.stem / "RESULTS.md").read_text()
+    assert "- cells done: `1 of 6`" in page
+    assert "--tables" not in page
     with pytest.raises(RecipeError, match="--nj: found 0, expected 1"):
         main([str(recipe.path), *words, "--nj", "0"])
 
