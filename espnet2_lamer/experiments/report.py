@@ -33,7 +33,7 @@ def markdown(tables: Tables) -> str:
     lines += ["", _HOW_TO_READ, ""]
     if tables.definition.note:
         lines += [tables.definition.note, ""]
-    lines += _claims(tables) + _systems(tables) + _overview(tables)
+    lines += _claims(tables) + _compared(tables) + _overview(tables)
     lines += _transfer(tables)
     for name in tables.names:
         lines += _details(tables, name)
@@ -57,12 +57,12 @@ def _claims(tables: Tables) -> list[str]:
     return ["## What holds in small", "", *_table(header, rows)]
 
 
-def _systems(tables: Tables) -> list[str]:
+def _compared(tables: Tables) -> list[str]:
     rows = [
         [name, system.description, f"{tables.done(name)} of {len(system.seeds)}"]
         for name, system in tables.definition.systems.items()
     ]
-    return ["## Systems", "", *_table(["system", "what it is", "seeds run"], rows)]
+    return ["## What was compared", "", *_table(["system", "what it is", "seeds run"], rows)]
 
 
 def _overview(tables: Tables) -> list[str]:
