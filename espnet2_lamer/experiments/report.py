@@ -62,7 +62,11 @@ def _compared(tables: Tables) -> list[str]:
         [name, system.description, f"{tables.done(name)} of {len(system.seeds)}"]
         for name, system in tables.definition.systems.items()
     ]
-    return ["## What was compared", "", *_table(["system", "what it is", "seeds run"], rows)]
+    return [
+        "## What was compared",
+        "",
+        *_table(["system", "what it is", "seeds run"], rows),
+    ]
 
 
 def _overview(tables: Tables) -> list[str]:

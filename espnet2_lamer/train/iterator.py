@@ -16,7 +16,7 @@ from espnet2_lamer.train.collate import LamerCollate
 from espnet2_lamer.train.signals import hold_stop_signals, ignore_stop_signals
 
 
-class HeldLoader(DataLoader):
+class _HeldLoader(DataLoader):
     """A loader whose processes no stop signal reaches, from their first moment on.
 
     Slurm signals every process of a step: a training that lost the ones that load audio
@@ -146,7 +146,7 @@ class BucketIterFactory(AbsIterFactory):
         if self.world_size > 1:
             # Every batch has an utterance for each rank, see make_batches.
             batches = [b[self.rank :: self.world_size] for b in batches]
-        loader = HeldLoader(
+        loader = _HeldLoader(
             self.dataset,
             batch_sampler=batches,
             collate_fn=self.make_collate(epoch),

@@ -10,7 +10,7 @@ import pytest
 from torch.utils.data import Dataset
 
 from espnet2_lamer.train import signals
-from espnet2_lamer.train.iterator import HeldLoader
+from espnet2_lamer.train.iterator import _HeldLoader
 from espnet2_lamer.train.signals import (
     STOP_SIGNALS,
     ignore_stop_signals,
@@ -98,7 +98,7 @@ def test_a_loader_that_is_just_starting_outlives_a_signal_to_all(number):
         _slow_start(started)
         ignore_stop_signals()
 
-    loader = HeldLoader(
+    loader = _HeldLoader(
         _Ones(), num_workers=1, multiprocessing_context="fork", worker_init_fn=start
     )
     with stop_on_signals() as request:
