@@ -10,6 +10,7 @@ from espnet2_lamer.convert.huggingface import save_huggingface
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.feature_store import upstream_fingerprint
 from espnet2_lamer.upstream import build_upstream
+from tests.tiny_hubert import ARCHITECTURE
 
 pytestmark = pytest.mark.slow  # S3PRL takes seconds to import
 
@@ -17,19 +18,7 @@ pytestmark = pytest.mark.slow  # S3PRL takes seconds to import
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     torch.manual_seed(0)
-    model = build_hubert(
-        {
-            "extractor_conv_layer_config": [[8, 10, 5]]
-            + [[8, 3, 2]] * 4
-            + [[8, 2, 2]] * 2,
-            "encoder_embed_dim": 16,
-            "encoder_num_layers": 2,
-            "encoder_num_heads": 2,
-            "encoder_ff_interm_features": 32,
-            "encoder_pos_conv_kernel": 8,
-            "encoder_pos_conv_groups": 2,
-        }
-    )
+    model = build_hubert(ARCHITECTURE)
     directory = tmp_path_factory.mktemp("hubert")
     save_huggingface(model, directory)
     return directory

@@ -11,15 +11,10 @@ from espnet2_lamer.convert.huggingface import save_huggingface
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers import LamerConfig, add_lamer
 from espnet2_lamer.upstream import Upstream
+from tests.tiny_hubert import ARCHITECTURE
 
 HUBERT = {
-    "extractor_conv_layer_config": [[8, 10, 5]] + [[8, 3, 2]] * 4 + [[8, 2, 2]] * 2,
-    "encoder_embed_dim": 16,
-    "encoder_pos_conv_kernel": 8,
-    "encoder_pos_conv_groups": 2,
-    "encoder_num_layers": 2,
-    "encoder_num_heads": 2,
-    "encoder_ff_interm_features": 32,
+    **ARCHITECTURE,
     # What a frozen upstream must not do.
     "encoder_dropout": 0.5,
     "encoder_layer_drop": 0.5,

@@ -13,18 +13,12 @@ from espnet2_lamer.asr.frontend.states import (
 from espnet2_lamer.asr.frontend.stored_features import StoredFeaturesFrontend
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.upstream import Upstream
+from tests.tiny_hubert import ARCHITECTURE
 
-# A HuBERT of 2 layers x 16 values with the real stride (320) and receptive field (400).
 TINY = {
     "hubert": {
+        **ARCHITECTURE,
         "extractor_mode": "layer_norm",
-        "extractor_conv_layer_config": [[8, 10, 5]] + [[8, 3, 2]] * 4 + [[8, 2, 2]] * 2,
-        "encoder_embed_dim": 16,
-        "encoder_num_layers": 2,
-        "encoder_num_heads": 2,
-        "encoder_ff_interm_features": 32,
-        "encoder_pos_conv_kernel": 8,
-        "encoder_pos_conv_groups": 2,
         # A frozen upstream must not apply it.
         "encoder_dropout": 0.5,
     },

@@ -15,14 +15,11 @@ from espnet2_lamer.convert.architecture import (
     strided_conv,
 )
 from espnet2_lamer.convert.positional import PositionalEmbedding
+from tests.tiny_hubert import ARCHITECTURE
 
 TINY = {
-    "extractor_conv_layer_config": [[8, 10, 5]] + [[8, 3, 2]] * 4 + [[8, 2, 2]] * 2,
-    "encoder_embed_dim": 16,
-    "encoder_pos_conv_kernel": 8,
-    "encoder_pos_conv_groups": 2,
+    **ARCHITECTURE,
     "encoder_num_layers": 1,
-    "encoder_num_heads": 2,
     "encoder_ff_interm_features": 24,
 }
 

@@ -15,15 +15,12 @@ from espnet2_lamer.convert.load import read_architecture, source_sha256
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.upstream import Upstream
+from tests.tiny_hubert import ARCHITECTURE
 
 LAYERS = 3
 SIZES = {
-    "extractor_conv_layer_config": [[8, 10, 5]] + [[8, 3, 2]] * 4 + [[8, 2, 2]] * 2,
-    "encoder_embed_dim": 16,
-    "encoder_pos_conv_kernel": 8,
-    "encoder_pos_conv_groups": 2,
+    **ARCHITECTURE,
     "encoder_num_layers": LAYERS,
-    "encoder_num_heads": 2,
     "encoder_ff_interm_features": 24,
     "encoder_dropout": 0.1,
     "final_dim": 12,

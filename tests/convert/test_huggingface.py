@@ -13,6 +13,7 @@ from espnet2_lamer.convert.load import source_sha256
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.upstream import Upstream
+from tests.tiny_hubert import ARCHITECTURE
 
 LAYERS = 3
 SIZES = {
@@ -187,16 +188,10 @@ def test_what_is_saved_loads_in_transformers_with_equal_states(tmp_path, kind, m
     torch.manual_seed(0)
     model = build_hubert(
         {
+            **ARCHITECTURE,
             "extractor_mode": f"{norm}_norm",
-            "extractor_conv_layer_config": [[8, 10, 5]]
-            + [[8, 3, 2]] * 4
-            + [[8, 2, 2]] * 2,
             "extractor_conv_bias": stable,
-            "encoder_embed_dim": 16,
-            "encoder_pos_conv_kernel": 8,
-            "encoder_pos_conv_groups": 2,
             "encoder_num_layers": LAYERS,
-            "encoder_num_heads": 2,
             "encoder_ff_interm_features": 24,
             "encoder_layer_norm_first": stable,
             "normalize_waveform": stable,

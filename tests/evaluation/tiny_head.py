@@ -5,17 +5,12 @@ import soundfile
 
 from espnet2_lamer.evaluation import downstream, feature_store
 from espnet2_lamer.fileio.datadir import write_table
+from tests.tiny_hubert import ARCHITECTURE
 
 TINY = {
     "hubert": {
+        **ARCHITECTURE,
         "extractor_mode": "layer_norm",
-        "extractor_conv_layer_config": [[8, 10, 5]] + [[8, 3, 2]] * 4 + [[8, 2, 2]] * 2,
-        "encoder_embed_dim": 16,
-        "encoder_num_layers": 2,
-        "encoder_num_heads": 2,
-        "encoder_ff_interm_features": 32,
-        "encoder_pos_conv_kernel": 8,
-        "encoder_pos_conv_groups": 2,
     },
     "lamer": None,
     "final_norm": True,

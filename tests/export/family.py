@@ -14,16 +14,8 @@ from espnet2_lamer.convert.architecture import build_hubert
 from espnet2_lamer.convert.huggingface import save_huggingface
 from espnet2_lamer.layers import LamerConfig, add_lamer
 from espnet2_lamer.upstream import Upstream
+from tests.tiny_hubert import ARCHITECTURE
 
-HUBERT = {
-    "extractor_conv_layer_config": [[8, 10, 5]] + [[8, 3, 2]] * 4 + [[8, 2, 2]] * 2,
-    "encoder_embed_dim": 16,
-    "encoder_num_layers": 2,
-    "encoder_num_heads": 2,
-    "encoder_ff_interm_features": 32,
-    "encoder_pos_conv_kernel": 8,
-    "encoder_pos_conv_groups": 2,
-}
 GROUP_NORM = {
     "extractor_mode": "group_norm",
     "extractor_conv_bias": False,
@@ -47,7 +39,7 @@ def randomise(model):
 def build(lamer=None, final_norm=True, seed=0, mask_embedding=True, **changes):
     """Return a model as ``load_model`` does."""
     torch.manual_seed(seed)
-    model = build_hubert(HUBERT | changes)
+    model = build_hubert(ARCHITECTURE | changes)
     if mask_embedding:
         model.mask_embedding = torch.randn(model.architecture["encoder_embed_dim"])
     if lamer is not None:

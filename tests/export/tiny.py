@@ -5,15 +5,8 @@ import argparse
 import torch
 import yaml
 
-ARCHITECTURE = {
-    "extractor_conv_layer_config": [[8, 10, 5]] + [[8, 3, 2]] * 4 + [[8, 2, 2]] * 2,
-    "encoder_embed_dim": 16,
-    "encoder_pos_conv_kernel": 16,
-    "encoder_pos_conv_groups": 4,
-    "encoder_num_layers": 2,
-    "encoder_num_heads": 2,
-    "encoder_ff_interm_features": 32,
-}
+from tests.tiny_hubert import ARCHITECTURE
+
 UNITS = 5
 TOKENS = [*map(str, range(UNITS)), "<unk>", "<sos/eos>"]
 LENGTHS = torch.tensor([3200, 2000, 401])

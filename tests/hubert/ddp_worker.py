@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 import torch
-from conftest import ARCHITECTURE, UNITS
 from espnet2.torch_utils.recursive_op import recursive_average
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from espnet2_lamer.asr.encoder.lamer_hubert import LamerHubertEncoder
 from espnet2_lamer.hubert.espnet_model import LamerHubertPretrainModel
+from tests.hubert.conftest import UNITS
+from tests.tiny_hubert import ARCHITECTURE
 
 CASES = {
     "loss": ({"allocation": "2,4", "rank": 2}, {"balance_weight": 0.5}),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-WORKER = Path(__file__).with_name("ddp_worker.py")
+ROOT = Path(__file__).parents[2]
 CASES = [
     "loss",
     "mean",
@@ -25,7 +25,8 @@ def report(tmp_path_factory):
     """Run every case in one set of processes."""
     directory = tmp_path_factory.mktemp("ddp")
     result = subprocess.run(
-        [sys.executable, WORKER, directory],
+        [sys.executable, "-m", "tests.hubert.ddp_worker", directory],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=300,

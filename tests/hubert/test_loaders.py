@@ -11,7 +11,8 @@ import yaml
 import espnet2_lamer
 from espnet2_lamer.asr.encoder.lamer_hubert import GUARD
 from espnet2_lamer.errors import RecipeError
-from tests.hubert.conftest import ARCHITECTURE, UNITS
+from tests.hubert.conftest import UNITS
+from tests.tiny_hubert import ARCHITECTURE
 
 TOKENS = [*map(str, range(UNITS)), "<unk>", "<sos/eos>"]
 LENGTHS = torch.tensor([3200, 2000])

@@ -13,17 +13,12 @@ from espnet2_lamer.convert import load_hubert
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import write_table
 from espnet2_lamer.recipe.base_training import Round, train_from_nothing
+from tests.tiny_hubert import ARCHITECTURE
 
 ROUNDS = (Round(None, 5, 0.3, 1), Round(1, 4, 0.8, 2))
 CONFIG = {
     "encoder_conf": {
-        "extractor_conv_layer_config": [[8, 10, 5]] + [[8, 3, 2]] * 4 + [[8, 2, 2]] * 2,
-        "encoder_embed_dim": 16,
-        "encoder_pos_conv_kernel": 8,
-        "encoder_pos_conv_groups": 2,
-        "encoder_num_layers": 2,
-        "encoder_num_heads": 2,
-        "encoder_ff_interm_features": 32,
+        **ARCHITECTURE,
         "final_dim": 8,
     },
     "model_conf": {"unmasked_weight": 1.0},

@@ -9,6 +9,8 @@ import pytest
 import torch
 import yaml
 
+from tests.tiny_hubert import ARCHITECTURE
+
 RECIPE = Path(__file__).parents[2] / "egs2" / "lamer_ssl" / "ssl1"
 
 
@@ -17,19 +19,7 @@ def _tiny_hubert(directory, seed):
     from espnet2_lamer.convert.huggingface import save_huggingface
 
     torch.manual_seed(seed)
-    model = build_hubert(
-        {
-            "extractor_conv_layer_config": [[8, 10, 5]]
-            + [[8, 3, 2]] * 4
-            + [[8, 2, 2]] * 2,
-            "encoder_embed_dim": 16,
-            "encoder_num_heads": 2,
-            "encoder_ff_interm_features": 32,
-            "encoder_num_layers": 2,
-            "encoder_pos_conv_kernel": 8,
-            "encoder_pos_conv_groups": 2,
-        }
-    )
+    model = build_hubert(ARCHITECTURE)
     save_huggingface(model, directory)
     return directory
 

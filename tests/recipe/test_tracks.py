@@ -15,6 +15,7 @@ from espnet2_lamer.convert.huggingface import save_huggingface
 from espnet2_lamer.evaluation.decoding import decode_run
 from espnet2_lamer.evaluation.runs import Run
 from espnet2_lamer.fileio.datadir import read_table, write_table
+from tests.tiny_hubert import ARCHITECTURE
 
 RECIPE = Path(__file__).parents[2] / "egs2" / "lamer_ssl" / "ssl1"
 WORDS = {"eng": "GOOD DAY TO YOU ALL".split(), "yue": list("你好早晨呀")}
@@ -47,18 +48,7 @@ def write_data(root):
 
 def write_upstream(directory):
     torch.manual_seed(0)
-    convolutions = [[8, 10, 5]] + [[8, 3, 2]] * 4 + [[8, 2, 2]] * 2
-    model = build_hubert(
-        {
-            "extractor_conv_layer_config": convolutions,
-            "encoder_embed_dim": 16,
-            "encoder_num_heads": 2,
-            "encoder_ff_interm_features": 32,
-            "encoder_num_layers": 2,
-            "encoder_pos_conv_kernel": 8,
-            "encoder_pos_conv_groups": 2,
-        }
-    )
+    model = build_hubert(ARCHITECTURE)
     save_huggingface(model, directory)
     return directory
 

@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from espnet2_lamer.errors import RecipeError
+from tests.tiny_hubert import ARCHITECTURE
 
 MAIN = Path(__file__).parents[2] / "conf" / "train_ssl_lamer.yaml"
 
@@ -82,13 +83,8 @@ def write_tiny_base(directory):
     from espnet2_lamer.convert.huggingface import save_huggingface
 
     architecture = {
-        "extractor_conv_layer_config": [[8, 10, 5]] + [[8, 3, 2]] * 4 + [[8, 2, 2]] * 2,
-        "encoder_embed_dim": 16,
-        "encoder_pos_conv_kernel": 8,
-        "encoder_pos_conv_groups": 2,
+        **ARCHITECTURE,
         "encoder_num_layers": 4,
-        "encoder_num_heads": 2,
-        "encoder_ff_interm_features": 32,
     }
     model = build_hubert(architecture)
     model.mask_embedding = torch.rand(16)

@@ -8,6 +8,7 @@ from espnet2_lamer.fileio.datadir import write_table
 from espnet2_lamer.units.features import dump_features
 from espnet2_lamer.units.kmeans import KmeansConfig, learn_kmeans
 from espnet2_lamer.units.teacher import load_teacher
+from tests.tiny_hubert import ARCHITECTURE
 
 NUM_UTTS = 24
 K = 8
@@ -76,18 +77,11 @@ def hubert_dirs(tmp_path_factory):
         torch.manual_seed(0)
         model = build_hubert(
             {
+                **ARCHITECTURE,
                 "extractor_mode": mode,
-                "extractor_conv_layer_config": [[8, 10, 5]]
-                + [[8, 3, 2]] * 4
-                + [[8, 2, 2]] * 2,
                 "extractor_conv_bias": large,
-                "encoder_embed_dim": 16,
                 "encoder_num_layers": 3,
-                "encoder_num_heads": 2,
-                "encoder_ff_interm_features": 32,
                 "encoder_layer_norm_first": large,
-                "encoder_pos_conv_kernel": 8,
-                "encoder_pos_conv_groups": 2,
             }
         )
         directories[mode] = tmp_path_factory.mktemp(mode) / "hubert"
