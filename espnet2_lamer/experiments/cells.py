@@ -144,9 +144,13 @@ def _data(system: System, recipe: Path, key_of: Callable[[str], str]) -> Data:
     options = map_text({"seed": DATA_SEED, **system.data}, key_of)
     needs = tuple(dict.fromkeys(_references(system.data, key_of)))
     preset = recipe / "conf" / "presets" / f"{options.get('preset', 'mini')}.sh"
-    content = {"version": 1, "options": options}
+    content = {"version": 1, "options": dict(options)}
     if preset.is_file():
         content["preset"] = sha256_file(preset)
+    # What the manifest says, not where it lies. A folder of audio is its path.
+    manifest = recipe / str(options.get("manifest", ""))
+    if manifest.is_file():
+        content["options"]["manifest"] = sha256_file(manifest)
     return Data(sha256_value(content)[:12], options, needs)
 
 

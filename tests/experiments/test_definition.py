@@ -65,6 +65,21 @@ def test_only_cells_that_a_change_concerns_get_another_key(small):
     }
 
 
+def test_a_manifest_is_what_it_says_and_not_where_it_lies(small, tmp_path):
+    def keys(manifest):
+        definition = read_definition(small.path, {"manifest": str(manifest)})
+        return {c.key for c in plan_cells(definition, small.recipe)}
+
+    first, second = small.recipe / "first.tsv", tmp_path / "second.tsv"
+    first.write_text("utt_id\tpath\tlang\n")
+    second.write_bytes(first.read_bytes())
+    before = keys("first.tsv")
+    assert keys(second) == keys(first) == before
+    first.write_text("utt_id\tpath\tlang\nu\tu.wav\teng\n")
+    assert not keys(first) & before
+    assert keys(small.recipe) != keys(tmp_path)
+
+
 def test_a_reference_is_a_cell_of_the_same_seed_and_comes_after_it(small):
     small.change(
         "    bad:\n", "    bad:\n        data: {teacher: '{cell:good}/ssl_lamer'}\n"
