@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.fileio.atomic import atomic_path
+from espnet2_lamer.fileio.picture import new_picture, save_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,17 +102,12 @@ def _draw(
     columns: int,
 ) -> None:
     """Draw panels of ragged rows on one colour scale and write the PNG."""
-    # The object interface needs no display and leaves no global state behind.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     experts = max(len(values) for panel in panels.values() for values in panel)
     high = max(v for panel in panels.values() for values in panel for v in values)
     lines = -(-len(panels) // columns)
     width = columns * (experts * _CELL_INCHES[0] + 0.7) + 1.2
     height = lines * (len(row_names) * _CELL_INCHES[1] + 0.7) + 0.3
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_picture(width, height)
     grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     image = None
     for axes, (title, panel) in zip(grid.flat, panels.items(), strict=False):
@@ -129,9 +124,7 @@ def _draw(
         fontsize=10,
     )
     _colour_bar(figure, image, grid, value)
-    with atomic_path(path) as temporary:
-        # Without the program's version the same figures give the same bytes.
-        figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
+    save_picture(figure, path)
 
 
 def _panel(

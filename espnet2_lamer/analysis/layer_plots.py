@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from espnet2_lamer.fileio.atomic import atomic_path
+from espnet2_lamer.fileio.picture import new_picture, save_picture
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,8 @@ def plot_over_layers(
         ylabel: What the values are.
         chance: Where to draw the level of guessing.
     """
-    # The object interface needs no display and leaves no global state behind.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     width = 3.2 * len(panels) + 1.6 if len(panels) > 1 else 6.4
-    figure = Figure(figsize=(width, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_picture(width, 3.4)
     grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axes, (title, lines) in zip(grid, panels.items(), strict=True):
         for number, (name, series) in enumerate(lines.items()):
@@ -65,6 +60,4 @@ def plot_over_layers(
         axes.set_axisbelow(True)
     grid[0].set_ylabel(ylabel)
     grid[0].legend(fontsize=8)
-    with atomic_path(path) as temporary:
-        # Without the program's version the same figures give the same bytes.
-        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
+    save_picture(figure, path, dpi=110)

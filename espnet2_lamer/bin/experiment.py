@@ -153,13 +153,16 @@ def _options(words: list[str]) -> dict[str, str]:
 
 
 def _write(matrix, header: dict[str, str], directory: Path) -> None:
+    from espnet2_lamer.experiments.plots import plot_differences
     from espnet2_lamer.experiments.report import markdown
     from espnet2_lamer.experiments.tables import Tables
     from espnet2_lamer.fileio.atomic import write_json, write_text
 
     now = time.strftime("%Y-%m-%d %H:%M:%S %Z")
     tables = Tables(matrix, {**header, "written": now})
-    write_text(directory / "RESULTS.md", markdown(tables))
+    picture = directory / f"{tables.definition.name}.png"
+    drawn = picture.name if plot_differences(tables, picture) else None
+    write_text(directory / "RESULTS.md", markdown(tables, drawn))
     write_text(directory / "results.csv", tables.as_csv())
     write_json(directory / "results.json", tables.as_json())
     logging.info("tables: %s", directory / "RESULTS.md")

@@ -3,16 +3,12 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.results import TRACKS, Figure, Results
-from espnet2_lamer.fileio.atomic import atomic_path
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Picture
+from espnet2_lamer.fileio.picture import new_picture, save_picture
 
 Confusion = Mapping[str, Mapping[str, int]]
 
@@ -81,7 +77,7 @@ def plot_rates(figures: Sequence[Figure], path: str | Path) -> None:
     tests = list(dict.fromkeys(_test_name(f) for f in figures))
     systems = list(dict.fromkeys(f.system for f in figures))
     width = min(_WIDEST_INCHES, 2.5 + len(tests) * (0.5 + 0.18 * len(systems)))
-    picture = _picture(width, 4.2)
+    picture = new_picture(width, 4.2)
     axes = picture.subplots()
     for place, system in enumerate(systems):
         own = [f for f in figures if f.system == system]
@@ -103,7 +99,7 @@ def plot_rates(figures: Sequence[Figure], path: str | Path) -> None:
     axes.grid(axis="y", color="0.9")
     axes.set_axisbelow(True)
     picture.legend(loc="outside upper center", ncols=len(systems), fontsize=8)
-    _save(picture, path)
+    save_picture(picture, path)
 
 
 def plot_confusion(confusions: Mapping[str, Confusion], path: str | Path) -> None:
@@ -128,7 +124,7 @@ def plot_confusion(confusions: Mapping[str, Confusion], path: str | Path) -> Non
     cell = 0.42 if len(found) <= _NUMBERED else 0.12
     side = len(found) * cell + 1.2
     width = min(_WIDEST_INCHES, len(confusions) * side + 0.6)
-    picture = _picture(width, len(true) * cell + 1.4)
+    picture = new_picture(width, len(true) * cell + 1.4)
     panels = picture.subplots(1, len(confusions), squeeze=False, sharey=True)[0]
     image = None
     for axes, (system, rows) in zip(panels, confusions.items(), strict=True):
@@ -146,7 +142,7 @@ def plot_confusion(confusions: Mapping[str, Confusion], path: str | Path) -> Non
                 axes.text(column, row, str(count), color=colour, **place)
     panels[0].set_ylabel("true", fontsize=8)
     picture.colorbar(image, ax=panels, shrink=0.8).set_label("share", fontsize=8)
-    _save(picture, path)
+    save_picture(picture, path)
 
 
 def _test_name(figure: Figure) -> str:
@@ -154,19 +150,3 @@ def _test_name(figure: Figure) -> str:
     if figure.task is not None and figure.task.train:
         lines.append(f"trained on {figure.task.train}")
     return "\n".join(lines)
-
-
-def _picture(width: float, height: float) -> "Picture":
-    # The object interface needs no display and leaves no global state behind.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Picture
-
-    picture = Picture(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(picture)
-    return picture
-
-
-def _save(picture: "Picture", path: str | Path) -> None:
-    with atomic_path(path) as temporary:
-        # Without the program's version the same figures give the same bytes.
-        picture.savefig(temporary, format="png", dpi=150, metadata={"Software": None})

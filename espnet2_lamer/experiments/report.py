@@ -23,8 +23,14 @@ _DIRECTIONS = {
 _FINE = ("CKA", "expert-language information")
 
 
-def markdown(tables: Tables) -> str:
-    """Lay an experiment out as a page."""
+def markdown(tables: Tables, picture: str | None = None) -> str:
+    """Lay an experiment out as a page.
+
+    Args:
+        tables: All figures.
+        picture: File beside the page that
+            :func:`~espnet2_lamer.experiments.plots.plot_differences` drew, if any.
+    """
     head = tables.head()
     lines = [f"# {head['title']}", ""]
     if head["source"]:
@@ -34,6 +40,8 @@ def markdown(tables: Tables) -> str:
     if tables.definition.note:
         lines += [tables.definition.note, ""]
     lines += _claims(tables) + _compared(tables) + _overview(tables)
+    if picture:
+        lines += [f"![Differences to {tables.definition.baseline}]({picture})", ""]
     lines += _transfer(tables)
     for name in tables.names:
         lines += _details(tables, name)

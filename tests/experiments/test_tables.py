@@ -20,6 +20,7 @@ def tables(small):
 
 def test_before_any_cell_every_row_reads_not_run(small):
     page = markdown(tables(small))
+    assert "![" not in page
     assert "|good|the good one|0 of 3|" in page
     assert "bad, seed 2: not run" in page
     assert "|bad is worse|ASR error eng, bad minus good|-|-|-|not run|" in page
@@ -99,6 +100,12 @@ def test_only_figures_without_heads_are_starred(small):
     page = markdown(tables(small))
     assert "## CKA to base eng \\*" in page
     assert "## ASR error eng\n" in page
+
+
+def test_the_picture_beside_the_page_is_shown(small):
+    small.matrix().run()
+    page = markdown(tables(small), "small.png")
+    assert "![Differences to good](small.png)\n" in page
 
 
 @pytest.mark.parametrize(

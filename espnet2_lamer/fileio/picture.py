@@ -1,0 +1,38 @@
+"""PNG pictures without a display: the same figures give the same bytes."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from espnet2_lamer.fileio.atomic import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def new_picture(width: float, height: float) -> "Figure":
+    """Return an empty matplotlib figure.
+
+    Args:
+        width: In inches.
+        height: In inches.
+    """
+    # The object interface needs no display and leaves no global state behind.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    picture = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(picture)
+    return picture
+
+
+def save_picture(picture: "Figure", path: str | Path, dpi: int = 150) -> None:
+    """Write a figure as PNG, whole or not at all.
+
+    Args:
+        picture: The figure.
+        path: The PNG to write.
+        dpi: Dots per inch.
+    """
+    with atomic_path(path) as temporary:
+        # Without the program's version, which would change the bytes.
+        picture.savefig(temporary, format="png", dpi=dpi, metadata={"Software": None})
