@@ -39,9 +39,10 @@ def markdown(tables: Tables, picture: str | None = None) -> str:
     lines += ["", _HOW_TO_READ, ""]
     if tables.definition.note:
         lines += [tables.definition.note, ""]
-    lines += _claims(tables) + _compared(tables) + _overview(tables)
+    lines += _claims(tables)
     if picture:
         lines += [f"![Differences to {tables.definition.baseline}]({picture})", ""]
+    lines += _compared(tables) + _overview(tables)
     lines += _transfer(tables)
     for name in tables.names:
         lines += _details(tables, name)
