@@ -71,6 +71,12 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tables", action="store_true", help="run nothing, write the tables anew"
     )
+    parser.add_argument(
+        "--remeasure",
+        action="store_true",
+        help="run nothing, read the figures of finished cells from their files anew, "
+        "as after an update that measures more, and write the tables",
+    )
     return parser
 
 
@@ -83,7 +89,7 @@ def main(cmd: list[str] | None = None) -> None:
     args = get_parser().parse_args(cmd)
     from espnet2_lamer.experiments.cells import plan_cells
     from espnet2_lamer.experiments.definition import read_definition
-    from espnet2_lamer.experiments.launch import prepare_data, run_cell
+    from espnet2_lamer.experiments.launch import measure_cell, prepare_data, run_cell
     from espnet2_lamer.experiments.matrix import Matrix
     from espnet2_lamer.experiments.store import Store
 
@@ -117,7 +123,9 @@ def main(cmd: list[str] | None = None) -> None:
         "machine": " ".join([machine, *sorted(words)]),
     }
     write = partial(_write, matrix, header, store.root / definition.name)
-    if not args.tables:
+    if args.remeasure:
+        matrix.remeasure(lambda cell: measure_cell(cell, store))
+    if not (args.tables or args.remeasure):
         # As on Ctrl-C: the cell's own process saves a checkpoint first.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         failed = matrix.run(args.cells, args.time_budget, write)
@@ -169,8 +177,8 @@ def _write(matrix, header: dict[str, str], directory: Path) -> None:
 
 
 def _command(words: list[str]) -> str:
-    """What makes the tables from nothing, whoever only writes them anew."""
-    words = [word for word in words if word != "--tables"]
+    """What makes the tables from nothing, even if this run only writes them anew."""
+    words = [word for word in words if word not in ("--tables", "--remeasure")]
     return shlex.join(["python", "-m", "espnet2_lamer.bin.experiment", *words])
 
 

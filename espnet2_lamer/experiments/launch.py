@@ -103,9 +103,19 @@ def run_cell(
         write_text(path, yaml.safe_dump(place(content, store.experiment)))
         options[name] = path
     run_sh(recipe, options, directory / "log.txt", lock)
-    measures = read_measures(directory / "exp", directory / "dump" / "raw", cell.seed)
+    measures = measure_cell(cell, store)
     _clean(directory)
     return measures
+
+
+def measure_cell(cell: Cell, store: Store) -> list[CellMeasure]:
+    """Read what a finished cell found from the files it left.
+
+    Raises:
+        RecipeError: They are gone.
+    """
+    directory = store.cell(cell.key)
+    return read_measures(directory / "exp", directory / "dump" / "raw", cell.seed)
 
 
 def run_sh(recipe: Path, options: Mapping[str, Any], log: Path, lock: int) -> None:

@@ -162,6 +162,24 @@ class Matrix:
             after()
         return failed
 
+    def remeasure(self, measure: Callable[[Cell], Sequence[CellMeasure]]) -> None:
+        """Replace the figures of all finished cells.
+
+        Args:
+            measure: Reads a cell's figures from the files it left.
+
+        Raises:
+            RecipeError: A cell's files are gone; its record stays as it was.
+        """
+        for cell in {c.key: c for c in self.cells}.values():
+            if self.store.record(cell.key) is None:
+                continue
+            try:
+                measures = measure(cell)
+            except RecipeError as error:
+                raise RecipeError(f"{cell.label}: {error}") from error
+            self.store.remeasure(self.store.cell(cell.key), measures)
+
     def _chosen(self, pattern: str) -> list[Cell]:
         chosen = [
             cell

@@ -83,6 +83,7 @@ def read_measures(
         *_masked(expdir / "analysis" / "masked_accuracy.json"),
         *_parameters(expdir / "ssl_lamer" / "parameters.json"),
         *_routing(expdir / "analysis" / "expert_language.json"),
+        *_loads(expdir / "analysis" / "routing.json"),
         *_heads(expdir, Path(raw), seed),
     ]
     if not measures:
@@ -143,6 +144,19 @@ def _routing(path: Path) -> list[CellMeasure]:
         )
         for row in rows
     ]
+
+
+def _loads(path: Path) -> list[CellMeasure]:
+    """Mean over routers of the busiest expert's load; 1: all experts get the same.
+
+    A router that uses all its experts has 1 by construction.
+    """
+    layers = _read(path).get("layers", [])
+    if not layers:
+        return []
+    kind = "busiest expert's load (even: 1)"
+    value = sum(max(layer["load"]) for layer in layers) / len(layers)
+    return [CellMeasure(kind, kind, "", "lower", True, value)]
 
 
 def _heads(expdir: Path, raw: Path, seed: int) -> list[CellMeasure]:

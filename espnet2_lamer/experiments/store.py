@@ -3,7 +3,7 @@
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -102,6 +102,11 @@ class Store:
         """Write the record: from now on it is done."""
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         write_json(directory / "record.json", {**values, "finished": now})
+
+    def remeasure(self, directory: Path, measures: Sequence[CellMeasure]) -> None:
+        """Replace the figures of a record, and nothing else of it."""
+        values = {**self.read(directory), "measures": [m.as_dict() for m in measures]}
+        write_json(directory / "record.json", values)
 
     def fail(self, directory: Path, error: str, log: Path) -> None:
         """Note a failure."""

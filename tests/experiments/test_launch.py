@@ -129,6 +129,30 @@ def test_nj_reaches_cells_and_data_and_changes_no_key(recipe, monkeypatch):
         main([str(recipe.path), *words, "--nj", "0"])
 
 
+def test_figures_are_read_anew_from_what_finished_cells_left(recipe, monkeypatch):
+    recipe.matrix.run("good/*")
+    words = ["--recipe", str(recipe.recipe), "--expdir", str(recipe.root)]
+    before = {p: json.loads(p.read_text()) for p in recipe.root.glob("cells/*/rec*")}
+    for path in before:
+        left = path.parent / "exp" / "analysis" / "forgetting.json"
+        left.write_text(json.dumps({"cka": {"eng": {"lamer": 0.7}}}))
+    main([str(recipe.path), *words, "--remeasure"])
+    assert len(calls(recipe)) == 4
+    for path, record in before.items():
+        after = json.loads(path.read_text())
+        assert [m["value"] for m in after.pop("measures")] == [0.7]
+        del record["measures"]
+        assert after == record
+    page = (recipe.root / recipe.path.stem / "RESULTS.md").read_text()
+    assert "|CKA to base eng \\*|0.700 ± 0.000|not run|" in page
+    assert "--remeasure" not in page
+    left.unlink()
+    text = path.read_text()
+    with pytest.raises(RecipeError, match=r"good, seed \d: .*found no results"):
+        main([str(recipe.path), *words, "--remeasure"])
+    assert path.read_text() == text
+
+
 def test_a_failing_run_names_what_it_said_and_its_log(recipe):
     recipe.matrix.run("good/0")
     (recipe.recipe / "fail").touch()
@@ -167,8 +191,11 @@ def test_measures_are_read_from_what_stages_8_and_12_write(tmp_path):
     (analysis / "expert_language.json").write_text(
         json.dumps([{"layer": 2, "router": "ffn", "value": 0.3, "chance": 0.1}])
     )
+    layers = [{"load": [1.0, 1.0]}, {"load": [0.5, 2.0, 0.5]}]
+    (analysis / "routing.json").write_text(json.dumps({"table": [], "layers": layers}))
     found = {m.name: m for m in read_measures(tmp_path, tmp_path)}
     assert found["phone probe eng"].value == 50  # 4 of 8; c has no labelled frame
+    assert found["busiest expert's load (even: 1)"].value == 1.5
     assert set(found["phone probe eng"].parts) == {"a", "b"}
     assert found["CKA to base eng"].value == 0.9
     assert found["masked accuracy eng"].value == 25
