@@ -8,11 +8,11 @@ from espnet2_lamer.experiments.tables import NOT_RUN, Row, Tables
 _HOW_TO_READ = (
     "Mean and sd are over seeds; all systems of one seed share data and test sets. "
     "Intervals are 95 %, by a hierarchical bootstrap: each of 10,000 resamples draws "
-    "seeds, and the same utterances for all of them; of few seeds they are somewhat "
-    "too narrow. Differences are paired by seed and utterance; p is two-sided, of that "
-    "bootstrap; p (seeds) is of a paired t test over the seeds alone, d their mean "
-    "difference over its sd. No p is corrected for the number of tests. Figures marked "
-    "with a star need no downstream head."
+    "seeds, and the same utterances for all of them; what varies with the seed is "
+    "stretched to Student's interval of so many seeds. Differences are paired by seed "
+    "and utterance; p is two-sided, of that bootstrap; p (seeds) is of a paired t test "
+    "over the seeds alone, d their mean difference over its sd. No p is corrected for "
+    "the number of tests. Figures marked with a star need no downstream head."
 )
 _DIRECTIONS = {
     "higher": "Higher is better.",

@@ -37,21 +37,29 @@ def random_figures(seed, seeds=4, utts=12, groups=("eng",), offset=0.0):
     return figures
 
 
+def stretch(seeds):
+    """c_S: Student's interval of S values over what drawing S of them gives."""
+    student = stats.t(seeds - 1).ppf(0.975) / np.sqrt(seeds - 1)
+    return student * np.sqrt(seeds) / stats.norm.ppf(0.975)
+
+
 def plain_bootstrap(figures, resamples, seed):
     """The formula of resampled_means, loop by loop."""
     rng = np.random.default_rng(seed)
     seeds, means = sorted(figures), []
+    c = stretch(len(seeds))
     for _ in range(resamples):
         drawn = rng.choice(len(seeds), len(seeds))
         utts = [rng.choice(sorted(m.parts), len(m.parts)) for m in figures[seeds[0]]]
         rates = []
-        for s in drawn:
+        for s in seeds:
             of_groups = [
                 100 * sum(m.parts[u][0] for u in us) / sum(m.parts[u][1] for u in us)
-                for m, us in zip(figures[seeds[s]], utts, strict=True)
+                for m, us in zip(figures[s], utts, strict=True)
             ]
             rates.append(np.mean(of_groups))
-        means.append(np.mean(rates))
+        of_all = np.mean(rates)
+        means.append(of_all + c * (np.mean([rates[s] for s in drawn]) - of_all))
     return np.array(means)
 
 
@@ -103,8 +111,9 @@ def test_more_variation_between_seeds_widens_the_interval():
         }
 
     assert summarise(with_levels(0, 0, 0)).interval == pytest.approx((20, 20))
+    # All three draws the same seed: 1 in 27, more than 2.5 %.
     low, high = summarise(with_levels(-1, 0, 1)).interval
-    assert (low, high) == pytest.approx((20 - 2, 20 + 2))
+    assert (low, high) == pytest.approx((20 - 2 * stretch(3), 20 + 2 * stretch(3)))
 
 
 def test_figures_without_utterances_vary_over_seeds_alone():
@@ -116,7 +125,9 @@ def test_figures_without_utterances_vary_over_seeds_alone():
 
     assert summarise(cka(0.9)).interval is None
     draws = resampled_means(list(cka(0.8, 0.9).values()), 4000)
-    assert sorted(set(np.round(draws, 6))) == [0.8, 0.85, 0.9]
+    assert sorted(set(np.round(draws, 6))) == pytest.approx(
+        [0.85 - 0.05 * stretch(2), 0.85, 0.85 + 0.05 * stretch(2)], abs=1e-6
+    )
     assert np.mean(np.isclose(draws, 0.85)) == pytest.approx(0.5, abs=0.03)
 
 
@@ -197,18 +208,45 @@ def test_p_is_1_for_equal_systems_and_never_0():
     assert two_sided(np.ones(99)) == pytest.approx(2 / 100)
 
 
-def test_p_values_of_equal_systems_are_not_too_small():
-    # Two systems that differ by seed noise alone: 5 % of tests may come out below 0.05;
-    # with 8 seeds the bootstrap's narrowness allows for a few more.
+def false_alarms(seeds, trials, make):
+    """Share of pairs of equal systems of which a difference is told."""
+    told = 0
+    for _ in range(trials):
+        mine, theirs = ({s: [make(k)] for s in range(seeds)} for k in (0, 1))
+        told += compare(mine, theirs, resamples=500).told
+    return told / trials
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 8])
+def test_seed_noise_alone_is_told_as_a_difference_in_5_percent(seeds):
     rng = np.random.default_rng(0)
-    below = 0
-    for _ in range(200):
-        figures = [
-            {
-                s: [CellMeasure("x", "x", "", "lower", True, rng.normal())]
-                for s in range(8)
-            }
-            for _ in range(2)
-        ]
-        below += compare(*figures, resamples=500).p < 0.05
-    assert below / 200 < 0.16
+    found = false_alarms(
+        seeds,
+        500,
+        lambda _: CellMeasure("x", "x", "", "lower", True, rng.normal()),
+    )
+    # Three standard deviations of 500 draws around 5 %.
+    assert 0.02 < found < 0.08
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_with_noise_of_utterances_as_well_no_more_are_told(seeds):
+    rng = np.random.default_rng(1)
+
+    def noisy(_):
+        level = rng.normal(0, 1)
+        errors = 20 + level + rng.normal(0, 4, 25)
+        parts = {f"u{i}": (float(e), 50) for i, e in enumerate(errors)}
+        return rate("ASR error", "eng", parts, "lower", False)
+
+    assert false_alarms(seeds, 200, noisy) < 0.08
+
+
+def test_a_difference_of_three_deviations_is_told_with_five_seeds():
+    rng = np.random.default_rng(2)
+    found = false_alarms(
+        5,
+        100,
+        lambda k: CellMeasure("x", "x", "", "lower", True, 3 * k + rng.normal()),
+    )
+    assert found > 0.8
