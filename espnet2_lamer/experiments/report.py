@@ -88,11 +88,19 @@ def _overview(tables: Tables) -> list[str]:
             rows.append([_star(tables, measure), *(_value(tables, r) for r in found)])
     if not rows:
         return []
+    told = (
+        f"Mean ± sd over seeds. Bold: differs from {tables.definition.baseline}, the "
+        "95 % interval of the difference leaves 0 out."
+    )
+    if len({tables.done(name) for name in systems} - {0}) > 1:
+        told += (
+            " Not all systems have the same seeds: compare them by their differences, "
+            "which are of common seeds, not by these means."
+        )
     return [
         "## Overview",
         "",
-        f"Mean ± sd over seeds. Bold: differs from {tables.definition.baseline}, the "
-        "95 % interval of the difference leaves 0 out.",
+        told,
         "",
         *_table(["measure", *systems], rows),
     ]

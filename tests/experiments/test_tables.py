@@ -102,6 +102,13 @@ def test_only_figures_without_heads_are_starred(small):
     assert "## ASR error eng\n" in page
 
 
+def test_means_of_different_seeds_are_not_offered_for_comparison(small):
+    small.matrix().run("*/0")
+    assert "by their differences" not in markdown(tables(small))
+    small.matrix().run("good/*")
+    assert "compare them by their differences" in markdown(tables(small))
+
+
 def test_the_picture_beside_the_page_is_shown(small):
     small.matrix().run()
     page = markdown(tables(small), "small.png")
