@@ -144,16 +144,19 @@ def _transfer(tables: Tables) -> list[str]:
     for measure, entry in tables.transfer().items():
         values = [entry["steps"].get(step) for step in steps]
         cells = [NOT_RUN if v is None else _number(v, measure) for v in values]
-        rows.append([measure, *cells, _number(entry["backward_transfer"], measure)])
+        transfer = _difference(entry["backward_transfer"], measure)[:3]
+        rows.append([measure, *cells, *transfer])
     header = [f"{step} ({lang})" for step, lang in steps.items()]
+    header += ["backward transfer", "95 % interval", "p"]
     return [
         "## Transfer matrix",
         "",
         "Each step continues the one before; in brackets what it learnt. Backward "
         "transfer is the value after the last step minus that after the step that "
-        "learnt the language: what later languages did to it.",
+        "learnt the language: what later languages did to it. Phones: higher is "
+        "better; errors: lower is.",
         "",
-        *_table(["measure", *header, "backward transfer"], rows),
+        *_table(["measure", *header], rows),
     ]
 
 

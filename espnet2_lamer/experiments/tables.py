@@ -123,8 +123,9 @@ class Tables:
         r"""Phone probe and ASR error of every language after every step of a sequence.
 
         Per measure the value after each step and, where the language is one that a
-        step learnt, the backward transfer :math:`R_{T,l} - R_{t(l),l}`: its value
-        after the last step minus that after its own (Lopez-Paz and Ranzato, 2017).
+        step before the last learnt, the backward transfer
+        :math:`R_{T,l} - R_{t(l),l}`: its value after the last step minus that after
+        its own (Lopez-Paz and Ranzato, 2017), a :class:`Difference` of common seeds.
         """
         steps = self.definition.transfer
         matrix: dict[str, Any] = {}
@@ -136,12 +137,14 @@ class Tables:
                 continue
             entry = matrix.setdefault(row.measure, {"lang": name[0], "steps": {}})
             entry["steps"][row.system] = row.summary and row.summary.mean
-        for entry in matrix.values():
-            own = [step for step, lang in steps.items() if lang == entry["lang"]]
-            last = entry["steps"].get(list(steps)[-1])
-            then = entry["steps"].get(own[0]) if own else None
-            known = last is not None and then is not None
-            entry["backward_transfer"] = last - then if known else None
+        *before, last = steps or [""]
+        for measure, entry in matrix.items():
+            own = [step for step in before if steps[step] == entry["lang"]]
+            figures = self.figures[measure]
+            found = None
+            if own and {own[0], last} <= set(figures):
+                found = _compare(measure, last, figures[last], figures[own[0]])
+            entry["backward_transfer"] = found
         return matrix
 
     def as_json(self) -> dict[str, Any]:
@@ -157,7 +160,14 @@ class Tables:
                 }
                 for v in self.verdicts
             ],
-            "transfer": self.transfer(),
+            "transfer": {
+                measure: {
+                    **entry,
+                    "backward_transfer": entry["backward_transfer"]
+                    and vars(entry["backward_transfer"]),
+                }
+                for measure, entry in self.transfer().items()
+            },
             "cells": [
                 {
                     "system": cell.system,

@@ -141,6 +141,19 @@ def test_backward_transfer_is_the_last_step_minus_the_languages_own(small):
     small.matrix().run()
     found = tables(small)
     entry = found.transfer()["ASR error eng"]
+    assert entry["backward_transfer"] == found.row("ASR error eng", "bad").difference
+    saved = found.as_json()["transfer"]["ASR error eng"]["backward_transfer"]
     steps = entry["steps"]
-    assert entry["backward_transfer"] == pytest.approx(steps["bad"] - steps["good"])
-    assert "|measure|good (eng)|bad (yue)|backward transfer|" in markdown(found)
+    assert saved["mean"] == pytest.approx(steps["bad"] - steps["good"])
+    json.dumps(found.as_json())
+    page = markdown(found)
+    header = "|measure|good (eng)|bad (yue)|backward transfer|95 % interval|p|"
+    assert header in page
+    low, high = saved["interval"]
+    assert f"|{saved['mean']:+.2f}|{low:+.2f} to {high:+.2f}|" in page
+
+
+def test_what_the_last_step_learnt_has_no_backward_transfer(small):
+    small.change("claims:", "transfer: {good: yue, bad: eng}\nclaims:")
+    small.matrix().run()
+    assert tables(small).transfer()["ASR error eng"]["backward_transfer"] is None
