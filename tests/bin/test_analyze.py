@@ -21,16 +21,8 @@ from espnet2_lamer.convert.huggingface import save_huggingface
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers import LamerConfig, add_lamer, experts_off
 from espnet2_lamer.upstream import Upstream
+from tests.tiny_hubert import ARCHITECTURE
 
-HUBERT = {
-    "extractor_conv_layer_config": [[8, 10, 5]] + [[8, 3, 2]] * 4 + [[8, 2, 2]] * 2,
-    "encoder_embed_dim": 16,
-    "encoder_pos_conv_kernel": 8,
-    "encoder_pos_conv_groups": 2,
-    "encoder_num_layers": 2,
-    "encoder_num_heads": 2,
-    "encoder_ff_interm_features": 32,
-}
 LAMER = {"allocation": "2,4", "rank": 2, "targets": ["output_dense"]}
 PITCH = {"eng": 200.0, "yue": 900.0}
 
@@ -62,7 +54,7 @@ def data(tmp_path_factory):
 
 def build(lamer=None, trained=True):
     torch.manual_seed(0)
-    hubert = build_hubert(HUBERT)
+    hubert = build_hubert(ARCHITECTURE)
     if lamer is not None:
         add_lamer(hubert, LamerConfig(**lamer))
         if trained:
@@ -150,7 +142,7 @@ def test_one_language_is_not_told_from_others(data):
 
 
 def test_a_base_of_another_depth_is_refused(data):
-    deeper = Upstream(build_hubert(HUBERT | {"encoder_num_layers": 3}))
+    deeper = Upstream(build_hubert(ARCHITECTURE | {"encoder_num_layers": 3}))
     with pytest.raises(RecipeError, match="--base: found a model with 3 layers, exp"):
         report(data, build(LAMER), deeper, max_utts=4)
 

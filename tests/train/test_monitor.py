@@ -17,16 +17,11 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.train.monitor import RIDGE, ForgettingMonitor, build_monitor
 from espnet2_lamer.train.monitor_sample import MAX_SAMPLES, monitor_sample
 from espnet2_lamer.upstream import Upstream
+from tests.tiny_hubert import ARCHITECTURE
 
 LANGS = ["cmn", "eng"]
 ENCODER = {
-    "extractor_conv_layer_config": [[8, 10, 5]] + [[8, 3, 2]] * 4 + [[8, 2, 2]] * 2,
-    "encoder_embed_dim": 16,
-    "encoder_pos_conv_kernel": 8,
-    "encoder_pos_conv_groups": 2,
-    "encoder_num_layers": 2,
-    "encoder_num_heads": 2,
-    "encoder_ff_interm_features": 32,
+    **ARCHITECTURE,
     # The monitor must not hear it.
     "encoder_dropout": 0.1,
     "final_dim": 8,
