@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.registry import register_s3prl
+from espnet2_lamer.upstream import one_by_one
 
 PREFIX = "s3prl:"
 
@@ -76,18 +77,13 @@ class S3prlUpstream(nn.Module):
             States ``[B, T, D]`` and the valid frames ``[B]``, ``ceil(samples / hop)``.
         """
         counts = [wavs.shape[1]] * len(wavs) if lengths is None else lengths.tolist()
-        rows = [
-            self.model(wav[None, :count], torch.tensor([count], device=wav.device))[0]
-            for wav, count in zip(wavs, counts, strict=True)
-        ]
-        frames = [row[0].shape[1] for row in rows]
-        states = []
-        for index in range(self.num_layers + 1):
-            padded = wavs.new_zeros(len(rows), max(frames), self.dim)
-            for target, row in zip(padded, rows, strict=True):
-                target[: row[index].shape[1]] = row[index][0]
-            states.append(padded)
-        return states, torch.tensor(frames, device=wavs.device)
+        return one_by_one(self._states, wavs, counts)
+
+    def _states(self, wavs: Tensor, lengths: None) -> tuple[list[Tensor], Tensor]:
+        # S3PRL wants the lengths in any case.
+        return self.model(
+            wavs, torch.full((len(wavs),), wavs.shape[1], device=wavs.device)
+        )
 
     def architecture(self) -> dict[str, Any]:
         """Return what names the model: S3PRL builds it again from this."""

@@ -2,12 +2,13 @@
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from espnet2_lamer.convert import load_hubert
 from espnet2_lamer.convert.architecture import build_hubert
@@ -51,6 +52,33 @@ def hidden_states(
     if final_norm and not transformer.layer_norm_first:
         states[-1] = transformer.layer_norm(x)
     return states, frames
+
+
+def one_by_one(
+    extract: Callable[[Tensor, None], tuple[list[Tensor], Any]],
+    wavs: Tensor,
+    samples: Sequence[int],
+) -> tuple[list[Tensor], Tensor]:
+    """Compute every state of each utterance alone, so that no frame sees padding.
+
+    Args:
+        extract: Gives the L + 1 states of waveforms without padding.
+        wavs: Waveforms ``[B, n]``.
+        samples: Valid samples of each.
+
+    Returns:
+        L + 1 tensors ``[B, T, D]``, zero where padded, and the valid frames ``[B]``.
+    """
+    rows = [
+        extract(wav[None, :count], None)[0]
+        for wav, count in zip(wavs, samples, strict=True)
+    ]
+    states = [
+        pad_sequence([state[0] for state in same], batch_first=True)
+        for same in zip(*rows, strict=True)
+    ]
+    frames = [row[0].shape[1] for row in rows]
+    return states, torch.tensor(frames, device=wavs.device)
 
 
 class Upstream(nn.Module):
@@ -104,22 +132,8 @@ class Upstream(nn.Module):
         """
         mixed = lengths is not None and bool((lengths != wavs.shape[1]).any())
         if self.wav2vec2.extractor_mode == "group_norm" and mixed:
-            return self._one_by_one(wavs, lengths)
+            return one_by_one(self.extract_features, wavs, lengths.tolist())
         return hidden_states(self.wav2vec2, wavs, lengths, self.final_norm)
-
-    def _one_by_one(self, wavs: Tensor, lengths: Tensor) -> tuple[list[Tensor], Tensor]:
-        rows = [
-            self.extract_features(wav[None, :length])[0]
-            for wav, length in zip(wavs, lengths.tolist(), strict=True)
-        ]
-        frames = [row[0].shape[1] for row in rows]
-        states = []
-        for index in range(self.num_layers + 1):
-            padded = wavs.new_zeros(len(rows), max(frames), self.dim)
-            for target, row in zip(padded, rows, strict=True):
-                target[: row[index].shape[1]] = row[index][0]
-            states.append(padded)
-        return states, torch.tensor(frames, device=lengths.device)
 
     def architecture(self) -> dict[str, Any]:
         """Describe the model in plain values; see :meth:`from_architecture`."""

@@ -2,11 +2,11 @@
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from espnet2_lamer.fileio.atomic import rename_old
 from espnet2_lamer.fileio.hashing import sha256_file
 
 
@@ -23,12 +23,7 @@ def made_from(path: Path, inputs: Mapping[str, Any]) -> bool:
 def put_aside(directory: Path) -> None:
     """Rename a directory after what its ``inputs.json`` records; nothing is lost."""
     tag = sha256_file(directory / "inputs.json")[:8]
-    target = directory.with_name(f"{directory.name}.old-{tag}")
-    number = 1
-    while target.exists():
-        number += 1
-        target = directory.with_name(f"{directory.name}.old-{tag}-{number}")
-    os.replace(directory, target)
+    target = rename_old(directory, tag)
     logging.info(
         "%s: inputs changed, training anew; the earlier one is %s", directory, target
     )

@@ -172,12 +172,12 @@ def collect_figures(results: Results) -> list[Figure]:
             )
     figures = []
     for track, title in TRACKS.items():
-        for task, row in results.recognition.items():
+        for task, row in (
+            *results.recognition.items(),
+            *results.identification.items(),
+        ):
             if task.track == track:
-                figures += _recognition(results, task, row, title)
-        for task, row in results.identification.items():
-            if task.track == track:
-                figures += _identification(results, task, row, title)
+                figures += _scored(results, task, row, title)
     for table in results.tables:
         for label, measures in table.rows.items():
             figures += [
@@ -195,56 +195,48 @@ def collect_figures(results: Results) -> list[Figure]:
     return figures
 
 
-def _recognition(
-    results: Results, task: Task, row: Mapping[str, Mapping[int, Score]], title: str
+def _scored(
+    results: Results,
+    task: Task,
+    row: Mapping[str, Mapping[int, Score | LidScore]],
+    title: str,
 ) -> list[Figure]:
+    """Return a task's figure of every system that was scored on it."""
     measures = {
-        system: Measure.of_seeds([error_measure(s) for s in row[system].values()])
+        system: Measure.of_seeds([_measure(score) for score in row[system].values()])
         for system in results.systems
         if system in row
     }
-    return [
-        Figure(
-            table=title,
-            label=task.label,
-            unit=task.unit,
-            system=system,
-            measure=measure,
-            tokens=next(iter(row[system].values())).ref_length,
-            comparisons=_against(measures, system, results.baselines, task.label),
-            kind="error rate",
-            task=task,
-            head=results.heads.get((task, system), ""),
-            trainings={seed: score.error_rate for seed, score in row[system].items()},
+    figures = []
+    for system, measure in measures.items():
+        first = next(iter(row[system].values()))
+        identified = isinstance(first, LidScore)
+        figures.append(
+            Figure(
+                table=title,
+                label=task.label,
+                unit=task.unit,
+                system=system,
+                measure=measure,
+                tokens=None if identified else first.ref_length,
+                comparisons=_against(
+                    measures, system, results.baselines, task.label, identified
+                ),
+                kind="accuracy" if identified else "error rate",
+                task=task,
+                head=results.heads.get((task, system), ""),
+                trainings={
+                    seed: _measure(score).value for seed, score in row[system].items()
+                },
+            )
         )
-        for system, measure in measures.items()
-    ]
+    return figures
 
 
-def _identification(
-    results: Results, task: Task, row: Mapping[str, Mapping[int, LidScore]], title: str
-) -> list[Figure]:
-    measures = {
-        system: Measure.of_seeds([accuracy_measure(s) for s in row[system].values()])
-        for system in results.systems
-        if system in row
-    }
-    return [
-        Figure(
-            table=title,
-            label=task.label,
-            unit=task.unit,
-            system=system,
-            measure=measure,
-            tokens=None,
-            comparisons=_against(measures, system, results.baselines, task.label, True),
-            kind="accuracy",
-            task=task,
-            head=results.heads.get((task, system), ""),
-            trainings={seed: score.accuracy for seed, score in row[system].items()},
-        )
-        for system, measure in measures.items()
-    ]
+def _measure(score: Score | LidScore) -> Measure:
+    if isinstance(score, LidScore):
+        return accuracy_measure(score)
+    return error_measure(score)
 
 
 def error_measure(score: Score) -> Measure:

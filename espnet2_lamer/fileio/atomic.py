@@ -51,6 +51,21 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def rename_old(directory: Path, tag: str) -> Path:
+    """Rename ``directory`` to ``<directory>.old-<tag>``; nothing is overwritten.
+
+    Returns:
+        The new path, with ``-2``, ``-3``, ... behind it where that name was taken.
+    """
+    target = directory.with_name(f"{directory.name}.old-{tag}")
+    number = 1
+    while target.exists():
+        number += 1
+        target = directory.with_name(f"{directory.name}.old-{tag}-{number}")
+    os.replace(directory, target)
+    return target
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Atomically write ``text`` as UTF-8."""
     with atomic_path(path) as temporary:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.fileio.atomic import write_json
+from espnet2_lamer.fileio.atomic import rename_old, write_json
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
 
 
@@ -238,12 +237,7 @@ class Runner:
         for directory in stage.keep(self.options):
             if not directory.exists():
                 continue
-            target = directory.with_name(f"{directory.name}.old-{tag}")
-            number = 1
-            while target.exists():
-                number += 1
-                target = directory.with_name(f"{directory.name}.old-{tag}-{number}")
-            os.replace(directory, target)
+            target = rename_old(directory, tag)
             logging.info("kept the earlier %s as %s", directory, target)
 
     def _warn_outdated(self, stages: list[Stage]) -> None:
