@@ -9,12 +9,13 @@ from typing import Any
 import yaml
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.experiments.measures import UNDIRECTED
 
 #: Options of run.sh that name a YAML file which a definition may change.
 CONFIGS = ("ssl_config", "asr_config", "lid_config", "multi_config")
 #: What the tool itself sets for every command.
 OWN = ("stage", "stop_stage", "skip_stages", "datadir", "dumpdir", "expdir", "python")
-EXPECTATIONS = ("better", "worse", "equal")
+EXPECTATIONS = ("better", "worse", "higher", "lower", "equal")
 _KEYS = {
     *("title", "source", "note", "defaults", "seeds", "minutes", "data_minutes"),
     *("data", "cell", "configs", "systems", "baseline", "claims", "transfer"),
@@ -54,7 +55,8 @@ class Claim:
         system: Whose figure it is about.
         than: The system it is compared with; default is the baseline.
         measure: Name of the figure, as in the tables.
-        expect: ``better``, ``worse`` or ``equal``.
+        expect: ``better``, ``worse`` or ``equal``; ``higher`` or ``lower`` where
+            neither is better, as of CKA.
     """
 
     text: str
@@ -239,4 +241,10 @@ def _claim(path: Path, value: Any, values: Mapping[str, Any]) -> Claim:
             f"{path}: claims: found {value!r}, expected text, system, measure, expect "
             f"({', '.join(EXPECTATIONS)}) and, unless it is the baseline, than"
         )
-    return Claim(**{key: str(text) for key, text in fields.items()})
+    claim = Claim(**{key: str(text) for key, text in fields.items()})
+    if claim.measure.startswith(UNDIRECTED) and claim.expect in ("better", "worse"):
+        raise RecipeError(
+            f"{path}: claims: {claim.text!r}: expect: found {claim.expect}, expected "
+            f"higher, lower or equal: of {claim.measure} neither direction is better"
+        )
+    return claim

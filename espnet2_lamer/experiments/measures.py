@@ -11,6 +11,11 @@ from espnet2_lamer.errors import RecipeError
 #: Per utterance id its (numerator, denominator).
 Parts = Mapping[str, tuple[float, float]]
 BETTER = ("higher", "lower", "neither")
+_CKA = "CKA to base"
+_TRAINABLE = "trainable parameters (%)"
+_INFORMATION = "expert-language information (nats)"
+#: Kinds of which neither direction is better.
+UNDIRECTED = (_CKA, _TRAINABLE, _INFORMATION)
 
 
 @dataclass(frozen=True)
@@ -105,9 +110,7 @@ def _probes(path: Path) -> list[CellMeasure]:
         for lang, probes in saved.get("phone_probe", {}).items()
     ]
     return measures + [
-        CellMeasure(
-            f"CKA to base {lang}", "CKA to base", lang, "neither", True, cka["lamer"]
-        )
+        CellMeasure(f"{_CKA} {lang}", _CKA, lang, "neither", True, cka["lamer"])
         for lang, cka in saved.get("cka", {}).items()
     ]
 
@@ -121,21 +124,20 @@ def _masked(path: Path) -> list[CellMeasure]:
 
 def _parameters(path: Path) -> list[CellMeasure]:
     saved = _read(path)
-    kind, key = "trainable parameters (%)", "trainable_percent_of_total"
+    key = "trainable_percent_of_total"
     if key not in saved:
         return []
-    return [CellMeasure(kind, kind, "", "neither", True, saved[key])]
+    return [CellMeasure(_TRAINABLE, _TRAINABLE, "", "neither", True, saved[key])]
 
 
 def _routing(path: Path) -> list[CellMeasure]:
     rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     several = len({row["router"] for row in rows}) > 1
-    kind = "expert-language information (nats)"
     return [
         CellMeasure(
-            name=f"{kind} layer {row['layer']}"
+            name=f"{_INFORMATION} layer {row['layer']}"
             + (f" {row['router']}" if several else ""),
-            kind=kind,
+            kind=_INFORMATION,
             lang="",
             better="neither",
             heads_free=True,

@@ -231,7 +231,7 @@ def judge(difference: Difference, better: str, expect: str) -> str:
     Args:
         difference: System minus the one it is compared with.
         better: ``higher`` or ``lower`` values are better.
-        expect: ``better``, ``worse`` or ``equal``.
+        expect: ``better``, ``worse``, ``higher``, ``lower`` or ``equal``.
     """
     if difference.interval is None or len(difference.seeds) < 2:
         return "cannot be told (one seed)"
@@ -239,8 +239,10 @@ def judge(difference: Difference, better: str, expect: str) -> str:
         return "no difference shown" if expect == "equal" else "cannot be told"
     if expect == "equal":
         return "does not hold"
-    improved = (difference.interval[0] > 0) == (better == "higher")
-    return "holds" if improved == (expect == "better") else "does not hold"
+    found = "higher" if difference.interval[0] > 0 else "lower"
+    if expect in ("better", "worse"):
+        found = "better" if found == better else "worse"
+    return "holds" if found == expect else "does not hold"
 
 
 def _compare(name: str, system: str, mine, theirs) -> Difference | None:

@@ -121,6 +121,7 @@ def test_a_reference_is_a_cell_of_the_same_seed_and_comes_after_it(small):
             "no system of this",
         ),
         ("expect: worse", "expect: nice", "claims: found"),
+        ("ASR error eng", "CKA to base eng", "expect: found worse, expected higher"),
         ("system: bad", "system: ugly", "claims: found 'ugly'"),
     ],
 )
