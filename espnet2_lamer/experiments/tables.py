@@ -230,7 +230,8 @@ def judge(difference: Difference, better: str, expect: str) -> str:
 
     Args:
         difference: System minus the one it is compared with.
-        better: ``higher`` or ``lower`` values are better.
+        better: ``higher`` or ``lower`` values are better, or ``neither``, for which
+            claims expect ``higher``, ``lower`` or ``equal``.
         expect: ``better``, ``worse``, ``higher``, ``lower`` or ``equal``.
     """
     if difference.interval is None or len(difference.seeds) < 2:

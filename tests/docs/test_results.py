@@ -14,21 +14,24 @@ ROWS = re.findall(
 )
 
 
-def test_the_summary_has_every_claim_of_the_paper_that_was_tried():
-    tables = [Path(page).stem for page, *_ in ROWS]
-    assert {name: tables.count(name) for name in tables} == {
-        "replay": 1,
-        "systems": 2,
-        "ablations": 2,
-        "allocations": 4,
-    }
-
-
-@pytest.mark.parametrize(("page", "difference", "interval", "verdict"), ROWS)
-def test_a_row_of_the_summary_stands_in_its_table(page, difference, interval, verdict):
-    claims = [
+def claims(page):
+    """Return (difference, interval, verdict) of the claims that a table judges."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    section = text.partition("## What holds in small")[2].partition("\n## ")[0]
+    rows = [
         line.strip("|").split("|")
-        for line in (DOCS / page).read_text(encoding="utf-8").splitlines()
-        if line.endswith(f"|{verdict}|")
+        for line in section.splitlines()
+        if line.startswith("|")
     ]
-    assert [c for c in claims if c[2:4] == [difference, interval]]
+    return [(row[2], row[3], row[5]) for row in rows[2:]]
+
+
+@pytest.mark.parametrize(
+    ("table", "count"),
+    [("replay", 1), ("systems", 2), ("ablations", 2), ("allocations", 4)],
+)
+def test_the_summary_repeats_the_first_claims_of_a_table(table, count):
+    page = f"results/{table}.md"
+    rows = [tuple(row) for found, *row in ROWS if found == page]
+    assert len(rows) == count
+    assert rows == claims(page)[:count]
