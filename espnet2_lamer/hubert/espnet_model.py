@@ -22,8 +22,7 @@ from espnet2_lamer.hubert.language_statistics import LanguageStatistics
 from espnet2_lamer.hubert.routing_statistics import RoutingStatistics
 from espnet2_lamer.layers import LamerFeedForward, Router, record_routing
 from espnet2_lamer.layers.recording import Routing, RoutingRecord
-
-AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+from espnet2_lamer.precision import AMP_DTYPES
 
 
 class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):

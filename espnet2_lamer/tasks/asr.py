@@ -3,6 +3,8 @@
 import argparse
 import datetime
 import functools
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +19,8 @@ from espnet2.tasks.asr import (
 
 from espnet2_lamer.asr.frontend.lamer_upstream import LamerUpstreamFrontend
 from espnet2_lamer.asr.frontend.stored_features import StoredFeaturesFrontend
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.precision import AUTO, settle_amp_dtype, settled_amp_dtype
 from espnet2_lamer.whisper.decoder import WhisperLoraDecoder
 from espnet2_lamer.whisper.encoder import WhisperLoraEncoder
 from espnet2_lamer.whisper.model import WhisperLoraModel
@@ -49,9 +53,33 @@ class LamerASRTask(ASRTask):
     """:class:`espnet2.tasks.asr.ASRTask` plus ``amp_dtype``.
 
     ESPnet's ``use_amp`` does nothing on a CPU. ``amp_dtype: bf16`` runs the encoder
-    under autocast on any device, and with Whisper the decoder. Checkpoints and configs
-    are ASRTask's.
+    under autocast on any device, and with Whisper the decoder; ``auto`` does so where
+    the device computes bf16 itself. Checkpoints and configs are ASRTask's.
     """
+
+    @classmethod
+    def main(
+        cls,
+        args: argparse.Namespace | None = None,
+        cmd: Sequence[str] | None = None,
+    ) -> None:
+        """Settle the precision, then train.
+
+        Raises:
+            RecipeError: A training would be resumed in another precision.
+        """
+        if args is None:
+            args = cls.get_parser().parse_args(cmd)
+        if not args.print_config:
+            recorded = settle_amp_dtype(args)
+            started = recorded and (Path(args.output_dir) / "checkpoint.pth").exists()
+            if started and recorded != args.amp_dtype:
+                raise RecipeError(
+                    f"amp_dtype: found {args.amp_dtype}, expected {recorded}, in which "
+                    f"{args.output_dir} began; train into another directory "
+                    "(--output_dir), or from the start (--resume false)"
+                )
+        super().main(args=args)
 
     @classmethod
     def add_task_arguments(cls, parser: argparse.ArgumentParser) -> None:
@@ -60,9 +88,10 @@ class LamerASRTask(ASRTask):
         super().add_task_arguments(parser)
         parser.add_argument(
             "--amp_dtype",
-            default="none",
-            choices=["none", "bf16"],
-            help="autocast dtype of the encoder (and Whisper's decoder), also on a CPU",
+            default=AUTO,
+            choices=[AUTO, "none", "bf16"],
+            help="autocast dtype of the encoder (and Whisper's decoder); auto: bf16 on "
+            "GPUs and CPUs that compute it themselves, else none, which is float32",
         )
 
     @classmethod
@@ -83,7 +112,7 @@ class LamerASRTask(ASRTask):
         """Build ESPnet's model, with its encoder under autocast if asked."""
         tokens = args.token_list
         model = super().build_model(args)
-        bf16 = getattr(args, "amp_dtype", "none") == "bf16"
+        bf16 = settled_amp_dtype(args) == "bf16"
         if isinstance(model, WhisperLoraModel):
             # Not ESPnet's copy: 51865 lines of YAML take every process seconds.
             args.token_list = tokens

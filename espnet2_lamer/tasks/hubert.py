@@ -17,7 +17,13 @@ from torch.multiprocessing.spawn import ProcessException
 from espnet2_lamer.asr.encoder.lamer_hubert import LamerHubertEncoder
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table
-from espnet2_lamer.hubert.espnet_model import AMP_DTYPES, LamerHubertPretrainModel
+from espnet2_lamer.hubert.espnet_model import LamerHubertPretrainModel
+from espnet2_lamer.precision import (
+    AMP_DTYPES,
+    AUTO,
+    settle_amp_dtype,
+    settled_amp_dtype,
+)
 from espnet2_lamer.registry import register
 from espnet2_lamer.tasks.dry_run import dry_run
 from espnet2_lamer.tasks.option_check import check_options
@@ -68,6 +74,7 @@ class LamerHubertTask(HubertTask):
             args = cls.get_parser().parse_args(cmd)
         if not args.print_config:
             check_options(cls.get_parser(), args)
+            settle_amp_dtype(args)
         if args.dry_run:
             dry_run(cls, args)
         elif args.sanity and not args.print_config:
@@ -101,9 +108,10 @@ class LamerHubertTask(HubertTask):
         HubertTask.add_task_arguments(parser)
         parser.add_argument(
             "--amp_dtype",
-            choices=list(AMP_DTYPES),
-            default="none",
-            help="Autocast precision of the backbone; bf16 also works on CPU",
+            choices=[AUTO, *AMP_DTYPES],
+            default=AUTO,
+            help="Autocast precision of the backbone; auto: bf16 on GPUs and CPUs that "
+            "compute it themselves, else none, which is float32",
         )
         parser.add_argument(
             "--exclude_langs",
@@ -205,7 +213,7 @@ class LamerHubertTask(HubertTask):
         model = model_class(
             encoder=encoder,
             token_list=args.token_list,
-            amp_dtype=getattr(args, "amp_dtype", "none"),
+            amp_dtype=settled_amp_dtype(args),
             **args.model_conf,
         )
         if getattr(args, "output_dir", None) is not None:

@@ -1,5 +1,6 @@
 """Batched greedy decoding with cached keys: the recipe's fast path."""
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from torch import Tensor
 from whisper.audio import SAMPLE_RATE
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.precision import native_bf16
 from espnet2_lamer.whisper.blocks import Cache
 from espnet2_lamer.whisper.model import Routed, WhisperLoraModel
 from espnet2_lamer.whisper.text import decode_text
@@ -46,7 +48,8 @@ def load_model(
         device: Where to.
 
     Returns:
-        The model, in eval mode.
+        The model, in eval mode; in float32 where it was trained in bf16 and the device
+        only emulates that.
 
     Raises:
         RecipeError: The config is of another model, or does not fit the checkpoint.
@@ -59,6 +62,11 @@ def load_model(
     model, _ = LamerASRTask.build_model_from_file(config, checkpoint, device)
     if not isinstance(model, WhisperLoraModel):
         raise RecipeError(f"{config}: model: expected whisper_lora")
+    if model.amp_dtype is not None:
+        native, reason = native_bf16(device)
+        if not native:
+            logging.info("%s: used in float32, not bf16: %s", config, reason)
+            model.amp_dtype = None
     return model.eval()
 
 

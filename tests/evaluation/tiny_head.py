@@ -29,7 +29,7 @@ CONFIG = {
     },
     "decoder": None,
     "model_conf": {"ctc_weight": 1.0},
-    "amp_dtype": "bf16",
+    "amp_dtype": "auto",
     "batch_type": "sorted",
     "batch_size": 3,
     "num_workers": 0,

@@ -57,7 +57,7 @@ def test_defaults_choose_our_classes_and_a_raw_waveform(task, tmp_path):
         "frontend": None,
         "normalize": None,
         "specaug": None,
-        "amp_dtype": "none",
+        "amp_dtype": "auto",
     }
     assert args.iterator_type == "task"
     assert "lang" in task.optional_data_names()

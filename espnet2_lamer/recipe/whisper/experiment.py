@@ -15,6 +15,7 @@ from espnet2_lamer.evaluation.provenance import made_from, put_aside
 from espnet2_lamer.fileio.atomic import atomic_path, write_json, write_text
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
+from espnet2_lamer.precision import AUTO
 from espnet2_lamer.recipe.whisper.data import TARGET
 from espnet2_lamer.recipe.whisper.options import WhisperOptions
 from espnet2_lamer.recipe.whisper.weights import read_weights
@@ -65,7 +66,7 @@ def read_config(config: Path | None) -> dict[str, Any]:
 
 def precision(options: WhisperOptions) -> str:
     """Return the ``amp_dtype`` of models that are not trained: the experts'."""
-    return read_config(options.expert_config).get("amp_dtype", "none")
+    return read_config(options.expert_config).get("amp_dtype", AUTO)
 
 
 def train(

@@ -1,0 +1,120 @@
+"""The precision of autocast: values of ``amp_dtype``, and what ``auto`` stands for."""
+
+import argparse
+import logging
+import os
+from pathlib import Path
+
+import torch
+
+from espnet2_lamer.fileio.foreign import parse_yaml
+
+AUTO = "auto"
+#: Values of ``amp_dtype`` and what autocast computes in; ``none`` is float32.
+AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Values of oneDNN's ONEDNN_MAX_CPU_ISA under which it has no bf16 instructions.
+_ISAS_WITHOUT_BF16 = {
+    *("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"),
+    *("AVX512_CORE", "AVX512_CORE_VNNI"),
+}
+
+
+def native_bf16(device: str) -> tuple[bool, str]:
+    """Tell whether a device computes bf16 itself.
+
+    Without bf16 instructions a CPU converts every operand to float32 and back: the
+    mini recipe's updates took 5 to 8 times as long as in float32.
+
+    Args:
+        device: ``cpu`` or ``cuda``, also with a number.
+
+    Returns:
+        Whether it does, and what says so, for a message.
+    """
+    if torch.device(device).type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return True, f"{name} computes bf16"
+        return False, f"{name} does not compute bf16"
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    if limit in _ISAS_WITHOUT_BF16:
+        return False, f"ONEDNN_MAX_CPU_ISA={limit} has no bf16 instructions"
+    # Alone it also says yes where AVX-512 without bf16 instructions emulates them.
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False, "this CPU has no bf16 instructions"
+    if torch.cpu._is_amx_tile_supported():
+        return True, "this CPU has AMX"
+    if torch.cpu._is_avx512_bf16_supported():
+        return True, "this CPU has AVX-512 BF16"
+    if os.uname().machine == "aarch64":
+        return True, "this CPU has bf16 instructions"
+    return False, "this CPU has neither AVX-512 BF16 nor AMX"
+
+
+def choose_amp_dtype(asked: str, device: str) -> str:
+    """Return what ``auto`` stands for on a device, and say so; others stay.
+
+    Args:
+        asked: ``auto`` or one of :data:`AMP_DTYPES`; bf16 that the device only
+            emulates is warned about.
+        device: ``cpu`` or ``cuda``.
+
+    Returns:
+        One of :data:`AMP_DTYPES`.
+    """
+    if asked not in (AUTO, "bf16"):
+        return asked
+    native, reason = native_bf16(device)
+    if asked == AUTO:
+        found = "bf16" if native else "none"
+        logging.info("amp_dtype: auto is %s here: %s", found, reason)
+        return found
+    if not native:
+        logging.warning(
+            "amp_dtype: bf16 is emulated here (%s), which takes 5 to 8 times as long "
+            "as float32; amp_dtype: auto or none avoids it",
+            reason,
+        )
+    return asked
+
+
+def settle_amp_dtype(args: argparse.Namespace) -> str | None:
+    """Replace ``args.amp_dtype: auto`` before a training starts.
+
+    A training that is resumed goes on in the precision that its ``config.yaml``
+    records, wherever it runs now; ESPnet writes there what is settled here.
+
+    Args:
+        args: ``amp_dtype``, ``ngpu``, ``resume`` and ``output_dir`` of a task.
+
+    Returns:
+        The recorded precision of a training that is resumed, else ``None``; the caller
+        decides what becomes of one that differs from what was asked for by hand.
+    """
+    recorded = None
+    if args.resume and args.output_dir is not None:
+        recorded = _recorded(Path(args.output_dir) / "config.yaml")
+    if args.amp_dtype == AUTO and recorded is not None:
+        logging.info("amp_dtype: %s, in which this training began", recorded)
+        args.amp_dtype = recorded
+    args.amp_dtype = choose_amp_dtype(args.amp_dtype, _device(args))
+    return recorded
+
+
+def settled_amp_dtype(args: argparse.Namespace) -> str:
+    """Return the precision of a model to build, also where no training settled it."""
+    found = getattr(args, "amp_dtype", "none")
+    return choose_amp_dtype(found, _device(args)) if found == AUTO else found
+
+
+def _device(args: argparse.Namespace) -> str:
+    return "cuda" if getattr(args, "ngpu", 0) else "cpu"
+
+
+def _recorded(config: Path) -> str | None:
+    """Return the settled ``amp_dtype`` of an experiment; ``None`` without one."""
+    if not config.is_file():
+        return None
+    settings = parse_yaml(config.read_text(encoding="utf-8"), config)
+    found = settings.get("amp_dtype") if isinstance(settings, dict) else None
+    return found if found in AMP_DTYPES else None
