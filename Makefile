@@ -6,11 +6,12 @@ BIN := $(CURDIR)/$(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SHELL_SCRIPTS = $(wildcard egs2/*/*/*.sh conf/presets/*.sh conf/presets/*/*.sh) .ci/run
 
-.PHONY: help venv demo test test-all bench docs lint espnet-tree clean
+.PHONY: help venv demo test test-all test-cpus bench docs lint espnet-tree clean
 
 help:
-	@echo "make demo      run the whole recipe on the embedded corpus (CPU, 16 minutes)"
+	@echo "make demo      run the whole recipe on the embedded corpus (CPU, minutes)"
 	@echo "make test      quick tests          make test-all  all tests"
+	@echo "make test-cpus quick tests as on older CPUs, with one thread and with two"
 	@echo "make bench     measure speed and memory, write benchmarks/RESULTS.md"
 	@echo "make docs      build the manual: docs/_build/html/index.html"
 	@echo "make lint      ruff and shellcheck  make venv      only the environment"
@@ -40,6 +41,16 @@ test: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# What oneDNN, ATen and MKL compute with on CPUs that have AVX2, and on older ones.
+AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2
+OLDER := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default \
+         MKL_ENABLE_INSTRUCTIONS=SSE4_2
+
+test-cpus: $(INSTALLED)
+	HF_HUB_OFFLINE=1 $(AVX2) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	HF_HUB_OFFLINE=1 $(AVX2) OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	HF_HUB_OFFLINE=1 $(OLDER) OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
 bench: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks $(BENCH_ARGS)

@@ -22,7 +22,7 @@ from espnet2_lamer.bin.common import run_main
 
 # A section is a module with TITLE, DEVICES, Options, QUICK and run(options, device).
 SECTIONS = (
-    *("layer", "step", "loss", "stock", "overhead", "padding", "heads"),
+    *("layer", "step", "loss", "stock", "overhead", "padding", "sharing", "heads"),
     *("kmeans", "labels", "units"),
 )
 RESULTS = Path(__file__).with_name("RESULTS.md")

@@ -15,6 +15,8 @@ _THREADS = str(min(2, os.cpu_count() or 1))
 # Tests are small: more threads than this cost more than they bring.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, _THREADS)
+# As the commands do: threads that wait sleep, or a busy machine takes an hour.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.update(
     HF_HUB_OFFLINE="1",
     XDG_CACHE_HOME=str(_SCRATCH / "cache"),
