@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.hashing import sha256_file
 
@@ -50,6 +52,25 @@ def fingerprint(args: argparse.Namespace, world_size: int) -> dict[str, str]:
     for path in args.train_shape_file:
         found[f"shape file {Path(path).name}"] = sha256_file(Path(path))
     return found
+
+
+def check_ranks(found: dict[str, str]) -> None:
+    """Check that every rank has the fingerprint of this one; collective.
+
+    Nodes may differ, and with them what ``amp_dtype: auto`` stands for.
+
+    Raises:
+        RecipeError: On every rank, with the first rank and option that differ.
+    """
+    every: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(every, found)
+    for rank, other in enumerate(every):
+        for key in sorted({*every[0], *other}):
+            if every[0].get(key) != other.get(key):
+                raise RecipeError(
+                    f"{key}: rank 0 has {_short(every[0].get(key))}, rank {rank} has "
+                    f"{_short(other.get(key))}; set it to one value for all"
+                )
 
 
 def check_fingerprint(

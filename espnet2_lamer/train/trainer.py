@@ -10,7 +10,7 @@ from espnet2.train.trainer import Trainer, TrainerOptions
 from espnet2.utils.types import str2bool
 
 from espnet2_lamer.hubert.distributed import is_distributed
-from espnet2_lamer.train.fingerprint import fingerprint
+from espnet2_lamer.train.fingerprint import check_ranks, fingerprint
 from espnet2_lamer.train.label_check import DataFiles
 from espnet2_lamer.train.run import TrainingRun
 
@@ -121,9 +121,12 @@ class LamerTrainer(Trainer):
             if field.name not in ("fingerprint", "data_files")
         }
         ranks = torch.distributed.get_world_size() if is_distributed() else 1
+        conditions = fingerprint(args, ranks)
+        if is_distributed():
+            check_ranks(conditions)
         return LamerTrainerOptions(
             **values,
-            fingerprint=fingerprint(args, ranks),
+            fingerprint=conditions,
             data_files={
                 "train": DataFiles.of(args.train_data_path_and_name_and_type),
                 "valid": DataFiles.of(args.valid_data_path_and_name_and_type),

@@ -102,6 +102,16 @@ def test_the_step_table_compares_with_hubert_lora(results):
     assert all(float(row["audio s per s"]) > 0 for row in found)
 
 
+def test_the_sharing_table_compares_a_job_alone_with_one_beside_another(results):
+    ours, theirs = rows(results, "sharing")
+    assert ours["alone / ours"] == "1.00 [1.00, 1.00], min 1.00"
+    assert ours["target"].endswith(("met", "missed")) and not theirs["target"]
+    for row in (ours, theirs):
+        ratio = numbers(row["beside / alone"])[0]
+        alone, beside = float(row["alone"]), float(row["beside"])
+        assert ratio == pytest.approx(beside / alone, rel=0.2)
+
+
 def test_the_loss_table_has_both_losses(results):
     ours, theirs = rows(results, "loss")
     assert (ours["form"], theirs["form"]) == (loss.OURS, loss.TORCHAUDIO)

@@ -3,9 +3,14 @@
 import argparse
 
 import pytest
+import torch
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.train.fingerprint import check_fingerprint, fingerprint
+from espnet2_lamer.train.fingerprint import (
+    check_fingerprint,
+    check_ranks,
+    fingerprint,
+)
 
 
 @pytest.fixture
@@ -113,6 +118,21 @@ def test_a_change_is_refused_by_name_unless_it_is_allowed(files):
     assert "--allow_changed true" in message
     assert len(check_fingerprint(before, now, "", True)) == 2
     assert check_fingerprint(before, dict(before), "", False) == []
+
+
+def test_ranks_that_began_under_other_conditions_are_named(files, monkeypatch):
+    ours = fingerprint(options(files, amp_dtype="bf16"), 3)
+
+    def gather(every, found):
+        every[:] = [ours, dict(ours), found]
+
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    check_ranks(dict(ours))
+    other = fingerprint(options(files, amp_dtype="none"), 3)
+    expected = 'amp_dtype: rank 0 has "bf16", rank 2 has "none"'
+    with pytest.raises(RecipeError, match=expected):
+        check_ranks(other)
 
 
 def test_every_option_of_the_command_line_is_compared_unless_it_is_known_to_be_free():
