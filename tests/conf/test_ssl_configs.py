@@ -213,7 +213,7 @@ def test_the_papers_settings_and_fairseqs_stand_in_the_main_config():
 def test_the_mini_configs_build_too():
     mini = report(CONF / "train_ssl_lamer_mini.yaml", num_classes=100)
     # Its base comes from run.sh; without one the architecture is HuBERT-Large's.
-    assert (mini.parameters["lora"], mini.updates) == (B1, 1000)
+    assert (mini.parameters["lora"], mini.updates) == (B1, 400)
     base = report(CONF / "train_ssl_mini_base.yaml", num_classes=100)
     assert base.parameters["backbone"] == 2_007_680
     assert base.parameters["trainable"] == base.parameters["total"]
