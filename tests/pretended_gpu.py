@@ -54,16 +54,16 @@ READS = {
 
 
 class GpuTensor(torch.Tensor):
-    """A tensor on the pretended device; ``inner`` shares its memory."""
+    """A tensor on the pretended device; ``here`` shares its memory."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
-    inner: torch.Tensor
+    here: torch.Tensor
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor) -> "GpuTensor":
         inner = inner.detach()
         tensor = torch.Tensor._make_subclass(cls, inner, False)
-        tensor.inner = inner
+        tensor.here = inner
         return tensor
 
     device = property(lambda self: GPU)
@@ -74,16 +74,16 @@ class GpuTensor(torch.Tensor):
         return GPU.index
 
     def __repr__(self) -> str:
-        return f"GpuTensor({self.inner})"
+        return f"GpuTensor({self.here})"
 
     def __deepcopy__(self, memo: dict) -> "GpuTensor":
         if id(self) not in memo:
-            copied = type(self)(copy.deepcopy(self.inner))
+            copied = type(self)(copy.deepcopy(self.here))
             memo[id(self)] = copied.requires_grad_(self.requires_grad)
         return memo[id(self)]
 
     def __reduce_ex__(self, protocol: int) -> tuple:
-        return self.inner.__reduce_ex__(protocol)
+        return self.here.__reduce_ex__(protocol)
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
@@ -156,7 +156,7 @@ class _Dispatch(TorchDispatchMode):
             if _is_read(func, args):
                 self.gpu.note_read()
         _check_generator(func, values, goes_to_gpu)
-        known = {id(x.inner): x for x in values if isinstance(x, GpuTensor)}
+        known = {id(x.here): x for x in values if isinstance(x, GpuTensor)}
         with self._random_numbers(func, goes_to_gpu):
             found = func(*_mapped(_inner, args), **_mapped(_inner, kwargs))
 
@@ -203,9 +203,9 @@ class _Functions(TorchFunctionMode):
                 )
             if func is torch.Tensor.tolist:
                 self.gpu.note_read()
-                return first.inner.tolist()
+                return first.here.tolist()
             if func is torch.Tensor.new_tensor:
-                return GpuTensor(first.inner.new_tensor(*args[1:], **kwargs))
+                return GpuTensor(first.here.new_tensor(*args[1:], **kwargs))
         return func(*args, **kwargs)
 
     def _construct(self, func: Any, args: tuple, kwargs: dict) -> Any:
@@ -261,7 +261,7 @@ def _on_gpu(value: Any) -> bool:
 
 
 def _inner(value: Any) -> Any:
-    return value.inner if isinstance(value, GpuTensor) else value
+    return value.here if isinstance(value, GpuTensor) else value
 
 
 def _is_gpu(device: Any) -> bool:
@@ -347,6 +347,7 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
             "device_count": 1,
             "current_device": GPU.index,
             "is_current_stream_capturing": False,
+            "_is_in_bad_fork": False,
             "get_device_name": properties.name,
             "get_device_properties": properties,
             "get_device_capability": (properties.major, properties.minor),
