@@ -6,11 +6,12 @@ BIN := $(CURDIR)/$(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SHELL_SCRIPTS = $(wildcard egs2/*/*/*.sh conf/presets/*.sh conf/presets/*/*.sh) .ci/run
 
-.PHONY: help venv demo test test-all bench docs lint espnet-tree clean
+.PHONY: help venv demo test test-all test-gpu bench docs lint espnet-tree clean
 
 help:
 	@echo "make demo      run the whole recipe on the embedded corpus (CPU, 16 minutes)"
 	@echo "make test      quick tests          make test-all  all tests"
+	@echo "make test-gpu  tests on a real GPU; skipped, with the reason, where there is none"
 	@echo "make bench     measure speed and memory, write benchmarks/RESULTS.md"
 	@echo "make docs      build the manual: docs/_build/html/index.html"
 	@echo "make lint      ruff and shellcheck  make venv      only the environment"
@@ -40,6 +41,9 @@ test: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-gpu: $(INSTALLED)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m gpu -rs $(PYTEST_ARGS)
 
 bench: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks $(BENCH_ARGS)

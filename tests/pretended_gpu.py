@@ -37,13 +37,23 @@ PACKAGE = Path(espnet2_lamer.__file__).parent
 # Tensors of both places, or a scalar of the other one, are no fault here.
 COPIES = {ATEN.copy_.default, ATEN._to_copy.default}
 SCALARS = {
+    ATEN.index_put.default,
     ATEN.index_put_.default,
     ATEN.masked_fill.Tensor,
     ATEN.masked_fill_.Tensor,
     ATEN.fill_.Tensor,
 }
 INDEXING = {ATEN.index.Tensor, ATEN.index_put.default, ATEN.index_put_.default}
-# Their result, or its shape, depends on values.
+# Calls whose result is on the host.
+HOST = {
+    torch.Tensor.item,
+    torch.Tensor.tolist,
+    torch.Tensor.__bool__,
+    torch.Tensor.__float__,
+    torch.Tensor.__int__,
+    torch.Tensor.__index__,
+}
+# Operations whose result, or its shape, depends on values.
 READS = {
     ATEN._local_scalar_dense.default,
     ATEN.equal.default,
@@ -107,11 +117,13 @@ class PretendedGpu:
 
     Attributes:
         reads: How often each function made the host wait, ``module.function``.
+        messages: Collectives of ranks.
         generator: The device's random numbers.
     """
 
     def __init__(self) -> None:
         self.reads: Counter[str] = Counter()
+        self.messages = 0
         self.generator = torch.Generator()
 
     def note_read(self) -> None:
@@ -146,6 +158,7 @@ class _Dispatch(TorchDispatchMode):
             target = None
         goes_to_gpu = on_gpu if target is None else _is_gpu(target)
         if func.namespace == "c10d":
+            self.gpu.messages += 1
             return _collective(func, args, values)
         if not (on_gpu or goes_to_gpu):
             return func(*args, **kwargs)
@@ -196,14 +209,19 @@ class _Functions(TorchFunctionMode):
             return self._construct(func, args, kwargs)
         if func in (torch.Tensor.to, torch.Tensor.cuda, torch.Tensor.cpu):
             return self._move(func, first, args[1:], kwargs)
+        if func is torch.Tensor.pin_memory:
+            return first
+        if func is torch._C._nn.pad_sequence and all(map(_on_gpu, first)):
+            # It makes its result in C++, and copies into it.
+            return GpuTensor(func(_mapped(_inner, first), *args[1:], **kwargs))
         if isinstance(first, GpuTensor):
             if func is torch.Tensor.numpy or name == "__array__":
                 raise TypeError(
                     "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu()"
                 )
-            if func is torch.Tensor.tolist:
+            if func in HOST:
                 self.gpu.note_read()
-                return first.here.tolist()
+                return func(first.here)
             if func is torch.Tensor.new_tensor:
                 return GpuTensor(first.here.new_tensor(*args[1:], **kwargs))
         return func(*args, **kwargs)
@@ -333,6 +351,18 @@ def _autocast(autocast: type) -> type:
     return Autocast
 
 
+def _grouped(group: Callable) -> Callable:
+    """Gradients by device and dtype, told apart in C++."""
+
+    def grouped(tensors: list, *options: Any) -> dict:
+        return {
+            (GPU if _on_gpu(found[0][0]) else device, dtype): (found, rows)
+            for (device, dtype), (found, rows) in group(tensors, *options).items()
+        }
+
+    return grouped
+
+
 @contextlib.contextmanager
 def pretended_gpu() -> Iterator[PretendedGpu]:
     """Let ``"cuda"`` name a device of this process; see the file's first lines."""
@@ -370,6 +400,8 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
             "manual_seed_all": gpu.generator.manual_seed,
         }.items():
             patch.setattr(torch.cuda, name, function)
+        clipping, name = torch.nn.utils.clip_grad, "_group_tensors_by_device_and_dtype"
+        patch.setattr(clipping, name, _grouped(getattr(clipping, name)))
         patch.setattr(torch, "load", _load(gpu, torch.load))
         patch.setattr(torch, "autocast", _autocast(torch.autocast))
         torch.__future__.set_overwrite_module_params_on_conversion(True)
