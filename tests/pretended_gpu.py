@@ -229,7 +229,9 @@ class _Functions(TorchFunctionMode):
     def _construct(self, func: Any, args: tuple, kwargs: dict) -> Any:
         device = kwargs.pop("device", None)
         if isinstance(args[0], GpuTensor):
-            return args[0].to(**({} if device is None else {"device": device}), **kwargs)
+            return args[0].to(
+                **({} if device is None else {"device": device}), **kwargs
+            )
         made = func(*args, **kwargs, device=None if _is_gpu(device) else device)
         return GpuTensor(made) if _is_gpu(device) else made
 
@@ -239,7 +241,9 @@ class _Functions(TorchFunctionMode):
                 args = (args[0].device, args[0].dtype)
             values = [*args, *kwargs.values()]
             dtype = next((x for x in values if isinstance(x, torch.dtype)), None)
-            device = next((x for x in values if isinstance(x, str | torch.device)), None)
+            device = next(
+                (x for x in values if isinstance(x, str | torch.device)), None
+            )
             tensor = tensor if dtype is None else torch.Tensor.to(tensor, dtype)
             tensor = tensor.clone() if kwargs.get("copy") else tensor
         else:
@@ -346,7 +350,9 @@ def _autocast(autocast: type) -> type:
 
     class Autocast(autocast):
         def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
-            super().__init__("cpu" if _is_gpu(device_type) else device_type, *args, **kwargs)
+            super().__init__(
+                "cpu" if _is_gpu(device_type) else device_type, *args, **kwargs
+            )
 
     return Autocast
 
@@ -393,9 +399,7 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
             "get_rng_state": lambda *_: gpu.generator.get_state(),
             "get_rng_state_all": lambda: [gpu.generator.get_state()],
             "set_rng_state": lambda state, *_: gpu.generator.set_state(state),
-            "set_rng_state_all": lambda states: [
-                *map(gpu.generator.set_state, states)
-            ],
+            "set_rng_state_all": lambda states: [*map(gpu.generator.set_state, states)],
             "manual_seed": gpu.generator.manual_seed,
             "manual_seed_all": gpu.generator.manual_seed,
         }.items():

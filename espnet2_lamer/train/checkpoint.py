@@ -93,7 +93,8 @@ class CheckpointStore:
         """Read the latest whole checkpoint; damaged ones are named and passed over.
 
         Returns:
-            The state, on the CPU wherever it was saved; ``None`` when there is no checkpoint at all.
+            The state, on the CPU wherever it was saved; ``None`` when there is no
+            checkpoint at all.
 
         Raises:
             RecipeError: There are checkpoints, and all of them are damaged.

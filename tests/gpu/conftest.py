@@ -1,4 +1,4 @@
-"""What every test here runs on: a pretended GPU, and in ``make test-gpu`` a real one."""
+"""What tests run on here: a pretended GPU, and in ``make test-gpu`` a real one."""
 
 import contextlib
 

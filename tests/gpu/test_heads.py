@@ -1,4 +1,4 @@
-"""Heads on a GPU: trained on stored features and with the upstream, resumed, decoded."""
+"""Heads on a GPU: trained on stored features or with the upstream, and decoded."""
 
 import shutil
 

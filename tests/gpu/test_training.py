@@ -73,7 +73,7 @@ def distance(one, two):
 
 def test_the_host_waits_in_these_places_only(corpus, tmp_path):
     with pretended_gpu() as gpu:
-        train(corpus, tmp_path / "exp", log_interval=2)
+        train(corpus, tmp_path / "exp", log_interval=3)
     places = BY_BATCH | BY_UPDATE | BY_INTERVAL | BY_CHECKPOINT | BY_EPOCH
     assert gpu.reads.keys() == places
     updates = json.loads((tmp_path / "exp/health.json").read_text())["plan"]["updates"]

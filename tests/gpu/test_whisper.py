@@ -23,7 +23,10 @@ def whisper_file(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "method",
-    ["mole", *(pytest.param(m, marks=pytest.mark.slow) for m in METHODS if m != "mole")],
+    [
+        "mole",
+        *(pytest.param(m, marks=pytest.mark.slow) for m in METHODS if m != "mole"),
+    ],
 )
 def test_a_training_step_has_the_gradients_of_the_cpu(gpu, whisper_file, method):
     languages = (0, 0, 0) if method == "experts" else (0, 1, 2)
