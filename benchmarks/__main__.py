@@ -92,14 +92,18 @@ def _plan(names: list[str], wanted: str) -> list[tuple[str, str]]:
         possible = importlib.import_module(f"benchmarks.{name}").DEVICES
         places = [d for d in possible if d in found and wanted in ("all", d)]
         plan += [(name, device) for device in places]
-        left_out += [] if places else [f"{name} (on {' or '.join(possible)} only)"]
+        left_out += [] if places else [name]
     if not plan:
         raise RecipeError(
-            f"--only {','.join(names)} --device {wanted}: nothing would be measured: "
-            f"{', '.join(left_out)}"
+            f"--device {wanted}: nothing would be measured: {', '.join(left_out)} "
+            "have no measurement there; see --only and --device"
         )
     if left_out:
-        logging.warning("--device %s leaves out %s", wanted, ", ".join(left_out))
+        logging.warning(
+            "--device %s leaves out %s, which have no measurement there",
+            wanted,
+            ", ".join(left_out),
+        )
     return plan
 
 

@@ -193,9 +193,13 @@ class TrainingRun:
         if self.scaler is not None and state["scaler"] is not None:
             self.scaler.load_state_dict(state["scaler"])
         set_reporter_state(self.reporter, state["reporter"])
-        rank = torch.distributed.get_rank() if is_distributed() else 0
-        # With --allow_changed there may be more ranks than before.
-        own = state["ranks"][rank] if rank < len(state["ranks"]) else {}
+        rank, ranks = 0, 1
+        if is_distributed():
+            rank = torch.distributed.get_rank()
+            ranks = torch.distributed.get_world_size()
+        # Ranks read their statistics together: as many as before, or none of them, go
+        # on with theirs (their number may change with --allow_changed).
+        own = state["ranks"][rank] if ranks == len(state["ranks"]) else {}
         statistics = {key: own.get(key, {}) for key in ("routing", "languages")}
         statistics = to_device(statistics, self.device)
         self.model.routing_statistics.set_state(

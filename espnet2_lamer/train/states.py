@@ -39,12 +39,13 @@ def set_random_state(state: dict[str, Any]) -> None:
         (name, keys.numpy().astype(np.uint32), position, has_gauss, cached)
     )
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_initialized():
+    before, now = bool(state["cuda"]), torch.cuda.is_initialized()
+    if before and now:
         torch.cuda.set_rng_state(state["cuda"][0])
-    elif bool(state["cuda"]) != torch.cuda.is_initialized():
+    elif before or now:
         logging.warning(
-            "saved %s a GPU and resumed %s: dropout draws other random numbers",
-            *(("with", "without") if state["cuda"] else ("without", "with one")),
+            "saved %s a GPU and resumed %s one: dropout draws other random numbers",
+            *(("with", "without") if before else ("without", "with")),
         )
 
 
