@@ -6,12 +6,13 @@ BIN := $(CURDIR)/$(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SHELL_SCRIPTS = $(wildcard egs2/*/*/*.sh conf/presets/*.sh conf/presets/*/*.sh) .ci/run
 
-.PHONY: help venv demo test test-all test-cpus bench docs lint espnet-tree clean
+.PHONY: help venv demo test test-all test-cpus test-gpu bench docs lint espnet-tree clean
 
 help:
 	@echo "make demo      run the whole recipe on the embedded corpus (CPU, minutes)"
 	@echo "make test      quick tests          make test-all  all tests"
 	@echo "make test-cpus quick tests as on older CPUs, with one thread and with two"
+	@echo "make test-gpu  tests on a real GPU; skipped, with the reason, where there is none"
 	@echo "make bench     measure speed and memory, write benchmarks/RESULTS.md"
 	@echo "make docs      build the manual: docs/_build/html/index.html"
 	@echo "make lint      ruff and shellcheck  make venv      only the environment"
@@ -51,6 +52,8 @@ test-cpus: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(AVX2) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 	HF_HUB_OFFLINE=1 $(AVX2) OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 	HF_HUB_OFFLINE=1 $(OLDER) OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+test-gpu: $(INSTALLED)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m gpu -rs $(PYTEST_ARGS)
 
 bench: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks $(BENCH_ARGS)

@@ -19,6 +19,8 @@ from benchmarks.machine import describe
 from benchmarks.options import add_options, chosen
 from benchmarks.report import Section, update
 from espnet2_lamer.bin.common import run_main
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.units.teacher import check_device
 
 # A section is a module with TITLE, DEVICES, Options, QUICK and run(options, device).
 SECTIONS = (
@@ -76,9 +78,33 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _devices(wanted: str, possible: tuple[str, ...]) -> list[str]:
+def _plan(names: list[str], wanted: str) -> list[tuple[str, str]]:
+    """Sections and where each is measured; what is left out is said.
+
+    Raises:
+        RecipeError: There is no such device, or nothing would be measured.
+    """
+    if wanted != "all":
+        check_device(wanted)
     found = ["cpu"] + ["cuda"] * torch.cuda.is_available()
-    return [d for d in possible if d in found and wanted in ("all", d)]
+    plan, left_out = [], []
+    for name in names:
+        possible = importlib.import_module(f"benchmarks.{name}").DEVICES
+        places = [d for d in possible if d in found and wanted in ("all", d)]
+        plan += [(name, device) for device in places]
+        left_out += [] if places else [name]
+    if not plan:
+        raise RecipeError(
+            f"--device {wanted}: nothing would be measured: {', '.join(left_out)} "
+            "have no measurement there; see --only and --device"
+        )
+    if left_out:
+        logging.warning(
+            "--device %s leaves out %s, which have no measurement there",
+            wanted,
+            ", ".join(left_out),
+        )
+    return plan
 
 
 def _command(cmd: list[str]) -> str:
@@ -92,7 +118,11 @@ def _command(cmd: list[str]) -> str:
 
 
 def main(cmd: list[str] | None = None) -> None:
-    """Run the chosen sections; print each and write it as soon as it is done."""
+    """Run the chosen sections; print each and write it as soon as it is done.
+
+    Raises:
+        RecipeError: There is no such device, or nothing would be measured.
+    """
     cmd = sys.argv[1:] if cmd is None else cmd
     args = get_parser().parse_args(cmd)
     if args.threads:
@@ -100,22 +130,21 @@ def main(cmd: list[str] | None = None) -> None:
         # For the processes that some sections start.
         os.environ["OMP_NUM_THREADS"] = str(args.threads)
     output = args.output or (None if args.quick else RESULTS)
-    for name in args.only:
+    for name, device in _plan(args.only, args.device):
         module = importlib.import_module(f"benchmarks.{name}")
         base = module.QUICK if args.quick else module.Options()
         options = chosen(args, name, base)
-        for device in _devices(args.device, module.DEVICES):
-            logging.info("measuring %s on %s: %s", name, device, options)
-            facts = {"command": f"`{_command(cmd)}`"} | describe(device)
-            section = Section(
-                name if device == "cpu" else f"{name}-gpu",
-                module.TITLE,
-                facts,
-                module.run(options, device),
-            )
-            print(f"\n{section}\n", flush=True)
-            if output:
-                update(output, section)
+        logging.info("measuring %s on %s: %s", name, device, options)
+        facts = {"command": f"`{_command(cmd)}`"} | describe(device)
+        section = Section(
+            name if device == "cpu" else f"{name}-gpu",
+            module.TITLE,
+            facts,
+            module.run(options, device),
+        )
+        print(f"\n{section}\n", flush=True)
+        if output:
+            update(output, section)
 
 
 if __name__ == "__main__":

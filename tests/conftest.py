@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -27,6 +28,8 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 os.environ.pop("NLTK_DATA", None)
+
+import pytest  # noqa: E402
 
 from espnet2_lamer.compat import quiet_nltk  # noqa: E402
 
@@ -58,6 +61,9 @@ def _guard(function):
 
 
 def pytest_configure(config):
+    if not _wants_gpu(config):
+        # Whatever the machine has, these tests are the CPU's.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     socket.socket.connect = _guard(socket.socket.connect)
     socket.socket.connect_ex = _guard(socket.socket.connect_ex)
     resolve = socket.getaddrinfo
@@ -68,6 +74,27 @@ def pytest_configure(config):
         return resolve(host, *args, **kwargs)
 
     socket.getaddrinfo = getaddrinfo
+
+
+def _wants_gpu(config):
+    return re.search(r"(?<!not )\bgpu\b", config.option.markexpr) is not None
+
+
+def pytest_collection_modifyitems(config, items):
+    """Skip tests that need more GPUs than this run has."""
+    marked = [(item, item.get_closest_marker("gpu")) for item in items]
+    marked = [(item, marker) for item, marker in marked if marker]
+    if not marked:
+        return
+    import torch
+
+    found = torch.cuda.device_count()
+    where = "torch finds" if _wants_gpu(config) else "run with -m gpu; here are"
+    for item, marker in marked:
+        needed = marker.args[0] if marker.args else 1
+        if found < needed:
+            reason = f"needs {needed} GPU(s): {where} {found}"
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def pytest_unconfigure(config):

@@ -89,11 +89,12 @@ class CheckpointStore:
         self._sweep()
         return path
 
-    def load(self, map_location: str = "cpu") -> dict[str, Any] | None:
+    def load(self) -> dict[str, Any] | None:
         """Read the latest whole checkpoint; damaged ones are named and passed over.
 
         Returns:
-            The state; ``None`` when there is no checkpoint at all.
+            The state, on the CPU wherever it was saved; ``None`` when there is no
+            checkpoint at all.
 
         Raises:
             RecipeError: There are checkpoints, and all of them are damaged.
@@ -103,9 +104,7 @@ class CheckpointStore:
             problem = _problem(path)
             if problem is None:
                 try:
-                    return torch.load(
-                        path, map_location=map_location, weights_only=True
-                    )
+                    return torch.load(path, map_location="cpu", weights_only=True)
                 except Exception as error:
                     problem = str(error)
             logging.warning(

@@ -196,7 +196,7 @@ class ForgettingMonitor:
             return
         utts = {utt for utts in self.sample.speech.values() for utt in utts}
         try:
-            kept = torch.load(self.start, weights_only=True)
+            kept = torch.load(self.start, map_location="cpu", weights_only=True)
             fits = kept["layers"] == self.layers and set(kept["states"]) == utts
             problem = "" if fits else "is of other layers or utterances"
         except Exception as error:  # a damaged file fails in many ways

@@ -155,12 +155,12 @@ class TrainingRun:
         }
 
     def _rank_state(self) -> dict[str, Any]:
-        """What each rank has of its own."""
-        return {
-            "random": random_state(),
+        """What each rank has of its own; on the CPU, since another one writes it."""
+        statistics = {
             "routing": self.model.routing_statistics.state(),
             "languages": self.model.language_statistics.state(),
         }
+        return {"random": random_state(), **to_device(statistics, "cpu")}
 
     def _save(self, reporter: SubReporter | None) -> None:
         state = self.state(reporter)
@@ -175,7 +175,8 @@ class TrainingRun:
     def _resume(self) -> None:
         if not self.options.resume:
             return
-        state = self.store.load(self.device)
+        # On the CPU: models and optimizers take theirs to where they are.
+        state = self.store.load()
         if state is None:
             return
         for change in check_fingerprint(
@@ -192,13 +193,19 @@ class TrainingRun:
         if self.scaler is not None and state["scaler"] is not None:
             self.scaler.load_state_dict(state["scaler"])
         set_reporter_state(self.reporter, state["reporter"])
-        rank = torch.distributed.get_rank() if is_distributed() else 0
-        # With --allow_changed there may be more ranks than before.
-        own = state["ranks"][rank] if rank < len(state["ranks"]) else {}
+        rank, ranks = 0, 1
+        if is_distributed():
+            rank = torch.distributed.get_rank()
+            ranks = torch.distributed.get_world_size()
+        # Ranks read their statistics together: as many as before, or none of them, go
+        # on with theirs (their number may change with --allow_changed).
+        own = state["ranks"][rank] if ranks == len(state["ranks"]) else {}
+        statistics = {key: own.get(key, {}) for key in ("routing", "languages")}
+        statistics = to_device(statistics, self.device)
         self.model.routing_statistics.set_state(
-            own.get("routing", {}), int(self.model.training_batches)
+            statistics["routing"], int(self.model.training_batches)
         )
-        self.model.language_statistics.set_state(own.get("languages", {}))
+        self.model.language_statistics.set_state(statistics["languages"])
         self.updates, self.epoch = state["updates"], state["epoch"]
         self.batches = state["batches"]
         self.resumed = {"collected": state["collected"], "random": own.get("random")}

@@ -157,7 +157,7 @@ def check_sanity(task: type, args: argparse.Namespace) -> Sanity:
             init_param=source,
             model=model,
             ignore_init_mismatch=args.ignore_init_mismatch,
-            map_location=device,
+            map_location="cpu",
         )
     (optimizer,) = task.build_optimizers(args, model)
     factory = task.build_iter_factory(args, DistributedOption(), mode="train")

@@ -1,6 +1,7 @@
 """States that exact resume needs, as plain values that load without unpickling."""
 
 import datetime
+import logging
 import random
 from typing import Any
 
@@ -10,7 +11,7 @@ from espnet2.train.reporter import Average, Reporter, SubReporter, WeightedAvera
 
 
 def random_state() -> dict[str, Any]:
-    """State of Python's, NumPy's and torch's generators (all GPUs of the process)."""
+    """State of Python's, NumPy's and torch's generators, the GPU's in use included."""
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
     return {
@@ -18,12 +19,18 @@ def random_state() -> dict[str, Any]:
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position],
         "numpy_gauss": [has_gauss, cached],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        # Of this process's own GPU only: a later one may see more or fewer.
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [],
     }
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Undo everything drawn since :func:`random_state`."""
+    """Undo everything drawn since :func:`random_state`.
+
+    Args:
+        state: On the CPU. Where it is of a process with a GPU and this has none, or
+            the other way round, the GPU's random numbers begin anew, with a warning.
+    """
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position = state["numpy"]
@@ -31,9 +38,15 @@ def set_random_state(state: dict[str, Any]) -> None:
     np.random.set_state(
         (name, keys.numpy().astype(np.uint32), position, has_gauss, cached)
     )
-    torch.set_rng_state(state["torch"].cpu())
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    torch.set_rng_state(state["torch"])
+    before, now = bool(state["cuda"]), torch.cuda.is_initialized()
+    if before and now:
+        torch.cuda.set_rng_state(state["cuda"][0])
+    elif before or now:
+        logging.warning(
+            "saved %s a GPU and resumed %s one: dropout draws other random numbers",
+            *(("with", "without") if before else ("without", "with")),
+        )
 
 
 def reporter_state(reporter: Reporter) -> dict[str, Any]:

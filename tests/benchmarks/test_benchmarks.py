@@ -19,7 +19,7 @@ from benchmarks import (
     step,
     stock,
 )
-from benchmarks.__main__ import SECTIONS, main
+from benchmarks.__main__ import SECTIONS, _plan, main
 from benchmarks.experts import PEERS, DenseLoop
 from benchmarks.stock_setup import (
     OURS,
@@ -32,6 +32,7 @@ from benchmarks.stock_setup import (
     write_corpus,
 )
 from espnet2_lamer.data.frames import num_frames
+from espnet2_lamer.errors import RecipeError
 
 TOY = ["--quick", "--device", "cpu", "--threads", "1"]
 TOY += ["--layer_experts", "4", "--layer_dtypes", "fp32"]
@@ -366,6 +367,30 @@ def test_unknown_sections_are_refused_and_options_are_explained(capsys):
     text = capsys.readouterr().out
     for name in ("--layer_tokens", "--step_dtype", "--loss_frames", "--stock_sizes"):
         assert name in text
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (["--device", "cuda"], "--device cuda: torch finds no GPU"),
+        (["--device", "cuda", "--only", "padding"], "torch finds no GPU"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(request_, message, tmp_path):
+    output = tmp_path / "RESULTS.md"
+    with pytest.raises(RecipeError, match=message):
+        main([*request_, "--quick", "--output", str(output)])
+    assert not output.exists()
+
+
+def test_a_request_that_would_measure_nothing_is_refused(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(RecipeError, match="nothing would be measured: padding, loss"):
+        _plan(["padding", "loss"], "cuda")
+    assert _plan(["padding", "layer"], "cuda") == [("layer", "cuda")]
+    assert "--device cuda leaves out padding" in caplog.text
+    both = [("layer", "cpu"), ("layer", "cuda"), ("padding", "cpu")]
+    assert _plan(["layer", "padding"], "all") == both
 
 
 def test_the_heads_table_compares_stored_features_with_both_upstreams(results):

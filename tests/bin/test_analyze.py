@@ -27,10 +27,8 @@ LAMER = {"allocation": "2,4", "rank": 2, "targets": ["output_dense"]}
 PITCH = {"eng": 200.0, "yue": 900.0}
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def write_tones(folder):
     """Tones: the pitch is the language; phones are quiet and loud stretches."""
-    folder = tmp_path_factory.mktemp("speech")
     tables = {name: [] for name in ("wav.scp", "utt2lang", "utt2spk", "phones.ctm")}
     rng = np.random.default_rng(0)
     for lang, pitch in PITCH.items():
@@ -50,6 +48,11 @@ def data(tmp_path_factory):
     for name, lines in tables.items():
         (folder / name).write_text("\n".join(lines) + "\n")
     return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_tones(tmp_path_factory.mktemp("speech"))
 
 
 def build(lamer=None, trained=True):

@@ -165,7 +165,9 @@ def outcome(output: Path) -> dict:
         for key, value in stats.items()
         if "time" not in key
     }
-    best = torch.load(output / "valid.loss_m.ave.pth", weights_only=True)
+    best = torch.load(
+        output / "valid.loss_m.ave.pth", map_location="cpu", weights_only=True
+    )
     return {
         "forgetting": forgetting(output),
         "model": state["model"],

@@ -18,6 +18,7 @@ from espnet2_lamer.train.states import (
     set_sub_reporter_state,
     sub_reporter_state,
 )
+from tests.pretended_gpu import pretended_gpu
 
 
 def through_a_file(value):
@@ -25,7 +26,7 @@ def through_a_file(value):
     buffer = io.BytesIO()
     torch.save(value, buffer)
     buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
+    return torch.load(buffer, map_location="cpu", weights_only=True)
 
 
 def draw():
@@ -56,6 +57,31 @@ def test_every_generator_goes_on_where_it_was(undisturbed):
     torch.manual_seed(1)
     set_random_state(saved)
     assert [draw() for _ in range(3)] == expected
+
+
+def test_random_numbers_of_a_gpu_go_on_where_they_were(undisturbed):
+    with pretended_gpu():
+        torch.manual_seed(0)
+        torch.rand(3, device="cuda")
+        saved = through_a_file(random_state())
+        expected = torch.rand(3, device="cuda").tolist()
+        torch.manual_seed(1)
+        set_random_state(saved)
+        assert torch.rand(3, device="cuda").tolist() == expected
+
+
+def test_going_on_without_the_gpu_or_with_one_more_is_said(undisturbed, caplog):
+    here = random_state()
+    with pretended_gpu():
+        set_random_state(here)
+        there = random_state()
+    assert "saved without a GPU and resumed with one" in caplog.text
+    caplog.clear()
+    set_random_state(there)
+    assert "saved with a GPU and resumed without one" in caplog.text
+    caplog.clear()
+    set_random_state(here)
+    assert not caplog.text
 
 
 def report(steps, reporter):

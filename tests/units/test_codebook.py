@@ -114,12 +114,11 @@ def test_a_codebook_that_changed_meanwhile_is_refused(tmp_path):
         pickle.loads(data)
 
 
-def test_units_of_a_tensor_are_those_of_the_array():
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_units_of_a_tensor_are_those_of_the_array(device):
     rng = np.random.default_rng(0)
     frames = rng.standard_normal((50, 3)).astype(np.float32)
     book = Codebook(rng.standard_normal((4, 3)).astype(np.float32), METADATA, "")
     expected = book.assign(frames)
-    np.testing.assert_array_equal(book.assign(torch.tensor(frames)), expected)
-    if torch.cuda.is_available():
-        found = book.assign(torch.tensor(frames, device="cuda"))
-        np.testing.assert_array_equal(found, expected)
+    found = book.assign(torch.tensor(frames, device=device))
+    np.testing.assert_array_equal(found, expected)

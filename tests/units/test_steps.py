@@ -2,13 +2,12 @@
 
 import numpy as np
 import pytest
-import torch
 from sklearn.cluster import MiniBatchKMeans
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.units.steps import SklearnSteps, TorchSteps, make_steps
 
-DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def blocks(number=12, size=300, dim=5, seed=0):
@@ -48,12 +47,12 @@ def test_the_cpu_step_is_partial_fit_itself():
         assert inertia == pytest.approx(model.inertia_ / len(block))
 
 
-@pytest.mark.parametrize("kind", ["cpu", *[f"torch on {d}" for d in DEVICES]])
-def test_steps_go_on_from_saved_centroids_and_counts(kind):
+@pytest.mark.parametrize("device", [None, *DEVICES])
+def test_steps_go_on_from_saved_centroids_and_counts(device):
     def make(centroids, counts):
-        if kind == "cpu":
+        if device is None:
             return SklearnSteps(centroids, counts, seed=0)
-        return TorchSteps(centroids, counts, kind.removeprefix("torch on "))
+        return TorchSteps(centroids, counts, device)
 
     parts = list(blocks())
     start = parts[0][:20]

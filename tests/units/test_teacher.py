@@ -229,8 +229,6 @@ def test_only_the_path_of_a_source_becomes_absolute(tmp_path, monkeypatch):
 
 
 def test_cuda_without_a_gpu_is_refused(hubert_dir):
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
     with pytest.raises(RecipeError, match="--device cuda: torch finds no GPU"):
         load_teacher(str(hubert_dir), 1, "cuda")
 
@@ -240,7 +238,7 @@ def test_an_unknown_device_is_refused():
         load_teacher("mfcc", None, "tpu")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_features_on_a_gpu_are_those_of_the_cpu(hubert_dir):
     audio = np.stack([noise(16000, seed) for seed in range(3)])
     expected = load_teacher(str(hubert_dir), 3).forward_batch(audio)
