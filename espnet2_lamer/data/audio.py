@@ -1,5 +1,6 @@
 """Audio files of a data directory: checked, and converted to 16 kHz mono FLAC."""
 
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -257,12 +258,15 @@ def _already_converted(path: str, converted: Path) -> int | None:
 def _write(samples: np.ndarray, path: str, converted: Path) -> None:
     import soundfile
 
+    # In memory first: libsndfile takes a short write at the end of a file for success.
+    content = io.BytesIO()
+    with soundfile.SoundFile(
+        content, "w", SAMPLE_RATE, 1, format="FLAC", subtype="PCM_16"
+    ) as target:
+        target.comment = _origin(path)
+        target.write(samples)
     with atomic_path(converted) as temporary:
-        with soundfile.SoundFile(
-            temporary, "w", SAMPLE_RATE, 1, format="FLAC", subtype="PCM_16"
-        ) as target:
-            target.comment = _origin(path)
-            target.write(samples)
+        temporary.write_bytes(content.getbuffer())
         # The original's time marks what the file was made from.
         stat = os.stat(path)
         os.utime(temporary, ns=(stat.st_atime_ns, stat.st_mtime_ns))

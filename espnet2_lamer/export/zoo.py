@@ -17,6 +17,8 @@ from espnet2_lamer.export.archive import (
     write_archive,
 )
 from espnet2_lamer.fileio.atomic import write_text
+from espnet2_lamer.fileio.checksum import check_file
+from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file
 
 # Names as in espnet2.bin.pack: the arguments of ESPnet's inference classes.
@@ -167,9 +169,7 @@ def _option_members(options: Iterable[str | Path]) -> dict[str, Path]:
 
 
 def _portable_config(config: Path, extra: Mapping[str, Path]) -> dict[str, Any]:
-    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-    if not isinstance(settings, dict):
-        raise RecipeError(f"{config}: expected a mapping, as ESPnet writes it")
+    settings = read_yaml(config)
     settings = {k: v for k, v in settings.items() if k not in TRAINING_KEYS}
     for section, key in SOURCE_KEYS:
         value = (settings.get(section) or {}).get(key)
@@ -231,6 +231,7 @@ def _names_a_path(value: str, roots: tuple[Path, ...]) -> bool:
 def _check_state_dict(model_file: Path) -> None:
     import torch
 
+    check_file(model_file)
     try:
         state = torch.load(model_file, map_location="meta", weights_only=True)
     except Exception as error:  # the unpickler raises many kinds

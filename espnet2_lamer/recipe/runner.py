@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import rename_old, write_json
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
+from espnet2_lamer.fileio.system import system_message
 
 
 class RunOptions(Protocol):
@@ -275,7 +276,7 @@ def stage_log(expdir: Path, number: int) -> Iterator[None]:
     except Exception as error:
         # The reason belongs in the stage's log as well as on the terminal; only what
         # the user cannot mend comes with a traceback.
-        known = isinstance(error, RecipeError)
+        known = system_message(error)
         handler.handle(
             logging.LogRecord(
                 __name__,
@@ -283,7 +284,7 @@ def stage_log(expdir: Path, number: int) -> Iterator[None]:
                 __file__,
                 0,
                 "stage %d failed: %s",
-                (number, error),
+                (number, known or error),
                 None if known else sys.exc_info(),
             )
         )

@@ -17,6 +17,7 @@ from espnet2.tasks.asr import (
 
 from espnet2_lamer.asr.frontend.lamer_upstream import LamerUpstreamFrontend
 from espnet2_lamer.asr.frontend.stored_features import StoredFeaturesFrontend
+from espnet2_lamer.train.espnet_files import CheckedTrainer
 from espnet2_lamer.whisper.decoder import WhisperLoraDecoder
 from espnet2_lamer.whisper.encoder import WhisperLoraEncoder
 from espnet2_lamer.whisper.model import WhisperLoraModel
@@ -50,8 +51,10 @@ class LamerASRTask(ASRTask):
 
     ESPnet's ``use_amp`` does nothing on a CPU. ``amp_dtype: bf16`` runs the encoder
     under autocast on any device, and with Whisper the decoder. Checkpoints and configs
-    are ASRTask's.
+    are ASRTask's; files appear whole, see :class:`CheckedTrainer`.
     """
+
+    trainer = CheckedTrainer
 
     @classmethod
     def add_task_arguments(cls, parser: argparse.ArgumentParser) -> None:

@@ -17,6 +17,7 @@ from torch.multiprocessing.spawn import ProcessException
 from espnet2_lamer.asr.encoder.lamer_hubert import LamerHubertEncoder
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table
+from espnet2_lamer.fileio.text import text_lines
 from espnet2_lamer.hubert.espnet_model import AMP_DTYPES, LamerHubertPretrainModel
 from espnet2_lamer.registry import register
 from espnet2_lamer.tasks.dry_run import dry_run
@@ -192,9 +193,10 @@ class LamerHubertTask(HubertTask):
     def build_model(cls, args: argparse.Namespace) -> LamerHubertPretrainModel:
         """Build encoder and model from parsed arguments."""
         if isinstance(args.token_list, str):
-            with open(args.token_list, encoding="utf-8") as handle:
-                # Kept in config.yaml, so that the experiment is portable.
-                args.token_list = [line.rstrip("\n") for line in handle]
+            # Kept in config.yaml, so that the experiment is portable.
+            args.token_list = [
+                line.rstrip("\r\n") for _, line in text_lines(args.token_list)
+            ]
         encoder_class = encoder_choices.get_class(args.encoder)
         if not issubclass(encoder_class, LamerHubertEncoder):
             raise RecipeError(

@@ -18,9 +18,10 @@ from espnet2.train.reporter import Reporter, SubReporter
 from torch.nn.parallel import DistributedDataParallel
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.fileio.atomic import atomic_path
+from espnet2_lamer.fileio.atomic import link
+from espnet2_lamer.fileio.checksum import checked_file, remove_file
 from espnet2_lamer.hubert.distributed import is_distributed
-from espnet2_lamer.train.averaging import average_best_models, link
+from espnet2_lamer.train.averaging import average_best_models
 from espnet2_lamer.train.checkpoint import CheckpointStore
 from espnet2_lamer.train.fingerprint import check_fingerprint
 from espnet2_lamer.train.health import Health
@@ -169,8 +170,7 @@ class TrainingRun:
             torch.distributed.all_gather_object(every, state["ranks"][0])
             state["ranks"] = every
         if self.is_first:
-            path = self.store.save(state, self.updates)
-            link(self.output_dir / "checkpoint.pth", f"checkpoints/{path.name}")
+            self.store.save(state, self.updates)
 
     def _resume(self) -> None:
         if not self.options.resume:
@@ -354,13 +354,8 @@ class TrainingRun:
 
     def _write_epoch_model(self) -> None:
         path = self.output_dir / f"{self.epoch}epoch.pth"
-        try:
-            with atomic_path(path) as temporary:
-                torch.save(self.model.state_dict(), temporary)
-        except (OSError, RuntimeError) as error:
-            raise RecipeError(
-                f"{path}: cannot be written ({error}); make room and run again to go on"
-            ) from error
+        with checked_file(path) as stream:
+            torch.save(self.model.state_dict(), stream)
         link(self.output_dir / "latest.pth", path.name)
         numbers = self.options.keep_nbest_models
         number = max([numbers] if isinstance(numbers, int) else numbers)
@@ -375,7 +370,7 @@ class TrainingRun:
                 logging.info("best %s.%s so far", part, key)
         for epoch in range(1, self.epoch):
             if epoch not in keep:
-                (self.output_dir / f"{epoch}epoch.pth").unlink(missing_ok=True)
+                remove_file(self.output_dir / f"{epoch}epoch.pth")
 
     # -- messages -------------------------------------------------------------
 
