@@ -22,6 +22,7 @@ from espnet2_lamer.evaluation.provenance import made_from
 from espnet2_lamer.evaluation.runs import TARGETS, Run
 from espnet2_lamer.evaluation.tokens import BPE_MODEL, read_targets
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json
+from espnet2_lamer.fileio.checksum import check_file
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file
@@ -262,6 +263,7 @@ def load_speech2text(
     from espnet2_lamer.tasks.asr import register_asr
 
     register_asr()
+    check_file(Path(final_dir) / "model.pth")
     pieces = Path(final_dir) / BPE_MODEL
     return Speech2Text(
         asr_train_config=str(Path(final_dir) / "config.yaml"),

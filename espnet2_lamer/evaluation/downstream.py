@@ -322,9 +322,9 @@ def _espnet_options(
         *vocabulary.options(data),
         *("--preencoder_conf", f"input_size={dim}"),
     ]
+    settings = read_yaml(config)
     if head.learning_rate is not None:
         options += ["--optim_conf", f"lr={head.learning_rate}"]
-        settings = read_yaml(config)
         if "max_lr" in (settings.get("scheduler_conf") or {}):
             options += ["--scheduler_conf", f"max_lr={head.learning_rate}"]
     kind = "kaldi_ark" if stored else "sound"

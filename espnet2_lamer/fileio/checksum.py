@@ -9,6 +9,7 @@ from typing import Any
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path, write_text
 from espnet2_lamer.fileio.hashing import sha256_file
+from espnet2_lamer.fileio.text import read_text
 
 SUFFIX = ".sha256"
 
@@ -93,3 +94,27 @@ def remove_file(path: Path) -> None:
     """Remove a file and its checksum, the checksum first."""
     sidecar(path).unlink(missing_ok=True)
     path.unlink(missing_ok=True)
+
+
+def checksums(folder: Path) -> str:
+    """Checksums of all files below a folder, as ``sha256sum`` writes them."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return "".join(
+        checksum_line(sha256_file(path), path.relative_to(folder).as_posix())
+        for path in files
+    )
+
+
+def changed_files(folder: Path, record: Path) -> list[Path]:
+    """Files below a folder that are gone or differ from what :func:`checksums` gave.
+
+    Args:
+        folder: The folder.
+        record: What the function gave, in a file.
+    """
+    lines = (line.split("  ", 1) for line in read_text(record).splitlines())
+    return [
+        folder / name
+        for sha256, name in lines
+        if not (folder / name).is_file() or sha256_file(folder / name) != sha256
+    ]

@@ -104,7 +104,7 @@ def parse_yaml(content: bytes | str, source: object) -> Any:
     except Exception as error:  # numbers, dates and nesting raise their own
         reason = " ".join(str(error).split())
         raise RecipeError(
-            f"{source}: not plain YAML: {reason}; repair the line that it names"
+            f"{source}: not valid YAML: {reason}; repair the line that it names"
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -62,7 +63,7 @@ def system_message(error: BaseException) -> str | None:
         near = error.object[max(error.start - 30, 0) : error.end + 10]
         return f"a file is not {error.encoding} near {near!r}; convert it to UTF-8"
     if isinstance(error, yaml.YAMLError):
-        return f"not plain YAML: {' '.join(str(error).split())}"
+        return f"not valid YAML: {' '.join(str(error).split())}"
     return None
 
 
@@ -82,7 +83,7 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
     tells whether the system is the reason.
 
     Args:
-        path: File or folder that the block writes.
+        path: File, or folder of the files, that the block writes.
         temporary: What the block writes instead, to be renamed.
 
     Raises:
@@ -96,7 +97,9 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
     except Exception as error:
         cause: Exception | None = error
         if not isinstance(error, OSError) or error.errno is None:
-            cause = _refusal(temporary or path)
+            cause = _stated(error) or _refusal(
+                temporary or (path if path.is_dir() else path.parent)
+            )
         if not isinstance(cause, OSError):
             raise
         name = "" if cause.filename is None else os.fsdecode(cause.filename)
@@ -107,6 +110,12 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
         else:
             raise
         raise OSError(cause.errno, cause.strerror, name) from error
+
+
+def _stated(error: Exception) -> OSError | None:
+    """What a library in Rust (safetensors) says in its own type of exception."""
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(match[1]), os.strerror(int(match[1]))) if match else None
 
 
 def _refusal(path: Path) -> OSError | None:

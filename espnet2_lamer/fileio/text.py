@@ -1,6 +1,7 @@
 """Tables of text: UTF-8, or a message with file, line and byte."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from espnet2_lamer.errors import RecipeError
@@ -33,3 +34,19 @@ def text_lines(path: str | Path) -> Iterator[tuple[int, str]]:
 def read_text(path: str | Path) -> str:
     """Read a whole file as :func:`text_lines` does."""
     return "".join(line for _, line in text_lines(path))
+
+
+@contextmanager
+def utf8_tables(paths: Iterable[str | Path]) -> Iterator[None]:
+    """Say which of the tables that a library reads in the block is not UTF-8.
+
+    Raises:
+        RecipeError: In place of the library's ``UnicodeDecodeError``.
+    """
+    try:
+        yield
+    except UnicodeDecodeError:
+        for path in paths:
+            for _ in text_lines(path):
+                pass
+        raise

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import rename_old, write_json
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
+from espnet2_lamer.fileio.logfile import LogFile
 from espnet2_lamer.fileio.system import system_message
 
 
@@ -265,7 +266,7 @@ def stage_log(expdir: Path, number: int) -> Iterator[None]:
     """Send everything that is logged inside the block to ``logs/stage_NN.log`` too."""
     path = expdir / "logs" / f"stage_{number:02d}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, mode="a", encoding="utf-8")
+    handler = LogFile(path)
     handler.setFormatter(
         logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     )

@@ -17,7 +17,7 @@ from torch.multiprocessing.spawn import ProcessException
 from espnet2_lamer.asr.encoder.lamer_hubert import LamerHubertEncoder
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table
-from espnet2_lamer.fileio.text import text_lines
+from espnet2_lamer.fileio.text import text_lines, utf8_tables
 from espnet2_lamer.hubert.espnet_model import AMP_DTYPES, LamerHubertPretrainModel
 from espnet2_lamer.registry import register
 from espnet2_lamer.tasks.dry_run import dry_run
@@ -278,8 +278,11 @@ class LamerHubertTask(HubertTask):
             total / 3600,
             iter_options.batch_bins / 16000,
         )
+        tables = [path for path, *_ in iter_options.data_path_and_name_and_type]
+        with utf8_tables(tables):
+            dataset = cls.build_dataset(args, iter_options)
         return BucketIterFactory(
-            dataset=cls.build_dataset(args, iter_options),
+            dataset=dataset,
             lengths=lengths,
             batch_bins=iter_options.batch_bins,
             make_collate=partial(cls._collate, args, iter_options.train),

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import link
 from espnet2_lamer.fileio.checksum import checked_file, remove_file
+from espnet2_lamer.fileio.system import bytes_of, check_space
 from espnet2_lamer.hubert.distributed import is_distributed
 from espnet2_lamer.train.averaging import average_best_models
 from espnet2_lamer.train.checkpoint import CheckpointStore
@@ -97,6 +98,8 @@ class TrainingRun:
     def run(self) -> None:
         """Train to the last epoch; see :meth:`LamerTrainer.run` for what it raises."""
         self._resume()
+        if self.is_first:
+            self._check_space()
         if self.epoch <= self.options.max_epoch:
             self.health.start(self.epoch, self.updates)
         model = self.model
@@ -133,6 +136,23 @@ class TrainingRun:
         if is_distributed():
             # Nobody goes on to files that the first rank still writes.
             torch.distributed.barrier()
+
+    def _check_space(self) -> None:
+        """Refuse to begin what the disk cannot hold: checkpoints and models."""
+        tensors = self.model.state_dict().values()
+        model = sum(value.numel() * value.element_size() for value in tensors)
+        # Two moments of every weight that trains; one checkpoint more while writing.
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        numbers = self.options.keep_nbest_models
+        kept = max([numbers] if isinstance(numbers, int) else numbers) + 2
+        needed = (self.store.keep + 1) * (model + 8 * trained) + kept * model
+        there = [*self.store.paths(), *self.output_dir.glob("*epoch.pth")]
+        check_space(
+            self.output_dir,
+            needed - bytes_of(there),
+            "checkpoints and models",
+            "name another folder with --expdir (--output_dir)",
+        )
 
     # -- resume ---------------------------------------------------------------
 
