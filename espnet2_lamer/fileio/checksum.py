@@ -9,7 +9,6 @@ from typing import Any
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path, write_text
 from espnet2_lamer.fileio.hashing import sha256_file
-from espnet2_lamer.fileio.text import read_text
 
 SUFFIX = ".sha256"
 
@@ -112,9 +111,11 @@ def changed_files(folder: Path, record: Path) -> list[Path]:
         folder: The folder.
         record: What the function gave, in a file.
     """
-    lines = (line.split("  ", 1) for line in read_text(record).splitlines())
+    # A damaged record names files that are not there.
+    text = record.read_text(encoding="utf-8", errors="replace")
+    lines = (line.partition("  ") for line in text.splitlines())
     return [
         folder / name
-        for sha256, name in lines
+        for sha256, _, name in lines
         if not (folder / name).is_file() or sha256_file(folder / name) != sha256
     ]

@@ -187,7 +187,9 @@ def disk_full(stage):
     _, last = stage.train("full")
     return {
         "codes": [code, last],
-        "message": [x for x in stage.log("full").splitlines() if "too large" in x][-1],
+        "message": [
+            x for x in stage.log("full").splitlines() if "cannot be written: " in x
+        ][-1],
         "files": names,
         "differences": stage.compare(output),
     }
