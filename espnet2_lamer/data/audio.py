@@ -243,7 +243,7 @@ def _check_room(wavs: Mapping[str, str], audio_dir: Path) -> None:
                     seconds += duration(source)
     needed = seconds * _FLAC_BYTES_PER_SECOND * len(wavs) / max(1, len(some))
     way_out = "name another folder with --dumpdir"
-    check_space(audio_dir, needed, "about 16 kHz audio files", way_out)
+    check_space(audio_dir, needed, "files at 16 kHz, by estimate,", way_out)
 
 
 def _to_16k_mono(samples: np.ndarray, rate: int) -> np.ndarray:

@@ -144,8 +144,8 @@ def disturbed(request, noise):
     told = {}
 
     def go():
-        for stage in range(1, 6):
-            for room in ROOM[kind].get(stage, []):
+        for stage, last in ((1, 1), (2, 4), (5, 5)):
+            for room in ROOM[kind][stage]:
                 arguments = noise.arguments(folder, stage, stage)
                 if kind == "small disk":
                     with full(kind, folder, room):
@@ -153,7 +153,7 @@ def disturbed(request, noise):
                 else:
                     result = run(arguments, room)
                 told[stage, room] = the_line(result)
-            finish(noise.arguments(folder, stage, stage))
+            finish(noise.arguments(folder, stage, last))
         return kind, folder, told, files(folder, *WRITTEN)
 
     if kind == "small disk":
@@ -171,7 +171,7 @@ def test_stages_1_2_and_5_on_a_full_disk_end_in_one_line_that_names_the_file(dis
         where, _, reason = line.partition(": ")
         assert where.startswith(f"{folder}/"), (stage, line)
         if (stage, room) == (2, 2**18):
-            assert "about 16 kHz audio files take 1." in reason
+            assert reason.startswith("files at 16 kHz, by estimate, take ")
             assert "are free there; make room, or name another folder with" in reason
         else:
             assert reason.startswith(REASONS[kind]) and "run the same comm" in reason
