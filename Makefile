@@ -52,6 +52,7 @@ test-cpus: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(AVX2) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 	HF_HUB_OFFLINE=1 $(AVX2) OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 	HF_HUB_OFFLINE=1 $(OLDER) OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
 test-gpu: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m gpu -rs $(PYTEST_ARGS)
 

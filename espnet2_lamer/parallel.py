@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.logfile import LogFile
 
 #: Seconds to wait for the first worker: a batch system may queue it.
 WAIT = 3600
@@ -128,7 +129,7 @@ def _call_logged(
             for place in places[1]:
                 handler = logging.StreamHandler()
                 if place.file:
-                    handler = logging.FileHandler(place.file, "a", encoding="utf-8")
+                    handler = LogFile(place.file)
                 handler.setLevel(place.level)
                 handler.setFormatter(place.formatter)
                 handler.filters = place.filters

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from espnet2_lamer.fileio.foreign import parse_yaml
+from espnet2_lamer.fileio.foreign import read_yaml
 
 AUTO = "auto"
 #: Values of ``amp_dtype`` and what autocast computes in; ``none`` is float32.
@@ -115,6 +115,6 @@ def _recorded(config: Path) -> str | None:
     """Return the settled ``amp_dtype`` of an experiment; ``None`` without one."""
     if not config.is_file():
         return None
-    settings = parse_yaml(config.read_text(encoding="utf-8"), config)
+    settings = read_yaml(config)
     found = settings.get("amp_dtype") if isinstance(settings, dict) else None
     return found if found in AMP_DTYPES else None

@@ -5,8 +5,7 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
+from espnet2_lamer.convert.state import read_tensors
 from espnet2_lamer.fileio.atomic import atomic_path, write_text
 
 
@@ -22,9 +21,7 @@ def read_curves(experiment: Path) -> list[dict[str, float | int | str]]:
     from espnet2_lamer.registry import register
 
     register()
-    state = torch.load(
-        experiment / "checkpoint.pth", map_location="cpu", weights_only=True
-    )
+    state = read_tensors(experiment / "checkpoint.pth")
     rows = []
     for epoch, phases in sorted(state["reporter"]["stats"].items()):
         for phase in ("train", "valid"):

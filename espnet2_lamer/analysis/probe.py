@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.measure import Measure
+from espnet2_lamer.fileio.text import text_lines
 
 SAMPLE_RATE = 16_000
 _FRAME_SHIFT = 320
@@ -61,20 +62,19 @@ def frame_phones(phones_ctm: str | Path) -> dict[str, list[str | None]]:
     if not path.is_file():
         raise RecipeError(f"{path}: file not found; it is made by stage 1")
     aligned: dict[str, list[str | None]] = {}
-    with open(path, encoding="utf-8") as handle:
-        for number, line in enumerate(handle, 1):
-            try:
-                utt, _, start_s, duration_s, phone = line.split()[:5]
-                start, end = float(start_s), float(start_s) + float(duration_s)
-            except ValueError:
-                raise RecipeError(
-                    f"{path}:{number}: found {line.strip()!r}; expected 'utt channel "
-                    "start_s duration_s phone'"
-                ) from None
-            frames = aligned.setdefault(utt, [])
-            first, stop = _first_frame(start), _first_frame(end)
-            frames.extend([None] * (stop - len(frames)))
-            frames[first:stop] = [phone] * (stop - first)
+    for number, line in text_lines(path):
+        try:
+            utt, _, start_s, duration_s, phone = line.split()[:5]
+            start, end = float(start_s), float(start_s) + float(duration_s)
+        except ValueError:
+            raise RecipeError(
+                f"{path}:{number}: found {line.strip()!r}; expected 'utt channel "
+                "start_s duration_s phone'"
+            ) from None
+        frames = aligned.setdefault(utt, [])
+        first, stop = _first_frame(start), _first_frame(end)
+        frames.extend([None] * (stop - len(frames)))
+        frames[first:stop] = [phone] * (stop - first)
     return aligned
 
 

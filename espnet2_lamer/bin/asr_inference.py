@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from espnet2_lamer.bin.common import run_main
 from espnet2_lamer.compat import quiet_nltk
+from espnet2_lamer.fileio.checksum import check_file
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -26,6 +27,9 @@ def main(cmd: Sequence[str] | None = None) -> None:
     from espnet2_lamer.tasks.asr import register_asr
 
     register_asr()
+    weights = asr_inference.get_parser().parse_args(cmd).asr_model_file
+    if weights is not None:
+        check_file(weights)
     asr_inference.main(cmd)
 
 

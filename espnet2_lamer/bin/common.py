@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.system import system_message
 from espnet2_lamer.recipe.options import CommonOptions
 
 
@@ -104,12 +105,15 @@ def run_main(main: Callable[[], object]) -> None:
     setup_logging()
     try:
         main()
-    except RecipeError as error:
-        logging.error("%s", error)
-        sys.exit(1)
     except KeyboardInterrupt:
         logging.error("interrupted")
         sys.exit(130)
+    except Exception as error:
+        message = system_message(error)
+        if message is None:
+            raise
+        logging.error("%s", message)
+        sys.exit(1)
 
 
 class _OwnOrError(logging.Filter):

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from espnet2_lamer.bin.common import get_argument_parser, run_main
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.foreign import read_yaml
+from espnet2_lamer.fileio.text import read_text
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -93,7 +93,7 @@ def _zoo(args: argparse.Namespace) -> None:
         if not args.results.is_file():
             raise RecipeError(f"{args.results}: file not found; stage 12 writes it")
         options.append(args.results)
-        results = args.results.read_text(encoding="utf-8")
+        results = read_text(args.results)
     metadata = {}
     if args.codebook is not None:
         metadata["codebook_sha256"] = sha256_file(args.codebook)
@@ -105,7 +105,7 @@ def _zoo(args: argparse.Namespace) -> None:
         notes=args.note,
         results=results,
     )
-    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    settings = read_yaml(config)
     if args.model_file is not None:
         weights = directory / args.model_file
     else:

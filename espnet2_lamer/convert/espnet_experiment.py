@@ -9,7 +9,7 @@ from torchaudio.models import Wav2Vec2Model
 from espnet2_lamer.convert.architecture import STRUCTURE
 from espnet2_lamer.convert.state import fill_hubert, read_tensors, rename
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.fileio.foreign import clear_errors, parse_yaml
+from espnet2_lamer.fileio.foreign import clear_errors, read_yaml
 
 CONFIG = "config.yaml"
 STOCK, OURS = "torchaudio_hubert", "lamer_hubert"
@@ -47,15 +47,7 @@ def read_config(experiment: Path) -> dict[str, Any]:
     Raises:
         RecipeError: It is missing or no YAML mapping.
     """
-    path = experiment / CONFIG
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read ({error})") from error
-    config = parse_yaml(content, path)
-    if not isinstance(config, dict):
-        raise RecipeError(f"{path}: found {type(config).__name__}, expected a mapping")
-    return config
+    return read_yaml(experiment / CONFIG)
 
 
 def read_architecture(experiment: Path) -> dict[str, Any]:

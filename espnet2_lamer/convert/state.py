@@ -11,6 +11,7 @@ from torchaudio.models import Wav2Vec2Model
 from espnet2_lamer.convert.architecture import build_hubert
 from espnet2_lamer.convert.inert_pickle import short_reason
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.checksum import check_file
 
 # How torch named the two parts of a weight norm before parametrizations.
 LEGACY_WEIGHT_NORM = {
@@ -23,8 +24,10 @@ def read_tensors(path: Path) -> Any:
     """Return what ``torch.save`` wrote, tensors and plain containers only.
 
     Raises:
-        RecipeError: It is damaged, or holds anything else.
+        RecipeError: It is damaged, by the checksum beside it if there is one, or holds
+            anything else.
     """
+    check_file(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in many ways

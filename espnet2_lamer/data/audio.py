@@ -1,8 +1,10 @@
 """Audio files of a data directory: checked, and converted to 16 kHz mono FLAC."""
 
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -11,16 +13,21 @@ from typing import Any
 import numpy as np
 
 from espnet2_lamer.data.audio_fingerprint import QUERY_STEP, Fingerprint, fingerprint
-from espnet2_lamer.data.decoding import Unusable, decode, duration, open_audio
+from espnet2_lamer.data.decoding import Source, Unusable, decode, duration, open_audio
 from espnet2_lamer.data.skipped import SkippedAudio, refuse
 from espnet2_lamer.fileio.atomic import atomic_path
 from espnet2_lamer.fileio.hashing import sha256_value
+from espnet2_lamer.fileio.system import check_space
 
 SAMPLE_RATE = 16000
 #: What libsndfile decodes and the recipe accepts.
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 _KEPT_AS_THEY_ARE = ("WAV", "WAVEX", "RF64", "FLAC")
 _BATCH = 16
+# Headers read before a set is converted, and the least that a second of speech takes:
+# a third of its 16-bit samples. Who has less room will not come to the end.
+_SOME = 200
+_FLAC_BYTES_PER_SECOND = 2 * SAMPLE_RATE / 3
 # A process pays from this many files on: its start takes as long as reading them.
 _FILES_PER_PROCESS = 500
 # Half a step of 16 bits: quieter files are all zeros when they are converted.
@@ -81,6 +88,7 @@ def prepare_audio(
             be seen): any without ``skipped``, too many with it. All are counted, the
             first 10 named.
     """
+    _check_room(wavs, Path(audio_dir))
     return _checked(
         over_files(_prepare, wavs, nj, "check audio", str(audio_dir), fingerprints),
         *(wavs, wav_scp, skipped),
@@ -192,11 +200,7 @@ def file_seconds(utt: str, path: str) -> float:
 def _prepare(utt: str, path: str, audio_dir: str, fingerprints: bool) -> Audio:
     with open_audio(path) as source:
         rate = source.file.samplerate
-        change = {
-            "resampled": rate != SAMPLE_RATE,
-            "downmixed": source.file.channels > 1,
-            "decoded": source.file.format not in _KEPT_AS_THEY_ARE,
-        }
+        change = _changes(source)
         converted = Path(audio_dir) / f"{utt}.flac"
         known = _already_converted(path, converted) if any(change.values()) else None
         if known is None:
@@ -218,6 +222,28 @@ def _prepare(utt: str, path: str, audio_dir: str, fingerprints: bool) -> Audio:
         **change,
         fingerprint=fingerprint(mono, QUERY_STEP) if fingerprints else None,
     )
+
+
+def _changes(source: Source) -> dict[str, bool]:
+    return {
+        "resampled": source.file.samplerate != SAMPLE_RATE,
+        "downmixed": source.file.channels > 1,
+        "decoded": source.file.format not in _KEPT_AS_THEY_ARE,
+    }
+
+
+def _check_room(wavs: Mapping[str, str], audio_dir: Path) -> None:
+    """Refuse to convert what the disk cannot hold; some files tell how much it is."""
+    seconds = 0.0
+    some = list(wavs)[:: max(1, len(wavs) // _SOME)]
+    for utt in some:
+        with suppress(Unusable), open_audio(wavs[utt]) as source:
+            if any(_changes(source).values()):
+                if _already_converted(wavs[utt], audio_dir / f"{utt}.flac") is None:
+                    seconds += duration(source)
+    needed = seconds * _FLAC_BYTES_PER_SECOND * len(wavs) / max(1, len(some))
+    way_out = "name another folder with --dumpdir"
+    check_space(audio_dir, needed, "files at 16 kHz, by estimate,", way_out)
 
 
 def _to_16k_mono(samples: np.ndarray, rate: int) -> np.ndarray:
@@ -254,15 +280,34 @@ def _already_converted(path: str, converted: Path) -> int | None:
         return None
 
 
-def _write(samples: np.ndarray, path: str, converted: Path) -> None:
+def write_flac(path: Path, samples: np.ndarray, rate: int, comment: str = "") -> None:
+    """Write mono audio as 16-bit FLAC.
+
+    Args:
+        path: The file; not written by rename.
+        samples: ``[n]``, float in -1 to 1, or int16.
+        rate: In Hz.
+        comment: Goes into the file's metadata.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     import soundfile
 
+    # In memory first: libsndfile takes a short write at the end of a file for success.
+    content = io.BytesIO()
+    with soundfile.SoundFile(
+        content, "w", rate, 1, format="FLAC", subtype="PCM_16"
+    ) as target:
+        if comment:
+            target.comment = comment
+        target.write(samples)
+    path.write_bytes(content.getbuffer())
+
+
+def _write(samples: np.ndarray, path: str, converted: Path) -> None:
     with atomic_path(converted) as temporary:
-        with soundfile.SoundFile(
-            temporary, "w", SAMPLE_RATE, 1, format="FLAC", subtype="PCM_16"
-        ) as target:
-            target.comment = _origin(path)
-            target.write(samples)
+        write_flac(temporary, samples, SAMPLE_RATE, _origin(path))
         # The original's time marks what the file was made from.
         stat = os.stat(path)
         os.utime(temporary, ns=(stat.st_atime_ns, stat.st_mtime_ns))

@@ -12,6 +12,7 @@ from espnet2_lamer.data.skipped import SkippedAudio
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_dir
 from espnet2_lamer.fileio.datadir import read_table, write_spk2utt, write_table
+from espnet2_lamer.fileio.text import text_lines
 
 _OPTIONAL_TABLES = ("text", "romanisation", "utt2source")
 _COUNTS = (
@@ -193,9 +194,9 @@ def _add(result, data_dir, read, min_s, max_s, keep) -> None:
                 tables[name][utt] = optional[name][utt]
     ctm = data_dir / "phones.ctm"
     if ctm.is_file():
-        with open(ctm, encoding="utf-8") as handle:
-            kept = result.tables["wav.scp"]
-            result.ctm += [line for line in handle if line.split(" ", 1)[0] in kept]
+        kept = result.tables["wav.scp"]
+        lines = (line for _, line in text_lines(ctm))
+        result.ctm += [line for line in lines if line.split(" ", 1)[0] in kept]
 
 
 def _count(report: dict, lang: str, audio: Audio, min_s: float, max_s: float) -> bool:

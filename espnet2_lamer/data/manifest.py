@@ -12,6 +12,7 @@ from espnet2_lamer.data.seeds import seed_of
 from espnet2_lamer.data.sets import SPLITS, Utterance, remove_other_sets, write_set
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
+from espnet2_lamer.fileio.text import read_text
 
 REQUIRED = ("utt_id", "path", "lang")
 OPTIONAL = ("split", "text", "speaker", "romanisation", "source", "duration_s")
@@ -91,12 +92,7 @@ def read_manifest(path: str | Path) -> list[Utterance]:
     path = Path(path)
     if not path.is_file():
         raise RecipeError(f"{path}: manifest not found (a TSV file or a folder)")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise RecipeError(
-            f"{path}: not UTF-8 text ({error}); save it as UTF-8"
-        ) from None
+    lines = read_text(path).split("\n")
     header = lines[0].rstrip("\r").split("\t")
     missing = [name for name in REQUIRED if name not in header]
     if missing:

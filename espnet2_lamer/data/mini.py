@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from espnet2_lamer.data.audio import write_flac
 from espnet2_lamer.data.espeak import SAMPLE_RATE, VOICES, engine
 from espnet2_lamer.data.mini_plan import (
     MAX_SECONDS,
@@ -240,21 +241,13 @@ def _synthesise(plans, audio_dir, seconds, min_utterances, nj, name) -> list[Utt
 
 
 def _synthesise_chunk(plans: list[UtterancePlan], audio_dir: Path) -> list[Utterance]:
-    import soundfile
-
     utterances = []
     for plan in plans:
         result = synthesise_utterance(plan)
         if result is None:
             continue
         samples, utterance = result
-        soundfile.write(
-            audio_dir / f"{utterance.utt_id}.flac",
-            samples,
-            SAMPLE_RATE,
-            format="FLAC",
-            subtype="PCM_16",
-        )
+        write_flac(audio_dir / f"{utterance.utt_id}.flac", samples, SAMPLE_RATE)
         utterances.append(utterance)
     return utterances
 

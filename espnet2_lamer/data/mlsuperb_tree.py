@@ -29,6 +29,7 @@ from espnet2_lamer.data.sets import Utterance, write_set
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.units import default_unit, official_text
 from espnet2_lamer.fileio.atomic import write_json
+from espnet2_lamer.fileio.text import read_text
 
 #: ESPnet's asr.sh drops longer and shorter utterances, but never from test sets.
 LONGEST_TRAIN, SHORTEST_TRAIN = 20.0, 0.1
@@ -114,7 +115,7 @@ def read_transcript(path: Path, lang: str, dataset: str) -> Iterator[Utterance]:
             "the download, or leave the language out of --eval_langs"
         )
     seen: set[str] = set()
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = read_text(path).split("\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

@@ -31,6 +31,7 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.runs import BUDGETS
 from espnet2_lamer.fileio.atomic import write_json, write_text
 from espnet2_lamer.fileio.datadir import read_table
+from espnet2_lamer.fileio.text import read_text
 
 #: In-domain and out-of-domain test of the paper.
 PAPER_CORPORA = ("commonvoice", "fleurs")
@@ -201,7 +202,7 @@ def _choose(
     wavs = read_table(source / "wav.scp")
     listed = Path(lists_dir) / f"{name}.txt" if lists_dir else None
     if listed is not None and listed.is_file():
-        utts = set(listed.read_text(encoding="utf-8").split())
+        utts = set(read_text(listed).split())
         unusable = sorted(u for u in utts if u not in wavs or not texts.get(u))
         if unusable:
             raise RecipeError(

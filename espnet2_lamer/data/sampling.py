@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.text import text_lines
 
 METHODS = ("uniform", "temperature", "speaker", "cluster")
 
@@ -113,12 +114,11 @@ def dominant_units(path: str | Path, utts: Container[str]) -> dict[str, str]:
             f"--replay_clusters: {path} not found; expected lines `utt_id u1 u2 ...`"
         )
     units: dict[str, str] = {}
-    with open(path, encoding="utf-8") as handle:
-        for line in handle:
-            utt, *labels = line.split()
-            if labels and utt in utts:
-                counts = Counter(labels)
-                units[utt] = min(counts, key=lambda u: (-counts[u], len(u), u))
+    for _, line in text_lines(path):
+        utt, *labels = line.split() or [""]
+        if labels and utt in utts:
+            counts = Counter(labels)
+            units[utt] = min(counts, key=lambda u: (-counts[u], len(u), u))
     return units
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from tqdm import tqdm
 
 from espnet2_lamer.compat import quiet_nltk
@@ -23,7 +22,9 @@ from espnet2_lamer.evaluation.provenance import made_from
 from espnet2_lamer.evaluation.runs import TARGETS, Run
 from espnet2_lamer.evaluation.tokens import BPE_MODEL, read_targets
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json
+from espnet2_lamer.fileio.checksum import check_file
 from espnet2_lamer.fileio.datadir import read_table, write_table
+from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file
 
 #: Text, tokens and token ids, separated by spaces.
@@ -86,7 +87,7 @@ def decode_together(
     for path in (final_dir / "config.yaml", final_dir / "model.pth"):
         if not path.is_file():
             raise RecipeError(f"{path}: file not found; it is made by stages 10 and 11")
-    options = yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {}
+    options = read_yaml(config)
     samples = count_samples(Path(wav_scp))
     common = {
         "model": sha256_file(final_dir / "model.pth"),
@@ -262,6 +263,7 @@ def load_speech2text(
     from espnet2_lamer.tasks.asr import register_asr
 
     register_asr()
+    check_file(Path(final_dir) / "model.pth")
     pieces = Path(final_dir) / BPE_MODEL
     return Speech2Text(
         asr_train_config=str(Path(final_dir) / "config.yaml"),

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
+from espnet2_lamer.convert.state import read_tensors
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.feature_store import (
     StorePlan,
@@ -30,6 +30,7 @@ from espnet2_lamer.evaluation.tokens import (
 )
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
+from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
 from espnet2_lamer.fileio.lock import exclusive
 from espnet2_lamer.train.console import espnet_log
@@ -321,9 +322,9 @@ def _espnet_options(
         *vocabulary.options(data),
         *("--preencoder_conf", f"input_size={dim}"),
     ]
+    settings = read_yaml(config)
     if head.learning_rate is not None:
         options += ["--optim_conf", f"lr={head.learning_rate}"]
-        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
         if "max_lr" in (settings.get("scheduler_conf") or {}):
             options += ["--scheduler_conf", f"max_lr={head.learning_rate}"]
     kind = "kaldi_ark" if stored else "sound"
@@ -354,7 +355,7 @@ def _run_espnet(cmd: list[str], output_dir: Path) -> None:
             raise RecipeError(
                 f"{output_dir}: ESPnet refused its options; read the message above"
             ) from error
-    checkpoint = torch.load(output_dir / "checkpoint.pth", map_location="cpu")
+    checkpoint = read_tensors(output_dir / "checkpoint.pth")
     stats = checkpoint["reporter"]["stats"]
     epoch = min(stats, key=lambda e: stats[e]["valid"]["loss"])
     write_json(

@@ -25,6 +25,7 @@ from espnet2_lamer.fileio.atomic import atomic_path, write_json, write_text
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.fileio.hashing import sha256_value
 from espnet2_lamer.fileio.lock import exclusive
+from espnet2_lamer.fileio.system import bytes_of, check_space
 
 SAMPLE_RATE = 16000
 _SHARD_SECONDS = 600
@@ -210,6 +211,13 @@ def _store(
     )
     unfinished = directory.with_name(directory.name + ".unfinished")
     unfinished.mkdir(parents=True, exist_ok=True)
+    check_space(
+        directory,
+        plan.gigabytes * 1e9 - bytes_of(unfinished.glob("*.ark")),
+        f"features of {data_dir}",
+        "lower --feature_store_gb, use --store_dtype float16, or name another folder "
+        "with --dumpdir",
+    )
     upstream = upstream.to(device).eval()
     shards = _shards(plan.samples)
     with tqdm(

@@ -9,9 +9,12 @@ from typing import Any
 import torch
 import yaml
 
+from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.tokens import BPE_MODEL, Vocabulary
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json
+from espnet2_lamer.fileio.checksum import checked_file
+from espnet2_lamer.fileio.foreign import read_yaml
 
 # Options that say where a head was trained, not what it is: not in final/config.yaml.
 _LOCAL_OPTIONS = {
@@ -51,8 +54,8 @@ def write_final(
             f"{output_dir}: training wrote no {averaged.name}; read "
             f"{output_dir / 'train.log'}"
         )
-    head = torch.load(averaged, map_location="cpu", weights_only=True)
-    config = yaml.safe_load((output_dir / "config.yaml").read_text(encoding="utf-8"))
+    head = read_state(averaged)
+    config = read_yaml(output_dir / "config.yaml")
     config |= _LOCAL_OPTIONS
     config["frontend"] = "lamer_upstream"
     config["frontend_conf"] = {
@@ -73,7 +76,8 @@ def write_final(
             yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
             encoding="utf-8",
         )
-        torch.save(weights, directory / "model.pth")
+        with checked_file(directory / "model.pth") as stream:
+            torch.save(weights, stream)
         if vocabulary.bpe_model is not None:
             shutil.copyfile(vocabulary.bpe_model, directory / BPE_MODEL)
         write_json(directory / "inputs.json", inputs)

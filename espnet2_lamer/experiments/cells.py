@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.experiments.definition import Definition, System, merge
+from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
 
 # Raised whenever cells measure something else than before: all are then run again.
@@ -161,11 +160,11 @@ def _configs(
     for option, config in system.configs.items():
         path = recipe / str(config["file"])
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
+            content = read_yaml(path)
+        except RecipeError as error:
             raise RecipeError(
                 f"{definition.name}: systems.{system.name}: configs.{option}.file: "
-                f"{path} cannot be read ({error})"
+                f"{error}"
             ) from None
         read[option] = merge(content, config.get("change") or {})
     return read

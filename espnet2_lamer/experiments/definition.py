@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.experiments.measures import UNDIRECTED
+from espnet2_lamer.fileio.foreign import read_yaml
 
 #: Options of run.sh that name a YAML file which a definition may change.
 CONFIGS = ("ssl_config", "asr_config", "lid_config", "multi_config")
@@ -123,9 +122,9 @@ def read_definition(
             something is named that does not exist.
     """
     path = Path(path)
-    values = _read(path)
+    values = read_yaml(path)
     if "defaults" in values:
-        below = _read(path.parent / str(values.pop("defaults")))
+        below = read_yaml(path.parent / str(values.pop("defaults")))
         values = merge(below, values)
     if data:
         values = merge(values, {"data": data})
@@ -158,16 +157,6 @@ def read_definition(
                 f"{path}: {key}: found {name!r}, expected one of {', '.join(systems)}"
             )
     return definition
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read ({error.strerror})") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not a YAML file ({error})") from error
-    return _mapping(path, "definition", values)
 
 
 def _mapping(path: Path, key: str, value: Any) -> dict[str, Any]:

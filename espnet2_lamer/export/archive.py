@@ -12,6 +12,7 @@ import yaml
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path, write_text
 from espnet2_lamer.fileio.foreign import clear_errors, parse_yaml
+from espnet2_lamer.fileio.system import check_space
 
 META = "meta.yaml"
 MAX_MEMBERS = 1000
@@ -31,6 +32,12 @@ def write_archive(path: str | Path, members: Mapping[str, Path | bytes]) -> None
         path: The zip.
         members: Name inside the zip -> file to copy, or content.
     """
+    needed = sum(
+        len(source) if isinstance(source, bytes) else source.stat().st_size
+        for source in members.values()
+    )
+    way_out = "name another folder with --expdir (--output)"
+    check_space(Path(path).parent, needed, f"members of {Path(path).name}", way_out)
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name, source in members.items():
             info = zipfile.ZipInfo(name)
@@ -94,6 +101,8 @@ def extract_zip(path: str | Path, directory: str | Path, meta: Mapping) -> None:
     """
     path, directory = Path(path), Path(directory)
     with clear_errors(path), zipfile.ZipFile(path) as archive:
+        needed = sum(info.file_size for info in archive.infolist())
+        check_space(directory, needed, "unpacked files", "name another folder")
         files = {
             PurePosixPath(name): str(directory / name) for name in archive.namelist()
         }

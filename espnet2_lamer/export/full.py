@@ -2,11 +2,12 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from espnet2_lamer.fileio.atomic import atomic_path, write_text
+from espnet2_lamer.fileio.atomic import write_text
+from espnet2_lamer.fileio.checksum import check_file, checked_file
+from espnet2_lamer.fileio.foreign import read_yaml
 
 
 def write_full_model(
@@ -35,9 +36,10 @@ def write_full_model(
 
     # Epoch files are data: nothing in them may run.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    check_file(model_file)
     model, _ = LamerHubertTask.build_model_from_file(config, model_file)
     model.encoder.write_base = True
-    settings: dict[str, Any] = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    settings = read_yaml(config)
     settings["encoder_conf"] = {
         **settings["encoder_conf"],
         **model.encoder.architecture,
@@ -46,7 +48,7 @@ def write_full_model(
     output_dir = Path(output_dir)
     paths = output_dir / "config.yaml", output_dir / "model.pth"
     write_text(paths[0], yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-    with atomic_path(paths[1]) as temporary, open(temporary, "wb") as handle:
+    with checked_file(paths[1]) as handle:
         # Through a handle: given a path, torch writes its name into the file.
         torch.save(model.state_dict(), handle)
     return paths

@@ -1,5 +1,6 @@
 """ESPnet model zoo: one self-contained zip per trained model, and its way back."""
 
+import logging
 import os
 import platform
 from collections.abc import Iterable, Mapping
@@ -17,6 +18,14 @@ from espnet2_lamer.export.archive import (
     write_archive,
 )
 from espnet2_lamer.fileio.atomic import write_text
+from espnet2_lamer.fileio.checksum import (
+    changed_files,
+    check_file,
+    checksum_line,
+    checksums,
+    sidecar,
+)
+from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file
 
 # Names as in espnet2.bin.pack: the arguments of ESPnet's inference classes.
@@ -105,6 +114,10 @@ def pack_model(
         META: _dump(meta),
         "config.yaml": _dump(settings),
         "model.pth": model_file,
+        # Whoever unpacks the zip has it beside the weights.
+        sidecar(Path("model.pth")).name: checksum_line(
+            sha256_file(model_file), "model.pth"
+        ).encode(),
     }
     if card is not None and "README.md" not in extra:
         members["README.md"] = card.encode()
@@ -140,9 +153,15 @@ def unpack_model(archive: str | Path, cachedir: str | Path) -> dict[str, str]:
     target.parent.mkdir(parents=True, exist_ok=True)
     complete = target / ".complete"
     with FileLock(f"{target}.lock"):
-        if not complete.is_file():
+        changed = changed_files(target, complete) if complete.is_file() else None
+        if changed:
+            logging.warning(
+                "%s: damaged since it was unpacked; unpacked again", changed[0]
+            )
+        if changed is None or changed:
+            complete.unlink(missing_ok=True)
             extract_zip(archive, target, meta)
-            write_text(complete, "")
+            write_text(complete, checksums(target))
     entries = {**meta["yaml_files"], **meta["files"]}
     return {option: str(target / name) for option, name in entries.items()}
 
@@ -167,9 +186,7 @@ def _option_members(options: Iterable[str | Path]) -> dict[str, Path]:
 
 
 def _portable_config(config: Path, extra: Mapping[str, Path]) -> dict[str, Any]:
-    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-    if not isinstance(settings, dict):
-        raise RecipeError(f"{config}: expected a mapping, as ESPnet writes it")
+    settings = read_yaml(config)
     settings = {k: v for k, v in settings.items() if k not in TRAINING_KEYS}
     for section, key in SOURCE_KEYS:
         value = (settings.get(section) or {}).get(key)
@@ -231,6 +248,7 @@ def _names_a_path(value: str, roots: tuple[Path, ...]) -> bool:
 def _check_state_dict(model_file: Path) -> None:
     import torch
 
+    check_file(model_file)
     try:
         state = torch.load(model_file, map_location="meta", weights_only=True)
     except Exception as error:  # the unpickler raises many kinds

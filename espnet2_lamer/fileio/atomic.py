@@ -1,54 +1,142 @@
 """Write files and directories so that they appear whole or not at all."""
 
+import hashlib
 import json
+import logging
 import os
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from espnet2_lamer.fileio.system import naming
+
+# .NAME.PLACE.PROCESS.RANDOM.tmp
+_TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})\.(\d+)\.[0-9a-f]{8}\.tmp")
+# No write takes so long that it would not touch its file once.
+_ABANDONED_SECONDS = 7 * 24 * 3600
 
 
 def _beside(path: Path) -> Path:
     # Same directory, so that the final rename stays on one file system.
-    return path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+    _remove_leftovers(os.path.abspath(path.parent))
+    owner = f"{_place()}.{os.getpid()}"
+    return path.with_name(f".{path.name}.{owner}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+@cache
+def _place() -> str:
+    """Name the running system in which a process number means something.
+
+    Containers have their own processes, and a folder may be shared by machines.
+    """
+    parts = [os.uname().nodename]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
+
+
+@cache
+def _remove_leftovers(folder: str) -> None:
+    """Remove, once, what killed processes left half-written in a folder.
+
+    A process of this system is asked for; of another one nothing is known, so its files
+    stay until they are a week old.
+    """
+    with os.scandir(folder) as entries:
+        found = [(e.path, _TEMPORARY.fullmatch(e.name)) for e in entries]
+    for path, match in found:
+        if match is None or not _abandoned(path, match[1], int(match[2])):
+            continue
+        logging.info("%s: removed, a killed process left it half-written", path)
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                os.unlink(path)
+
+
+def _abandoned(path: str, place: str, process: int) -> bool:
+    try:
+        if place != _place():
+            return time.time() - os.lstat(path).st_mtime > _ABANDONED_SECONDS
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:  # of another user, or gone
+        return False
+    return False
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary file path that replaces ``path`` when the block succeeds.
 
-    On an exception the temporary file is removed and ``path`` is left as it was.
+    On an exception the temporary file is removed and ``path`` is left as it was. What
+    a killed process left is removed by the next one that writes to the folder.
+
+    Raises:
+        OSError: With ``path``, where the system does not let it be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
     try:
-        yield temporary
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        with naming(path, temporary):
+            yield temporary
+            with open(temporary, "rb") as handle:
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_dir(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary directory that replaces directory ``path`` on success."""
+    """Yield a temporary directory that replaces directory ``path`` on success.
+
+    Raises:
+        OSError: As :func:`atomic_path`.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
-    temporary.mkdir()
     try:
-        yield temporary
-        old = _beside(path)
-        if path.exists():
-            os.replace(path, old)
-        os.replace(temporary, path)
+        with naming(path, temporary):
+            temporary.mkdir()
+            yield temporary
+            old = _beside(path)
+            if path.exists():
+                os.replace(path, old)
+            os.replace(temporary, path)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def link(path: Path, target: str) -> None:
+    """Make ``path`` a symbolic link to ``target``, replacing an old one at once."""
+    temporary = _beside(path)
+    try:
+        with naming(path, temporary):
+            temporary.symlink_to(target)
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def append_text(path: str | Path, text: str) -> None:
+    """Append ``text`` as UTF-8; a kill or a full disk may leave a part of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with naming(path), open(path, "a", encoding="utf-8") as handle:
+        handle.write(text)
 
 
 def rename_old(directory: Path, tag: str) -> Path:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_text
+from espnet2_lamer.fileio.text import read_text
 
 
 def read_table(path: str | Path, made_by: str = "") -> dict[str, str]:
@@ -15,27 +16,26 @@ def read_table(path: str | Path, made_by: str = "") -> dict[str, str]:
         made_by: Named in the error when the file is missing, e.g. ``"stage 2"``.
 
     Raises:
-        RecipeError: The file is missing, a line is empty, or a key occurs twice.
+        RecipeError: The file is missing, a line is empty or not UTF-8, or a key occurs
+            twice.
     """
     path = Path(path)
     if not path.is_file():
         hint = f"; it is made by {made_by}" if made_by else ""
         raise RecipeError(f"{path}: file not found{hint}")
     table: dict[str, str] = {}
-    with open(path, encoding="utf-8") as handle:
-        # Only "\n" ends a record: texts may hold other Unicode line separators.
-        for number, line in enumerate(handle.read().rstrip("\n").split("\n"), 1):
-            if not line.strip():
-                if number == 1:
-                    return table
-                raise RecipeError(f"{path}:{number}: empty line; remove it")
-            key, _, value = line.strip().partition(" ")
-            if key in table:
-                raise RecipeError(
-                    f"{path}:{number}: utterance id {key!r} occurs twice; "
-                    "ids must be unique"
-                )
-            table[key] = value.strip()
+    for number, line in enumerate(read_text(path).rstrip("\n").split("\n"), 1):
+        if not line.strip():
+            if number == 1:
+                return table
+            raise RecipeError(f"{path}:{number}: empty line; remove it")
+        key, _, value = line.strip().partition(" ")
+        if key in table:
+            raise RecipeError(
+                f"{path}:{number}: utterance id {key!r} occurs twice; "
+                "ids must be unique"
+            )
+        table[key] = value.strip()
     return table
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -45,6 +46,28 @@ def clear_errors(source: object) -> Iterator[None]:
         ) from error
 
 
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file of ``key: value`` lines; nothing in it is an empty mapping.
+
+    Raises:
+        RecipeError: It cannot be read, holds anything else, or is refused by
+            :func:`parse_yaml`.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror})") from error
+    values = parse_yaml(content, path)
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise RecipeError(
+            f"{path}: found {type(values).__name__}, expected a mapping: 'key: value' "
+            "lines"
+        )
+    return values
+
+
 def parse_yaml(content: bytes | str, source: object) -> Any:
     """Read plain YAML whose aliases do not expand to more than they should.
 
@@ -79,7 +102,10 @@ def parse_yaml(content: bytes | str, source: object) -> Any:
     except RecipeError:
         raise
     except Exception as error:  # numbers, dates and nesting raise their own
-        raise RecipeError(f"{source}: not valid YAML: {error}") from error
+        reason = " ".join(str(error).split())
+        raise RecipeError(
+            f"{source}: not valid YAML: {reason}; repair the line that it names"
+        ) from error
 
 
 def _expanded(node: yaml.Node, known: dict[int, int]) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from espnet2_lamer.fileio.atomic import write_text
+from espnet2_lamer.fileio.atomic import append_text, write_text
 from espnet2_lamer.hubert.balance import by_expert_count
 from espnet2_lamer.hubert.distributed import global_sums, is_distributed
 from espnet2_lamer.layers.recording import RoutingRecord
@@ -132,9 +132,7 @@ class RoutingStatistics:
                 "frames": dict(zip(KINDS, map(int, frames), strict=True)),
                 "routers": rows,
             }
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a", encoding="utf-8") as handle:
-                handle.write(json.dumps(line) + "\n")
+            append_text(self.path, json.dumps(line) + "\n")
         return _summary(rows)
 
 

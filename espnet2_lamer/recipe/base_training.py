@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.checksum import check_file
 from espnet2_lamer.recipe.pretraining import train_ssl, write_shapes
 
 
@@ -101,6 +102,7 @@ def _backbone(experiment: Path, weights: Path):
     """Rebuild the plain HuBERT of a trained experiment, mask embedding included."""
     from espnet2_lamer.tasks.hubert import LamerHubertTask
 
+    check_file(weights)
     model, _ = LamerHubertTask.build_model_from_file(
         experiment / "config.yaml", weights
     )

@@ -4,14 +4,13 @@ import logging
 import tempfile
 from pathlib import Path
 
-import yaml
-
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.decoding import decode_utterances
 from espnet2_lamer.evaluation.feature_store import count_samples
 from espnet2_lamer.evaluation.runs import Run
 from espnet2_lamer.export.zoo import unpack_model
 from espnet2_lamer.fileio.datadir import read_table, write_table
+from espnet2_lamer.fileio.foreign import read_yaml
 
 
 def check_package(
@@ -41,7 +40,7 @@ def check_package(
         RecipeError: A text differs; the package is removed, so that nobody publishes
             it.
     """
-    options = yaml.safe_load(decode_config.read_text(encoding="utf-8")) or {}
+    options = read_yaml(decode_config)
     audio: dict[str, str] = {}
     for name in dict.fromkeys(n for sets in run.tests.values() for n in sets):
         table = read_table(raw_dir / name / "wav.scp", "stage 9")

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import rename_old, write_json
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
+from espnet2_lamer.fileio.logfile import LogFile
+from espnet2_lamer.fileio.system import system_message
 
 
 class RunOptions(Protocol):
@@ -264,7 +266,7 @@ def stage_log(expdir: Path, number: int) -> Iterator[None]:
     """Send everything that is logged inside the block to ``logs/stage_NN.log`` too."""
     path = expdir / "logs" / f"stage_{number:02d}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, mode="a", encoding="utf-8")
+    handler = LogFile(path)
     handler.setFormatter(
         logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     )
@@ -275,7 +277,7 @@ def stage_log(expdir: Path, number: int) -> Iterator[None]:
     except Exception as error:
         # The reason belongs in the stage's log as well as on the terminal; only what
         # the user cannot mend comes with a traceback.
-        known = isinstance(error, RecipeError)
+        known = system_message(error)
         handler.handle(
             logging.LogRecord(
                 __name__,
@@ -283,7 +285,7 @@ def stage_log(expdir: Path, number: int) -> Iterator[None]:
                 __file__,
                 0,
                 "stage %d failed: %s",
-                (number, error),
+                (number, known or error),
                 None if known else sys.exc_info(),
             )
         )

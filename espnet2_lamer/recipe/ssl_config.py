@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.recipe.options import HEAD_ONLY_TAG, Options
 
 # The other upstreams, whose heads stand in the same directory, and stage 6's ssl_stats.
@@ -25,11 +24,8 @@ def read_ssl_config(path: Path) -> dict[str, Any]:
     Raises:
         RecipeError: It is not a YAML mapping.
     """
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not a YAML file ({error})") from error
-    if not isinstance(config, dict):
+    config = read_yaml(path)
+    if not config:
         raise RecipeError(f"{path}: found no 'key: value' lines, expected a config")
     return config
 

@@ -3,11 +3,9 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.recipe.checkpoints import base_path
 from espnet2_lamer.recipe.options import Options
 
@@ -117,7 +115,7 @@ def _built_in(name: str, options: Options) -> UpstreamSpec:
 
 
 def _from_config(name: str, path: Path, options: Options) -> UpstreamSpec:
-    values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    values = read_yaml(path)
     unknown = sorted(set(values) - _KEYS)
     if unknown or ("source" in values) == ("experiment" in values):
         raise RecipeError(

@@ -21,6 +21,7 @@ from espnet2_lamer.asr.frontend.lamer_upstream import LamerUpstreamFrontend
 from espnet2_lamer.asr.frontend.stored_features import StoredFeaturesFrontend
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.precision import AUTO, settle_amp_dtype, settled_amp_dtype
+from espnet2_lamer.train.espnet_files import CheckedTrainer
 from espnet2_lamer.whisper.decoder import WhisperLoraDecoder
 from espnet2_lamer.whisper.encoder import WhisperLoraEncoder
 from espnet2_lamer.whisper.model import WhisperLoraModel
@@ -54,8 +55,11 @@ class LamerASRTask(ASRTask):
 
     ESPnet's ``use_amp`` does nothing on a CPU. ``amp_dtype: bf16`` runs the encoder
     under autocast on any device, and with Whisper the decoder; ``auto`` does so where
-    the device computes bf16 itself. Checkpoints and configs are ASRTask's.
+    the device computes bf16 itself. Checkpoints and configs are ASRTask's; files appear
+    whole, see :class:`CheckedTrainer`.
     """
+
+    trainer = CheckedTrainer
 
     @classmethod
     def main(

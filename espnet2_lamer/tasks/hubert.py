@@ -17,6 +17,7 @@ from torch.multiprocessing.spawn import ProcessException
 from espnet2_lamer.asr.encoder.lamer_hubert import LamerHubertEncoder
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table
+from espnet2_lamer.fileio.text import text_lines, utf8_tables
 from espnet2_lamer.hubert.espnet_model import LamerHubertPretrainModel
 from espnet2_lamer.precision import (
     AMP_DTYPES,
@@ -200,9 +201,10 @@ class LamerHubertTask(HubertTask):
     def build_model(cls, args: argparse.Namespace) -> LamerHubertPretrainModel:
         """Build encoder and model from parsed arguments."""
         if isinstance(args.token_list, str):
-            with open(args.token_list, encoding="utf-8") as handle:
-                # Kept in config.yaml, so that the experiment is portable.
-                args.token_list = [line.rstrip("\n") for line in handle]
+            # Kept in config.yaml, so that the experiment is portable.
+            args.token_list = [
+                line.rstrip("\r\n") for _, line in text_lines(args.token_list)
+            ]
         encoder_class = encoder_choices.get_class(args.encoder)
         if not issubclass(encoder_class, LamerHubertEncoder):
             raise RecipeError(
@@ -284,8 +286,11 @@ class LamerHubertTask(HubertTask):
             total / 3600,
             iter_options.batch_bins / 16000,
         )
+        tables = [path for path, *_ in iter_options.data_path_and_name_and_type]
+        with utf8_tables(tables):
+            dataset = cls.build_dataset(args, iter_options)
         return BucketIterFactory(
-            dataset=cls.build_dataset(args, iter_options),
+            dataset=dataset,
             lengths=lengths,
             batch_bins=iter_options.batch_bins,
             make_collate=partial(cls._collate, args, iter_options.train),

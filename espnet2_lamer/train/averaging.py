@@ -1,21 +1,14 @@
 """The mean of the best epochs' models, as ESPnet names it."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from espnet2.train.reporter import Reporter
 
-from espnet2_lamer.fileio.atomic import atomic_path
-
-
-def link(path: Path, target: str) -> None:
-    """Make ``path`` a symbolic link to ``target``, replacing an old one at once."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    os.replace(temporary, path)
+from espnet2_lamer.convert.state import read_state
+from espnet2_lamer.fileio.atomic import link
+from espnet2_lamer.fileio.checksum import checked_file
 
 
 def average_best_models(
@@ -46,8 +39,8 @@ def average_best_models(
                 link(output, f"{epochs[0]}epoch.pth")
             else:
                 state = _mean(output_dir, epochs[:number])
-                with atomic_path(output) as temporary:
-                    torch.save(state, temporary)
+                with checked_file(output) as stream:
+                    torch.save(state, stream)
         link(
             output_dir / f"{part}.{key}.ave.pth",
             f"{part}.{key}.ave_{wanted[-1]}best.pth",
@@ -57,9 +50,7 @@ def average_best_models(
 def _mean(output_dir: Path, epochs: Sequence[int]) -> dict[str, torch.Tensor]:
     mean: dict[str, torch.Tensor] = {}
     for epoch in epochs:
-        state = torch.load(
-            output_dir / f"{epoch}epoch.pth", map_location="cpu", weights_only=True
-        )
+        state = read_state(output_dir / f"{epoch}epoch.pth")
         for name, value in state.items():
             if not value.is_floating_point():
                 mean.setdefault(name, value)

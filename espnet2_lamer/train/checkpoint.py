@@ -1,6 +1,5 @@
 """Step checkpoints on disk: written beside and renamed, hashed, the last two kept."""
 
-import hashlib
 import logging
 import os
 import re
@@ -10,32 +9,21 @@ from typing import Any
 import torch
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.fileio.atomic import atomic_path, write_text
-from espnet2_lamer.fileio.hashing import sha256_file
+from espnet2_lamer.fileio.atomic import link, rename_old
+from espnet2_lamer.fileio.checksum import SUFFIX, checked_file, problem, remove_file
+from espnet2_lamer.fileio.system import system_message
 
 _NAME = re.compile(r"update_(\d{8,})\.pth")
-
-
-class _HashingFile:
-    """A file object that hashes what passes, so that nothing is read twice."""
-
-    def __init__(self, handle: Any) -> None:
-        self._handle = handle
-        self.sha256 = hashlib.sha256()
-
-    def write(self, data: Any) -> int:
-        self.sha256.update(data)
-        return self._handle.write(data)
-
-    def flush(self) -> None:
-        self._handle.flush()
+#: Beside the folder of checkpoints: a link to the latest one, ESPnet's name for it.
+LATEST = "checkpoint.pth"
 
 
 class CheckpointStore:
     """The checkpoints of one experiment, ``<directory>/update_NNNNNNNN.pth``.
 
     Beside each stands ``.pth.sha256`` in the format of ``sha256sum``, written last: a
-    file without it, or that does not match it, was not finished or is damaged.
+    file without it, or that does not match it, was not finished or is damaged. The link
+    ``checkpoint.pth`` beside the directory names the latest.
 
     Args:
         directory: Made when the first checkpoint is written.
@@ -47,10 +35,17 @@ class CheckpointStore:
         self.keep = keep
 
     def paths(self) -> list[Path]:
-        """Checkpoint files, the latest first, whole or not."""
+        """Checkpoints, the latest first, whole or not.
+
+        One whose file is gone counts as long as its checksum or the link names it.
+        """
         if not self.directory.is_dir():
             return []
-        found = [p for p in self.directory.iterdir() if _NAME.fullmatch(p.name)]
+        latest = self.directory.parent / LATEST
+        names = {path.name.removesuffix(SUFFIX) for path in self.directory.iterdir()}
+        if latest.is_symlink():
+            names.add(Path(os.readlink(latest)).name)
+        found = [self.directory / name for name in names if _NAME.fullmatch(name)]
         return sorted(found, key=_number, reverse=True)
 
     def save(self, state: dict[str, Any], updates: int) -> Path:
@@ -68,26 +63,35 @@ class CheckpointStore:
         """
         path = self.directory / f"update_{updates:08d}.pth"
         try:
-            with atomic_path(path) as temporary:
-                with open(temporary, "wb") as handle:
-                    stream = _HashingFile(handle)
-                    torch.save(state, stream)
-                # A checkpoint of the same name is not valid while it is replaced.
-                _sidecar(path).unlink(missing_ok=True)
-            write_text(_sidecar(path), f"{stream.sha256.hexdigest()}  {path.name}\n")
+            self._make_way(path)
+            with checked_file(path) as stream:
+                torch.save(state, stream)
+            link(self.directory.parent / LATEST, f"{self.directory.name}/{path.name}")
         except (OSError, RuntimeError) as error:
-            kept = self.paths()
+            kept = [other for other in self.paths() if problem(other) is None]
             raise RecipeError(
-                f"{path}: the checkpoint of update {updates} cannot be written "
-                f"({error}); "
-                + (f"{kept[0].name} is whole: " if kept else "")
-                + "make room and run again to go on"
+                f"the checkpoint of update {updates} cannot be written: "
+                f"{system_message(error) or f'{path}: {error}'}"
+                + (f"; {kept[0].name} is whole" if kept else "")
             ) from error
         for old in self.paths()[self.keep :]:
-            _sidecar(old).unlink(missing_ok=True)
-            old.unlink(missing_ok=True)
-        self._sweep()
+            remove_file(old)
         return path
+
+    def _make_way(self, path: Path) -> None:
+        """Remove what training was not resumed from, which it is about to write anew.
+
+        Left where it is, damage would count among the checkpoints that are kept.
+        """
+        for other in self.paths():
+            if _number(other) < _number(path):
+                continue
+            if other.is_dir() and not other.is_symlink():
+                moved = rename_old(other, "not-a-checkpoint")
+                logging.warning("%s: moved to %s", other, moved.name)
+            if problem(other) is not None or other != path:
+                logging.info("%s: removed, training went on before it", other)
+                remove_file(other)
 
     def load(self) -> dict[str, Any] | None:
         """Read the latest whole checkpoint; damaged ones are named and passed over.
@@ -101,16 +105,16 @@ class CheckpointStore:
         """
         paths = self.paths()
         for path in paths:
-            problem = _problem(path)
-            if problem is None:
+            reason = problem(path)
+            if reason is None:
                 try:
                     return torch.load(path, map_location="cpu", weights_only=True)
                 except Exception as error:
-                    problem = str(error)
+                    reason = str(error)
             logging.warning(
                 "%s: damaged or not finished (%s); using the one before it",
                 path,
-                problem,
+                reason,
             )
         if paths:
             raise RecipeError(
@@ -119,25 +123,6 @@ class CheckpointStore:
             )
         return None
 
-    def _sweep(self) -> None:
-        """Remove what killed processes left half-written."""
-        for path in self.directory.glob(".update_*.tmp"):
-            owner = path.name.split(".")[-3]
-            if owner.isdigit() and not os.path.exists(f"/proc/{owner}"):
-                path.unlink(missing_ok=True)
-
 
 def _number(path: Path) -> int:
     return int(_NAME.fullmatch(path.name)[1])
-
-
-def _sidecar(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
-
-
-def _problem(path: Path) -> str | None:
-    try:
-        expected = _sidecar(path).read_text(encoding="utf-8").split()[0]
-    except (OSError, IndexError, UnicodeDecodeError):
-        return "no checksum beside it"
-    return None if sha256_file(path) == expected else "its checksum differs"

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from espnet2_lamer.fileio.system import naming
+
 # Where processes that a training spawns find the file.
 _LOG_VARIABLE = "ESPNET2_LAMER_TRAIN_LOG"
 
@@ -56,12 +58,19 @@ def espnet_log(path: Path, description: str, bar: bool = True) -> Iterator[None]
         path: The file; appended to, so that a resumed run keeps its history.
         description: Name of the progress bar.
         bar: Whether there is one.
+
+    Raises:
+        OSError: With the log's folder, where a file of ESPnet's could not be written.
     """
     root = logging.getLogger()
     level = root.level
     console = [(handler, handler.level) for handler in root.handlers]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as stream, warnings.catch_warnings():
+    with (
+        naming(path.parent),
+        open(path, "a", encoding="utf-8") as stream,
+        warnings.catch_warnings(),
+    ):
         # ESPnet's own use of torch; nothing a user could change.
         warnings.simplefilter("ignore", FutureWarning)
         file = logging.StreamHandler(stream)

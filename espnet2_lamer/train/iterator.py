@@ -24,9 +24,25 @@ class _HeldLoader(DataLoader):
     """
 
     def __iter__(self) -> Iterator:
-        """Start the processes."""
+        """Start the processes.
+
+        Raises:
+            RecipeError: What one of them raised, without its traceback.
+        """
         with hold_stop_signals():
-            return super().__iter__()
+            batches = super().__iter__()
+        return _in_one_line(batches)
+
+
+def _in_one_line(batches: Iterator) -> Iterator:
+    # torch puts the traceback of the process into the message.
+    try:
+        yield from batches
+    except RecipeError as error:
+        *above, last = str(error).splitlines()
+        if not above:
+            raise
+        raise RecipeError(last.partition("RecipeError: ")[2] or last) from error
 
 
 class CheckedDataset(Dataset):

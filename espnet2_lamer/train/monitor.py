@@ -17,7 +17,7 @@ from torch import nn
 from espnet2_lamer.analysis.cka import LinearCKA
 from espnet2_lamer.analysis.depths import compared_layers
 from espnet2_lamer.analysis.probe import Phones, phone_probe
-from espnet2_lamer.fileio.atomic import atomic_path, write_text
+from espnet2_lamer.fileio.atomic import append_text, atomic_path, write_text
 from espnet2_lamer.hubert.distributed import is_distributed
 from espnet2_lamer.layers import experts_off
 from espnet2_lamer.train.control_curve import (
@@ -146,8 +146,7 @@ class ForgettingMonitor:
             },
             "seconds": seconds,
         }
-        with open(self.path, "a", encoding="utf-8") as handle:
-            handle.write(json.dumps(line) + "\n")
+        append_text(self.path, json.dumps(line) + "\n")
         summary = {f"cka_{lang}": values[-1] for lang, values in cka.items()}
         summary |= {f"probe_{lang}": values[-1] for lang, values in probe.items()}
         masked = {

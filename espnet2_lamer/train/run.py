@@ -18,9 +18,11 @@ from espnet2.train.reporter import Reporter, SubReporter
 from torch.nn.parallel import DistributedDataParallel
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.fileio.atomic import atomic_path
+from espnet2_lamer.fileio.atomic import link
+from espnet2_lamer.fileio.checksum import checked_file, remove_file
+from espnet2_lamer.fileio.system import bytes_of, check_space
 from espnet2_lamer.hubert.distributed import is_distributed
-from espnet2_lamer.train.averaging import average_best_models, link
+from espnet2_lamer.train.averaging import average_best_models
 from espnet2_lamer.train.checkpoint import CheckpointStore
 from espnet2_lamer.train.fingerprint import check_fingerprint
 from espnet2_lamer.train.health import Health
@@ -96,6 +98,8 @@ class TrainingRun:
     def run(self) -> None:
         """Train to the last epoch; see :meth:`LamerTrainer.run` for what it raises."""
         self._resume()
+        if self.is_first:
+            self._check_space()
         if self.epoch <= self.options.max_epoch:
             self.health.start(self.epoch, self.updates)
         model = self.model
@@ -133,6 +137,23 @@ class TrainingRun:
             # Nobody goes on to files that the first rank still writes.
             torch.distributed.barrier()
 
+    def _check_space(self) -> None:
+        """Refuse to begin what the disk cannot hold: checkpoints and models."""
+        tensors = self.model.state_dict().values()
+        model = sum(value.numel() * value.element_size() for value in tensors)
+        # Two moments of every weight that trains; one checkpoint more while writing.
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        numbers = self.options.keep_nbest_models
+        kept = max([numbers] if isinstance(numbers, int) else numbers) + 2
+        needed = (self.store.keep + 1) * (model + 8 * trained) + kept * model
+        there = [*self.store.paths(), *self.output_dir.glob("*epoch.pth")]
+        check_space(
+            self.output_dir,
+            needed - bytes_of(there),
+            "checkpoints and models",
+            "name another folder with --expdir (--output_dir)",
+        )
+
     # -- resume ---------------------------------------------------------------
 
     def state(self, reporter: SubReporter | None) -> dict[str, Any]:
@@ -169,8 +190,7 @@ class TrainingRun:
             torch.distributed.all_gather_object(every, state["ranks"][0])
             state["ranks"] = every
         if self.is_first:
-            path = self.store.save(state, self.updates)
-            link(self.output_dir / "checkpoint.pth", f"checkpoints/{path.name}")
+            self.store.save(state, self.updates)
 
     def _resume(self) -> None:
         if not self.options.resume:
@@ -361,13 +381,8 @@ class TrainingRun:
 
     def _write_epoch_model(self) -> None:
         path = self.output_dir / f"{self.epoch}epoch.pth"
-        try:
-            with atomic_path(path) as temporary:
-                torch.save(self.model.state_dict(), temporary)
-        except (OSError, RuntimeError) as error:
-            raise RecipeError(
-                f"{path}: cannot be written ({error}); make room and run again to go on"
-            ) from error
+        with checked_file(path) as stream:
+            torch.save(self.model.state_dict(), stream)
         link(self.output_dir / "latest.pth", path.name)
         numbers = self.options.keep_nbest_models
         number = max([numbers] if isinstance(numbers, int) else numbers)
@@ -382,7 +397,7 @@ class TrainingRun:
                 logging.info("best %s.%s so far", part, key)
         for epoch in range(1, self.epoch):
             if epoch not in keep:
-                (self.output_dir / f"{epoch}epoch.pth").unlink(missing_ok=True)
+                remove_file(self.output_dir / f"{epoch}epoch.pth")
 
     # -- messages -------------------------------------------------------------
 

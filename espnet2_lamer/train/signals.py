@@ -1,4 +1,4 @@
-"""Stop requests from outside: Slurm's preemption, a shutdown, an impatient user."""
+"""Stop requests from outside: Slurm's preemption, a shutdown, a user's Ctrl-C."""
 
 import multiprocessing
 import os
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # Slurm signals every process of a step, and so do parents that pass a signal on: what
 # comes so soon after the first is the same request.
 SAME_REQUEST_SECONDS = 10.0
@@ -22,19 +22,20 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn SIGTERM and SIGUSR1 into a request that the training loop looks at.
+    """Turn SIGTERM, SIGUSR1 and SIGINT into a request that the training loop looks at.
 
     Another one ten seconds later, from somebody who will not wait for the checkpoint,
-    acts as it would have without this.
+    acts as it would have without this. A SIGINT that was ignored before stays so: it is
+    meant for what runs in the foreground.
     """
     request = StopRequest()
-    with _handling(request, lambda number: None):
+    with _handling(request, _say):
         yield request
 
 
 @contextmanager
 def pass_signals_on() -> Iterator[StopRequest]:
-    """Give SIGTERM and SIGUSR1 to the child processes and wait for them as before.
+    """Give SIGTERM, SIGUSR1 and SIGINT to the child processes, and wait as before.
 
     A training on several GPUs has a process for each, and a parent that only waits:
     without this a signal ends the parent alone, and the training goes on without it.
@@ -52,7 +53,7 @@ def pass_signals_on() -> Iterator[StopRequest]:
 
 @contextmanager
 def hold_stop_signals() -> Iterator[None]:
-    """Hold SIGTERM and SIGUSR1 back; they arrive when the block is left.
+    """Hold SIGTERM, SIGUSR1 and SIGINT back; they arrive when the block is left.
 
     Processes that are forked inside are born with them held back, so that none comes
     before :func:`ignore_stop_signals` does.
@@ -68,6 +69,13 @@ def ignore_stop_signals(*_: object) -> None:
     """Let a helper process outlive a signal to all: its parent decides when it ends."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def _say(number: int) -> None:
+    """Answer a Ctrl-C at once: the update that is on may take a while."""
+    if number == signal.SIGINT:
+        # Not print: it may have been interrupted itself.
+        os.write(2, b"\nstopping after this update, a checkpoint will be written\n")
 
 
 @contextmanager
@@ -89,7 +97,9 @@ def _handling(request: StopRequest, act: Callable[[int], None]) -> Iterator[None
         act(number)
 
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    for number in STOP_SIGNALS:
+    if before[signal.SIGINT] is signal.SIG_IGN:
+        del before[signal.SIGINT]
+    for number in before:
         signal.signal(number, note)
     try:
         yield

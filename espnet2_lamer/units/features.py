@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from espnet2_lamer.data.frames import num_frames
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
+from espnet2_lamer.fileio.system import bytes_of, check_space
 from espnet2_lamer.units.extract import Extractor
 from espnet2_lamer.units.shards import remove_unlisted, run_shards, shard_size, split
 from espnet2_lamer.units.speech import (
@@ -120,6 +122,14 @@ def dump_features(
     if _is_done(index_path, plan):
         logging.info("%s: done already", output)
         return index_path
+    samples = (count_samples(utt, scp[utt]) for utt in utts)
+    needed = 4 * teacher.dim * sum(map(num_frames, samples))
+    check_space(
+        output,
+        needed - bytes_of(output.glob("*.bin")),
+        "teacher features",
+        "lower --kmeans_hours, or name another folder with --dumpdir (--output)",
+    )
     index_path.unlink(missing_ok=True)
     work = partial(_dump_shard, teacher)
     markers = run_shards(

@@ -13,6 +13,7 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path, write_json, write_text
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
+from espnet2_lamer.fileio.text import text_lines
 from espnet2_lamer.units.codebook import Codebook, load_codebook
 from espnet2_lamer.units.extract import Extractor
 from espnet2_lamer.units.shards import run_shards, shard_size, split
@@ -202,22 +203,21 @@ def iterate_labels(
         raise RecipeError(f"{text_km}: file not found; run assign_units")
     valid = set(map(str, range(n_clusters)))
     seen: set[str] = set()
-    with open(text_km, encoding="utf-8") as handle:
-        for number, line in enumerate(handle, 1):
-            utt, *units = line.split() or [""]
-            if not units or utt in seen:
-                raise RecipeError(
-                    f"{text_km}:{number}: utterance {utt!r} "
-                    f"{'occurs twice' if units else 'has no units'}; assign units again"
-                )
-            seen.add(utt)
-            wrong = set(units) - valid
-            if wrong:
-                raise RecipeError(
-                    f"{text_km}:{number}: utterance {utt!r} has unit {min(wrong)!r}, "
-                    f"expected 0 to {n_clusters - 1}; assign units again"
-                )
-            yield utt, units
+    for number, line in text_lines(text_km):
+        utt, *units = line.split() or [""]
+        if not units or utt in seen:
+            raise RecipeError(
+                f"{text_km}:{number}: utterance {utt!r} "
+                f"{'occurs twice' if units else 'has no units'}; assign units again"
+            )
+        seen.add(utt)
+        wrong = set(units) - valid
+        if wrong:
+            raise RecipeError(
+                f"{text_km}:{number}: utterance {utt!r} has unit {min(wrong)!r}, "
+                f"expected 0 to {n_clusters - 1}; assign units again"
+            )
+        yield utt, units
 
 
 def read_sidecar(text_km: str | Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from espnet2_lamer.data.frames import RECEPTIVE_FIELD, STRIDE
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json, write_text
 from espnet2_lamer.fileio.datadir import read_table
+from espnet2_lamer.fileio.text import text_lines
 from espnet2_lamer.units.labels import iterate_labels
 from espnet2_lamer.units.speech import SAMPLE_RATE
 
@@ -155,17 +156,16 @@ def _read_ctm(path: str | Path) -> dict[str, list[tuple[float, float, str]]]:
     if not path.is_file():
         raise RecipeError(f"{path}: file not found; phones.ctm is made by stage 1")
     phones: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
-    with open(path, encoding="utf-8") as handle:
-        for number, line in enumerate(handle, 1):
-            try:
-                utt, _, start, duration, phone = line.split()
-                begin = float(start)
-                phones[utt].append((begin, begin + float(duration), phone))
-            except ValueError as error:
-                raise RecipeError(
-                    f"{path}:{number}: {line.strip()!r}, expected `utt 1 start_s "
-                    f"dur_s phone` ({error})"
-                ) from error
+    for number, line in text_lines(path):
+        try:
+            utt, _, start, duration, phone = line.split()
+            begin = float(start)
+            phones[utt].append((begin, begin + float(duration), phone))
+        except ValueError as error:
+            raise RecipeError(
+                f"{path}:{number}: {line.strip()!r}, expected `utt 1 start_s "
+                f"dur_s phone` ({error})"
+            ) from error
     return {utt: sorted(rows) for utt, rows in phones.items()}
 
 

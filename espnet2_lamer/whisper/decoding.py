@@ -11,6 +11,7 @@ from torch import Tensor
 from whisper.audio import SAMPLE_RATE
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.checksum import check_file
 from espnet2_lamer.precision import native_bf16
 from espnet2_lamer.whisper.blocks import Cache
 from espnet2_lamer.whisper.model import Routed, WhisperLoraModel
@@ -59,6 +60,8 @@ def load_model(
     # Checkpoints are data: nothing in them may run.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     register_asr()
+    if checkpoint is not None:
+        check_file(checkpoint)
     model, _ = LamerASRTask.build_model_from_file(config, checkpoint, device)
     if not isinstance(model, WhisperLoraModel):
         raise RecipeError(f"{config}: model: expected whisper_lora")

@@ -12,6 +12,7 @@ from whisper import _MODELS, _download, available_models
 from whisper.model import AudioEncoder, ModelDimensions, TextDecoder, Whisper
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.checksum import check_file
 
 SHAPE = ("ctx", "state", "head", "layer")
 DIMS = tuple(field.name for field in fields(ModelDimensions))
@@ -85,6 +86,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, int], dict[str, Tensor]]:
     Raises:
         RecipeError: The file is no such checkpoint.
     """
+    check_file(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises many kinds

@@ -2,11 +2,12 @@
 
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from espnet2_lamer.fileio.atomic import atomic_path, write_text
+from espnet2_lamer.fileio.atomic import write_text
+from espnet2_lamer.fileio.checksum import checked_file
+from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.whisper.lora import remove_lora
 from espnet2_lamer.whisper.text import token_list
 
@@ -35,7 +36,7 @@ def write_full_whisper(
     from espnet2_lamer.whisper.decoding import load_model
 
     model = load_model(config, checkpoint)
-    settings: dict[str, Any] = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    settings = read_yaml(config)
     lora = dict(settings["encoder_conf"].get("lora") or {"method": "frozen"})
     lora.pop("train_language", None)
     if model.config.method == "student":
@@ -63,7 +64,7 @@ def write_full_whisper(
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
     text = yaml.dump(settings, Dumper=dumper, sort_keys=False, allow_unicode=True)
     write_text(paths[0], text)
-    with atomic_path(paths[1]) as temporary, open(temporary, "wb") as handle:
+    with checked_file(paths[1]) as handle:
         # Through a handle: given a path, torch writes its name into the file.
         torch.save(model.state_dict(), handle)
     return paths

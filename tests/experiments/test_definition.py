@@ -103,7 +103,7 @@ def test_a_reference_is_a_cell_of_the_same_seed_and_comes_after_it(small):
         ("baseline: good", "baseline: none", "baseline: found 'none', expected one of"),
         ("seeds: [0, 1, 2]", "seeds: [0, 0]", "seeds: found"),
         ("ssl_config:\n        file", "ssl:\n        file", "configs.ssl: found"),
-        ("file: ssl.yaml", "file: gone.yaml", "gone.yaml cannot be read"),
+        ("file: ssl.yaml", "file: gone.yaml", "gone.yaml: cannot be read"),
         (
             "data: {preset",
             "cell: {seed: 1}\ndata: {preset",

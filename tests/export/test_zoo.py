@@ -11,7 +11,10 @@ import yaml
 
 import espnet2_lamer
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.export.full import write_full_model
 from espnet2_lamer.export.zoo import pack_model, unpack_model
+from tests.damage import flip_bit
+from tests.export.tiny import write_base, write_experiment
 
 TOKENS = ["<blank>", "<unk>", "/", "a", "b", "<space>", "<sos/eos>"]
 CONFIG = {
@@ -61,6 +64,16 @@ def experiment(tmp_path_factory):
     (final / "config.yaml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
     torch.save(model.state_dict(), final / "model.pth")
     return directory, _logits(model)
+
+
+@pytest.fixture(scope="module")
+def pretraining(tmp_path_factory):
+    """A tiny pretraining in its self-contained form."""
+    root = tmp_path_factory.mktemp("ssl")
+    write_experiment(root / "exp", write_base(root / "base"))
+    best = root / "exp" / "valid.loss_m.best.pth"
+    write_full_model(root / "exp" / "config.yaml", best, root / "full")
+    return root / "full"
 
 
 def _logits(model):
@@ -124,7 +137,8 @@ def test_the_zip_has_the_entries_of_espnets_own_and_no_absolute_path(
     content = {}
     for name in ("ours", "espnets"):
         with zipfile.ZipFile(tmp_path / f"{name}.zip") as archive:
-            assert set(archive.namelist()) == {"meta.yaml", "config.yaml", "model.pth"}
+            names = set(archive.namelist()) - {"model.pth.sha256"}
+            assert names == {"meta.yaml", "config.yaml", "model.pth"}
             content[name] = yaml.safe_load(archive.read("meta.yaml"))
             everything = b"".join(archive.read(member) for member in archive.namelist())
             assert str(directory).encode() not in everything
@@ -286,3 +300,59 @@ def test_the_command_line_names_what_is_missing(tmp_path):
 
     with pytest.raises(RecipeError, match="config.yaml: file not found"):
         main([f"--experiment={tmp_path}", f"--output={tmp_path / 'm.zip'}"])
+
+
+def test_twenty_of_twenty_flipped_bits_in_unpacked_weights_are_refused_or_mended(
+    pretraining, tmp_path, caplog
+):
+    archive = tmp_path / "ssl.zip"
+    pack_model("ssl", pretraining / "config.yaml", pretraining / "model.pth", archive)
+    paths = unpack_model(archive, tmp_path / "cache")
+    weights = Path(paths["ssl_model_file"])
+    whole = weights.read_bytes()
+    for seed in range(20):
+        flip_bit(weights, seed)
+        with pytest.raises(RecipeError, match=f"{weights}: damaged since it was wri"):
+            espnet2_lamer.load_model(weights)
+        caplog.clear()
+        assert unpack_model(archive, tmp_path / "cache") == paths
+        assert f"{weights}: damaged since it was unpacked; unpacked" in caplog.text
+        assert weights.read_bytes() == whole
+    espnet2_lamer.load_model(weights)
+
+
+def test_espnets_unpacking_leaves_the_checksum_beside_the_weights(
+    pretraining, tmp_path
+):
+    archive = tmp_path / "ssl.zip"
+    pack_model("ssl", pretraining / "config.yaml", pretraining / "model.pth", archive)
+    with zipfile.ZipFile(archive) as members:
+        members.extractall(tmp_path / "elsewhere")
+    flip_bit(tmp_path / "elsewhere" / "model.pth", 0)
+    with pytest.raises(RecipeError, match="damaged since it was written"):
+        espnet2_lamer.load_model(tmp_path / "elsewhere" / "model.pth")
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "meta.yaml", "model.pth.sha256"])
+def test_other_members_that_changed_or_went_are_unpacked_again(
+    pretraining, tmp_path, name
+):
+    archive = tmp_path / "ssl.zip"
+    pack_model("ssl", pretraining / "config.yaml", pretraining / "model.pth", archive)
+    paths = unpack_model(archive, tmp_path / "cache")
+    member = Path(paths["ssl_model_file"]).with_name(name)
+    whole = member.read_bytes()
+    flip_bit(member, 1)
+    unpack_model(archive, tmp_path / "cache")
+    assert member.read_bytes() == whole
+    member.unlink()
+    unpack_model(archive, tmp_path / "cache")
+    assert member.read_bytes() == whole
+
+
+def test_weights_that_changed_since_training_are_not_packed(pretraining, tmp_path):
+    copy = shutil.copytree(pretraining, tmp_path / "copy")
+    flip_bit(copy / "model.pth", 0)
+    with pytest.raises(RecipeError, match=r"copy/model.pth: damaged since it was wr"):
+        pack_model("ssl", copy / "config.yaml", copy / "model.pth", tmp_path / "a.zip")
+    assert not (tmp_path / "a.zip").exists()

@@ -195,10 +195,12 @@ def test_a_yaml_must_state_an_allocation_or_be_given_one(resolve, tmp_path):
         resolve(path)
     assert resolve(path, allocation="3").ssl_experiment.name == "ssl_mine_3"
     path.write_text("- a list\n")
-    with pytest.raises(RecipeError, match="train_ssl_mine.yaml: found no 'key: value'"):
+    with pytest.raises(
+        RecipeError, match="train_ssl_mine.yaml: found list, expected a mapp"
+    ):
         resolve(path)
     path.write_text("a: [\n")
-    with pytest.raises(RecipeError, match="train_ssl_mine.yaml: not a YAML file"):
+    with pytest.raises(RecipeError, match="train_ssl_mine.yaml: not valid YAML"):
         resolve(path)
 
 

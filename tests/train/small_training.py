@@ -118,6 +118,8 @@ def start(options: list[str], log: Path, before=None) -> int:
     code = 1
     try:
         os.setpgid(0, 0)
+        # Whoever runs the tests in the background has it ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         with open(log, "a", encoding="utf-8") as stream:
             os.dup2(stream.fileno(), 1)
             os.dup2(stream.fileno(), 2)

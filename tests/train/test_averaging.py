@@ -6,7 +6,8 @@ import pytest
 import torch
 from espnet2.train.reporter import Reporter
 
-from espnet2_lamer.train.averaging import average_best_models, link
+from espnet2_lamer.fileio.atomic import link
+from espnet2_lamer.train.averaging import average_best_models
 
 LOSSES = {1: 3.0, 2: 1.0, 3: 2.0, 4: 4.0}
 BEST = [2, 3, 1, 4]
@@ -65,7 +66,7 @@ def test_of_several_numbers_the_largest_gets_the_short_name(trained):
     reporter, directory = trained
     criteria = [CRITERION, ("valid", "never_measured", "max")]
     average_best_models(reporter, directory, criteria, [3, 2])
-    names = {path.name for path in directory.glob("*ave*")}
+    names = {path.name for path in directory.glob("*ave*.pth")}
     assert names == {
         "valid.loss_m.ave_2best.pth",
         "valid.loss_m.ave_3best.pth",

@@ -1,17 +1,19 @@
 """The checkpoint store: whole files or none, the last two, damage passed over."""
 
+import contextlib
 import hashlib
 import logging
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
-import espnet2_lamer.train.checkpoint as module
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio import checksum
+from espnet2_lamer.fileio.atomic import atomic_path
 from espnet2_lamer.train.checkpoint import CheckpointStore
+from tests.full_disk import KINDS, REASONS, full, mounted
+from tests.killed import killed_in
 
 
 def state(number):
@@ -81,11 +83,41 @@ def empty_checksum(path):
     path.with_name(f"{path.name}.sha256").write_text("")
 
 
+def gone(path):
+    path.unlink()
+
+
+def gone_with_its_checksum(path):
+    unfinished(path)
+    path.unlink()
+
+
+def dangling(path):
+    path.rename(path.with_name("moved"))
+    path.symlink_to("nowhere")
+
+
+def folder(path):
+    path.unlink()
+    path.mkdir()
+    (path / "mine").write_text("of the user")
+
+
+def link_to_itself(path):
+    path.unlink()
+    path.symlink_to(path.name)
+
+
 DAMAGE = {
     "cut": (cut, "its checksum differs"),
     "one bit": (flip, "its checksum differs"),
     "no checksum": (unfinished, "no checksum beside it"),
     "empty checksum": (empty_checksum, "no checksum beside it"),
+    "gone": (gone, "cannot be read: No such file or directory"),
+    "gone with its checksum": (gone_with_its_checksum, "no checksum beside it"),
+    "a dangling link": (dangling, "cannot be read: No such file or directory"),
+    "a link to itself": (link_to_itself, "cannot be read: Too many levels of symbo"),
+    "a folder": (folder, "cannot be read: Is a directory"),
 }
 
 
@@ -96,8 +128,52 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(store, kind, c
     damage(latest)
     with caplog.at_level(logging.WARNING):
         assert store.load()["updates"] == 2
-    message = f"{latest}: damaged or not finished ({reason}); using the one before it"
-    assert caplog.messages == [message]
+    (message,) = caplog.messages
+    assert message.startswith(f"{latest}: damaged or not finished ({reason}")
+    assert message.endswith("); using the one before it")
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_after_damage_training_goes_on_and_keeps_two_whole_ones(store, kind):
+    latest = store.paths()[0]
+    DAMAGE[kind][0](latest)
+    assert store.load()["updates"] == 2
+    # Damage must not count among the kept ones when the next is damaged as well.
+    store.save(state(3), 3)
+    assert store.load()["updates"] == 3
+    flip(latest)
+    assert store.load()["updates"] == 2
+    store.save(state(3), 3)
+    store.save(state(4), 4)
+    assert [path.name for path in store.paths()] == [
+        "update_00000004.pth",
+        "update_00000003.pth",
+    ]
+    if kind == "a folder":
+        (moved,) = store.directory.glob("*.old-not-a-checkpoint")
+        assert (moved / "mine").read_text() == "of the user"
+
+
+def test_an_unreadable_checkpoint_is_named_and_the_one_before_it_used(
+    store, caplog, monkeypatch
+):
+    latest = store.paths()[0]
+    latest.chmod(0)
+    # Permissions do not bind root: look as nobody, who may not even come here from /.
+    monkeypatch.chdir(store.directory)
+    (store.directory.parent).chmod(0o755)
+    before = os.geteuid(), os.getegid()
+    if before[0] == 0:
+        os.setegid(65534)
+        os.seteuid(65534)
+    try:
+        assert CheckpointStore(".").load()["updates"] == 2
+    finally:
+        os.seteuid(before[0])
+        os.setegid(before[1])
+    assert f"{latest.name}: damaged or not finished (cannot be read: Perm" in (
+        caplog.text
+    )
 
 
 def test_when_all_are_damaged_nothing_is_trained_anew_by_mistake(store):
@@ -121,19 +197,29 @@ def test_objects_in_a_checkpoint_are_not_run(store, caplog):
     assert "update_00000009.pth: damaged or not finished (Weights only" in caplog.text
 
 
-def test_a_failed_write_leaves_the_earlier_ones_and_nothing_else(store, monkeypatch):
-    before = names(store)
-
-    def full(value, stream):
-        stream.write(b"as much as there is room for")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(module.torch, "save", full)
-    message = r"00000004.pth: the checkpoint of update 4 cannot be written \(\[Errno 28"
-    with pytest.raises(RecipeError, match=message) as raised:
-        store.save(state(4), 4)
-    assert "update_00000003.pth is whole: make room and run again" in str(raised.value)
-    assert names(store) == before
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_a_full_disk_the_earlier_ones_stay_and_nothing_else(kind, tmp_path):
+    with contextlib.ExitStack() as stack:
+        if kind == "small disk":
+            stack.enter_context(mounted(tmp_path / "disk"))
+        store = CheckpointStore(tmp_path / "disk" / "checkpoints")
+        for number in (1, 2, 3):
+            store.save(state(number), number)
+        before = names(store)
+        large = {"weight": torch.zeros(100_000)}
+        with (
+            full(kind, tmp_path / "disk", 2**15),
+            pytest.raises(RecipeError, match=REASONS[kind]) as raised,
+        ):
+            store.save(large, 4)
+        path = store.directory / "update_00000004.pth"
+        expected = f"checkpoint of update 4 cannot be written: {path}: {REASONS[kind]}"
+        assert expected in str(raised.value)
+        assert str(raised.value).endswith("; update_00000003.pth is whole")
+        assert names(store) == before
+        assert store.load()["updates"] == 3
+        store.save(large, 4)
+        assert torch.equal(store.load()["weight"], large["weight"])
 
 
 def test_a_checkpoint_that_replaces_its_namesake_is_never_taken_for_the_old_one(
@@ -142,23 +228,20 @@ def test_a_checkpoint_that_replaces_its_namesake_is_never_taken_for_the_old_one(
     def interrupted(path, text):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "write_text", interrupted)
+    monkeypatch.setattr(checksum, "write_text", interrupted)
     with pytest.raises(KeyboardInterrupt):
         store.save(state(3) | {"updates": "half done"}, 3)
     assert store.load()["updates"] == 2
 
 
 def test_what_killed_processes_left_is_removed_and_living_ones_keep_theirs(store):
-    done = subprocess.Popen([sys.executable, "-c", ""])
-    done.wait()
-    dead, alive = (
-        store.directory / f".update_00000003.pth.{pid}.0123abcd.tmp"
-        for pid in (done.pid, os.getpid())
-    )
-    for path in (dead, alive):
-        path.write_bytes(b"half")
-    store.save(state(4), 4)
-    assert not dead.exists() and alive.exists()
+    path = store.directory / "update_00000003.pth"
+    with atomic_path(path) as alive:
+        alive.write_bytes(b"half")
+        dead = killed_in(atomic_path, path)
+        store.save(state(4), 4)
+        assert not dead.exists() and alive.exists()
+        alive.write_bytes(path.read_bytes())
     assert [path.name for path in store.paths()] == [
         "update_00000004.pth",
         "update_00000003.pth",

@@ -52,11 +52,13 @@ def test_a_kill_in_the_middle_of_a_checkpoint_loses_nothing(report):
 
 
 @pytest.mark.parametrize("to", ["", " to all"])
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGUSR1", 138)])
+@pytest.mark.parametrize(
+    ("name", "code"), [("SIGTERM", 143), ("SIGUSR1", 138), ("SIGINT", 130)]
+)
 def test_preemption_saves_and_leaves(report, name, code, to):
     found = report["preempted"][name + to]
     assert found["codes"] == [code, 0]
-    assert found["message"] and found["resumed"]
+    assert found["message"] and found["resumed"] and not found["traceback"]
     assert found["differences"] == []
 
 
@@ -70,8 +72,10 @@ def test_a_corrupted_checkpoint_is_named_and_the_one_before_it_used(report):
 def test_a_full_disk_stops_with_a_message_and_whole_checkpoints(report):
     found = report["disk full"]
     assert found["codes"] == [1, 0]
-    assert "cannot be written ([Errno 28] No space left" in found["message"]
-    assert "is whole: make room and run again" in found["message"]
+    assert "of update 6 cannot be written: " in found["message"]
+    assert "update_00000006.pth: File too large; files may" in found["message"]
+    assert "run the same command again to go on; update_0" in found["message"]
+    assert found["message"].endswith("is whole")
     checkpoints = [name for name in found["files"] if name.endswith(".pth")]
     assert found["files"] == sorted(
         checkpoints + [f"{name}.sha256" for name in checkpoints]

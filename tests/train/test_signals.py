@@ -42,14 +42,24 @@ def test_a_signal_is_a_request_and_its_echo_is_none(forced, number):
     assert forced == [number]
 
 
-def test_who_asks_again_later_is_not_kept_waiting(forced, monkeypatch):
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_who_asks_again_later_is_not_kept_waiting(forced, monkeypatch, number):
     with stop_on_signals() as request:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         monkeypatch.setattr(signals, "SAME_REQUEST_SECONDS", 0.0)
         time.sleep(0.01)
+        os.kill(os.getpid(), number)
+        assert request.signal == number
+    assert forced == [number]
+
+
+def test_a_ctrl_c_that_was_ignored_before_stays_so(forced):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with stop_on_signals() as request:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert request.signal == 0
         os.kill(os.getpid(), signal.SIGTERM)
         assert request.signal == signal.SIGTERM
-    assert forced == [signal.SIGTERM]
 
 
 def _train(ready):

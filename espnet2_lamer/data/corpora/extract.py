@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 import tarfile
 import zlib
 from pathlib import Path
@@ -43,8 +42,6 @@ def extract_once(archive: str | Path, folder: str | Path) -> Path:
             return folder
     except (OSError, json.JSONDecodeError):
         pass
-    for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
     logging.info("unpacking %s", archive)
     try:
         with atomic_dir(folder) as temporary:

@@ -9,13 +9,13 @@ from typing import Any
 
 import soundfile
 import torch
-import yaml
 from tqdm import tqdm
 
 from espnet2_lamer.evaluation.feature_store import SAMPLE_RATE, count_samples
 from espnet2_lamer.evaluation.provenance import made_from
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json
 from espnet2_lamer.fileio.datadir import write_table
+from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.recipe.whisper.experiment import MODEL, build, make_config
 from espnet2_lamer.recipe.whisper.options import WhisperOptions
@@ -42,7 +42,7 @@ def decode(options: WhisperOptions) -> None:
     ``lang`` holds the language that was found, where one was looked for. What was
     decoded by the same model is kept.
     """
-    search = yaml.safe_load(options.decode_config.read_text(encoding="utf-8")) or {}
+    search = read_yaml(options.decode_config)
     for system in planned_systems(options):
         config, checkpoint = model_files(options, system)
         model = None

@@ -10,10 +10,13 @@ from typing import Any
 
 import yaml
 
+from espnet2_lamer.convert.state import read_tensors
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.provenance import made_from, put_aside
-from espnet2_lamer.fileio.atomic import atomic_path, write_json, write_text
+from espnet2_lamer.fileio.atomic import write_json, write_text
+from espnet2_lamer.fileio.checksum import check_file, checked_file
 from espnet2_lamer.fileio.datadir import read_table, write_table
+from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
 from espnet2_lamer.precision import AUTO
 from espnet2_lamer.recipe.whisper.data import TARGET
@@ -59,9 +62,7 @@ def make_config(
 
 def read_config(config: Path | None) -> dict[str, Any]:
     """Read a training YAML; nothing is an empty one."""
-    if config is None:
-        return {}
-    return yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+    return {} if config is None else read_yaml(config)
 
 
 def precision(options: WhisperOptions) -> str:
@@ -113,8 +114,12 @@ def train(
     write_text(experiment / "train.yaml", _dump(settings))
     write_json(record, inputs)
     run_espnet(options, experiment, _data_options(experiment / "data"))
-    with atomic_path(experiment / MODEL) as temporary:
-        shutil.copyfile(experiment / _BEST, temporary)
+    check_file(experiment / _BEST)
+    with (
+        open(experiment / _BEST, "rb") as best,
+        checked_file(experiment / MODEL) as stream,
+    ):
+        shutil.copyfileobj(best, stream, 2**20)
     _report(experiment)
 
 
@@ -216,14 +221,10 @@ def _dump(settings: Mapping[str, Any]) -> str:
 
 def _report(experiment: Path) -> None:
     """Write ``training.json``: what was trained, for how long, and how well."""
-    import torch
-
     from espnet2_lamer.whisper.decoding import load_model
     from espnet2_lamer.whisper.report import whisper_parameter_report
 
-    checkpoint = torch.load(
-        experiment / "checkpoint.pth", map_location="cpu", weights_only=True
-    )
+    checkpoint = read_tensors(experiment / "checkpoint.pth")
     stats = checkpoint["reporter"]["stats"]
     best = min(stats, key=lambda epoch: stats[epoch]["valid"]["loss"])
     seconds = sum(

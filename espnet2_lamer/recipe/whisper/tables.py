@@ -19,6 +19,7 @@ from espnet2_lamer.evaluation.results import (
 )
 from espnet2_lamer.evaluation.scoring import LidScore, Score
 from espnet2_lamer.evaluation.tables import describe_environment, write_results
+from espnet2_lamer.fileio.text import read_text
 from espnet2_lamer.recipe.whisper.data import channel_confounded
 from espnet2_lamer.recipe.whisper.options import WhisperOptions
 from espnet2_lamer.recipe.whisper.scoring import (
@@ -127,7 +128,7 @@ def _over_languages(
 
 def _rates(options: WhisperOptions, run: str, lang: str, unit: str) -> Groups:
     folder = decode_dir(options, run, lang) / f"score_{unit}"
-    utts = (folder / "ref").read_text(encoding="utf-8").splitlines()
+    utts = read_text(folder / "ref").splitlines()
     utt2lang = {line.split(" ", 1)[0]: lang for line in utts}
     return utterance_rates(folder / "ref", folder / "hyp", unit, utt2lang)
 

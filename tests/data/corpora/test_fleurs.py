@@ -9,8 +9,10 @@ from espnet2_lamer.data.corpora import extract
 from espnet2_lamer.data.corpora.extract import extract_once
 from espnet2_lamer.data.corpora.fleurs import prepare
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.atomic import atomic_dir
 from espnet2_lamer.fileio.datadir import read_table
 from tests.corpus_trees import fleurs_row, write_fleurs, write_lines
+from tests.killed import killed_in
 
 ROWS = {
     "train": [fleurs_row(0), fleurs_row(1), fleurs_row(2, "another one")],
@@ -95,9 +97,7 @@ def test_an_extraction_that_was_killed_starts_again_and_leaves_nothing(
     unpacked = tmp_path / "data/audio/fleurs/en_us"
     # What a killed process leaves: other archives done, this one half way.
     extract_once(english / "audio/train.tar.gz", unpacked / "train")
-    leftover = unpacked / ".dev.1234.abcd.tmp" / "dev"
-    leftover.mkdir(parents=True)
-    (leftover / "10003.wav").write_bytes(b"half")
+    assert killed_in(atomic_dir, unpacked / "dev").is_dir()
     prepare(english.parent, tmp_path / "data", ["eng"])
     assert sorted(p.name for p in unpacked.iterdir()) == ["dev", "test", "train"]
     (path,) = _table(tmp_path, "dev_eng").values()
