@@ -1,8 +1,8 @@
-"""Two repairs to other packages, to be made before those are imported.
+"""Repairs to other packages: two before they are imported, one before they read.
 
 ESPnet's tasks ask the network for NLTK data that this recipe never uses, and S3PRL
-0.4.18 expects two names that torchaudio 2.9 removed. Both repairs are idempotent, and
-importing this module costs nothing.
+0.4.18 expects two names that torchaudio 2.9 removed. kaldiio runs commands. Repairs are
+idempotent, and importing this module costs nothing.
 """
 
 import importlib.util
@@ -13,6 +13,7 @@ import types
 import zipfile
 from pathlib import Path
 
+from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path
 
 # What espnet-g2p-en looks for when ESPnet's text frontend imports it.
@@ -87,3 +88,33 @@ def _ignore_audio_backend(backend: str | None) -> None:
 
 def _no_sox_effects(*args: object, **kwargs: object) -> None:
     raise NotImplementedError("torchaudio 2.9 and later have no sox effects")
+
+
+def read_no_commands_with_kaldiio() -> None:
+    """Let kaldiio, the reader of ESPnet's ``kaldi_ark`` data, read files alone.
+
+    An entry ``command |`` of an scp file is run by a shell, and an ark may hold a
+    pickle. ESPnet's type ``sound`` knows neither.
+    """
+    from kaldiio import matio
+
+    if matio.open_like_kaldi is not _open_file:
+        _open_file.original = matio.open_like_kaldi
+        matio.open_like_kaldi = _open_file
+        matio.pickle = types.SimpleNamespace(load=_no_pickle, dump=matio.pickle.dump)
+
+
+def _open_file(name, mode: str = "r"):
+    if isinstance(name, str) and "|" in (name.strip()[:1], name.strip()[-1:]):
+        raise RecipeError(
+            f"{name!r} is a shell pipe, expected a file: run the command yourself and "
+            "name what it writes"
+        )
+    return _open_file.original(name, mode)
+
+
+def _no_pickle(handle, **kwargs: object) -> None:
+    raise RecipeError(
+        f"{getattr(handle, 'name', 'an ark')}: holds a pickle, expected matrices; "
+        "write the features anew"
+    )

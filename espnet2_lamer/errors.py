@@ -8,3 +8,8 @@ class RecipeError(ValueError):
     to do. Command lines print it and exit with code 1. It is a ``ValueError``, so that
     users of the library need not know this class.
     """
+
+    def __init__(self, message: str) -> None:
+        # A worker of torch's DataLoader puts its traceback before the message.
+        name = f"{type(self).__module__}.{type(self).__qualname__}: "
+        super().__init__(message.rpartition(name)[2])

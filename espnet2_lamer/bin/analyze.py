@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 from pathlib import Path
 
 from espnet2_lamer.bin.common import get_argument_parser, numbers, run_main, words
@@ -54,8 +53,6 @@ def get_parser() -> argparse.ArgumentParser:
 def main(cmd: list[str] | None = None) -> None:
     """Run the command line."""
     args = get_parser().parse_args(cmd)
-    # Everything ESPnet or torch loads from here on is data, never code.
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     from espnet2_lamer.analysis.depths import compared_layers
     from espnet2_lamer.analysis.model_report import report_on
     from espnet2_lamer.analysis.report_page import render_page, summary

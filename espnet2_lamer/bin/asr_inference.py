@@ -1,7 +1,6 @@
 """Decode with an ESPnet ASR model that uses this package's frontends."""
 
 import argparse
-import os
 from collections.abc import Sequence
 
 from espnet2_lamer.bin.common import run_main
@@ -18,8 +17,6 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(cmd: Sequence[str] | None = None) -> None:
     """Run ``espnet2.bin.asr_inference`` with our classes registered."""
-    # Checkpoints are data: nothing in them may run.
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     quiet_nltk()
     from espnet2.bin import asr_inference
 

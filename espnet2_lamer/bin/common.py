@@ -8,7 +8,10 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import yaml
+
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.trust import OPTION, protect
 from espnet2_lamer.recipe.options import CommonOptions
 
 
@@ -33,6 +36,17 @@ def add_parallel_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["cpu", "cuda"],
         default="cpu",
         help="where the teacher and the distances to centroids compute",
+    )
+
+
+def add_trust_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--trust_s3prl_files``; where it is left out, ``vars`` says ``False``."""
+    parser.add_argument(
+        f"--{OPTION}",
+        type=flag,
+        default=False,
+        help="true: let S3PRL read the FILE of s3prl:NAME:FILE, which runs code that "
+        "it may hold",
     )
 
 
@@ -102,10 +116,15 @@ def setup_logging() -> None:
 def run_main(main: Callable[[], object]) -> None:
     """Run ``main`` and exit: 0 done, 1 failed, 2 wrong usage (argparse)."""
     setup_logging()
+    # Everything ESPnet or torch loads from here on is data, never code.
+    protect()
     try:
         main()
     except RecipeError as error:
         logging.error("%s", error)
+        sys.exit(1)
+    except yaml.YAMLError as error:
+        logging.error("not plain YAML: %s", " ".join(str(error).split()))
         sys.exit(1)
     except KeyboardInterrupt:
         logging.error("interrupted")

@@ -1,7 +1,6 @@
 """Run stages of the recipe; ``egs2/lamer_ssl/ssl1/run.sh`` calls this."""
 
 import argparse
-import os
 from pathlib import Path
 
 from espnet2_lamer.bin.common import (
@@ -159,8 +158,6 @@ def main(cmd: list[str] | None = None) -> None:
     check_benchmark(options)
     resolve_ssl_config(options)
     _check_heads(options)
-    # Everything ESPnet or torch loads from here on is data, never code.
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     quiet_terminal()
 
     from espnet2_lamer.recipe.runner import Runner

@@ -10,6 +10,7 @@ from torchaudio.models import Wav2Vec2Model
 from espnet2_lamer.convert.architecture import STRUCTURE
 from espnet2_lamer.convert.state import fill_hubert, rename
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.foreign import short_reason
 
 PREFIX = "torchaudio:"
 
@@ -55,7 +56,9 @@ def _read(name: str, map_location: str) -> Any:
     except Exception as error:
         path = _cached(bundle)
         problem = "cannot be read" if path.is_file() else "cannot be fetched"
-        raise RecipeError(f"{name}: {path}: {problem} ({error})") from error
+        raise RecipeError(
+            f"{name}: {path}: {problem} ({short_reason(error)})"
+        ) from error
 
 
 def weights_file(name: str) -> Path:

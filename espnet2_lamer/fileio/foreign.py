@@ -1,7 +1,9 @@
 """Files from outside: data of bounded size, and one kind of error for all damage."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -12,6 +14,8 @@ from espnet2_lamer.errors import RecipeError
 MAX_YAML_BYTES = 16 * 2**20
 # With every alias written out; the sum of its strings, and 16 for each node.
 MAX_YAML_EXPANDED = 64 * 2**20
+# In torch's messages.
+_ADVICE = re.compile("weights_only|add_safe_globals|trusted source|torch.load")
 
 
 @contextmanager
@@ -37,11 +41,46 @@ def clear_errors(source: object) -> Iterator[None]:
     except OSError as error:  # a full disk is no damage
         raise RecipeError(f"{source}: cannot be read or unpacked ({error})") from error
     except Exception as error:
-        # torch names what is wrong on later lines.
-        reason = " ".join(str(error).split())[:300]
         raise RecipeError(
             f"{source}: damaged, or not made by this package "
-            f"({type(error).__name__}: {reason}); fetch it again"
+            f"({type(error).__name__}: {short_reason(error)}); fetch it again"
+        ) from error
+
+
+def short_reason(error: BaseException) -> str:
+    """Return the point of a message, without torch's advice to load unsafely."""
+    text = str(error)
+    if _ADVICE.search(text):
+        # What is wrong stands between the advice and a link to the documentation.
+        text = text.partition("WeightsUnpickler error:")[2] or text
+        lines = (line.strip() for line in text.splitlines())
+        text = next((x for x in lines if x and not _ADVICE.search(x)), "")
+        text = text or "it holds more than tensors and plain values"
+    text = " ".join(text.partition(" Please use `torch.")[0].split())
+    return text[:300] or type(error).__name__
+
+
+def check_weights(path: str | Path) -> Any:
+    """Refuse a torch file that holds more than tensors and plain values.
+
+    For files that others' code is to read: ours is clearer about what is wrong.
+
+    Args:
+        path: Anything.
+
+    Returns:
+        Its content, tensors without their values.
+
+    Raises:
+        RecipeError: It is damaged, or would have to be unpickled.
+    """
+    import torch
+
+    try:
+        return torch.load(path, map_location="meta", weights_only=True)
+    except Exception as error:  # the unpickler raises many kinds
+        raise RecipeError(
+            f"{path}: not loadable as plain weights ({short_reason(error)})"
         ) from error
 
 

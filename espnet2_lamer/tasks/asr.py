@@ -3,10 +3,15 @@
 import argparse
 import datetime
 import functools
+import inspect
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from espnet2.asr.espnet_model import ESPnetASRModel
+from espnet2.asr.frontend.s3prl import S3prlFrontend
 from espnet2.tasks.asr import (
     ASRTask,
     decoder_choices,
@@ -17,6 +22,18 @@ from espnet2.tasks.asr import (
 
 from espnet2_lamer.asr.frontend.lamer_upstream import LamerUpstreamFrontend
 from espnet2_lamer.asr.frontend.stored_features import StoredFeaturesFrontend
+from espnet2_lamer.compat import read_no_commands_with_kaldiio
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.foreign import check_weights, short_reason
+from espnet2_lamer.fileio.trust import (
+    OPTION,
+    S3PRL_PREFIX,
+    protect,
+    s3prl_files_trusted,
+    split_s3prl,
+    trusting_s3prl_files,
+)
+from espnet2_lamer.tasks.option_check import check_init_param
 from espnet2_lamer.whisper.decoder import WhisperLoraDecoder
 from espnet2_lamer.whisper.encoder import WhisperLoraEncoder
 from espnet2_lamer.whisper.model import WhisperLoraModel
@@ -29,6 +46,7 @@ def register_asr() -> None:
     ESPnet's checkpoints hold its reporter's numpy averages and time spans: they are
     declared harmless, so that training resumes when weights-only loading is forced.
     """
+    protect()
     torch.serialization.add_safe_globals(
         [
             np._core.multiarray.scalar,
@@ -37,12 +55,34 @@ def register_asr() -> None:
             datetime.timedelta,
         ]
     )
+    read_no_commands_with_kaldiio()
+    _guard_s3prl_frontend()
     frontend_choices.classes["stored_features"] = StoredFeaturesFrontend
     frontend_choices.classes["lamer_upstream"] = LamerUpstreamFrontend
     encoder_choices.classes["whisper_lora"] = WhisperLoraEncoder
     decoder_choices.classes["whisper_lora"] = WhisperLoraDecoder
     model_choices.classes["whisper_lora"] = WhisperLoraModel
     replace_espnet_tokenizers()
+
+
+def _guard_s3prl_frontend() -> None:
+    """Let ESPnet's ``frontend: s3prl``, also a fused one, read trusted files only."""
+    build = S3prlFrontend.__init__
+    if hasattr(build, "unguarded"):
+        return
+
+    @functools.wraps(build)
+    def guarded(self, *args, **kwargs):
+        given = inspect.signature(build).bind(self, *args, **kwargs).arguments
+        conf = given.get("frontend_conf") or {}
+        # S3PRL takes a file from either of them.
+        file = conf.get("path_or_url") or conf.get("extra_conf")
+        if file:
+            split_s3prl(f"{S3PRL_PREFIX}{conf.get('upstream')}:{file}")
+        build(self, *args, **kwargs)
+
+    guarded.unguarded = build
+    S3prlFrontend.__init__ = guarded
 
 
 class LamerASRTask(ASRTask):
@@ -66,10 +106,39 @@ class LamerASRTask(ASRTask):
         )
 
     @classmethod
+    def main(
+        cls,
+        args: argparse.Namespace | None = None,
+        cmd: Sequence[str] | None = None,
+    ) -> None:
+        """Check the files that training starts from, then train.
+
+        Raises:
+            RecipeError: One of them holds more than weights.
+        """
+        register_asr()
+        if args is None:
+            args = cls.get_parser().parse_args(cmd)
+        check_init_param(args)
+        resumed = Path(args.output_dir or "", "checkpoint.pth")
+        if args.output_dir and args.resume and resumed.is_file():
+            check_weights(resumed)
+        # For spawned workers; no key of a config, which may be another's.
+        args.trust_s3prl_files = s3prl_files_trusted()
+        super().main(args=args)
+
+    @classmethod
     def main_worker(cls, args: argparse.Namespace) -> None:
         """Run training; also the entry point of spawned DDP workers."""
         register_asr()
-        super().main_worker(args)
+        with trusting_s3prl_files(vars(args).pop(OPTION, False)):
+            try:
+                super().main_worker(args)
+            except pickle.UnpicklingError as error:
+                raise RecipeError(
+                    f"{args.output_dir}: one of its .pth files is not loadable as "
+                    f"plain weights ({short_reason(error)})"
+                ) from error
 
     @classmethod
     def optional_data_names(

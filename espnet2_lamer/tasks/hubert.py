@@ -20,7 +20,7 @@ from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.hubert.espnet_model import AMP_DTYPES, LamerHubertPretrainModel
 from espnet2_lamer.registry import register
 from espnet2_lamer.tasks.dry_run import dry_run
-from espnet2_lamer.tasks.option_check import check_options
+from espnet2_lamer.tasks.option_check import check_init_param, check_options
 from espnet2_lamer.train.collate import LamerCollate
 from espnet2_lamer.train.console import child_log
 from espnet2_lamer.train.expansion import (
@@ -68,6 +68,7 @@ class LamerHubertTask(HubertTask):
             args = cls.get_parser().parse_args(cmd)
         if not args.print_config:
             check_options(cls.get_parser(), args)
+            check_init_param(args)
         if args.dry_run:
             dry_run(cls, args)
         elif args.sanity and not args.print_config:

@@ -12,6 +12,7 @@ from espnet2.tasks.hubert import encoder_choices, model_choices
 from typeguard import TypeCheckError, check_type
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.foreign import check_weights
 from espnet2_lamer.layers import LamerConfig
 
 # What the task itself passes to the constructors.
@@ -80,6 +81,19 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         _check_ranges(args)
     except ValueError as error:
         raise RecipeError(f"{args.config or 'options'}: {error}") from error
+
+
+def check_init_param(args: argparse.Namespace) -> None:
+    """Refuse files of ``init_param`` that ESPnet would have to unpickle.
+
+    Raises:
+        RecipeError: With the file and why.
+    """
+    for entry in args.init_param or []:
+        try:
+            check_weights(str(entry).partition(":")[0])  # FILE:SOURCE:TARGET:EXCLUDED
+        except RecipeError as error:
+            raise RecipeError(f"init_param: {error}") from error
 
 
 def check_keywords(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from espnet2_lamer.asr.encoder.lamer_hubert import BASE_HASH
 from espnet2_lamer.convert.espnet_experiment import model_file, read_config
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.foreign import short_reason
 from espnet2_lamer.layers import LamerConfig, LamerFeedForward
 from espnet2_lamer.layers.lora import LoRAExperts
 
@@ -64,7 +65,9 @@ def expand_experts(model: nn.Module, experiment: str | Path) -> list[_Kept]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise RecipeError(f"expand_from: {path}: cannot be read ({error})") from error
+        raise RecipeError(
+            f"expand_from: {path}: cannot be read ({short_reason(error)})"
+        ) from error
     _check(model, experiment, config, state)
     kept: list[_Kept] = []
     counts = []

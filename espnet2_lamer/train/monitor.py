@@ -18,6 +18,7 @@ from espnet2_lamer.analysis.cka import LinearCKA
 from espnet2_lamer.analysis.depths import compared_layers
 from espnet2_lamer.analysis.probe import Phones, phone_probe
 from espnet2_lamer.fileio.atomic import atomic_path, write_text
+from espnet2_lamer.fileio.foreign import short_reason
 from espnet2_lamer.hubert.distributed import is_distributed
 from espnet2_lamer.layers import experts_off
 from espnet2_lamer.train.control_curve import (
@@ -200,7 +201,7 @@ class ForgettingMonitor:
             fits = kept["layers"] == self.layers and set(kept["states"]) == utts
             problem = "" if fits else "is of other layers or utterances"
         except Exception as error:  # a damaged file fails in many ways
-            problem = f"cannot be read ({error})"
+            problem = f"cannot be read ({short_reason(error)})"
         if problem:
             logging.warning("%s %s: forgetting is not measured", self.start, problem)
             self.sample = None

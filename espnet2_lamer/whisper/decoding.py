@@ -1,6 +1,5 @@
 """Batched greedy decoding with cached keys: the recipe's fast path."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from torch import Tensor
 from whisper.audio import SAMPLE_RATE
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.foreign import check_weights, clear_errors
 from espnet2_lamer.whisper.blocks import Cache
 from espnet2_lamer.whisper.model import Routed, WhisperLoraModel
 from espnet2_lamer.whisper.text import decode_text
@@ -53,10 +53,11 @@ def load_model(
     """
     from espnet2_lamer.tasks.asr import LamerASRTask, register_asr
 
-    # Checkpoints are data: nothing in them may run.
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     register_asr()
-    model, _ = LamerASRTask.build_model_from_file(config, checkpoint, device)
+    if checkpoint is not None:
+        check_weights(checkpoint)
+    with clear_errors(config):
+        model, _ = LamerASRTask.build_model_from_file(config, checkpoint, device)
     if not isinstance(model, WhisperLoraModel):
         raise RecipeError(f"{config}: model: expected whisper_lora")
     return model.eval()
