@@ -1,10 +1,12 @@
-"""Repairs to other packages: two before they are imported, one before they read.
+"""Repairs to other packages.
 
 ESPnet's tasks ask the network for NLTK data that this recipe never uses, and S3PRL
-0.4.18 expects two names that torchaudio 2.9 removed. kaldiio runs commands. Repairs are
+0.4.18 expects two names that torchaudio 2.9 removed: both before their import. ESPnet
+evaluates option values, and kaldiio, its reader of features, runs commands. Repairs are
 idempotent, and importing this module costs nothing.
 """
 
+import ast
 import importlib.util
 import os
 import sys
@@ -15,6 +17,7 @@ from pathlib import Path
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path
+from espnet2_lamer.fileio.foreign import parse_yaml
 
 # What espnet-g2p-en looks for when ESPnet's text frontend imports it.
 _NLTK_ARCHIVES = ("taggers/averaged_perceptron_tagger_eng.zip", "corpora/cmudict.zip")
@@ -88,6 +91,27 @@ def _ignore_audio_backend(backend: str | None) -> None:
 
 def _no_sox_effects(*args: object, **kwargs: object) -> None:
     raise NotImplementedError("torchaudio 2.9 and later have no sox effects")
+
+
+def read_plain_option_values() -> None:
+    """Let ESPnet read ``--encoder_conf KEY=VALUE`` and its like as plain YAML.
+
+    It hands values to ``eval`` and to YAML's loader of Python objects. The recipe
+    makes such options of names and paths, which may stand in another's experiment
+    definition.
+    """
+    from espnet2.utils import nested_dict_action
+
+    nested_dict_action.eval = _plain_python
+    nested_dict_action.yaml = types.SimpleNamespace(load=_plain_yaml, Loader=None)
+
+
+def _plain_python(text: str, *_: object) -> object:
+    return ast.literal_eval(text)
+
+
+def _plain_yaml(text: str, Loader: None) -> object:  # noqa: N803
+    return parse_yaml(text, f"option value {text!r}")
 
 
 def read_no_commands_with_kaldiio() -> None:

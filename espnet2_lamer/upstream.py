@@ -18,6 +18,7 @@ from espnet2_lamer.convert.espnet_experiment import (
     model_file,
     read_config,
 )
+from espnet2_lamer.convert.load import local_source
 from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import clear_errors, parse_yaml
@@ -271,6 +272,18 @@ def load_pretraining_model(
     return restore_pretraining_model(config, read_state(weights), base, source)
 
 
+def _base_here(named: Any, source: Path) -> str:
+    """Find the base that a config names; it does not decide that one is fetched."""
+    try:
+        return local_source(named, fetch=False)
+    except RecipeError as error:
+        raise RecipeError(
+            f"{source}: encoder_conf.base: found {named!r}, which is not on this "
+            f"machine ({error}); name the base's new place, or its id to fetch it: the "
+            "argument base of espnet2_lamer.load_model, --base of commands"
+        ) from error
+
+
 def restore_pretraining_model(
     config: Mapping[str, Any],
     state: Mapping[str, Tensor],
@@ -298,9 +311,12 @@ def restore_pretraining_model(
     from espnet2_lamer.tasks.hubert import LamerHubertTask
 
     config = checked_config(config, source)
-    if base is not None:
-        config["encoder_conf"]["base"] = str(base)
+    conf = config["encoder_conf"]
     with clear_errors(source):
+        if base is not None:
+            conf["base"] = str(base)
+        elif conf.get("base") is not None:
+            conf["base"] = _base_here(conf["base"], source)
         check_sizes(config, state, source)
         model = LamerHubertTask.build_model(argparse.Namespace(**config))
         model.load_state_dict(dict(state))

@@ -4,7 +4,13 @@ import argparse
 import logging
 from pathlib import Path
 
-from espnet2_lamer.bin.common import get_argument_parser, numbers, run_main, words
+from espnet2_lamer.bin.common import (
+    add_trust_argument,
+    get_argument_parser,
+    numbers,
+    run_main,
+    words,
+)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -37,6 +43,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--frozen_base",
         help="where the frozen base of an experiment is now, if it moved",
     )
+    add_trust_argument(parser)
     add("--langs", type=words, default=[], help='languages, e.g. "eng yue"; all')
     add("--max_utts", type=int, default=100, help="most utterances per language")
     add(
@@ -61,10 +68,10 @@ def main(cmd: list[str] | None = None) -> None:
     from espnet2_lamer.upstream import load_model
 
     speech = read_speech_set(args.data, args.langs, args.max_utts, args.seed)
-    model = load_model(args.model, base=args.frozen_base)
+    model = load_model(args.model, args.frozen_base, args.trust_s3prl_files)
     report = report_on(
         model,
-        load_model(args.base) if args.base else None,
+        load_model(args.base, None, args.trust_s3prl_files) if args.base else None,
         speech,
         compared_layers(args.layers, model.num_layers, "--layers"),
         {"model": args.model, "base": args.base},

@@ -3,8 +3,9 @@
 import argparse
 from collections.abc import Sequence
 
-from espnet2_lamer.bin.common import run_main
+from espnet2_lamer.bin.common import run_main, take_trust
 from espnet2_lamer.compat import quiet_nltk
+from espnet2_lamer.fileio.trust import trusting_s3prl_files
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -17,13 +18,20 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(cmd: Sequence[str] | None = None) -> None:
     """Run ``espnet2.bin.asr_inference`` with our classes registered."""
+    trust, cmd = take_trust(cmd)
     quiet_nltk()
     from espnet2.bin import asr_inference
 
+    from espnet2_lamer.fileio.foreign import check_weights
     from espnet2_lamer.tasks.asr import register_asr
 
     register_asr()
-    asr_inference.main(cmd)
+    args = asr_inference.get_parser().parse_args(cmd)
+    for weights in (args.asr_model_file, args.lm_file):
+        if weights is not None:
+            check_weights(weights)
+    with trusting_s3prl_files(trust):
+        asr_inference.main(cmd)
 
 
 if __name__ == "__main__":

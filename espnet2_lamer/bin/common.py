@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
@@ -40,7 +40,7 @@ def add_parallel_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_trust_argument(parser: argparse.ArgumentParser) -> None:
-    """Add ``--trust_s3prl_files``; where it is left out, ``vars`` says ``False``."""
+    """Add ``--trust_s3prl_files``."""
     parser.add_argument(
         f"--{OPTION}",
         type=flag,
@@ -48,6 +48,21 @@ def add_trust_argument(parser: argparse.ArgumentParser) -> None:
         help="true: let S3PRL read the FILE of s3prl:NAME:FILE, which runs code that "
         "it may hold",
     )
+
+
+def take_trust(cmd: Sequence[str] | None) -> tuple[bool, list[str]]:
+    """Take ``--trust_s3prl_files`` out of the arguments of one of ESPnet's commands.
+
+    ESPnet's own parsers would also read it from the YAML of ``--config``, which may be
+    another's.
+
+    Returns:
+        Its value, and the other arguments.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_trust_argument(parser)
+    known, rest = parser.parse_known_args(cmd)
+    return getattr(known, OPTION), rest
 
 
 def words(text: str) -> list[str]:

@@ -48,6 +48,13 @@ def _cached(bundle: Any) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(bundle._path).name
 
 
+def require_cached(name: str) -> None:
+    """Raise ``RecipeError`` unless the bundle was fetched already."""
+    path = _cached(_find(name))
+    if not path.is_file():
+        raise RecipeError(f"{name}: {path} not found")
+
+
 def _read(name: str, map_location: str) -> Any:
     bundle = _find(name)
     options = {"map_location": map_location, "weights_only": True}

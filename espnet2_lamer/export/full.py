@@ -1,12 +1,13 @@
 """The self-contained form of a continual-pretraining experiment."""
 
-import os
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from espnet2_lamer.convert.espnet_experiment import read_config
+from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.fileio.atomic import atomic_path, write_text
+from espnet2_lamer.upstream import restore_pretraining_model
 
 
 def write_full_model(
@@ -31,13 +32,10 @@ def write_full_model(
     """
     import torch
 
-    from espnet2_lamer.tasks.hubert import LamerHubertTask
-
-    # Epoch files are data: nothing in them may run.
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    model, _ = LamerHubertTask.build_model_from_file(config, model_file)
+    settings = read_config(Path(config).parent)
+    state = read_state(Path(model_file))
+    model = restore_pretraining_model(settings, state, None, Path(config))
     model.encoder.write_base = True
-    settings: dict[str, Any] = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
     settings["encoder_conf"] = {
         **settings["encoder_conf"],
         **model.encoder.architecture,

@@ -53,10 +53,10 @@ def short_reason(error: BaseException) -> str:
     if _ADVICE.search(text):
         # What is wrong stands between the advice and a link to the documentation.
         text = text.partition("WeightsUnpickler error:")[2] or text
-        lines = (line.strip() for line in text.splitlines())
+        lines = (line.partition(" Please use")[0].strip() for line in text.splitlines())
         text = next((x for x in lines if x and not _ADVICE.search(x)), "")
         text = text or "it holds more than tensors and plain values"
-    text = " ".join(text.partition(" Please use `torch.")[0].split())
+    text = " ".join(text.split())
     return text[:300] or type(error).__name__
 
 

@@ -22,7 +22,10 @@ from espnet2.tasks.asr import (
 
 from espnet2_lamer.asr.frontend.lamer_upstream import LamerUpstreamFrontend
 from espnet2_lamer.asr.frontend.stored_features import StoredFeaturesFrontend
-from espnet2_lamer.compat import read_no_commands_with_kaldiio
+from espnet2_lamer.compat import (
+    read_no_commands_with_kaldiio,
+    read_plain_option_values,
+)
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import check_weights, short_reason
 from espnet2_lamer.fileio.trust import (
@@ -55,6 +58,7 @@ def register_asr() -> None:
             datetime.timedelta,
         ]
     )
+    read_plain_option_values()
     read_no_commands_with_kaldiio()
     _guard_s3prl_frontend()
     frontend_choices.classes["stored_features"] = StoredFeaturesFrontend

@@ -114,10 +114,14 @@ def test_a_reference_is_a_cell_of_the_same_seed_and_comes_after_it(small):
             "cell: {n_clusters: 5}\ndata: {preset",
             "state it under data",
         ),
-        ("    bad:\n", "    bad:\n        cell: {x: '{cell:bad}'}\n", "reads itself"),
         (
             "    bad:\n",
-            "    bad:\n        cell: {x: '{cell:no}'}\n",
+            "    bad:\n        cell: {ssl_tag: '{cell:bad}'}\n",
+            "reads itself",
+        ),
+        (
+            "    bad:\n",
+            "    bad:\n        cell: {ssl_tag: '{cell:no}'}\n",
             "no system of this",
         ),
         ("expect: worse", "expect: nice", "claims: found"),
