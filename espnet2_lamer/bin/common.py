@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import pickle
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.foreign import short_reason
 from espnet2_lamer.fileio.trust import OPTION, protect
 from espnet2_lamer.recipe.options import CommonOptions
 
@@ -140,6 +142,11 @@ def run_main(main: Callable[[], object]) -> None:
         sys.exit(1)
     except yaml.YAMLError as error:
         logging.error("not plain YAML: %s", " ".join(str(error).split()))
+        sys.exit(1)
+    except pickle.UnpicklingError as error:
+        logging.error(
+            "a file is not loadable as plain weights: %s", short_reason(error)
+        )
         sys.exit(1)
     except KeyboardInterrupt:
         logging.error("interrupted")
