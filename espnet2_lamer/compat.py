@@ -120,12 +120,26 @@ def read_no_commands_with_kaldiio() -> None:
     An entry ``command |`` of an scp file is run by a shell, and an ark may hold a
     pickle. ESPnet's type ``sound`` knows neither.
     """
+    import kaldiio
     from kaldiio import matio
 
-    if matio.open_like_kaldi is not _open_file:
-        _open_file.original = matio.open_like_kaldi
+    if matio.load_mat is not _load_mat:
+        _load_mat.original, _open_file.original = matio.load_mat, matio.open_like_kaldi
+        matio.load_mat = kaldiio.load_mat = _load_mat
         matio.open_like_kaldi = _open_file
         matio.pickle = types.SimpleNamespace(load=_no_pickle, dump=matio.pickle.dump)
+
+
+def _load_mat(name: str, *args: object, **kwargs: object) -> object:
+    try:
+        return _load_mat.original(name, *args, **kwargs)
+    except RecipeError:
+        raise
+    except Exception as error:  # damage shows in many ways
+        raise RecipeError(
+            f"{name}: not readable as features ({type(error).__name__}: {error}); "
+            "write them anew"
+        ) from error
 
 
 def _open_file(name, mode: str = "r"):

@@ -1,5 +1,7 @@
 """The one exception a user sees without a traceback."""
 
+import re
+
 
 class RecipeError(ValueError):
     """A problem the user can fix: bad input, missing file, contradicting options.
@@ -12,4 +14,6 @@ class RecipeError(ValueError):
     def __init__(self, message: str) -> None:
         # A worker of torch's DataLoader puts its traceback before the message.
         name = f"{type(self).__module__}.{type(self).__qualname__}: "
-        super().__init__(message.rpartition(name)[2])
+        message = message.rpartition(name)[2]
+        # Messages of libraries, YAML's for one, have several lines.
+        super().__init__(re.sub(r"\s*\n\s*", " ", message).strip())

@@ -89,6 +89,17 @@ def _guard_s3prl_frontend() -> None:
     S3prlFrontend.__init__ = guarded
 
 
+def _check_checkpoint(path: Path) -> None:
+    """Refuse what ESPnet's trainer could not resume from."""
+    state = check_weights(path)
+    parts = ("model", "reporter", "optimizers", "schedulers")
+    if not (isinstance(state, dict) and all(part in state for part in parts)):
+        raise RecipeError(
+            f"{path}: expected a checkpoint of ESPnet's trainer, with "
+            f"{', '.join(parts)}; move it away to train from the start"
+        )
+
+
 class LamerASRTask(ASRTask):
     """:class:`espnet2.tasks.asr.ASRTask` plus ``amp_dtype``.
 
@@ -126,7 +137,7 @@ class LamerASRTask(ASRTask):
         check_init_param(args)
         resumed = Path(args.output_dir or "", "checkpoint.pth")
         if args.output_dir and args.resume and resumed.is_file():
-            check_weights(resumed)
+            _check_checkpoint(resumed)
         # For spawned workers; no key of a config, which may be another's.
         args.trust_s3prl_files = s3prl_files_trusted()
         super().main(args=args)

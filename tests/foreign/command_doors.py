@@ -9,7 +9,14 @@ import yaml
 
 from espnet2_lamer.bin.common import run_main
 from espnet2_lamer.recipe.options import Options
-from tests.foreign.sound_files import ASR, changed_zip, door, experiment, member
+from tests.foreign.sound_files import (
+    ASR,
+    changed_zip,
+    door,
+    experiment,
+    member,
+    named_door,
+)
 
 DEFINITION = """
 title: Small
@@ -132,7 +139,7 @@ def export_dense(good, here, payload):
     )
 
 
-@door
+@named_door
 def analyze_model(good, here, payload):
     command(
         "analyze",
@@ -184,7 +191,7 @@ def score_texts(good, here, payload):
     )
 
 
-@door
+@named_door
 def pretraining_base(good, here, payload):
     conf = {"base": payload.text(), "lamer": {"allocation": "2,4", "rank": 2}}
     command("hubert_train", *pretraining(good, here, encoder_conf=conf))
@@ -197,7 +204,7 @@ def pretraining_option_value(good, here, payload):
     raise AssertionError("no such value is an option of the experts")
 
 
-@door
+@named_door
 def pretraining_config(good, here, payload):
     arguments = pretraining(good, here, init_param=[payload.text()])
     with open(here / "train.yaml", "a") as config:
@@ -303,7 +310,7 @@ def teacher(good, here, payload):
     )
 
 
-@door
+@named_door
 def teacher_path(good, here, payload):
     command(
         "dump_features",
@@ -382,7 +389,7 @@ def recipe_teacher(good, here, payload):
     command("recipe", *recipe_options(good, teacher=source, stop_stage=0))
 
 
-@door
+@named_door
 def recipe_base(good, here, payload):
     command("recipe", *recipe_options(good, base=payload.text(), stop_stage=0))
 

@@ -8,7 +8,15 @@ from safetensors.torch import save
 
 import espnet2_lamer
 from espnet2_lamer.export.zoo import unpack_model
-from tests.foreign.sound_files import ASR, BEST, changed_zip, door, experiment, member
+from tests.foreign.sound_files import (
+    ASR,
+    BEST,
+    changed_zip,
+    door,
+    experiment,
+    member,
+    named_door,
+)
 
 
 @door
@@ -57,7 +65,7 @@ def load_model_experiment_config(good, here, payload):
     espnet2_lamer.load_model(experiment(good, here, payload, weights=False))
 
 
-@door
+@named_door
 def load_model_plain_experiment_base(good, here, payload):
     """A model that was trained as a whole: its config names where it began."""
     directory = shutil.copytree(good.root / "exp", here / "exp")
@@ -181,7 +189,8 @@ def decoding_finished_head(good, here, payload):
 
 @door
 def manifest(good, here, payload):
-    from espnet2_lamer.data.decoding import Unusable, read_16k
+    from espnet2_lamer.data.audio import read_16k
+    from espnet2_lamer.data.decoding import Unusable
     from espnet2_lamer.data.manifest import read_manifest
     from espnet2_lamer.errors import RecipeError
 
@@ -235,10 +244,8 @@ def whisper_experiment(good, here, payload):
 @door
 def whisper_expert(good, here, payload):
     from espnet2_lamer.whisper.expert_files import load_expert
-    from tests.whisper.small_whisper import make_model
 
-    model = make_model(good.root / "whisper.pt")
-    load_expert(model, "eng", payload.file("safetensors"))
+    load_expert(good.whisper, "eng", payload.file("safetensors"))
 
 
 @door

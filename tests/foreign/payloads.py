@@ -182,12 +182,16 @@ class Watch:
         self.payload = None
         sys.addaudithook(self._hook)
 
+    def watch(self, payload, files):
+        """Watch connections; with ``files`` also the file elsewhere."""
+        self.payload, self.files = payload, files
+
     def _hook(self, event, args):
         payload = self.payload
         if payload is None:
             return
         reached = event in ("socket.connect", "socket.getaddrinfo")
-        if event == "open" and args[0] == str(payload.elsewhere):
+        if event == "open" and self.files and args[0] == str(payload.elsewhere):
             reached = True
         if reached:
             self.payload = None  # touching opens a file, too

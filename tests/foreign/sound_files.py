@@ -50,6 +50,13 @@ ASR = {
 def door(function):
     """Enter a function into :data:`DOORS`."""
     DOORS[function.__name__] = function
+    function.named = False
+    return function
+
+
+def named_door(function):
+    """As :func:`door`, where the user, or their config, names the file to read."""
+    door(function).named = True
     return function
 
 
@@ -58,7 +65,7 @@ def make_sound_files(root):
     from espnet2.tasks.asr import ASRTask
 
     from espnet2_lamer.bin.export import main
-    from tests.whisper.small_whisper import save_whisper
+    from tests.whisper.small_whisper import make_model, save_whisper
 
     espnet2_lamer.register()
     base = write_base(root / "base")
@@ -103,8 +110,10 @@ def make_sound_files(root):
         (data / name).write_text("\n".join(rows) + "\n")
     (data / "tokens.txt").write_text("0\n1\n2\n3\n4\n<unk>\n<sos/eos>\n")
     (data / "letters.txt").write_text("\n".join(ASR["token_list"]) + "\n")
-    save_whisper(root / "whisper.pt")
-    return SimpleNamespace(root=root, base=base, data=data, config=head)
+    whisper = make_model(save_whisper(root / "whisper.pt"))
+    return SimpleNamespace(
+        root=root, base=base, data=data, config=head, whisper=whisper
+    )
 
 
 def changed_zip(good, here, name, **members):

@@ -67,7 +67,7 @@ def test_a_payload_is_refused_or_harmless(
     monkeypatch.chdir(here)
     payload = Payload(form, tmp_path / "theirs", mark)
     said = ""
-    WATCH.payload = payload
+    WATCH.watch(payload, files=not DOORS[name].named)
     try:
         DOORS[name](good, here, payload)
     except RecipeError as error:
