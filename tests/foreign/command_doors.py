@@ -380,7 +380,8 @@ def recipe_options(good, **changes):
         config.write("encoder_conf: {lamer: {allocation: '2,4'}}\n")
     for name in ("ssl_config", "asr_config", "multi_config", "lid_config"):
         values[name] = "train.yaml"
-    return [f"--{name}={value}" for name, value in (values | changes).items()]
+    values |= changes
+    return [f"--{field.name}={values[field.name]}" for field in fields(Options)]
 
 
 @door
