@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from espnet2_lamer.bin.common import run_main, take_trust
 from espnet2_lamer.compat import quiet_nltk
@@ -22,8 +23,9 @@ def main(cmd: Sequence[str] | None = None) -> None:
     quiet_nltk()
     from espnet2.bin import asr_inference
 
+    from espnet2_lamer.convert.espnet_experiment import read_config
     from espnet2_lamer.fileio.foreign import check_weights
-    from espnet2_lamer.tasks.asr import register_asr
+    from espnet2_lamer.tasks.asr import check_s3prl_frontend, register_asr
 
     register_asr()
     args = asr_inference.get_parser().parse_args(cmd)
@@ -31,6 +33,9 @@ def main(cmd: Sequence[str] | None = None) -> None:
         if weights is not None:
             check_weights(weights)
     with trusting_s3prl_files(trust):
+        if args.asr_train_config is not None:
+            config = read_config(Path(args.asr_train_config))
+            check_s3prl_frontend(config.get("frontend_conf"))
         asr_inference.main(cmd)
 
 

@@ -3,15 +3,14 @@
 import argparse
 import datetime
 import functools
-import inspect
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from espnet2.asr.espnet_model import ESPnetASRModel
-from espnet2.asr.frontend.s3prl import S3prlFrontend
 from espnet2.tasks.asr import (
     ASRTask,
     decoder_choices,
@@ -60,7 +59,6 @@ def register_asr() -> None:
     )
     read_plain_option_values()
     read_no_commands_with_kaldiio()
-    _guard_s3prl_frontend()
     frontend_choices.classes["stored_features"] = StoredFeaturesFrontend
     frontend_choices.classes["lamer_upstream"] = LamerUpstreamFrontend
     encoder_choices.classes["whisper_lora"] = WhisperLoraEncoder
@@ -69,24 +67,25 @@ def register_asr() -> None:
     replace_espnet_tokenizers()
 
 
-def _guard_s3prl_frontend() -> None:
-    """Let ESPnet's ``frontend: s3prl``, also a fused one, read trusted files only."""
-    build = S3prlFrontend.__init__
-    if hasattr(build, "unguarded"):
-        return
+def check_s3prl_frontend(conf: Any) -> None:
+    """Refuse files that ESPnet's own ``frontend: s3prl``, also fused, would read.
 
-    @functools.wraps(build)
-    def guarded(self, *args, **kwargs):
-        given = inspect.signature(build).bind(self, *args, **kwargs).arguments
-        conf = given.get("frontend_conf") or {}
+    Args:
+        conf: ``frontend_conf``.
+
+    Raises:
+        RecipeError: A file is named, and the user did not say that it is trusted.
+    """
+    if isinstance(conf, Mapping):
         # S3PRL takes a file from either of them.
         file = conf.get("path_or_url") or conf.get("extra_conf")
         if file:
             split_s3prl(f"{S3PRL_PREFIX}{conf.get('upstream')}:{file}")
-        build(self, *args, **kwargs)
-
-    guarded.unguarded = build
-    S3prlFrontend.__init__ = guarded
+        conf = conf.values()
+    elif not isinstance(conf, list):
+        return
+    for part in conf:
+        check_s3prl_frontend(part)
 
 
 def _check_checkpoint(path: Path) -> None:
@@ -135,6 +134,7 @@ class LamerASRTask(ASRTask):
         if args is None:
             args = cls.get_parser().parse_args(cmd)
         check_init_param(args)
+        check_s3prl_frontend(args.frontend_conf)
         resumed = Path(args.output_dir or "", "checkpoint.pth")
         if args.output_dir and args.resume and resumed.is_file():
             _check_checkpoint(resumed)
