@@ -23,8 +23,7 @@ def main(cmd: Sequence[str] | None = None) -> None:
     quiet_nltk()
     from espnet2.bin import asr_inference
 
-    from espnet2_lamer.convert.espnet_experiment import read_config
-    from espnet2_lamer.fileio.foreign import check_weights
+    from espnet2_lamer.fileio.foreign import check_weights, parse_yaml
     from espnet2_lamer.tasks.asr import check_s3prl_frontend, register_asr
 
     register_asr()
@@ -34,8 +33,8 @@ def main(cmd: Sequence[str] | None = None) -> None:
             check_weights(weights)
     with trusting_s3prl_files(trust):
         if args.asr_train_config is not None:
-            config = read_config(Path(args.asr_train_config))
-            check_s3prl_frontend(config.get("frontend_conf"))
+            path = Path(args.asr_train_config)
+            check_s3prl_frontend(parse_yaml(path.read_bytes(), path))
         asr_inference.main(cmd)
 
 

@@ -81,6 +81,7 @@ _NULL = (
     ("encoder_conf", "whisper"),
     ("decoder_conf", "whisper"),
     ("frontend_conf", "upstream"),
+    ("model_conf", "experts"),
     ("model_conf", "teacher_cache"),
 )
 # Keys whose value is a file; ESPnet's own Whisper vocabularies are names.
@@ -116,7 +117,7 @@ def check_packed_config(
             )
     for section, key in _NULL:
         value = _section(config, section, source).get(key)
-        if value is not None:
+        if value is not None and value != {}:
             raise RecipeError(
                 f"{source}: {section}.{key}: found {_short(value)}, expected null: the "
                 "model would load another checkpoint; a packed model is self-contained"
@@ -182,8 +183,9 @@ def _check_strings(
         for number, part in enumerate(value):
             _check_strings(part, f"{key}[{number}]", source, members)
     elif isinstance(value, str) and value not in members:
-        a_place = value.startswith(("/", "~", ".", "s3prl:")) or "://" in value
-        if a_place or key == "normalize_conf.stats_file":
+        a_place = value.startswith(("~", ".", "s3prl:")) or "/" in value
+        a_symbol = value.startswith("<")  # such as </s>
+        if (a_place and not a_symbol) or key == "normalize_conf.stats_file":
             raise _outside(source, key, value)
 
 

@@ -302,6 +302,23 @@ def decoding_weights(good, here, payload):
 
 
 @door
+def decoding_config(good, here, payload):
+    config = yaml.safe_load((good.root / "head" / "config.yaml").read_text())
+    conf = {"upstream": "hubert_custom", "path_or_url": payload.text()}
+    config |= {"frontend": "s3prl", "frontend_conf": {"frontend_conf": conf}}
+    text = yaml.safe_dump(config)
+    text += payload.document() if payload.form == "YAML tag" else ""
+    (here / "config.yaml").write_text(text)
+    command(
+        "asr_inference",
+        f"--asr_train_config={here / 'config.yaml'}",
+        f"--asr_model_file={good.root / 'head' / 'model.pth'}",
+        f"--data_path_and_name_and_type={good.data}/wav.scp,speech,sound",
+        *(f"--output_dir={here / 'out'}", "--ngpu=0", "--num_workers=0"),
+    )
+
+
+@door
 def teacher(good, here, payload):
     command(
         "dump_features",
