@@ -1,10 +1,12 @@
-"""Two repairs to other packages, to be made before those are imported.
+"""Repairs to other packages.
 
 ESPnet's tasks ask the network for NLTK data that this recipe never uses, and S3PRL
-0.4.18 expects two names that torchaudio 2.9 removed. Both repairs are idempotent, and
-importing this module costs nothing.
+0.4.18 expects two names that torchaudio 2.9 removed: both before their import. ESPnet
+evaluates option values, and kaldiio, its reader of features, runs commands. Repairs are
+idempotent, and importing this module costs nothing.
 """
 
+import ast
 import importlib.util
 import os
 import sys
@@ -13,7 +15,9 @@ import types
 import zipfile
 from pathlib import Path
 
+from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path
+from espnet2_lamer.fileio.foreign import parse_yaml
 
 # What espnet-g2p-en looks for when ESPnet's text frontend imports it.
 _NLTK_ARCHIVES = ("taggers/averaged_perceptron_tagger_eng.zip", "corpora/cmudict.zip")
@@ -87,3 +91,68 @@ def _ignore_audio_backend(backend: str | None) -> None:
 
 def _no_sox_effects(*args: object, **kwargs: object) -> None:
     raise NotImplementedError("torchaudio 2.9 and later have no sox effects")
+
+
+def read_plain_option_values() -> None:
+    """Let ESPnet read ``--encoder_conf KEY=VALUE`` and its like as plain YAML.
+
+    It hands values to ``eval`` and to YAML's loader of Python objects. The recipe
+    makes such options of names and paths, which may stand in another's experiment
+    definition.
+    """
+    from espnet2.utils import nested_dict_action
+
+    nested_dict_action.eval = _plain_python
+    nested_dict_action.yaml = types.SimpleNamespace(load=_plain_yaml, Loader=None)
+
+
+def _plain_python(text: str, *_: object) -> object:
+    return ast.literal_eval(text)
+
+
+def _plain_yaml(text: str, Loader: None) -> object:  # noqa: N803
+    return parse_yaml(text, f"option value {text!r}")
+
+
+def read_no_commands_with_kaldiio() -> None:
+    """Let kaldiio, the reader of ESPnet's ``kaldi_ark`` data, read files alone.
+
+    An entry ``command |`` of an scp file is run by a shell, and an ark may hold a
+    pickle. ESPnet's type ``sound`` knows neither.
+    """
+    import kaldiio
+    from kaldiio import matio
+
+    if matio.load_mat is not _load_mat:
+        _load_mat.original, _open_file.original = matio.load_mat, matio.open_like_kaldi
+        matio.load_mat = kaldiio.load_mat = _load_mat
+        matio.open_like_kaldi = _open_file
+        matio.pickle = types.SimpleNamespace(load=_no_pickle, dump=matio.pickle.dump)
+
+
+def _load_mat(name: str, *args: object, **kwargs: object) -> object:
+    try:
+        return _load_mat.original(name, *args, **kwargs)
+    except RecipeError:
+        raise
+    except Exception as error:  # damage shows in many ways
+        raise RecipeError(
+            f"{name}: not readable as features ({type(error).__name__}: {error}); "
+            "write them anew"
+        ) from error
+
+
+def _open_file(name, mode: str = "r"):
+    if isinstance(name, str) and "|" in (name.strip()[:1], name.strip()[-1:]):
+        raise RecipeError(
+            f"{name!r} is a shell pipe, expected a file: run the command yourself and "
+            "name what it writes"
+        )
+    return _open_file.original(name, mode)
+
+
+def _no_pickle(handle, **kwargs: object) -> None:
+    raise RecipeError(
+        f"{getattr(handle, 'name', 'an ark')}: holds a pickle, expected matrices; "
+        "write the features anew"
+    )

@@ -1,4 +1,9 @@
-"""The one exception a user sees without a traceback."""
+"""The one exception a user sees without a traceback, and what others' say."""
+
+import re
+
+# In torch's messages.
+_ADVICE = re.compile("weights_only|add_safe_globals|trusted source|torch.load")
 
 
 class RecipeError(ValueError):
@@ -8,3 +13,23 @@ class RecipeError(ValueError):
     to do. Command lines print it and exit with code 1. It is a ``ValueError``, so that
     users of the library need not know this class.
     """
+
+    def __init__(self, message: str) -> None:
+        # A worker of torch's DataLoader puts its traceback before the message.
+        name = f"{type(self).__module__}.{type(self).__qualname__}: "
+        message = message.rpartition(name)[2]
+        # Messages of libraries, YAML's for one, have several lines.
+        super().__init__(re.sub(r"\s*\n\s*", " ", message).strip())
+
+
+def short_reason(error: BaseException) -> str:
+    """Return the point of a message, without torch's advice to load unsafely."""
+    text = str(error)
+    if _ADVICE.search(text):
+        # What is wrong stands between the advice and a link to the documentation.
+        text = text.partition("WeightsUnpickler error:")[2] or text
+        lines = (line.partition(" Please use")[0].strip() for line in text.splitlines())
+        text = next((x for x in lines if x and not _ADVICE.search(x)), "")
+        text = text or "it holds more than tensors and plain values"
+    text = " ".join(text.split())
+    return text[:300] or type(error).__name__

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.logfile import LogFile
+from espnet2_lamer.fileio.trust import s3prl_files_trusted, trusting_s3prl_files
 
 #: Seconds to wait for the first worker: a batch system may queue it.
 WAIT = 3600
@@ -85,10 +86,11 @@ def run_each(
     processes = min(effective_n_jobs(nj), len(calls))
     if processes < 2:
         return [function(*arguments) for arguments in calls]
-    places = _log_places()
+    places, trust = _log_places(), s3prl_files_trusted()
     with workers():
         found = Parallel(n_jobs=processes, return_as="generator")(
-            delayed(_call_logged)(places, function, arguments) for arguments in calls
+            delayed(_call_logged)(places, trust, function, arguments)
+            for arguments in calls
         )
         disable = not sys.stderr.isatty()
         return list(tqdm(found, desc=description, total=len(calls), disable=disable))
@@ -117,7 +119,10 @@ def _log_places() -> tuple[int, list[_LogPlace]]:
 
 
 def _call_logged(
-    places: tuple[int, list[_LogPlace]], function: Callable[..., Any], arguments: tuple
+    places: tuple[int, list[_LogPlace]],
+    trust: bool,
+    function: Callable[..., Any],
+    arguments: tuple,
 ) -> Any:
     """Call in a worker, whose messages go where those of its parent go."""
     root = logging.getLogger()
@@ -134,7 +139,8 @@ def _call_logged(
                 handler.setFormatter(place.formatter)
                 handler.filters = place.filters
                 root.addHandler(handler)
-            return function(*arguments)
+            with trusting_s3prl_files(trust):
+                return function(*arguments)
     finally:
         for handler in root.handlers:
             handler.close()

@@ -5,14 +5,17 @@ def register(s3prl: bool = False) -> None:
     """Put our classes into ESPnet's choices; safe to call any number of times.
 
     ESPnet has no plug-in hook: its choices are module-level tables, read when a
-    parser is built or a model is loaded.
+    parser is built or a model is loaded. From here on torch unpickles nothing in this
+    process, whoever asks it to: files of others are data.
 
     Args:
         s3prl: Also make S3PRL importable and put ``lamer_ssl_local``,
             ``lamer_ssl_custom`` and ``lamer_ssl_url`` into ``s3prl.hub``.
     """
     from espnet2_lamer.compat import quiet_nltk
+    from espnet2_lamer.fileio.trust import protect
 
+    protect()
     quiet_nltk()
 
     from espnet2.tasks import abs_task, hubert
@@ -34,7 +37,9 @@ def register(s3prl: bool = False) -> None:
 def register_s3prl() -> None:
     """Put our upstreams into ``s3prl.hub``; safe to call any number of times."""
     from espnet2_lamer.compat import patch_torchaudio_for_s3prl, quiet_nltk
+    from espnet2_lamer.fileio.trust import protect
 
+    protect()
     quiet_nltk()
     patch_torchaudio_for_s3prl()
 

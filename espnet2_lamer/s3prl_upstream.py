@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from espnet2_lamer.convert.s3prl import load_s3prl
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.trust import split_s3prl
 from espnet2_lamer.registry import register_s3prl
 from espnet2_lamer.upstream import one_by_one
-
-PREFIX = "s3prl:"
 
 
 class S3prlUpstream(nn.Module):
@@ -20,33 +20,17 @@ class S3prlUpstream(nn.Module):
     frames. Always in eval mode and without gradients.
 
     Args:
-        source: ``s3prl:NAME``, or ``s3prl:NAME:PATH_OR_URL`` for upstreams named
-            ``*_custom``, ``*_local`` and ``*_url``.
+        source: As :func:`~espnet2_lamer.convert.s3prl.load_s3prl`.
 
     Raises:
-        RecipeError: S3PRL does not know or cannot load it, or its states differ in
-            width or frame rate.
+        RecipeError: As there, or its states differ in width or frame rate.
     """
 
     def __init__(self, source: str) -> None:
         super().__init__()
+        split_s3prl(source)  # before S3PRL takes seconds to import
         register_s3prl()
-        from s3prl.nn import S3PRLUpstream
-
-        _, name, *checkpoint = source.split(":", 2)
-        if name not in S3PRLUpstream.available_names():
-            raise RecipeError(
-                f"upstream {source!r}: S3PRL has no upstream {name!r}; s3prl.hub lists "
-                "their names"
-            )
-        # Head and upstream must not share random numbers, see LamerUpstreamFrontend.
-        with torch.random.fork_rng(devices=[]):
-            try:
-                model = S3PRLUpstream(name, *checkpoint)
-            except (OSError, TypeError, ValueError, RuntimeError) as error:
-                raise RecipeError(
-                    f"upstream {source!r}: S3PRL cannot load it ({error})"
-                ) from error
+        model = load_s3prl(source)
         widths, rates = set(model.hidden_sizes), set(model.downsample_rates)
         if len(widths) > 1 or len(rates) > 1:
             raise RecipeError(

@@ -18,9 +18,15 @@ from espnet2_lamer.convert.espnet_experiment import (
     model_file,
     read_config,
 )
+from espnet2_lamer.convert.load import local_source
 from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import clear_errors, parse_yaml
+from espnet2_lamer.fileio.trust import (
+    S3PRL_PREFIX,
+    protect,
+    trusting_s3prl_files,
+)
 from espnet2_lamer.layers import LamerConfig, add_lamer
 
 
@@ -152,16 +158,23 @@ class Upstream(nn.Module):
         return cls(wav2vec2, architecture["lamer"], architecture["final_norm"])
 
 
-def load_model(source: str | Path, base: str | Path | None = None) -> nn.Module:
+def load_model(
+    source: str | Path,
+    base: str | Path | None = None,
+    trust_s3prl_files: bool = False,
+) -> nn.Module:
     """Load a trained model for feature extraction.
 
     Args:
         source: An experiment directory of ``hubert_train`` (``config.yaml`` and its
             best model), one of its ``.pth`` files, a packed zip, an adapter file
             (``.safetensors``), a plain HuBERT: anything that
-            :func:`espnet2_lamer.convert.load_hubert` takes, or ``s3prl:NAME``.
+            :func:`espnet2_lamer.convert.load_hubert` takes, or ``s3prl:NAME``
+            (``s3prl:NAME:FILE`` where the upstream wants a path or URL).
         base: Where the frozen base is now; default is ``encoder_conf.base``, for an
-            adapter file the name in it.
+            adapter file the name in it; a base that is named in a file is looked for
+            on this machine only.
+        trust_s3prl_files: Let S3PRL read FILE, which runs code that it may hold.
 
     Returns:
         An :class:`Upstream`, or for ``s3prl:`` an
@@ -170,10 +183,12 @@ def load_model(source: str | Path, base: str | Path | None = None) -> nn.Module:
     Raises:
         RecipeError: Not found, damaged, or not the base it was trained on.
     """
-    if str(source).startswith("s3prl:"):
+    protect()
+    if str(source).startswith(S3PRL_PREFIX):
         from espnet2_lamer.s3prl_upstream import S3prlUpstream
 
-        return S3prlUpstream(str(source))
+        with trusting_s3prl_files(trust_s3prl_files):
+            return S3prlUpstream(str(source))
     path = Path(source)
     if path.is_file() and path.suffix == ".zip":
         return _load_zip(path, base)
@@ -257,6 +272,18 @@ def load_pretraining_model(
     return restore_pretraining_model(config, read_state(weights), base, source)
 
 
+def _base_here(named: Any, source: Path) -> str:
+    """Find the base that a config names; it does not decide that one is fetched."""
+    try:
+        return local_source(named, fetch=False)
+    except RecipeError as error:
+        raise RecipeError(
+            f"{source}: encoder_conf.base: found {named!r}, which is not on this "
+            f"machine ({error}); name the base's new place, or its id to fetch it: the "
+            "argument base of espnet2_lamer.load_model, --base of commands"
+        ) from error
+
+
 def restore_pretraining_model(
     config: Mapping[str, Any],
     state: Mapping[str, Tensor],
@@ -284,9 +311,12 @@ def restore_pretraining_model(
     from espnet2_lamer.tasks.hubert import LamerHubertTask
 
     config = checked_config(config, source)
-    if base is not None:
-        config["encoder_conf"]["base"] = str(base)
+    conf = config["encoder_conf"]
     with clear_errors(source):
+        if base is not None:
+            conf["base"] = str(base)
+        elif conf.get("base") is not None:
+            conf["base"] = _base_here(conf["base"], source)
         check_sizes(config, state, source)
         model = LamerHubertTask.build_model(argparse.Namespace(**config))
         model.load_state_dict(dict(state))

@@ -9,6 +9,7 @@ from espnet2_lamer.convert.architecture import build_hubert
 from espnet2_lamer.convert.huggingface import save_huggingface
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.feature_store import upstream_fingerprint
+from espnet2_lamer.fileio.trust import trusting_s3prl_files
 from espnet2_lamer.upstream import build_upstream
 from tests.tiny_hubert import ARCHITECTURE
 
@@ -34,12 +35,13 @@ def noise(*samples):
 
 def test_states_are_those_of_our_loader_up_to_the_last(directory):
     theirs, ours = (
-        load_model(f"s3prl:hf_hubert_custom:{directory}"),
+        load_model(f"s3prl:hf_hubert_custom:{directory}", trust_s3prl_files=True),
         load_model(directory),
     )
     assert (theirs.num_layers, theirs.dim, theirs.hop) == (2, 16, 320)
     wavs, lengths = noise(16000, 9999)
-    found = LamerUpstreamFrontend(f"s3prl:hf_hubert_custom:{directory}", layer=1)
+    with trusting_s3prl_files(True):
+        found = LamerUpstreamFrontend(f"s3prl:hf_hubert_custom:{directory}", layer=1)
     expected = LamerUpstreamFrontend(directory, layer=1)
     for frontend in (found, expected):
         frontend.train()
@@ -55,11 +57,17 @@ def test_states_are_those_of_our_loader_up_to_the_last(directory):
 
 
 def test_it_is_built_again_from_its_architecture_and_weights(directory):
-    first = load_model(f"s3prl:hf_hubert_custom:{directory}")
-    frontend = LamerUpstreamFrontend(upstream_conf=first.architecture(), layer="all")
+    source = f"s3prl:hf_hubert_custom:{directory}"
+    first = load_model(source, trust_s3prl_files=True)
+    with pytest.raises(RecipeError, match="--trust_s3prl_files true"):
+        LamerUpstreamFrontend(upstream_conf=first.architecture(), layer="all")
+    with trusting_s3prl_files(True):
+        frontend = LamerUpstreamFrontend(
+            upstream_conf=first.architecture(), layer="all"
+        )
+        again = build_upstream(first.architecture())
     weights = {f"upstream.{k}": v for k, v in first.state_dict().items()}
     frontend.load_state_dict(weights | {"layer_sum.weights": torch.zeros(3)})
-    again = build_upstream(first.architecture())
     assert upstream_fingerprint(again) == upstream_fingerprint(first)
 
 
@@ -78,4 +86,4 @@ def test_an_unknown_name_or_checkpoint_is_refused(tmp_path):
     with pytest.raises(RecipeError, match="S3PRL has no upstream 'nonesuch'"):
         load_model("s3prl:nonesuch")
     with pytest.raises(RecipeError, match="S3PRL cannot load it"):
-        load_model(f"s3prl:hf_hubert_custom:{tmp_path}")
+        load_model(f"s3prl:hf_hubert_custom:{tmp_path}", trust_s3prl_files=True)

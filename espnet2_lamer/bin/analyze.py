@@ -2,10 +2,15 @@
 
 import argparse
 import logging
-import os
 from pathlib import Path
 
-from espnet2_lamer.bin.common import get_argument_parser, numbers, run_main, words
+from espnet2_lamer.bin.common import (
+    add_trust_argument,
+    get_argument_parser,
+    numbers,
+    run_main,
+    words,
+)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -38,6 +43,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--frozen_base",
         help="where the frozen base of an experiment is now, if it moved",
     )
+    add_trust_argument(parser)
     add("--langs", type=words, default=[], help='languages, e.g. "eng yue"; all')
     add("--max_utts", type=int, default=100, help="most utterances per language")
     add(
@@ -54,8 +60,6 @@ def get_parser() -> argparse.ArgumentParser:
 def main(cmd: list[str] | None = None) -> None:
     """Run the command line."""
     args = get_parser().parse_args(cmd)
-    # Everything ESPnet or torch loads from here on is data, never code.
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     from espnet2_lamer.analysis.depths import compared_layers
     from espnet2_lamer.analysis.model_report import report_on
     from espnet2_lamer.analysis.report_page import render_page, summary
@@ -64,10 +68,10 @@ def main(cmd: list[str] | None = None) -> None:
     from espnet2_lamer.upstream import load_model
 
     speech = read_speech_set(args.data, args.langs, args.max_utts, args.seed)
-    model = load_model(args.model, base=args.frozen_base)
+    model = load_model(args.model, args.frozen_base, args.trust_s3prl_files)
     report = report_on(
         model,
-        load_model(args.base) if args.base else None,
+        load_model(args.base, None, args.trust_s3prl_files) if args.base else None,
         speech,
         compared_layers(args.layers, model.num_layers, "--layers"),
         {"model": args.model, "base": args.base},

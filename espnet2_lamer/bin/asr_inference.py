@@ -1,12 +1,12 @@
 """Decode with an ESPnet ASR model that uses this package's frontends."""
 
 import argparse
-import os
 from collections.abc import Sequence
+from pathlib import Path
 
-from espnet2_lamer.bin.common import run_main
+from espnet2_lamer.bin.common import run_main, take_trust
 from espnet2_lamer.compat import quiet_nltk
-from espnet2_lamer.fileio.checksum import check_file
+from espnet2_lamer.fileio.trust import trusting_s3prl_files
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -19,18 +19,23 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(cmd: Sequence[str] | None = None) -> None:
     """Run ``espnet2.bin.asr_inference`` with our classes registered."""
-    # Checkpoints are data: nothing in them may run.
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    trust, cmd = take_trust(cmd)
     quiet_nltk()
     from espnet2.bin import asr_inference
 
-    from espnet2_lamer.tasks.asr import register_asr
+    from espnet2_lamer.fileio.foreign import check_weights, parse_yaml
+    from espnet2_lamer.tasks.asr import check_s3prl_frontend, register_asr
 
     register_asr()
-    weights = asr_inference.get_parser().parse_args(cmd).asr_model_file
-    if weights is not None:
-        check_file(weights)
-    asr_inference.main(cmd)
+    args = asr_inference.get_parser().parse_args(cmd)
+    for weights in (args.asr_model_file, args.lm_file):
+        if weights is not None:
+            check_weights(weights)
+    with trusting_s3prl_files(trust):
+        if args.asr_train_config is not None:
+            path = Path(args.asr_train_config)
+            check_s3prl_frontend(parse_yaml(path.read_bytes(), path))
+        asr_inference.main(cmd)
 
 
 if __name__ == "__main__":

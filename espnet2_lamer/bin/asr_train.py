@@ -1,11 +1,11 @@
 """Train an ESPnet ASR model with this package's frontends: ESPnet's own options."""
 
 import argparse
-import os
 from collections.abc import Sequence
 
-from espnet2_lamer.bin.common import run_main
+from espnet2_lamer.bin.common import run_main, take_trust
 from espnet2_lamer.compat import quiet_nltk
+from espnet2_lamer.fileio.trust import trusting_s3prl_files
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -18,12 +18,12 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(cmd: Sequence[str] | None = None) -> None:
     """Train, e.g. ``--frontend lamer_upstream --frontend_conf upstream=DIR``."""
-    # Checkpoints are data: nothing in them may run.
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    trust, cmd = take_trust(cmd)
     quiet_nltk()
     from espnet2_lamer.tasks.asr import LamerASRTask
 
-    LamerASRTask.main(cmd=cmd)
+    with trusting_s3prl_files(trust):
+        LamerASRTask.main(cmd=cmd)
 
 
 if __name__ == "__main__":

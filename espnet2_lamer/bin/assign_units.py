@@ -4,6 +4,7 @@ import argparse
 
 from espnet2_lamer.bin.common import (
     add_parallel_arguments,
+    add_trust_argument,
     get_argument_parser,
     run_main,
 )
@@ -15,7 +16,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--teacher",
         required=True,
-        help="mfcc, a Hugging Face HuBERT directory or id, s3prl:NAME, or an "
+        help="mfcc, a Hugging Face HuBERT directory or id, s3prl:NAME[:FILE], or an "
         "experiment directory",
     )
     parser.add_argument("--layer", type=int, help="1..L; the codebook's when not given")
@@ -23,6 +24,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--wav_scp", required=True, help="`utt path` lines, 16 kHz")
     parser.add_argument("--output", required=True, help="text.km")
     add_parallel_arguments(parser)
+    add_trust_argument(parser)
     return parser
 
 
@@ -39,7 +41,7 @@ def main(cmd: list[str] | None = None) -> None:
         layer = load_codebook(args.codebook).metadata["layer"]
     with workers(args.dask):
         assign_units(
-            load_teacher(args.teacher, layer, args.device),
+            load_teacher(args.teacher, layer, args.device, args.trust_s3prl_files),
             args.codebook,
             args.wav_scp,
             args.output,

@@ -5,11 +5,12 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.system import system_message
+from espnet2_lamer.fileio.trust import OPTION, protect
 from espnet2_lamer.recipe.options import CommonOptions
 
 
@@ -35,6 +36,32 @@ def add_parallel_arguments(parser: argparse.ArgumentParser) -> None:
         default="cpu",
         help="where the teacher and the distances to centroids compute",
     )
+
+
+def add_trust_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--trust_s3prl_files``."""
+    parser.add_argument(
+        f"--{OPTION}",
+        type=flag,
+        default=False,
+        help="true: let S3PRL read the FILE of s3prl:NAME:FILE, which runs code that "
+        "it may hold",
+    )
+
+
+def take_trust(cmd: Sequence[str] | None) -> tuple[bool, list[str]]:
+    """Take ``--trust_s3prl_files`` out of the arguments of one of ESPnet's commands.
+
+    ESPnet's own parsers would also read it from the YAML of ``--config``, which may be
+    another's.
+
+    Returns:
+        Its value, and the other arguments.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_trust_argument(parser)
+    known, rest = parser.parse_known_args(cmd)
+    return getattr(known, OPTION), rest
 
 
 def words(text: str) -> list[str]:
@@ -103,6 +130,8 @@ def setup_logging() -> None:
 def run_main(main: Callable[[], object]) -> None:
     """Run ``main`` and exit: 0 done, 1 failed, 2 wrong usage (argparse)."""
     setup_logging()
+    # Everything ESPnet or torch loads from here on is data, never code.
+    protect()
     try:
         main()
     except KeyboardInterrupt:

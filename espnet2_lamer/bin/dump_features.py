@@ -4,6 +4,7 @@ import argparse
 
 from espnet2_lamer.bin.common import (
     add_parallel_arguments,
+    add_trust_argument,
     get_argument_parser,
     run_main,
 )
@@ -15,7 +16,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--teacher",
         required=True,
-        help="mfcc, a Hugging Face HuBERT directory or id, s3prl:NAME, or an "
+        help="mfcc, a Hugging Face HuBERT directory or id, s3prl:NAME[:FILE], or an "
         "experiment directory",
     )
     parser.add_argument("--layer", type=int, default=0, help="1..L; 0 for mfcc")
@@ -27,6 +28,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
     add_parallel_arguments(parser)
+    add_trust_argument(parser)
     return parser
 
 
@@ -39,7 +41,7 @@ def main(cmd: list[str] | None = None) -> None:
 
     with workers(args.dask):
         dump_features(
-            load_teacher(args.teacher, args.layer, args.device),
+            load_teacher(args.teacher, args.layer, args.device, args.trust_s3prl_files),
             args.wav_scp,
             args.output,
             utt2lang=args.utt2lang,

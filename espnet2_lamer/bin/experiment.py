@@ -20,8 +20,9 @@ import time
 from functools import partial
 from pathlib import Path
 
-from espnet2_lamer.bin.common import run_main
+from espnet2_lamer.bin.common import add_trust_argument, run_main
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.trust import OPTION
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -65,6 +66,7 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="MIN",
         help="start no cell that would end later than this many minutes from now",
     )
+    add_trust_argument(parser)
     parser.add_argument(
         "--plan", action="store_true", help="say what would run, and stop"
     )
@@ -101,7 +103,7 @@ def main(cmd: list[str] | None = None) -> None:
         )
     definition = read_definition(args.definition, _options(args.data))
     store = Store(args.expdir)
-    speed = _cores(args.nj)
+    speed = _cores(args.nj) | {OPTION: args.trust_s3prl_files}
     commit, machine = _commit(recipe), _machine()
     matrix = Matrix(
         definition,

@@ -11,6 +11,7 @@ from espnet2_lamer.bin.common import get_argument_parser, run_main
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.text import read_text
+from espnet2_lamer.fileio.trust import S3PRL_PREFIX
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -128,6 +129,11 @@ def _model(args: argparse.Namespace) -> Any:
     from espnet2_lamer import load_model
 
     source = args.experiment
+    if str(source).startswith(S3PRL_PREFIX):
+        raise RecipeError(
+            f"--experiment: found {str(source)!r}, expected a model of this package: "
+            "S3PRL has its own upstreams already"
+        )
     if args.model_file is not None:
         source = source / args.model_file
     return load_model(source, base=args.base)

@@ -3,7 +3,11 @@
 import argparse
 from collections.abc import Sequence
 
-from espnet2_lamer.bin.common import get_argument_parser, run_main
+from espnet2_lamer.bin.common import (
+    add_trust_argument,
+    get_argument_parser,
+    run_main,
+)
 
 
 def _layer(text: str) -> int | str:
@@ -20,9 +24,10 @@ def get_parser() -> argparse.ArgumentParser:
         "--model",
         required=True,
         help="experiment or one of its .pth files, packed zip, Hugging Face HuBERT, "
-        "s3prl:NAME: what espnet2_lamer.load_model takes",
+        "s3prl:NAME[:FILE]: what espnet2_lamer.load_model takes",
     )
     add("--base", help="where the frozen base is now, if the model needs one")
+    add_trust_argument(parser)
     add(
         "--layer",
         type=_layer,
@@ -49,7 +54,7 @@ def main(cmd: Sequence[str] | None = None) -> None:
         utterances = read_wav_scp(args.wav_scp)
     else:
         utterances = audio_ids(args.audio)
-    model = load_model(args.model, base=args.base)
+    model = load_model(args.model, args.base, args.trust_s3prl_files)
     write_features(model, args.layer, utterances, args.output, args.format, args.device)
 
 

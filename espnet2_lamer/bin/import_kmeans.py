@@ -2,7 +2,11 @@
 
 import argparse
 
-from espnet2_lamer.bin.common import get_argument_parser, run_main
+from espnet2_lamer.bin.common import (
+    add_trust_argument,
+    get_argument_parser,
+    run_main,
+)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -16,7 +20,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--teacher",
         required=True,
         help="what it was learned on: a Hugging Face HuBERT directory or id, "
-        "s3prl:NAME, or an experiment directory",
+        "s3prl:NAME[:FILE], or an experiment directory",
     )
     parser.add_argument("--layer", type=int, required=True, help="of the teacher, 1..L")
     parser.add_argument("--output", required=True, help="codebook.npz")
@@ -26,6 +30,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="unpickle the file, which runs any code in it: only where you trust its "
         "origin",
     )
+    add_trust_argument(parser)
     return parser
 
 
@@ -37,7 +42,9 @@ def main(cmd: list[str] | None = None) -> None:
 
     import_kmeans(
         args.joblib,
-        load_teacher(args.teacher, args.layer),
+        load_teacher(
+            args.teacher, args.layer, trust_s3prl_files=args.trust_s3prl_files
+        ),
         args.output,
         args.trust_pickle,
     )

@@ -1,7 +1,6 @@
 """Run stages of the recipe; ``egs2/lamer_ssl/ssl1/run.sh`` calls this."""
 
 import argparse
-import os
 from pathlib import Path
 
 from espnet2_lamer.bin.common import (
@@ -15,6 +14,11 @@ from espnet2_lamer.bin.common import (
     words,
 )
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.trust import (
+    S3PRL_PREFIX,
+    split_s3prl,
+    trusting_s3prl_files,
+)
 from espnet2_lamer.recipe.benchmark import check_benchmark
 from espnet2_lamer.recipe.options import LAST_STAGE, Options
 from espnet2_lamer.recipe.ssl_config import resolve_ssl_config
@@ -43,6 +47,7 @@ def get_parser() -> argparse.ArgumentParser:
         "teacher": str,
         "teacher_layer": int,
         "retrain": flag,
+        "trust_s3prl_files": flag,
         "new_langs": words,
         "replay_langs": words,
         "replay_hours": float,
@@ -123,7 +128,12 @@ def _check_heads(options: Options) -> None:
                 f"--{name}: found {' '.join(map(str, values))}, expected different "
                 f"{expected}"
             )
-    systems = [spec.system for spec in upstream_specs(options).values()]
+    specs = upstream_specs(options).values()
+    with trusting_s3prl_files(options.trust_s3prl_files):
+        for source in (options.teacher, *(spec.source for spec in specs)):
+            if source.startswith(S3PRL_PREFIX):
+                split_s3prl(source)
+    systems = [spec.system for spec in specs]
     unknown = [name for name in options.baselines if name not in systems]
     if unknown:
         raise RecipeError(
@@ -159,14 +169,13 @@ def main(cmd: list[str] | None = None) -> None:
     check_benchmark(options)
     resolve_ssl_config(options)
     _check_heads(options)
-    # Everything ESPnet or torch loads from here on is data, never code.
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     quiet_terminal()
 
     from espnet2_lamer.recipe.runner import Runner
     from espnet2_lamer.recipe.stages import stages_of
 
-    Runner(stages_of(options), options).run()
+    with trusting_s3prl_files(options.trust_s3prl_files):
+        Runner(stages_of(options), options).run()
 
 
 if __name__ == "__main__":

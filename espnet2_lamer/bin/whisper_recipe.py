@@ -1,7 +1,6 @@
 """Run stages of the Whisper recipe; ``egs2/lamer_ssl/asr1/run.sh`` calls this."""
 
 import argparse
-import os
 from pathlib import Path
 
 from espnet2_lamer.bin.common import (
@@ -109,8 +108,6 @@ def main(cmd: list[str] | None = None) -> None:
     values["prompts"] = _prompts(values["prompts"], values["langs"])
     options = WhisperOptions(**values)
     _check(options)
-    # Everything ESPnet or torch loads from here on is data, never code.
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     quiet_terminal()
 
     from espnet2_lamer.recipe.runner import Runner

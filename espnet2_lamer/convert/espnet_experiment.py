@@ -111,7 +111,7 @@ def _base_architecture(base: str, path: Path) -> dict[str, Any]:
     from espnet2_lamer.convert import load
 
     try:
-        return load.read_architecture(base)
+        return load.read_architecture(base, fetch=False)
     except RecipeError as error:
         raise RecipeError(f"{path}: encoder_conf.base: {error}") from error
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchaudio.models import Wav2Vec2Model
 
 from espnet2_lamer.convert.state import fill_hubert, read_tensors, rename
-from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.errors import RecipeError, short_reason
 from espnet2_lamer.fileio.atomic import atomic_dir
 
 # Prefixes in a Hugging Face state dict -> prefixes in torchaudio's; order matters.
@@ -108,7 +108,9 @@ def _read_weights(directory: Path) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except Exception as error:
-            raise RecipeError(f"{path}: cannot be read ({error})") from error
+            raise RecipeError(
+                f"{path}: cannot be read ({short_reason(error)})"
+            ) from error
     raise RecipeError(f"{directory}: found none of {', '.join(WEIGHT_FILES)}")
 
 

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import torch
 
-from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.errors import RecipeError, short_reason
 
 ZIP_MAGIC = b"PK\x03\x04"
 # Before its zip format, torch wrote a magic number, a protocol version, facts about
@@ -145,9 +145,3 @@ def load_inert(path: Path, tensors: bool = True) -> Any:
             return torch.load(path, mmap=_is_zip(path), **options)
     except Exception as error:  # a damaged file fails in many ways
         raise RecipeError(f"{path}: cannot be read ({short_reason(error)})") from error
-
-
-def short_reason(error: Exception) -> str:
-    """Return the point of torch's message, which advises to load the file unsafely."""
-    text = str(error).partition("WeightsUnpickler error:")
-    return (text[2] or text[0]).strip().partition("\n")[0] or type(error).__name__

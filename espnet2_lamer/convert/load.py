@@ -12,6 +12,7 @@ from espnet2_lamer.fileio.foreign import clear_errors
 
 CONFIG_FILES = ["*.json"]
 WEIGHT_FILES = ["*.safetensors", "pytorch_model.bin"]
+_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 # Files that look like a checkpoint and are not one, and what to do.
 NOT_ALONE = {
     ".bin": "found a file of a Hugging Face directory, give the directory",
@@ -21,12 +22,15 @@ NOT_ALONE = {
 }
 
 
-def local_directory(source: str | Path, weights: bool = True) -> Path:
+def local_directory(
+    source: str | Path, weights: bool = True, fetch: bool = True
+) -> Path:
     """Return the local directory of a Hugging Face checkpoint, fetching an id once.
 
     Args:
         source: Directory or id.
         weights: Without, only the configuration of an id is fetched.
+        fetch: Without, an id is looked for in Hugging Face's cache only.
 
     Raises:
         RecipeError: Neither a directory nor an id that can be fetched.
@@ -35,7 +39,7 @@ def local_directory(source: str | Path, weights: bool = True) -> Path:
     if path.is_dir():
         return path
     name = str(source)
-    if name.count("/") != 1 or name.startswith(("/", ".")):
+    if not _ID.fullmatch(name):
         raise RecipeError(
             f"{source}: no such directory; expected a Hugging Face HuBERT directory "
             "(config.json, model.safetensors) or an id such as "
@@ -47,7 +51,9 @@ def local_directory(source: str | Path, weights: bool = True) -> Path:
     try:
         return Path(
             snapshot_download(
-                name, allow_patterns=CONFIG_FILES + (WEIGHT_FILES if weights else [])
+                name,
+                allow_patterns=CONFIG_FILES + (WEIGHT_FILES if weights else []),
+                local_files_only=not fetch,
             )
         )
     except Exception as error:
@@ -57,7 +63,9 @@ def local_directory(source: str | Path, weights: bool = True) -> Path:
         ) from error
 
 
-def _locate(source: str | Path, weights: bool = True) -> tuple[ModuleType, Any]:
+def _locate(
+    source: str | Path, weights: bool = True, fetch: bool = True
+) -> tuple[ModuleType, Any]:
     """Return the module that reads this format and where it finds the checkpoint.
 
     Each of them has ``read_architecture``, ``load`` and ``weights_file``.
@@ -70,15 +78,18 @@ def _locate(source: str | Path, weights: bool = True) -> tuple[ModuleType, Any]:
     )
 
     name, path = str(source), Path(source)
-    if name.startswith(torchaudio_bundle.PREFIX):
-        return torchaudio_bundle, name.removeprefix(torchaudio_bundle.PREFIX)
+    bundle = name.removeprefix(torchaudio_bundle.PREFIX)
+    if bundle != name or (
+        not path.exists() and re.fullmatch("HUBERT_[A-Z0-9_]+", name)
+    ):
+        if weights and not fetch:
+            torchaudio_bundle.require_cached(bundle)
+        return torchaudio_bundle, bundle
     if path.is_file():
         if path.suffix in NOT_ALONE:
             raise RecipeError(f"{source}: {NOT_ALONE[path.suffix]}")
         return fairseq, path
-    if not path.exists() and re.fullmatch("HUBERT_[A-Z0-9_]+", name):
-        return torchaudio_bundle, name
-    directory = local_directory(source, weights)
+    directory = local_directory(source, weights, fetch)
     if (directory / "config.json").is_file():
         return huggingface, directory
     if (directory / espnet_experiment.CONFIG).is_file():
@@ -113,11 +124,12 @@ def load_hubert(source: str | Path) -> Wav2Vec2Model:
         return reader.load(where).eval()
 
 
-def read_architecture(source: str | Path) -> dict[str, Any]:
+def read_architecture(source: str | Path, fetch: bool = True) -> dict[str, Any]:
     """Describe a checkpoint's network without loading weights, as a dry run needs.
 
     Args:
         source: As for :func:`load_hubert`; only an id's configuration is fetched.
+        fetch: Without, not even that.
 
     Returns:
         Arguments of :func:`espnet2_lamer.convert.architecture.build_hubert`.
@@ -125,7 +137,7 @@ def read_architecture(source: str | Path) -> dict[str, Any]:
     Raises:
         RecipeError: Not found, damaged, or not a HuBERT.
     """
-    reader, where = _locate(source, weights=False)
+    reader, where = _locate(source, weights=False, fetch=fetch)
     with clear_errors(source):
         return reader.read_architecture(where)
 
@@ -138,15 +150,20 @@ def source_sha256(source: str | Path) -> str:
     return sha256_file(reader.weights_file(where))
 
 
-def local_source(source: str | Path) -> str:
+def local_source(source: str | Path, fetch: bool = True) -> str:
     """Return what names the same checkpoint from now on, fetching an id once.
 
     An id becomes the directory it was fetched to; anything else stays as it is.
+
+    Args:
+        source: As for :func:`load_hubert`.
+        fetch: Without, it must be on this machine: for names that a file of others
+            gives.
 
     Raises:
         RecipeError: Not found.
     """
     from espnet2_lamer.convert import huggingface
 
-    reader, where = _locate(source)
+    reader, where = _locate(source, fetch=fetch)
     return str(where if reader is huggingface else source)

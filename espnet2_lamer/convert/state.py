@@ -9,8 +9,7 @@ from torch import Tensor
 from torchaudio.models import Wav2Vec2Model
 
 from espnet2_lamer.convert.architecture import build_hubert
-from espnet2_lamer.convert.inert_pickle import short_reason
-from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.errors import RecipeError, short_reason
 from espnet2_lamer.fileio.checksum import check_file
 
 # How torch named the two parts of a weight norm before parametrizations.

@@ -9,7 +9,7 @@ from torchaudio.models import Wav2Vec2Model
 
 from espnet2_lamer.convert.architecture import STRUCTURE
 from espnet2_lamer.convert.state import fill_hubert, rename
-from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.errors import RecipeError, short_reason
 
 PREFIX = "torchaudio:"
 
@@ -47,6 +47,13 @@ def _cached(bundle: Any) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(bundle._path).name
 
 
+def require_cached(name: str) -> None:
+    """Raise ``RecipeError`` unless the bundle was fetched already."""
+    path = _cached(_find(name))
+    if not path.is_file():
+        raise RecipeError(f"{name}: {path} not found")
+
+
 def _read(name: str, map_location: str) -> Any:
     bundle = _find(name)
     options = {"map_location": map_location, "weights_only": True}
@@ -55,7 +62,9 @@ def _read(name: str, map_location: str) -> Any:
     except Exception as error:
         path = _cached(bundle)
         problem = "cannot be read" if path.is_file() else "cannot be fetched"
-        raise RecipeError(f"{name}: {path}: {problem} ({error})") from error
+        raise RecipeError(
+            f"{name}: {path}: {problem} ({short_reason(error)})"
+        ) from error
 
 
 def weights_file(name: str) -> Path:

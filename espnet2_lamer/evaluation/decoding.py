@@ -1,7 +1,6 @@
 """Decode waveforms with a finished head, in this process."""
 
 import logging
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,9 +21,8 @@ from espnet2_lamer.evaluation.provenance import made_from
 from espnet2_lamer.evaluation.runs import TARGETS, Run
 from espnet2_lamer.evaluation.tokens import BPE_MODEL, read_targets
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json
-from espnet2_lamer.fileio.checksum import check_file
 from espnet2_lamer.fileio.datadir import read_table, write_table
-from espnet2_lamer.fileio.foreign import read_yaml
+from espnet2_lamer.fileio.foreign import check_weights, read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file
 
 #: Text, tokens and token ids, separated by spaces.
@@ -255,21 +253,19 @@ def load_speech2text(
     final_dir: str | Path, options: dict[str, Any], device: str = "cpu"
 ) -> Any:
     """Build ESPnet's ``Speech2Text`` from a finished head."""
-    # Checkpoints are data: nothing in them may run.
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     quiet_nltk()
     from espnet2.bin.asr_inference import Speech2Text
 
     from espnet2_lamer.tasks.asr import register_asr
 
     register_asr()
-    check_file(Path(final_dir) / "model.pth")
-    pieces = Path(final_dir) / BPE_MODEL
+    pieces, weights = Path(final_dir) / BPE_MODEL, Path(final_dir) / "model.pth"
+    check_weights(weights)
     return Speech2Text(
         asr_train_config=str(Path(final_dir) / "config.yaml"),
         # Beside the model, wherever that was moved.
         bpemodel=str(pieces) if pieces.is_file() else None,
-        asr_model_file=str(Path(final_dir) / "model.pth"),
+        asr_model_file=str(weights),
         device=device,
         **options,
     )

@@ -1,7 +1,6 @@
 """Train ML-SUPERB heads on stored features through ESPnet's ASR task."""
 
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -343,8 +342,6 @@ def _espnet_options(
 
 
 def _run_espnet(cmd: list[str], output_dir: Path) -> None:
-    # Checkpoints are data: nothing in them may run when one is resumed.
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     from espnet2_lamer.tasks.asr import LamerASRTask
 
     start = time.monotonic()

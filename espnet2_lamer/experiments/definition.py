@@ -2,23 +2,29 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.experiments.measures import UNDIRECTED
 from espnet2_lamer.fileio.foreign import read_yaml
+from espnet2_lamer.recipe.options import Options
 
 #: Options of run.sh that name a YAML file which a definition may change.
 CONFIGS = ("ssl_config", "asr_config", "lid_config", "multi_config")
 #: What the tool itself sets for every command.
-OWN = ("stage", "stop_stage", "skip_stages", "datadir", "dumpdir", "expdir", "python")
+OWN = (
+    *("stage", "stop_stage", "skip_stages", "datadir", "dumpdir", "expdir", "python"),
+    # Only who starts the run says what is trusted.
+    "trust_s3prl_files",
+)
 EXPECTATIONS = ("better", "worse", "higher", "lower", "equal")
 _KEYS = {
     *("title", "source", "note", "defaults", "seeds", "minutes", "data_minutes"),
     *("data", "cell", "configs", "systems", "baseline", "claims", "transfer"),
 }
+_OPTIONS = {option.name for option in fields(Options)}
 _SYSTEM_KEYS = {"description", "data", "cell", "configs", "seeds", "minutes"}
 
 
@@ -201,6 +207,11 @@ def _system(
     }
     for key in ("data", "cell"):
         for option in parts[key]:
+            if option not in (*_OPTIONS, *OWN):
+                raise RecipeError(
+                    f"{path}: {where}: {key}.{option}: unknown option, expected some "
+                    f"of run.sh's: {', '.join(sorted(_OPTIONS))}"
+                )
             allowed = {"data": ("seed",), "cell": ("skip_stages",)}[key]
             if option in (*OWN, *CONFIGS, "seed") and option not in allowed:
                 raise RecipeError(

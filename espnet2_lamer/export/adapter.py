@@ -15,7 +15,7 @@ from espnet2_lamer import __version__
 from espnet2_lamer.convert import load_hubert
 from espnet2_lamer.convert.architecture import build_hubert
 from espnet2_lamer.convert.espnet_experiment import HUBERT
-from espnet2_lamer.convert.load import source_sha256
+from espnet2_lamer.convert.load import local_source, source_sha256
 from espnet2_lamer.convert.state import check_fit
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.export.names import can_be_fetched, public_name
@@ -282,15 +282,17 @@ def _find_base(adapter: Adapter, base: str | Path | None, path: str | Path) -> s
             f"{path}: its base {name!r} (SHA-256 {expected['sha256']}) is not a public "
             f"name; {how}"
         )
-    where = str(name if base is None else base)
-    try:
-        found = source_sha256(where)
-    except RecipeError as error:
-        if base is not None:
-            raise
-        raise RecipeError(
-            f"{path}: its base {name!r} is not found here ({error}); {how}"
-        ) from error
+    where = str(base)
+    if base is None:
+        try:
+            # Whoever made the file must not decide what is fetched.
+            where = local_source(name, fetch=False)
+        except RecipeError as error:
+            raise RecipeError(
+                f"{path}: its base {name!r} is not found here ({error}); {how}, also "
+                "to fetch it by that name"
+            ) from error
+    found = source_sha256(where)
     if found != expected["sha256"]:
         raise RecipeError(
             f"{where}: SHA-256 of its weights is {found}, but {path} was trained on "

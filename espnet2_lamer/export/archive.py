@@ -3,7 +3,7 @@
 import shutil
 import stat
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,6 +15,10 @@ from espnet2_lamer.fileio.foreign import clear_errors, parse_yaml
 from espnet2_lamer.fileio.system import check_space
 
 META = "meta.yaml"
+# Says that a folder was unpacked to the end; no member may say it before.
+COMPLETE = ".complete"
+# Member, its settings, paths of unpacked files -> what is written of the settings.
+Prepare = Callable[[str, dict[str, Any], Container[str]], dict[str, Any]]
 MAX_MEMBERS = 1000
 MAX_BYTES = 32 * 2**30  # a HuBERT X-Large in fp32 is 4 GB
 MAX_META_BYTES = 2**20
@@ -85,7 +89,12 @@ def check_zip(path: str | Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     return meta
 
 
-def extract_zip(path: str | Path, directory: str | Path, meta: Mapping) -> None:
+def extract_zip(
+    path: str | Path,
+    directory: str | Path,
+    meta: Mapping,
+    prepare: Prepare | None = None,
+) -> None:
     """Unpack a zip that :func:`check_zip` let pass, as ESPnet's ``unpack`` does.
 
     In the YAML files that ``meta.yaml`` names, every string that is the name of a
@@ -95,6 +104,8 @@ def extract_zip(path: str | Path, directory: str | Path, meta: Mapping) -> None:
         path: The zip.
         directory: Where its members go.
         meta: What :func:`check_zip` returned.
+        prepare: Called with the name of each, its settings, and the paths of all
+            unpacked files; returns what is written, or refuses.
 
     Raises:
         RecipeError: A YAML file is malformed, or no mapping.
@@ -116,8 +127,10 @@ def extract_zip(path: str | Path, directory: str | Path, meta: Mapping) -> None:
                     f"{path}: {name}: found {type(settings).__name__}, expected a "
                     "mapping, as ESPnet writes it"
                 )
-            text = yaml.safe_dump(_with_paths(settings, files))
-            write_text(directory / name, text)
+            settings = _with_paths(settings, files)
+            if prepare is not None:
+                settings = prepare(name, settings, {*files.values()})
+            write_text(directory / name, yaml.safe_dump(settings))
 
 
 def _with_paths(value: Any, files: Mapping[PurePosixPath, str]) -> Any:
@@ -160,6 +173,11 @@ def _check_names(path: Path, infos: list[zipfile.ZipInfo]) -> None:
         if name.startswith("/") or {"..", ".", ""} & set(parts) or set("\\:") & {*name}:
             raise RecipeError(
                 f"{path}: member {name!r} is not a plain relative path; refused"
+            )
+        if parts[0] == COMPLETE:
+            raise RecipeError(
+                f"{path}: member {name!r} has the name of the file that marks a "
+                "finished unpacking; refused"
             )
         if name in seen:
             raise RecipeError(f"{path}: member {name!r} occurs twice; refused")

@@ -1,13 +1,14 @@
 """The self-contained form of a continual-pretraining experiment."""
 
-import os
 from pathlib import Path
 
 import yaml
 
+from espnet2_lamer.convert.espnet_experiment import read_config
+from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.fileio.atomic import write_text
-from espnet2_lamer.fileio.checksum import check_file, checked_file
-from espnet2_lamer.fileio.foreign import read_yaml
+from espnet2_lamer.fileio.checksum import checked_file
+from espnet2_lamer.upstream import restore_pretraining_model
 
 
 def write_full_model(
@@ -32,14 +33,10 @@ def write_full_model(
     """
     import torch
 
-    from espnet2_lamer.tasks.hubert import LamerHubertTask
-
-    # Epoch files are data: nothing in them may run.
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    check_file(model_file)
-    model, _ = LamerHubertTask.build_model_from_file(config, model_file)
+    settings = read_config(Path(config).parent)
+    state = read_state(Path(model_file))
+    model = restore_pretraining_model(settings, state, None, Path(config))
     model.encoder.write_base = True
-    settings = read_yaml(config)
     settings["encoder_conf"] = {
         **settings["encoder_conf"],
         **model.encoder.architecture,

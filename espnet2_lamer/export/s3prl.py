@@ -15,7 +15,8 @@ from espnet2_lamer.convert.espnet_experiment import (
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.export.full import write_full_model
 from espnet2_lamer.export.huggingface import refuse_other_content
-from espnet2_lamer.export.zoo import TRAINING_KEYS, unpack_model
+from espnet2_lamer.export.packed_config import TRAINING_KEYS
+from espnet2_lamer.export.zoo import unpack_model
 from espnet2_lamer.fileio.atomic import atomic_dir, write_text
 from espnet2_lamer.upstream import load_model
 

@@ -3,7 +3,8 @@
 import logging
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,48 +13,40 @@ import yaml
 from espnet2_lamer import __version__
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.export.archive import (
+    COMPLETE,
     META,
     check_zip,
     extract_zip,
     write_archive,
 )
+from espnet2_lamer.export.packed_config import (
+    TRAINING_KEYS,
+    check_packed_config,
+    without_training,
+)
 from espnet2_lamer.fileio.atomic import write_text
 from espnet2_lamer.fileio.checksum import (
     changed_files,
-    check_file,
     checksum_line,
     checksums,
     sidecar,
 )
-from espnet2_lamer.fileio.foreign import read_yaml
+from espnet2_lamer.fileio.foreign import check_weights, read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file
+from espnet2_lamer.fileio.trust import protect
 
 # Names as in espnet2.bin.pack: the arguments of ESPnet's inference classes.
 MEMBERS = {
     "asr": ("asr_train_config", "asr_model_file"),
     "ssl": ("ssl_train_config", "ssl_model_file"),
 }
-# Where one machine kept its training files; building and using a model needs none.
-TRAINING_KEYS = (
-    "config",
-    "output_dir",
-    "init_param",
-    "monitor_control",
-    "train_data_path_and_name_and_type",
-    "valid_data_path_and_name_and_type",
-    "train_shape_file",
-    "valid_shape_file",
-    "rir_scp",
-    "noise_scp",
-    "non_linguistic_symbols",
-)
-# Settings that make a constructor load another checkpoint.
-SOURCE_KEYS = (
-    ("encoder_conf", "base"),
-    ("encoder_conf", "whisper"),
-    ("decoder_conf", "whisper"),
-    ("frontend_conf", "upstream"),
-)
+# What meta.yaml may name: the config of which task, and weights.
+_CONFIGS = {
+    "asr_train_config": "asr",
+    "ssl_train_config": "ssl",
+    "lm_train_config": "lm",
+}
+_WEIGHTS = ("asr_model_file", "ssl_model_file", "lm_file")
 
 
 def pack_model(
@@ -100,6 +93,7 @@ def pack_model(
             raise RecipeError(f"{path}: file not found; train the model first")
     extra = _option_members(options)
     settings = _portable_config(config, extra)
+    check_packed_config(kind, settings, config, extra)
     _check_state_dict(model_file)
     config_key, model_key = MEMBERS[kind]
     meta = {
@@ -131,6 +125,10 @@ def pack_model(
 def unpack_model(archive: str | Path, cachedir: str | Path) -> dict[str, str]:
     """Check a model zip and unpack it below ``cachedir``, once per content.
 
+    What the zip holds decides nothing else: ESPnet's loaders find in the returned
+    files only parts that fetch, open and run nothing, and weights without pickled
+    objects.
+
     ``ModelDownloader`` keys its cache by the archive's path, so that a zip packed
     anew under the same name loads the old model; here the key is the content.
 
@@ -143,15 +141,19 @@ def unpack_model(archive: str | Path, cachedir: str | Path) -> dict[str, str]:
         ``asr_model_file``.
 
     Raises:
-        RecipeError: As :func:`~espnet2_lamer.export.archive.check_zip`.
+        RecipeError: As :func:`~espnet2_lamer.export.archive.check_zip` and
+            :func:`~espnet2_lamer.export.packed_config.check_packed_config`, or the
+            weights hold more than tensors.
     """
     from filelock import FileLock
 
+    protect()
     meta = check_zip(archive)
+    _check_entries(archive, meta)
     # Absolute: ESPnet writes these paths into the unpacked config.
     target = Path(cachedir).absolute() / sha256_file(archive)[:16]
     target.parent.mkdir(parents=True, exist_ok=True)
-    complete = target / ".complete"
+    complete = target / COMPLETE
     with FileLock(f"{target}.lock"):
         changed = changed_files(target, complete) if complete.is_file() else None
         if changed:
@@ -160,10 +162,45 @@ def unpack_model(archive: str | Path, cachedir: str | Path) -> dict[str, str]:
             )
         if changed is None or changed:
             complete.unlink(missing_ok=True)
-            extract_zip(archive, target, meta)
+            extract_zip(archive, target, meta, partial(_checked, archive, meta))
+            _check_weights(archive, target, meta)
             write_text(complete, checksums(target))
     entries = {**meta["yaml_files"], **meta["files"]}
     return {option: str(target / name) for option, name in entries.items()}
+
+
+def _check_entries(archive: str | Path, meta: Mapping[str, Any]) -> None:
+    """Refuse what ESPnet's classes would get as other arguments than a model's."""
+    for key, known in (("yaml_files", _CONFIGS), ("files", _WEIGHTS)):
+        for option in meta[key]:
+            if option not in known:
+                raise RecipeError(
+                    f"{archive}: {META}: {key}: found {option!r}, expected some of "
+                    f"{', '.join(known)}"
+                )
+
+
+def _checked(
+    archive: str | Path,
+    meta: Mapping[str, Any],
+    name: str,
+    settings: dict[str, Any],
+    members: Container[str],
+) -> dict[str, Any]:
+    """Return a member's settings for unpacking, if all tasks that use it may."""
+    for option, member in meta["yaml_files"].items():
+        if member == name:
+            check_packed_config(_CONFIGS[option], settings, archive, members)
+    return without_training(settings, archive)
+
+
+def _check_weights(archive: str | Path, target: Path, meta: Mapping[str, Any]) -> None:
+    for name in set(meta["files"].values()):
+        try:
+            _check_state_dict(target / name)
+        except RecipeError as error:
+            reason = str(error).removeprefix(f"{target / name}: ")
+            raise RecipeError(f"{archive}: {name}: {reason}") from error
 
 
 def _option_members(options: Iterable[str | Path]) -> dict[str, Path]:
@@ -188,18 +225,6 @@ def _option_members(options: Iterable[str | Path]) -> dict[str, Path]:
 def _portable_config(config: Path, extra: Mapping[str, Path]) -> dict[str, Any]:
     settings = read_yaml(config)
     settings = {k: v for k, v in settings.items() if k not in TRAINING_KEYS}
-    for section, key in SOURCE_KEYS:
-        value = (settings.get(section) or {}).get(key)
-        if isinstance(value, str):
-            raise RecipeError(
-                f"{config}: {section}.{key}: found {value!r}, expected null: the model "
-                "would load another checkpoint; pack its self-contained form"
-            )
-    if settings.get("frontend") == "stored_features":
-        raise RecipeError(
-            f"{config}: frontend: found 'stored_features', which reads features from "
-            "disk; pack the final model, whose frontend is 'lamer_upstream'"
-        )
     roots = (Path.cwd(), config.parent)
     files = {path.resolve(): name for name, path in extra.items()}
     return _replace_paths(settings, "", config, roots, files)
@@ -248,13 +273,7 @@ def _names_a_path(value: str, roots: tuple[Path, ...]) -> bool:
 def _check_state_dict(model_file: Path) -> None:
     import torch
 
-    check_file(model_file)
-    try:
-        state = torch.load(model_file, map_location="meta", weights_only=True)
-    except Exception as error:  # the unpickler raises many kinds
-        raise RecipeError(
-            f"{model_file}: not loadable as plain weights ({error})"
-        ) from error
+    state = check_weights(model_file)
     if not isinstance(state, dict) or not all(
         isinstance(tensor, torch.Tensor) for tensor in state.values()
     ):

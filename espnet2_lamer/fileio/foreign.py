@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.errors import RecipeError, short_reason
+from espnet2_lamer.fileio.checksum import check_file
 
 # A config with a vocabulary of 250,000 pieces has 6 MB.
 MAX_YAML_BYTES = 16 * 2**20
@@ -38,11 +39,35 @@ def clear_errors(source: object) -> Iterator[None]:
     except OSError as error:  # a full disk is no damage
         raise RecipeError(f"{source}: cannot be read or unpacked ({error})") from error
     except Exception as error:
-        # torch names what is wrong on later lines.
-        reason = " ".join(str(error).split())[:300]
         raise RecipeError(
             f"{source}: damaged, or not made by this package "
-            f"({type(error).__name__}: {reason}); fetch it again"
+            f"({type(error).__name__}: {short_reason(error)}); fetch it again"
+        ) from error
+
+
+def check_weights(path: str | Path) -> Any:
+    """Refuse a torch file that is damaged or holds more than tensors and plain values.
+
+    For files that others' code is to read: ours is clearer about what is wrong.
+
+    Args:
+        path: Anything.
+
+    Returns:
+        Its content, tensors without their values.
+
+    Raises:
+        RecipeError: It differs from the checksum beside it, is damaged otherwise, or
+            would have to be unpickled.
+    """
+    import torch
+
+    check_file(path)
+    try:
+        return torch.load(path, map_location="meta", weights_only=True)
+    except Exception as error:  # the unpickler raises many kinds
+        raise RecipeError(
+            f"{path}: not loadable as plain weights ({short_reason(error)})"
         ) from error
 
 

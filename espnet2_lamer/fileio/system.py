@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.errors import RecipeError, short_reason
 
 _ROOM = "make room there, then run the same command again to go on"
 _ADVICE = {
@@ -44,8 +45,9 @@ def system_message(error: BaseException) -> str | None:
         error: Whatever was raised.
 
     Returns:
-        One line for an ``OSError``, a text that is not UTF-8 or broken YAML; ``None``
-        for everything else, which may be a mistake of the program.
+        One line for an ``OSError``, a text that is not UTF-8, broken YAML or a file
+        that would have to be unpickled; ``None`` for everything else, which may be a
+        mistake of the program.
     """
     if isinstance(error, RecipeError):
         return str(error)
@@ -64,6 +66,8 @@ def system_message(error: BaseException) -> str | None:
         return f"a file is not {error.encoding} near {near!r}; convert it to UTF-8"
     if isinstance(error, yaml.YAMLError):
         return f"not valid YAML: {' '.join(str(error).split())}"
+    if isinstance(error, pickle.UnpicklingError):
+        return f"a file is not loadable as plain weights: {short_reason(error)}"
     return None
 
 

@@ -54,8 +54,8 @@ def _arguments(corpus: str, options: Options) -> list[str]:
 
 def _run_local(corpus: str, command: list[str]) -> None:
     script = Path("local") / f"{corpus}.py"
-    if not script.is_file():
-        known = sorted(p.stem for p in Path("local").glob("*.py"))
+    known = sorted(p.stem for p in Path("local").glob("*.py"))
+    if corpus not in known:  # a script elsewhere is not run
         raise RecipeError(
             f"--corpus {corpus}: {script} not found, expected one of {', '.join(known)}"
         )

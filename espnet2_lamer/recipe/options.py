@@ -72,6 +72,7 @@ class Options(CommonOptions):
     teacher: str
     teacher_layer: int
     retrain: bool
+    trust_s3prl_files: bool
     new_langs: list[str]
     replay_langs: list[str]
     replay_hours: float

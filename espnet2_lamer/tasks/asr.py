@@ -3,8 +3,10 @@
 import argparse
 import datetime
 import functools
-from collections.abc import Sequence
+import pickle
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +21,23 @@ from espnet2.tasks.asr import (
 
 from espnet2_lamer.asr.frontend.lamer_upstream import LamerUpstreamFrontend
 from espnet2_lamer.asr.frontend.stored_features import StoredFeaturesFrontend
-from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.compat import (
+    read_no_commands_with_kaldiio,
+    read_plain_option_values,
+)
+from espnet2_lamer.errors import RecipeError, short_reason
+from espnet2_lamer.fileio.foreign import check_weights
+from espnet2_lamer.fileio.trust import (
+    OPTION,
+    S3PRL_PREFIX,
+    protect,
+    s3prl_files_trusted,
+    split_s3prl,
+    trusting_s3prl_files,
+)
 from espnet2_lamer.precision import AUTO, settle_amp_dtype, settled_amp_dtype
+from espnet2_lamer.tasks.option_check import check_init_param
+from espnet2_lamer.train.checkpoint import LATEST
 from espnet2_lamer.train.espnet_files import CheckedTrainer
 from espnet2_lamer.whisper.decoder import WhisperLoraDecoder
 from espnet2_lamer.whisper.encoder import WhisperLoraEncoder
@@ -34,6 +51,7 @@ def register_asr() -> None:
     ESPnet's checkpoints hold its reporter's numpy averages and time spans: they are
     declared harmless, so that training resumes when weights-only loading is forced.
     """
+    protect()
     torch.serialization.add_safe_globals(
         [
             np._core.multiarray.scalar,
@@ -42,12 +60,46 @@ def register_asr() -> None:
             datetime.timedelta,
         ]
     )
+    read_plain_option_values()
+    read_no_commands_with_kaldiio()
     frontend_choices.classes["stored_features"] = StoredFeaturesFrontend
     frontend_choices.classes["lamer_upstream"] = LamerUpstreamFrontend
     encoder_choices.classes["whisper_lora"] = WhisperLoraEncoder
     decoder_choices.classes["whisper_lora"] = WhisperLoraDecoder
     model_choices.classes["whisper_lora"] = WhisperLoraModel
     replace_espnet_tokenizers()
+
+
+def check_s3prl_frontend(conf: Any) -> None:
+    """Refuse files that ESPnet's own ``frontend: s3prl``, also fused, would read.
+
+    Args:
+        conf: ``frontend_conf``.
+
+    Raises:
+        RecipeError: A file is named, and the user did not say that it is trusted.
+    """
+    if isinstance(conf, Mapping):
+        # S3PRL takes a file from either of them.
+        file = conf.get("path_or_url") or conf.get("extra_conf")
+        if file:
+            split_s3prl(f"{S3PRL_PREFIX}{conf.get('upstream')}:{file}")
+        conf = conf.values()
+    elif not isinstance(conf, list):
+        return
+    for part in conf:
+        check_s3prl_frontend(part)
+
+
+def _check_checkpoint(path: Path) -> None:
+    """Refuse what ESPnet's trainer could not resume from."""
+    state = check_weights(path)
+    parts = ("model", "reporter", "optimizers", "schedulers")
+    if not (isinstance(state, dict) and all(part in state for part in parts)):
+        raise RecipeError(
+            f"{path}: expected a checkpoint of ESPnet's trainer, with "
+            f"{', '.join(parts)}; move it away to train from the start"
+        )
 
 
 class LamerASRTask(ASRTask):
@@ -60,30 +112,6 @@ class LamerASRTask(ASRTask):
     """
 
     trainer = CheckedTrainer
-
-    @classmethod
-    def main(
-        cls,
-        args: argparse.Namespace | None = None,
-        cmd: Sequence[str] | None = None,
-    ) -> None:
-        """Settle the precision, then train.
-
-        Raises:
-            RecipeError: A training would be resumed in another precision.
-        """
-        if args is None:
-            args = cls.get_parser().parse_args(cmd)
-        if not args.print_config:
-            recorded = settle_amp_dtype(args)
-            started = recorded and (Path(args.output_dir) / "checkpoint.pth").exists()
-            if started and recorded != args.amp_dtype:
-                raise RecipeError(
-                    f"amp_dtype: found {args.amp_dtype}, expected {recorded}, in which "
-                    f"{args.output_dir} began; train into another directory "
-                    "(--output_dir), or from the start (--resume false)"
-                )
-        super().main(args=args)
 
     @classmethod
     def add_task_arguments(cls, parser: argparse.ArgumentParser) -> None:
@@ -99,10 +127,48 @@ class LamerASRTask(ASRTask):
         )
 
     @classmethod
+    def main(
+        cls,
+        args: argparse.Namespace | None = None,
+        cmd: Sequence[str] | None = None,
+    ) -> None:
+        """Check the files that training starts from, settle the precision, train.
+
+        Raises:
+            RecipeError: One of the files holds more than weights, or a training would
+                be resumed in another precision.
+        """
+        register_asr()
+        if args is None:
+            args = cls.get_parser().parse_args(cmd)
+        check_init_param(args)
+        check_s3prl_frontend(args.frontend_conf)
+        recorded = None if args.print_config else settle_amp_dtype(args)
+        resumed = Path(args.output_dir or "", LATEST)
+        if args.output_dir and args.resume and resumed.is_file():
+            _check_checkpoint(resumed)
+            if recorded not in (None, args.amp_dtype):
+                raise RecipeError(
+                    f"amp_dtype: found {args.amp_dtype}, expected {recorded}, in which "
+                    f"{args.output_dir} began; train into another directory "
+                    "(--output_dir), or from the start (--resume false)"
+                )
+        # For spawned workers; no key of a config, which may be another's.
+        args.trust_s3prl_files = s3prl_files_trusted()
+        super().main(args=args)
+
+    @classmethod
     def main_worker(cls, args: argparse.Namespace) -> None:
         """Run training; also the entry point of spawned DDP workers."""
         register_asr()
-        super().main_worker(args)
+        with trusting_s3prl_files(vars(args).pop(OPTION, False)):
+            try:
+                super().main_worker(args)
+            except pickle.UnpicklingError as error:
+                raise RecipeError(
+                    f"{args.output_dir}: one of its .pth files is not loadable as "
+                    f"plain weights ({short_reason(error)})"
+                ) from error
 
     @classmethod
     def optional_data_names(

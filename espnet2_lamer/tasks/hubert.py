@@ -27,7 +27,7 @@ from espnet2_lamer.precision import (
 )
 from espnet2_lamer.registry import register
 from espnet2_lamer.tasks.dry_run import dry_run
-from espnet2_lamer.tasks.option_check import check_options
+from espnet2_lamer.tasks.option_check import check_init_param, check_options
 from espnet2_lamer.train.collate import LamerCollate
 from espnet2_lamer.train.console import child_log
 from espnet2_lamer.train.expansion import (
@@ -76,6 +76,7 @@ class LamerHubertTask(HubertTask):
         if not args.print_config:
             check_options(cls.get_parser(), args)
             settle_amp_dtype(args)
+            check_init_param(args)
         if args.dry_run:
             dry_run(cls, args)
         elif args.sanity and not args.print_config:

@@ -7,11 +7,13 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
+import torch
 from espnet2.tasks.abs_task import optim_classes, scheduler_classes
 from espnet2.tasks.hubert import encoder_choices, model_choices
 from typeguard import TypeCheckError, check_type
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.foreign import check_weights
 from espnet2_lamer.layers import LamerConfig
 
 # What the task itself passes to the constructors.
@@ -80,6 +82,25 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         _check_ranges(args)
     except ValueError as error:
         raise RecipeError(f"{args.config or 'options'}: {error}") from error
+
+
+def check_init_param(args: argparse.Namespace) -> None:
+    """Refuse files of ``init_param`` that hold more than named tensors.
+
+    Raises:
+        RecipeError: With the file and why.
+    """
+    for entry in args.init_param or []:
+        try:
+            file = str(entry).partition(":")[0]  # of FILE:SOURCE:TARGET:EXCLUDED
+            state = check_weights(file)
+            tensors = isinstance(state, Mapping) and all(
+                isinstance(value, torch.Tensor) for value in state.values()
+            )
+            if not tensors:
+                raise RecipeError(f"{file}: expected a state dict of tensors")
+        except RecipeError as error:
+            raise RecipeError(f"init_param: {error}") from error
 
 
 def check_keywords(

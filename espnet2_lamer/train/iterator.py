@@ -24,25 +24,9 @@ class _HeldLoader(DataLoader):
     """
 
     def __iter__(self) -> Iterator:
-        """Start the processes.
-
-        Raises:
-            RecipeError: What one of them raised, without its traceback.
-        """
+        """Start the processes."""
         with hold_stop_signals():
-            batches = super().__iter__()
-        return _in_one_line(batches)
-
-
-def _in_one_line(batches: Iterator) -> Iterator:
-    # torch puts the traceback of the process into the message.
-    try:
-        yield from batches
-    except RecipeError as error:
-        *above, last = str(error).splitlines()
-        if not above:
-            raise
-        raise RecipeError(last.partition("RecipeError: ")[2] or last) from error
+            return super().__iter__()
 
 
 class CheckedDataset(Dataset):

@@ -17,6 +17,7 @@ from torch import nn
 from espnet2_lamer.analysis.cka import LinearCKA
 from espnet2_lamer.analysis.depths import compared_layers
 from espnet2_lamer.analysis.probe import Phones, phone_probe
+from espnet2_lamer.errors import short_reason
 from espnet2_lamer.fileio.atomic import append_text, atomic_path, write_text
 from espnet2_lamer.hubert.distributed import is_distributed
 from espnet2_lamer.layers import experts_off
@@ -199,7 +200,7 @@ class ForgettingMonitor:
             fits = kept["layers"] == self.layers and set(kept["states"]) == utts
             problem = "" if fits else "is of other layers or utterances"
         except Exception as error:  # a damaged file fails in many ways
-            problem = f"cannot be read ({error})"
+            problem = f"cannot be read ({short_reason(error)})"
         if problem:
             logging.warning("%s %s: forgetting is not measured", self.start, problem)
             self.sample = None

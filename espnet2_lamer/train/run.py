@@ -199,6 +199,12 @@ class TrainingRun:
         state = self.store.load()
         if state is None:
             return
+        if not isinstance(state, dict) or state.get("version") != VERSION:
+            raise RecipeError(
+                f"{self.store.directory}: found a checkpoint that is not of this "
+                f"layout (version {VERSION}); move the folder away to train from the "
+                "start"
+            )
         for change in check_fingerprint(
             state["fingerprint"],
             self.options.fingerprint,

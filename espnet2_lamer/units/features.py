@@ -13,6 +13,7 @@ from espnet2_lamer.data.frames import num_frames
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table
+from espnet2_lamer.fileio.foreign import clear_errors
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
 from espnet2_lamer.fileio.system import bytes_of, check_space
 from espnet2_lamer.units.extract import Extractor
@@ -193,7 +194,11 @@ class FeatureStore:
 
     def __init__(self, directory: str | Path):
         self.directory = Path(directory)
-        index = _read_index(self.directory / "index.json")
+        index_file = self.directory / "index.json"
+        with clear_errors(index_file):
+            self._read(_read_index(index_file))
+
+    def _read(self, index: dict[str, Any]) -> None:
         if index.get("dtype") != "float32":
             raise RecipeError(
                 f"{self.directory}/index.json: dtype {index.get('dtype')!r}, "
@@ -205,6 +210,11 @@ class FeatureStore:
         self._starts = np.cumsum([0] + [frames for _, frames in self._shards])
         self.frames = int(self._starts[-1])
         for file, frames in dict(self._shards).items():
+            if Path(file).name != file:
+                raise RecipeError(
+                    f"{self.directory}/index.json: file: found {file!r}, expected the "
+                    "name of a shard in the same folder"
+                )
             path = self.directory / file
             found = path.stat().st_size if path.is_file() else 0
             if found != frames * self.dim * 4:

@@ -5,9 +5,10 @@ import logging
 import torch
 from torch import nn
 
-from espnet2_lamer.compat import patch_torchaudio_for_s3prl, quiet_nltk
+from espnet2_lamer.convert.s3prl import load_s3prl
 from espnet2_lamer.data.frames import STRIDE
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.trust import s3prl_files_trusted
 from espnet2_lamer.units.speech import SAMPLE_RATE
 from espnet2_lamer.units.teacher import Teacher, exact_float32, state_hash
 
@@ -30,27 +31,16 @@ class S3prlTeacher(Teacher):
     here the upstream itself is called, for the frames it really has.
 
     Args:
-        source: ``s3prl:NAME``, or ``s3prl:NAME:PATH_OR_URL`` for upstreams named
-            ``*_custom``.
+        source: As :func:`~espnet2_lamer.convert.s3prl.load_s3prl`.
         layer: Index of the hidden state.
         device: ``cpu`` or ``cuda``.
 
     Raises:
-        RecipeError: S3PRL lacks the upstream, the layer, or HuBERT's frame rate.
+        RecipeError: As there, or it lacks the layer, or HuBERT's frame rate.
     """
 
     def __init__(self, source: str, layer: int | None, device: str):
-        quiet_nltk()
-        patch_torchaudio_for_s3prl()
-        from s3prl.nn import S3PRLUpstream
-
-        _, name, *checkpoint = source.split(":", 2)
-        if name not in S3PRLUpstream.available_names():
-            raise RecipeError(f"{source}: S3PRL has no upstream {name!r}")
-        try:
-            model = S3PRLUpstream(name, *checkpoint).float().eval()
-        except (OSError, TypeError, ValueError) as error:
-            raise RecipeError(f"{source}: S3PRL cannot load it ({error})") from error
+        model = load_s3prl(source).float().eval()
         last = model.num_layers - 1
         if layer is None or not 0 <= layer <= last:
             raise RecipeError(
@@ -69,6 +59,7 @@ class S3prlTeacher(Teacher):
             "normalisation": "S3PRL's",
         }
         self.device = device
+        self.trust_s3prl_files = s3prl_files_trusted()
         self._upstream = model.upstream
         blocks = stop_at(self._upstream, layer, model.num_layers)
         logging.info("%s: %d of %d blocks run", source, blocks, last)

@@ -13,6 +13,7 @@ import numpy as np
 from espnet2_lamer.data.frames import RECEPTIVE_FIELD, num_frames
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.hashing import sha256_value
+from espnet2_lamer.fileio.trust import S3PRL_PREFIX, trusting_s3prl_files
 from espnet2_lamer.units.speech import SAMPLE_RATE
 
 DEVICES = ("cpu", "cuda")
@@ -69,11 +70,16 @@ class Teacher:
     dim: int
     identity: dict[str, Any]
     device: str = "cpu"
+    #: What the user said to this process holds in those that it starts.
+    trust_s3prl_files: bool = False
 
     def __reduce__(self):
         """Pickle as a call of :func:`load_teacher`."""
         source, layer = self.identity["source"], self.identity["layer"]
-        return load_teacher, (absolute_source(source), layer, self.device)
+        return load_teacher, (
+            *(absolute_source(source), layer, self.device),
+            self.trust_s3prl_files,
+        )
 
     @property
     def batch_samples(self) -> int:
@@ -242,7 +248,7 @@ def state_hash(model) -> str:
 def absolute_source(source: str) -> str:
     """The same teacher by a name that holds in another working directory."""
     kind, name, path = "", "", source
-    if source.startswith("s3prl:"):
+    if source.startswith(S3PRL_PREFIX):
         kind, name, path = [*source.split(":", 2), ""][:3]
     if path and Path(path).exists():
         path = os.path.abspath(path)
@@ -264,7 +270,10 @@ def check_device(device: str) -> None:
 
 @lru_cache(maxsize=1)
 def load_teacher(
-    source: str | Path, layer: int | None = None, device: str = "cpu"
+    source: str | Path,
+    layer: int | None = None,
+    device: str = "cpu",
+    trust_s3prl_files: bool = False,
 ) -> Teacher:
     """Load the teacher that ``source`` names; the last one is kept in memory.
 
@@ -276,6 +285,7 @@ def load_teacher(
         layer: Transformer block whose output is the feature, from 1. None or 0 for
             ``mfcc``.
         device: ``cpu``, or ``cuda`` for the forward pass of a network.
+        trust_s3prl_files: Let S3PRL read PATH, which runs code that it may hold.
 
     Raises:
         RecipeError: The source, the layer or the device does not exist.
@@ -286,10 +296,11 @@ def load_teacher(
         if layer not in (None, 0):
             raise RecipeError(f"--layer {layer}: teacher mfcc has no layers, give 0")
         return MfccTeacher()
-    if source.startswith("s3prl:"):
+    if source.startswith(S3PRL_PREFIX):
         from espnet2_lamer.units.s3prl_teacher import S3prlTeacher
 
-        return S3prlTeacher(source, layer, device)
+        with trusting_s3prl_files(trust_s3prl_files):
+            return S3prlTeacher(source, layer, device)
     if (Path(source) / "config.yaml").is_file() or source.endswith(".zip"):
         from espnet2_lamer.upstream import load_model
 

@@ -1,7 +1,6 @@
 """Batched greedy decoding with cached keys: the recipe's fast path."""
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from torch import Tensor
 from whisper.audio import SAMPLE_RATE
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.fileio.checksum import check_file
+from espnet2_lamer.fileio.foreign import check_weights, clear_errors
 from espnet2_lamer.precision import native_bf16
 from espnet2_lamer.whisper.blocks import Cache
 from espnet2_lamer.whisper.model import Routed, WhisperLoraModel
@@ -57,12 +56,11 @@ def load_model(
     """
     from espnet2_lamer.tasks.asr import LamerASRTask, register_asr
 
-    # Checkpoints are data: nothing in them may run.
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     register_asr()
     if checkpoint is not None:
-        check_file(checkpoint)
-    model, _ = LamerASRTask.build_model_from_file(config, checkpoint, device)
+        check_weights(checkpoint)
+    with clear_errors(config):
+        model, _ = LamerASRTask.build_model_from_file(config, checkpoint, device)
     if not isinstance(model, WhisperLoraModel):
         raise RecipeError(f"{config}: model: expected whisper_lora")
     if model.amp_dtype is not None:

@@ -100,9 +100,9 @@ def load_expert(model: nn.Module, language: str, path: str | Path) -> None:
     own = expert_state(model, language)
     try:
         with safe_open(path, "pt") as file:
-            found = json.loads((file.metadata() or {}).get(FORMAT, "{}"))
+            found = dict(json.loads((file.metadata() or {}).get(FORMAT, "{}")))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError) as error:
+    except (SafetensorError, TypeError, ValueError) as error:
         raise RecipeError(f"{path}: not a safetensors file ({error})") from error
     for key, value in _described(model, language).items():
         # Without the file of Whisper at hand there is no hash to compare.

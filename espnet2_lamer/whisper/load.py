@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from whisper import _MODELS, _download, available_models
 from whisper.model import AudioEncoder, ModelDimensions, TextDecoder, Whisper
 
-from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.errors import RecipeError, short_reason
 from espnet2_lamer.fileio.checksum import check_file
 
 SHAPE = ("ctx", "state", "head", "layer")
@@ -90,7 +90,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, int], dict[str, Tensor]]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises many kinds
-        raise RecipeError(f"{path}: not loadable as plain weights ({error})") from error
+        raise RecipeError(
+            f"{path}: not loadable as plain weights ({short_reason(error)})"
+        ) from error
     keys = {"dims", "model_state_dict"}
     if not isinstance(checkpoint, dict) or not keys <= checkpoint.keys():
         raise RecipeError(

@@ -109,15 +109,21 @@ def test_a_reference_is_a_cell_of_the_same_seed_and_comes_after_it(small):
             "cell: {seed: 1}\ndata: {preset",
             "cell.seed: this option is",
         ),
+        ("{preset", "{'python=x': y, preset", "data.python=x: unknown option"),
+        ("{preset", "{trust_s3prl_files: true, preset", "set by the tool"),
         (
             "data: {preset",
             "cell: {n_clusters: 5}\ndata: {preset",
             "state it under data",
         ),
-        ("    bad:\n", "    bad:\n        cell: {x: '{cell:bad}'}\n", "reads itself"),
         (
             "    bad:\n",
-            "    bad:\n        cell: {x: '{cell:no}'}\n",
+            "    bad:\n        cell: {ssl_tag: '{cell:bad}'}\n",
+            "reads itself",
+        ),
+        (
+            "    bad:\n",
+            "    bad:\n        cell: {ssl_tag: '{cell:no}'}\n",
             "no system of this",
         ),
         ("expect: worse", "expect: nice", "claims: found"),

@@ -11,6 +11,7 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import (
     MAX_YAML_BYTES,
     MAX_YAML_EXPANDED,
+    check_weights,
     clear_errors,
     parse_yaml,
 )
@@ -110,3 +111,23 @@ def test_clear_errors_keep_their_words_and_gain_the_file():
     with pytest.raises(KeyboardInterrupt):
         with clear_errors("the/file"):
             raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_refused_pickle_is_named_without_torchs_advice_to_load_it(tmp_path, legacy):
+    import torch
+
+    path = tmp_path / "x.pth"
+    torch.save(random.Random, path, _use_new_zipfile_serialization=not legacy)
+    for read in (check_weights, lambda path: clearly(path, torch.load)):
+        with pytest.raises(
+            RecipeError, match="x.pth: .*GLOBAL random.Random"
+        ) as caught:
+            read(path)
+        for advice in ("weights_only", "add_safe_globals", "trust", "http"):
+            assert advice not in str(caught.value)
+
+
+def clearly(path, load):
+    with clear_errors(path):
+        return load(path)

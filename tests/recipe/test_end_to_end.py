@@ -66,6 +66,7 @@ def command(tmp_path_factory):
         "teacher": _tiny_hubert(root / "teacher", 1),
         "teacher_layer": 1,
         "retrain": "false",
+        "trust_s3prl_files": "false",
         "new_langs": "cmn yue",
         "replay_langs": "eng",
         "replay_hours": 0.005,

@@ -21,6 +21,7 @@ def command(tmp_path, monkeypatch):
         known = {n[2:]: "1" for n in names if n.startswith("--") and n != "--help"}
         values = {
             "retrain": "false",
+            "trust_s3prl_files": "false",
             "control": "false",
             "sanity": "false",
             "dry_run": "false",

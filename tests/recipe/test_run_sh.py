@@ -66,6 +66,7 @@ def test_options_given_before_help_are_shown_as_the_defaults():
         (["--stage="], "--stage : expected 0 to 14"),
         (["--stage", "5", "--stop_stage", "3"], "--stop_stage 3: expected --stage (5)"),
         (["--preset", "none"], "--preset none: conf/presets/none.sh not found"),
+        (["--preset", "../x"], "--preset ../x: expected a name in conf/presets"),
         (["--preset=none"], "--preset none: conf/presets/none.sh not found"),
     ],
 )
@@ -114,6 +115,7 @@ def test_options_that_contradict_are_refused_before_anything_runs(
     values = {name.removeprefix("--"): "1" for name in parser_options - {"--help"}}
     values |= {
         "retrain": "false",
+        "trust_s3prl_files": "false",
         "control": "false",
         "sanity": "false",
         "drop_overlap": "false",

@@ -296,7 +296,11 @@ def test_an_s3prl_upstream_gives_the_same_features_as_its_checkpoint(hubert_dir)
     source = f"s3prl:hf_hubert_custom:{hubert_dir}"
     audio = noise(16123)
     expected = load_teacher(str(hubert_dir), 1).forward(audio)
-    teacher = load_teacher(source, 1)
+    with pytest.raises(RecipeError, match="--trust_s3prl_files true"):
+        load_teacher(source, 1)
+    teacher = load_teacher(source, 1, trust_s3prl_files=True)
+    # In worker processes as well.
+    assert teacher.__reduce__()[1] == (source, 1, "cpu", True)
     np.testing.assert_allclose(teacher.forward(audio), expected, atol=1e-4)
     assert len(teacher._upstream.model.encoder.layers) < LAYERS
     for samples in (*range(400, 1400, 7), 16000, 16001):

@@ -63,6 +63,8 @@ Models
                      bundle, fairseq .pt file, ESPnet experiment (${base})
   --teacher          model that gives the units (${teacher})
   --teacher_layer    its layer (${teacher_layer})
+  --trust_s3prl_files true: let S3PRL read the FILE of s3prl:NAME:FILE in --teacher and
+                     --upstreams, which runs code that it may hold (${trust_s3prl_files})
   --retrain          true: stage 0 trains mini base and teacher anew, hours (${retrain})
   --kmeans_hours     hours per language for k-means (${kmeans_hours})
   --n_clusters       number of units K (${n_clusters})
@@ -137,6 +139,7 @@ dev_hours=1
 max_bad_audio=1
 drop_overlap=true
 retrain=false
+trust_s3prl_files=false
 allocation=
 ssl_tag=
 control=true
@@ -164,7 +167,7 @@ dry_run=false
 options="stage stop_stage skip_stages nj dask ngpu num_nodes seed datadir dumpdir expdir
  preset corpus manifest exclude_sources max_missing new_langs replay_langs replay_hours
  replay_sampling replay_alpha replay_clusters dev_hours min_duration max_duration
- max_bad_audio drop_overlap base teacher teacher_layer retrain kmeans_hours n_clusters
+ max_bad_audio drop_overlap base teacher teacher_layer retrain trust_s3prl_files kmeans_hours n_clusters
  ssl_config allocation ssl_tag control sanity upstreams benchmark
  budgets tracks eval_langs eval_lists cross_corpus lid_reading units multi_unit nbpe
  asr_config asr_layer multi_config lid_config lid_layer store_dtype feature_store_gb

@@ -13,6 +13,11 @@ find_preset() {
         if [ "${previous}" = --preset ]; then preset=${argument}; fi
         previous=${argument}
     done
+    # Presets are run: an experiment definition of others must not name another file.
+    if ! [[ ${preset} =~ ^[A-Za-z0-9_-]+$ ]]; then
+        echo "run.sh: --preset ${preset}: expected a name in ${folder}" >&2
+        exit 2
+    fi
     if [ ! -f "${folder}/${preset}.sh" ]; then
         echo "run.sh: --preset ${preset}: ${folder}/${preset}.sh not found" >&2
         exit 2

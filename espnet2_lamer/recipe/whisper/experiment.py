@@ -1,7 +1,6 @@
 """One ESPnet experiment on Whisper: its config, its data, and what it was made from."""
 
 import logging
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -142,8 +141,6 @@ def run_espnet(options: WhisperOptions, experiment: Path, more: Sequence[str]) -
     Raises:
         RecipeError: ESPnet refused its options.
     """
-    # Checkpoints are data: nothing in them may run when one is resumed.
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     from espnet2_lamer.registry import register
     from espnet2_lamer.tasks.asr import LamerASRTask
     from espnet2_lamer.train.console import espnet_log

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.errors import RecipeError, short_reason
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.recipe.whisper.options import WhisperOptions
@@ -43,7 +43,7 @@ def prepare_weights(options: WhisperOptions) -> None:
     except Exception as error:  # the unpickler raises many kinds
         raise RecipeError(
             f"--whisper {options.whisper}: {path} is no openai-whisper checkpoint "
-            f"({error})"
+            f"({short_reason(error)})"
         ) from error
     _check_prompts(options, dims)
     layers = dims["n_audio_layer"]
