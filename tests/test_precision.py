@@ -133,7 +133,8 @@ def test_a_head_goes_on_in_its_recorded_precision_and_refuses_another_by_name(
     # Nothing was trained yet.
     assert train(False, "none") == "none"
     assert train(True) == "none"
-    (tmp_path / "checkpoint.pth").touch()
+    parts = ("model", "reporter", "optimizers", "schedulers")
+    torch.save(dict.fromkeys(parts), tmp_path / "checkpoint.pth")
     with pytest.raises(RecipeError, match="amp_dtype: found bf16, expected none"):
         train(True, "bf16")
     assert train(True) == "none"
