@@ -121,6 +121,7 @@ def test_a_training_may_move_between_cpu_and_gpu(
                 train(corpus, tmp_path, "--ngpu", first)
         train(corpus, tmp_path, "--ngpu", second)
     assert outcome(tmp_path)["updates"] > 1
+    assert "dropout draws other random numbers" in caplog.text
 
 
 KINDS = {
