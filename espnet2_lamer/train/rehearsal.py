@@ -98,7 +98,8 @@ def without_a_trace(
     kept = [(tensor, tensor.detach().clone()) for tensor in tensors]
     state: Any = None if optimizer is None else copy.deepcopy(optimizer.state_dict())
     modes = [(module, module.training) for module in model.modules()]
-    randomness = random_state()
+    device = next(model.parameters()).device.type
+    randomness = random_state(device)
     statistics = model.routing_statistics, model.language_statistics
     # These count for nobody, and write no file.
     model.routing_statistics = RoutingStatistics(interval=sys.maxsize)
@@ -114,5 +115,5 @@ def without_a_trace(
             optimizer.load_state_dict(state)
         for module, training in modes:
             module.training = training
-        set_random_state(randomness)
+        set_random_state(randomness, device)
         model.routing_statistics, model.language_statistics = statistics

@@ -181,7 +181,7 @@ class TrainingRun:
             "routing": self.model.routing_statistics.state(),
             "languages": self.model.language_statistics.state(),
         }
-        return {"random": random_state(), **to_device(statistics, "cpu")}
+        return {"random": random_state(self.device), **to_device(statistics, "cpu")}
 
     def _save(self, reporter: SubReporter | None) -> None:
         state = self.state(reporter)
@@ -254,7 +254,7 @@ class TrainingRun:
             if self.resumed["collected"] is not None:
                 set_sub_reporter_state(reporter, self.resumed["collected"])
             if self.batches and self.resumed["random"] is not None:
-                set_random_state(self.resumed["random"])
+                set_random_state(self.resumed["random"], self.device)
             self.resumed = None
         model.train()
         updater = Updater(

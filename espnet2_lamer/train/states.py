@@ -10,8 +10,13 @@ import torch
 from espnet2.train.reporter import Average, Reporter, SubReporter, WeightedAverage
 
 
-def random_state() -> dict[str, Any]:
-    """State of Python's, NumPy's and torch's generators, the GPU's in use included."""
+def random_state(device: str) -> dict[str, Any]:
+    """State of Python's, NumPy's and torch's generators.
+
+    Args:
+        device: Where the model is. With ``"cuda"`` the state of this process's GPU is
+            kept too, and of no other: a later process may see more or fewer.
+    """
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
     return {
@@ -19,17 +24,16 @@ def random_state() -> dict[str, Any]:
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position],
         "numpy_gauss": [has_gauss, cached],
         "torch": torch.get_rng_state(),
-        # Of this process's own GPU only: a later one may see more or fewer.
-        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [],
+        "cuda": [torch.cuda.get_rng_state()] if device == "cuda" else [],
     }
 
 
-def set_random_state(state: dict[str, Any]) -> None:
+def set_random_state(state: dict[str, Any], device: str) -> None:
     """Undo everything drawn since :func:`random_state`.
 
     Args:
-        state: On the CPU. Where it is of a process with a GPU and this has none, or
-            the other way round, the GPU's random numbers begin anew, with a warning.
+        state: On the CPU.
+        device: Where the model is now; a warning says if it was on the other one.
     """
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
@@ -39,14 +43,14 @@ def set_random_state(state: dict[str, Any]) -> None:
         (name, keys.numpy().astype(np.uint32), position, has_gauss, cached)
     )
     torch.set_rng_state(state["torch"])
-    before, now = bool(state["cuda"]), torch.cuda.is_initialized()
-    if before and now:
-        torch.cuda.set_rng_state(state["cuda"][0])
-    elif before or now:
+    before = "cuda" if state["cuda"] else "cpu"
+    if before != device:
         logging.warning(
-            "saved %s a GPU and resumed %s one: dropout draws other random numbers",
-            *(("with", "without") if before else ("without", "with")),
+            "saved on %s and resumed on %s: dropout draws other random numbers",
+            *(before, device),
         )
+    elif device == "cuda":
+        torch.cuda.set_rng_state(state["cuda"][0])
 
 
 def reporter_state(reporter: Reporter) -> dict[str, Any]:

@@ -121,6 +121,7 @@ def test_a_training_may_move_between_cpu_and_gpu(
                 train(corpus, tmp_path, "--ngpu", first)
         train(corpus, tmp_path, "--ngpu", second)
     assert outcome(tmp_path)["updates"] > 1
+    assert "dropout draws other random numbers" in caplog.text
 
 
 KINDS = {
@@ -189,7 +190,7 @@ def test_ranks_exchange_tensors_of_the_device_only(corpus, tmp_path):
     from espnet2_lamer.train.signals import StopRequest
     from espnet2_lamer.train.update import Updater
 
-    options = command(corpus, tmp_path, **SHORT, log_interval=1)
+    options = command(corpus, tmp_path, **SHORT, log_interval=2)
     args = LamerHubertTask.get_parser().parse_args([*options, "--ngpu", "1"])
     args.distributed = False
     factory = LamerHubertTask.build_iter_factory(args, DistributedOption(), "train")
@@ -206,17 +207,19 @@ def test_ranks_exchange_tensors_of_the_device_only(corpus, tmp_path):
             run = TrainingRun(*parts, DistributedOption())
             updater = Updater(model, optimizer, None, None, args)
             with Reporter().observe("train", 1) as reporter:
+                updater.add(batch[0], to_device(batch[1], "cuda"), reporter, False)
+                reporter.next()
+                state = copy.deepcopy(run._rank_state())
                 updater.add(batch[0], to_device(batch[1], "cuda"), reporter, True)
                 updater.step(reporter)
                 reporter.register(model.language_statistics.read())
                 reporter.next()
             assert run._anyone_stops(StopRequest()) == 0
-            state = copy.deepcopy(run._rank_state())
         finally:
             torch.distributed.destroy_process_group()
-    # Sums over ranks: the model's, the figures', languages', routing's, the signal's.
-    assert gpu.messages >= 5
+    # Sums over ranks: the model's and the figures' of each batch, those of routing and
+    # of languages, and the signal.
+    assert gpu.messages == 7
     # Another rank, of another GPU, writes what each has of its own.
-    assert torch.utils._pytree.tree_all(
-        lambda value: not isinstance(value, torch.Tensor) or not value.is_cuda, state
-    )
+    own = [*state["routing"]["sums"], state["languages"]["sums"]]
+    assert {value.device.type for value in own} == {"cpu"}

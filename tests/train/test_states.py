@@ -40,9 +40,9 @@ def draw():
 @pytest.fixture
 def undisturbed():
     """Give the suite its random numbers back."""
-    before = random_state()
+    before = random_state("cpu")
     yield
-    set_random_state(before)
+    set_random_state(before, "cpu")
 
 
 def test_every_generator_goes_on_where_it_was(undisturbed):
@@ -50,12 +50,12 @@ def test_every_generator_goes_on_where_it_was(undisturbed):
     np.random.seed(0)
     # An odd number of normal variates: Python and NumPy keep the second of a pair.
     draw()
-    saved = through_a_file(random_state())
+    saved = through_a_file(random_state("cpu"))
     expected = [draw() for _ in range(3)]
     random.seed(1)
     np.random.seed(1)
     torch.manual_seed(1)
-    set_random_state(saved)
+    set_random_state(saved, "cpu")
     assert [draw() for _ in range(3)] == expected
 
 
@@ -63,24 +63,24 @@ def test_random_numbers_of_a_gpu_go_on_where_they_were(undisturbed):
     with pretended_gpu():
         torch.manual_seed(0)
         torch.rand(3, device="cuda")
-        saved = through_a_file(random_state())
+        saved = through_a_file(random_state("cuda"))
         expected = torch.rand(3, device="cuda").tolist()
         torch.manual_seed(1)
-        set_random_state(saved)
+        set_random_state(saved, "cuda")
         assert torch.rand(3, device="cuda").tolist() == expected
 
 
-def test_going_on_without_the_gpu_or_with_one_more_is_said(undisturbed, caplog):
-    here = random_state()
+def test_going_on_elsewhere_is_said(undisturbed, caplog):
+    here = random_state("cpu")
     with pretended_gpu():
-        set_random_state(here)
-        there = random_state()
-    assert "saved without a GPU and resumed with one" in caplog.text
+        set_random_state(here, "cuda")
+        there = random_state("cuda")
+    assert "saved on cpu and resumed on cuda" in caplog.text
     caplog.clear()
-    set_random_state(there)
-    assert "saved with a GPU and resumed without one" in caplog.text
+    set_random_state(there, "cpu")
+    assert "saved on cuda and resumed on cpu" in caplog.text
     caplog.clear()
-    set_random_state(here)
+    set_random_state(here, "cpu")
     assert not caplog.text
 
 
