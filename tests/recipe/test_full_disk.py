@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -248,9 +249,9 @@ def trained(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in paths}
 
 
-def when(path, act, process):
+def when(folder, pattern, act, process):
     """Act as soon as a file is there."""
-    while process.is_alive() and not any(path.parent.glob(path.name)):
+    while process.is_alive() and not any(folder.glob(pattern)):
         time.sleep(0.005)
     act()
 
@@ -280,9 +281,7 @@ def test_stages_7_and_10_on_a_full_disk_go_on_to_the_bytes_of_an_undisturbed_run
             assert refused in line and "are free there; make room, or" in line
             result = run(
                 arguments(stage, stage),
-                meanwhile=lambda process, path=folder / written: when(
-                    path, fill, process
-                ),
+                meanwhile=partial(when, folder, written, fill),
             )
             line = the_line(result)
             assert f": {REASONS['small disk']}; make room there" in line, line
