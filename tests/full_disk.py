@@ -52,10 +52,14 @@ def full(kind, folder, room):
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
         return
     filler = folder / "filler"
-    disk = os.statvfs(folder)
     with open(filler, "wb") as handle:
+        # By what is open, not by name: no other disk may ever be filled.
+        disk = os.fstatvfs(handle.fileno())
+        if disk.f_blocks * disk.f_frsize != _SIZE:
+            filler.unlink()
+            raise RuntimeError(f"{folder}: not the file system mounted for this test")
         os.posix_fallocate(handle.fileno(), 0, disk.f_bavail * disk.f_frsize - room)
     try:
         yield
     finally:
-        filler.unlink()
+        filler.unlink(missing_ok=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from espnet2.train.trainer import Trainer
+from espnet2.train.trainer import Trainer, TrainerOptions
 
-from espnet2_lamer.fileio.checksum import check_file, checked_file
+from espnet2_lamer.fileio.checksum import SUFFIX, check_file, checked_file
 from espnet2_lamer.train.checkpoint import LATEST
 
 
@@ -20,7 +20,7 @@ class CheckedTrainer(Trainer):
     """
 
     @classmethod
-    def run(cls, *args: Any, **kwargs: Any) -> None:
+    def run(cls, *args: Any, trainer_options: TrainerOptions, **kwargs: Any) -> None:
         """Train.
 
         Raises:
@@ -28,7 +28,11 @@ class CheckedTrainer(Trainer):
             OSError: A file cannot be written.
         """
         with _checked_files():
-            super().run(*args, **kwargs)
+            super().run(*args, trainer_options=trainer_options, **kwargs)
+        # Of models that ESPnet removed.
+        for path in Path(trainer_options.output_dir).glob(f"*epoch.pth{SUFFIX}"):
+            if not path.with_suffix("").exists():
+                path.unlink()
 
 
 @contextmanager
