@@ -278,9 +278,9 @@ def _base_here(named: Any, source: Path) -> str:
         return local_source(named, fetch=False)
     except RecipeError as error:
         raise RecipeError(
-            f"{source}: encoder_conf.base: found {named!r}, which is not on this "
-            f"machine ({error}); name the base's new place, or its id to fetch it: the "
-            "argument base of espnet2_lamer.load_model, --base of commands"
+            f"{source}: encoder_conf.base: {error}. Name the base's new place, or its "
+            "id to fetch it: the argument base of espnet2_lamer.load_model, --base of "
+            "commands; a file does not decide what is fetched"
         ) from error
 
 

@@ -135,9 +135,9 @@ def load_model_s3prl_file(good, here, payload):
 
 
 @door
-def load_model_s3prl_pickled_upstream(good, here, payload):
+def load_model_s3prl_other_upstream(good, here, payload):
     file = payload.text() if payload.form == "URL" else payload.file()
-    espnet2_lamer.load_model(f"s3prl:apc_local:{file}")
+    espnet2_lamer.load_model(f"s3prl:wavlm_local:{file}")
 
 
 @door

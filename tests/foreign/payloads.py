@@ -94,12 +94,18 @@ class Payload:
 
     def s3prl_checkpoint(self):
         """Plain values, of which S3PRL evaluates one."""
-        model = {"conv_feature_layers": f"{self.code} or [(8, 10, 5)]"}
+        model = {
+            "conv_feature_layers": f"{self.code} or [(8, 10, 5)]",
+            "label_rate": 50,
+        }
         return {
+            # HuBERT's keys, then WavLM's.
             "task_cfg": {"normalize": True, "sample_rate": 16000},
             "model_cfg": model,
             "model_weight": {},
             "dictionaries_symbols": [["a"]],
+            "cfg": model,
+            "model": {},
         }
 
     def document(self):
@@ -120,12 +126,13 @@ class Payload:
             "trust_remote_code": True,
             "trust_s3prl_files": True,
             "_target_": "evil.Model",
+            "conv_feature_layers": self.code,
             "path_or_url": self.text(),
         }
 
     def text(self):
         """What stands where the name or path of a checkpoint is expected."""
-        if self.is_pickle or self.form == "zip that escapes":
+        if self.is_pickle or self.form in ("text for eval", "zip that escapes"):
             suffix = {"pickle in an npz": "npz", "zip that escapes": "zip"}
             return str(self.file(suffix.get(self.form, "pt")))
         if self.form == "remote code":
@@ -136,7 +143,6 @@ class Payload:
             (directory / "evil.py").write_text(self.code + "\n")
             return str(directory)
         return {
-            "text for eval": self.code,
             "URL": self.url,
             "YAML tag": self.tag,
             "shell pipe": self.pipe,
@@ -151,20 +157,17 @@ class Payload:
 
     def in_config(self, config):
         """The YAML of a config that asks an ESPnet model for the payload, by key."""
-        name = self.text()
-        section, key, value = {
-            "URL": ("frontend_conf", "upstream_conf", {"s3prl": f"s3prl:x:{name}"}),
-            "text for eval": ("encoder_conf", "base", name),
-            "remote code": ("encoder_conf", "base", name),
-            "shell pipe": ("normalize_conf", "stats_file", name),
-            "file elsewhere": ("normalize_conf", "stats_file", name),
-            "pickle in an npz": ("normalize_conf", "stats_file", name),
-            "zip that escapes": ("encoder_conf", "base", name),
-        }.get(self.form, ("encoder_conf", "base", name))
+        name, runs_in_s3prl = self.text(), self.form in ("URL", "text for eval")
+        section, key, value = "encoder_conf", "base", name
+        if runs_in_s3prl:
+            conf = {"s3prl": f"s3prl:hubert_custom:{name}"}
+            section, key, value = "frontend_conf", "upstream_conf", conf
+        elif self.form in ("shell pipe", "file elsewhere", "pickle in an npz"):
+            section, key = "normalize_conf", "stats_file"
         changed = {**config, section: {**(config.get(section) or {}), key: value}}
         if section == "normalize_conf":
             changed["normalize"] = "global_mvn"
-        if self.form == "URL" and config.get("frontend") != "lamer_upstream":
+        if runs_in_s3prl and config.get("frontend") != "lamer_upstream":
             changed["frontend"] = "s3prl"
             changed["frontend_conf"] = {
                 "frontend_conf": {"upstream": "hubert_custom", "path_or_url": name}
