@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.errors import RecipeError, short_reason
 from espnet2_lamer.fileio.atomic import link, rename_old
 from espnet2_lamer.fileio.checksum import SUFFIX, checked_file, problem, remove_file
 from espnet2_lamer.fileio.system import system_message
@@ -110,7 +110,7 @@ class CheckpointStore:
                 try:
                     return torch.load(path, map_location="cpu", weights_only=True)
                 except Exception as error:
-                    reason = str(error)
+                    reason = short_reason(error)
             logging.warning(
                 "%s: damaged or not finished (%s); using the one before it",
                 path,
