@@ -58,7 +58,13 @@ def full(kind, folder, room):
         if disk.f_blocks * disk.f_frsize != _SIZE:
             filler.unlink()
             raise RuntimeError(f"{folder}: not the file system mounted for this test")
-        os.posix_fallocate(handle.fileno(), 0, disk.f_bavail * disk.f_frsize - room)
+        for _ in range(100):
+            # Others may write at the same time.
+            disk = os.fstatvfs(handle.fileno())
+            with contextlib.suppress(OSError):
+                free = disk.f_bavail * disk.f_frsize
+                os.posix_fallocate(handle.fileno(), 0, free - room)
+                break
     try:
         yield
     finally:
