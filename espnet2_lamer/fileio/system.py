@@ -117,7 +117,12 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
 
 
 def _stated(error: Exception) -> OSError | None:
-    """What a library in Rust (safetensors) says in its own type of exception."""
+    """What a library met and hid: behind its exception, or, in Rust, in its text."""
+    link = error.__context__
+    while link is not None:
+        if isinstance(link, OSError) and link.errno in _WRITING:
+            return OSError(link.errno, link.strerror)
+        link = link.__context__
     match = re.search(r"\(os error (\d+)\)", str(error))
     return OSError(int(match[1]), os.strerror(int(match[1]))) if match else None
 
