@@ -219,11 +219,17 @@ def frontend_options(
 
 def train(command: list[str], log: Path) -> float:
     """Train through ESPnet; return mean seconds per iteration of the second epoch."""
+    from espnet2_lamer.fileio.trust import trusting_s3prl_files
     from espnet2_lamer.tasks.asr import LamerASRTask
     from espnet2_lamer.train.console import espnet_log
 
-    # Some of ESPnet's modules print when they are imported.
-    with espnet_log(log, "training"), redirect_stdout(io.StringIO()):
+    with (
+        espnet_log(log, "training"),
+        # Some of ESPnet's modules print when they are imported.
+        redirect_stdout(io.StringIO()),
+        # S3PRL reads an upstream that was made here.
+        trusting_s3prl_files(True),
+    ):
         LamerASRTask.main(cmd=command)
     return statistics.fmean(update_seconds(log.read_text(encoding="utf-8")))
 

@@ -17,9 +17,7 @@ class RecipeError(ValueError):
     def __init__(self, message: str) -> None:
         # A worker of torch's DataLoader puts its traceback before the message.
         name = f"{type(self).__module__}.{type(self).__qualname__}: "
-        message = message.rpartition(name)[2]
-        # Messages of libraries, YAML's for one, have several lines.
-        super().__init__(re.sub(r"\s*\n\s*", " ", message).strip())
+        super().__init__(message.rpartition(name)[2].strip())
 
 
 def short_reason(error: BaseException) -> str:

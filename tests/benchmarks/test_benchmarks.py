@@ -46,8 +46,10 @@ def results(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         # --threads sets it; here it is put back.
         patch.setenv("OMP_NUM_THREADS", "1")
-        main([*TOY, "--output", str(path)])
-    torch.set_num_threads(threads)
+        try:
+            main([*TOY, "--output", str(path)])
+        finally:
+            torch.set_num_threads(threads)
     return path.read_text(encoding="utf-8")
 
 

@@ -39,4 +39,4 @@ def test_no_file_is_read_onto_a_device():
                 # None stands for **options, whose dictionary is among the above.
                 named = {keyword.arg for keyword in call.keywords}
                 assert named & {"map_location", None}, f"{path}:{call.lineno}"
-    assert found > 10
+    assert found

@@ -198,11 +198,12 @@ def test_ranks_exchange_tensors_of_the_device_only(corpus, tmp_path):
     with pretended_gpu() as gpu:
         model = LamerHubertTask.build_model(args).to("cuda").train()
         (optimizer,) = LamerHubertTask.build_optimizers(args, model)
+        # Before there are ranks: this would compare objects, which NCCL takes.
+        trainer_options = LamerHubertTask.trainer.build_options(args)
         torch.distributed.init_process_group(
             "fake", store=FakeStore(), rank=0, world_size=2
         )
         try:
-            trainer_options = LamerHubertTask.trainer.build_options(args)
             parts = (model, optimizer, None, factory, factory, trainer_options)
             run = TrainingRun(*parts, DistributedOption())
             updater = Updater(model, optimizer, None, None, args)

@@ -100,6 +100,15 @@ def _slow_start(started):
     time.sleep(0.5)
 
 
+@pytest.fixture
+def sigint_counts():
+    """A shell that starts the tests in the background lets them ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("sigint_counts")
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_loader_that_is_just_starting_outlives_a_signal_to_all(number):
     started = multiprocessing.get_context("fork").SimpleQueue()
