@@ -15,7 +15,7 @@ import types
 import zipfile
 from pathlib import Path
 
-from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.errors import RecipeError, short_reason
 from espnet2_lamer.fileio.atomic import atomic_path
 from espnet2_lamer.fileio.foreign import parse_yaml
 
@@ -137,8 +137,7 @@ def _load_mat(name: str, *args: object, **kwargs: object) -> object:
         raise
     except Exception as error:  # damage shows in many ways
         raise RecipeError(
-            f"{name}: not readable as features ({type(error).__name__}: {error}); "
-            "write them anew"
+            f"{name}: not readable as features ({short_reason(error)}); write them anew"
         ) from error
 
 
