@@ -73,6 +73,7 @@ def numbers(text):
     return [float(number) for number in re.findall(r"\d+\.?\d*(?:e-?\d+)?", text)]
 
 
+@pytest.mark.slow
 def test_every_section_says_how_and_where_it_was_measured(results):
     assert re.findall(r"^## (\w+): ", results, re.M) == list(SECTIONS)
     for fact in ("command", "measured on", "machine", "software", "date"):
@@ -81,6 +82,7 @@ def test_every_section_says_how_and_where_it_was_measured(results):
     assert results.count(f"- command: `{command}`") == len(SECTIONS)
 
 
+@pytest.mark.slow
 def test_the_layer_table_has_every_form_in_every_setting(results):
     found = rows(results, "layer")
     forms = [layer.FROZEN, layer.LORA, *PEERS, layer.OURS]
@@ -95,6 +97,7 @@ def test_the_layer_table_has_every_form_in_every_setting(results):
         )
 
 
+@pytest.mark.slow
 def test_the_step_table_compares_with_hubert_lora(results):
     found = rows(results, "step")
     assert [row["model"] for row in found] == list(step.variants(2))
@@ -105,6 +108,7 @@ def test_the_step_table_compares_with_hubert_lora(results):
     assert all(float(row["audio s per s"]) > 0 for row in found)
 
 
+@pytest.mark.slow
 def test_the_sharing_table_compares_a_job_alone_with_one_beside_another(results):
     ours, theirs = rows(results, "sharing")
     assert ours["alone / ours"] == "1.00 [1.00, 1.00], min 1.00"
@@ -115,6 +119,7 @@ def test_the_sharing_table_compares_a_job_alone_with_one_beside_another(results)
         assert ratio == pytest.approx(beside / alone, rel=0.2)
 
 
+@pytest.mark.slow
 def test_the_loss_table_has_both_losses(results):
     ours, theirs = rows(results, "loss")
     assert (ours["form"], theirs["form"]) == (loss.OURS, loss.TORCHAUDIO)
@@ -122,6 +127,7 @@ def test_the_loss_table_has_both_losses(results):
     assert min(numbers(theirs["time / ours"])) > 0
 
 
+@pytest.mark.slow
 def test_the_stock_table_compares_the_same_model(results):
     found = rows(results, "stock")
     assert [row["form"] for row in found] == [STOCK, *OURS]
@@ -131,6 +137,7 @@ def test_the_stock_table_compares_the_same_model(results):
     assert min(float(row["speed-up over stock"]) for row in found) > 0
 
 
+@pytest.mark.slow
 def test_the_overhead_table_adds_up(results):
     found = rows(results, "overhead")
     names = [row["part"] for row in found]
@@ -142,6 +149,7 @@ def test_the_overhead_table_adds_up(results):
     assert re.search(r"<= 2: (met|missed)$", found[-1]["target"])
 
 
+@pytest.mark.slow
 def test_the_padding_table_has_stock_batching_and_ours(results):
     found = {row["batching"]: row for row in rows(results, "padding")}
     assert len(found) == 8
@@ -395,6 +403,7 @@ def test_a_request_that_would_measure_nothing_is_refused(monkeypatch, caplog):
     assert _plan(["layer", "padding"], "all") == both
 
 
+@pytest.mark.slow
 def test_the_heads_table_compares_stored_features_with_both_upstreams(results):
     found = rows(results, "heads")
     assert [row["form"] for row in found] == [heads.STOCK, heads.LIVE, heads.STORED]

@@ -58,7 +58,8 @@ def train(corpus, name, layer, upstream=BASE, **options):
     return exp, stats[1]["train"]["loss"]
 
 
-@pytest.mark.parametrize("layer", [3, pytest.param("all", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", [3, "all"])
 def test_the_first_loss_is_that_of_the_upstream_in_the_loop(corpus, layer):
     exp, live = train(corpus, f"live_{layer}", layer, feature_store_gb=0)
     config = yaml.safe_load((exp / "config.yaml").read_text())
@@ -70,6 +71,7 @@ def test_the_first_loss_is_that_of_the_upstream_in_the_loop(corpus, layer):
         assert stored == pytest.approx(live, rel=tolerance), dtype
 
 
+@pytest.mark.slow
 def test_both_ways_write_a_whole_model_and_the_same_keys(corpus):
     weights = []
     for name, limit in (("live_3", 0), ("float32_3", 50)):

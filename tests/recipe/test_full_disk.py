@@ -16,7 +16,7 @@ import soundfile
 
 from espnet2_lamer.fileio.atomic import write_json
 from tests.cluster import CONTEXT
-from tests.full_disk import KINDS, REASONS, full, mounted
+from tests.full_disk import REASONS, full, mounted
 from tests.recipe.test_end_to_end import RECIPE, _shorter, _tiny_hubert
 from tests.units.test_killed_stages import command as arguments_of
 
@@ -138,7 +138,11 @@ def noise(tmp_path_factory):
     return recipe
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(
+    scope="module",
+    # A limit of file sizes meets the same calls as a disk that is full.
+    params=[pytest.param("small disk", marks=pytest.mark.slow), "small files"],
+)
 def disturbed(request, noise):
     """What stages 1, 2 and 5 said in little room, and all files in the end."""
     kind, folder = request.param, noise.root / request.param.replace(" ", "_")

@@ -142,6 +142,7 @@ def units(paper):
     return paper.checked(0, 6)
 
 
+@pytest.mark.slow
 def test_stages_0_to_6_make_units_from_archives_and_two_checkpoints(paper, units):
     raw, exp = paper.root / "dump/raw", paper.root / "exp"
     labels = {}
@@ -162,6 +163,7 @@ def test_stages_0_to_6_make_units_from_archives_and_two_checkpoints(paper, units
     assert (exp / "ssl_stats/valid/speech_shape").is_file()
 
 
+@pytest.mark.slow
 def test_a_damaged_clip_is_skipped_and_listed_and_the_run_goes_on(paper, units):
     with open(paper.root / "dump/raw/skipped_audio.tsv", encoding="utf-8") as handle:
         (row,) = csv.DictReader(handle, delimiter="\t")
@@ -170,6 +172,7 @@ def test_a_damaged_clip_is_skipped_and_listed_and_the_run_goes_on(paper, units):
     assert "train_cmn: 1 of" in units and "skipped_audio.tsv" in units
 
 
+@pytest.mark.slow
 def test_the_hours_are_compared_with_the_paper_s(paper, units):
     languages = json.loads((paper.root / "dump/raw/hours.json").read_text())[
         "languages"

@@ -119,18 +119,22 @@ def kill_while_saving(stage):
     }
 
 
-def preempted(stage):
+# To one process; or, as Slurm and terminals do, to those that load audio, too.
+PREEMPTED = (
+    (signal.SIGTERM, os.kill, 0),
+    (signal.SIGUSR1, os.killpg, 1),
+    (signal.SIGINT, os.killpg, 1),
+)
+PREEMPTED_OTHERWISE = (
+    (signal.SIGTERM, os.killpg, 1),
+    (signal.SIGUSR1, os.kill, 0),
+    (signal.SIGINT, os.kill, 0),
+)
+
+
+def preempted(stage, ways):
     found = {}
-    for number, send, workers in (
-        (signal.SIGTERM, os.kill, 0),
-        (signal.SIGUSR1, os.kill, 0),
-        # As Slurm does: to the processes that load audio, too.
-        (signal.SIGTERM, os.killpg, 1),
-        (signal.SIGUSR1, os.killpg, 1),
-        # As a terminal does.
-        (signal.SIGINT, os.kill, 0),
-        (signal.SIGINT, os.killpg, 1),
-    ):
+    for number, send, workers in ways:
         output = stage.directory / f"signal{number}{workers}"
         changes = {"checkpoint_interval": 1000, "num_workers": workers}
         options = small.command(stage.corpus, output, **changes)
@@ -372,7 +376,8 @@ SCENARIOS = {
     "two kills": lambda stage: kills(stage, 2),
     "ten kills": lambda stage: kills(stage, 10),
     "kill while saving": kill_while_saving,
-    "preempted": preempted,
+    "preempted": lambda stage: preempted(stage, PREEMPTED),
+    "preempted otherwise": lambda stage: preempted(stage, PREEMPTED_OTHERWISE),
     "unmonitored": unmonitored,
     "corrupted": corrupted,
     "disk full": disk_full,

@@ -135,6 +135,7 @@ def noise(tmp_path_factory, hubert_dirs):
     return Recipe(root, teacher, *options, "--replay_hours=0.005")
 
 
+@pytest.mark.slow
 def test_labels_do_not_change_when_stages_2_to_5_are_killed(noise):
     assert noise.kill_and_finish("killed", kills=3, seed=1) == noise.expected
 
