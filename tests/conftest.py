@@ -11,11 +11,10 @@ from pathlib import Path
 # Everything here must happen before a test module imports torch, matplotlib or a hub
 # client, hence at import time; pytest loads this file first.
 _SCRATCH = Path(tempfile.mkdtemp(prefix="espnet2_lamer-tests-"))
-_THREADS = str(min(2, os.cpu_count() or 1))
 
-# Tests are small: more threads than this cost more than they bring.
+# Tests are small: a second thread costs more than it brings.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(_name, _THREADS)
+    os.environ.setdefault(_name, "1")
 # As the commands do: threads that wait sleep, or a busy machine takes an hour.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.update(

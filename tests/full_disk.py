@@ -12,6 +12,7 @@ import subprocess
 
 import pytest
 
+KINDS = ("small disk", "small files")
 REASONS = {"small disk": "No space left on device", "small files": "File too large"}
 _SIZE = 2**28
 
@@ -38,7 +39,7 @@ def full(kind, folder, room):
     """Leave ``room`` bytes on a mounted file system, or in each file of this process.
 
     Args:
-        kind: A key of ``REASONS``.
+        kind: One of ``KINDS``.
         folder: On the mounted file system.
         room: Bytes; whole pages of 4096 on a disk.
     """
