@@ -18,7 +18,7 @@ from benchmarks.harness import Case, interleave, synchronizer
 from benchmarks.memory import saved_bytes
 from benchmarks.options import option
 from benchmarks.report import Table, megabytes, verdict
-from espnet2_lamer.data.frames import num_frames
+from espnet2_lamer.constants import num_frames
 from espnet2_lamer.layers import LamerConfig, add_lamer, parameter_report
 
 TITLE = "one step of continual pretraining, HuBERT-Large"

@@ -8,7 +8,7 @@ import numpy as np
 import soundfile
 
 from benchmarks.options import option
-from espnet2_lamer.data.frames import num_frames
+from espnet2_lamer.constants import num_frames
 
 RATE = 16000
 

@@ -7,6 +7,7 @@ idempotent, and importing this module costs nothing.
 """
 
 import ast
+import datetime
 import importlib.util
 import os
 import sys
@@ -15,9 +16,12 @@ import types
 import zipfile
 from pathlib import Path
 
+import numpy as np
+
 from espnet2_lamer.errors import RecipeError, short_reason
 from espnet2_lamer.fileio.atomic import atomic_path
 from espnet2_lamer.fileio.foreign import parse_yaml
+from espnet2_lamer.fileio.trust import protect
 
 # What espnet-g2p-en looks for when ESPnet's text frontend imports it.
 _NLTK_ARCHIVES = ("taggers/averaged_perceptron_tagger_eng.zip", "corpora/cmudict.zip")
@@ -91,6 +95,32 @@ def _ignore_audio_backend(backend: str | None) -> None:
 
 def _no_sox_effects(*args: object, **kwargs: object) -> None:
     raise NotImplementedError("torchaudio 2.9 and later have no sox effects")
+
+
+def prepare_espnet() -> None:
+    """Make ESPnet treat what others wrote as data; safe to call any number of times.
+
+    From here on torch unpickles nothing in this process, whoever asks it to. ESPnet's
+    own checkpoints hold, besides tensors, its reporter's numpy averages and time spans:
+    these are declared harmless, so that training resumes.
+    """
+    import torch
+
+    protect()
+    quiet_nltk()
+    torch.serialization.add_safe_globals(reporter_types())
+    read_plain_option_values()
+    read_no_commands_with_kaldiio()
+
+
+def reporter_types() -> list[type]:
+    """What ESPnet's checkpoints hold besides tensors and plain values."""
+    return [
+        np._core.multiarray.scalar,
+        np.dtype,
+        np.dtypes.Float64DType,
+        datetime.timedelta,
+    ]
 
 
 def read_plain_option_values() -> None:

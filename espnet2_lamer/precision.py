@@ -3,6 +3,8 @@
 import argparse
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -118,3 +120,32 @@ def _recorded(config: Path) -> str | None:
     settings = read_yaml(config)
     found = settings.get("amp_dtype") if isinstance(settings, dict) else None
     return found if found in AMP_DTYPES else None
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Run torch on one thread: sums then come in one order, whatever the machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Let a GPU multiply in float32, not in the shorter TF32, and always alike.
+
+    torch's default allows TF32 in convolutions: features would differ from a CPU's by
+    a thousandth instead of a millionth.
+    """
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        ):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

@@ -5,33 +5,8 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
-from espnet2_lamer.convert.state import read_tensors
 from espnet2_lamer.fileio.atomic import atomic_path, write_text
-
-
-def read_curves(experiment: Path) -> list[dict[str, float | int | str]]:
-    """Read the reporter of ``checkpoint.pth``.
-
-    Args:
-        experiment: Directory of an ESPnet experiment.
-
-    Returns:
-        One row per epoch and phase (``train``, ``valid``) with every numeric figure.
-    """
-    from espnet2_lamer.registry import register
-
-    register()
-    state = read_tensors(experiment / "checkpoint.pth")
-    rows = []
-    for epoch, phases in sorted(state["reporter"]["stats"].items()):
-        for phase in ("train", "valid"):
-            figures = {
-                key: float(value)
-                for key, value in phases[phase].items()
-                if isinstance(value, int | float) or hasattr(value, "dtype")
-            }
-            rows.append({"epoch": epoch, "phase": phase, **figures})
-    return rows
+from espnet2_lamer.train.curves import read_curves
 
 
 def write_curves(

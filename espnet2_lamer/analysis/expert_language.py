@@ -11,7 +11,7 @@ from scipy.special import entr
 from espnet2_lamer.analysis.routing import mutual_information
 
 if TYPE_CHECKING:
-    from espnet2_lamer.layers.recording import RoutingRecord
+    from espnet2_lamer.layers.feed_forward import RoutingRecord
 
 RESAMPLES = 1000
 

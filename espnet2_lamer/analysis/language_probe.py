@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.measure import Measure
+from espnet2_lamer.metrics.measure import Measure
 
 FOLDS = 5
 # Iterations of L-BFGS. Fixed, so that every layer's probe gets the same budget.

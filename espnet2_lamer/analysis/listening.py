@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from espnet2_lamer.analysis.cka import LinearCKA
 from espnet2_lamer.analysis.expert_language import ExpertChoices
 from espnet2_lamer.analysis.language_probe import held_out_folds
-from espnet2_lamer.analysis.probe import PhoneProbe, Phones, phone_probe
 from espnet2_lamer.analysis.routing import RoutingStatistics
 from espnet2_lamer.analysis.speech_set import SpeechSet, phones_of, read_waveform
 from espnet2_lamer.data.sets import Utterance
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers import LamerFeedForward, experts_off, record_routing
+from espnet2_lamer.metrics.cka import LinearCKA
+from espnet2_lamer.metrics.probe import PhoneProbe, Phones, phone_probe
 
 # Frames of a language that are kept in memory for the phone probe: 640 MB for four
 # layers of a Large model and its base.

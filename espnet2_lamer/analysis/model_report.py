@@ -15,8 +15,8 @@ from espnet2_lamer.analysis.language_probe import (
 )
 from espnet2_lamer.analysis.listening import Heard, has_experts, has_routers, listen
 from espnet2_lamer.analysis.speech_set import SpeechSet
-from espnet2_lamer.evaluation.measure import Measure
 from espnet2_lamer.layers import LamerFeedForward, parameter_report
+from espnet2_lamer.metrics.measure import Measure
 
 OWN_BASE = "the model with its experts switched off"
 # Of a loaded model: it has no head, and nothing of it trains.

@@ -14,7 +14,7 @@ from espnet2_lamer.fileio.atomic import write_json
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from espnet2_lamer.layers.recording import RoutingRecord
+    from espnet2_lamer.layers.feed_forward import RoutingRecord
 
 
 @dataclass

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from espnet2_lamer.analysis.probe import Phones, frame_phones
+from espnet2_lamer.constants import num_frames
 from espnet2_lamer.data.audio import SAMPLE_RATE, read_16k
-from espnet2_lamer.data.decoding import Unusable
-from espnet2_lamer.data.frames import num_frames
+from espnet2_lamer.data.audio_decoding import Unusable
 from espnet2_lamer.data.languages import language_code
 from espnet2_lamer.data.manifest import read_folder, read_manifest
 from espnet2_lamer.data.sets import Utterance
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table
+from espnet2_lamer.metrics.probe import Phones, frame_phones
 
 # Below this neither a held-out split nor an interval means anything.
 MIN_UTTERANCES = 4

@@ -126,7 +126,7 @@ def _zoo(args: argparse.Namespace) -> None:
 
 
 def _model(args: argparse.Namespace) -> Any:
-    from espnet2_lamer import load_model
+    from espnet2_lamer.upstream import load_model
 
     source = args.experiment
     if str(source).startswith(S3PRL_PREFIX):

@@ -46,9 +46,9 @@ def main(cmd: Sequence[str] | None = None) -> None:
     args = parser.parse_args(cmd)
     if bool(args.audio) == bool(args.wav_scp):
         parser.error("give either audio files or --wav_scp")
-    from espnet2_lamer import load_model
+    from espnet2_lamer.data.speech import read_wav_scp
     from espnet2_lamer.export.features import audio_ids, write_features
-    from espnet2_lamer.units.speech import read_wav_scp
+    from espnet2_lamer.upstream import load_model
 
     if args.wav_scp:
         utterances = read_wav_scp(args.wav_scp)

@@ -144,7 +144,7 @@ def _check_heads(options: Options) -> None:
 
 def _units(given: list[str], langs: list[str]) -> dict[str, str]:
     """Read ``eng=char cmn=pinyin``; languages not named get their default unit."""
-    from espnet2_lamer.evaluation.units import UNITS, default_unit
+    from espnet2_lamer.evaluation.text_units import UNITS, default_unit
 
     units = {lang: default_unit(lang) for lang in langs}
     for word in given:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from espnet2_lamer.bin.common import get_argument_parser, run_main
 from espnet2_lamer.evaluation.scoring import score_files
-from espnet2_lamer.evaluation.units import UNITS
+from espnet2_lamer.evaluation.text_units import UNITS
 from espnet2_lamer.fileio.atomic import write_json
 
 

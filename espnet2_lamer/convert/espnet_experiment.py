@@ -1,6 +1,7 @@
 """A plain HuBERT from an ESPnet experiment directory (``config.yaml``, ``.pth``)."""
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,9 @@ def read_config(experiment: Path) -> dict[str, Any]:
     return read_yaml(experiment / CONFIG)
 
 
-def read_architecture(experiment: Path) -> dict[str, Any]:
+def read_architecture(
+    experiment: Path, of_base: Callable[[str], dict[str, Any]]
+) -> dict[str, Any]:
     """Translate ``encoder_conf`` of an experiment without experts.
 
     Raises:
@@ -75,7 +78,7 @@ def read_architecture(experiment: Path) -> dict[str, Any]:
             "python -m espnet2_lamer.bin.export"
         )
     elif conf.get("base") is not None:
-        return _base_architecture(conf["base"], path)
+        return _base_architecture(of_base, conf["base"], path)
     else:
         stated = conf
     # What ours leaves out, or sets to null, is HuBERT-Large's; build_hubert knows it.
@@ -106,12 +109,12 @@ def _refuse_preparation(config: dict[str, Any], path: Path) -> None:
             )
 
 
-def _base_architecture(base: str, path: Path) -> dict[str, Any]:
+def _base_architecture(
+    of_base: Callable[[str], dict[str, Any]], base: str, path: Path
+) -> dict[str, Any]:
     # Trained as a whole from a base: the network is the base's.
-    from espnet2_lamer.convert import load
-
     try:
-        return load.read_architecture(base, fetch=False)
+        return of_base(base)
     except RecipeError as error:
         raise RecipeError(f"{path}: encoder_conf.base: {error}") from error
 
@@ -127,13 +130,13 @@ def _torchaudio_name(key: str) -> str | None:
     return key.removeprefix(BACKBONE)
 
 
-def load(experiment: Path) -> Wav2Vec2Model:
+def load(experiment: Path, of_base: Callable[[str], dict[str, Any]]) -> Wav2Vec2Model:
     """Load the backbone of an experiment; every key of it must match.
 
     Raises:
         RecipeError: It is not a plain HuBERT, damaged, or keys do not match.
     """
-    architecture = read_architecture(experiment)
+    architecture = read_architecture(experiment, of_base)
     path = weights_file(experiment)
     state = rename(read_tensors(path), _torchaudio_name, path)
     mask_embedding = state.pop(MASK_EMBEDDING, None)

@@ -1,8 +1,9 @@
 """``load_hubert``: one entry for every checkpoint format."""
 
 import re
+from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from torchaudio.models import Wav2Vec2Model
@@ -65,7 +66,7 @@ def local_directory(
 
 def _locate(
     source: str | Path, weights: bool = True, fetch: bool = True
-) -> tuple[ModuleType, Any]:
+) -> tuple[ModuleType | SimpleNamespace, Any]:
     """Return the module that reads this format and where it finds the checkpoint.
 
     Each of them has ``read_architecture``, ``load`` and ``weights_file``.
@@ -93,7 +94,13 @@ def _locate(
     if (directory / "config.json").is_file():
         return huggingface, directory
     if (directory / espnet_experiment.CONFIG).is_file():
-        return espnet_experiment, directory
+        return SimpleNamespace(
+            read_architecture=partial(
+                espnet_experiment.read_architecture, of_base=_named_base
+            ),
+            load=partial(espnet_experiment.load, of_base=_named_base),
+            weights_file=espnet_experiment.weights_file,
+        ), directory
     raise RecipeError(
         f"{directory}: no config.json; expected a Hugging Face HuBERT directory, or an "
         f"ESPnet experiment with {espnet_experiment.CONFIG}"
@@ -140,6 +147,11 @@ def read_architecture(source: str | Path, fetch: bool = True) -> dict[str, Any]:
     reader, where = _locate(source, weights=False, fetch=fetch)
     with clear_errors(source):
         return reader.read_architecture(where)
+
+
+def _named_base(name: str) -> dict[str, Any]:
+    """Describe the base that an experiment names; it decides no fetching."""
+    return read_architecture(name, fetch=False)
 
 
 def source_sha256(source: str | Path) -> str:

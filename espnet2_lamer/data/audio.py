@@ -12,8 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from espnet2_lamer.data.audio_decoding import (
+    Source,
+    Unusable,
+    decode,
+    duration,
+    open_audio,
+)
 from espnet2_lamer.data.audio_fingerprint import QUERY_STEP, Fingerprint, fingerprint
-from espnet2_lamer.data.decoding import Source, Unusable, decode, duration, open_audio
 from espnet2_lamer.data.skipped import SkippedAudio, refuse
 from espnet2_lamer.fileio.atomic import atomic_path
 from espnet2_lamer.fileio.hashing import sha256_value

@@ -125,7 +125,7 @@ def train_head(
     options = options or HeadOptions()
     output_dir = Path(output_dir)
     if not isinstance(upstream, torch.nn.Module):
-        from espnet2_lamer import load_model
+        from espnet2_lamer.upstream import load_model
 
         source, upstream = upstream, load_model(upstream)
     fingerprint = upstream_fingerprint(upstream)

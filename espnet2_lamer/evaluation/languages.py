@@ -5,15 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
-from espnet2_lamer.data.mlsuperb_protocol import FEW_SHOT
-from espnet2_lamer.evaluation.alignment import error_counts
-from espnet2_lamer.evaluation.measure import MacroMeasure, Measure
+from espnet2_lamer.evaluation.mlsuperb_protocol import FEW_SHOT
 from espnet2_lamer.evaluation.scoring import (
     LANGUAGE_TAG,
     LidScore,
     read_pair,
     tokenize,
 )
+from espnet2_lamer.metrics.alignment import error_counts
+from espnet2_lamer.metrics.measure import MacroMeasure, Measure
 
 #: Values per language and utterance id, as fractions.
 Groups = Mapping[str, Mapping[str, float]]
@@ -42,7 +42,7 @@ def utterance_rates(
     Args:
         ref: Reference ``text``.
         hyp: Hypotheses of the same utterances.
-        unit: One of :data:`espnet2_lamer.evaluation.units.UNITS`.
+        unit: One of :data:`espnet2_lamer.evaluation.text_units.UNITS`.
         utt2lang: Language per utterance id.
 
     Raises:

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.bootstrap import mcnemar_exact
-from espnet2_lamer.evaluation.measure import Measure
 from espnet2_lamer.evaluation.scoring import LidScore, Score
+from espnet2_lamer.metrics.bootstrap import mcnemar_exact
+from espnet2_lamer.metrics.measure import Measure
 
 #: Tracks in the order of the tables, with their headings.
 TRACKS = {

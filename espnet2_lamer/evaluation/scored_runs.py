@@ -7,7 +7,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from espnet2_lamer.data.mlsuperb_protocol import MONOLINGUAL
 from espnet2_lamer.evaluation.languages import (
     Groups,
     few_shot_group,
@@ -16,7 +15,7 @@ from espnet2_lamer.evaluation.languages import (
     mean_of_groups,
     utterance_rates,
 )
-from espnet2_lamer.evaluation.measure import Measure
+from espnet2_lamer.evaluation.mlsuperb_protocol import MONOLINGUAL
 from espnet2_lamer.evaluation.results import MeasureTable, Results, Task
 from espnet2_lamer.evaluation.runs import Run
 from espnet2_lamer.evaluation.scoring import (
@@ -28,6 +27,7 @@ from espnet2_lamer.evaluation.scoring import (
 )
 from espnet2_lamer.evaluation.superb_score import METRICS, PUBLISHED, superb_score
 from espnet2_lamer.fileio.datadir import read_table
+from espnet2_lamer.metrics.measure import Measure
 
 #: How a language is chosen in track ``lid``, by the folder of its hypotheses.
 DECISIONS = {"most_probable_tag": "most probable tag", "first_tag": "first tag"}

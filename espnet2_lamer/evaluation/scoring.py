@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.alignment import Counts, error_counts, sclite_counts
-from espnet2_lamer.evaluation.bootstrap import rate_interval, wilson_interval
-from espnet2_lamer.evaluation.units import UNITS
+from espnet2_lamer.evaluation.text_units import UNITS
 from espnet2_lamer.fileio.datadir import read_table
+from espnet2_lamer.metrics.alignment import Counts, error_counts, sclite_counts
+from espnet2_lamer.metrics.bootstrap import rate_interval, wilson_interval
 
 SPACE = "<space>"
 UNKNOWN_LANGUAGE = "[UNK]"
@@ -24,7 +24,7 @@ class Score:
     """Corpus-level error rate of one hypothesis file.
 
     Attributes:
-        unit: What was counted, one of :data:`espnet2_lamer.evaluation.units.UNITS`.
+        unit: What was counted, one of :data:`.text_units.UNITS`.
         counts: Alignment counts per utterance id, in byte order of the ids.
         interval: Bootstrap 95 % interval of the error rate, per cent.
         sclite: Counts along sclite's alignment, per utterance id.
@@ -177,7 +177,7 @@ def tokenize(line: str, unit: str, remove_tags: bool = False) -> list[str]:
 
     Args:
         line: A transcript.
-        unit: One of :data:`espnet2_lamer.evaluation.units.UNITS`.
+        unit: One of :data:`espnet2_lamer.evaluation.text_units.UNITS`.
         remove_tags: Leave language tags out, as ESPnet's scoring does with
             ``--remove_non_linguistic_symbols``: the space after a tag stays, and in
             ``char`` it counts. Normalised transcripts hold no other brackets.

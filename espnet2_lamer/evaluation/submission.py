@@ -6,7 +6,7 @@ from pathlib import Path
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.scoring import read_pair, tokenize
-from espnet2_lamer.export.archive import write_archive
+from espnet2_lamer.fileio.archive import write_archive
 
 #: A task's folder, by track, in the benchmark's own words.
 FOLDERS = {

@@ -8,7 +8,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from espnet2_lamer.evaluation.measure import Measure
 from espnet2_lamer.evaluation.records import as_csv, as_json
 from espnet2_lamer.evaluation.results import (
     TRACKS,
@@ -21,6 +20,7 @@ from espnet2_lamer.evaluation.results import (
 )
 from espnet2_lamer.evaluation.scoring import LidScore, Score
 from espnet2_lamer.fileio.atomic import write_json, write_text
+from espnet2_lamer.metrics.measure import Measure
 
 _RATE_NAMES = {"char": "CER", "bpe": "CER", "word": "WER"}
 #: More languages than these are in results.csv and results.json alone.

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from espnet2_lamer.compat import quiet_nltk
-from espnet2_lamer.data.benchmark_sets import read_texts
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.evaluation.benchmark_sets import read_texts
 from espnet2_lamer.fileio.atomic import atomic_path, write_text
 from espnet2_lamer.fileio.datadir import read_table
 

@@ -9,8 +9,8 @@ from statistics import fmean, stdev
 import numpy as np
 from numpy.typing import NDArray
 
-from espnet2_lamer.evaluation.bootstrap import RESAMPLES
 from espnet2_lamer.experiments.measures import CellMeasure
+from espnet2_lamer.metrics.bootstrap import RESAMPLES
 
 #: One figure of each seed; several measures stand for their mean (an average).
 BySeed = Mapping[int, Sequence[CellMeasure]]

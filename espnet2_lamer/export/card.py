@@ -13,7 +13,7 @@ _USE = {
     "asr": """\
 from espnet2.bin.asr_inference import Speech2Text
 import espnet2_lamer, soundfile
-from espnet2_lamer.export.zoo import unpack_model
+from espnet2_lamer.convert.packed import unpack_model
 
 espnet2_lamer.register()
 model = Speech2Text(**unpack_model("{name}.zip", "models"), beam_size=1, ctc_weight=1.0)

@@ -18,9 +18,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from espnet2_lamer.analysis.routing import RoutingStatistics
+from espnet2_lamer.asr.upstream import Upstream
 from espnet2_lamer.convert.architecture import build_hubert
 from espnet2_lamer.convert.huggingface import preprocessor_config
-from espnet2_lamer.data.decoding import Unusable
+from espnet2_lamer.data.audio_decoding import Unusable
+from espnet2_lamer.data.speech import read_wav_scp
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.export.features import read_waveform
 from espnet2_lamer.export.huggingface import describe, write
@@ -29,8 +31,6 @@ from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.layers import LamerFeedForward, experts_off, record_routing
 from espnet2_lamer.layers.config import LINEARS
 from espnet2_lamer.layers.lora import LoRAExpertLinear
-from espnet2_lamer.units.speech import read_wav_scp
-from espnet2_lamer.upstream import Upstream
 
 # Means settle long before; more speech only takes longer.
 AT_MOST = 200

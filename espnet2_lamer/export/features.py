@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from espnet2_lamer.asr.frontend.states import MIN_SAMPLES, selected_states
 from espnet2_lamer.data.audio import SAMPLE_RATE, read_16k
-from espnet2_lamer.data.decoding import Unusable, decode, open_audio
+from espnet2_lamer.data.audio_decoding import Unusable, decode, open_audio
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path, write_text
 

@@ -8,7 +8,7 @@ from espnet2_lamer.convert.espnet_experiment import read_config
 from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.fileio.atomic import write_text
 from espnet2_lamer.fileio.checksum import checked_file
-from espnet2_lamer.upstream import restore_pretraining_model
+from espnet2_lamer.tasks.pretrained import restore_pretraining_model
 
 
 def write_full_model(

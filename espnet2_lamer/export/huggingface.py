@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from espnet2_lamer.asr.upstream import Upstream
 from espnet2_lamer.convert.huggingface import (
     MASK_EMBEDDING,
     hubert_config,
@@ -15,7 +16,6 @@ from espnet2_lamer.convert.huggingface import (
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.export.huggingface_card import Origin, hugging_face_card
 from espnet2_lamer.layers import LamerConfig, parse_allocation
-from espnet2_lamer.upstream import Upstream
 
 CODE = Path(__file__).parent / "hf_code"
 CONFIGURATION = "configuration_lamer_hubert"

@@ -12,16 +12,17 @@ from espnet2_lamer.convert.espnet_experiment import (
     model_file,
     read_config,
 )
+from espnet2_lamer.convert.packed import unpack_model
+from espnet2_lamer.convert.packed_config import TRAINING_KEYS
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.export.full import write_full_model
 from espnet2_lamer.export.huggingface import refuse_other_content
-from espnet2_lamer.export.packed_config import TRAINING_KEYS
-from espnet2_lamer.export.zoo import unpack_model
 from espnet2_lamer.fileio.atomic import atomic_dir, write_text
+from espnet2_lamer.s3prl_hub import lamer_ssl
 from espnet2_lamer.upstream import load_model
 
-# Copied as it is; "upstream" is the folder's name in S3PRL, too.
-UPSTREAM = Path(__file__).parent / "upstream" / "lamer_ssl"
+# Copied as it is.
+UPSTREAM = Path(lamer_ssl.__file__).parent
 README = """\
 # {name} for S3PRL
 

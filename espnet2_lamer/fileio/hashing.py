@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,3 +17,19 @@ def sha256_value(value: Any) -> str:
     """Hex SHA-256 of a JSON-serialisable value, independent of key order."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_tensors(tensors: Mapping[str, Any], *more: Any) -> str:
+    """Hex SHA-256 of tensors and what goes with them.
+
+    Args:
+        tensors: By name, in any order and on any device.
+        more: JSON-serialisable values.
+    """
+    digest = hashlib.sha256()
+    for value in more:
+        digest.update(sha256_value(value).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from espnet2_lamer.layers import LamerConfig
 from espnet2_lamer.layers.balance import routing_sums
-from espnet2_lamer.layers.recording import Routing, RoutingRecord
+from espnet2_lamer.layers.feed_forward import Routing, RoutingRecord
 
 Group = list[Routing]
 

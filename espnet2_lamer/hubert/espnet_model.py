@@ -21,7 +21,7 @@ from espnet2_lamer.hubert.distributed import global_sums, is_distributed
 from espnet2_lamer.hubert.language_statistics import LanguageStatistics
 from espnet2_lamer.hubert.routing_statistics import RoutingStatistics
 from espnet2_lamer.layers import LamerFeedForward, Router, record_routing
-from espnet2_lamer.layers.recording import Routing, RoutingRecord
+from espnet2_lamer.layers.feed_forward import Routing, RoutingRecord
 from espnet2_lamer.precision import AMP_DTYPES
 
 

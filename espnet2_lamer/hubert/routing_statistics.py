@@ -11,7 +11,7 @@ from torch import Tensor
 from espnet2_lamer.fileio.atomic import append_text, write_text
 from espnet2_lamer.hubert.balance import by_expert_count
 from espnet2_lamer.hubert.distributed import global_sums, is_distributed
-from espnet2_lamer.layers.recording import RoutingRecord
+from espnet2_lamer.layers.feed_forward import RoutingRecord
 
 # Frames of a batch are counted apart: at test time none is masked.
 KINDS = ("masked", "unmasked")

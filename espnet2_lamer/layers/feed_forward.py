@@ -1,12 +1,50 @@
 """Lamer module: a frozen FFN, LoRA experts and a router (Fig. 1c)."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from espnet2_lamer.layers.config import LINEARS, LamerConfig
 from espnet2_lamer.layers.lora import LoRAExpertLinear, LoRAExperts
-from espnet2_lamer.layers.recording import RoutingRecord
 from espnet2_lamer.layers.router import Router
+
+
+@dataclass
+class Routing:
+    """Output of one router: ``probs`` and ``gates``, both ``[B, T, N]`` float32."""
+
+    layer: int
+    name: str
+    probs: Tensor
+    gates: Tensor
+
+
+class RoutingRecord:
+    """Router outputs of the last forward pass, in layer order.
+
+    The tensors keep their graph, so a balance loss can be computed from them.
+    """
+
+    def __init__(self) -> None:
+        self._routings: dict[tuple[int, str], Routing] = {}
+
+    def add(self, layer: int, name: str, probs: Tensor, gates: Tensor) -> None:
+        """Store one router's output; a second forward replaces the first."""
+        self._routings[layer, name] = Routing(layer, name, probs, gates)
+
+    def __iter__(self) -> Iterator[Routing]:
+        """Iterate over the recorded :class:`Routing` entries."""
+        return iter(self._routings.values())
+
+    def __len__(self) -> int:
+        """Count the routers recorded."""
+        return len(self._routings)
+
+    def clear(self) -> None:
+        """Forget everything recorded."""
+        self._routings.clear()
 
 
 class LamerFeedForward(nn.Module):

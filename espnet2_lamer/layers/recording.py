@@ -2,45 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
-
-@dataclass
-class Routing:
-    """Output of one router: ``probs`` and ``gates``, both ``[B, T, N]`` float32."""
-
-    layer: int
-    name: str
-    probs: Tensor
-    gates: Tensor
-
-
-class RoutingRecord:
-    """Router outputs of the last forward pass, in layer order.
-
-    The tensors keep their graph, so a balance loss can be computed from them.
-    """
-
-    def __init__(self) -> None:
-        self._routings: dict[tuple[int, str], Routing] = {}
-
-    def add(self, layer: int, name: str, probs: Tensor, gates: Tensor) -> None:
-        """Store one router's output; a second forward replaces the first."""
-        self._routings[layer, name] = Routing(layer, name, probs, gates)
-
-    def __iter__(self) -> Iterator[Routing]:
-        """Iterate over the recorded :class:`Routing` entries."""
-        return iter(self._routings.values())
-
-    def __len__(self) -> int:
-        """Count the routers recorded."""
-        return len(self._routings)
-
-    def clear(self) -> None:
-        """Forget everything recorded."""
-        self._routings.clear()
+from espnet2_lamer.layers.feed_forward import LamerFeedForward, RoutingRecord
 
 
 @contextmanager
@@ -50,8 +15,6 @@ def record_routing(model: nn.Module) -> Iterator[RoutingRecord]:
     Under gradient checkpointing the block has ended by the time the backward pass
     recomputes a layer, so each router is recorded once.
     """
-    from espnet2_lamer.layers.feed_forward import LamerFeedForward
-
     layers = [m for m in model.modules() if isinstance(m, LamerFeedForward)]
     before = [layer.record for layer in layers]
     record = RoutingRecord()

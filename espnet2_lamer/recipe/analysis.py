@@ -11,25 +11,26 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from espnet2_lamer.analysis.cka import LinearCKA
 from espnet2_lamer.analysis.curves import read_curves, write_curves
 from espnet2_lamer.analysis.expert_language import ExpertChoices
 from espnet2_lamer.analysis.forgetting_curves import write_forgetting_curves
 from espnet2_lamer.analysis.heatmap import plot_languages, plot_layers
 from espnet2_lamer.analysis.listening import has_routers
 from espnet2_lamer.analysis.masked_accuracy import masked_accuracy
-from espnet2_lamer.analysis.probe import PhoneProbe, frame_phones, phone_probe
 from espnet2_lamer.analysis.routing import RoutingStatistics
 from espnet2_lamer.convert.load import read_architecture
-from espnet2_lamer.evaluation.measure import Measure
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.layers import record_routing
+from espnet2_lamer.metrics.cka import LinearCKA
+from espnet2_lamer.metrics.measure import Measure
+from espnet2_lamer.metrics.probe import PhoneProbe, frame_phones, phone_probe
 from espnet2_lamer.parallel import run_each
 from espnet2_lamer.recipe.checkpoints import base_path
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.pretraining import experiments
-from espnet2_lamer.upstream import load_model, load_pretraining_model
+from espnet2_lamer.tasks.pretrained import load_pretraining_model
+from espnet2_lamer.upstream import load_model
 
 # Frames of a probe are capped, so more training utterances than these add nothing.
 PROBE_UTTERANCES = 150

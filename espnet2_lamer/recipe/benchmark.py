@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from espnet2_lamer.data import mlsuperb_tree, paper_sets
-from espnet2_lamer.data.mlsuperb_protocol import (
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.evaluation import mlsuperb_tree, paper_sets
+from espnet2_lamer.evaluation.mlsuperb_protocol import (
     FEW_SHOT,
     MONOLINGUAL,
     few_shot_utterances,
 )
-from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.runs import (
     BENCHMARKS,
     BUDGETS,
@@ -20,7 +20,7 @@ from espnet2_lamer.evaluation.runs import (
     TRACKS,
     Run,
 )
-from espnet2_lamer.evaluation.units import default_unit
+from espnet2_lamer.evaluation.text_units import default_unit
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.upstreams import UpstreamSpec, upstream_specs
 

@@ -4,11 +4,11 @@ import logging
 import tempfile
 from pathlib import Path
 
+from espnet2_lamer.convert.packed import unpack_model
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.decoding import decode_utterances
 from espnet2_lamer.evaluation.feature_store import count_samples
+from espnet2_lamer.evaluation.head_decoding import decode_utterances
 from espnet2_lamer.evaluation.runs import Run
-from espnet2_lamer.export.zoo import unpack_model
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.foreign import read_yaml
 

@@ -4,7 +4,7 @@ import json
 import logging
 from pathlib import Path
 
-from espnet2_lamer.data.frames import num_frames
+from espnet2_lamer.constants import num_frames
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.provenance import made_from
 from espnet2_lamer.fileio.atomic import write_json
@@ -19,10 +19,10 @@ from espnet2_lamer.recipe.ssl_config import (
     experts_options,
     read_ssl_config,
 )
+from espnet2_lamer.tasks.pretrained import load_pretraining_model
 from espnet2_lamer.train.console import espnet_log
 from espnet2_lamer.train.signals import STOP_SIGNALS
 from espnet2_lamer.units.labels import check_labels, write_token_list
-from espnet2_lamer.upstream import load_pretraining_model
 
 
 def write_shapes(data_dir: Path, output_dir: Path) -> None:

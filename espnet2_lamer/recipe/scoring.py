@@ -5,8 +5,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from espnet2_lamer.evaluation.decoding import decode_run
-from espnet2_lamer.evaluation.measure import Measure
+from espnet2_lamer.evaluation.head_decoding import decode_run
 from espnet2_lamer.evaluation.plots import write_plots
 from espnet2_lamer.evaluation.results import (
     Figure,
@@ -23,6 +22,7 @@ from espnet2_lamer.evaluation.scored_runs import (
 )
 from espnet2_lamer.evaluation.sweep import Rate, choose_rates
 from espnet2_lamer.evaluation.tables import describe_environment, write_results
+from espnet2_lamer.metrics.measure import Measure
 from espnet2_lamer.parallel import run_each
 from espnet2_lamer.recipe.analysis import read_measure
 from espnet2_lamer.recipe.benchmark import planned_runs

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from espnet2_lamer.data.mlsuperb_tree import scan_tree
+from espnet2_lamer.evaluation.mlsuperb_tree import scan_tree
 from espnet2_lamer.recipe.benchmark import (
     ASR_TRACKS,
     LID_TRACKS,
@@ -160,7 +160,7 @@ def _set_sources(options: Options) -> list[Path]:
     if options.benchmark == "own":
         return _corpus_sets(options)
     from espnet2_lamer.data.corpora import EVAL_DIR
-    from espnet2_lamer.data.paper_sets import PAPER_CORPORA
+    from espnet2_lamer.evaluation.paper_sets import PAPER_CORPORA
 
     return [
         *options.eval_list_files,

@@ -1,14 +1,12 @@
 """ESPnet's ASR task with this package's classes and bf16 training on a CPU."""
 
 import argparse
-import datetime
 import functools
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from espnet2.asr.espnet_model import ESPnetASRModel
 from espnet2.tasks.asr import (
@@ -19,24 +17,20 @@ from espnet2.tasks.asr import (
     model_choices,
 )
 
-from espnet2_lamer.asr.frontend.lamer_upstream import LamerUpstreamFrontend
 from espnet2_lamer.asr.frontend.stored_features import StoredFeaturesFrontend
-from espnet2_lamer.compat import (
-    read_no_commands_with_kaldiio,
-    read_plain_option_values,
-)
+from espnet2_lamer.compat import prepare_espnet
 from espnet2_lamer.errors import RecipeError, short_reason
 from espnet2_lamer.fileio.foreign import check_weights
 from espnet2_lamer.fileio.trust import (
     OPTION,
     S3PRL_PREFIX,
-    protect,
     s3prl_files_trusted,
     split_s3prl,
     trusting_s3prl_files,
 )
 from espnet2_lamer.precision import AUTO, settle_amp_dtype, settled_amp_dtype
 from espnet2_lamer.tasks.option_check import check_init_param
+from espnet2_lamer.tasks.upstream_frontend import LamerUpstreamFrontend
 from espnet2_lamer.train.checkpoint import LATEST
 from espnet2_lamer.train.espnet_files import CheckedTrainer
 from espnet2_lamer.whisper.decoder import WhisperLoraDecoder
@@ -46,22 +40,8 @@ from espnet2_lamer.whisper.text import replace_espnet_tokenizers
 
 
 def register_asr() -> None:
-    """Let ESPnet's ASR task know our classes by name; safe to call again.
-
-    ESPnet's checkpoints hold its reporter's numpy averages and time spans: they are
-    declared harmless, so that training resumes when weights-only loading is forced.
-    """
-    protect()
-    torch.serialization.add_safe_globals(
-        [
-            np._core.multiarray.scalar,
-            np.dtype,
-            np.dtypes.Float64DType,
-            datetime.timedelta,
-        ]
-    )
-    read_plain_option_values()
-    read_no_commands_with_kaldiio()
+    """Let ESPnet's ASR task know our classes by name; safe to call again."""
+    prepare_espnet()
     frontend_choices.classes["stored_features"] = StoredFeaturesFrontend
     frontend_choices.classes["lamer_upstream"] = LamerUpstreamFrontend
     encoder_choices.classes["whisper_lora"] = WhisperLoraEncoder

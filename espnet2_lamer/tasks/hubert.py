@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from espnet2.iterators.abs_iter_factory import AbsIterFactory
-from espnet2.tasks.abs_task import optim_classes
+from espnet2.tasks.abs_task import optim_classes, scheduler_classes
 from espnet2.tasks.hubert import HubertTask, encoder_choices, model_choices
 from espnet2.train.distributed_utils import get_rank
 from torch.multiprocessing.spawn import ProcessException
 
 from espnet2_lamer.asr.encoder.lamer_hubert import LamerHubertEncoder
+from espnet2_lamer.compat import prepare_espnet
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.fileio.text import text_lines, utf8_tables
@@ -25,7 +26,6 @@ from espnet2_lamer.precision import (
     settle_amp_dtype,
     settled_amp_dtype,
 )
-from espnet2_lamer.registry import register
 from espnet2_lamer.tasks.dry_run import dry_run
 from espnet2_lamer.tasks.option_check import check_init_param, check_options
 from espnet2_lamer.train.collate import LamerCollate
@@ -42,12 +42,22 @@ from espnet2_lamer.train.languages import (
     without_languages,
 )
 from espnet2_lamer.train.sanity import check_sanity
+from espnet2_lamer.train.schedulers import PolynomialDecayLR
 from espnet2_lamer.train.signals import pass_signals_on
 from espnet2_lamer.train.trainer import LamerTrainer
 
+
+def register_hubert() -> None:
+    """Let ESPnet's HuBERT task know our classes by name; safe to call again."""
+    prepare_espnet()
+    encoder_choices.classes["lamer_hubert"] = LamerHubertEncoder
+    model_choices.classes["lamer"] = LamerHubertPretrainModel
+    scheduler_classes["polynomialdecaylr"] = PolynomialDecayLR
+
+
 # DDP workers are spawned and import this module to find the task: registering here
 # gives them our classes too.
-register()
+register_hubert()
 
 COLLATE_DEFAULTS = {"max_sample_size": 250000, "bucket_samples": 4000}
 

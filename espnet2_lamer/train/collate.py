@@ -7,7 +7,7 @@ from collections.abc import Collection
 import numpy as np
 import torch
 
-from espnet2_lamer.data.frames import num_frames
+from espnet2_lamer.constants import num_frames
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.hubert.masking import LABEL_PADDING, span_mask
 from espnet2_lamer.train.batching import rounded_length

@@ -21,8 +21,8 @@ from espnet2_lamer.train.label_check import check_labels
 from espnet2_lamer.train.label_counts import beside
 from espnet2_lamer.train.memory import count_model
 from espnet2_lamer.train.pace import Pace
-from espnet2_lamer.train.rehearsal import Rehearsal, rehearse
 from espnet2_lamer.train.shares import Shares, measure_shares, span
+from espnet2_lamer.train.trial import Rehearsal, rehearse
 
 # Updates after which the pace is told.
 FIRST_UPDATES = 20

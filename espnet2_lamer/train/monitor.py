@@ -1,12 +1,13 @@
 """What training makes the model forget, measured at each validation."""
 
+import argparse
 import json
 import logging
 import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,23 +15,20 @@ from espnet2.train.reporter import Reporter
 from numpy.typing import NDArray
 from torch import nn
 
-from espnet2_lamer.analysis.cka import LinearCKA
-from espnet2_lamer.analysis.depths import compared_layers
-from espnet2_lamer.analysis.probe import Phones, phone_probe
+from espnet2_lamer.asr.upstream import hidden_states
 from espnet2_lamer.errors import short_reason
 from espnet2_lamer.fileio.atomic import append_text, atomic_path, write_text
 from espnet2_lamer.hubert.distributed import is_distributed
 from espnet2_lamer.layers import experts_off
-from espnet2_lamer.train.control_curve import (
+from espnet2_lamer.metrics.cka import LinearCKA
+from espnet2_lamer.metrics.depths import compared_layers
+from espnet2_lamer.metrics.probe import Phones, phone_probe
+from espnet2_lamer.train.curves import (
     ControlCurve,
     beside_control,
     read_control,
 )
 from espnet2_lamer.train.monitor_sample import Sample, monitor_sample
-from espnet2_lamer.upstream import hidden_states
-
-if TYPE_CHECKING:
-    from espnet2_lamer.train.run import TrainingRun
 
 # L2 penalty of the probe, chosen on the mini base's dev set: few frames, many values.
 RIDGE = 0.01
@@ -56,13 +54,13 @@ class ForgettingMonitor:
     Args:
         encoder: ``LamerHubertEncoder``.
         sample: Speech to compare; ``None`` in all ranks but the first.
-        layers: States to compare, see :class:`~espnet2_lamer.upstream.Upstream`. The
+        layers: States to compare, see :class:`~.asr.upstream.Upstream`. The
             last one's figures go into ESPnet's log; ``forgetting.jsonl`` has all.
         output_dir: The experiment.
         epoch: The first epoch to come; lines of it and of later ones are dropped.
         updates: Updates that were made already.
         device: Where the model is.
-        control: See :func:`~espnet2_lamer.train.control_curve.read_control`; used in
+        control: See :func:`~espnet2_lamer.train.curves.read_control`; used in
             the first rank only.
 
     Raises:
@@ -229,8 +227,26 @@ class ForgettingMonitor:
         }
 
 
-def build_monitor(run: "TrainingRun") -> ForgettingMonitor | None:
+def build_monitor(
+    options: argparse.Namespace,
+    encoder: nn.Module,
+    valid_factory: Any,
+    *,
+    epoch: int,
+    updates: int,
+    device: str | torch.device,
+    is_first: bool,
+) -> ForgettingMonitor | None:
     """Build the monitor of a training that has resumed, if it has.
+
+    Args:
+        options: The training's.
+        encoder: ``LamerHubertEncoder``.
+        valid_factory: Makes the iterator over validation data.
+        epoch: The epoch to come, from 1.
+        updates: Updates done.
+        device: Where the model is.
+        is_first: Whether this is the first rank: it has the sample.
 
     Returns:
         ``None`` where it is off, or where there is nothing that can be forgotten.
@@ -238,8 +254,7 @@ def build_monitor(run: "TrainingRun") -> ForgettingMonitor | None:
     Raises:
         RecipeError: A layer that is not there, or validation data that cannot be read.
     """
-    options, encoder = run.options, run.model.encoder
-    if options.monitor_utts <= 0 or run.epoch > options.max_epoch:
+    if options.monitor_utts <= 0 or epoch > options.max_epoch:
         return None
     if not any(p.requires_grad for p in encoder.wav2vec2.parameters()):
         logging.info("the head alone trains: the base cannot be forgotten")
@@ -250,9 +265,9 @@ def build_monitor(run: "TrainingRun") -> ForgettingMonitor | None:
         logging.info("training starts from nothing: there is nothing to forget")
         return None
     sample, control = None, {}
-    if run.is_first:
+    if is_first:
         sample = monitor_sample(
-            run.valid_factory,
+            valid_factory,
             options.valid_data_path_and_name_and_type,
             options.langs,
             options.monitor_utts,
@@ -264,10 +279,10 @@ def build_monitor(run: "TrainingRun") -> ForgettingMonitor | None:
         encoder,
         sample,
         list(options.monitor_layers),
-        run.output_dir,
-        run.epoch,
-        run.updates,
-        run.device,
+        Path(options.output_dir),
+        epoch,
+        updates,
+        device,
         control,
     )
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from espnet2_lamer.analysis.probe import Phones, frame_phones
-from espnet2_lamer.data.frames import num_frames
+from espnet2_lamer.constants import num_frames
 from espnet2_lamer.fileio.datadir import read_table
+from espnet2_lamer.metrics.probe import Phones, frame_phones
 
 # Of longer utterances only the beginning, so that memory and time are bounded.
 MAX_SAMPLES = 160_000

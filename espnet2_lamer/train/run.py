@@ -112,7 +112,15 @@ class TrainingRun:
                 gradient_as_bucket_view=self.options.gradient_as_bucket_view,
             )
         self._open_writers()
-        monitor = build_monitor(self)
+        monitor = build_monitor(
+            self.options,
+            self.model.encoder,
+            self.valid_factory,
+            epoch=self.epoch,
+            updates=self.updates,
+            device=self.device,
+            is_first=self.is_first,
+        )
         started, first = time.perf_counter(), self.epoch
         with stop_on_signals() as request:
             while self.epoch <= self.options.max_epoch:

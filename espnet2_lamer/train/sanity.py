@@ -19,7 +19,7 @@ from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.hubert.espnet_model import index_mask
 from espnet2_lamer.train.label_check import DataFiles
 from espnet2_lamer.train.label_counts import count_labels, describe
-from espnet2_lamer.train.rehearsal import without_a_trace
+from espnet2_lamer.train.trial import without_a_trace
 from espnet2_lamer.train.update import Updater
 
 # Learnt: a loss below this share of what the labels' own frequencies give, or

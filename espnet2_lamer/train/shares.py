@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from espnet2_lamer.data.speech import SAMPLE_RATE
 from espnet2_lamer.train.batching import rounded_length
-from espnet2_lamer.units.speech import SAMPLE_RATE
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path
 from espnet2_lamer.fileio.hashing import sha256_file
-from espnet2_lamer.units.teacher import exact_float32, single_thread
+from espnet2_lamer.precision import exact_float32, single_thread
 
 METADATA_KEYS = (
     "teacher",

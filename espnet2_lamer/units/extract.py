@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from espnet2_lamer.data.speech import SAMPLE_RATE, read_speech
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.units.speech import SAMPLE_RATE, read_speech
 from espnet2_lamer.units.teacher import Teacher
 
 

@@ -9,7 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from espnet2_lamer.data.frames import num_frames
+from espnet2_lamer.constants import num_frames
+from espnet2_lamer.data.speech import (
+    SAMPLE_RATE,
+    count_samples,
+    file_sizes,
+    read_wav_scp,
+)
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table
@@ -18,12 +24,6 @@ from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
 from espnet2_lamer.fileio.system import bytes_of, check_space
 from espnet2_lamer.units.extract import Extractor
 from espnet2_lamer.units.shards import remove_unlisted, run_shards, shard_size, split
-from espnet2_lamer.units.speech import (
-    SAMPLE_RATE,
-    count_samples,
-    file_sizes,
-    read_wav_scp,
-)
 from espnet2_lamer.units.teacher import Teacher
 
 # ISO 639-2: a language that is not known.

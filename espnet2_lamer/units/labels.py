@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from espnet2_lamer.data.frames import num_frames
+from espnet2_lamer.constants import num_frames
+from espnet2_lamer.data.speech import file_sizes, read_wav_scp
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path, write_json, write_text
 from espnet2_lamer.fileio.datadir import read_table
@@ -17,7 +18,6 @@ from espnet2_lamer.fileio.text import text_lines
 from espnet2_lamer.units.codebook import Codebook, load_codebook
 from espnet2_lamer.units.extract import Extractor
 from espnet2_lamer.units.shards import run_shards, shard_size, split
-from espnet2_lamer.units.speech import file_sizes, read_wav_scp
 from espnet2_lamer.units.teacher import Teacher
 
 

@@ -8,45 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from espnet2_lamer.data.frames import RECEPTIVE_FIELD, STRIDE
+from espnet2_lamer.constants import RECEPTIVE_FIELD, STRIDE
+from espnet2_lamer.data.speech import SAMPLE_RATE
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json, write_text
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.fileio.text import text_lines
+from espnet2_lamer.metrics.information import entropy, phone_scores
 from espnet2_lamer.units.labels import iterate_labels
-from espnet2_lamer.units.speech import SAMPLE_RATE
 
 # Frames that no phone covers.
 SILENCE = "sil"
-
-
-def entropy(counts: np.ndarray) -> float:
-    """Entropy of a table of counts in nats."""
-    p = counts[counts > 0] / counts.sum()
-    return float(-(p * np.log(p)).sum())
-
-
-def mutual_information(joint: np.ndarray) -> float:
-    """Mutual information in nats of the two sides of a table of joint counts."""
-    return entropy(joint.sum(0)) + entropy(joint.sum(1)) - entropy(joint)
-
-
-def phone_scores(joint: np.ndarray) -> dict[str, float]:
-    """Agreement of phones and units, from frames counted as ``[phones, K]``.
-
-    As in HuBERT (arXiv:2106.07447, section IV-C): phone purity is the share of frames
-    whose phone is the likeliest of their unit, cluster purity the share whose unit is
-    the likeliest of their phone, and PNMI is I(phone; unit) / H(phone).
-    """
-    frames = joint.sum()
-    phone_entropy = entropy(joint.sum(1))
-    information = mutual_information(joint)
-    return {
-        "pnmi": information / phone_entropy if phone_entropy else 0.0,
-        "phone_purity": float(joint.max(0).sum() / frames),
-        "cluster_purity": float(joint.max(1).sum() / frames),
-        "phone_majority": float(joint.sum(1).max() / frames),
-    }
 
 
 def label_quality(

@@ -4,7 +4,8 @@ from typing import Protocol
 
 import numpy as np
 
-from espnet2_lamer.units.teacher import check_device, exact_float32
+from espnet2_lamer.precision import exact_float32
+from espnet2_lamer.units.teacher import check_device
 
 
 class Steps(Protocol):

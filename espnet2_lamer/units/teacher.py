@@ -1,57 +1,30 @@
 """Teachers: from samples to the frame features that are clustered into units."""
 
-import hashlib
+import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
-from espnet2_lamer.data.frames import RECEPTIVE_FIELD, num_frames
+from espnet2_lamer.constants import RECEPTIVE_FIELD, STRIDE, num_frames
+from espnet2_lamer.convert.s3prl import load_s3prl
+from espnet2_lamer.data.speech import SAMPLE_RATE
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.fileio.hashing import sha256_value
-from espnet2_lamer.fileio.trust import S3PRL_PREFIX, trusting_s3prl_files
-from espnet2_lamer.units.speech import SAMPLE_RATE
+from espnet2_lamer.fileio.hashing import sha256_tensors, sha256_value
+from espnet2_lamer.fileio.trust import (
+    S3PRL_PREFIX,
+    s3prl_files_trusted,
+    trusting_s3prl_files,
+)
+from espnet2_lamer.precision import exact_float32, single_thread
 
 DEVICES = ("cpu", "cuda")
 # A GPU is busy with this much speech, and its attention matrices fit a small one.
 GPU_BATCH_SECONDS = 120
-
-
-@contextmanager
-def single_thread() -> Iterator[None]:
-    """Run torch on one thread: sums then come in one order, whatever the machine."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextmanager
-def exact_float32() -> Iterator[None]:
-    """Let a GPU multiply in float32, not in the shorter TF32, and always alike.
-
-    torch's default allows TF32 in convolutions: features would differ from a CPU's by
-    a thousandth instead of a millionth.
-    """
-    import torch
-
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        with torch.backends.cudnn.flags(
-            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-        ):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 class Teacher:
@@ -107,8 +80,6 @@ class Teacher:
         Raises:
             RecipeError: There are fewer samples than one frame needs.
         """
-        import torch
-
         frames = num_frames(samples.shape[1])
         if not frames:
             raise RecipeError(
@@ -140,8 +111,6 @@ def fit_frames(features, frames: int):
     Some networks have one frame more or one less for the same samples: the last one
     goes, or is repeated. Anything further off is returned as it is.
     """
-    import torch
-
     found = features.shape[1]
     if found == frames + 1:
         return features[:, :frames]
@@ -178,8 +147,6 @@ class MfccTeacher(Teacher):
         }
 
     def _features(self, waveforms):
-        import torch
-
         return torch.stack([self._of_one(waveform) for waveform in waveforms])
 
     def _of_one(self, waveform):
@@ -225,7 +192,7 @@ class HubertTeacher(Teacher):
         normalize = model.normalize_waveform
         self.identity = {
             "source": source,
-            "sha256": sha256 or state_hash(model),
+            "sha256": sha256 or sha256_tensors(model.state_dict()),
             "layer": layer,
             "normalisation": "waveform mean and variance" if normalize else "none",
         }
@@ -236,13 +203,105 @@ class HubertTeacher(Teacher):
         return states[-1]
 
 
-def state_hash(model) -> str:
-    """SHA-256 over names, shapes and values of a module's state."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+# What an upstream that misses a block may raise.
+_FAILURES = (
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+class S3prlTeacher(Teacher):
+    """Hidden state ``layer`` (0 is the transformer's input) of an S3PRL upstream.
+
+    S3PRL's own wrapper repeats the last frame to have one for every 320 samples begun;
+    here the upstream itself is called, for the frames it really has.
+
+    Args:
+        source: As :func:`~espnet2_lamer.convert.s3prl.load_s3prl`.
+        layer: Index of the hidden state.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        RecipeError: As there, or it lacks the layer, or HuBERT's frame rate.
+    """
+
+    def __init__(self, source: str, layer: int | None, device: str):
+        model = load_s3prl(source).float().eval()
+        last = model.num_layers - 1
+        if layer is None or not 0 <= layer <= last:
+            raise RecipeError(
+                f"--layer {layer}: teacher {source} has layers 0 to {last}"
+            )
+        if model.downsample_rates[layer] != STRIDE:
+            raise RecipeError(
+                f"{source}: a frame every {model.downsample_rates[layer]} "
+                f"samples, expected {STRIDE}; use a teacher with HuBERT's frames"
+            )
+        self.dim = model.hidden_sizes[layer]
+        self.identity = {
+            "source": source,
+            "sha256": sha256_tensors(model.state_dict()),
+            "layer": layer,
+            "normalisation": "S3PRL's",
+        }
+        self.device = device
+        self.trust_s3prl_files = s3prl_files_trusted()
+        self._upstream = model.upstream
+        blocks = stop_at(self._upstream, layer, model.num_layers)
+        logging.info("%s: %d of %d blocks run", source, blocks, last)
+        self._upstream.to(device)
+
+    def _features(self, waveforms):
+        states = self._upstream(list(waveforms))["hidden_states"]
+        return states[self.identity["layer"]]
+
+
+def stop_at(upstream: nn.Module, layer: int, states: int) -> int:
+    """Drop the blocks above ``layer`` where this leaves its state as it is, to the bit.
+
+    S3PRL computes every layer. Upstreams differ in how they collect states (hooks,
+    outputs) and in what follows the last block, so the shorter network is tried on a
+    noise signal, with ``layer`` blocks and with one more, and kept only when the state
+    is the same.
+
+    Args:
+        upstream: S3PRL's expert, on the CPU.
+        layer: Wanted hidden state.
+        states: How many hidden states it has.
+
+    Returns:
+        The number of blocks that run from now on.
+    """
+    stacks = [
+        (module, name, child)
+        for module in upstream.modules()
+        for name, child in module.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) == states - 1
+    ]
+    if len(stacks) != 1:
+        return states - 1
+    parent, name, blocks = stacks[0]
+    noise = torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(0))
+
+    def state() -> torch.Tensor:
+        with exact_float32(), torch.inference_mode():
+            return upstream([noise])["hidden_states"][layer]
+
+    expected = state()
+    for keep in range(layer, min(layer + 2, states - 1)):
+        setattr(parent, name, nn.ModuleList(list(blocks)[:keep]))
+        try:
+            if torch.equal(state(), expected):
+                return keep
+        except _FAILURES:
+            pass
+    setattr(parent, name, blocks)
+    return states - 1
 
 
 def absolute_source(source: str) -> str:
@@ -257,8 +316,6 @@ def absolute_source(source: str) -> str:
 
 def check_device(device: str) -> None:
     """Raise RecipeError unless torch can compute there."""
-    import torch
-
     if device not in DEVICES:
         raise RecipeError(f"--device {device}: expected one of {', '.join(DEVICES)}")
     if device == "cuda" and not torch.cuda.is_available():
@@ -297,8 +354,6 @@ def load_teacher(
             raise RecipeError(f"--layer {layer}: teacher mfcc has no layers, give 0")
         return MfccTeacher()
     if source.startswith(S3PRL_PREFIX):
-        from espnet2_lamer.units.s3prl_teacher import S3prlTeacher
-
         with trusting_s3prl_files(trust_s3prl_files):
             return S3prlTeacher(source, layer, device)
     if (Path(source) / "config.yaml").is_file() or source.endswith(".zip"):

@@ -122,25 +122,6 @@ def load_expert(model: nn.Module, language: str, path: str | Path) -> None:
         own[name].copy_(value)
 
 
-def export_expert(
-    config: str | Path, checkpoint: str | Path, language: str, output: str | Path
-) -> None:
-    """Write the expert that an experiment trained.
-
-    Args:
-        config: ``config.yaml`` of the experiment.
-        checkpoint: One of its epoch files.
-        language: The expert's.
-        output: The safetensors file.
-
-    Raises:
-        RecipeError: As :func:`save_expert`, or the experiment does not load.
-    """
-    from espnet2_lamer.whisper.decoding import load_model
-
-    save_expert(load_model(config, checkpoint), language, output)
-
-
 def merge_expert(model: nn.Module, language: str | None) -> dict:
     """Return an openai-whisper checkpoint with one expert added into the weights.
 

@@ -11,7 +11,7 @@ from espnet2_lamer.analysis.expert_language import (
     expert_language_information,
 )
 from espnet2_lamer.analysis.routing import mutual_information
-from espnet2_lamer.layers.recording import RoutingRecord
+from espnet2_lamer.layers.feed_forward import RoutingRecord
 
 LANGS = ["cmn"] * 20 + ["eng"] * 20
 

@@ -14,7 +14,7 @@ from espnet2_lamer.analysis.routing import (
     mutual_information,
 )
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.layers.recording import RoutingRecord
+from espnet2_lamer.layers.feed_forward import RoutingRecord
 
 
 def top2(probs):

@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from espnet2_lamer.asr.frontend.lamer_upstream import LamerUpstreamFrontend
 from espnet2_lamer.asr.frontend.states import (
     LayerSum,
     stretch_to_grid,
     upstream_states,
 )
 from espnet2_lamer.asr.frontend.stored_features import StoredFeaturesFrontend
+from espnet2_lamer.asr.upstream import Upstream
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.upstream import Upstream
+from espnet2_lamer.tasks.upstream_frontend import LamerUpstreamFrontend
 from tests.tiny_hubert import ARCHITECTURE
 
 TINY = {

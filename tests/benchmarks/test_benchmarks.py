@@ -31,7 +31,7 @@ from benchmarks.stock_setup import (
     trained_audio,
     write_corpus,
 )
-from espnet2_lamer.data.frames import num_frames
+from espnet2_lamer.constants import num_frames
 from espnet2_lamer.errors import RecipeError
 
 TOY = ["--quick", "--device", "cpu", "--threads", "1"]

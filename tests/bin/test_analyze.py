@@ -15,12 +15,12 @@ import yaml
 from espnet2_lamer.analysis.model_report import OWN_BASE, report_on
 from espnet2_lamer.analysis.report_page import render_page, summary
 from espnet2_lamer.analysis.speech_set import read_speech_set
+from espnet2_lamer.asr.upstream import Upstream
 from espnet2_lamer.bin import analyze
 from espnet2_lamer.convert.architecture import build_hubert
 from espnet2_lamer.convert.huggingface import save_huggingface
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers import LamerConfig, add_lamer, experts_off
-from espnet2_lamer.upstream import Upstream
 from tests.tiny_hubert import ARCHITECTURE
 
 LAMER = {"allocation": "2,4", "rank": 2, "targets": ["output_dense"]}

@@ -8,13 +8,13 @@ import torch
 import yaml
 
 import espnet2_lamer
+from espnet2_lamer.asr.upstream import Upstream
 from espnet2_lamer.convert import load_hubert
 from espnet2_lamer.convert.architecture import build_hubert
 from espnet2_lamer.convert.huggingface import save_huggingface
 from espnet2_lamer.convert.load import read_architecture, source_sha256
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.hashing import sha256_file
-from espnet2_lamer.upstream import Upstream
 from tests.tiny_hubert import ARCHITECTURE
 
 LAYERS = 3

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from espnet2_lamer.asr.upstream import Upstream
 from espnet2_lamer.convert import load_hubert
 from espnet2_lamer.convert.architecture import build_hubert
 from espnet2_lamer.convert.inert_pickle import global_names
 from espnet2_lamer.convert.load import read_architecture, source_sha256
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.hashing import sha256_file
-from espnet2_lamer.upstream import Upstream
 
 FORMS = ["omegaconf", "namespace", "dict", "converted"]
 

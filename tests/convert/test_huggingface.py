@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from espnet2_lamer.asr.upstream import Upstream
 from espnet2_lamer.convert import load_hubert
 from espnet2_lamer.convert.architecture import build_hubert
 from espnet2_lamer.convert.huggingface import save_huggingface
 from espnet2_lamer.convert.load import source_sha256
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.hashing import sha256_file
-from espnet2_lamer.upstream import Upstream
 from tests.tiny_hubert import ARCHITECTURE
 
 LAYERS = 3

@@ -133,7 +133,7 @@ def test_a_teacher_and_an_upstream_may_be_a_fairseq_file(fairseq_file):
 
 
 def test_stage_0_records_a_base_of_any_format(fairseq_file, tmp_path):
-    from espnet2_lamer.recipe.checkpoints import _record, _write_random
+    from espnet2_lamer.recipe.base_training import _record, _write_random
 
     record = _record(str(fairseq_file))
     assert record == {

@@ -5,13 +5,13 @@ import torch
 import torchaudio
 from torchaudio.pipelines import Wav2Vec2Bundle
 
+from espnet2_lamer.asr.upstream import Upstream
 from espnet2_lamer.convert import load_hubert
 from espnet2_lamer.convert.architecture import build_hubert
 from espnet2_lamer.convert.load import local_source, read_architecture, source_sha256
 from espnet2_lamer.convert.torchaudio_bundle import bundle_names
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.hashing import sha256_file
-from espnet2_lamer.upstream import Upstream
 
 LAYERS = 3
 NAMES = {"base": "HUBERT_BASE", "large": "HUBERT_LARGE"}

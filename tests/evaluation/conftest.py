@@ -4,7 +4,7 @@ import pytest
 import torch
 import yaml
 
-from espnet2_lamer.upstream import Upstream
+from espnet2_lamer.asr.upstream import Upstream
 from tests.evaluation.tiny_head import CONFIG, GREEDY, TINY, run_training, write_set
 
 

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation import decoding, downstream
+from espnet2_lamer.evaluation import downstream, head_decoding
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from tests.evaluation.tiny_head import (
     CONFIG,
@@ -57,7 +57,7 @@ def test_final_config_names_no_path_and_holds_upstream_and_tokens(trained, upstr
 def test_final_model_encodes_waveforms_as_the_head_encodes_stored_features(trained):
     from espnet2_lamer.tasks.asr import LamerASRTask
 
-    final = decoding.load_speech2text(trained / "exp/final", GREEDY).asr_model
+    final = head_decoding.load_speech2text(trained / "exp/final", GREEDY).asr_model
     stored, _ = LamerASRTask.build_model_from_file(
         trained / "exp/config.yaml", trained / "exp/valid.loss.ave.pth"
     )

@@ -11,10 +11,10 @@ import pytest
 import soundfile
 import torch
 
+from espnet2_lamer.asr.upstream import Upstream
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation import feature_store
 from espnet2_lamer.fileio.datadir import read_table
-from espnet2_lamer.upstream import Upstream
 from tests.evaluation.tiny_head import (
     TINY,
     samples_of,

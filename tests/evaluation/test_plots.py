@@ -3,10 +3,10 @@
 import pytest
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.measure import Measure
 from espnet2_lamer.evaluation.plots import plot_confusion, plot_rates, write_plots
 from espnet2_lamer.evaluation.results import Figure, Results, Task, collect_figures
 from espnet2_lamer.evaluation.scoring import LidScore
+from espnet2_lamer.metrics.measure import Measure
 
 
 def figure(system, test, value, interval, track="asr"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import yaml
 
-from espnet2_lamer.evaluation import decoding
+from espnet2_lamer.evaluation import head_decoding
 from espnet2_lamer.evaluation.downstream import HeadOptions, train_head
 from espnet2_lamer.evaluation.scoring import score_files
 from tests.evaluation.tiny_head import CONFIG, GREEDY, TINY, write_set
@@ -55,7 +55,7 @@ def test_stored_and_in_the_loop_heads_have_overlapping_intervals(tmp_path):
         )
         config = yaml.safe_load((exp / "config.yaml").read_text())
         assert (config["frontend"], config["specaug"]) == (frontend, "specaug")
-        hypotheses = decoding.decode(
+        hypotheses = head_decoding.decode(
             final,
             tmp_path / "test" / "wav.scp",
             exp / "decode_test",

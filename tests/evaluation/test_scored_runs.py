@@ -2,8 +2,8 @@
 
 import pytest
 
-from espnet2_lamer.data.mlsuperb_protocol import MONOLINGUAL
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.evaluation.mlsuperb_protocol import MONOLINGUAL
 from espnet2_lamer.evaluation.results import Results, Task, collect_figures
 from espnet2_lamer.evaluation.scored_runs import (
     describe_head,

@@ -6,11 +6,11 @@ import json
 import pytest
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.bootstrap import mcnemar_exact, paired_bootstrap
-from espnet2_lamer.evaluation.measure import Measure
 from espnet2_lamer.evaluation.results import MeasureTable, Results, Task
 from espnet2_lamer.evaluation.scoring import Counts, LidScore, Score
 from espnet2_lamer.evaluation.tables import describe_environment, write_results
+from espnet2_lamer.metrics.bootstrap import mcnemar_exact, paired_bootstrap
+from espnet2_lamer.metrics.measure import Measure
 
 UTTS = [f"u{i:02d}" for i in range(40)]
 CMN = Task("asr", "cmn", "pinyin", "1h")

@@ -78,7 +78,7 @@ def test_the_bootstrap_has_the_distribution_of_the_plain_loop(groups):
 
 
 def test_one_seed_is_the_bootstrap_over_utterances():
-    from espnet2_lamer.evaluation.bootstrap import rate_interval
+    from espnet2_lamer.metrics.bootstrap import rate_interval
 
     figures = random_figures(2, seeds=1, utts=40)
     parts = figures[0][0].parts.values()

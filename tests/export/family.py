@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 import yaml
 
+from espnet2_lamer.asr.upstream import Upstream
 from espnet2_lamer.convert.architecture import build_hubert
 from espnet2_lamer.convert.huggingface import save_huggingface
 from espnet2_lamer.layers import LamerConfig, add_lamer
-from espnet2_lamer.upstream import Upstream
 from tests.tiny_hubert import ARCHITECTURE
 
 GROUP_NORM = {

@@ -10,17 +10,17 @@ import yaml
 
 import espnet2_lamer
 from espnet2_lamer.convert.espnet_experiment import read_config
+from espnet2_lamer.convert.names import can_be_fetched, public_name
 from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.export import adapter as module
-from espnet2_lamer.export.adapter import (
+from espnet2_lamer.export.adapter import write_adapter
+from espnet2_lamer.tasks.adapter import (
     CENTROIDS,
     load_adapter_for_pretraining,
     read_adapter,
-    write_adapter,
 )
-from espnet2_lamer.export.names import can_be_fetched, public_name
-from espnet2_lamer.upstream import _as_upstream
+from espnet2_lamer.tasks.pretrained import as_upstream
 from tests.export.tiny import UNITS, same, speech, states_of, write_base
 from tests.export.tiny import write_experiment as write
 
@@ -76,12 +76,12 @@ def adapter(root):
 @pytest.mark.parametrize("name", FAMILY)
 def test_states_of_the_whole_family_are_exact(root, tmp_path, name):
     model = write(tmp_path / "exp", root / "base", **FAMILY[name])
-    expected = states_of(_as_upstream(model))
+    expected = states_of(as_upstream(model))
     path = export(tmp_path / "exp", tmp_path / "a.safetensors")
     shutil.rmtree(tmp_path / "exp")
     loaded = espnet2_lamer.load_model(path, base=root / "base")
     assert same(states_of(loaded), expected)
-    assert loaded.architecture() == _as_upstream(model).architecture()
+    assert loaded.architecture() == as_upstream(model).architecture()
     assert not loaded.training
     assert not any(p.requires_grad for p in loaded.parameters())
 

@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import espnet2_lamer
-from espnet2_lamer.upstream import _as_upstream
+from espnet2_lamer.tasks.pretrained import as_upstream
 from tests.export.tiny import same, speech, states_of, write_base, write_experiment
 
 LETTERS = ["<blank>", "<unk>", "A", "B", "C", "D", "<space>", "<sos/eos>"]
@@ -125,7 +125,7 @@ def opened(tmp_path_factory):
     expected, upstream = {}, None
     for balance in ("loss", "bias"):
         experiment = sources / f"ssl_{balance}"
-        upstream = _as_upstream(write_experiment(experiment, base, balance=balance))
+        upstream = as_upstream(write_experiment(experiment, base, balance=balance))
         expected[balance] = states_of(upstream)
         for kind, suffix in (("zoo", ".zip"), ("adapter", ".safetensors")):
             main(

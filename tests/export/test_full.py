@@ -8,7 +8,8 @@ import torch
 import yaml
 
 import espnet2_lamer
-from espnet2_lamer.export.zoo import pack_model, unpack_model
+from espnet2_lamer.convert.packed import unpack_model
+from espnet2_lamer.export.zoo import pack_model
 
 ARCHITECTURE = {
     "extractor_conv_layer_config": [[8, 10, 5], [8, 8, 8], [8, 4, 4], [8, 2, 2]],

@@ -12,7 +12,7 @@ from espnet2_lamer.asr.frontend.states import stretch_to_grid
 from espnet2_lamer.bin.export import main
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.export.s3prl import write_s3prl
-from espnet2_lamer.export.upstream.lamer_ssl.hubconf import lamer_ssl_local
+from espnet2_lamer.s3prl_hub.lamer_ssl.hubconf import lamer_ssl_local
 from tests.export.family import (
     GROUP_NORM,
     build,

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.export.archive import write_archive
 from espnet2_lamer.export.upload import repository_files, upload_files
+from espnet2_lamer.fileio.archive import write_archive
 
 MEMBERS = {
     "meta.yaml": yaml.safe_dump(

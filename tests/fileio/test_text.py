@@ -2,15 +2,15 @@
 
 import pytest
 
-from espnet2_lamer.analysis.probe import frame_phones
 from espnet2_lamer.data.manifest import read_manifest
-from espnet2_lamer.data.mlsuperb_tree import read_transcript
 from espnet2_lamer.data.sampling import dominant_units
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.evaluation.mlsuperb_tree import read_transcript
 from espnet2_lamer.evaluation.scoring import score_files
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.text import read_text, text_lines, utf8_tables
+from espnet2_lamer.metrics.probe import frame_phones
 from espnet2_lamer.units.quality import _read_ctm
 
 

@@ -7,7 +7,7 @@ import yaml
 from safetensors.torch import save
 
 import espnet2_lamer
-from espnet2_lamer.export.zoo import unpack_model
+from espnet2_lamer.convert.packed import unpack_model
 from tests.foreign.sound_files import (
     ASR,
     BEST,
@@ -85,7 +85,8 @@ def load_model_adapter(good, here, payload):
 
 @door
 def load_model_adapter_base_name(good, here, payload):
-    from espnet2_lamer.export.adapter import METADATA, _digest, read_adapter
+    from espnet2_lamer.export.adapter import _digest
+    from espnet2_lamer.tasks.adapter import METADATA, read_adapter
 
     adapter = read_adapter(good.root / "ssl.safetensors")
     metadata = dict(adapter.metadata)
@@ -180,7 +181,7 @@ def stock_hubert_task(good, here, payload):
 
 @door
 def decoding_finished_head(good, here, payload):
-    from espnet2_lamer.evaluation.decoding import load_speech2text
+    from espnet2_lamer.evaluation.head_decoding import load_speech2text
 
     directory = shutil.copytree(good.root / "head", here / "final")
     (directory / "model.pth").write_bytes(payload.content())
@@ -190,7 +191,7 @@ def decoding_finished_head(good, here, payload):
 @door
 def manifest(good, here, payload):
     from espnet2_lamer.data.audio import read_16k
-    from espnet2_lamer.data.decoding import Unusable
+    from espnet2_lamer.data.audio_decoding import Unusable
     from espnet2_lamer.data.manifest import read_manifest
     from espnet2_lamer.errors import RecipeError
 
@@ -229,7 +230,7 @@ def whisper_checkpoint(good, here, payload):
 
 @door
 def whisper_experiment(good, here, payload):
-    from espnet2_lamer.whisper.decoding import load_model
+    from espnet2_lamer.tasks.whisper import load_model
 
     halves = {"whisper": str(good.root / "whisper.pt"), "lora": None}
     config = ASR | {

@@ -152,7 +152,7 @@ def test_a_config_cannot_say_that_its_files_are_trusted(
 
 
 def test_every_sound_file_still_opens(good):
-    from espnet2_lamer.export.zoo import unpack_model
+    from espnet2_lamer.convert.packed import unpack_model
 
     espnet2_lamer.load_model(good.root / "ssl.zip")
     espnet2_lamer.load_model(good.root / "exp")

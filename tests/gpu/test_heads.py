@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from espnet2_lamer.evaluation import decoding, downstream
+from espnet2_lamer.evaluation import downstream, head_decoding
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.upstream import load_model
 from tests.evaluation.tiny_head import CONFIG, GREEDY, write_set
@@ -79,7 +79,7 @@ def test_espnets_own_search_runs_there(gpu, hubert_dirs, data, tmp_path):
 def decode(final, data, output, options, device):
     output.mkdir()
     (output / "decode.yaml").write_text(yaml.safe_dump(options))
-    text = decoding.decode(
+    text = head_decoding.decode(
         final, data / "dev/wav.scp", output, output / "decode.yaml", device
     )
     return read_table(text)

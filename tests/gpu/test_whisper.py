@@ -4,7 +4,7 @@ import pytest
 import torch
 from espnet2.torch_utils.device_funcs import to_device
 
-from espnet2_lamer.whisper.decoding import transcribe
+from espnet2_lamer.whisper.transcription import transcribe
 from tests.whisper.small_whisper import batch, make_model, save_whisper, speech, stir
 
 METHODS = {

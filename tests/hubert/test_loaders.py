@@ -109,7 +109,7 @@ def s3prl_custom(experiment):
 
 
 def frontend(experiment):
-    from espnet2_lamer.asr.frontend.lamer_upstream import LamerUpstreamFrontend
+    from espnet2_lamer.tasks.upstream_frontend import LamerUpstreamFrontend
 
     return LamerUpstreamFrontend(upstream=str(experiment)).upstream.wav2vec2
 

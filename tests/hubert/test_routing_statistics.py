@@ -9,7 +9,7 @@ import torch
 from espnet2_lamer.hubert.espnet_model import index_mask
 from espnet2_lamer.hubert.routing_statistics import RoutingStatistics
 from espnet2_lamer.layers import Router, record_routing
-from espnet2_lamer.layers.recording import RoutingRecord
+from espnet2_lamer.layers.feed_forward import RoutingRecord
 
 
 def random_batches(generator, counts, top_k, number=3):

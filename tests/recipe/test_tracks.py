@@ -12,7 +12,7 @@ import yaml
 
 from espnet2_lamer.convert.architecture import build_hubert
 from espnet2_lamer.convert.huggingface import save_huggingface
-from espnet2_lamer.evaluation.decoding import decode_run
+from espnet2_lamer.evaluation.head_decoding import decode_run
 from espnet2_lamer.evaluation.runs import Run
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from tests.tiny_hubert import ARCHITECTURE
@@ -164,7 +164,8 @@ def test_the_packed_bpe_model_works_elsewhere_with_its_pieces(
     finished, tmp_path, monkeypatch
 ):
     from espnet2_lamer import register
-    from espnet2_lamer.export.zoo import pack_model, unpack_model
+    from espnet2_lamer.convert.packed import unpack_model
+    from espnet2_lamer.export.zoo import pack_model
 
     _, options, _, found = finished
     final = options.expdir / "asr_lid_bpe_tiny_layer1/final"

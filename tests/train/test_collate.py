@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from espnet2_lamer.data.frames import num_frames
+from espnet2_lamer.constants import num_frames
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.train.collate import LamerCollate, utterance_generator
 

@@ -10,7 +10,7 @@ import torch
 import espnet2_lamer.train.health as module
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.train.health import Health
-from espnet2_lamer.train.rehearsal import Rehearsal
+from espnet2_lamer.train.trial import Rehearsal
 
 
 def make_health(parts, is_first=True):

@@ -10,13 +10,13 @@ import pytest
 import torch
 from espnet2.train.reporter import Reporter
 
-from espnet2_lamer.analysis.cka import LinearCKA
-from espnet2_lamer.analysis.probe import phone_probe
 from espnet2_lamer.asr.encoder.lamer_hubert import LamerHubertEncoder
+from espnet2_lamer.asr.upstream import Upstream
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.metrics.cka import LinearCKA
+from espnet2_lamer.metrics.probe import phone_probe
 from espnet2_lamer.train.monitor import RIDGE, ForgettingMonitor, build_monitor
 from espnet2_lamer.train.monitor_sample import MAX_SAMPLES, monitor_sample
-from espnet2_lamer.upstream import Upstream
 from tests.tiny_hubert import ARCHITECTURE
 
 LANGS = ["cmn", "eng"]
@@ -244,21 +244,21 @@ def test_a_broken_model_is_reported_and_does_not_stop_training(data, tmp_path, c
     assert "forgetting was not measured" in caplog.text
 
 
-def run(model, tmp_path, data, **options):
-    """What is used of a training."""
+def monitor_of(model, tmp_path, data, **options):
+    """Build the monitor of a training with these options."""
     defaults = {"monitor_utts": 4, "monitor_layers": [], "max_epoch": 3, "seed": 0}
     defaults |= {"langs": LANGS, "encoder_conf": {}, "init_param": []}
     defaults["monitor_control"] = None
     defaults["valid_data_path_and_name_and_type"] = data
-    return SimpleNamespace(
-        options=SimpleNamespace(**defaults | options),
-        model=SimpleNamespace(encoder=model),
-        valid_factory=Factory(),
-        is_first=True,
-        output_dir=tmp_path,
-        device="cpu",
+    defaults["output_dir"] = str(tmp_path)
+    return build_monitor(
+        SimpleNamespace(**defaults | options),
+        model,
+        Factory(),
         epoch=1,
         updates=0,
+        device="cpu",
+        is_first=True,
     )
 
 
@@ -269,9 +269,9 @@ def test_it_is_off_where_nothing_can_be_forgotten(data, tmp_path):
         (encoder(lamer=None), {}),
         (encoder(), {"max_epoch": 0}),
     ):
-        assert build_monitor(run(model, tmp_path, data, **options)) is None
-    found = build_monitor(
-        run(encoder(lamer=None), tmp_path, data, encoder_conf={"base": "somewhere"})
+        assert monitor_of(model, tmp_path, data, **options) is None
+    found = monitor_of(
+        encoder(lamer=None), tmp_path, data, encoder_conf={"base": "somewhere"}
     )
     assert found.layers == [1, 2]
 
@@ -280,17 +280,17 @@ def test_a_layer_that_is_not_there_is_refused_before_training(data, tmp_path):
     with pytest.raises(
         RecipeError, match="monitor_layers: found 3, expected 0 .* to 2"
     ):
-        build_monitor(run(encoder(), tmp_path, data, monitor_layers=[1, 3]))
+        monitor_of(encoder(), tmp_path, data, monitor_layers=[1, 3])
 
 
 def test_masked_accuracy_stands_beside_the_controls_of_the_same_epoch(
     data, tmp_path, caplog
 ):
-    from tests.train.test_control_curve import write_control
+    from tests.train.test_curves import write_control
 
     caplog.set_level("INFO")
     control = write_control(tmp_path / "control")
-    found = build_monitor(run(encoder(), tmp_path, data, monitor_control=str(control)))
+    found = monitor_of(encoder(), tmp_path, data, monitor_control=str(control))
     figures = measure(found, 2, acc_m=0.5, acc_m_eng=0.375, bits_m_eng=4.0, loss=1.0)
     assert (figures["control_acc_m"], figures["control_acc_m_eng"]) == (0.2, 0.1)
     assert list(figures)[:6] == [
@@ -308,4 +308,4 @@ def test_masked_accuracy_stands_beside_the_controls_of_the_same_epoch(
 
 def test_a_control_that_is_not_there_is_refused_before_training(data, tmp_path):
     with pytest.raises(RecipeError, match="monitor_control: found no"):
-        build_monitor(run(encoder(), tmp_path, data, monitor_control="nowhere"))
+        monitor_of(encoder(), tmp_path, data, monitor_control="nowhere")

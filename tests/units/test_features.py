@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from espnet2_lamer.data.frames import num_frames
+from espnet2_lamer.constants import num_frames
+from espnet2_lamer.data.speech import read_speech
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.units import extract as extract_module
 from espnet2_lamer.units.features import FeatureStore, dump_features, sample_utterances
 from espnet2_lamer.units.shards import shard_size
-from espnet2_lamer.units.speech import read_speech
 
 
 def read_index(directory):

@@ -14,6 +14,7 @@ import pytest
 import soundfile
 
 from espnet2_lamer.bin import assign_units as assign_units_bin
+from espnet2_lamer.data.speech import read_speech
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.hashing import sha256_file
@@ -25,7 +26,6 @@ from espnet2_lamer.units.labels import (
     read_sidecar,
     write_token_list,
 )
-from espnet2_lamer.units.speech import read_speech
 
 K = 8
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from espnet2_lamer.data.frames import num_frames
+from espnet2_lamer.constants import num_frames
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.units.teacher import Teacher, absolute_source, load_teacher
@@ -265,7 +265,7 @@ class CollectsStates(torch.nn.Module):
 def test_an_upstream_is_cut_above_the_layer_where_its_state_stays_the_same(
     hubert_dir, layer
 ):
-    from espnet2_lamer.units.s3prl_teacher import stop_at
+    from espnet2_lamer.units.teacher import stop_at
 
     upstream, audio = CollectsStates(hubert_dir), torch.tensor(noise(5000))
     with torch.no_grad():
@@ -278,7 +278,7 @@ def test_an_upstream_is_cut_above_the_layer_where_its_state_stays_the_same(
 
 
 def test_an_upstream_whose_states_need_every_block_is_left_whole(hubert_dirs):
-    from espnet2_lamer.units.s3prl_teacher import stop_at
+    from espnet2_lamer.units.teacher import stop_at
 
     class DependsOnTheLast(CollectsStates):
         def forward(self, waveforms):

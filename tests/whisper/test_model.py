@@ -6,12 +6,13 @@ import yaml
 from espnet2.bin.asr_inference import Speech2Text
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.export.whisper import export_expert, write_full_whisper
 from espnet2_lamer.tasks.asr import LamerASRTask
-from espnet2_lamer.whisper.decoding import load_model, transcribe
-from espnet2_lamer.whisper.expert_files import export_expert, save_expert
+from espnet2_lamer.tasks.whisper import load_model
+from espnet2_lamer.whisper.expert_files import save_expert
 from espnet2_lamer.whisper.lora import lora_names
-from espnet2_lamer.whisper.packing import write_full_whisper
 from espnet2_lamer.whisper.text import token_list, write_token_list
+from espnet2_lamer.whisper.transcription import transcribe
 from tests.whisper.small_whisper import (
     LANGUAGES,
     batch,

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from espnet2_lamer.bin.asr_train import main
-from espnet2_lamer.whisper.decoding import load_model
+from espnet2_lamer.tasks.whisper import load_model
 from espnet2_lamer.whisper.text import write_token_list
 from tests.whisper.small_whisper import LANGUAGES
 

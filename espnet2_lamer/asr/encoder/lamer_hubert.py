@@ -10,11 +10,11 @@ from espnet2.asr.encoder.hubert_encoder import TorchAudioHuBERTPretrainEncoder
 from torch import Tensor, nn
 from torchaudio.models import HuBERTPretrainModel
 
+from espnet2_lamer.asr.masked_prediction import MaskedPredictionHead, MaskEmbedding
 from espnet2_lamer.convert import load_hubert
 from espnet2_lamer.convert.architecture import LARGE, build_hubert
 from espnet2_lamer.convert.load import source_sha256
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.hubert.masked_prediction import MaskedPredictionHead, MaskEmbedding
 from espnet2_lamer.layers import LamerConfig, add_lamer
 
 BASE_HASH = "base_sha256"

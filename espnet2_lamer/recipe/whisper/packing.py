@@ -7,7 +7,7 @@ from pathlib import Path
 from espnet2_lamer.export.card import model_card
 from espnet2_lamer.export.zoo import pack_model
 from espnet2_lamer.recipe.licences import corpus_terms
-from espnet2_lamer.recipe.whisper.decoding import model_files
+from espnet2_lamer.recipe.whisper.decoding_stage import model_files
 from espnet2_lamer.recipe.whisper.options import WhisperOptions
 from espnet2_lamer.recipe.whisper.systems import System, packages
 from espnet2_lamer.recipe.whisper.weights import read_weights
@@ -20,7 +20,7 @@ _ABOUT = (
 _USE = """\
 from espnet2.bin.asr_inference import Speech2Text
 import espnet2_lamer, soundfile
-from espnet2_lamer.export.zoo import unpack_model
+from espnet2_lamer.convert.packed import unpack_model
 
 espnet2_lamer.register()
 model = Speech2Text(**unpack_model("{zip}", "models"), beam_size=1, ctc_weight=0.0)
@@ -39,7 +39,7 @@ _WHAT = {
 
 def pack(options: WhisperOptions) -> None:
     """Stage 10: one self-contained zip for each system of ``--pack``."""
-    from espnet2_lamer.whisper.packing import write_full_whisper
+    from espnet2_lamer.export.whisper import write_full_whisper
 
     weights = read_weights(options)
     results = options.expdir / "RESULTS.md"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from espnet2_lamer.evaluation.languages import UNSPACED
 from espnet2_lamer.evaluation.scoring import LidScore, Score, score_files
-from espnet2_lamer.evaluation.units import NoUnitsError, normalize_text, to_units
+from espnet2_lamer.evaluation.text_units import NoUnitsError, normalize_text, to_units
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.recipe.whisper.options import WhisperOptions

@@ -10,7 +10,6 @@ from espnet2_lamer.evaluation.languages import (
     language_figures,
     utterance_rates,
 )
-from espnet2_lamer.evaluation.measure import Measure
 from espnet2_lamer.evaluation.results import (
     MeasureTable,
     Results,
@@ -20,6 +19,7 @@ from espnet2_lamer.evaluation.results import (
 from espnet2_lamer.evaluation.scoring import LidScore, Score
 from espnet2_lamer.evaluation.tables import describe_environment, write_results
 from espnet2_lamer.fileio.text import read_text
+from espnet2_lamer.metrics.measure import Measure
 from espnet2_lamer.recipe.whisper.data import channel_confounded
 from espnet2_lamer.recipe.whisper.options import WhisperOptions
 from espnet2_lamer.recipe.whisper.scoring import (

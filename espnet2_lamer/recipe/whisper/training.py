@@ -27,7 +27,7 @@ _SHARED = ("rank", "alpha", "targets", "encoder", "decoder")
 
 def train_experts(options: WhisperOptions) -> None:
     """Stage 3: one expert after the other, then the model that has them all."""
-    from espnet2_lamer.whisper.expert_files import export_expert
+    from espnet2_lamer.export.whisper import export_expert
 
     if not needs_experts(options):
         return

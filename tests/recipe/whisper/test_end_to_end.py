@@ -293,7 +293,7 @@ def test_a_package_transcribes_in_a_fresh_process(finished, tmp_path):
     code = f"""
 import soundfile, espnet2_lamer
 from espnet2.bin.asr_inference import Speech2Text
-from espnet2_lamer.export.zoo import unpack_model
+from espnet2_lamer.convert.packed import unpack_model
 espnet2_lamer.register()
 files = unpack_model({str(root / "exp/packed/whisper_mole.zip")!r}, "models")
 model = Speech2Text(**files, beam_size=1, ctc_weight=0.0, maxlenratio=-5)

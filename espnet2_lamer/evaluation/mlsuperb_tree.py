@@ -1,0 +1,246 @@
+"""Stage 9 for ML-SUPERB's own data: ``<data set>/<language>/{wav,transcript_*.txt}``.
+
+A transcript has lines ``utterance-id <ignored> text``. Development and test sets are
+the ten-minute lists, whatever the amount of training speech.
+"""
+
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import soundfile
+
+from espnet2_lamer.data.formatting import FormattedSet, collect_set
+from espnet2_lamer.data.sets import Utterance, write_set
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.evaluation.benchmark_sets import (
+    SetInfo,
+    convert_text,
+    has_units,
+    write_record,
+)
+from espnet2_lamer.evaluation.mlsuperb_protocol import (
+    DATASETS,
+    FEW_SHOT,
+    few_shot_utterances,
+)
+from espnet2_lamer.evaluation.text_units import default_unit, official_text
+from espnet2_lamer.fileio.atomic import write_json
+from espnet2_lamer.fileio.text import read_text
+
+#: ESPnet's asr.sh drops longer and shorter utterances, but never from test sets.
+LONGEST_TRAIN, SHORTEST_TRAIN = 20.0, 0.1
+# What an upstream needs.
+_SHORTEST_TEST = 0.025
+_UTTERANCE = re.compile(r"[\w.-]+")
+
+
+def scan_tree(
+    root: str | Path, langs: Sequence[str] = ("all",)
+) -> dict[tuple[str, str], Path]:
+    """Find the (data set, language) pairs of a tree.
+
+    Args:
+        root: The tree, ``MLSUPERB`` of ``db.sh``.
+        langs: ISO 639-3 codes, or ``all``.
+
+    Returns:
+        Folder of each pair, in the order of the official data sets.
+
+    Raises:
+        RecipeError: No tree of this layout, or a language that is not in it.
+    """
+    if not str(root) or str(root) == ".":
+        raise RecipeError(
+            "MLSUPERB is not set; write the path of ML-SUPERB's data into db.sh, or "
+            "choose --benchmark own or paper"
+        )
+    root = Path(root)
+    present = sorted(p.name for p in root.iterdir()) if root.is_dir() else []
+    if not set(present) & set(DATASETS):
+        found = ", ".join(present[:8]) or "nothing"
+        raise RecipeError(
+            f"{root}: found {found}, expected folders such as {', '.join(DATASETS[:5])}"
+            " of ML-SUPERB; correct MLSUPERB in db.sh"
+        )
+    unknown = [
+        name
+        for name in present
+        if name not in DATASETS and any((root / name).glob("*/transcript_*.txt"))
+    ]
+    if unknown:
+        raise RecipeError(
+            f"{root / unknown[0]}: unknown data set; ML-SUPERB has "
+            f"{', '.join(DATASETS)}"
+        )
+    pairs = {
+        (dataset, folder.name): folder
+        for dataset in DATASETS
+        if (root / dataset).is_dir()
+        for folder in sorted((root / dataset).iterdir())
+        if folder.is_dir()
+    }
+    known = {lang for _, lang in pairs}
+    missing = [lang for lang in langs if lang != "all" and lang not in known]
+    if missing:
+        raise RecipeError(
+            f"--eval_langs: {missing[0]} is in no data set of {root}; it has "
+            f"{', '.join(sorted(known))}"
+        )
+    return {
+        pair: folder
+        for pair, folder in pairs.items()
+        if "all" in langs or pair[1] in langs
+    }
+
+
+def set_name(dataset: str, lang: str, split: str, budget: str = "") -> str:
+    """Name of a formatted set below ``dump/raw``."""
+    return "_".join(filter(None, ("mlsuperb", dataset, lang, split, budget)))
+
+
+def read_transcript(path: Path, lang: str, dataset: str) -> Iterator[Utterance]:
+    """Read one list; the audio lies in ``wav/`` beside it.
+
+    Raises:
+        RecipeError: The file or a wav is missing, a line has no text, or an id occurs
+            twice.
+    """
+    if not path.is_file():
+        raise RecipeError(
+            f"{path}: file not found; every language of ML-SUPERB has one: complete "
+            "the download, or leave the language out of --eval_langs"
+        )
+    seen: set[str] = set()
+    lines = read_text(path).split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        fields = line.strip().split(maxsplit=2)
+        where = f"{path}:{number}"
+        if len(fields) < 3:
+            raise RecipeError(
+                f"{where}: found {line.strip()!r}, expected an utterance id, a field "
+                "that is not used, and the transcript; repair the line"
+            )
+        utt, _, text = fields
+        if not _UTTERANCE.fullmatch(utt) or utt in seen:
+            problem = "occurs twice" if utt in seen else "is no utterance id"
+            raise RecipeError(f"{where}: {utt!r} {problem}; repair the list")
+        seen.add(utt)
+        wav = path.parent / "wav" / f"{utt}.wav"
+        if not wav.is_file():
+            raise RecipeError(f"{where}: {wav} not found; complete the download")
+        yield Utterance(utt, str(wav.absolute()), lang, text=text, source=dataset)
+
+
+def prepare_mlsuperb(
+    root: str | Path,
+    data_dir: str | Path,
+    dump_dir: str | Path,
+    langs: Sequence[str],
+    units: Mapping[str, str],
+    budgets: Iterable[str],
+    nj: int = 1,
+) -> dict:
+    """Write ``<dump_dir>/raw/mlsuperb_<data set>_<lang>_*`` and ``mlsuperb.json``.
+
+    ``text`` holds the language's unit made from the text of the monolingual script,
+    ``text.char`` the text of the multilingual one. Files without samples are left out,
+    as are (not from test sets) those outside 0.1-20 s, and utterances whose text is
+    nothing but punctuation; all are counted. A reserved language also gets sets
+    ``*_few`` with its five training utterances.
+
+    Args:
+        root: The tree.
+        data_dir: Gets the sets before their audio is converted, in ``mlsuperb/``.
+        dump_dir: Root of the dump.
+        langs: ISO 639-3 codes, or ``all``.
+        units: Language to unit; others get their default.
+        budgets: ``10min`` and ``1h``.
+        nj: Processes.
+
+    Returns:
+        What ``mlsuperb.json`` holds: the counts of every set.
+
+    Raises:
+        RecipeError: The tree is not as it should be; nothing is written to the dump.
+    """
+    raw = Path(dump_dir) / "raw"
+    ready: dict[str, tuple[FormattedSet, SetInfo]] = {}
+    report: dict = {"root": str(root), "sets": {}}
+    for (dataset, lang), folder in scan_tree(root, langs).items():
+        unit = units.get(lang, default_unit(lang))
+        info = SetInfo("mlsuperb", dataset, lang, "", unit, normalisation="official")
+        lists = {("train", budget): f"transcript_{budget}_train" for budget in budgets}
+        lists |= {(s, ""): f"transcript_10min_{s}" for s in ("dev", "test")}
+        for (split, budget), name in lists.items():
+            utterances = list(read_transcript(folder / f"{name}.txt", lang, dataset))
+            wanted = {split: utterances}
+            if split == "train" and lang in FEW_SHOT:
+                wanted |= _few(utterances, dataset, lang, folder / f"{name}.txt")
+            for part, chosen in wanted.items():
+                key = set_name(dataset, lang, part, budget)
+                source = Path(data_dir) / "mlsuperb" / key
+                formatted, counts = _collect(source, chosen, split, unit, lang, raw, nj)
+                here = replace(
+                    info, split=split, budget=budget, few_shot=lang in FEW_SHOT
+                )
+                ready[key] = formatted, here
+                report["sets"][key] = counts
+    for key, (formatted, info) in ready.items():
+        formatted.write(raw / key)
+        write_record(raw / key, info)
+    write_json(raw / "mlsuperb.json", report)
+    logging.info("ML-SUPERB: %d sets from %s", len(ready), root)
+    return report
+
+
+def _few(
+    utterances: list[Utterance], dataset: str, lang: str, path: Path
+) -> dict[str, list[Utterance]]:
+    wanted = few_shot_utterances(dataset, lang)
+    few = [u for u in utterances if u.utt_id in wanted]
+    if wanted and not few:
+        raise RecipeError(
+            f"{path}: found none of {', '.join(sorted(wanted))}, on which ML-SUPERB "
+            f"trains the reserved language {lang}; complete the download"
+        )
+    return {"train_few": few} if few else {}
+
+
+def _collect(
+    source: Path,
+    utterances: list[Utterance],
+    split: str,
+    unit: str,
+    lang: str,
+    raw: Path,
+    nj: int,
+) -> tuple[FormattedSet, dict]:
+    plain = partial(official_text, brackets=True)
+    usable, empty, silent = [], 0, 0
+    for utterance in utterances:
+        text = utterance.text
+        if not plain(text) or not has_units(text, unit, lang, official_text):
+            silent += 1
+        elif not soundfile.info(utterance.path).frames:
+            empty += 1
+        else:
+            usable.append(utterance)
+    if not usable:
+        raise RecipeError(
+            f"{source.name}: no utterance with text and audio ({empty} without "
+            f"samples, {silent} without text); complete the download of ML-SUPERB"
+        )
+    write_set(source, usable)
+    limits = (SHORTEST_TRAIN, LONGEST_TRAIN)
+    if split == "test":
+        limits = (_SHORTEST_TEST, float("inf"))
+    formatted = collect_set([source], raw / "audio", *limits, nj)
+    convert_text(formatted, unit, lang, source, normalize=official_text, plain=plain)
+    counts = {**formatted.report[lang], "no_samples": empty, "no_text": silent}
+    return formatted, counts

@@ -1,0 +1,258 @@
+"""Stage 9 for the paper's sets: CommonVoice and FLEURS in ML-SUPERB's sizes.
+
+Per language and corpus one hour of training speech (or ten minutes of it) and ten
+minutes each of development and test speech, drawn once with a fixed seed (Lamer-SSL,
+sections 3.1 and 3.3; the paper does not publish its lists). Development and test speech
+comes from the corpora's own lists, which pretraining leaves out.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from espnet2_lamer.data.audio import header_seconds
+from espnet2_lamer.data.corpora import CORPORA, EVAL_DIR
+from espnet2_lamer.data.formatting import FormattedSet, collect_set
+from espnet2_lamer.data.sampling import sample_replay
+from espnet2_lamer.data.seeds import seed_of
+from espnet2_lamer.data.sets import SPLITS
+from espnet2_lamer.data.skipped import SkippedAudio
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.evaluation.benchmark_sets import (
+    SetInfo,
+    convert_text,
+    durations,
+    has_units,
+    write_record,
+    write_subset,
+)
+from espnet2_lamer.evaluation.runs import BUDGETS
+from espnet2_lamer.fileio.atomic import write_json, write_text
+from espnet2_lamer.fileio.datadir import read_table
+from espnet2_lamer.fileio.text import read_text
+
+#: In-domain and out-of-domain test of the paper.
+PAPER_CORPORA = ("commonvoice", "fleurs")
+#: Suffix of training sets that share one budget.
+TOTAL = "total"
+LISTS = "lists"
+_HELD_OUT_MINUTES = 10.0
+_LONGEST, _SHORTEST = 20.0, 0.1
+_BATCH = 64
+
+
+def set_name(corpus: str, lang: str, split: str, *suffix: str) -> str:
+    """Name of a formatted set below ``dump/raw``."""
+    return "_".join(("paper", corpus, lang, split, *suffix))
+
+
+def prepare_paper_sets(
+    data_dir: str | Path,
+    dump_dir: str | Path,
+    langs: Sequence[str],
+    units: Mapping[str, str],
+    budgets: Iterable[str] = ("1h",),
+    seed: int = 0,
+    nj: int = 1,
+    lists_dir: str | Path | None = None,
+    corpora: Sequence[str] = PAPER_CORPORA,
+    max_bad_audio: float = 1.0,
+) -> dict:
+    """Write ``<dump_dir>/raw/paper_<corpus>_<lang>_*`` and their utterance lists.
+
+    Training sets are ``train_1h``, ``train_10min``, and with ``_total`` the first part
+    of each that together with the other sets lasts as long. The shorter ones are parts
+    of the longer ones. Every list goes to ``<dump_dir>/raw/lists/<set>.txt``.
+
+    Args:
+        data_dir: Output of stage 1 with ``eval/<corpus>/<split>_<lang>``.
+        dump_dir: Root of the dump; converted audio is shared with stage 2.
+        langs: ISO 639-3 codes.
+        units: Language to unit.
+        budgets: Of ``10min`` and ``1h``.
+        seed: Draws the utterances.
+        nj: Processes.
+        lists_dir: Folder of lists to use instead of drawing; sets without a list there
+            are drawn.
+        corpora: Which corpora.
+        max_bad_audio: Per cent of a set's drawn files that may be unusable, or one if
+            that is more; 0: none. They are left out and listed in
+            ``<dump_dir>/raw/skipped_audio_<set>.tsv``.
+
+    Returns:
+        What ``paper.json`` holds: the record of every set.
+
+    Raises:
+        RecipeError: A set of stage 1 is missing or has no text, a list names an
+            utterance that is not there, a held-out utterance is in the pretraining
+            data, or too much audio is unusable. Nothing is written then.
+    """
+    data_dir, raw = Path(data_dir), Path(dump_dir) / "raw"
+    budgets = sorted(set(budgets), key=lambda b: -_minutes(b))
+    ready: dict[str, tuple[FormattedSet, SetInfo]] = {}
+    bad: list[SkippedAudio] = []
+    for corpus in corpora:
+        for lang in langs:
+            if lang not in units:
+                raise RecipeError(
+                    f"--units: none for {lang}; found {', '.join(sorted(units))}"
+                )
+            pretraining = _pretraining(data_dir, lang)
+            for split in SPLITS:
+                source = _source(data_dir, corpus, lang, split)
+                budget = budgets[0] if split == "train" else ""
+                minutes = _minutes(budget) if budget else _HELD_OUT_MINUTES
+                name = set_name(corpus, lang, split, *filter(None, [budget]))
+                drawn = seed_of(seed, "paper", corpus, lang, split)
+                utts = _choose(
+                    source, minutes, drawn, name, lists_dir, units[lang], lang
+                )
+                if split != "train":
+                    _refuse_overlap(source, utts, pretraining, lang)
+                # Sets of the two corpora have the same names: a report for each.
+                report_file = raw / f"skipped_audio_{name}.tsv"
+                # One of a drawn set may be bad, however small the set.
+                one = 100.001 / len(utts) if max_bad_audio else 0.0
+                skipped = SkippedAudio(report_file, max(max_bad_audio, one))
+                limits = (_SHORTEST, _LONGEST)
+                formatted = collect_set(
+                    [source], raw / "audio", *limits, nj, utts.__contains__, skipped
+                )
+                bad += [skipped] if skipped.counts else []
+                convert_text(formatted, units[lang], lang, source)
+                info = SetInfo("paper", corpus, lang, split, units[lang], budget, seed)
+                ready[name] = formatted, info
+    for skipped in bad:
+        skipped.write()
+    report: dict = {"seed": seed, "corpora": list(corpora), "sets": {}}
+    for name, (formatted, info) in ready.items():
+        formatted.write(raw / name)
+        report["sets"][name] = write_record(raw / name, info)
+    number = len(corpora) * len(langs)
+    for corpus in corpora:
+        for lang in langs:
+            report["sets"] |= _parts(raw, corpus, lang, budgets, number, units, seed)
+    for name, record in report["sets"].items():
+        utts = sorted(read_table(raw / name / "wav.scp"), key=str.encode)
+        write_text(raw / LISTS / f"{name}.txt", "".join(f"{utt}\n" for utt in utts))
+        logging.info(
+            "%s (%s): %d utterances, %.1f min",
+            *(name, record["unit"], record["utterances"], record["seconds"] / 60),
+        )
+    write_json(raw / "paper.json", report)
+    return report
+
+
+def _minutes(budget: str) -> float:
+    minutes = BUDGETS.get(budget)
+    if minutes is None:
+        raise RecipeError(
+            f"--budgets: found {budget!r}, expected 10min or 1h with --benchmark paper"
+        )
+    return minutes
+
+
+def _source(data_dir: Path, corpus: str, lang: str, split: str) -> Path:
+    if corpus not in CORPORA:
+        raise RecipeError(
+            f"unknown corpus {corpus!r}; expected some of {', '.join(PAPER_CORPORA)}"
+        )
+    directory = data_dir / EVAL_DIR / corpus / f"{split}_{lang}"
+    for name in ("wav.scp", "text"):
+        if not (directory / name).is_file():
+            raise RecipeError(
+                f"{directory / name}: file not found; it is made by stage 1 with "
+                f"{corpus} in --corpus, if {corpus} has the language {lang}"
+            )
+    return directory
+
+
+def _pretraining(data_dir: Path, lang: str) -> dict[str, str]:
+    path = data_dir / f"train_{lang}" / "wav.scp"
+    return read_table(path) if path.is_file() else {}
+
+
+def _refuse_overlap(
+    source: Path, utts: set[str], pretraining: Mapping[str, str], lang: str
+) -> None:
+    wavs = read_table(source / "wav.scp")
+    heard = set(pretraining.values())
+    both = sorted(u for u in utts if u in pretraining or wavs[u] in heard)
+    if both:
+        raise RecipeError(
+            f"{source / 'wav.scp'}: {len(both)} utterances are in train_{lang}, which "
+            f"pretraining uses, e.g. {both[0]}; rerun stage 1, which leaves the "
+            "corpora's dev and test lists out"
+        )
+
+
+def _choose(
+    source: Path,
+    minutes: float,
+    seed: int,
+    name: str,
+    lists_dir: str | Path | None,
+    unit: str,
+    lang: str,
+) -> set[str]:
+    """Return the ids of a list, or draw as many as last ``minutes``."""
+    texts = read_table(source / "text")
+    wavs = read_table(source / "wav.scp")
+    listed = Path(lists_dir) / f"{name}.txt" if lists_dir else None
+    if listed is not None and listed.is_file():
+        utts = set(read_text(listed).split())
+        unusable = sorted(u for u in utts if u not in wavs or not texts.get(u))
+        if unusable:
+            raise RecipeError(
+                f"{listed}: {unusable[0]} is not in {source}, or without text "
+                f"({len(unusable)} of {len(utts)}); the list belongs to other data"
+            )
+        return utts
+    ranked = sorted((utt for utt in wavs if texts.get(utt)), key=str.encode)
+    order = np.random.default_rng(seed).permutation(len(ranked))
+    usable = [ranked[index] for index in order]
+    chosen: set[str] = set()
+    total = 0.0
+    # Reading a few headers at a time: CommonVoice's English list has a million files.
+    for start in range(0, len(usable), _BATCH):
+        batch = {utt: wavs[utt] for utt in usable[start : start + _BATCH]}
+        for utt, seconds in header_seconds(batch, source / "wav.scp").items():
+            if total >= minutes * 60:
+                return chosen
+            fits = _SHORTEST <= seconds <= _LONGEST
+            if fits and has_units(texts[utt], unit, lang):
+                chosen.add(utt)
+                total += seconds
+    if not chosen:
+        raise RecipeError(f"{source}: no utterance with text of {_LONGEST:g} s or less")
+    if total < minutes * 60:
+        logging.warning(
+            "%s: %.1f min are all there is, %g wanted", name, total / 60, minutes
+        )
+    return chosen
+
+
+def _parts(
+    raw: Path,
+    corpus: str,
+    lang: str,
+    budgets: Sequence[str],
+    number: int,
+    units: Mapping[str, str],
+    seed: int,
+) -> dict[str, dict]:
+    """Write the shorter training sets of one corpus and language."""
+    longest = raw / set_name(corpus, lang, "train", budgets[0])
+    seconds = durations(longest)
+    drawn = seed_of(seed, "paper", corpus, lang, "part")
+    wanted = {(budget,): _minutes(budget) for budget in budgets[1:]}
+    wanted |= {(budget, TOTAL): _minutes(budget) / number for budget in budgets}
+    records = {}
+    for suffix, minutes in wanted.items():
+        name = set_name(corpus, lang, "train", *suffix)
+        utts = sample_replay(seconds, minutes / 60, drawn)
+        info = SetInfo("paper", corpus, lang, "train", units[lang], suffix[0], seed)
+        records[name] = write_subset(longest, raw / name, utts, info)
+    return records

@@ -1,0 +1,90 @@
+"""The self-contained form of an experiment on Whisper."""
+
+from copy import deepcopy
+from pathlib import Path
+
+import yaml
+
+from espnet2_lamer.fileio.atomic import write_text
+from espnet2_lamer.fileio.checksum import checked_file
+from espnet2_lamer.fileio.foreign import read_yaml
+from espnet2_lamer.whisper.expert_files import save_expert
+from espnet2_lamer.whisper.lora import remove_lora
+from espnet2_lamer.whisper.text import token_list
+
+
+def write_full_whisper(
+    config: str | Path, checkpoint: str | Path | None, output_dir: str | Path
+) -> tuple[Path, Path]:
+    """Write config and weights that need neither Whisper's file nor the experts'.
+
+    An experiment's epoch files hold what was added and the hash of Whisper's file
+    only. Here Whisper's tensors join them, and a student's teachers are left out.
+
+    Args:
+        config: ``config.yaml`` of the experiment.
+        checkpoint: One of its epoch files; ``None`` packs the model as built.
+        output_dir: Receives ``config.yaml`` and ``model.pth``.
+
+    Returns:
+        The two paths.
+
+    Raises:
+        RecipeError: The experiment does not load.
+    """
+    import torch
+
+    from espnet2_lamer.tasks.whisper import load_model
+
+    model = load_model(config, checkpoint)
+    settings = read_yaml(config)
+    lora = dict(settings["encoder_conf"].get("lora") or {"method": "frozen"})
+    lora.pop("train_language", None)
+    if model.config.method == "student":
+        for teacher in model.config.languages:
+            remove_lora(model, teacher)
+        model.decoder.new_tokens.clear()
+        lora |= {"languages": [], "language_tokens": {}}
+    for half in (model.encoder, model.decoder):
+        half.drop_base_hash()
+        settings[f"{half.side}_conf"] = {
+            **settings[f"{half.side}_conf"],
+            "whisper": None,
+            "dims": half.dims,
+            "lora": deepcopy(lora),  # YAML would write an alias
+        }
+    settings["token_list"] = list(token_list(model.vocab_size))
+    settings["model_conf"] = {
+        **settings["model_conf"],
+        "experts": {},
+        "teacher_cache": None,
+    }
+    output_dir = Path(output_dir)
+    paths = output_dir / "config.yaml", output_dir / "model.pth"
+    # The token list is long: libyaml takes a tenth of the time, where it is there.
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    text = yaml.dump(settings, Dumper=dumper, sort_keys=False, allow_unicode=True)
+    write_text(paths[0], text)
+    with checked_file(paths[1]) as handle:
+        # Through a handle: given a path, torch writes its name into the file.
+        torch.save(model.state_dict(), handle)
+    return paths
+
+
+def export_expert(
+    config: str | Path, checkpoint: str | Path, language: str, output: str | Path
+) -> None:
+    """Write the expert that an experiment trained.
+
+    Args:
+        config: ``config.yaml`` of the experiment.
+        checkpoint: One of its epoch files.
+        language: The expert's.
+        output: The safetensors file.
+
+    Raises:
+        RecipeError: As :func:`save_expert`, or the experiment does not load.
+    """
+    from espnet2_lamer.tasks.whisper import load_model
+
+    save_expert(load_model(config, checkpoint), language, output)

@@ -1,0 +1,1 @@
+"""Pure numpy: error rates, intervals and paired tests, CKA, probes, records."""

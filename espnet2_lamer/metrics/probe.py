@@ -1,0 +1,196 @@
+"""Linear phone probe: how well a frame's features tell which phone is spoken."""
+
+import logging
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.text import text_lines
+from espnet2_lamer.metrics.measure import Measure
+
+SAMPLE_RATE = 16_000
+_FRAME_SHIFT = 320
+_FRAME_CENTRE = 200
+# Iterations of L-BFGS. Fixed, so that every model's probe gets the same budget.
+_ITERATIONS = 100
+# A last phone may end after the last frame's centre by a little, not by more.
+_TOLERATED_FRAMES = 2
+
+Phones = Sequence[str | None]
+
+
+@dataclass(frozen=True)
+class PhoneProbe:
+    """Result of a phone probe.
+
+    Attributes:
+        accuracy: Frame accuracy on the test utterances, per cent, with its bootstrap
+            interval over utterances and its parts, so that two models compare.
+        majority: Accuracy of always answering the most frequent training phone.
+        phones: Number of phones the probe can answer.
+        train_frames: Number of frames it was trained on.
+    """
+
+    accuracy: Measure
+    majority: float
+    phones: int
+    train_frames: int
+
+
+def frame_phones(phones_ctm: str | Path) -> dict[str, list[str | None]]:
+    """Align a phone CTM to HuBERT frames.
+
+    Frame t covers samples 320 t to 320 t + 400 of 16 kHz audio; it gets the phone
+    that is spoken at its centre, sample 320 t + 200.
+
+    Args:
+        phones_ctm: ``utt channel start_s duration_s phone`` lines.
+
+    Returns:
+        Per utterance one phone a frame, up to the last phone; None between phones.
+
+    Raises:
+        RecipeError: The file is missing or a line is not CTM.
+    """
+    path = Path(phones_ctm)
+    if not path.is_file():
+        raise RecipeError(f"{path}: file not found; it is made by stage 1")
+    aligned: dict[str, list[str | None]] = {}
+    for number, line in text_lines(path):
+        try:
+            utt, _, start_s, duration_s, phone = line.split()[:5]
+            start, end = float(start_s), float(start_s) + float(duration_s)
+        except ValueError:
+            raise RecipeError(
+                f"{path}:{number}: found {line.strip()!r}; expected 'utt channel "
+                "start_s duration_s phone'"
+            ) from None
+        frames = aligned.setdefault(utt, [])
+        first, stop = _first_frame(start), _first_frame(end)
+        frames.extend([None] * (stop - len(frames)))
+        frames[first:stop] = [phone] * (stop - first)
+    return aligned
+
+
+def phone_probe(
+    train_features: Mapping[str, ArrayLike],
+    train_phones: Mapping[str, Phones],
+    test_features: Mapping[str, ArrayLike],
+    test_phones: Mapping[str, Phones],
+    max_frames: int = 60_000,
+    seed: int = 0,
+    ridge: float | None = None,
+) -> PhoneProbe:
+    """Train a linear phone classifier on frames and measure it on other utterances.
+
+    The classifier is multinomial logistic regression on features standardised with
+    the training frames' mean and deviation, trained by 100 iterations of L-BFGS with
+    an L2 penalty of weight 1 on the summed loss. Frames without a phone are left
+    out; test frames whose phone was not seen in training count as wrong.
+
+    Args:
+        train_features: ``[T, D]`` per utterance id (arrays or CPU tensors).
+        train_phones: Per utterance id its frames' phones, see :func:`frame_phones`.
+            Utterances that are not in it are left out.
+        test_features: As ``train_features``, for other utterances.
+        test_phones: As ``train_phones``.
+        max_frames: More training frames than these are sampled down.
+        seed: Seed of that sample and of the bootstrap.
+        ridge: Use a ridge classifier instead, which is solved at once (the phones'
+            indicators by least squares, the highest wins), with this L2 penalty on
+            the mean squared error.
+
+    Raises:
+        RecipeError: No frame has a phone, fewer than two phones occur, or phones
+            reach beyond an utterance's features.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression, RidgeClassifier
+    from threadpoolctl import threadpool_limits
+
+    features, phones, _ = _labelled_frames(train_features, train_phones, "training")
+    if len(features) > max_frames:
+        chosen = np.random.default_rng(seed).choice(
+            len(features), max_frames, replace=False
+        )
+        chosen.sort()
+        features, phones = features[chosen], phones[chosen]
+    names, counts = np.unique(phones, return_counts=True)
+    if len(names) < 2:
+        raise RecipeError(
+            f"phone probe: the only phone in the training utterances is {names[0]!r}; "
+            "give utterances with at least two"
+        )
+    mean, deviation = features.mean(axis=0), features.std(axis=0)
+    # A constant dimension carries nothing; dividing by 1 keeps it finite.
+    deviation[deviation == 0] = 1
+    if ridge is None:
+        classifier = LogisticRegression(max_iter=_ITERATIONS)
+    else:
+        classifier = RidgeClassifier(ridge * len(features), solver="cholesky")
+    # One thread: the sums, and so the figures, are the same on every machine, and many
+    # short products gain little from more.
+    with threadpool_limits(1), warnings.catch_warnings():
+        # The budget is fixed on purpose, so not having converged is no news.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        classifier.fit((features - mean) / deviation, phones)
+
+    tested, truth, owners = _labelled_frames(test_features, test_phones, "test")
+    right = classifier.predict((tested - mean) / deviation) == truth
+    unseen = np.setdiff1d(truth, names)
+    if unseen.size:
+        logging.debug(
+            "phone probe: test phones never seen in training count as wrong: %s",
+            " ".join(unseen),
+        )
+    utts, owner = np.unique(owners, return_inverse=True)
+    correct, frames = np.bincount(owner, weights=right), np.bincount(owner)
+    parts = {
+        str(utt): (int(c), int(n))
+        for utt, c, n in zip(utts, correct, frames, strict=True)
+    }
+    return PhoneProbe(
+        accuracy=Measure.of_rate(parts, seed=seed),
+        majority=100 * float((truth == names[counts.argmax()]).mean()),
+        phones=len(names),
+        train_frames=len(features),
+    )
+
+
+def _first_frame(seconds: float) -> int:
+    """Index of the first frame whose centre is not before a point in time."""
+    samples = round(seconds * SAMPLE_RATE)
+    return max(0, math.ceil((samples - _FRAME_CENTRE) / _FRAME_SHIFT))
+
+
+def _labelled_frames(
+    features: Mapping[str, ArrayLike], phones: Mapping[str, Phones], what: str
+) -> tuple[NDArray[np.float32], NDArray[np.str_], NDArray[np.str_]]:
+    """Concatenate the frames that have a phone: features, phones, utterance ids."""
+    kept, labels, owners = [], [], []
+    for utt in sorted(features, key=str.encode):
+        if utt not in phones:
+            continue
+        frames = np.asarray(features[utt], dtype=np.float32)
+        if len(phones[utt]) > len(frames) + _TOLERATED_FRAMES:
+            raise RecipeError(
+                f"phone probe: utterance {utt!r} has {len(frames)} frames of features "
+                f"but phones up to frame {len(phones[utt])}; features and phones.ctm "
+                "must be of the same 16 kHz audio at 50 frames a second"
+            )
+        spoken = [t for t, p in enumerate(phones[utt][: len(frames)]) if p is not None]
+        kept.append(frames[spoken])
+        labels += [phones[utt][t] for t in spoken]
+        owners += [utt] * len(spoken)
+    if not labels:
+        raise RecipeError(
+            f"phone probe: no frame of the {what} utterances has a phone; give "
+            "utterances that phones.ctm covers"
+        )
+    return np.concatenate(kept), np.array(labels), np.array(owners)

@@ -1,0 +1,239 @@
+"""The adapter file: what was trained beside a frozen base, in one safetensors file."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from espnet2_lamer.asr.upstream import Upstream
+from espnet2_lamer.convert import load_hubert
+from espnet2_lamer.convert.architecture import build_hubert
+from espnet2_lamer.convert.espnet_experiment import HUBERT
+from espnet2_lamer.convert.load import local_source, source_sha256
+from espnet2_lamer.convert.names import can_be_fetched
+from espnet2_lamer.convert.state import check_fit
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.foreign import clear_errors
+from espnet2_lamer.layers import LamerConfig, add_lamer
+from espnet2_lamer.tasks.pretrained import restore_pretraining_model
+
+SUFFIX = ".safetensors"
+FORMAT = 1
+# The only entry of the file's own metadata, so that equal input gives equal bytes:
+# safetensors writes several in any order.
+METADATA = "espnet2_lamer"
+CENTROIDS = "codebook.centroids"
+_EXPERTS = f"{HUBERT}wav2vec2."
+_BUFFERS = (".selection_bias", ".load")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Content of an adapter file.
+
+    Attributes:
+        tensors: Experts, routers, head and persistent buffers under their names in the
+            ESPnet model, and the codebook's centroids ``[K, D]`` if they are there.
+        metadata: ``base`` (``name``, ``sha256`` of its weights file, ``architecture``),
+            ``encoder_conf``, ``model_conf``, ``num_classes``, ``codebook``, ...
+    """
+
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, Any]
+
+
+def read_adapter(path: str | Path) -> Adapter:
+    """Read an adapter file and check that it is whole.
+
+    Raises:
+        RecipeError: It is missing, damaged, no adapter file, or of a later format.
+    """
+    from safetensors import safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise RecipeError(f"{path}: file not found; expected an adapter file")
+    with clear_errors(path), safe_open(path, framework="pt") as handle:
+        text = (handle.metadata() or {}).get(METADATA)
+        if text is None:
+            raise RecipeError(
+                f"{path}: found no entry {METADATA!r} in its metadata, expected an "
+                "adapter file of bin.export; of a Hugging Face model give the directory"
+            )
+        metadata = json.loads(text)
+        tensors = {name: handle.get_tensor(name) for name in handle.keys()}
+        _check_metadata(metadata, path)
+        if content_digest(tensors, metadata) != metadata["sha256"]:
+            raise RecipeError(
+                f"{path}: its content is not what its own SHA-256 says: damaged; fetch "
+                "it again"
+            )
+    return Adapter(tensors, metadata)
+
+
+def load_adapter(path: str | Path, base: str | Path | None = None) -> Upstream:
+    """Put an adapter file on its base.
+
+    Args:
+        path: File of :func:`write_adapter`.
+        base: Its base, in any format that
+            :func:`~espnet2_lamer.convert.load_hubert` reads; default is the name in
+            the file, if that can be found.
+
+    Raises:
+        RecipeError: The file is damaged, or the base is another one or not found.
+    """
+    adapter = read_adapter(path)
+    hubert = load_hubert(_find_base(adapter, base, path))
+    conf = adapter.metadata["encoder_conf"]
+    _check_architecture(adapter, hubert.architecture, path)
+    found = _part(adapter.tensors)
+    with clear_errors(path):
+        config = LamerConfig(**conf["lamer"])
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            planned = add_lamer(build_hubert(hubert.architecture), config)
+        trained = {name for name, p in planned.named_parameters() if p.requires_grad}
+        expected = {
+            name: value
+            for name, value in planned.state_dict().items()
+            if name in trained or name.endswith(_BUFFERS)
+        }
+        check_fit(expected, found, path)
+        if not all(
+            value.dtype == expected[name].dtype for name, value in found.items()
+        ):
+            raise RecipeError(f"{path}: found other numbers than float32 in experts")
+        hubert = add_lamer(hubert, config)
+        hubert.load_state_dict(found, strict=False)
+        # It trained where the base has none.
+        mask = adapter.tensors.get(f"{HUBERT}mask_generator.mask_embedding")
+        hubert.mask_embedding = hubert.mask_embedding if mask is None else mask
+        return Upstream(
+            hubert.eval(),
+            {**asdict(config), "targets": list(config.targets)},
+            bool(conf["final_norm"]),
+        )
+
+
+def load_adapter_for_pretraining(path: str | Path, base: str | Path | None = None):
+    """Return the whole ``LamerHubertPretrainModel`` of an adapter file, head included.
+
+    Args:
+        path: As :func:`load_adapter`.
+        base: As :func:`load_adapter`.
+
+    Raises:
+        RecipeError: As :func:`load_adapter`.
+    """
+    from espnet2_lamer.asr.encoder.lamer_hubert import BASE_HASH, GUARD
+
+    adapter = read_adapter(path)
+    data = adapter.metadata
+    where = _find_base(adapter, base, path)
+    config = {
+        "encoder": "lamer_hubert",
+        "encoder_conf": {**data["encoder_conf"], "base": str(where)},
+        "model_conf": data["model_conf"],
+        "num_classes": data["num_classes"],
+        "token_list": [*map(str, range(data["num_classes"])), "<unk>", "<sos/eos>"],
+    }
+    state = {k: v for k, v in adapter.tensors.items() if k != CENTROIDS}
+    digest = bytes.fromhex(data["base"]["sha256"])
+    state[f"encoder.{BASE_HASH}"] = torch.tensor(list(digest), dtype=torch.uint8)
+    state[f"encoder.{GUARD}"] = torch.empty(0)
+    return restore_pretraining_model(config, state, None, Path(path))
+
+
+def content_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+    """SHA-256 of everything in the file but itself; safetensors has no checksum."""
+    rest = {key: value for key, value in metadata.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _check_metadata(metadata: Any, path: Path) -> None:
+    found = metadata if isinstance(metadata, dict) else {}
+    if found.get("format") != FORMAT:
+        raise RecipeError(
+            f"{path}: format: found {found.get('format')!r}, expected {FORMAT}; a "
+            "later version of this package may read it"
+        )
+    base = found.get("base")
+    checks = {
+        "sha256": isinstance(found.get("sha256"), str),
+        "base": isinstance(base, dict)
+        and isinstance(base.get("name"), str)
+        and isinstance(base.get("architecture"), dict)
+        and re.fullmatch("[0-9a-f]{64}", str(base.get("sha256"))) is not None,
+        "num_classes": isinstance(found.get("num_classes"), int)
+        and 0 < found["num_classes"] < 2**20,
+        "encoder_conf": isinstance(conf := found.get("encoder_conf"), dict)
+        and isinstance(conf.get("lamer"), dict)
+        and isinstance(conf.get("final_norm"), bool),
+        "model_conf": isinstance(found.get("model_conf"), dict),
+    }
+    for key, right in checks.items():
+        if not right:
+            raise RecipeError(
+                f"{path}: {key}: found {str(found.get(key))[:80]!r}, which bin.export "
+                "does not write; fetch the file again"
+            )
+
+
+def _find_base(adapter: Adapter, base: str | Path | None, path: str | Path) -> str:
+    expected = adapter.metadata["base"]
+    name, how = expected["name"], "give it: load_model(adapter, base=...)"
+    if base is None and not can_be_fetched(name):
+        raise RecipeError(
+            f"{path}: its base {name!r} (SHA-256 {expected['sha256']}) is not a public "
+            f"name; {how}"
+        )
+    where = str(base)
+    if base is None:
+        try:
+            # Whoever made the file must not decide what is fetched.
+            where = local_source(name, fetch=False)
+        except RecipeError as error:
+            raise RecipeError(
+                f"{path}: its base {name!r} is not found here ({error}); {how}, also "
+                "to fetch it by that name"
+            ) from error
+    found = source_sha256(where)
+    if found != expected["sha256"]:
+        raise RecipeError(
+            f"{where}: SHA-256 of its weights is {found}, but {path} was trained on "
+            f"{name!r} with {expected['sha256']}; give that base, the same file"
+        )
+    return where
+
+
+def _check_architecture(
+    adapter: Adapter, found: Mapping[str, Any], path: str | Path
+) -> None:
+    """The hash covers the weights; what a config beside them says counts, too."""
+    expected = adapter.metadata["base"]["architecture"]
+    found = json.loads(json.dumps(found))
+    for key in sorted({*expected, *found}):
+        if expected.get(key) != found.get(key):
+            raise RecipeError(
+                f"{path}: {key} of the base: found {found.get(key)!r}, expected "
+                f"{expected.get(key)!r} as in training; restore the base's config"
+            )
+
+
+def _part(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(_EXPERTS): value
+        for name, value in tensors.items()
+        if name.startswith(_EXPERTS)
+    }

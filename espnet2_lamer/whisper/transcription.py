@@ -1,0 +1,100 @@
+"""Batched greedy decoding with cached keys: the recipe's fast path."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from whisper.audio import SAMPLE_RATE
+
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.whisper.blocks import Cache
+from espnet2_lamer.whisper.model import Routed, WhisperLoraModel
+from espnet2_lamer.whisper.text import decode_text
+
+# Bounds on a text by its audio: Cantonese reaches six characters a second, of up to
+# three tokens each. A text that goes on longer repeats itself.
+TOKENS_PER_SECOND = 20.0
+TOKENS_MORE = 10
+
+
+@dataclass
+class Transcription:
+    """What :func:`transcribe` returns.
+
+    ``tokens`` are without prompt and end, ``texts`` their texts; ``languages`` what
+    each utterance was routed to or prompted with, ``None`` with a student;
+    ``posterior [B, N]`` the languages' probabilities where they were identified.
+    """
+
+    tokens: list[list[int]]
+    texts: list[str]
+    languages: list[str] | None
+    posterior: Tensor | None
+
+
+@torch.no_grad()
+def transcribe(
+    model: WhisperLoraModel,
+    speech: Tensor,
+    speech_lengths: Tensor,
+    languages: str | Sequence[str] | None = None,
+    max_tokens: int | None = None,
+) -> Transcription:
+    """Write down what is said, greedily, a whole batch at a time.
+
+    Args:
+        model: In eval mode.
+        speech: Waveforms ``[B, n]``, 16 kHz.
+        speech_lengths: Valid samples ``[B]``.
+        languages: One for all or one each; ``None`` identifies them.
+        max_tokens: Most tokens of a text; bounded by the audio's length anyway.
+
+    Raises:
+        RecipeError: As :meth:`WhisperLoraModel.route`.
+    """
+    if isinstance(languages, str):
+        languages = [languages] * len(speech)
+    if languages is not None and len(languages) != len(speech):
+        raise RecipeError(
+            f"languages: found {len(languages)}, expected {len(speech)}, one for each "
+            "utterance"
+        )
+    with model.autocast(speech.device):
+        routed = model.route(speech, speech_lengths, languages)
+    limits = speech_lengths / SAMPLE_RATE * TOKENS_PER_SECOND + TOKENS_MORE
+    most = model.decoder.max_tokens - routed.prompt.shape[1]
+    most = most if max_tokens is None else min(most, max_tokens)
+    # In float32: autocast would cast every weight again for every token.
+    tokens = _greedy(model, routed, limits.long().clamp(max=most))
+    return Transcription(
+        tokens,
+        [decode_text(row) for row in tokens],
+        routed.languages,
+        routed.posterior,
+    )
+
+
+def _greedy(model: WhisperLoraModel, routed: Routed, limits: Tensor) -> list[list[int]]:
+    decoder, encoded = model.decoder, routed.encoded
+    prompts = decoder.prompts
+    eot = prompts.tokenizer.eot
+    cache = Cache()
+    prompt, new = routed.prompt, routed.prompt[:, :0]
+    rows: list[Tensor] = []
+    done = limits <= 0
+    while not done.all():
+        decoded = decoder.decode(
+            encoded.output, encoded.lengths, prompt, new, encoded.route, cache=cache
+        )
+        scores = prompts.suppress(decoded.logits[:, -1], first=not rows)
+        best = scores.argmax(-1).masked_fill(done, eot)
+        rows.append(best)
+        done = done | (best == eot) | (len(rows) >= limits)
+        prompt, new = routed.prompt[:, :0], best[:, None]
+    if not rows:
+        return [[] for _ in limits]
+    return [
+        [token for token in row if token != eot]
+        for row in torch.stack(rows, 1).tolist()
+    ]
