@@ -28,7 +28,6 @@ from espnet2_lamer.metrics.probe import PhoneProbe, frame_phones, phone_probe
 from espnet2_lamer.parallel import run_each
 from espnet2_lamer.recipe.checkpoints import base_path
 from espnet2_lamer.recipe.options import Options
-from espnet2_lamer.recipe.pretraining import experiments
 from espnet2_lamer.tasks.pretrained import load_pretraining_model
 from espnet2_lamer.upstream import load_model
 
@@ -81,7 +80,7 @@ def _routing(options: Options, dev: Path, utt2lang: dict[str, str]) -> None:
 
 def _masked(options: Options, dev: Path, utt2lang: dict[str, str]) -> None:
     result: dict[str, dict[str, Any]] = {}
-    for experiment in experiments(options):
+    for experiment in options.trainings:
         model = load_pretraining_model(experiment)
         measures = masked_accuracy(model, dev, utt2lang, options.seed)
         result[experiment.name] = {lang: asdict(m) for lang, m in measures.items()}
@@ -92,7 +91,7 @@ def _curves(options: Options) -> None:
     """Draw what the trainings logged per language at each validation."""
     trainings = {
         path.name: path
-        for path in experiments(options)
+        for path in options.trainings
         if (path / "checkpoint.pth").exists()
     }
     logged = {

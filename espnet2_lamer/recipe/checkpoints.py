@@ -19,7 +19,12 @@ def base_path(options: Options) -> str:
 
 
 def teacher_path(options: Options) -> str:
-    """The teacher: as the base, or a name that needs no checkpoint."""
+    """The teacher: as the base, or a name that needs no checkpoint.
+
+    Before it is recorded, what the option says.
+    """
+    if not options.checkpoints.is_file():
+        return options.teacher
     return read_checkpoints(options)["teacher"]["path"]
 
 

@@ -109,23 +109,6 @@ def _write_adapter(options: Options, output: Path) -> None:
     logging.info("wrote %s (%.1f MB)", output, output.stat().st_size / 1e6)
 
 
-def upload(options: Options) -> None:
-    """Stage 14: upload what stage 13 made to Hugging Face; off without ``--hf_repo``.
-
-    The pretrained model's files lie at the top of the repository, everything else
-    beside them. With ``--dry_run true`` they are only listed.
-
-    Raises:
-        RecipeError: No token, or the upload failed.
-    """
-    upload_packages(
-        options.hf_repo,
-        packages(options) | adapter_files(options),
-        options.dry_run,
-        options.ssl_experiment.name,
-    )
-
-
 def upload_packages(
     hf_repo: str, files: Mapping[str, Path], dry_run: bool = False, front: str = ""
 ) -> None:

@@ -244,9 +244,3 @@ def _check_control(options: Options) -> None:
             "control out with --control false"
         )
     write_json(record, inputs)
-
-
-def experiments(options: Options) -> list[Path]:
-    """The experiments of stage 7."""
-    control = [options.control_experiment] if options.control else []
-    return [options.ssl_experiment, *control]
