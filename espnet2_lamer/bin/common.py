@@ -60,6 +60,16 @@ def take_trust(cmd: Sequence[str] | None) -> tuple[bool, list[str]]:
     return getattr(known, OPTION), rest
 
 
+def words(text: str) -> list[str]:
+    """Read an option's words."""
+    return text.split()
+
+
+def numbers(text: str) -> list[int]:
+    """Read an option's whole numbers."""
+    return [int(word) for word in text.split()]
+
+
 def setup_logging() -> None:
     """Log to standard error in ESPnet's format, without module noise."""
     logging.basicConfig(

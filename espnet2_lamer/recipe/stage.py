@@ -159,7 +159,7 @@ class Recipe:
                 return stage
         raise KeyError(f"{self.name}: no stage {name}")
 
-    def replaced(self, name: str, **changes: Any) -> list[Stage]:
+    def replaced(self, name: str, /, **changes: Any) -> list[Stage]:
         """Return the stages up to ``name``, and that one with changes in its place."""
         last = self[name]
         before = [stage for stage in self if stage.number < last.number]

@@ -7,6 +7,7 @@ ends in a second or two.
 from collections.abc import Sequence
 from pathlib import Path
 
+from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.mlsuperb_tree import scan_tree
 from espnet2_lamer.recipe.benchmark import (
     ASR_TRACKS,
@@ -31,8 +32,8 @@ from espnet2_lamer.recipe.upstreams import (
 ssl1 = Recipe(
     "ssl1",
     "Lamer-SSL: extend a HuBERT to new languages with layer-aware LoRA experts. "
-    "Without options: the mini preset, from data to packed models, on a CPU. A stage whose "
-    "inputs and options did not change is skipped; one that was killed goes on.",
+    "Without options: the mini preset, from data to packed models, on a CPU. A stage "
+    "whose inputs and options did not change is skipped; one that was killed goes on.",
     Options,
     Path("conf/presets"),
     settle,
@@ -536,9 +537,19 @@ def upload(options: Options) -> None:
 
 
 def stages_of(options: Options) -> list[Stage]:
-    """Return every stage; with ``--sanity true`` those up to the sanity check."""
+    """Return every stage; with ``--sanity true`` those up to the sanity check.
+
+    Raises:
+        RecipeError: A sanity check is asked for, but not the stage that it replaces.
+    """
     if not options.sanity:
         return list(ssl1)
+    number = ssl1["pretraining"].number
+    if not options.stage <= number <= options.stop_stage:
+        raise RecipeError(
+            f"--sanity: found stages {options.stage} to {options.stop_stage}, expected "
+            f"a range with stage {number}, which it replaces"
+        )
     return ssl1.replaced(
         "pretraining",
         title="sanity check of pretraining",
