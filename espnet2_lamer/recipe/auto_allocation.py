@@ -19,7 +19,7 @@ from espnet2_lamer.layers import parse_allocation
 from espnet2_lamer.layers.allocation import apportion
 from espnet2_lamer.recipe.checkpoints import base_path, read_checkpoints
 from espnet2_lamer.recipe.options import Options
-from espnet2_lamer.recipe.ssl_config import own_allocation, read_ssl_config
+from espnet2_lamer.recipe.settle import own_allocation, read_ssl_config
 from espnet2_lamer.upstream import load_model
 
 #: Utterances per language whose states are compared, and how much of each is heard.

@@ -17,7 +17,7 @@ from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.checksum import check_file
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.pretraining import train_ssl, write_shapes
-from espnet2_lamer.recipe.ssl_config import AUTO
+from espnet2_lamer.recipe.settle import AUTO
 
 MINI = Path("mini")
 

@@ -86,7 +86,7 @@ class CommonOptions:
 class Options(CommonOptions):
     """Options of ssl1; ``./run.sh --help`` shows them.
 
-    ``recipe.ssl_config.resolve_ssl_config`` fills in what follows from the pretraining
+    ``recipe.settle.resolve_ssl_config`` fills in what follows from the pretraining
     YAML: ``allocation`` (empty where the whole model trains) and ``ssl_tag``.
     """
 
@@ -317,11 +317,16 @@ class Options(CommonOptions):
         return [*(name for name in others if name in self.upstreams), "lamer"]
 
     @property
+    def evaluation(self) -> str:
+        """Suffix of what belongs to one pretraining on one benchmark."""
+        benchmark = "" if self.benchmark == "own" else f"_{self.benchmark}"
+        return self.variant + benchmark
+
+    @property
     def results(self) -> Path:
         """Directory of ``RESULTS.md``, one per pretraining and benchmark."""
-        benchmark = "" if self.benchmark == "own" else f"_{self.benchmark}"
-        suffix = self.variant + benchmark
-        return self.expdir / f"results{suffix}" if suffix else self.expdir
+        name = self.evaluation
+        return self.expdir / f"results{name}" if name else self.expdir
 
     def system(self, upstream: str) -> str:
         """Name of an upstream in file names and tables: the pretraining by its own."""

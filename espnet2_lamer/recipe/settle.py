@@ -1,15 +1,21 @@
 """What options of ssl1 mean together: checked, and completed, before anything runs."""
 
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.text_units import UNITS, default_unit
+from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.trust import (
     S3PRL_PREFIX,
     split_s3prl,
     trusting_s3prl_files,
 )
 from espnet2_lamer.recipe.benchmark import check_benchmark
-from espnet2_lamer.recipe.options import Options
-from espnet2_lamer.recipe.ssl_config import resolve_ssl_config
+from espnet2_lamer.recipe.options import HEAD_ONLY_TAG, Options
 from espnet2_lamer.recipe.upstreams import upstream_specs
 
 
@@ -73,3 +79,123 @@ def _units(options: Options) -> dict[str, str]:
             )
         units[lang] = unit
     return units
+
+
+# The other upstreams, whose heads stand in the same directory, and stage 6's ssl_stats.
+_TAKEN_TAGS = ("random", "base", "stats")
+# Options that do nothing where there are no experts.
+_OF_EXPERTS = ("expand_from", "old_experts")
+#: Value of ``--allocation``: counts from the data, when stage 7 starts.
+AUTO = "auto"
+
+
+def read_ssl_config(path: Path) -> dict[str, Any]:
+    """Read a pretraining YAML.
+
+    Raises:
+        RecipeError: It is not a YAML mapping.
+    """
+    config = read_yaml(path)
+    if not config:
+        raise RecipeError(f"{path}: found no 'key: value' lines, expected a config")
+    return config
+
+
+def resolve_ssl_config(options: Options) -> None:
+    """Settle ``allocation``, ``ssl_tag`` and ``control`` of the options, in place.
+
+    The allocation is the YAML's own; one given on the command line replaces it, which
+    is logged and shows in the name of the experiment. The name comes from the YAML's:
+    ``conf/tuning/train_ssl_milore.yaml`` trains ``exp/ssl_milore``. A config that
+    trains the head alone is its own control.
+
+    Raises:
+        RecipeError: An allocation is malformed, is given for a config without experts,
+            or is stated nowhere; or the name is taken.
+    """
+    path = options.ssl_config
+    own = own_allocation(read_ssl_config(path))
+    given = options.allocation.replace(" ", "")
+    if given and given != AUTO and not re.fullmatch(r"\d+(,\d+)*", given):
+        raise RecipeError(
+            f"--allocation: found {options.allocation!r}, expected expert counts of 0 "
+            f"or more separated by commas, e.g. 2,4,6,8, or {AUTO}"
+        )
+    if given and own is None:
+        raise RecipeError(
+            f"--allocation: found {given}, but {path} has no encoder_conf.lamer and "
+            "trains the whole model; leave --allocation empty, or choose another "
+            "--ssl_config"
+        )
+    if given == AUTO and (own == "" or _is_zero(own or "")):
+        raise RecipeError(
+            f"--allocation: found {AUTO}, but {path} has encoder_conf.lamer.allocation "
+            f"{own or 'none'}; state counts there: their sum is what {AUTO} spreads"
+        )
+    if own == "" and not given:
+        raise RecipeError(
+            f"{path}: encoder_conf.lamer.allocation: found none, expected expert "
+            "counts, e.g. 2,4,6,8; state it there or give --allocation"
+        )
+    options.allocation = given or own or ""
+    head_only = _is_zero(options.allocation)
+    tag = HEAD_ONLY_TAG if head_only else _stem_tag(path)
+    if given and given != own:
+        logging.info("--allocation %s replaces %s of %s", given, own or "none", path)
+        if not head_only:
+            tag += f"_{given.replace(',', '-')}"
+    if not options.ssl_tag:
+        options.ssl_tag = tag
+    taken = _TAKEN_TAGS if head_only else (*_TAKEN_TAGS, HEAD_ONLY_TAG)
+    if not re.fullmatch(r"\w[\w.-]*", options.ssl_tag) or options.ssl_tag in taken:
+        raise RecipeError(
+            f"--ssl_tag: found {options.ssl_tag!r}, expected a name of letters, digits "
+            f"and _ . - other than {', '.join(taken)}"
+        )
+    if head_only:
+        # Nothing would differ between this run and its control.
+        options.control = False
+
+
+def own_allocation(config: Mapping[str, Any]) -> str | None:
+    """Return the YAML's allocation; ``None`` without experts, "" if not stated."""
+    lamer = (config.get("encoder_conf") or {}).get("lamer")
+    if lamer is None:
+        return None
+    value = lamer.get("allocation", "")
+    if isinstance(value, list):
+        value = ",".join(map(str, value))
+    return str(value).replace(" ", "")
+
+
+def _is_zero(allocation: str) -> bool:
+    return set(allocation.split(",")) == {"0"}
+
+
+def _stem_tag(path: Path) -> str:
+    """Name a run after its YAML; the size of a preset is not part of the name."""
+    stem = path.stem.removeprefix("train_").removeprefix("ssl_")
+    return stem.removesuffix("_mini")
+
+
+def experts_options(allocation: str) -> list[str]:
+    """Return the ESPnet options that train with ``allocation``; "" is the YAML's say.
+
+    Without experts none of their other options matters, so they are dropped: every
+    config of the family then has the same head-only control.
+    """
+    if not allocation:
+        return []
+    if _is_zero(allocation):
+        return ["--encoder_conf", "lamer={allocation: 0}"]
+    return ["--encoder_conf", f"lamer.allocation={allocation}"]
+
+
+def control_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the head-only control of a config is trained with."""
+    settings = {k: v for k, v in config.items() if k not in _OF_EXPERTS}
+    for section, name in (("encoder_conf", "lamer"), ("model_conf", "distill_weight")):
+        if section in config or section == "encoder_conf":
+            settings[section] = dict(config.get(section) or {})
+            settings[section].pop(name, None)
+    return settings

@@ -120,7 +120,7 @@ class Recipe:
         self,
         number: int,
         title: str,
-        options: tuple[str, ...] = (),
+        options: str = "",
         *,
         inputs: Callable[[Options], list[Path]] = nothing,
         outputs: Callable[[Options], list[Path]] = nothing,
@@ -128,17 +128,20 @@ class Recipe:
     ) -> Callable:
         """Make the decorated function a stage; arguments as :class:`Stage` has them.
 
+        ``options`` are names in one text, with spaces between.
+
         Raises:
             ValueError: The number is taken, or an option does not exist.
         """
         known = {field.name for field in fields(self.options)} | {*dir(self.options)}
-        unknown = sorted(set(options) - known)
+        names = tuple(options.split())
+        unknown = sorted(set(names) - known)
         if number in self._stages or unknown:
             raise ValueError(f"stage {number}: taken, or no option {unknown}")
 
         def add(run: Callable) -> Callable:
             self._stages[number] = Stage(
-                number, title, options, inputs, outputs, run, run.__name__, **more
+                number, title, names, inputs, outputs, run, run.__name__, **more
             )
             return run
 

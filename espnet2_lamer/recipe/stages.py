@@ -4,30 +4,20 @@ Heavy modules are imported inside the stages, so that a run in which every stage
 ends in a second or two.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.mlsuperb_tree import scan_tree
+from espnet2_lamer.recipe import files
 from espnet2_lamer.recipe.benchmark import (
     ASR_TRACKS,
     LID_TRACKS,
     adapter_files,
-    eval_langs,
     packages,
-    planned_runs,
-    planned_sets,
 )
 from espnet2_lamer.recipe.checkpoints import teacher_path
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.settle import settle
 from espnet2_lamer.recipe.stage import Command, Recipe, Stage, command
-from espnet2_lamer.recipe.upstreams import (
-    BUILT_IN,
-    CONFIGS,
-    upstream_specs,
-    weight_files,
-)
 
 ssl1 = Recipe(
     "ssl1",
@@ -41,173 +31,10 @@ ssl1 = Recipe(
 
 # What decides which heads there are.
 _BENCHMARK = (
-    "benchmark",
-    "budgets",
-    "tracks",
-    "eval_langs",
-    "cross_corpus",
-    "lid_reading",
-    "multi_unit",
-    "nbpe",
+    "benchmark budgets tracks eval_langs cross_corpus lid_reading multi_unit nbpe"
 )
 # What multiplies them.
-_HEADS = ("upstreams", "seed", "eval_seeds", "learning_rates")
-_SELECTION_REPORTS = ("hours.json", "overlap.tsv", "skipped_audio.tsv")
-
-
-def _mini_sums(options: Options) -> list[Path]:
-    path = Path("mini") / "SHA256SUMS"
-    return [path] if path.is_file() else []
-
-
-def _ssl_sets(options: Options) -> list[Path]:
-    return [
-        options.raw / split / name
-        for split in ("ssl_train", "ssl_dev")
-        for name in ("wav.scp", "utt2num_samples", "utt2lang")
-    ]
-
-
-def _corpus_sets(options: Options) -> list[Path]:
-    return [
-        options.datadir / f"train_{lang}" / name
-        for lang in options.langs
-        for name in ("wav.scp", "utt2lang")
-    ]
-
-
-def _selection_inputs(options: Options) -> list[Path]:
-    """Everything that decides what pretraining takes, evaluation sets included."""
-    from espnet2_lamer.data.overlap import evaluation_dirs
-
-    tables = [
-        options.datadir / f"{split}_{lang}" / name
-        for split in ("train", "dev")
-        for lang in options.langs
-        for name in ("text", "utt2spk", "utt2source")
-    ]
-    tables += [
-        folder / name
-        for folder in evaluation_dirs(options.datadir, options.langs)
-        for name in ("wav.scp", "text")
-    ]
-    if options.replay_sampling == "cluster" and options.replay_clusters:
-        tables.append(Path(options.replay_clusters))
-    there = [path for path in tables if path.is_file()]
-    return list(dict.fromkeys([*_corpus_sets(options), *there]))
-
-
-def _features(options: Options) -> list[Path]:
-    return [options.features / "index.json"]
-
-
-def _codebook(options: Options) -> list[Path]:
-    return [options.codebook]
-
-
-def _labels(options: Options) -> list[Path]:
-    return [options.dumpdir / "units" / "tokens.txt"] + [
-        options.raw / split / name
-        for split in ("ssl_train", "ssl_dev")
-        for name in ("text.km", "text.km.json")
-    ]
-
-
-def _shapes(options: Options) -> list[Path]:
-    return [
-        options.stats / split / name
-        for split in ("train", "valid")
-        for name in ("speech_shape", "text_shape")
-    ]
-
-
-def _trained(options: Options) -> list[Path]:
-    return [e / "parameters.json" for e in options.trainings] + [
-        options.ssl_experiment / "config.yaml",
-        options.ssl_experiment / "valid.loss_m.best.pth",
-    ]
-
-
-def _reports(options: Options) -> list[Path]:
-    names = ["masked_accuracy.json", "forgetting.json", "routing.json"]
-    return [options.analysis / name for name in names]
-
-
-def _reports_used(options: Options) -> list[Path]:
-    """Reports on the pretraining, where it is among the upstreams."""
-    return _reports(options) if "lamer" in options.upstreams else []
-
-
-def _set_sources(options: Options) -> list[Path]:
-    """Prepared corpora, or the transcripts of ML-SUPERB."""
-    if options.benchmark == "mlsuperb":
-        folders = scan_tree(options.mlsuperb, eval_langs(options)).values()
-        return [p for folder in folders for p in sorted(folder.glob("transcript_*"))]
-    if options.benchmark == "own":
-        return _corpus_sets(options)
-    from espnet2_lamer.data.corpora import EVAL_DIR
-    from espnet2_lamer.evaluation.paper_sets import PAPER_CORPORA
-
-    return [
-        *options.eval_list_files,
-        *(
-            options.datadir / EVAL_DIR / corpus / f"{split}_{lang}" / name
-            for corpus in PAPER_CORPORA
-            for lang in eval_langs(options)
-            for split in ("train", "dev", "test")
-            for name in ("wav.scp", "text")
-        ),
-    ]
-
-
-def _eval_sets(options: Options) -> list[Path]:
-    return [
-        options.raw / name / file
-        for name in planned_sets(options)
-        for file in ("wav.scp", "text", "text.char", "utt2lang", "set.json")
-    ]
-
-
-def _heads(options: Options, tracks: Sequence[str]) -> list[Path]:
-    return [
-        run.directory(options.expdir) / name
-        for run in planned_runs(options, tracks)
-        for name in ("run.json", "final/config.yaml", "final/model.pth")
-    ]
-
-
-def _configs(options: Options, tracks: Sequence[str]) -> list[Path]:
-    paths = [Path(run.config) for run in planned_runs(options, tracks)]
-    paths += [
-        CONFIGS / f"{name}.yaml"
-        for name in options.upstreams
-        if (CONFIGS / f"{name}.yaml").is_file()
-    ]
-    return list(dict.fromkeys(paths))
-
-
-def _results(options: Options) -> list[Path]:
-    return [options.results / n for n in ("RESULTS.md", "results.json", "results.csv")]
-
-
-def _published(options: Options) -> list[Path]:
-    return [*packages(options).values(), *adapter_files(options).values()]
-
-
-def _evaluation(options: Options) -> str:
-    """Evaluations of a pretraining on several benchmarks stand side by side."""
-    benchmark = "" if options.benchmark == "own" else f"_{options.benchmark}"
-    return options.variant + benchmark
-
-
-def _upstreams(options: Options) -> list[Path]:
-    built_in = set(BUILT_IN) & set(options.upstreams)
-    files = [options.checkpoints] if built_in else []
-    if "lamer" in options.upstreams:
-        files += _trained(options)
-    for name, spec in upstream_specs(options).items():
-        files += [] if name in BUILT_IN else weight_files(spec.source)
-    return files
+_HEADS = "upstreams seed eval_seeds learning_rates"
 
 
 def _workers(options: Options) -> dict:
@@ -229,8 +56,8 @@ def _teacher(options: Options) -> dict:
 @ssl1.stage(
     0,
     "base and teacher checkpoints",
-    ("base", "teacher", "retrain", "seed", "allocation", "asr_layer", "lid_layer"),
-    inputs=_mini_sums,
+    "base teacher retrain seed allocation asr_layer lid_layer",
+    inputs=files.mini_sums,
     outputs=lambda o: [o.checkpoints, o.random_upstream / "model.safetensors"],
     shared=True,
 )
@@ -244,17 +71,9 @@ def checkpoints(options: Options) -> None:
 @ssl1.stage(
     1,
     "data preparation",
-    (
-        "corpus",
-        "corpus_paths",
-        "manifest",
-        "exclude_sources",
-        "new_langs",
-        "replay_langs",
-        "seed",
-    ),
+    "corpus corpus_paths manifest exclude_sources new_langs replay_langs seed",
     inputs=lambda o: o.manifest_files,
-    outputs=_corpus_sets,
+    outputs=files.corpus_sets,
     shared=True,
 )
 def data(options: Options) -> None:
@@ -267,23 +86,14 @@ def data(options: Options) -> None:
 @ssl1.stage(
     2,
     "formatting and selection",
-    (
-        "new_langs",
-        "replay_langs",
-        "replay_hours",
-        "replay_sampling",
-        "replay_alpha",
-        "replay_clusters",
-        "dev_hours",
-        "min_duration",
-        "max_duration",
-        "max_bad_audio",
-        "drop_overlap",
-        "overlap_tree",
-        "seed",
-    ),
-    inputs=_selection_inputs,
-    outputs=lambda o: [*_ssl_sets(o), *(o.raw / name for name in _SELECTION_REPORTS)],
+    "new_langs replay_langs replay_hours replay_sampling replay_alpha "
+    "replay_clusters dev_hours min_duration max_duration max_bad_audio "
+    "drop_overlap overlap_tree seed",
+    inputs=files.selection_inputs,
+    outputs=lambda o: [
+        *files.ssl_sets(o),
+        *(o.raw / name for name in files.SELECTION_REPORTS),
+    ],
     shared=True,
 )
 def selection(options: Options) -> None:
@@ -298,9 +108,9 @@ def selection(options: Options) -> None:
 @ssl1.commands(
     3,
     "teacher features",
-    ("teacher_layer", "kmeans_hours", "seed"),
-    inputs=lambda o: [o.checkpoints, *_ssl_sets(o)[:3]],
-    outputs=_features,
+    "teacher_layer kmeans_hours seed",
+    inputs=lambda o: [o.checkpoints, *files.ssl_sets(o)[:3]],
+    outputs=files.features,
     shared=True,
 )
 def features(options: Options) -> list[Command]:
@@ -322,9 +132,9 @@ def features(options: Options) -> list[Command]:
 @ssl1.commands(
     4,
     "k-means",
-    ("n_clusters", "seed"),
-    inputs=_features,
-    outputs=_codebook,
+    "n_clusters seed",
+    inputs=files.features,
+    outputs=files.codebook,
     shared=True,
 )
 def clusters(options: Options) -> list[Command]:
@@ -344,9 +154,9 @@ def clusters(options: Options) -> list[Command]:
 @ssl1.commands(
     5,
     "pseudo-labels",
-    ("teacher_layer", "n_clusters"),
-    inputs=lambda o: [o.checkpoints, *_codebook(o), *_ssl_sets(o)],
-    outputs=lambda o: [*_labels(o), o.expdir / "label_quality.json"],
+    "teacher_layer n_clusters",
+    inputs=lambda o: [o.checkpoints, *files.codebook(o), *files.ssl_sets(o)],
+    outputs=lambda o: [*files.labels(o), o.expdir / "label_quality.json"],
     shared=True,
 )
 def labels(options: Options) -> list[Command]:
@@ -377,8 +187,8 @@ def labels(options: Options) -> list[Command]:
 @ssl1.stage(
     6,
     "statistics",
-    inputs=lambda o: [*_ssl_sets(o), *_labels(o)],
-    outputs=_shapes,
+    inputs=lambda o: [*files.ssl_sets(o), *files.labels(o)],
+    outputs=files.shapes,
     shared=True,
 )
 def statistics(options: Options) -> None:
@@ -392,9 +202,9 @@ def statistics(options: Options) -> None:
 @ssl1.stage(
     7,
     "continual pretraining",
-    ("allocation", "n_clusters", "control", "seed"),
-    inputs=lambda o: [o.checkpoints, o.ssl_config, *_labels(o), *_shapes(o)],
-    outputs=_trained,
+    "allocation n_clusters control seed",
+    inputs=lambda o: [o.checkpoints, o.ssl_config, *files.labels(o), *files.shapes(o)],
+    outputs=files.trained,
     keep=lambda o: o.trainings,
     variant=lambda o: o.variant,
 )
@@ -415,9 +225,9 @@ def sanity(options: Options) -> None:
 @ssl1.stage(
     8,
     "analysis",
-    ("asr_layer", "analysed", "seed"),
-    inputs=lambda o: [o.checkpoints, *_trained(o), *_labels(o)],
-    outputs=_reports,
+    "asr_layer analysed seed",
+    inputs=lambda o: [o.checkpoints, *files.trained(o), *files.labels(o)],
+    outputs=files.reports,
     variant=lambda o: o.variant,
 )
 def analysis(options: Options) -> None:
@@ -430,18 +240,9 @@ def analysis(options: Options) -> None:
 @ssl1.stage(
     9,
     "ML-SUPERB data",
-    (
-        "new_langs",
-        "replay_langs",
-        "units",
-        "max_bad_audio",
-        "seed",
-        *_BENCHMARK,
-        "mlsuperb",
-        "eval_lists",
-    ),
-    inputs=_set_sources,
-    outputs=_eval_sets,
+    f"new_langs replay_langs units max_bad_audio seed {_BENCHMARK} mlsuperb eval_lists",
+    inputs=files.set_sources,
+    outputs=files.eval_sets,
     shared=True,
 )
 def evaluation_sets(options: Options) -> None:
@@ -456,10 +257,14 @@ def evaluation_sets(options: Options) -> None:
 @ssl1.stage(
     10,
     "ASR fine-tuning",
-    ("units", "asr_layer", "store_dtype", *_BENCHMARK, *_HEADS),
-    inputs=lambda o: [*_upstreams(o), *_configs(o, ASR_TRACKS), *_eval_sets(o)],
-    outputs=lambda o: _heads(o, ASR_TRACKS),
-    variant=_evaluation,
+    f"units asr_layer store_dtype {_BENCHMARK} {_HEADS}",
+    inputs=lambda o: [
+        *files.upstreams(o),
+        *files.configs(o, ASR_TRACKS),
+        *files.eval_sets(o),
+    ],
+    outputs=lambda o: files.heads(o, ASR_TRACKS),
+    variant=lambda o: o.evaluation,
 )
 def asr_heads(options: Options) -> None:
     """Train the heads of the tracks asr and multi_asr on frozen upstreams."""
@@ -471,10 +276,14 @@ def asr_heads(options: Options) -> None:
 @ssl1.stage(
     11,
     "LID fine-tuning",
-    ("lid_layer", "store_dtype", *_BENCHMARK, *_HEADS),
-    inputs=lambda o: [*_upstreams(o), *_configs(o, LID_TRACKS), *_eval_sets(o)],
-    outputs=lambda o: _heads(o, LID_TRACKS),
-    variant=_evaluation,
+    f"lid_layer store_dtype {_BENCHMARK} {_HEADS}",
+    inputs=lambda o: [
+        *files.upstreams(o),
+        *files.configs(o, LID_TRACKS),
+        *files.eval_sets(o),
+    ],
+    outputs=lambda o: files.heads(o, LID_TRACKS),
+    variant=lambda o: o.evaluation,
 )
 def lid_heads(options: Options) -> None:
     """Train the heads of the tracks lid and asr_lid on frozen upstreams."""
@@ -486,15 +295,15 @@ def lid_heads(options: Options) -> None:
 @ssl1.stage(
     12,
     "decoding and results",
-    ("units", "baselines", *_BENCHMARK, *_HEADS),
+    f"units baselines {_BENCHMARK} {_HEADS}",
     inputs=lambda o: [
-        *_heads(o, ASR_TRACKS),
-        *_heads(o, LID_TRACKS),
-        *_reports_used(o),
-        *_eval_sets(o),
+        *files.heads(o, ASR_TRACKS),
+        *files.heads(o, LID_TRACKS),
+        *files.reports_used(o),
+        *files.eval_sets(o),
     ],
-    outputs=_results,
-    variant=_evaluation,
+    outputs=files.results,
+    variant=lambda o: o.evaluation,
 )
 def results(options: Options) -> None:
     """Decode, score, and write the tables."""
@@ -506,9 +315,14 @@ def results(options: Options) -> None:
 @ssl1.stage(
     13,
     "packing",
-    ("upstreams",),
-    inputs=lambda o: [o.checkpoints, *_trained(o), *_codebook(o), *_results(o)],
-    outputs=_published,
+    "upstreams",
+    inputs=lambda o: [
+        o.checkpoints,
+        *files.trained(o),
+        *files.codebook(o),
+        *files.results(o),
+    ],
+    outputs=files.published,
     variant=lambda o: o.variant,
 )
 def packing(options: Options) -> None:
@@ -521,8 +335,8 @@ def packing(options: Options) -> None:
 @ssl1.stage(
     14,
     "upload (off without --hf_repo)",
-    ("hf_repo", "dry_run"),
-    inputs=lambda o: _published(o) if o.hf_repo or o.dry_run else [],
+    "hf_repo dry_run",
+    inputs=lambda o: files.published(o) if o.hf_repo or o.dry_run else [],
     variant=lambda o: o.variant,
     # A list that was shown once is asked for again.
     repeat=lambda o: o.dry_run,

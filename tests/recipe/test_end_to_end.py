@@ -212,7 +212,7 @@ def test_every_package_is_self_contained(finished):
 def test_packed_heads_write_the_same_text_on_the_whole_test_sets(finished):
     from espnet2_lamer.evaluation.runs import Run
     from espnet2_lamer.fileio.datadir import read_table
-    from espnet2_lamer.recipe.packed_check import check_package
+    from espnet2_lamer.recipe.packing import check_package
 
     exp, raw = finished.root / "exp", finished.root / "dump" / "raw"
     zips = sorted((exp / "packed").glob("*_lamer_*.zip"))

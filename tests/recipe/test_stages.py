@@ -45,4 +45,4 @@ def test_selection_depends_on_texts_speakers_evaluation_sets_and_clusters(tmp_pa
 def test_an_option_that_does_not_exist_cannot_belong_to_a_stage():
     recipe = Recipe("x", "", Options, Path("conf"), lambda options: None)
     with pytest.raises(ValueError, match="no option"):
-        recipe.stage(0, "nothing", ("n_cluster",))
+        recipe.stage(0, "nothing", "n_cluster")

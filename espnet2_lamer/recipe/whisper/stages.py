@@ -7,8 +7,7 @@ ends in a second or two.
 from pathlib import Path
 
 from espnet2_lamer.recipe.stage import Recipe
-from espnet2_lamer.recipe.whisper.options import SPLITS, WhisperOptions
-from espnet2_lamer.recipe.whisper.settle import settle
+from espnet2_lamer.recipe.whisper.options import SPLITS, WhisperOptions, settle
 from espnet2_lamer.recipe.whisper.systems import (
     expert_dir,
     needs_experts,
@@ -32,7 +31,7 @@ asr1 = Recipe(
 TRAINED = ("config.yaml", "model.pth", "training.json")
 EXPERT_TRAINED = ("config.yaml", "expert.safetensors", "training.json")
 _STUDENTS = ("kd_none", "kd_output", "kd_layerwise")
-_LANGS = ("langs", "prompts", "seed")
+_LANGS = "langs prompts seed"
 
 
 def _corpus_sets(options: WhisperOptions) -> list[Path]:
@@ -126,7 +125,7 @@ def _training_inputs(options: WhisperOptions, *kinds: str) -> list[Path]:
 @asr1.stage(
     0,
     "Whisper weights",
-    ("whisper", "langs", "prompts"),
+    "whisper langs prompts",
     outputs=_weights,
 )
 def weights(options: WhisperOptions) -> None:
@@ -139,15 +138,7 @@ def weights(options: WhisperOptions) -> None:
 @asr1.stage(
     1,
     "data preparation",
-    (
-        "corpus",
-        "corpus_paths",
-        "manifest",
-        "exclude_sources",
-        "max_missing",
-        "langs",
-        "seed",
-    ),
+    "corpus corpus_paths manifest exclude_sources max_missing langs seed",
     inputs=lambda o: o.manifest_files,
     outputs=_corpus_sets,
 )
@@ -161,16 +152,8 @@ def data(options: WhisperOptions) -> None:
 @asr1.stage(
     2,
     "formatting and selection",
-    (
-        "langs",
-        "train_minutes",
-        "dev_utts",
-        "test_utts",
-        "min_duration",
-        "max_duration",
-        "max_bad_audio",
-        "seed",
-    ),
+    "langs train_minutes dev_utts test_utts min_duration max_duration "
+    "max_bad_audio seed",
     inputs=_selection_inputs,
     outputs=lambda o: [*_sets(o), o.raw / "whisper_sets.json"],
 )
@@ -184,7 +167,7 @@ def selection(options: WhisperOptions) -> None:
 @asr1.stage(
     3,
     "language experts",
-    ("systems", *_LANGS),
+    f"systems {_LANGS}",
     inputs=lambda o: (
         [*_weights(o), o.expert_config, *_sets(o, "train", "dev")]
         if needs_experts(o)
@@ -202,7 +185,7 @@ def experts(options: WhisperOptions) -> None:
 @asr1.stage(
     4,
     "multilingual baselines",
-    ("systems", *_LANGS),
+    f"systems {_LANGS}",
     inputs=lambda o: _training_inputs(o, "multilingual", "full"),
     outputs=lambda o: _trained(o, "multilingual", "full"),
 )
@@ -216,7 +199,7 @@ def baselines(options: WhisperOptions) -> None:
 @asr1.stage(
     5,
     "mixture of language experts",
-    ("systems", *_LANGS, "shared_layers"),
+    f"systems {_LANGS} shared_layers",
     inputs=lambda o: _training_inputs(o, "mole"),
     outputs=lambda o: _trained(o, "mole"),
 )
@@ -230,7 +213,7 @@ def mixtures(options: WhisperOptions) -> None:
 @asr1.stage(
     6,
     "distilled students",
-    ("systems", *_LANGS, "student_rank"),
+    f"systems {_LANGS} student_rank",
     inputs=lambda o: _training_inputs(o, *_STUDENTS),
     outputs=lambda o: _trained(o, *_STUDENTS),
 )
@@ -244,7 +227,7 @@ def students(options: WhisperOptions) -> None:
 @asr1.stage(
     7,
     "decoding",
-    ("systems", "shared_layers", "student_rank", *_LANGS),
+    f"systems shared_layers student_rank {_LANGS}",
     inputs=lambda o: [*_weights(o), o.decode_config, *_sets(o, "test"), *_models(o)],
     outputs=_decoded,
 )
@@ -258,7 +241,7 @@ def decoding(options: WhisperOptions) -> None:
 @asr1.stage(
     8,
     "scoring",
-    ("systems", "shared_layers", "student_rank", "langs", "seed"),
+    "systems shared_layers student_rank langs seed",
     inputs=lambda o: [*_decoded(o), *_sets(o, "test")],
     outputs=lambda o: [o.expdir / "scores.json"],
 )
@@ -272,7 +255,7 @@ def scoring(options: WhisperOptions) -> None:
 @asr1.stage(
     9,
     "results tables",
-    ("systems", "shared_layers", "student_rank", *_LANGS, "corpus"),
+    f"systems shared_layers student_rank {_LANGS} corpus",
     inputs=lambda o: [o.expdir / "scores.json", *_decoded(o), *_models(o)],
     outputs=_results,
 )
@@ -286,7 +269,7 @@ def results(options: WhisperOptions) -> None:
 @asr1.stage(
     10,
     "packing",
-    ("pack", "shared_layers", "student_rank", *_LANGS, "corpus"),
+    f"pack shared_layers student_rank {_LANGS} corpus",
     inputs=lambda o: [*_weights(o), *_models(o), *_results(o)],
     outputs=lambda o: list(packages(o).values()),
 )
@@ -300,7 +283,7 @@ def packing(options: WhisperOptions) -> None:
 @asr1.stage(
     11,
     "upload (off without --hf_repo)",
-    ("hf_repo", "dry_run"),
+    "hf_repo dry_run",
     inputs=lambda o: list(packages(o).values()) if o.hf_repo else [],
 )
 def upload(options: WhisperOptions) -> None:
