@@ -109,6 +109,18 @@ class Runner:
                 return stage
         return None
 
+    @contextmanager
+    def _naming_makers(self) -> Iterator[None]:
+        """Say of a file that is not found which stage makes it: only we know."""
+        try:
+            yield
+        except RecipeError as error:
+            path, found, _ = str(error).partition(": file not found")
+            maker = self._maker(Path(path)) if found else None
+            if maker is None:
+                raise
+            raise RecipeError(f"{error}; {_how_to_make(maker)}") from error
+
     def _fingerprint(self, stage: Stage) -> dict[str, Any]:
         options = {}
         for name in stage.options:
@@ -118,12 +130,9 @@ class Runner:
         for path in stage.inputs(self.options):
             if not path.is_file():
                 maker = self._maker(path)
-                hint = (
-                    f"it is made by stage {maker.number} ({maker.title}): ./run.sh "
-                    f"--stage {maker.number} --stop_stage {maker.number}"
-                    if maker
-                    else "check the option that names it"
-                )
+                hint = "check the option that names it"
+                if maker is not None:
+                    hint = _how_to_make(maker)
                 raise RecipeError(
                     f"stage {stage.number} ({stage.title}) needs {path}: file not "
                     f"found; {hint}"
@@ -181,7 +190,7 @@ class Runner:
         started = time.perf_counter()
         for command in self.by_hand(stage):
             logging.info("by hand: %s", command.text(self.options.python))
-        with stage_log(self.options.expdir, stage.number):
+        with stage_log(self.options.expdir, stage.number), self._naming_makers():
             for command in stage.run(self.options) or ():
                 command.run()
         missing = [p for p in stage.outputs(self.options) if not p.is_file()]
@@ -231,6 +240,14 @@ class Runner:
                     stage.title,
                     ", ".join(changed[:3]),
                 )
+
+
+def _how_to_make(stage: Stage) -> str:
+    number = stage.number
+    return (
+        f"it is made by stage {number} ({stage.title}): ./run.sh --stage {number} "
+        f"--stop_stage {number}"
+    )
 
 
 @contextmanager

@@ -90,10 +90,7 @@ def data(options: Options) -> None:
     "replay_clusters dev_hours min_duration max_duration max_bad_audio "
     "drop_overlap overlap_tree seed",
     inputs=files.selection_inputs,
-    outputs=lambda o: [
-        *files.ssl_sets(o),
-        *(o.raw / name for name in files.SELECTION_REPORTS),
-    ],
+    outputs=files.selection_outputs,
     shared=True,
 )
 def selection(options: Options) -> None:
@@ -258,11 +255,7 @@ def evaluation_sets(options: Options) -> None:
     10,
     "ASR fine-tuning",
     f"units asr_layer store_dtype {_BENCHMARK} {_HEADS}",
-    inputs=lambda o: [
-        *files.upstreams(o),
-        *files.configs(o, ASR_TRACKS),
-        *files.eval_sets(o),
-    ],
+    inputs=lambda o: files.of_heads(o, ASR_TRACKS),
     outputs=lambda o: files.heads(o, ASR_TRACKS),
     variant=lambda o: o.evaluation,
 )
@@ -277,11 +270,7 @@ def asr_heads(options: Options) -> None:
     11,
     "LID fine-tuning",
     f"lid_layer store_dtype {_BENCHMARK} {_HEADS}",
-    inputs=lambda o: [
-        *files.upstreams(o),
-        *files.configs(o, LID_TRACKS),
-        *files.eval_sets(o),
-    ],
+    inputs=lambda o: files.of_heads(o, LID_TRACKS),
     outputs=lambda o: files.heads(o, LID_TRACKS),
     variant=lambda o: o.evaluation,
 )
