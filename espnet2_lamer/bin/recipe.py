@@ -5,7 +5,7 @@ import argparse
 from espnet2_lamer.bin.common import run_main
 from espnet2_lamer.recipe import declaration
 from espnet2_lamer.recipe.command import run_recipe
-from espnet2_lamer.recipe.stages import ssl1, stages_of
+from espnet2_lamer.recipe.stages import ssl1
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -15,7 +15,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(cmd: list[str] | None = None) -> None:
     """Read options, check them, run the stages."""
-    run_recipe(ssl1, cmd, stages_of)
+    run_recipe(ssl1, cmd)
 
 
 if __name__ == "__main__":

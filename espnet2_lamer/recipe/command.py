@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from espnet2_lamer.errors import RecipeError
@@ -47,30 +47,25 @@ def read_options(recipe: Recipe, cmd: Sequence[str]) -> tuple[Options, dict[str,
     return options, given
 
 
-def run_recipe(
-    recipe: Recipe,
-    cmd: Sequence[str] | None,
-    stages_of: Callable[[Options], Sequence[Stage]] = list,
-) -> None:
+def run_recipe(recipe: Recipe, cmd: Sequence[str] | None) -> None:
     """Run the stages that the command line asks for.
 
     Args:
         recipe: Which one.
         cmd: Arguments of run.sh.
-        stages_of: The stages of these options, where they are not all of the recipe.
 
     Raises:
         RecipeError: An option, an input or a stage is wrong.
     """
     options, given = read_options(recipe, sys.argv[1:] if cmd is None else cmd)
-    stages = recipe if stages_of is list else stages_of(options)
+    stages = recipe.stages_of(options)
     with trusting_s3prl_files(getattr(options, OPTION, False)):
         if options.print_commands:
-            _print_commands(recipe, chosen_stages([*stages], options), options, given)
+            _print_commands(recipe, chosen_stages(stages, options), options, given)
             return
         quiet_terminal()
         runner = Runner(
-            [*stages], options, lambda stage: recipe.by_hand(stage, options, given)
+            stages, options, lambda stage: recipe.by_hand(stage, options, given)
         )
         runner.run()
 
@@ -81,17 +76,19 @@ def run_stage(recipes: Sequence[Recipe], cmd: Sequence[str]) -> None:
     Raises:
         RecipeError: There is no such stage, or as :func:`run_recipe`.
     """
-    known = {(found.name, stage.name): found for found in recipes for stage in found}
-    names = tuple(cmd[:2])
-    if names not in known:
-        raise RecipeError(
-            f"{' '.join(names) or 'no stage'}: expected one of "
-            f"{', '.join(' '.join(pair) for pair in known)}"
-        )
-    recipe = known[names]
+    recipe = next((found for found in recipes if [found.name] == cmd[:1]), None)
+    if recipe is None:
+        names = " or ".join(found.name for found in recipes)
+        raise RecipeError(f"{' '.join(cmd[:1])}: expected {names} and a stage's name")
     options, _ = read_options(recipe, cmd[2:])
+    stages = {stage.name: stage for stage in recipe.stages_of(options)}
+    if len(cmd) < 2 or cmd[1] not in stages:
+        raise RecipeError(
+            f"{' '.join(cmd[:2])}: expected one of {', '.join(stages)} after "
+            f"{recipe.name}"
+        )
     with trusting_s3prl_files(getattr(options, OPTION, False)):
-        for command in recipe[names[1]].run(options) or ():
+        for command in stages[cmd[1]].run(options) or ():
             command.run()
 
 

@@ -102,6 +102,7 @@ class Recipe:
         about: First lines of ``--help``.
         options: Dataclass of its options.
         presets: Folder of its presets.
+        stages_of: Gives the stages of some options, where these are not all.
         settle: Checks options that the declarations cannot check alone, and fills in
             what follows from others.
     """
@@ -115,6 +116,7 @@ class Recipe:
     def __post_init__(self) -> None:
         """Start without stages."""
         self._stages: dict[int, Stage] = {}
+        self.stages_of: Callable[[Options], list[Stage]] = lambda options: [*self]
 
     def stage(
         self,

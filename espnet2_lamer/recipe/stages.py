@@ -339,7 +339,7 @@ def upload(options: Options) -> None:
     upload_packages(options.hf_repo, files, options.dry_run, front)
 
 
-def stages_of(options: Options) -> list[Stage]:
+def _stages_of(options: Options) -> list[Stage]:
     """Return every stage; with ``--sanity true`` those up to the sanity check.
 
     Raises:
@@ -363,3 +363,6 @@ def stages_of(options: Options) -> list[Stage]:
         keep=lambda o: [],
         variant=lambda o: f"{o.variant}_sanity",
     )
+
+
+ssl1.stages_of = _stages_of
