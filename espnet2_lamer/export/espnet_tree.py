@@ -37,7 +37,7 @@ _SHELL = (
         'exec ${cuda_cmd} --gpu "$(given ngpu 0 "$@")" '
         '"$(given expdir exp "$@")/logs/run.log" ${python}',
     ),
-    ('    exec "${python}"', "    exec ${python}"),
+    ('"${python}" -m', "${python} -m"),
 )
 
 

@@ -144,12 +144,12 @@ def parse(
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         parser.error(f"--preset {name}: expected a name in {presets}")
     path = presets / f"{name}.sh"
-    if not path.is_file():
+    if not path.is_file() and not helps:
         parser.error(f"--preset {name}: {path} not found")
     values = {
         field.name: field.metadata["default"] for field in dataclasses.fields(options)
     }
-    texts = read_preset(path, set(values))
+    texts = read_preset(path, set(values)) if path.is_file() else {}
     pairs = [f"--{key}={text}" for key, text in texts.items()]
     values |= vars(parser.parse_args(pairs)) | {"preset": name} | given
     missing = [key for key, value in values.items() if value is BY_PRESET]
@@ -237,7 +237,7 @@ def help_text(
         about: What the recipe does.
         titles: Of the stages, by number.
     """
-    lines = ["Usage: ./run.sh [--option value] ...", "", *textwrap.wrap(about, 88)]
+    lines = ["usage: ./run.sh [--option value] ...", "", *textwrap.wrap(about, 88)]
     lines += ["", "Stages"]
     half = (len(titles) + 1) // 2
     cells = [f"{number:>2}  {title}" for number, title in titles.items()]

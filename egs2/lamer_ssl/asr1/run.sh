@@ -13,4 +13,7 @@ python=$(given python "${python}" "$@")
 if asks_only "$@"; then
     exec "${python}" -m espnet2_lamer.bin.whisper_recipe "$@"
 fi
+if [ -n "${train_cmd}" ]; then # mistakes are said before anything is queued
+    "${python}" -m espnet2_lamer.bin.whisper_recipe "$@" --print_commands true > /dev/null
+fi
 exec ${train_cmd} "${python}" -m espnet2_lamer.bin.whisper_recipe "$@"
