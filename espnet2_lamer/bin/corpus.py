@@ -26,7 +26,7 @@ def get_corpus_parser(corpus: str, description: str, root: str):
     parser.add_argument(
         "--output",
         default="data",
-        help="data folder; sets go to pretrain/ and eval/ in it, and stage 1 joins "
+        help="data folder; sets go to pretrain/ and eval/ in it, and the recipe joins "
         "those of all corpora",
     )
     parser.add_argument("--langs", default="eng cmn yue", help="ISO 639-3 codes to use")

@@ -92,7 +92,9 @@ def _zoo(args: argparse.Namespace) -> None:
     results = None
     if args.results is not None:
         if not args.results.is_file():
-            raise RecipeError(f"{args.results}: file not found; stage 12 writes it")
+            raise RecipeError(
+                f"{args.results}: file not found; the recipe writes it with its tables"
+            )
         options.append(args.results)
         results = read_text(args.results)
     metadata = {}

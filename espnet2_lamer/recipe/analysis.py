@@ -184,7 +184,11 @@ def _compare(
     probe = phone_probe(trained, phones["train"], features, phones["dev"], seed=seed)
     logging.info(
         "phone probe, %s, %s, layer %d: %.1f %% (majority %.1f %%)",
-        *(lang, name, layer, probe.accuracy.value, probe.majority),
+        lang,
+        name,
+        layer,
+        probe.accuracy.value,
+        probe.majority,
     )
     return probe, cka
 

@@ -80,8 +80,10 @@ def automatic_allocation(options: Options) -> str:
     write_json(path, found)
     logging.info(
         "--allocation auto: %s, as many experts as %s; separability per layer %s; %s",
-        *(",".join(map(str, counts)), scheme),
-        *(" ".join(f"{value:.3f}" for value in criterion), path),
+        ",".join(map(str, counts)),
+        scheme,
+        " ".join(f"{value:.3f}" for value in criterion),
+        path,
     )
     return ",".join(map(str, counts))
 

@@ -163,7 +163,11 @@ def _own(options: Options, track: str, budget: str) -> list[Task]:
     if track == "asr":
         return [
             Task(
-                *(track, budget, "", (lang,), options.units[lang]),
+                track=track,
+                budget=budget,
+                corpus="",
+                langs=(lang,),
+                unit=options.units[lang],
                 train_sets=(train(lang),),
                 dev_sets=(f"asr_{lang}_dev",),
                 tests={lang: (f"asr_{lang}_test",)},
@@ -172,7 +176,11 @@ def _own(options: Options, track: str, budget: str) -> list[Task]:
         ]
     return [
         Task(
-            *(track, budget, "", tuple(langs), _mixed_unit(options, track)),
+            track=track,
+            budget=budget,
+            corpus="",
+            langs=tuple(langs),
+            unit=_mixed_unit(options, track),
             train_sets=tuple(train(lang) for lang in langs),
             dev_sets=tuple(f"asr_{lang}_dev" for lang in langs),
             tests={MIXED_TEST: tuple(f"asr_{lang}_test" for lang in langs)},
@@ -187,7 +195,11 @@ def _paper(options: Options, track: str, budget: str) -> list[Task]:
     if track == "asr":
         return [
             Task(
-                *(track, budget, corpus, (lang,), options.units[lang]),
+                track=track,
+                budget=budget,
+                corpus=corpus,
+                langs=(lang,),
+                unit=options.units[lang],
                 train_sets=(name(corpus, lang, "train", budget),),
                 dev_sets=(name(corpus, lang, "dev"),),
                 tests={
@@ -203,7 +215,11 @@ def _paper(options: Options, track: str, budget: str) -> list[Task]:
     suffix = (paper_sets.TOTAL,) if options.lid_reading == "total" else ()
     return [
         Task(
-            *(track, budget, "", tuple(langs), _mixed_unit(options, track)),
+            track=track,
+            budget=budget,
+            corpus="",
+            langs=tuple(langs),
+            unit=_mixed_unit(options, track),
             train_sets=tuple(name(c, x, "train", budget, *suffix) for c, x in pairs),
             dev_sets=tuple(name(c, x, "dev") for c, x in pairs),
             tests={MIXED_TEST: tuple(name(c, x, "test") for c, x in pairs)},
@@ -227,7 +243,10 @@ def _mlsuperb(options: Options, track: str, budget: str) -> list[Task]:
         ]
         return [
             Task(
-                *(track, budget, "", tuple(dict.fromkeys(x for _, x in pairs))),
+                track=track,
+                budget=budget,
+                corpus="",
+                langs=tuple(dict.fromkeys(x for _, x in pairs)),
                 unit=_mixed_unit(options, track),
                 train_sets=tuple(train(d, x) for d, x in trained),
                 dev_sets=tuple(name(d, x, "dev") for d, x in pairs),
@@ -240,7 +259,10 @@ def _mlsuperb(options: Options, track: str, budget: str) -> list[Task]:
         tests = tuple(name(d, x, "test") for d, x in pairs if x == lang)
         tasks.append(
             Task(
-                *(track, budget, dataset, (lang,)),
+                track=track,
+                budget=budget,
+                corpus=dataset,
+                langs=(lang,),
                 unit=options.units.get(lang, default_unit(lang)),
                 train_sets=(name(dataset, lang, "train", budget),),
                 dev_sets=(name(dataset, lang, "dev"),),

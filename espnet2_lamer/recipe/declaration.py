@@ -226,6 +226,15 @@ def as_text(value: Any) -> str:
     return str(value)
 
 
+def as_arguments(**values: Any) -> list[str]:
+    """Write ESPnet's options as a command line; a list is several values of one."""
+    words: list[str] = []
+    for name, value in values.items():
+        several = value if isinstance(value, list) else [value]
+        words += [f"--{name}", *map(as_text, several)]
+    return words
+
+
 def help_text(
     options: type, values: Mapping[str, Any], about: str, titles: Mapping[int, str]
 ) -> str:

@@ -85,7 +85,11 @@ def pack(options: Options) -> None:
         logging.info("packed %s (%.1f MB)", output, output.stat().st_size / 1e6)
         if name in runs:
             check_package(
-                *(runs[name], output, options.expdir, options.raw, DECODE_CONFIG),
+                runs[name],
+                output,
+                options.expdir,
+                options.raw,
+                DECODE_CONFIG,
                 device="cuda" if options.ngpu else "cpu",
             )
     for output in adapter_files(options).values():

@@ -12,6 +12,7 @@ from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.recipe.checkpoints import base_path, read_checkpoints
+from espnet2_lamer.recipe.declaration import as_arguments
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.settle import (
     AUTO,
@@ -105,30 +106,28 @@ def _data_options(
     token_list = stats_dir / "tokens.txt"
     write_token_list(token_list, num_classes)
     langs = sorted(set(read_table(train_dir / "utt2lang", "stage 2").values()))
-    command = [
-        *("--num_classes", str(num_classes)),
-        *("--token_list", str(token_list)),
-        *("--use_preprocessor", "true"),
-        *("--resume", "true"),
-        *("--write_collected_feats", "false"),
-        *("--langs", *langs),
-    ]
+    command = as_arguments(
+        num_classes=num_classes,
+        token_list=token_list,
+        use_preprocessor=True,
+        resume=True,
+        write_collected_feats=False,
+        langs=langs,
+    )
     for part, split, directory in (
         ("train", "train", train_dir),
         ("valid", "valid", dev_dir),
     ):
         numbers = stats_dir / split / "utt2langid"
         write_language_numbers(directory / "utt2lang", langs, numbers)
-        command += [
-            f"--{part}_data_path_and_name_and_type",
+        for data in (
             f"{directory / 'wav.scp'},speech,sound",
-            f"--{part}_data_path_and_name_and_type",
             f"{directory / 'text.km'},text,text",
-            f"--{part}_data_path_and_name_and_type",
             f"{numbers},lang,text_int",
-            *(f"--{part}_shape_file", str(stats_dir / split / "speech_shape")),
-            *(f"--{part}_shape_file", str(stats_dir / split / "text_shape")),
-        ]
+        ):
+            command += [f"--{part}_data_path_and_name_and_type", data]
+        for shape in ("speech_shape", "text_shape"):
+            command += [f"--{part}_shape_file", str(stats_dir / split / shape)]
     return command
 
 
@@ -199,7 +198,9 @@ def check_one_batch(options: Options) -> None:
     logging.info(
         "one batch could be learnt: %.3f bits before, %.3f after %d updates, accuracy "
         "%.3f",
-        *(found[k] for k in ("initial_bits", "final_bits", "updates")),
+        found["initial_bits"],
+        found["final_bits"],
+        found["updates"],
         found["final_accuracy"],
     )
 
@@ -214,10 +215,9 @@ def _allocation(options: Options) -> str:
 
 def _training_options(options: Options, experiment: Path, allocation: str) -> list[str]:
     return [
-        *("--encoder_conf", f"base={base_path(options)}"),
+        *as_arguments(encoder_conf=f"base={base_path(options)}"),
         *experts_options(allocation),
-        *("--seed", str(options.seed)),
-        *("--replay_langs", *options.replay_langs),
+        *as_arguments(seed=options.seed, replay_langs=options.replay_langs),
         *device_options(options, experiment),
     ]
 
@@ -270,11 +270,11 @@ def device_options(options: Options, experiment: Path) -> list[str]:
         command += ["--multiprocessing_distributed", "true"]
     if options.num_nodes > 1:
         _check_step(options)
-        command += [
-            *("--dist_world_size", str(options.num_nodes)),
-            *("--dist_launcher", "slurm"),
-            *("--dist_init_method", f"file://{_meeting_place(experiment)}"),
-        ]
+        command += as_arguments(
+            dist_world_size=options.num_nodes,
+            dist_launcher="slurm",
+            dist_init_method=f"file://{_meeting_place(experiment)}",
+        )
     return command
 
 
