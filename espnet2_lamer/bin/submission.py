@@ -22,7 +22,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--dumpdir",
         type=Path,
         default=Path("dump"),
-        help="where the evaluation sets are",
+        help="evaluation sets",
     )
     add("--system", required=True, help="name of the upstream in the tables")
     add("--output", type=Path, required=True, help="the zip to write")

@@ -38,7 +38,7 @@ PROBE_UTTERANCES = 150
 def analyse(options: Options) -> None:
     """Write routing, masked accuracy and forgetting under ``<expdir>/analysis``."""
     dev = options.raw / "ssl_dev"
-    utt2lang = read_table(dev / "utt2lang", "stage 2")
+    utt2lang = read_table(dev / "utt2lang")
     _routing(options, dev, utt2lang)
     _masked(options, dev, utt2lang)
     _forgetting(options, dev, utt2lang)
@@ -54,7 +54,7 @@ def _read(audio: dict[str, str], utts: list[str], title: str):
 def _routing(options: Options, dev: Path, utt2lang: dict[str, str]) -> None:
     model = load_model(options.ssl_experiment)
     statistics, choices = RoutingStatistics(), ExpertChoices()
-    audio = read_table(dev / "wav.scp", "stage 2")
+    audio = read_table(dev / "wav.scp")
     for utt, speech, length in _read(audio, sorted(utt2lang), "routing"):
         with record_routing(model) as record:
             _, frames = model.extract_features(speech, length)
@@ -120,8 +120,8 @@ def _forgetting(options: Options, dev: Path, utt2lang: dict[str, str]) -> None:
         "lamer": options.ssl_experiment,
     }
     sets = {"train": train, "dev": dev}
-    audio = {k: read_table(path / "wav.scp", "stage 2") for k, path in sets.items()}
-    train_lang = read_table(train / "utt2lang", "stage 2")
+    audio = {k: read_table(path / "wav.scp") for k, path in sets.items()}
+    train_lang = read_table(train / "utt2lang")
     phones = {}
     if all((path / "phones.ctm").is_file() for path in sets.values()):
         phones = {k: frame_phones(path / "phones.ctm") for k, path in sets.items()}

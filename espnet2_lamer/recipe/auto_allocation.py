@@ -89,7 +89,7 @@ def automatic_allocation(options: Options) -> str:
 
 
 def _sample(directory: Path, excluded: list[str], seed: int) -> dict[str, list[str]]:
-    utt2lang = read_table(directory / "utt2lang", "stage 2")
+    utt2lang = read_table(directory / "utt2lang")
     langs = sorted(set(utt2lang.values()) - set(excluded))
     if len(langs) < 2:
         raise RecipeError(
@@ -120,7 +120,7 @@ def _utterance_means(
     model: torch.nn.Module, directory: Path, chosen: dict[str, list[str]]
 ) -> dict[str, NDArray[np.float64]]:
     """Mean over frames of every state: per language ``[utterances, L + 1, D]``."""
-    audio = read_table(directory / "wav.scp", "stage 2")
+    audio = read_table(directory / "wav.scp")
     means: dict[str, list[NDArray[np.float64]]] = {}
     every = [(lang, utt) for lang, utts in chosen.items() for utt in utts]
     for lang, utt in tqdm(every, desc="separability", disable=not sys.stderr.isatty()):

@@ -31,5 +31,5 @@ def teacher_path(options: Options) -> str:
 def has_phones(data_dir: Path) -> bool:
     """Whether a data dir knows its phones (synthetic speech does)."""
     return (data_dir / "phones.ctm").is_file() and bool(
-        read_table(data_dir / "wav.scp", "stage 1")
+        read_table(data_dir / "wav.scp")
     )

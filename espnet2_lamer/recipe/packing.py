@@ -242,7 +242,7 @@ def check_package(
     options = read_yaml(decode_config)
     audio: dict[str, str] = {}
     for name in dict.fromkeys(n for sets in run.tests.values() for n in sets):
-        table = read_table(raw_dir / name / "wav.scp", "stage 9")
+        table = read_table(raw_dir / name / "wav.scp")
         audio |= dict(list(table.items())[:utterances])
     with tempfile.TemporaryDirectory() as scratch:
         write_table(Path(scratch) / "wav.scp", audio)

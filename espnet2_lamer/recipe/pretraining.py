@@ -31,7 +31,7 @@ def write_shapes(data_dir: Path, output_dir: Path) -> None:
 
     They follow from the sample counts, so no pass over the audio is needed.
     """
-    samples = read_table(data_dir / "utt2num_samples", "stage 2")
+    samples = read_table(data_dir / "utt2num_samples")
     write_table(output_dir / "speech_shape", samples)
     write_table(
         output_dir / "text_shape",
@@ -45,7 +45,7 @@ def write_language_numbers(utt2lang: Path, langs: list[str], output: Path) -> No
     Raises:
         RecipeError: A language is not among them: it would have no training data.
     """
-    table = read_table(utt2lang, "stage 2")
+    table = read_table(utt2lang)
     unknown = sorted(set(table.values()) - set(langs))
     if unknown:
         raise RecipeError(
@@ -105,7 +105,7 @@ def _data_options(
         codebook = labels["codebook_sha256"]
     token_list = stats_dir / "tokens.txt"
     write_token_list(token_list, num_classes)
-    langs = sorted(set(read_table(train_dir / "utt2lang", "stage 2").values()))
+    langs = sorted(set(read_table(train_dir / "utt2lang").values()))
     command = as_arguments(
         num_classes=num_classes,
         token_list=token_list,

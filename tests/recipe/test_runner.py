@@ -154,6 +154,12 @@ def test_a_missing_input_names_the_stage_that_makes_it(recipe):
     assert not (recipe.root / "exp" / "stages" / "02.json").exists()
 
 
+def test_a_file_that_a_stage_misses_on_its_way_names_the_stage_that_makes_it(recipe):
+    recipe.fail[2] = RecipeError(f"{recipe.paths['b']}: file not found")
+    with pytest.raises(RecipeError, match="not found; it is made by stage 1 .first."):
+        recipe.run()
+
+
 def test_a_missing_input_that_no_stage_makes_points_at_the_options(recipe):
     recipe.paths["a"].unlink()
     with pytest.raises(
