@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from espnet2_lamer.asr.encoder.lamer_hubert import GUARD, LamerHubertEncoder
-from espnet2_lamer.convert.espnet_experiment import HUBERT, OURS
+from espnet2_lamer.convert.espnet_experiment import MASK_EMBEDDING, OURS
 from espnet2_lamer.convert.load import read_architecture
 from espnet2_lamer.convert.state import check_fit
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import clear_errors
 
 MAX_CLASSES = 2**20
-_MASK_EMBEDDING = f"{HUBERT}mask_generator.mask_embedding"
 
 
 def checked_config(config: Mapping[str, Any], source: object) -> dict[str, Any]:
@@ -28,22 +27,20 @@ def checked_config(config: Mapping[str, Any], source: object) -> dict[str, Any]:
     Raises:
         RecipeError: It is of another model, or a value is of the wrong kind.
     """
-    if config.get("encoder") != OURS:
-        raise RecipeError(
-            f"{source}: encoder: found {config.get('encoder')!r}, expected {OURS!r}"
-        )
-    for key, kind, expected in (
-        ("encoder_conf", dict, "a mapping"),
-        ("model_conf", dict, "a mapping"),
+    classes, tokens = config.get("num_classes"), config.get("token_list")
+    enough = isinstance(classes, int) and 0 < classes <= MAX_CLASSES
+    for key, right, expected in (
+        ("encoder", config.get("encoder") == OURS, repr(OURS)),
+        ("encoder_conf", isinstance(config.get("encoder_conf"), dict), "a mapping"),
+        ("model_conf", isinstance(config.get("model_conf"), dict), "a mapping"),
         # A name would be read as a file.
-        ("token_list", list, "the list of units"),
-        ("num_classes", int, f"1 to {MAX_CLASSES} units"),
+        ("token_list", isinstance(tokens, list), "the list of units"),
+        ("num_classes", enough, f"1 to {MAX_CLASSES} units"),
     ):
-        found = config.get(key)
-        wrong = not isinstance(found, kind)
-        if wrong or (kind is int and not 0 < found <= MAX_CLASSES):
+        if not right:
             raise RecipeError(
-                f"{source}: {key}: found {str(found)[:80]!r}, expected {expected}"
+                f"{source}: {key}: found {str(config.get(key))[:80]!r}, expected "
+                f"{expected}"
             )
     return deepcopy(dict(config)) | {"encoder": OURS, "model": "lamer"}
 
@@ -83,7 +80,7 @@ def check_sizes(
     expected = {
         key: value
         for key, value in planned.items()
-        if key in state or key in trained - {_MASK_EMBEDDING}
+        if key in state or key in trained - {MASK_EMBEDDING}
     }
     if isinstance(guard := state.get(f"encoder.{GUARD}"), Tensor) and not guard.numel():
         expected.pop(f"encoder.{GUARD}", None)

@@ -73,16 +73,18 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_experts, dim))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
         self.selection_bias: Tensor | None
-        self.register_buffer(
-            "selection_bias", torch.zeros(num_experts) if use_selection_bias else None
-        )
         self.load: Tensor | None
-        self.register_buffer(
-            "load",
-            torch.full((num_experts,), 1.0 / num_experts)
-            if use_selection_bias
-            else None,
-        )
+        for name, start in (("selection_bias", 0.0), ("load", 1.0 / num_experts)):
+            value = torch.full((num_experts,), start) if use_selection_bias else None
+            self.register_buffer(name, value)
+
+    def adapter_parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained beside a frozen base, by kind."""
+        return {"routers": self.weight}
+
+    def state_buffers(self) -> dict[str, Tensor]:
+        """Buffers that training changes, and every checkpoint has to keep."""
+        return dict(self.named_buffers())
 
     @property
     def is_sparse(self) -> bool:
@@ -124,9 +126,6 @@ class Router(nn.Module):
         To be called before a training batch, with ``load [N]`` (shares of dispatched
         frames, summing to 1) of the batch before: between a forward pass and its
         backward pass the bias must stay, or recomputed layers would route otherwise.
-
-        Args:
-            rate: Step size.
         """
         if self.selection_bias is not None:
             self.selection_bias += rate * torch.sign(1.0 / self.num_experts - self.load)

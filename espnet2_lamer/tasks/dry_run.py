@@ -11,11 +11,10 @@ import torch
 from espnet2.tasks.abs_task import scheduler_classes
 from torch import nn
 
+from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.data.selection import PAPER_HOURS
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers import LamerFeedForward, parameter_report
-
-SAMPLE_RATE = 16000
 
 
 @dataclass(frozen=True)

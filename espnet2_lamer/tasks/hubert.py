@@ -16,6 +16,7 @@ from torch.multiprocessing.spawn import ProcessException
 
 from espnet2_lamer.asr.encoder.lamer_hubert import LamerHubertEncoder
 from espnet2_lamer.compat import prepare_espnet
+from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.fileio.text import text_lines, utf8_tables
@@ -28,23 +29,22 @@ from espnet2_lamer.precision import (
 )
 from espnet2_lamer.tasks.dry_run import dry_run
 from espnet2_lamer.tasks.option_check import check_init_param, check_options
+from espnet2_lamer.train.batching import (
+    BucketIterFactory,
+    at_most_hours,
+    read_hours,
+    without_languages,
+)
 from espnet2_lamer.train.collate import LamerCollate
-from espnet2_lamer.train.console import child_log
+from espnet2_lamer.train.console import child_log, pass_signals_on
 from espnet2_lamer.train.expansion import (
     OLD_EXPERTS,
     expand_experts,
     keep_old_experts,
 )
-from espnet2_lamer.train.iterator import BucketIterFactory
-from espnet2_lamer.train.languages import (
-    at_most_hours,
-    read_hours,
-    without_languages,
-)
-from espnet2_lamer.train.sanity import check_sanity
-from espnet2_lamer.train.schedulers import PolynomialDecayLR
-from espnet2_lamer.train.signals import pass_signals_on
 from espnet2_lamer.train.trainer import LamerTrainer
+from espnet2_lamer.train.trial import check_sanity
+from espnet2_lamer.train.update import PolynomialDecayLR
 
 
 def register_hubert() -> None:
@@ -272,32 +272,26 @@ class LamerHubertTask(HubertTask):
         cls, args: argparse.Namespace, iter_options: Any, mode: str
     ) -> AbsIterFactory:
         """Build the bucketed iterator of ``train`` or ``valid``."""
-        lengths: dict[str, int] = {}
-        for line in read_table(iter_options.shape_files[0], "stage 6").items():
-            lengths[line[0]] = int(line[1].split(",")[0])
+        shapes = read_table(iter_options.shape_files[0], "collecting statistics")
+        lengths = {utt: int(shape.split(",")[0]) for utt, shape in shapes.items()}
+        tables = [path for path, *_ in iter_options.data_path_and_name_and_type]
+        utt2lang = Path(tables[0]).with_name("utt2lang")
         if args.exclude_langs:
-            wav_scp = Path(iter_options.data_path_and_name_and_type[0][0])
-            lengths = without_languages(
-                lengths, wav_scp.with_name("utt2lang"), args.exclude_langs
-            )
+            lengths = without_languages(lengths, utt2lang, args.exclude_langs)
         if args.max_hours and iter_options.train:
-            wav_scp = Path(iter_options.data_path_and_name_and_type[0][0])
-            lengths = at_most_hours(
-                lengths, wav_scp.with_name("utt2lang"), read_hours(args.max_hours)
-            )
+            lengths = at_most_hours(lengths, utt2lang, read_hours(args.max_hours))
         rank, world = 0, 1
         if iter_options.distributed:
             rank = torch.distributed.get_rank()
             world = torch.distributed.get_world_size()
-        total = sum(lengths.values()) / 16000
+        total = sum(lengths.values()) / SAMPLE_RATE
         logging.info(
             "[%s] %d utterances, %.2f h, %.0f s of audio per batch",
             mode,
             len(lengths),
             total / 3600,
-            iter_options.batch_bins / 16000,
+            iter_options.batch_bins / SAMPLE_RATE,
         )
-        tables = [path for path, *_ in iter_options.data_path_and_name_and_type]
         with utf8_tables(tables):
             dataset = cls.build_dataset(args, iter_options)
         return BucketIterFactory(

@@ -1,15 +1,106 @@
-"""Batches of nearly equal length by total audio, with few distinct shapes."""
+"""Which utterances an epoch has, in which batches, and the iterator over them."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from espnet2.iterators.abs_iter_factory import AbsIterFactory
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from espnet2_lamer.constants import SAMPLE_RATE
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.datadir import read_table
+from espnet2_lamer.train.collate import LamerCollate, rounded_length
+from espnet2_lamer.train.console import hold_stop_signals, ignore_stop_signals
 
 
-def rounded_length(num_samples: int, max_samples: int, bucket: int) -> int:
-    """Length that a row of ``num_samples`` occupies in a batch.
+def without_languages(
+    lengths: Mapping[str, int], utt2lang_file: Path, excluded: Sequence[str]
+) -> dict[str, int]:
+    """Drop the utterances of some languages (ISO 639-3); the order stays.
 
-    Rounded up to a bucket, but never above the crop length: crops themselves, the most
-    frequent length of long utterances, need no padding.
+    Raises:
+        RecipeError: An excluded language, or a language's name, is not there, or no
+            utterance is left.
     """
-    return min(-(-num_samples // bucket) * bucket, max_samples)
+    utt2lang = read_table(utt2lang_file, "audio formatting")
+    missing = [utt for utt in lengths if utt not in utt2lang]
+    if missing:
+        raise RecipeError(
+            f"{utt2lang_file}: no language for {len(missing)} utterances, first "
+            f"{missing[0]!r}; exclude_langs needs one for each"
+        )
+    present = {utt2lang[utt] for utt in lengths}
+    unknown = sorted(set(excluded) - present)
+    if unknown:
+        raise RecipeError(
+            f"exclude_langs: found {', '.join(unknown)}, expected some of "
+            f"{', '.join(sorted(present))} ({utt2lang_file})"
+        )
+    kept = {utt: n for utt, n in lengths.items() if utt2lang[utt] not in excluded}
+    if not kept:
+        raise RecipeError(
+            f"exclude_langs: {', '.join(sorted(excluded))} leaves no utterance of "
+            f"{utt2lang_file}"
+        )
+    return kept
+
+
+def read_hours(words: Sequence[str]) -> dict[str, float]:
+    """Read ``eng=0.02 cmn=1``: hours by language.
+
+    Raises:
+        RecipeError: A word is not of this form, or its number not above 0.
+    """
+    hours: dict[str, float] = {}
+    for word in words:
+        lang, _, number = word.partition("=")
+        try:
+            hours[lang] = float(number)
+        except ValueError:
+            hours[lang] = 0.0
+        if not (lang and 0 < hours[lang] < float("inf")):
+            raise RecipeError(
+                f"max_hours: found {word!r}, expected LANGUAGE=HOURS above 0, e.g. "
+                "eng=0.5; exclude_langs leaves a language out"
+            )
+    return hours
+
+
+def at_most_hours(
+    lengths: Mapping[str, int],
+    utt2lang_file: Path,
+    hours: Mapping[str, float],
+    seed: int = 0,
+) -> dict[str, int]:
+    """Keep random utterances of some languages, up to so many hours of each.
+
+    A larger number of hours keeps what a smaller one kept, and more.
+
+    Of each language at least one stays; the order does, too.
+
+    Raises:
+        RecipeError: A language is not there.
+    """
+    utt2lang = read_table(utt2lang_file, "audio formatting")
+    dropped: set[str] = set()
+    for lang, most in hours.items():
+        own = sorted(utt for utt in lengths if utt2lang.get(utt) == lang)
+        if not own:
+            present = sorted({utt2lang[utt] for utt in lengths if utt in utt2lang})
+            raise RecipeError(
+                f"max_hours: found {lang}, expected some of {', '.join(present)} "
+                f"({utt2lang_file})"
+            )
+        order = [own[i] for i in np.random.default_rng(seed).permutation(len(own))]
+        total = np.cumsum([lengths[utt] for utt in order]) / (SAMPLE_RATE * 3600)
+        kept = max(1, int(np.searchsorted(total, most, side="right")))
+        dropped.update(order[kept:])
+    return {utt: n for utt, n in lengths.items() if utt not in dropped}
 
 
 def make_batches(
@@ -35,9 +126,6 @@ def make_batches(
         generator: Source of randomness.
         shuffle: Shuffle utterances and the order of batches.
         ranks: Smallest number of utterances in a batch: each rank needs one.
-
-    Returns:
-        Lists of utterance ids; each utterance occurs once.
 
     Raises:
         ValueError: There are fewer utterances than ranks.
@@ -68,3 +156,148 @@ def make_batches(
     if shuffle:
         batches = [batches[i] for i in generator.permutation(len(batches))]
     return batches
+
+
+class _HeldLoader(DataLoader):
+    """A loader whose processes no stop signal reaches, from their first moment on.
+
+    A training that lost them could not end its update and save.
+    """
+
+    def __iter__(self) -> Iterator:
+        """Start the processes."""
+        with hold_stop_signals():
+            return super().__iter__()
+
+
+class CheckedDataset(Dataset):
+    """Names the utterance when its data cannot be read."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, utt_id: str) -> Any:
+        """Read one utterance."""
+        try:
+            return self.dataset[utt_id]
+        except Exception as error:
+            raise RecipeError(
+                f"utterance {utt_id}: its audio or units cannot be read "
+                f"({type(error).__name__}: {error}); repair it, or format the audio "
+                "and make the labels anew, which checks every file. Training goes on "
+                "from its last checkpoint when it is run again"
+            ) from error
+
+
+class BucketIterFactory(AbsIterFactory):
+    """Builds one epoch's iterator; everything follows from (seed, epoch).
+
+    Args:
+        dataset: Maps an utterance id to its data.
+        lengths: Samples per utterance.
+        batch_bins: Samples per batch, padding included, over all ranks.
+        make_collate: Called with the epoch.
+        num_iters_per_epoch: Batches per epoch; ``None`` means one pass over the data.
+        seed: Seed of the order.
+        train: Shuffle and crop.
+        num_workers: Loader processes.
+        rank: This process's share of every batch is ``batch[rank::world_size]``.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self,
+        dataset: object,
+        lengths: dict[str, int],
+        batch_bins: int,
+        make_collate: Callable[[int], LamerCollate],
+        num_iters_per_epoch: int | None,
+        seed: int,
+        train: bool,
+        num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.dataset = CheckedDataset(dataset)
+        self.lengths = lengths
+        self.batch_bins = batch_bins
+        self.make_collate = make_collate
+        self.num_iters_per_epoch = num_iters_per_epoch
+        self.seed = seed
+        self.train = train
+        self.num_workers = num_workers
+        self.rank = rank
+        self.world_size = world_size
+        self._plan: tuple[tuple[int, bool], list[list[str]]] | None = None
+
+    def _one_pass(self, number: int, shuffle: bool) -> list[list[str]]:
+        collate = self.make_collate(1)
+        return make_batches(
+            self.lengths,
+            self.batch_bins,
+            collate.max_samples if self.train else sys.maxsize,
+            collate.bucket,
+            np.random.default_rng([self.seed, number]),
+            shuffle,
+            self.world_size,
+        )
+
+    def _epoch_batches(self, epoch: int, shuffle: bool) -> list[list[str]]:
+        wanted = self.num_iters_per_epoch
+        if wanted is None:
+            return self._one_pass(epoch, shuffle)
+        # Epochs cut one endless stream of passes, so every utterance is seen equally
+        # often whatever the epoch length is. All passes have the same batch count.
+        first = wanted * (epoch - 1)
+        size = len(self._one_pass(0, shuffle))
+        batches: list[list[str]] = []
+        number, skip = divmod(first, size)
+        while len(batches) < wanted:
+            batches += self._one_pass(number, shuffle)[skip:]
+            number, skip = number + 1, 0
+        return batches[:wanted]
+
+    def plan(self, epoch: int, shuffle: bool | None = None) -> list[list[str]]:
+        """Return the batches of ``epoch`` over all ranks; the latest plan is kept."""
+        key = epoch, self.train if shuffle is None else shuffle
+        if self._plan is None or self._plan[0] != key:
+            self._plan = key, self._epoch_batches(*key)
+        return self._plan[1]
+
+    def load(
+        self, batch: list[str], epoch: int
+    ) -> tuple[list[str], dict[str, torch.Tensor]]:
+        """Return this rank's part of one batch of ``epoch``, outside of any loader."""
+        utterances = [self.dataset[utt] for utt in batch[self.rank :: self.world_size]]
+        return self.make_collate(epoch)(utterances)
+
+    def build_iter(
+        self, epoch: int, shuffle: bool | None = None, start: int = 0
+    ) -> Iterator:
+        """Return the batches of ``epoch`` (counted from 1) from number ``start`` on."""
+        batches = self.plan(epoch, shuffle)[start:]
+        if self.world_size > 1:
+            # Every batch has an utterance for each rank, see make_batches.
+            batches = [b[self.rank :: self.world_size] for b in batches]
+        loader = _HeldLoader(
+            self.dataset,
+            batch_sampler=batches,
+            collate_fn=self.make_collate(epoch),
+            num_workers=self.num_workers,
+            # In a process per GPU, which is spawned, loaders would be spawned as well
+            # and import ESPnet anew in every epoch.
+            multiprocessing_context="fork" if self.num_workers else None,
+            worker_init_fn=ignore_stop_signals,
+            # Of its own: a resumed epoch opens the loader once more, and must not draw
+            # from the generator that dropout uses.
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+        name = f"epoch {epoch}, {'training' if self.train else 'validation'}"
+        # Standard error itself may be redirected to a log while ESPnet trains.
+        return tqdm(
+            loader,
+            desc=name,
+            leave=False,
+            file=sys.__stderr__,
+            disable=self.rank > 0 or not sys.__stderr__.isatty(),
+        )

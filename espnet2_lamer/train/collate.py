@@ -7,13 +7,59 @@ from collections.abc import Collection
 import numpy as np
 import torch
 
-from espnet2_lamer.constants import num_frames
+from espnet2_lamer.constants import STRIDE, num_frames
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.hubert.masking import LABEL_PADDING, span_mask
-from espnet2_lamer.train.batching import rounded_length
 
-SHIFT = 320
+# Pads labels in a batch; never a unit.
+LABEL_PADDING = -1
 Utterance = tuple[str, dict[str, np.ndarray]]
+
+
+def rounded_length(num_samples: int, max_samples: int, bucket: int) -> int:
+    """Length that a row of ``num_samples`` occupies in a batch.
+
+    Rounded up to a bucket, but never above the crop length: crops themselves, the most
+    frequent length of long utterances, need no padding.
+    """
+    return min(-(-num_samples // bucket) * bucket, max_samples)
+
+
+def span_mask(
+    num_frames: int,
+    mask_prob: float,
+    mask_length: int,
+    generator: np.random.Generator,
+    min_masks: int = 2,
+) -> np.ndarray:
+    """Draw the masked frames of one utterance.
+
+    HuBERT's span masks with fairseq's ``static`` statistics: ``floor(mask_prob * T /
+    mask_length + u)`` spans, u uniform in [0, 1), at least ``min_masks``, start at
+    distinct random frames; spans may overlap. Unlike fairseq, rows of a batch are not
+    thinned out to the count of the least masked one.
+
+    Args:
+        num_frames: T, the utterance's own frames, so padding is never masked.
+        mask_prob: Expected share of frames covered if spans never overlapped.
+        mask_length: Frames per span.
+        generator: Source of randomness.
+        min_masks: Smallest number of spans.
+
+    Returns:
+        Sorted frame indices, int64; empty when T is too short for two frames.
+    """
+    if num_frames < 2:
+        return np.zeros(0, dtype=np.int64)
+    spans = int(mask_prob * num_frames / mask_length + generator.random())
+    spans = max(spans, min_masks)
+    length = min(mask_length, num_frames - 1)
+    if num_frames - length <= spans:
+        length = max(num_frames - spans - 1, 1)
+    starts = generator.choice(
+        num_frames - length, min(spans, num_frames - length), replace=False
+    )
+    covered = (starts[:, None] + np.arange(length)).ravel()
+    return np.unique(covered)
 
 
 def utterance_generator(seed: int, epoch: int, utt_id: str) -> np.random.Generator:
@@ -35,7 +81,7 @@ class LamerCollate:
         max_samples: Crop length in training; validation is not cropped.
         bucket: Padding granularity in samples.
         mask_prob: See :func:`span_mask`.
-        mask_length: See :func:`span_mask`.
+        mask_length: As ``mask_prob``.
         seed: Seed of crops and masks.
         epoch: Epoch; 0 for validation, whose masks are fixed.
         train: Whether to crop.
@@ -76,13 +122,13 @@ class LamerCollate:
             if len(text) != frames:
                 raise RecipeError(
                     f"utterance {utt_id}: found {len(text)} units for {len(speech)} "
-                    f"samples, expected {frames} ((n - 400) // 320 + 1); make labels "
-                    "anew with stage 5"
+                    f"samples, expected {frames} ((n - 400) // 320 + 1); make the "
+                    "labels anew"
                 )
             if self.train and len(speech) > self.max_samples:
-                last = (len(speech) - self.max_samples) // SHIFT
+                last = (len(speech) - self.max_samples) // STRIDE
                 start = int(generator.integers(last + 1))
-                speech = speech[start * SHIFT :][: self.max_samples]
+                speech = speech[start * STRIDE :][: self.max_samples]
                 text = text[start:][: num_frames(len(speech))]
             names.append(utt_id)
             waveforms.append(speech)

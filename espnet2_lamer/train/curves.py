@@ -14,12 +14,9 @@ import torch
 from espnet2_lamer.compat import reporter_types
 from espnet2_lamer.convert.state import read_tensors
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.train.label_counts import beside
+from espnet2_lamer.train.labels import beside
 
 _KEYS = re.compile(r"acc_m(_\w+)?|bits_m_\w+|loss_m_bits")
-
-# Figures by epoch and name.
-ControlCurve = Mapping[int, Mapping[str, float]]
 
 
 def read_curves(experiment: Path) -> list[dict[str, float | int | str]]:

@@ -13,7 +13,7 @@ from espnet2_lamer.asr.encoder.lamer_hubert import BASE_HASH
 from espnet2_lamer.convert.espnet_experiment import model_file, read_config
 from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.layers import LamerConfig, LamerFeedForward
+from espnet2_lamer.layers import LamerConfig, LamerFeedForward, parse_allocation
 from espnet2_lamer.layers.lora import LoRAExperts
 
 OLD_EXPERTS = ("frozen", "shared")
@@ -66,15 +66,14 @@ def expand_experts(model: nn.Module, experiment: str | Path) -> list[_Kept]:
         state = read_state(path)
     except RecipeError as error:
         raise RecipeError(f"expand_from: {error}") from error
-    _check(model, experiment, config, state)
+    layers = model.encoder.wav2vec2.encoder.transformer.layers
+    before = _same_settings(model, experiment, config, state)
+    counts = parse_allocation(before.allocation, len(layers))
     kept: list[_Kept] = []
-    counts = []
-    for index, layer in enumerate(model.encoder.wav2vec2.encoder.transformer.layers):
-        prefix = f"{_LAYER}.{index}.feed_forward."
-        old = _experts_of(state, prefix)
-        counts.append(old)
+    for index, (layer, old) in enumerate(zip(layers, counts, strict=True)):
         if not old:
             continue
+        prefix = f"{_LAYER}.{index}.feed_forward."
         module = layer.feed_forward
         now = module.num_experts if isinstance(module, LamerFeedForward) else 0
         if now < old:
@@ -136,19 +135,12 @@ def _put(target: Tensor, dim: int, value: Tensor) -> _Kept:
     return _Kept(target, dim, size, value.to(target.device, target.dtype))
 
 
-def _experts_of(state: Mapping[str, Tensor], prefix: str) -> int:
-    for key, value in state.items():
-        if key.startswith(prefix) and key.endswith(".lora_A"):
-            return value.shape[0]
-    return 0
-
-
-def _check(
+def _same_settings(
     model: nn.Module,
     experiment: Path,
     config: Mapping[str, Any],
     state: Mapping[str, Tensor],
-) -> None:
+) -> LamerConfig:
     lamer = (config.get("encoder_conf") or {}).get("lamer")
     own = model.encoder.lamer
     if lamer is None:
@@ -171,3 +163,4 @@ def _check(
             f"expand_from: {experiment} was trained on a base with SHA-256 {found[0]}, "
             f"found one with {found[1]} here; expected the same encoder_conf.base"
         )
+    return before

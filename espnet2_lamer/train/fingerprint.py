@@ -11,33 +11,33 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.hashing import sha256_file
 
 # Options that change neither data, model nor updates.
-_FREE = {
-    *("config", "output_dir", "resume", "log_level", "log_interval", "print_config"),
-    *("dry_run", "ngpu", "num_workers", "num_att_plot", "max_epoch", "patience"),
-    *("keep_nbest_models", "nbest_averaging_interval", "best_model_criterion"),
-    *("early_stopping_criterion", "use_matplotlib", "use_tensorboard", "use_wandb"),
-    *("create_graph_in_tensorboard", "version", "required", "distributed"),
-    *("checkpoint_interval", "allow_changed", "max_bad_updates", "grad_norm_groups"),
-    *("local_rank", "multiprocessing_distributed", "write_collected_feats"),
-    *("unused_parameters", "cudnn_enabled", "cudnn_benchmark"),
-    *("train_shape_file", "valid_shape_file", "valid_data_path_and_name_and_type"),
-    *("train_data_path_and_name_and_type", "allow_variable_data_keys", "token_list"),
-    *("max_cache_size", "max_cache_fd", "valid_max_cache_size", "sanity"),
-    *("sanity_updates", "replay_langs"),
-    *("monitor_utts", "monitor_layers", "monitor_control"),
-}
+_FREE = set(
+    """
+    config output_dir resume log_level log_interval print_config dry_run ngpu
+    num_workers num_att_plot max_epoch patience keep_nbest_models
+    nbest_averaging_interval best_model_criterion early_stopping_criterion
+    use_matplotlib use_tensorboard use_wandb create_graph_in_tensorboard version
+    required distributed checkpoint_interval allow_changed max_bad_updates
+    grad_norm_groups local_rank multiprocessing_distributed write_collected_feats
+    unused_parameters cudnn_enabled cudnn_benchmark train_shape_file valid_shape_file
+    valid_data_path_and_name_and_type train_data_path_and_name_and_type
+    allow_variable_data_keys token_list max_cache_size max_cache_fd
+    valid_max_cache_size sanity sanity_updates replay_langs monitor_utts monitor_layers
+    monitor_control
+    """.split()
+)
 _FREE_PREFIXES = ("dist_", "wandb_")
 
 
 def fingerprint(args: argparse.Namespace, world_size: int) -> dict[str, str]:
-    """Describe everything that the course of a training depends on.
+    """Describe everything that the course of a training depends on, by name.
 
     Args:
         args: ESPnet's parsed options; ``token_list`` was read already.
         world_size: Number of ranks.
 
     Returns:
-        Names to values as text: options as JSON, training files as SHA-256.
+        Options as JSON, training files as SHA-256.
     """
     found = {"world_size": str(world_size)}
     for key, value in sorted(vars(args).items()):
@@ -76,10 +76,7 @@ def check_ranks(found: dict[str, str]) -> None:
 def check_fingerprint(
     saved: dict[str, str], now: dict[str, str], where: Any, allow_changed: bool
 ) -> list[str]:
-    """Compare two fingerprints.
-
-    Returns:
-        The differences, one line each.
+    """Return the differences between two fingerprints, one line each.
 
     Raises:
         RecipeError: There are some, and they were not allowed.

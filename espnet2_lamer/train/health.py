@@ -16,27 +16,23 @@ from espnet2.torch_utils.device_funcs import to_device
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
-from espnet2_lamer.hubert.distributed import is_distributed
-from espnet2_lamer.train.label_check import check_labels
-from espnet2_lamer.train.label_counts import beside
-from espnet2_lamer.train.memory import count_model
-from espnet2_lamer.train.pace import Pace
-from espnet2_lamer.train.shares import Shares, measure_shares, span
-from espnet2_lamer.train.trial import Rehearsal, rehearse
+from espnet2_lamer.hubert.statistics import is_distributed
+from espnet2_lamer.train.labels import beside, check_labels
+from espnet2_lamer.train.plan import Pace, Shares, measure_shares, span
+from espnet2_lamer.train.trial import Trial, try_batch
 
 # Updates after which the pace is told.
 FIRST_UPDATES = 20
 
 
 class Health:
-    """Checks labels, counts memory, times updates; writes ``health.json``.
+    """Checks labels, tries the largest batch, times updates; writes ``health.json``.
 
     Only the first rank reads files and writes; what it finds wrong stops all.
 
     Args:
         model: Not wrapped.
-        optimizer: Holds what trains.
-        train_factory: :class:`~espnet2_lamer.train.iterator.BucketIterFactory`.
+        train_factory: :class:`~espnet2_lamer.train.batching.BucketIterFactory`.
         valid_factory: Likewise.
         options: :class:`~espnet2_lamer.train.trainer.LamerTrainerOptions`.
         is_first: Whether this is the first rank.
@@ -46,7 +42,6 @@ class Health:
     def __init__(
         self,
         model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
         train_factory: Any,
         valid_factory: Any,
         options: Any,
@@ -54,14 +49,13 @@ class Health:
         device: str,
     ) -> None:
         self.model = model
-        self.optimizer = optimizer
         self.factories = {"train": train_factory, "valid": valid_factory}
         self.options = options
         self.is_first = is_first
         self.device = device
         self.path = Path(options.output_dir) / "health.json"
         self.report: dict[str, Any] = {}
-        # By part, see `baselines`.
+        # Of each part, see `baselines`.
         self.standards: dict[str, dict[str, dict[str, float]]] = {}
         self.languages: dict[str, str] | None = None
         self.pace: Pace | None = None
@@ -70,8 +64,8 @@ class Health:
     def start(self, epoch: int, updates: int) -> None:
         """Check what can be known before an update is made.
 
-        A new training rehearses its first epoch's largest batch; one that goes on has
-        done so, and says less.
+        A new training tries its first epoch's largest batch; one that goes on has done
+        so, and says less.
 
         Args:
             epoch: The one that comes, from 1.
@@ -96,14 +90,18 @@ class Health:
             raise RecipeError(problem)
         if self.is_first:
             self._plan(epoch, updates)
-            self._count_memory()
-            # What is known is kept if the rehearsal fails.
+            # What is known is kept if the trial fails.
             write_json(self.path, self.report)
         if updates:
             return
-        rehearsal = self._rehearse(epoch)
+        # Every rank its part.
+        factory = self.factories["train"]
+        largest = self._epoch_shares(epoch).largest_batch
+        _, batch = factory.load(factory.plan(epoch)[largest], epoch)
+        trial = try_batch(self.model, to_device(batch, self.device), self.device)
         if self.is_first:
-            self._estimate(rehearsal)
+            self._note_memory(trial)
+            self._note_time(trial)
             write_json(self.path, self.report)
 
     def begin_epoch(self, epoch: int) -> None:
@@ -127,12 +125,7 @@ class Health:
         )
 
     def updated(self, epoch: int, batches: int) -> None:
-        """Note an update; the first ones tell the pace.
-
-        Args:
-            epoch: The one that is on.
-            batches: Behind it.
-        """
+        """Note an update, ``batches`` into ``epoch``; the first ones tell the pace."""
         if not (self.is_first and self.pace.update()):
             return
         seconds = self.pace.seconds_per_update
@@ -219,56 +212,35 @@ class Health:
             span(shares.data),
         )
 
-    def _count_memory(self) -> None:
-        bucket_view = self.options.gradient_as_bucket_view
-        counts = count_model(
-            self.model, self.optimizer, is_distributed() and not bucket_view
-        )
-        # A training that goes on keeps what its first process measured.
-        self.report["memory"] = self.report.get("memory", {}) | counts
+    def _note_memory(self, trial: Trial) -> None:
+        found = {"peak": trial.peak, "largest_batch_seconds": trial.audio}
+        self.report["memory"] = found
+        batch = f"the largest batch ({trial.audio:.1f} s of audio, padding included)"
+        if self.device == "cpu":
+            found["measured"] = "resident memory of the process, its peak so far"
+            peak = _size(trial.peak)
+            logging.info("memory: at most %s so far, %s included", peak, batch)
+            return
+        found["measured"] = "torch.cuda.max_memory_allocated"
+        found["device"] = torch.cuda.get_device_properties("cuda").total_memory
         logging.info(
-            "memory: parameters %s, gradients %s, optimizer %s",
-            *(_size(counts[k]) for k in ("parameters", "gradients", "optimizer")),
+            "memory: %s of the GPU's %s with %s; the optimizer's state comes on top",
+            _size(trial.peak),
+            _size(found["device"]),
+            batch,
         )
-
-    def _rehearse(self, epoch: int) -> Rehearsal:
-        """Try the largest batch; every rank its part."""
-        factory = self.factories["train"]
-        largest = self._epoch_shares(epoch).largest_batch
-        _, batch = factory.load(factory.plan(epoch)[largest], epoch)
-        return rehearse(self.model, to_device(batch, self.device), self.device)
-
-    def _estimate(self, found: Rehearsal) -> None:
-        counts, plan = self.report["memory"], self.report["plan"]
-        counts["activations"] = found.activations
-        counts["activations_measured"] = found.method
-        counts["largest_batch_seconds"] = found.audio
-        # Gradients are among the activations only at the end of a pass, and seldom at
-        # their peak: both are counted.
-        names = ("parameters", "gradients", "optimizer", "activations")
-        counts["needed"] = needed = sum(counts[name] or 0 for name in names)
-        device = ""
-        if self.device == "cuda":
-            counts["device"] = torch.cuda.get_device_properties("cuda").total_memory
-            device = f" of the GPU's {_size(counts['device'])}"
-        logging.info(
-            "memory: %s%s with the largest batch (%.1f s of audio, padding included), "
-            "whose activations take %s (%s)",
-            _size(needed),
-            device,
-            found.audio,
-            _size(found.activations),
-            found.method,
-        )
-        if device and needed > 0.95 * counts["device"]:
+        if trial.peak > 0.9 * found["device"]:
             logging.warning(
-                "memory: this leaves less than 5 %% of the GPU free; lower batch_bins "
+                "memory: this leaves less than 10 %% of the GPU free; lower batch_bins "
                 "and raise accum_grad by the same factor"
             )
+
+    def _note_time(self, trial: Trial) -> None:
+        plan = self.report["plan"]
         shares = self._shares[1]
         computed = shares.audio + shares.padding
         computed /= self.factories["train"].world_size * plan["updates_per_epoch"]
-        seconds = found.seconds * computed / found.audio
+        seconds = trial.seconds * computed / trial.audio
         left = timedelta(seconds=round(seconds * plan["updates"]))
         end = datetime.now() + left
         self.report["estimate"] = {
@@ -294,7 +266,5 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _size(value: float | None) -> str:
-    if value is None:
-        return "not known"
+def _size(value: int) -> str:
     return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.2f} MiB"

@@ -3,9 +3,9 @@
 import argparse
 import json
 import logging
-import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +13,45 @@ import numpy as np
 import torch
 from espnet2.train.reporter import Reporter
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from espnet2_lamer.asr.upstream import hidden_states
+from espnet2_lamer.constants import num_frames
 from espnet2_lamer.errors import short_reason
-from espnet2_lamer.fileio.atomic import append_text, atomic_path, write_text
-from espnet2_lamer.hubert.distributed import is_distributed
+from espnet2_lamer.fileio.atomic import append_text, atomic_path
+from espnet2_lamer.fileio.datadir import read_table
+from espnet2_lamer.hubert.statistics import is_distributed, keep_json_lines
 from espnet2_lamer.layers import experts_off
 from espnet2_lamer.metrics.cka import LinearCKA
 from espnet2_lamer.metrics.depths import compared_layers
-from espnet2_lamer.metrics.probe import Phones, phone_probe
-from espnet2_lamer.train.curves import (
-    ControlCurve,
-    beside_control,
-    read_control,
-)
-from espnet2_lamer.train.monitor_sample import Sample, monitor_sample
+from espnet2_lamer.metrics.probe import Phones, frame_phones, phone_probe
+from espnet2_lamer.train.curves import beside_control, read_control
 
 # L2 penalty of the probe, chosen on the mini base's dev set: few frames, many values.
 RIDGE = 0.01
 # Figures per language that a line takes over.
 MASKED = ("acc_m", "bits_m", "control_acc_m", "control_bits_m")
+# Of longer utterances only the beginning, so that memory and time are bounded.
+MAX_SAMPLES = 160_000
+# A language without a name, where the data have no `lang`.
+ALL = "all"
 # One feature matrix [T, D] per layer.
 States = list[NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Held-out speech of every language.
+
+    Attributes:
+        speech: Per language and utterance a waveform ``[n]``.
+        phones: Per utterance the phone of every frame, where they are known.
+        with_phones: Languages in which a phone probe can be trained and tested.
+    """
+
+    speech: dict[str, dict[str, Tensor]]
+    phones: dict[str, Phones] = field(default_factory=dict)
+    with_phones: frozenset[str] = frozenset()
 
 
 class ForgettingMonitor:
@@ -43,7 +59,7 @@ class ForgettingMonitor:
 
     Per language and layer: linear CKA to the base, and the accuracy of a linear phone
     probe where phones are known (two halves of the sample, each tested by a probe that
-    was trained on the other; a ridge classifier, so figures are below stage 8's). The
+    was trained on the other; a ridge classifier, below the analysis'). The
     base is the model with its experts switched off; where everything trains it is the
     model before the first update, kept in ``forgetting_start.pt``. Masked accuracy
     stands beside that of the head-only control after as many epochs.
@@ -60,8 +76,7 @@ class ForgettingMonitor:
         epoch: The first epoch to come; lines of it and of later ones are dropped.
         updates: Updates that were made already.
         device: Where the model is.
-        control: See :func:`~espnet2_lamer.train.curves.read_control`; used in
-            the first rank only.
+        control: See :func:`~espnet2_lamer.train.curves.read_control`.
 
     Raises:
         RecipeError: There is no such layer.
@@ -76,7 +91,7 @@ class ForgettingMonitor:
         epoch: int,
         updates: int,
         device: str,
-        control: ControlCurve | None = None,
+        control: Mapping[int, Mapping[str, float]] | None = None,
     ) -> None:
         depth = encoder.architecture["encoder_num_layers"]
         self.layers = compared_layers(layers, depth, "monitor_layers")
@@ -90,7 +105,7 @@ class ForgettingMonitor:
         self._base_probe: dict[str, list[float]] = {}
         if sample is None:
             return
-        _drop_lines_from(self.path, epoch)
+        keep_json_lines(self.path, "epoch", epoch - 1)
         if encoder.lamer is None:
             self._start_states(updates)
 
@@ -237,12 +252,12 @@ def build_monitor(
     device: str | torch.device,
     is_first: bool,
 ) -> ForgettingMonitor | None:
-    """Build the monitor of a training that has resumed, if it has.
+    """Build the monitor of a training that begins, or has resumed.
 
     Args:
         options: The training's.
         encoder: ``LamerHubertEncoder``.
-        valid_factory: Makes the iterator over validation data.
+        valid_factory: ``BucketIterFactory`` of the validation data.
         epoch: The epoch to come, from 1.
         updates: Updates done.
         device: Where the model is.
@@ -307,16 +322,73 @@ def _probe_accuracy(
     return right / frames
 
 
-def _drop_lines_from(path: Path, epoch: int) -> None:
-    """Forget measurements that are made once more, and what another training left."""
-    if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        write_text(path, "".join(x for x in lines if _epoch_of(x) < epoch))
+def monitor_sample(
+    factory: Any,
+    data: Sequence[Sequence[str]],
+    langs: Sequence[str],
+    number: int,
+    seed: int,
+) -> Sample:
+    """Choose and read the utterances; the same ones whenever the seed is the same.
+
+    Args:
+        factory: The validation's ``BucketIterFactory``.
+        data: ESPnet's ``(path, name, type)`` of the validation data. ``phones.ctm`` is
+            looked for beside the speech's file.
+        langs: Names of the languages that the data ``lang`` counts.
+        number: At most so many utterances per language.
+        seed: Of the choice, from a generator of its own.
+
+    Raises:
+        RecipeError: An utterance or ``phones.ctm`` cannot be read.
+    """
+    paths = {name: Path(path) for path, name, _ in data}
+    numbers = read_table(paths["lang"]) if "lang" in paths else {}
+    groups: dict[str, list[str]] = {}
+    for utt in sorted(factory.lengths, key=str.encode):
+        index = int(numbers[utt].split()[0]) if utt in numbers else -1
+        lang = langs[index] if 0 <= index < len(langs) else ALL
+        groups.setdefault(lang, []).append(utt)
+    generator = np.random.default_rng(seed)
+    speech: dict[str, dict[str, Tensor]] = {}
+    for lang, utts in sorted(groups.items()):
+        if len(utts) > number:
+            chosen = generator.choice(len(utts), number, replace=False)
+            utts = [utts[i] for i in sorted(chosen)]
+        speech[lang] = {
+            utt: torch.from_numpy(
+                np.asarray(factory.dataset[utt][1]["speech"], np.float32)[:MAX_SAMPLES]
+            )
+            for utt in utts
+        }
+    phones = _phones(paths["speech"].with_name("phones.ctm"), speech)
+    usable = frozenset(
+        lang for lang, u in speech.items() if _can_probe(list(u), phones)
+    )
+    logging.info(
+        "forgetting is monitored on %s; phone probe: %s",
+        ", ".join(f"{len(utts)} utterances of {lang}" for lang, utts in speech.items()),
+        ", ".join(sorted(usable)) or "none (no phones.ctm, or too few phones)",
+    )
+    return Sample(speech, phones, usable)
 
 
-def _epoch_of(line: str) -> float:
-    try:
-        return json.loads(line)["epoch"]
-    except (ValueError, KeyError):
-        # The half of a line that a killed process left.
-        return math.inf
+def _phones(ctm: Path, speech: dict[str, dict[str, Tensor]]) -> dict[str, Phones]:
+    if not ctm.is_file():
+        return {}
+    aligned = frame_phones(ctm)
+    return {
+        utt: aligned[utt][: num_frames(len(waveform))]
+        for utts in speech.values()
+        for utt, waveform in utts.items()
+        if utt in aligned
+    }
+
+
+def _can_probe(utts: list[str], phones: dict[str, Phones]) -> bool:
+    """Whether both halves of the utterances have at least two phones."""
+    known = [utt for utt in utts if utt in phones]
+    return all(
+        len({p for utt in known[half::2] for p in phones[utt]} - {None}) >= 2
+        for half in (0, 1)
+    )

@@ -21,14 +21,9 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import link
 from espnet2_lamer.fileio.checksum import checked_file, remove_file
 from espnet2_lamer.fileio.system import bytes_of, check_space
-from espnet2_lamer.hubert.distributed import is_distributed
-from espnet2_lamer.train.averaging import average_best_models
-from espnet2_lamer.train.checkpoint import CheckpointStore
-from espnet2_lamer.train.fingerprint import check_fingerprint
-from espnet2_lamer.train.health import Health
-from espnet2_lamer.train.monitor import build_monitor
-from espnet2_lamer.train.signals import StopRequest, stop_on_signals
-from espnet2_lamer.train.states import (
+from espnet2_lamer.hubert.statistics import average_figures, is_distributed, to_floats
+from espnet2_lamer.train.checkpoint import (
+    CheckpointStore,
     random_state,
     reporter_state,
     set_random_state,
@@ -36,7 +31,11 @@ from espnet2_lamer.train.states import (
     set_sub_reporter_state,
     sub_reporter_state,
 )
-from espnet2_lamer.train.statistics import average_figures, to_floats
+from espnet2_lamer.train.console import StopRequest, stop_on_signals
+from espnet2_lamer.train.fingerprint import check_fingerprint
+from espnet2_lamer.train.health import Health
+from espnet2_lamer.train.models import average_best_models
+from espnet2_lamer.train.monitor import build_monitor
 from espnet2_lamer.train.update import Updater
 
 # Of the checkpoint's layout.
@@ -81,7 +80,6 @@ class TrainingRun:
         self.scaler = torch.amp.GradScaler("cuda") if options.use_amp else None
         self.health = Health(
             model,
-            optimizer,
             train_factory,
             valid_factory,
             options,

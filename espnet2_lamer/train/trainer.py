@@ -9,9 +9,9 @@ import torch
 from espnet2.train.trainer import Trainer, TrainerOptions
 from espnet2.utils.types import str2bool
 
-from espnet2_lamer.hubert.distributed import is_distributed
+from espnet2_lamer.hubert.statistics import is_distributed
 from espnet2_lamer.train.fingerprint import check_ranks, fingerprint
-from espnet2_lamer.train.label_check import DataFiles
+from espnet2_lamer.train.labels import DataFiles
 from espnet2_lamer.train.run import TrainingRun
 
 

@@ -1,46 +1,65 @@
-"""One batch without a trace: what time and memory will training take?"""
+"""Batches tried before training: the largest, timed; one to learn (``--sanity``).
 
+Nothing that they do stays: see :func:`without_a_trace`.
+"""
+
+import argparse
 import copy
+import logging
+import resource
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from espnet2.torch_utils.device_funcs import to_device
+from espnet2.torch_utils.load_pretrained_model import load_pretrained_model
+from espnet2.torch_utils.set_all_random_seed import set_all_random_seed
+from espnet2.train.distributed_utils import DistributedOption
+from espnet2.train.reporter import Reporter
 from torch import Tensor, nn
 
-from espnet2_lamer.data.speech import SAMPLE_RATE
+from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.hubert.language_statistics import LanguageStatistics
-from espnet2_lamer.hubert.routing_statistics import RoutingStatistics
-from espnet2_lamer.train.memory import PeakMemory
-from espnet2_lamer.train.states import random_state, set_random_state
+from espnet2_lamer.fileio.atomic import write_json
+from espnet2_lamer.hubert.espnet_model import index_mask
+from espnet2_lamer.hubert.statistics import LanguageStatistics, RoutingLog
+from espnet2_lamer.train.checkpoint import random_state, set_random_state
+from espnet2_lamer.train.labels import DataFiles, count_labels, describe
+from espnet2_lamer.train.update import Updater
+
+# Learnt: a loss below this share of what the labels' own frequencies give, or
+# an accuracy above the other.
+ENTROPY_SHARE = 0.5
+ACCURACY = 0.9
+# Updates between two looks, and over which the rate rises.
+_INTERVAL = 10
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class Trial:
     """What one batch took on this rank.
 
     Attributes:
         audio: Seconds of audio, padding included.
         seconds: Forward and backward.
-        activations: Peak bytes above what the process held, see :class:`PeakMemory`.
-        method: How the peak was measured.
+        peak: Bytes: on a GPU the most that torch had allocated at a time, on a CPU the
+            most that the process has had since it began.
     """
 
     audio: float
     seconds: float
-    activations: int
-    method: str
+    peak: int
 
 
-def rehearse(model: nn.Module, batch: dict[str, Tensor], device: str) -> Rehearsal:
-    """Run a batch twice: once for memory, once warm for time.
+def try_batch(model: nn.Module, batch: dict[str, Tensor], device: str) -> Trial:
+    """Run a batch forward and backward twice, the second time by the clock.
 
-    Weights, buffers, gradients, statistics and random numbers are afterwards what they
-    were before. In distributed training all ranks must call this together.
+    In distributed training all ranks must call this together.
 
     Args:
         model: ``LamerHubertPretrainModel``, not wrapped, without gradients.
@@ -50,13 +69,13 @@ def rehearse(model: nn.Module, batch: dict[str, Tensor], device: str) -> Rehears
     Raises:
         RecipeError: The GPU has not enough memory.
     """
-    memory = PeakMemory(device)
     audio = batch["speech"].numel() / SAMPLE_RATE
     with without_a_trace(model):
         model.train()
         try:
-            with memory.measure():
-                _pass(model, batch)
+            if device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            _pass(model, batch)
             _wait(device)
             started = time.perf_counter()
             _pass(model, batch)
@@ -68,7 +87,11 @@ def rehearse(model: nn.Module, batch: dict[str, Tensor], device: str) -> Rehears
                 "batch_bins and raise accum_grad by the same factor"
             ) from error
         seconds = time.perf_counter() - started
-    return Rehearsal(audio, seconds, memory.bytes, memory.method)
+    if device == "cuda":
+        return Trial(audio, seconds, torch.cuda.max_memory_allocated())
+    # Linux counts in KiB.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Trial(audio, seconds, peak)
 
 
 def _pass(model: nn.Module, batch: dict[str, Tensor]) -> None:
@@ -102,7 +125,7 @@ def without_a_trace(
     randomness = random_state(device)
     statistics = model.routing_statistics, model.language_statistics
     # These count for nobody, and write no file.
-    model.routing_statistics = RoutingStatistics(interval=sys.maxsize)
+    model.routing_statistics = RoutingLog(interval=sys.maxsize)
     model.language_statistics = LanguageStatistics()
     try:
         yield
@@ -117,3 +140,166 @@ def without_a_trace(
             module.training = training
         set_random_state(randomness, device)
         model.routing_statistics, model.language_statistics = statistics
+
+
+@dataclass(frozen=True)
+class Sanity:
+    """What became of one batch; losses in bits per masked frame, without dropout.
+
+    Attributes:
+        frames: Masked frames of the batch.
+        unigram_bits: Entropy of their units: the loss of a model that knows how
+            frequent they are, and no more.
+        initial_bits: Loss before the first update, likewise the accuracy.
+        initial_accuracy: See above.
+        final_bits: Loss after the last update, likewise the accuracy.
+        final_accuracy: See above.
+        updates: Made; fewer than allowed where the aim was reached.
+    """
+
+    frames: int
+    unigram_bits: float
+    initial_bits: float
+    initial_accuracy: float
+    final_bits: float
+    final_accuracy: float
+    updates: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether the batch was learnt."""
+        return (
+            self.final_bits < ENTROPY_SHARE * self.unigram_bits
+            or self.final_accuracy > ACCURACY
+        )
+
+
+def overfit(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    names: list[str],
+    batch: dict[str, Tensor],
+    options: Any,
+    updates: int,
+) -> Sanity:
+    """Train on one batch, with its crops and masks as they are, until it is learnt.
+
+    Updates are those of training, clipping and loss scale included, but for the rate:
+    it is the configured peak, reached in ten updates. Model, optimizer and random
+    numbers are afterwards what they were before.
+
+    Args:
+        model: ``LamerHubertPretrainModel``.
+        optimizer: New; holds what trains.
+        names: The batch's utterances.
+        batch: On the model's device.
+        options: Those of :class:`~espnet2_lamer.train.update.Updater`, and ``use_amp``.
+        updates: At most.
+
+    Raises:
+        RecipeError: No frame of the batch is masked.
+    """
+    mask = index_mask(batch["mask_indices"], batch["text"].shape[1])
+    labels = batch["text"][mask].cpu()
+    if not labels.numel():
+        raise RecipeError("sanity: the batch has no masked frame; raise batch_bins")
+    unigram = describe(labels.bincount().numpy())["entropy_bits"]
+    scaler = torch.amp.GradScaler("cuda") if options.use_amp else None
+    with without_a_trace(model, optimizer):
+        updater = Updater(model, optimizer, None, scaler, options)
+        first = bits, accuracy = _look(model, batch)
+        logging.info(
+            "sanity: %d masked frames, their unigram %.3f bits; at first %.3f bits, "
+            "accuracy %.3f",
+            labels.numel(),
+            unigram,
+            bits,
+            accuracy,
+        )
+        rates = [g.get("initial_lr", g["lr"]) for g in optimizer.param_groups]
+        reporter = Reporter().start_epoch("train", 1)
+        found = None
+        for update in range(1, updates + 1):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * min(1.0, update / _INTERVAL)
+            model.train()
+            updater.add(names, batch, reporter, last=True)
+            updater.step(reporter)
+            reporter.next()
+            if update % _INTERVAL and update != updates:
+                continue
+            bits, accuracy = _look(model, batch)
+            logging.info(
+                "sanity: update %d, %.3f bits, accuracy %.3f", update, bits, accuracy
+            )
+            found = Sanity(labels.numel(), unigram, *first, bits, accuracy, update)
+            if found.passed:
+                break
+    return found
+
+
+def _look(model: nn.Module, batch: dict[str, Tensor]) -> tuple[float, float]:
+    """Loss in bits and accuracy on the masked frames, without dropout."""
+    model.eval()
+    with torch.no_grad():
+        _, figures, _ = model(**batch)
+    return float(figures["loss_m_bits"]), float(figures["acc_m"])
+
+
+def check_sanity(task: type, args: argparse.Namespace) -> Sanity:
+    """Overfit the first batch of a training and say whether it could be learnt.
+
+    One process, from the base (and ``--init_param``), whatever the experiment has
+    trained so far. Writes ``<output_dir>/sanity.json`` and nothing else.
+
+    Args:
+        task: ``LamerHubertTask``.
+        args: Parsed and checked arguments.
+
+    Raises:
+        RecipeError: The batch was not learnt, or labels do not fit the audio.
+    """
+    task.check_required_command_args(args)
+    set_all_random_seed(args.seed)
+    report = Path(args.output_dir) / "sanity.json"
+    # The model would add to the experiment's routing statistics.
+    args = argparse.Namespace(**vars(args) | {"output_dir": None})
+    device = "cuda" if args.ngpu > 0 else "cpu"
+    model = task.build_model(args)
+    model = model.to(dtype=getattr(torch, args.train_dtype), device=device)
+    for name, parameter in model.named_parameters():
+        if any(f"{name}.".startswith(f"{frozen}.") for frozen in args.freeze_param):
+            parameter.requires_grad = False
+    for source in args.init_param:
+        load_pretrained_model(
+            init_param=source,
+            model=model,
+            ignore_init_mismatch=args.ignore_init_mismatch,
+            map_location="cpu",
+        )
+    (optimizer,) = task.build_optimizers(args, model)
+    factory = task.build_iter_factory(args, DistributedOption(), mode="train")
+    text = DataFiles.of(args.train_data_path_and_name_and_type).text
+    if text is not None:
+        count_labels(text, args.num_classes, factory.lengths)
+    names, batch = factory.load(factory.plan(1)[0], 1)
+    found = overfit(
+        model, optimizer, names, to_device(batch, device), args, args.sanity_updates
+    )
+    write_json(report, asdict(found) | {"passed": found.passed, "utterances": names})
+    said = (
+        f"{found.frames} masked frames: at first {found.initial_bits:.3f} bits, "
+        f"accuracy {found.initial_accuracy:.3f}; after {found.updates} updates "
+        f"{found.final_bits:.3f} bits, accuracy {found.final_accuracy:.3f}. Learnt "
+        f"means below {ENTROPY_SHARE * found.unigram_bits:.3f} bits, "
+        f"{ENTROPY_SHARE:g} of what the frequencies of their units give, or an "
+        f"accuracy above {ACCURACY:g}"
+    )
+    if not found.passed:
+        raise RecipeError(
+            f"sanity: one batch could not be learnt ({report}). {said}. Look at "
+            "optim_conf.lr, at what trains (--dry_run true), and whether the units "
+            "belong to this audio; the head alone may not be able to"
+        )
+    logging.info("sanity: one batch could be learnt. %s", said)
+    return found

@@ -1,4 +1,4 @@
-"""One optimizer update from one or several batches, weighted by masked frames."""
+"""One optimizer update from one or several batches, and its learning rate."""
 
 import logging
 import math
@@ -10,13 +10,11 @@ import torch
 from espnet2.schedulers.abs_scheduler import AbsBatchStepScheduler
 from espnet2.train.reporter import SubReporter
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LRScheduler
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.hubert.distributed import is_distributed
-from espnet2_lamer.train.statistics import average_figures, to_floats
-
-# Names of parameters -> group whose gradient norm is reported.
-GROUPS = ("lora_A", "lora_B", "routers")
+from espnet2_lamer.hubert.statistics import average_figures, is_distributed, to_floats
+from espnet2_lamer.layers.inspection import adapter_kinds
 
 
 class Updater:
@@ -98,10 +96,7 @@ class Updater:
         reporter.register({"forward_time": forward, "backward_time": backward})
 
     def step(self, reporter: SubReporter) -> None:
-        """Clip, update, step the schedule and start anew.
-
-        Args:
-            reporter: Gets gradient norms and times.
+        """Clip, update, step the schedule, report norms and times, and start anew.
 
         Raises:
             RecipeError: Too many updates in a row had a NaN or infinite gradient.
@@ -150,10 +145,11 @@ class Updater:
 
     def _group_norms(self) -> dict[str, float]:
         squares: dict[str, torch.Tensor] = {}
-        for name, parameter in self.model.named_parameters():
+        kinds = adapter_kinds(self.model)
+        for parameter in self.model.parameters():
             if parameter.grad is None:
                 continue
-            group = next((g for g in GROUPS if g in name), "other")
+            group = kinds.get(parameter, "other")
             square = parameter.grad.float().square().sum()
             squares[group] = squares.get(group, 0.0) + square
         return to_floats({f"grad_norm_{k}": v.sqrt() for k, v in squares.items()})
@@ -182,3 +178,57 @@ class Updater:
                 "Lower optim_conf.lr, use amp_dtype bf16 or none instead of fp16, or "
                 "look for broken audio among these utterances"
             )
+
+
+class PolynomialDecayLR(LRScheduler, AbsBatchStepScheduler):
+    r"""Linear warm-up, then polynomial decay.
+
+    The rate of update s = 1, 2, ... is
+
+    .. math::
+        lr(s) = lr_{peak} \cdot \begin{cases} s / w & s \le w \\
+        (1 - (s - 1 - w) / (S - w))^p & w < s \le S \\
+        0 & s > S \end{cases}
+
+    fairseq's ``polynomial_decay`` with end learning rate 0: after s - 1 updates the
+    decay is that far on, so that the last update still has a rate above 0.
+
+    Args:
+        optimizer: Its ``lr`` is the peak.
+        warmup_steps: w.
+        total_steps: S, the number of updates.
+        power: p.
+        last_epoch: Step to start from.
+
+    Raises:
+        ValueError: ``warmup_steps`` is not below ``total_steps``.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        warmup_steps: int = 32000,
+        total_steps: int = 400000,
+        power: float = 1.0,
+        last_epoch: int = -1,
+    ) -> None:
+        if not 0 <= warmup_steps < total_steps:
+            raise ValueError(
+                f"scheduler_conf: found warmup_steps {warmup_steps} and total_steps "
+                f"{total_steps}, expected 0 <= warmup_steps < total_steps"
+            )
+        self.warmup_steps = warmup_steps
+        self.total_steps = total_steps
+        self.power = power
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self) -> list[float]:
+        """Return the rate of the next update per parameter group."""
+        step = self.last_epoch + 1
+        if step <= self.warmup_steps:
+            factor = step / self.warmup_steps
+        else:
+            span = self.total_steps - self.warmup_steps
+            left = max(0.0, 1.0 - (step - 1 - self.warmup_steps) / span)
+            factor = left**self.power
+        return [base * factor for base in self.base_lrs]

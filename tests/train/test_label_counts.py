@@ -7,9 +7,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-import espnet2_lamer.train.label_counts as module
+import espnet2_lamer.train.labels as module
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.train.label_counts import (
+from espnet2_lamer.train.labels import (
     UNKNOWN,
     baselines,
     beside,

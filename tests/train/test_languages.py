@@ -3,7 +3,7 @@
 import pytest
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.train.languages import (
+from espnet2_lamer.train.batching import (
     at_most_hours,
     read_hours,
     without_languages,

@@ -15,8 +15,13 @@ from espnet2_lamer.asr.upstream import Upstream
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.metrics.cka import LinearCKA
 from espnet2_lamer.metrics.probe import phone_probe
-from espnet2_lamer.train.monitor import RIDGE, ForgettingMonitor, build_monitor
-from espnet2_lamer.train.monitor_sample import MAX_SAMPLES, monitor_sample
+from espnet2_lamer.train.monitor import (
+    MAX_SAMPLES,
+    RIDGE,
+    ForgettingMonitor,
+    build_monitor,
+    monitor_sample,
+)
 from tests.tiny_hubert import ARCHITECTURE
 
 LANGS = ["cmn", "eng"]

@@ -8,7 +8,7 @@ import torch
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.tasks.hubert import LamerHubertTask
-from espnet2_lamer.train.sanity import ACCURACY, ENTROPY_SHARE, Sanity, overfit
+from espnet2_lamer.train.trial import ACCURACY, ENTROPY_SHARE, Sanity, overfit
 from tests.train.small_training import CONFIG, command
 
 # Everything trains on some frames of one utterance: a second suffices.

@@ -129,7 +129,7 @@ def test_an_update_changes_what_trains_and_nothing_else(task, tmp_path):
 def test_our_schedule_can_be_chosen_by_name(task, tmp_path):
     from espnet2.tasks.abs_task import scheduler_classes
 
-    from espnet2_lamer.train.schedulers import PolynomialDecayLR
+    from espnet2_lamer.train.update import PolynomialDecayLR
 
     args = arguments(task, tmp_path, LAMER, scheduler="polynomialdecaylr")
     assert scheduler_classes[args.scheduler] is PolynomialDecayLR
@@ -206,5 +206,5 @@ def test_lengths_come_from_the_shape_file(task, tmp_path):
     iterator = task.build_task_iter_factory(args, options, "train")
     assert iterator.lengths == {"utt1": 1360}
     options.shape_files = [str(tmp_path / "gone")]
-    with pytest.raises(RecipeError, match="gone: file not found; .* stage 6"):
+    with pytest.raises(RecipeError, match="gone: file not found; .* collecting statistics"):
         task.build_task_iter_factory(args, options, "train")

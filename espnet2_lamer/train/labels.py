@@ -1,5 +1,7 @@
 """Labels of a training: do they fit the audio, and what do they alone predict?"""
 
+import dataclasses
+import logging
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,6 +19,9 @@ from espnet2_lamer.metrics.information import entropy
 _BLOCK = 1 << 23
 # Utterances whose language is not known are counted under this name.
 UNKNOWN = ""
+_PARTS = {"train": "training", "valid": "validation"}
+# ESPnet's data types whose files are `utt u1 u2 ...` lines.
+_TEXT_TYPES = ("text", "text_int")
 
 
 def count_labels(
@@ -60,7 +65,7 @@ def count_labels(
         first = next(iter(missing))
         raise RecipeError(
             f"{text}: utterance {first}: no units; {len(missing)} of {len(lengths)} "
-            "utterances have none. Make labels anew with stage 5"
+            "utterances have none. Make the labels anew"
         )
     return counts
 
@@ -95,24 +100,25 @@ def _what_is_wrong(
     text: Any, rows: Mapping[str, bytes], num_classes: int, lengths: Mapping[str, int]
 ) -> RecipeError:
     valid = {str(unit).encode() for unit in range(num_classes)}
+    problem = f"found units that are not numbers from 0 to {num_classes - 1}"
     for utt, row in rows.items():
         units, expected = row.split(), num_frames(lengths[utt])
-        if len(units) != expected:
-            return RecipeError(
-                f"{text}: utterance {utt}: found {len(units)} units for {lengths[utt]} "
-                f"samples, expected {expected} ((n - 400) // 320 + 1); make labels "
-                "anew with stage 5"
-            )
         wrong = [unit.decode() for unit in units if unit not in valid]
-        if wrong:
-            return RecipeError(
-                f"{text}: utterance {utt}: found unit {wrong[0]!r}, expected 0 to "
-                f"{num_classes - 1}; make labels anew with stage 5, or set num_classes "
-                "to the codebook's K"
+        if len(units) != expected:
+            problem = (
+                f"utterance {utt}: found {len(units)} units for {lengths[utt]} "
+                f"samples, expected {expected} ((n - 400) // 320 + 1)"
             )
+            break
+        if wrong:
+            problem = (
+                f"utterance {utt}: found unit {wrong[0]!r}, expected 0 to "
+                f"{num_classes - 1} as num_classes says"
+            )
+            break
     return RecipeError(
-        f"{text}: found units that are not numbers from 0 to {num_classes - 1}; make "
-        "labels anew with stage 5"
+        f"{text}: {problem}; make the labels anew, or set num_classes to the "
+        "codebook's K"
     )
 
 
@@ -142,14 +148,11 @@ def read_languages(
 
 
 def describe(counts: np.ndarray) -> dict[str, float | int]:
-    """Say what a histogram comes to.
+    """Say what a histogram ``[K]`` comes to, which is not all 0.
 
     ``entropy`` is the loss, in nats and bits per frame, of the best prediction that
     looks at nothing (each unit by its share); ``majority_accuracy`` that of always
     naming the most frequent unit.
-
-    Args:
-        counts: Frames per unit ``[K]``, not all 0.
     """
     nats = entropy(counts)
     majority = int(counts.argmax())
@@ -170,9 +173,7 @@ def describe(counts: np.ndarray) -> dict[str, float | int]:
 def baselines(by_language: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
     """Return baselines by the logged figure that they stand beside.
 
-    Args:
-        by_language: Counts ``[K]`` by language; :data:`UNKNOWN` has no figures of its
-            own.
+    Counts ``[K]`` are given by language; :data:`UNKNOWN` has no figures of its own.
     """
     total = describe(sum(by_language.values()))
     found = {
@@ -201,14 +202,115 @@ def baselines(by_language: Mapping[str, np.ndarray]) -> dict[str, dict[str, floa
 def beside(
     figures: Mapping[str, Any], standards: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Any]:
-    """Put each baseline behind the figure it belongs to.
-
-    Args:
-        figures: An epoch's, by name; the order is that of the log.
-        standards: Of :func:`baselines`; those of figures that are absent stay out.
-    """
+    """Put each baseline behind the figure it belongs to, if it is there."""
     ordered: dict[str, Any] = {}
     for key, value in figures.items():
         ordered[key] = value
         ordered |= standards.get(key, {})
     return ordered
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFiles:
+    """Files of one part of the data: labels, numbers of the utterances' languages."""
+
+    text: str | None = None
+    lang: str | None = None
+
+    @classmethod
+    def of(cls, path_name_type: Sequence[Sequence[str]]) -> "DataFiles":
+        """Pick them from ESPnet's ``--train_data_path_and_name_and_type``."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(
+            **{
+                name: path
+                for path, name, kind in path_name_type
+                if name in names and kind in _TEXT_TYPES
+            }
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelCheck:
+    """What was found.
+
+    Attributes:
+        report: For ``health.json``; empty where labels are in no text file.
+        standards: See :func:`baselines`.
+        languages: Language by utterance; ``None`` where the data do not say.
+    """
+
+    report: dict[str, Any]
+    standards: dict[str, dict[str, float]]
+    languages: dict[str, str] | None
+
+
+def check_labels(
+    part: str,
+    files: DataFiles,
+    lengths: Mapping[str, int],
+    num_classes: int,
+    langs: Sequence[str],
+    brief: bool = False,
+) -> LabelCheck:
+    """Check that every frame has a unit, count units, and log both.
+
+    Args:
+        part: ``"train"`` or ``"valid"``.
+        files: Of this part.
+        lengths: Samples by utterance.
+        num_classes: K.
+        langs: Names of the languages that ``files.lang`` counts.
+        brief: Leave languages and warnings out of the log.
+
+    Raises:
+        RecipeError: Labels do not fit the audio or K, or a language is not known.
+    """
+    languages = None
+    if files.lang is not None and langs:
+        languages = read_languages(files.lang, langs, lengths)
+    if files.text is None:
+        logging.info("%s labels are in no text file: not counted", _PARTS[part])
+        return LabelCheck({}, {}, languages)
+    counts = count_labels(files.text, num_classes, lengths, languages)
+    total = sum(counts.values())
+    report: dict[str, Any] = {"utterances": len(lengths), **describe(total)}
+    if languages is not None:
+        report["languages"] = {k: describe(counts[k]) for k in sorted(counts)}
+    _log(_PARTS[part], report, brief)
+    report["histogram"] = total.tolist()
+    return LabelCheck(report, baselines(counts), languages)
+
+
+def _log(name: str, found: dict[str, Any], brief: bool) -> None:
+    logging.info(
+        "%s labels: one unit per frame in %d utterances, %d frames; %d of %d units "
+        "occur; loss of the unigram %.3f bits (%.3f nats), of the uniform distribution "
+        "%.3f bits (%.3f nats); always unit %d is right in %.2f %%",
+        name,
+        *(found[k] for k in ("utterances", "frames", "used", "classes")),
+        *(found[k] for k in ("entropy_bits", "entropy_nats")),
+        *(found[k] for k in ("uniform_bits", "uniform_nats", "majority_class")),
+        100 * found["majority_accuracy"],
+    )
+    if brief:
+        return
+    for language, own in found.get("languages", {}).items():
+        logging.info(
+            "  %s: %d frames, %d units occur, unigram %.3f bits, always unit %d is "
+            "right in %.2f %%",
+            language,
+            *(own[k] for k in ("frames", "used", "entropy_bits", "majority_class")),
+            100 * own["majority_accuracy"],
+        )
+    share = found["majority_accuracy"]
+    if share > 0.5 or 2 * found["used"] < found["classes"]:
+        logging.warning(
+            "%s labels tell little: %d of %d units occur, and one is on %.1f %% of the "
+            "frames; look at exp/label_quality.md, or make units anew with fewer "
+            "clusters",
+            name,
+            found["used"],
+            found["classes"],
+            100 * share,
+        )

@@ -1,12 +1,18 @@
-"""What the batches of an epoch hold: audio, padding, crops, languages, replay."""
+"""What an epoch's batches hold, how fast updates go, and when a training ends."""
 
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 import numpy as np
 
-from espnet2_lamer.data.speech import SAMPLE_RATE
-from espnet2_lamer.train.batching import rounded_length
+from espnet2_lamer.constants import SAMPLE_RATE
+from espnet2_lamer.train.collate import rounded_length
+
+# Updates that the mean duration is taken over.
+WINDOW = 200
 
 
 @dataclass(frozen=True)
@@ -50,11 +56,7 @@ class Shares:
         return self.cropped / (self.audio + self.cropped)
 
     def language_line(self, replay: Collection[str] = ()) -> str:
-        """Say hours and share of each language beside its share of the data.
-
-        Args:
-            replay: Languages that count together as replay.
-        """
+        """Say hours and share of each language, and of replay, beside the data's."""
         parts = [
             f"{language} {span(seconds)} ({_percent(seconds, self.audio)}, data "
             f"{_percent(self.data_languages[language], self.data)})"
@@ -97,16 +99,6 @@ def measure_shares(
     cropped = np.minimum(samples, max_samples)
     longest = np.maximum.reduceat(cropped, np.cumsum(sizes) - sizes).tolist()
     padded = sizes * [rounded_length(n, max_samples, bucket) for n in longest]
-    by_language, of_data = {}, {}
-    if languages is not None:
-        codes = {name: n for n, name in enumerate(sorted(set(languages.values())))}
-        index = [codes[languages[utt]] for utt in names]
-        sums = np.bincount(index, weights=cropped, minlength=len(codes))
-        by_language = dict(zip(codes, (sums / SAMPLE_RATE).tolist(), strict=True))
-        index = [codes[languages[utt]] for utt in lengths]
-        values = np.fromiter(lengths.values(), dtype=np.int64, count=len(lengths))
-        sums = np.bincount(index, weights=values, minlength=len(codes))
-        of_data = dict(zip(codes, (sums / SAMPLE_RATE).tolist(), strict=True))
     return Shares(
         batches=len(batches),
         utterances=len(names),
@@ -116,10 +108,22 @@ def measure_shares(
         padding=float((padded.sum() - cropped.sum()) / SAMPLE_RATE),
         largest=float(padded.max() / SAMPLE_RATE),
         largest_batch=int(padded.argmax()) // ranks,
-        languages=by_language,
+        languages=_by_language(names, cropped, languages),
         data=sum(lengths.values()) / SAMPLE_RATE,
-        data_languages=of_data,
+        data_languages=_by_language(list(lengths), list(lengths.values()), languages),
     )
+
+
+def _by_language(
+    utts: Sequence[str], samples: Sequence[int], languages: Mapping[str, str] | None
+) -> dict[str, float]:
+    """Seconds of each language, in alphabetical order."""
+    if languages is None:
+        return {}
+    codes = {name: n for n, name in enumerate(sorted(set(languages.values())))}
+    index = [codes[languages[utt]] for utt in utts]
+    sums = np.bincount(index, weights=samples, minlength=len(codes))
+    return dict(zip(codes, (sums / SAMPLE_RATE).tolist(), strict=True))
 
 
 def span(seconds: float) -> str:
@@ -131,3 +135,74 @@ def span(seconds: float) -> str:
 
 def _percent(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f} %"
+
+
+class Pace:
+    """Times updates, and what lies between epochs.
+
+    Args:
+        updates_per_epoch: Optimizer updates.
+        epochs: Last epoch.
+        first: Updates after which the pace is known.
+        clock: Seconds, ever growing.
+    """
+
+    def __init__(
+        self,
+        updates_per_epoch: int,
+        epochs: int,
+        first: int = 20,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.updates_per_epoch = updates_per_epoch
+        self.epochs = epochs
+        self.first = first
+        self._clock = clock
+        self._durations: deque[float] = deque(maxlen=WINDOW)
+        # Validation and the model's file take about the same time every epoch.
+        self._between: float | None = None
+        self._count = 0
+        self._last: float | None = None
+
+    def begin(self) -> None:
+        """Note that an epoch's training begins."""
+        now = self._clock()
+        if self._last is not None:
+            self._between = now - self._last
+        self._last = now
+
+    def update(self) -> bool:
+        """Note that an update was made; whether that makes the pace known."""
+        now = self._clock()
+        self._count += 1
+        # The process's first also starts loaders and chooses kernels.
+        if self._count > 1:
+            self._durations.append(now - self._last)
+        self._last = now
+        return self._count == self.first
+
+    @property
+    def seconds_per_update(self) -> float | None:
+        """Mean of the last updates; ``None`` until there are enough."""
+        if self._count < self.first or not self._durations:
+            return None
+        return sum(self._durations) / len(self._durations)
+
+    def seconds_left(self, epoch: int, update: int) -> float | None:
+        """Seconds to the end of the last epoch, ``update`` updates into ``epoch``."""
+        seconds = self.seconds_per_update
+        if seconds is None:
+            return None
+        epochs = self.epochs - epoch
+        updates = epochs * self.updates_per_epoch + self.updates_per_epoch - update
+        # The last epoch is followed by a validation, too.
+        return updates * seconds + (epochs + 1) * (self._between or 0.0)
+
+    def eta(self, epoch: int, update: int) -> str:
+        """Say the time left and the end's date; empty until the pace is known."""
+        left = self.seconds_left(epoch, update)
+        if left is None:
+            return ""
+        end = datetime.now() + timedelta(seconds=left)
+        note = "" if self._between is not None else ", validation not counted"
+        return f"{timedelta(seconds=round(left))} ({end:%Y-%m-%d %H:%M}{note})"

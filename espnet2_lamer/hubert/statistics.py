@@ -1,16 +1,16 @@
-"""What the routers did in training: load, probability, entropy, idle experts."""
+"""Sums over ranks, and figures of a training: per step, per language, per router."""
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from espnet2_lamer.fileio.atomic import append_text, write_text
-from espnet2_lamer.hubert.balance import by_expert_count
-from espnet2_lamer.hubert.distributed import global_sums, is_distributed
 from espnet2_lamer.layers.feed_forward import RoutingRecord
 
 # Frames of a batch are counted apart: at test time none is masked.
@@ -19,7 +19,141 @@ KINDS = ("masked", "unmasked")
 DEAD_SHARE = 0.01
 
 
-class RoutingStatistics:
+def is_distributed() -> bool:
+    """Whether this process is one of several ranks."""
+    distributed = torch.distributed
+    return (
+        distributed.is_available()
+        and distributed.is_initialized()
+        and distributed.get_world_size() > 1
+    )
+
+
+def global_sums(values: list[Tensor]) -> list[Tensor]:
+    """Add floating-point tensors up over all ranks, in one message, without gradient.
+
+    Every rank gives tensors of the same shapes; in a run of one process the sums are
+    the values themselves.
+    """
+    values = [value.detach() for value in values]
+    if not is_distributed():
+        return values
+    flat = torch.cat([value.float().reshape(-1) for value in values])
+    torch.distributed.all_reduce(flat)
+    parts = flat.split([value.numel() for value in values])
+    return [
+        part.reshape(value.shape) for part, value in zip(parts, values, strict=True)
+    ]
+
+
+def average_figures(
+    figures: dict[str, Tensor | float | None], weight: Tensor
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Average a step's figures over ranks by weight; NaN counts for nothing.
+
+    Args:
+        figures: Names to scalars, the same names on every rank; ``None`` is left out.
+        weight: Scalar weight of this rank.
+
+    Returns:
+        Means as scalars on ``weight``'s device (NaN where no rank has a value), and
+        the sum of the weights.
+    """
+    weight = weight.detach().reshape(()).float()
+    named = {k: v for k, v in figures.items() if v is not None}
+    if not named:
+        return {}, global_sums([weight])[0]
+    values = torch.stack(
+        [
+            torch.as_tensor(v, dtype=torch.float32, device=weight.device).reshape(())
+            for v in named.values()
+        ]
+    )
+    known = ~values.isnan()
+    sums, weights, total = global_sums(
+        [values.masked_fill(~known, 0.0) * weight, known * weight, weight]
+    )
+    return dict(zip(named, (sums / weights).unbind(), strict=True)), total
+
+
+def to_floats(figures: dict[str, Tensor]) -> dict[str, float]:
+    """Copy scalars to the host in one transfer."""
+    if not figures:
+        return {}
+    return dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
+
+
+def keep_json_lines(path: Path, key: str, last: int) -> None:
+    """Forget the lines after ``last``, which a resumed training writes once more."""
+
+    def kept(line: str) -> bool:
+        try:
+            return json.loads(line)[key] <= last
+        except (ValueError, KeyError):
+            # The half of a line that a killed process left.
+            return False
+
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        write_text(path, "".join(filter(kept, lines)))
+
+
+class LanguageStatistics:
+    """Adds up masked frames, right answers and nats per language on the device.
+
+    Args:
+        names: Languages by their number in the data ``lang``; empty: nothing is done.
+    """
+
+    def __init__(self, names: Sequence[str] = ()) -> None:
+        self.names = list(names)
+        self._sums: Tensor | None = None
+
+    @torch.no_grad()
+    def add(self, logits: Tensor, labels: Tensor, languages: Tensor) -> None:
+        """Add one batch; nothing is copied to the host.
+
+        Args:
+            logits: Of the masked frames ``[M, K]``.
+            labels: Their units ``[M]``.
+            languages: Their languages ``[M]``.
+        """
+        if not self.names:
+            return
+        nats = F.cross_entropy(logits, labels, reduction="none")
+        right = (logits.argmax(-1) == labels).to(nats.dtype)
+        rows = torch.stack([torch.ones_like(nats), right, nats], -1)  # [M, 3]
+        if self._sums is None:
+            self._sums = rows.new_zeros(len(self.names), 3)
+        self._sums.index_add_(0, languages, rows)
+
+    def read(self) -> dict[str, float]:
+        """Read and reset, over all ranks, in one transfer.
+
+        Returns:
+            ``acc_m_<lang>`` and ``bits_m_<lang>`` of the languages that occurred.
+        """
+        if self._sums is None:
+            return {}
+        (sums,) = global_sums([self._sums])
+        self._sums = None
+        figures = {}
+        for name, (frames, right, nats) in zip(self.names, sums.tolist(), strict=True):
+            if frames:
+                figures[f"acc_m_{name}"] = right / frames
+                figures[f"bits_m_{name}"] = nats / frames / math.log(2.0)
+        return figures
+
+    def state(self) -> dict[str, Any]:
+        """This rank's sums so far, for a checkpoint."""
+        return {} if self._sums is None else {"sums": self._sums}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state`."""
+        self._sums = state.get("sums")
+
+
+class RoutingLog:
     """Adds up routing on the device and reads it once per interval.
 
     Args:
@@ -46,7 +180,7 @@ class RoutingStatistics:
             real: Frames that are not padding ``[B, T]``.
             mask: Masked frames ``[B, T]``.
         """
-        groups = by_expert_count(record)
+        groups = record.by_expert_count()
         if not groups:
             return
         kinds = torch.stack([real & mask, real & ~mask]).flatten(1).float()  # [2, F]
@@ -96,10 +230,8 @@ class RoutingStatistics:
             self._batches = state["batches"]
             self._frames, self._sums = state["frames"], list(state["sums"])
             self._routers = [[(r[0], r[1]) for r in rs] for rs in state["routers"]]
-        if self.path is not None and self.path.is_file() and _is_first():
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if _batches_of(line) <= batches]
-            write_text(self.path, "".join(kept))
+        if self.path is not None and _is_first():
+            keep_json_lines(self.path, "batches", batches)
 
     def read(self, batches: Tensor | None = None) -> dict[str, float]:
         """Read and reset the sums, over all ranks, in one transfer to the host.
@@ -138,14 +270,6 @@ class RoutingStatistics:
 
 def _is_first() -> bool:
     return not is_distributed() or torch.distributed.get_rank() == 0
-
-
-def _batches_of(line: str) -> float:
-    try:
-        return json.loads(line)["batches"]
-    except (ValueError, KeyError):
-        # The half of a line that a killed process left.
-        return math.inf
 
 
 def _row(pair: list[list[float]], frames: list[float]) -> dict[str, Any]:
