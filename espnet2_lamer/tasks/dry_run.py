@@ -12,6 +12,7 @@ from espnet2.tasks.abs_task import scheduler_classes
 from torch import nn
 
 from espnet2_lamer.constants import SAMPLE_RATE
+from espnet2_lamer.convert.load import read_architecture
 from espnet2_lamer.data.selection import PAPER_HOURS
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers import LamerFeedForward, parameter_report
@@ -24,18 +25,14 @@ class DryRun:
     Attributes:
         parameters: See :func:`espnet2_lamer.layers.parameter_report`.
         allocation: Experts of each layer.
-        optimizer: Name and options of the optimizer.
-        groups: Tensors and values in each parameter group.
-        scheduler: Name and options of the schedule, or "none".
+        groups: Tensors and values in each of the optimizer's parameter groups.
         updates: Optimizer steps in all; ``None`` where the data decide.
         seconds_per_update: Audio per update, padding included, at most.
     """
 
     parameters: dict[str, int | float]
     allocation: list[int]
-    optimizer: str
     groups: list[tuple[int, int]]
-    scheduler: str
     updates: int | None
     seconds_per_update: float
 
@@ -78,24 +75,17 @@ def dry_run(task: type, args: argparse.Namespace) -> DryRun:
             # Taken for granted: the base brings its mask embedding, which is kept.
             model.encoder.hubert_pretrain_model.mask_generator.requires_grad_(False)
         (optimizer,) = task.build_optimizers(args, model)
-        scheduler = None
         if args.scheduler is not None:
-            scheduler = scheduler_classes[args.scheduler](
-                optimizer, **args.scheduler_conf
-            )
+            scheduler_classes[args.scheduler](optimizer, **args.scheduler_conf)
     except (ValueError, TypeError, OSError) as error:
         raise RecipeError(f"{args.config or 'options'}: {error}") from error
     found = DryRun(
         parameters=parameter_report(model),
         allocation=_allocation(model),
-        optimizer=_named(args.optim, args.optim_conf),
         groups=[
             (len(group["params"]), sum(p.numel() for p in group["params"]))
             for group in optimizer.param_groups
         ],
-        scheduler="none"
-        if scheduler is None
-        else _named(args.scheduler, args.scheduler_conf),
         updates=_updates(args),
         seconds_per_update=args.batch_bins * args.accum_grad / SAMPLE_RATE,
     )
@@ -105,8 +95,6 @@ def dry_run(task: type, args: argparse.Namespace) -> DryRun:
 
 
 def _architecture(base: str) -> dict[str, Any]:
-    from espnet2_lamer.convert.load import read_architecture
-
     try:
         return read_architecture(base)
     except RecipeError as error:
@@ -126,7 +114,9 @@ def _allocation(model: nn.Module) -> list[int]:
     return [f.num_experts if isinstance(f, LamerFeedForward) else 0 for f in ffns]
 
 
-def _named(name: str, options: dict[str, Any]) -> str:
+def _named(name: str | None, options: dict[str, Any]) -> str:
+    if name is None:
+        return "none"
     return " ".join([name, *(f"{key}={value}" for key, value in options.items())])
 
 
@@ -142,21 +132,26 @@ def _log(found: DryRun, args: argparse.Namespace, base: str | None) -> None:
     logging.info("dry run of %s: no weights are read", args.config or "the options")
     logging.info("base: %s", base or "none; random weights of this architecture")
     logging.info("parameters:")
+    of_total = f"{counts['trainable_percent_of_total']:.3f} % of the total"
+    of_backbone = {
+        name: f"{counts[f'{name}_percent_of_backbone']:.3f} % of the backbone"
+        for name in ("lora_and_router", "trainable", "active")
+    }
     for name, note in (
         ("total", "= backbone + lora + router + head"),
         ("backbone", "convolutions, transformer, mask embedding of a base"),
         ("lora", "A and B of all experts"),
-        ("router", f"with lora {_share(counts, 'lora_and_router')}"),
+        ("router", f"with lora {of_backbone['lora_and_router']}"),
         ("head", "unit embeddings, projection, a mask embedding that trains"),
-        ("trainable", _share(counts, "trainable", ("total", "backbone"))),
-        ("active", f"lora that one frame uses, {_share(counts, 'active')}"),
+        ("trainable", f"{of_total}, {of_backbone['trainable']}"),
+        ("active", f"lora that one frame uses, {of_backbone['active']}"),
     ):
         logging.info("  %-9s %13s  %s", name, f"{counts[name]:,}", note)
     logging.info("experts per layer: %s", _groups(found.allocation))
-    logging.info("optimizer: %s", found.optimizer)
+    logging.info("optimizer: %s", _named(args.optim, args.optim_conf))
     for tensors, values in found.groups:
         logging.info("  group of %d tensors, %s values", tensors, f"{values:,}")
-    logging.info("schedule: %s", found.scheduler)
+    logging.info("schedule: %s", _named(args.scheduler, args.scheduler_conf))
     if found.updates is None:
         logging.info("updates: %d passes over the data", args.max_epoch)
     else:
@@ -178,15 +173,6 @@ def _log(found: DryRun, args: argparse.Namespace, base: str | None) -> None:
         )
 
 
-def _share(
-    counts: dict[str, int | float], name: str, wholes: tuple[str, ...] = ("backbone",)
-) -> str:
-    return ", ".join(
-        f"{counts[f'{name}_percent_of_{whole}']:.3f} % of the {whole}"
-        for whole in wholes
-    )
-
-
 def _groups(allocation: list[int]) -> str:
     parts, first = [], 1
     for count, layers in groupby(allocation):
@@ -197,21 +183,20 @@ def _groups(allocation: list[int]) -> str:
 
 
 def _warn(found: DryRun, args: argparse.Namespace) -> None:
-    planned = args.scheduler_conf.get("total_steps")
-    if None not in (planned, found.updates) and planned != found.updates:
+    planned = args.scheduler_conf.get("total_steps") or found.updates
+    if found.updates is not None and planned != found.updates:
         logging.warning(
             "scheduler_conf.total_steps: found %s, but max_epoch, num_iters_per_epoch "
             "and accum_grad make %s updates",
             f"{planned:,}",
             f"{found.updates:,}",
         )
-    if args.num_iters_per_epoch is not None:
-        left = args.num_iters_per_epoch % args.accum_grad
-        if left:
-            logging.warning(
-                "num_iters_per_epoch: %d is no multiple of accum_grad (%d): the last "
-                "update of each epoch has %d batches",
-                args.num_iters_per_epoch,
-                args.accum_grad,
-                left,
-            )
+    left = (args.num_iters_per_epoch or 0) % args.accum_grad
+    if left:
+        logging.warning(
+            "num_iters_per_epoch: %d is no multiple of accum_grad (%d): the last "
+            "update of each epoch has %d batches",
+            args.num_iters_per_epoch,
+            args.accum_grad,
+            left,
+        )

@@ -3,6 +3,7 @@
 import argparse
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from espnet2_lamer.train.batching import (
     read_hours,
     without_languages,
 )
-from espnet2_lamer.train.collate import LamerCollate
+from espnet2_lamer.train.collate import CollateOptions, LamerCollate
 from espnet2_lamer.train.console import child_log, pass_signals_on
 from espnet2_lamer.train.expansion import (
     OLD_EXPERTS,
@@ -59,7 +60,7 @@ def register_hubert() -> None:
 # gives them our classes too.
 register_hubert()
 
-COLLATE_DEFAULTS = {"max_sample_size": 250000, "bucket_samples": 4000}
+COLLATE_DEFAULTS = asdict(CollateOptions())
 
 
 class LamerHubertTask(HubertTask):
@@ -125,33 +126,28 @@ class LamerHubertTask(HubertTask):
             help="Autocast precision of the backbone; auto: bf16 on GPUs and CPUs that "
             "compute it themselves, else none, which is float32",
         )
-        parser.add_argument(
-            "--exclude_langs",
-            nargs="*",
-            default=[],
-            help="Languages of utt2lang, beside wav.scp, that are left out of training "
-            "and validation",
-        )
-        parser.add_argument(
-            "--max_hours",
-            nargs="*",
-            default=[],
-            help="Most training speech of a language, e.g. eng=0.5; a random sample of "
-            "its utterances stays, the same whatever --seed is",
-        )
-        parser.add_argument(
-            "--langs",
-            nargs="*",
-            default=[],
-            help="Names of the languages that the data `lang` counts from 0, for "
-            "figures per language",
-        )
-        parser.add_argument(
-            "--replay_langs",
-            nargs="*",
-            default=[],
-            help="Those of --langs that are replayed, for their share of each epoch",
-        )
+        for name, text in (
+            (
+                "exclude_langs",
+                "Languages of utt2lang, beside wav.scp, that are left out of training "
+                "and validation",
+            ),
+            (
+                "max_hours",
+                "Most training speech of a language, e.g. eng=0.5; a random sample of "
+                "its utterances stays, the same whatever --seed is",
+            ),
+            (
+                "langs",
+                "Names of the languages that the data `lang` counts from 0, for "
+                "figures per language",
+            ),
+            (
+                "replay_langs",
+                "Those of --langs that are replayed, for their share of each epoch",
+            ),
+        ):
+            parser.add_argument(f"--{name}", nargs="*", default=[], help=text)
         parser.add_argument(
             "--expand_from",
             default=None,
@@ -185,22 +181,14 @@ class LamerHubertTask(HubertTask):
         return ("lang",)
 
     @classmethod
-    def build_collate_fn(cls, args: argparse.Namespace, train: bool) -> LamerCollate:
-        """Return the collate function of epoch 1 (used when collecting statistics)."""
-        return cls._collate(args, train, 1)
-
-    @classmethod
-    def _collate(cls, args: argparse.Namespace, train: bool, epoch: int):
-        conf = COLLATE_DEFAULTS | args.collate_fn_conf
-        unknown = sorted(set(conf) - set(COLLATE_DEFAULTS))
-        if unknown:
-            raise RecipeError(
-                f"collate_fn_conf: unknown keys {unknown}, expected some of "
-                f"{sorted(COLLATE_DEFAULTS)}"
-            )
+    def build_collate_fn(
+        cls, args: argparse.Namespace, train: bool, epoch: int = 1
+    ) -> LamerCollate:
+        """Return the collate function of an epoch."""
+        options = CollateOptions(**args.collate_fn_conf)
         return LamerCollate(
-            max_samples=conf["max_sample_size"],
-            bucket=conf["bucket_samples"],
+            max_samples=options.max_sample_size,
+            bucket=options.bucket_samples,
             mask_prob=args.encoder_conf.get("mask_prob", 0.8),
             mask_length=args.encoder_conf.get("mask_length", 10),
             seed=args.seed,
@@ -253,8 +241,7 @@ class LamerHubertTask(HubertTask):
             if args.ngpu == 0:
                 raise RecipeError(
                     "amp_dtype: found fp16 with ngpu 0, expected bf16 or none on a "
-                    "CPU: gradients of fp16 need a loss scale, which ESPnet has on "
-                    "GPUs only"
+                    "CPU: fp16 needs a loss scale, which ESPnet has on GPUs only"
                 )
             # ESPnet's trainer scales the loss under this option; the model's own
             # autocast decides what is computed in half precision.
@@ -284,12 +271,11 @@ class LamerHubertTask(HubertTask):
         if iter_options.distributed:
             rank = torch.distributed.get_rank()
             world = torch.distributed.get_world_size()
-        total = sum(lengths.values()) / SAMPLE_RATE
         logging.info(
             "[%s] %d utterances, %.2f h, %.0f s of audio per batch",
             mode,
             len(lengths),
-            total / 3600,
+            sum(lengths.values()) / SAMPLE_RATE / 3600,
             iter_options.batch_bins / SAMPLE_RATE,
         )
         with utf8_tables(tables):
@@ -298,7 +284,7 @@ class LamerHubertTask(HubertTask):
             dataset=dataset,
             lengths=lengths,
             batch_bins=iter_options.batch_bins,
-            make_collate=partial(cls._collate, args, iter_options.train),
+            make_collate=partial(cls.build_collate_fn, args, iter_options.train),
             num_iters_per_epoch=iter_options.num_iters_per_epoch,
             seed=args.seed,
             train=iter_options.train,

@@ -3,6 +3,7 @@
 import hashlib
 import sys
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,6 +14,14 @@ from espnet2_lamer.errors import RecipeError
 # Pads labels in a batch; never a unit.
 LABEL_PADDING = -1
 Utterance = tuple[str, dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class CollateOptions:
+    """``collate_fn_conf``: most samples of a training crop, padding granularity."""
+
+    max_sample_size: int = 250000
+    bucket_samples: int = 4000
 
 
 def rounded_length(num_samples: int, max_samples: int, bucket: int) -> int:
@@ -46,7 +55,7 @@ def span_mask(
         min_masks: Smallest number of spans.
 
     Returns:
-        Sorted frame indices, int64; empty when T is too short for two frames.
+        Sorted frame indices, int64; none below two frames.
     """
     if num_frames < 2:
         return np.zeros(0, dtype=np.int64)
@@ -80,10 +89,9 @@ class LamerCollate:
     Args:
         max_samples: Crop length in training; validation is not cropped.
         bucket: Padding granularity in samples.
-        mask_prob: See :func:`span_mask`.
-        mask_length: As ``mask_prob``.
+        mask_prob: See :func:`span_mask`, as for ``mask_length``.
         seed: Seed of crops and masks.
-        epoch: Epoch; 0 for validation, whose masks are fixed.
+        epoch: From 1; that of validation does not count, so its masks are fixed.
         train: Whether to crop.
     """
 

@@ -34,6 +34,11 @@ class _Kept:
     def old(self, tensor: Tensor) -> Tensor:
         return tensor.narrow(self.dim, 0, self.size)
 
+    def without_old(self, grad: Tensor) -> Tensor:
+        grad = grad.clone()
+        self.old(grad).zero_()
+        return grad
+
 
 def expand_experts(model: nn.Module, experiment: str | Path) -> list[_Kept]:
     r"""Give a new model the experts of an earlier experiment, as its first ones.
@@ -106,19 +111,9 @@ def keep_old_experts(kept: list[_Kept], optimizer: torch.optim.Optimizer) -> Non
 
     A and B of all experts of a layer are one parameter each, so after every update the
     old part is put back, which is exact whatever the optimizer does.
-
-    Args:
-        kept: What :func:`expand_experts` returned.
-        optimizer: That of the training.
     """
     for part in kept:
-
-        def without_old(grad: Tensor, part: _Kept = part) -> Tensor:
-            grad = grad.clone()
-            part.old(grad).zero_()
-            return grad
-
-        part.parameter.register_hook(without_old)
+        part.parameter.register_hook(part.without_old)
 
     @torch.no_grad()
     def put_back(*_: Any) -> None:

@@ -110,6 +110,7 @@ class Health:
             return
         self.pace.begin()
         shares = self._epoch_shares(epoch)
+        languages = shares.language_line(self.options.replay_langs)
         logging.info(
             "epoch %d: %d batches, %s of audio, %.3f passes over the data; padding "
             "%.1f %%, lost to crops %.1f %%%s",
@@ -119,9 +120,7 @@ class Health:
             shares.passes,
             100 * shares.padding_share,
             100 * shares.crop_loss,
-            "; " + shares.language_line(self.options.replay_langs)
-            if shares.languages
-            else "",
+            languages and f"; {languages}",
         )
 
     def updated(self, epoch: int, batches: int) -> None:
@@ -129,8 +128,6 @@ class Health:
         if not (self.is_first and self.pace.update()):
             return
         seconds = self.pace.seconds_per_update
-        if seconds is None:
-            return
         eta = self.pace.eta(epoch, self._updates(batches))
         self.report["pace"] = {"seconds_per_update": seconds, "left": eta}
         write_json(self.path, self.report)
@@ -144,8 +141,6 @@ class Health:
     def with_baselines(self, part: str, figures: dict[str, Any]) -> dict[str, Any]:
         """Return an epoch's figures with the baselines of ``part`` beside them."""
         return beside(figures, self.standards.get(part, {}))
-
-    # -- what is looked at ----------------------------------------------------
 
     def _check_labels(self, brief: bool) -> None:
         self.report["labels"] = {}
@@ -236,24 +231,23 @@ class Health:
             )
 
     def _note_time(self, trial: Trial) -> None:
-        plan = self.report["plan"]
-        shares = self._shares[1]
+        plan, shares = self.report["plan"], self._shares[1]
         computed = shares.audio + shares.padding
         computed /= self.factories["train"].world_size * plan["updates_per_epoch"]
         seconds = trial.seconds * computed / trial.audio
         left = timedelta(seconds=round(seconds * plan["updates"]))
-        end = datetime.now() + left
+        end = f"{datetime.now() + left:%Y-%m-%d %H:%M}"
         self.report["estimate"] = {
             "seconds_per_update": seconds,
             "left": str(left),
-            "end": f"{end:%Y-%m-%d %H:%M}",
+            "end": end,
         }
         logging.info(
             "time: about %.3f s per update, forward and backward; about %s, until "
             "%s, validation not counted; measured again after %d updates",
             seconds,
             left,
-            self.report["estimate"]["end"],
+            end,
             self.pace.first,
         )
 

@@ -15,199 +15,11 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.metrics.information import entropy
 
-# Bytes of labels read at a time.
-_BLOCK = 1 << 23
 # Utterances whose language is not known are counted under this name.
 UNKNOWN = ""
 _PARTS = {"train": "training", "valid": "validation"}
 # ESPnet's data types whose files are `utt u1 u2 ...` lines.
-_TEXT_TYPES = ("text", "text_int")
-
-
-def count_labels(
-    text: str | Path,
-    num_classes: int,
-    lengths: Mapping[str, int],
-    languages: Mapping[str, str] | None = None,
-) -> dict[str, np.ndarray]:
-    """Count the frames of each unit, and check that every frame has one.
-
-    Args:
-        text: ``utt u1 u2 ...`` lines; utterances without a length are passed over.
-        num_classes: K.
-        lengths: Samples by utterance.
-        languages: Language by utterance; ``None`` counts all under :data:`UNKNOWN`.
-
-    Returns:
-        Counts ``[K]`` by language.
-
-    Raises:
-        RecipeError: An utterance has no line, or not one unit in 0 .. K-1 per frame.
-    """
-    counts: dict[str, np.ndarray] = {}
-    missing = dict.fromkeys(lengths)
-    with open(text, "rb") as handle:
-        while lines := handle.readlines(_BLOCK):
-            rows: dict[str, dict[str, bytes]] = {}
-            for line in lines:
-                name, *rest = line.split(None, 1) or [b""]
-                utt = name.decode()
-                if utt in missing:
-                    del missing[utt]
-                    language = UNKNOWN if languages is None else languages[utt]
-                    rows.setdefault(language, {})[utt] = b"".join(rest).strip()
-            for language, units in rows.items():
-                block = _histogram(units, num_classes, lengths)
-                if block is None:
-                    raise _what_is_wrong(text, units, num_classes, lengths)
-                counts[language] = counts.get(language, 0) + block
-    if missing:
-        first = next(iter(missing))
-        raise RecipeError(
-            f"{text}: utterance {first}: no units; {len(missing)} of {len(lengths)} "
-            "utterances have none. Make the labels anew"
-        )
-    return counts
-
-
-def _histogram(
-    rows: Mapping[str, bytes], num_classes: int, lengths: Mapping[str, int]
-) -> np.ndarray | None:
-    """Counts ``[K]``; ``None`` where something is no unit, or not one per frame."""
-    frames = [num_frames(lengths[utt]) for utt in rows]
-    # One space between units is how they are written; other spacing may be read, but
-    # not counted like this.
-    if any(
-        row.count(b" ") + (len(row) > 0) != count and len(row.split()) != count
-        for row, count in zip(rows.values(), frames, strict=True)
-    ):
-        return None
-    with warnings.catch_warnings():
-        # NumPy's word for text that is no number.
-        warnings.simplefilter("error", DeprecationWarning)
-        try:
-            units = np.fromstring(b" ".join(rows.values()), dtype=np.int64, sep=" ")
-        except (DeprecationWarning, ValueError):
-            return None
-    if len(units) != sum(frames):
-        return None
-    if units.min(initial=0) < 0 or units.max(initial=0) >= num_classes:
-        return None
-    return np.bincount(units, minlength=num_classes)
-
-
-def _what_is_wrong(
-    text: Any, rows: Mapping[str, bytes], num_classes: int, lengths: Mapping[str, int]
-) -> RecipeError:
-    valid = {str(unit).encode() for unit in range(num_classes)}
-    problem = f"found units that are not numbers from 0 to {num_classes - 1}"
-    for utt, row in rows.items():
-        units, expected = row.split(), num_frames(lengths[utt])
-        wrong = [unit.decode() for unit in units if unit not in valid]
-        if len(units) != expected:
-            problem = (
-                f"utterance {utt}: found {len(units)} units for {lengths[utt]} "
-                f"samples, expected {expected} ((n - 400) // 320 + 1)"
-            )
-            break
-        if wrong:
-            problem = (
-                f"utterance {utt}: found unit {wrong[0]!r}, expected 0 to "
-                f"{num_classes - 1} as num_classes says"
-            )
-            break
-    return RecipeError(
-        f"{text}: {problem}; make the labels anew, or set num_classes to the "
-        "codebook's K"
-    )
-
-
-def read_languages(
-    path: str | Path, names: Sequence[str], utterances: Mapping[str, Any]
-) -> dict[str, str]:
-    """Read ``utt number`` lines, the position of each language in ``--langs``.
-
-    Returns:
-        Language by utterance, for these utterances.
-
-    Raises:
-        RecipeError: An utterance has no number, or one that no language has.
-    """
-    table = read_table(path)
-    by_text = {str(number): name for number, name in enumerate(names)}
-    languages = {}
-    for utt in utterances:
-        value = table.get(utt)
-        if value not in by_text:
-            raise RecipeError(
-                f"{path}: utterance {utt}: found language {value}, expected 0 to "
-                f"{len(names) - 1}, the position in langs ({', '.join(names)})"
-            )
-        languages[utt] = by_text[value]
-    return languages
-
-
-def describe(counts: np.ndarray) -> dict[str, float | int]:
-    """Say what a histogram ``[K]`` comes to, which is not all 0.
-
-    ``entropy`` is the loss, in nats and bits per frame, of the best prediction that
-    looks at nothing (each unit by its share); ``majority_accuracy`` that of always
-    naming the most frequent unit.
-    """
-    nats = entropy(counts)
-    majority = int(counts.argmax())
-    return {
-        "frames": int(counts.sum()),
-        "classes": len(counts),
-        "used": int((counts > 0).sum()),
-        "dead": int((counts == 0).sum()),
-        "majority_class": majority,
-        "majority_accuracy": float(counts[majority] / counts.sum()),
-        "entropy_nats": nats,
-        "entropy_bits": nats / math.log(2.0),
-        "uniform_nats": math.log(len(counts)),
-        "uniform_bits": math.log2(len(counts)),
-    }
-
-
-def baselines(by_language: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Return baselines by the logged figure that they stand beside.
-
-    Counts ``[K]`` are given by language; :data:`UNKNOWN` has no figures of its own.
-    """
-    total = describe(sum(by_language.values()))
-    found = {
-        "loss_m": {
-            "uniform_nats": total["uniform_nats"],
-            "unigram_nats": total["entropy_nats"],
-        },
-        "loss_m_bits": {
-            "uniform_bits": total["uniform_bits"],
-            "unigram_bits": total["entropy_bits"],
-        },
-        "acc_m": {
-            "uniform_acc": 1 / total["classes"],
-            "majority_acc": total["majority_accuracy"],
-        },
-    }
-    for language in sorted(set(by_language) - {UNKNOWN}):
-        own = describe(by_language[language])
-        found[f"acc_m_{language}"] = {
-            f"majority_acc_{language}": own["majority_accuracy"]
-        }
-        found[f"bits_m_{language}"] = {f"unigram_bits_{language}": own["entropy_bits"]}
-    return found
-
-
-def beside(
-    figures: Mapping[str, Any], standards: Mapping[str, Mapping[str, float]]
-) -> dict[str, Any]:
-    """Put each baseline behind the figure it belongs to, if it is there."""
-    ordered: dict[str, Any] = {}
-    for key, value in figures.items():
-        ordered[key] = value
-        ordered |= standards.get(key, {})
-    return ordered
+_TEXTS = ("text", "text_int")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,14 +32,8 @@ class DataFiles:
     @classmethod
     def of(cls, path_name_type: Sequence[Sequence[str]]) -> "DataFiles":
         """Pick them from ESPnet's ``--train_data_path_and_name_and_type``."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        return cls(
-            **{
-                name: path
-                for path, name, kind in path_name_type
-                if name in names and kind in _TEXT_TYPES
-            }
-        )
+        files = {name: path for path, name, kind in path_name_type if kind in _TEXTS}
+        return cls(files.get("text"), files.get("lang"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -314,3 +120,157 @@ def _log(name: str, found: dict[str, Any], brief: bool) -> None:
             found["classes"],
             100 * share,
         )
+
+
+def count_labels(
+    text: str | Path,
+    num_classes: int,
+    lengths: Mapping[str, int],
+    languages: Mapping[str, str] | None = None,
+) -> dict[str, np.ndarray]:
+    """Count the frames of each unit, and check that every frame has one.
+
+    Args:
+        text: ``utt u1 u2 ...`` lines; utterances without a length are passed over.
+        num_classes: K.
+        lengths: Samples by utterance.
+        languages: Language by utterance; ``None`` counts all under :data:`UNKNOWN`.
+
+    Returns:
+        Counts ``[K]`` by language.
+
+    Raises:
+        RecipeError: An utterance has no line, or not one unit in 0 .. K-1 per frame.
+    """
+    counts: dict[str, np.ndarray] = {}
+    missing = dict.fromkeys(lengths)
+    with open(text, "rb") as handle, warnings.catch_warnings():
+        # What older NumPy says of text that is no number.
+        warnings.simplefilter("error", DeprecationWarning)
+        for line in handle:
+            name, _, row = line.replace(b"\t", b" ").strip().partition(b" ")
+            utt = name.decode()
+            if utt not in missing:
+                continue
+            del missing[utt]
+            units = _units(row, num_classes, num_frames(lengths[utt]))
+            if units is None:
+                problem = _what_is_wrong(row.split(), num_classes, lengths[utt])
+                raise RecipeError(
+                    f"{text}: utterance {utt}: {problem}; make the labels anew, or set "
+                    "num_classes to the codebook's K"
+                )
+            language = UNKNOWN if languages is None else languages[utt]
+            if language not in counts:
+                counts[language] = np.zeros(num_classes, dtype=np.int64)
+            counts[language] += np.bincount(units, minlength=num_classes)
+    if missing:
+        raise RecipeError(
+            f"{text}: utterance {next(iter(missing))}: no units; {len(missing)} of "
+            f"{len(lengths)} utterances have none. Make the labels anew"
+        )
+    return counts
+
+
+def _units(row: bytes, num_classes: int, frames: int) -> np.ndarray | None:
+    """One unit per frame; ``None`` where these are none."""
+    try:
+        units = np.fromstring(row.strip(), dtype=np.int64, sep=" ")
+    except (DeprecationWarning, ValueError):
+        return None
+    within = 0 <= units.min(initial=0) and units.max(initial=0) < num_classes
+    return units if within and len(units) == frames else None
+
+
+def _what_is_wrong(units: Sequence[bytes], num_classes: int, samples: int) -> str:
+    frames = num_frames(samples)
+    if len(units) != frames:
+        return (
+            f"found {len(units)} units for {samples} samples, expected {frames} "
+            "((n - 400) // 320 + 1)"
+        )
+    valid = {str(unit).encode() for unit in range(num_classes)}
+    wrong = next((unit for unit in units if unit not in valid), b"").decode()
+    return f"found unit {wrong!r}, expected 0 to {num_classes - 1}"
+
+
+def read_languages(
+    path: str | Path, names: Sequence[str], utterances: Mapping[str, Any]
+) -> dict[str, str]:
+    """Read the language of these utterances from ``utt number`` lines.
+
+    The number is the position of the language in ``names``, the option ``langs``.
+
+    Raises:
+        RecipeError: An utterance has no number, or one that no language has.
+    """
+    table = read_table(path)
+    by_text = {str(number): name for number, name in enumerate(names)}
+    for utt in utterances:
+        if table.get(utt) not in by_text:
+            raise RecipeError(
+                f"{path}: utterance {utt}: found language {table.get(utt)}, expected 0 "
+                f"to {len(names) - 1}, the position in langs ({', '.join(names)})"
+            )
+    return {utt: by_text[table[utt]] for utt in utterances}
+
+
+def describe(counts: np.ndarray) -> dict[str, float | int]:
+    """Say what a histogram ``[K]`` comes to, which is not all 0.
+
+    ``entropy`` is the loss, in nats and bits per frame, of the best prediction that
+    looks at nothing (each unit by its share); ``majority_accuracy`` that of always
+    naming the most frequent unit.
+    """
+    nats = entropy(counts)
+    majority = int(counts.argmax())
+    return {
+        "frames": int(counts.sum()),
+        "classes": len(counts),
+        "used": int((counts > 0).sum()),
+        "dead": int((counts == 0).sum()),
+        "majority_class": majority,
+        "majority_accuracy": float(counts[majority] / counts.sum()),
+        "entropy_nats": nats,
+        "entropy_bits": nats / math.log(2.0),
+        "uniform_nats": math.log(len(counts)),
+        "uniform_bits": math.log2(len(counts)),
+    }
+
+
+def baselines(by_language: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """Return baselines by the logged figure that they stand beside.
+
+    Counts ``[K]`` are given by language; :data:`UNKNOWN` has no figures of its own.
+    """
+    total = describe(sum(by_language.values()))
+    found = {
+        "loss_m": {
+            "uniform_nats": total["uniform_nats"],
+            "unigram_nats": total["entropy_nats"],
+        },
+        "loss_m_bits": {
+            "uniform_bits": total["uniform_bits"],
+            "unigram_bits": total["entropy_bits"],
+        },
+        "acc_m": {
+            "uniform_acc": 1 / total["classes"],
+            "majority_acc": total["majority_accuracy"],
+        },
+    }
+    for lang in sorted(set(by_language) - {UNKNOWN}):
+        own = describe(by_language[lang])
+        found[f"acc_m_{lang}"] = {f"majority_acc_{lang}": own["majority_accuracy"]}
+        found[f"bits_m_{lang}"] = {f"unigram_bits_{lang}": own["entropy_bits"]}
+    return found
+
+
+def beside(
+    figures: Mapping[str, Any], standards: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any]:
+    """Put each baseline behind the figure it belongs to, if it is there."""
+    ordered: dict[str, Any] = {}
+    for key, value in figures.items():
+        ordered[key] = value
+        ordered |= standards.get(key, {})
+    return ordered

@@ -17,11 +17,9 @@ WINDOW = 200
 
 @dataclass(frozen=True)
 class Shares:
-    """Audio of an epoch's batches, over all ranks, in seconds.
+    """Batches and utterances of an epoch, over all ranks; audio in seconds.
 
     Attributes:
-        batches: Number of batches.
-        utterances: Number of utterances.
         passes: Utterances as a multiple of those in the data.
         audio: After cropping.
         cropped: Lost to crops.
@@ -140,11 +138,7 @@ def _percent(part: float, whole: float) -> str:
 class Pace:
     """Times updates, and what lies between epochs.
 
-    Args:
-        updates_per_epoch: Optimizer updates.
-        epochs: Last epoch.
-        first: Updates after which the pace is known.
-        clock: Seconds, ever growing.
+    The pace is known after the ``first`` updates; ``epochs`` is the last epoch.
     """
 
     def __init__(

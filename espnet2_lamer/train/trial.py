@@ -112,8 +112,7 @@ def without_a_trace(
 
     Args:
         model: ``LamerHubertPretrainModel``. Its statistics count nothing meanwhile.
-        optimizer: Given where the block updates weights: these and the optimizer's
-            state are then undone, too.
+        optimizer: Given where the block updates weights, which is then undone, too.
     """
     tensors = list(model.buffers())
     if optimizer is not None:
@@ -291,9 +290,8 @@ def check_sanity(task: type, args: argparse.Namespace) -> Sanity:
         f"{found.frames} masked frames: at first {found.initial_bits:.3f} bits, "
         f"accuracy {found.initial_accuracy:.3f}; after {found.updates} updates "
         f"{found.final_bits:.3f} bits, accuracy {found.final_accuracy:.3f}. Learnt "
-        f"means below {ENTROPY_SHARE * found.unigram_bits:.3f} bits, "
-        f"{ENTROPY_SHARE:g} of what the frequencies of their units give, or an "
-        f"accuracy above {ACCURACY:g}"
+        f"means below {ENTROPY_SHARE * found.unigram_bits:.3f} bits ({ENTROPY_SHARE:g} "
+        f"of a guess by frequency), or an accuracy above {ACCURACY:g}"
     )
     if not found.passed:
         raise RecipeError(

@@ -7,7 +7,6 @@ from collections import Counter
 import numpy as np
 import pytest
 
-import espnet2_lamer.train.labels as module
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.train.labels import (
     UNKNOWN,
@@ -40,11 +39,7 @@ def make_labels(path, count=40, seed=0):
     return lengths, languages, units
 
 
-@pytest.mark.parametrize("block", [1, 500, 1 << 23])
-def test_units_are_counted_per_language_whatever_is_read_at_a_time(
-    tmp_path, monkeypatch, block
-):
-    monkeypatch.setattr(module, "_BLOCK", block)
+def test_units_are_counted_per_language(tmp_path):
     lengths, languages, units = make_labels(tmp_path / "text.km")
     found = count_labels(tmp_path / "text.km", CLASSES, lengths, languages)
     for language in ("cmn", "eng", "yue"):
