@@ -18,11 +18,7 @@ MAX_CLASSES = 2**20
 
 
 def checked_config(config: Mapping[str, Any], source: object) -> dict[str, Any]:
-    """Return a copy of a pretraining config whose outer form is right.
-
-    Args:
-        config: Content of ``config.yaml``.
-        source: Where it is from, for messages.
+    """Return a copy of a pretraining's ``config.yaml`` whose outer form is right.
 
     Raises:
         RecipeError: It is of another model, or a value is of the wrong kind.
@@ -48,15 +44,10 @@ def checked_config(config: Mapping[str, Any], source: object) -> dict[str, Any]:
 def check_sizes(
     config: Mapping[str, Any], state: Mapping[str, Tensor], source: object
 ) -> None:
-    """Compare the tensors that a config describes with those of the weights.
+    """Compare the tensors that a :func:`checked_config` describes with the weights.
 
     The model is built without memory for its values, so a size that is wrong in the
-    config costs nothing.
-
-    Args:
-        config: As :func:`checked_config` returns it.
-        state: State dict of the model, with or without the base's tensors.
-        source: Where the config is from, for messages.
+    config costs nothing. The base's tensors may be among the weights or not.
 
     Raises:
         RecipeError: Tensors of other names, shapes or types, by name; values that no

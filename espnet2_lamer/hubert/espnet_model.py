@@ -315,18 +315,10 @@ def distillation_sums(
 def replayed_utterances(
     lang: Tensor | None, replay_numbers: Sequence[int], encoder: LamerHubertEncoder
 ) -> Tensor:
-    """Tell which utterances are replayed.
-
-    Args:
-        lang: Language number of each utterance ``[B]``, or None without that data.
-        replay_numbers: Numbers of replayed languages.
-        encoder: Checked: its base must be there, frozen.
-
-    Returns:
-        ``[B]`` bool.
+    """Tell which utterances are of replayed languages, ``[B]`` bool.
 
     Raises:
-        RecipeError: There are no experts, languages or replayed languages.
+        RecipeError: There are no experts, languages ``[B]`` or replayed languages.
     """
     if encoder.lamer is None:
         raise RecipeError(

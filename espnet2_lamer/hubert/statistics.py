@@ -49,11 +49,7 @@ def global_sums(values: list[Tensor]) -> list[Tensor]:
 def average_figures(
     figures: dict[str, Tensor | float | None], weight: Tensor
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Average a step's figures over ranks by weight; NaN counts for nothing.
-
-    Args:
-        figures: Names to scalars, the same names on every rank; ``None`` is left out.
-        weight: Scalar weight of this rank.
+    """Average scalars over ranks by this rank's weight; NaN and ``None`` do not count.
 
     Returns:
         Means as scalars on ``weight``'s device (NaN where no rank has a value), and
@@ -111,13 +107,7 @@ class LanguageStatistics:
 
     @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor, languages: Tensor) -> None:
-        """Add one batch; nothing is copied to the host.
-
-        Args:
-            logits: Of the masked frames ``[M, K]``.
-            labels: Their units ``[M]``.
-            languages: Their languages ``[M]``.
-        """
+        """Add masked frames: logits ``[M, K]``, units ``[M]``, languages ``[M]``."""
         if not self.names:
             return
         nats = F.cross_entropy(logits, labels, reduction="none")
@@ -154,12 +144,9 @@ class LanguageStatistics:
 
 
 class RoutingLog:
-    """Adds up routing on the device and reads it once per interval.
+    """Adds up routing on the device and reads it once per ``interval`` of batches.
 
-    Args:
-        interval: Training batches between two readings.
-        path: JSON-lines file that gets every reading in full, per router; ``None``
-            writes none.
+    The JSON-lines file ``path``, if given, gets every reading in full, per router.
     """
 
     def __init__(self, interval: int = 100, path: Path | None = None) -> None:
@@ -173,13 +160,7 @@ class RoutingLog:
 
     @torch.no_grad()
     def add(self, record: RoutingRecord, real: Tensor, mask: Tensor) -> None:
-        """Add one batch; nothing is copied to the host.
-
-        Args:
-            record: Routing of the batch.
-            real: Frames that are not padding ``[B, T]``.
-            mask: Masked frames ``[B, T]``.
-        """
+        """Add one batch: routing, real frames and masked frames ``[B, T]``."""
         groups = record.by_expert_count()
         if not groups:
             return
@@ -220,12 +201,7 @@ class RoutingLog:
         }
 
     def set_state(self, state: dict[str, Any], batches: int) -> None:
-        """Go on from :meth:`state`; forget readings that are made once more.
-
-        Args:
-            state: Of this rank.
-            batches: Training batches at the time of the checkpoint.
-        """
+        """Go on from :meth:`state` after ``batches``; forget later readings."""
         if state:
             self._batches = state["batches"]
             self._frames, self._sums = state["frames"], list(state["sums"])
@@ -235,9 +211,6 @@ class RoutingLog:
 
     def read(self, batches: Tensor | None = None) -> dict[str, float]:
         """Read and reset the sums, over all ranks, in one transfer to the host.
-
-        Args:
-            batches: Number of training batches so far, for the file.
 
         Returns:
             Figures for the log: entropy of the routing probabilities (1 = uniform,

@@ -15,9 +15,8 @@ def routing_sums(
     Args:
         probs: Router probabilities ``[..., T, N]``.
         gates: Expert weights ``[..., T, N]``; an expert is dispatched to where > 0.
-        mask: Real frames, ``True`` = real, of the trailing shape before N (``[B, T]``
-            for ``[B, T, N]`` or, of several routers, ``[L, B, T, N]``); ``None`` = all
-            frames.
+        mask: Real frames of the trailing shape before N (``[B, T]`` for ``[B, T, N]``
+            or, of several routers, ``[L, B, T, N]``); ``None`` = all frames.
 
     Returns:
         Sums ``[N]`` (``[L, N]``) with gradient, counts of the same shape without.
@@ -123,14 +122,10 @@ class BalanceTerm:
         return [self.frames, *self.sums, *self.counts]
 
     def part(self, total: list[Tensor], reduction: str) -> Tensor | None:
-        """This rank's part of the balance term.
+        """This rank's part, a scalar with gradient, from sums of :meth:`local_sums`.
 
-        Args:
-            total: :meth:`local_sums` added up over ranks.
-            reduction: ``"sum"`` or ``"mean"`` over routers.
-
-        Returns:
-            A scalar with gradient; ``None`` where nothing is balanced by a loss.
+        ``reduction`` is ``"sum"`` or ``"mean"`` over routers. Where nothing is balanced
+        by a loss there is none.
         """
         if not self.groups or self.kind == "bias":
             return None
@@ -150,11 +145,7 @@ class BalanceTerm:
         return torch.stack(parts).sum() / routers
 
     def note_load(self, total: list[Tensor]) -> None:
-        """Give every router with a selection bias the load of this batch.
-
-        Args:
-            total: :meth:`local_sums` added up over ranks.
-        """
+        """Give every router with a selection bias the batch's load, from all ranks."""
         if self.kind != "bias":
             return
         for index, group in enumerate(self.groups):

@@ -77,10 +77,6 @@ def parse_allocation(
     so that ``"2,4,6,8"`` over 24 layers is the paper's 2 x 6, 4 x 6, 6 x 6, 8 x 6
     (Lamer-SSL, section 2.2). A count of 0 leaves the layer's frozen FFN alone.
 
-    Args:
-        allocation: Comma-separated counts, one int, or a sequence of ints.
-        num_layers: Number of transformer layers.
-
     Raises:
         ValueError: Not integers, negative, or not divisible into equal groups.
     """
@@ -113,19 +109,14 @@ def parse_allocation(
 
 
 def apportion(budget: int, weights: Sequence[float], minimum: int = 1) -> list[int]:
-    r"""Spread a number of experts over layers in proportion to weights.
+    r"""Spread ``budget`` experts over layers in proportion to weights.
 
     Every layer gets ``minimum``; of the R experts left, layer l gets
 
     .. math:: \lfloor R w_l / \sum_j w_j \rfloor
 
     and those still left go to the largest fractions (Hamilton's method), the shallower
-    layer first where fractions are equal. The counts sum to ``budget``.
-
-    Args:
-        budget: Experts of all layers together.
-        weights: One per layer, 0 or more, not all 0.
-        minimum: Fewest experts of a layer.
+    layer first where fractions are equal.
 
     Raises:
         ValueError: The budget is below the minima, or the weights are none of the kind.

@@ -139,9 +139,6 @@ def add_lamer(wav2vec2: nn.Module, config: LamerConfig) -> nn.Module:
             ``encoder.transformer.layers[i].feed_forward``).
         config: What to insert where.
 
-    Returns:
-        The same object; only experts and routers require gradients.
-
     Raises:
         ValueError: The allocation does not fit, or experts are there already.
     """

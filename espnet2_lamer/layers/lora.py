@@ -76,14 +76,9 @@ class LoRAExperts(nn.Module):
         return (z * gates.unsqueeze(-1)).flatten(-2)
 
     def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
-        """Sum the experts.
+        """Sum the experts: ``x [..., d_in]``, ``gates [..., N]`` to ``[..., d_out]``.
 
-        Args:
-            x: Input ``[..., d_in]``.
-            gates: Expert weights ``[..., N]``; ``None`` means all ones.
-
-        Returns:
-            Sum ``[..., d_out]``.
+        Without gates all are one.
         """
         return F.linear(self.reduce(x, gates), self.lora_B)
 

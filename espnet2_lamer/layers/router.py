@@ -92,14 +92,10 @@ class Router(nn.Module):
         return self.top_k is not None and self.top_k < self.num_experts
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Route every frame.
-
-        Args:
-            x: Hidden states ``[..., dim]``.
+        """Route every frame of ``x [..., dim]``.
 
         Returns:
-            gates ``[..., N]`` and probs ``[..., N]``, both float32. Gates are zero
-            outside the Top-K.
+            gates (zero outside the Top-K) and probs, both ``[..., N]`` float32.
         """
         with torch.autocast(x.device.type, enabled=False):
             if x.dtype == torch.float32:

@@ -48,12 +48,8 @@ def dry_run(task: type, args: argparse.Namespace) -> DryRun:
     """Build model, optimizer and schedule on the meta device and log what they are.
 
     Nothing is written and no weights are read: of ``encoder_conf.base`` only the
-    configuration is, if it is at hand.
-
-    Args:
-        task: ``LamerHubertTask``.
-        args: Parsed and checked arguments; ``token_list`` and ``output_dir`` may be
-            missing.
+    configuration is, if it is at hand. Arguments are parsed and checked;
+    ``token_list`` and ``output_dir`` may be missing.
 
     Raises:
         RecipeError: An option that the model, optimizer or schedule refuses.

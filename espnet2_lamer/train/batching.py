@@ -24,8 +24,8 @@ def without_languages(
     """Drop the utterances of some languages (ISO 639-3); the order stays.
 
     Raises:
-        RecipeError: An excluded language, or a language's name, is not there, or no
-            utterance is left.
+        RecipeError: An utterance has no language, an excluded language no utterance,
+            or no utterance is left.
     """
     utt2lang = read_table(utt2lang_file, "audio formatting")
     missing = [utt for utt in lengths if utt not in utt2lang]
@@ -79,9 +79,7 @@ def at_most_hours(
 ) -> dict[str, int]:
     """Keep random utterances of some languages, up to so many hours of each.
 
-    A larger number of hours keeps what a smaller one kept, and more.
-
-    Of each language at least one stays; the order does, too.
+    More hours keep what fewer kept, and more; one utterance always stays.
 
     Raises:
         RecipeError: A language is not there.
@@ -116,16 +114,8 @@ def make_batches(
 
     Utterances are shuffled, then ordered by rounded length, so a batch mixes at most
     the neighbouring lengths, and every batch but the last is full: few shapes, which
-    lets kernels and plans be reused (oneDNN, cuDNN, CUDA graphs).
-
-    Args:
-        lengths: Samples per utterance.
-        batch_bins: Largest number of samples in a batch, padding included.
-        max_samples: Crop length.
-        bucket: Lengths are rounded up to multiples of this many samples.
-        generator: Source of randomness.
-        shuffle: Shuffle utterances and the order of batches.
-        ranks: Smallest number of utterances in a batch: each rank needs one.
+    lets kernels and plans be reused (oneDNN, cuDNN, CUDA graphs). A batch has at least
+    ``ranks`` utterances, one for each; lengths are in samples.
 
     Raises:
         ValueError: There are fewer utterances than ranks.
@@ -193,16 +183,14 @@ class BucketIterFactory(AbsIterFactory):
     """Builds one epoch's iterator; everything follows from (seed, epoch).
 
     Args:
-        dataset: Maps an utterance id to its data.
+        dataset: Maps an utterance id to ``(id, data)``.
         lengths: Samples per utterance.
         batch_bins: Samples per batch, padding included, over all ranks.
         make_collate: Called with the epoch.
         num_iters_per_epoch: Batches per epoch; ``None`` means one pass over the data.
         seed: Seed of the order.
         train: Shuffle and crop.
-        num_workers: Loader processes.
         rank: This process's share of every batch is ``batch[rank::world_size]``.
-        world_size: Number of processes.
     """
 
     def __init__(

@@ -23,15 +23,11 @@ LATEST = "checkpoint.pth"
 
 
 class CheckpointStore:
-    """The checkpoints of one experiment, ``<directory>/update_NNNNNNNN.pth``.
+    """The latest ``keep`` checkpoints, ``<directory>/update_NNNNNNNN.pth``.
 
     Beside each stands ``.pth.sha256`` in the format of ``sha256sum``, written last: a
     file without it, or that does not match it, was not finished or is damaged. The link
     ``checkpoint.pth`` beside the directory names the latest.
-
-    Args:
-        directory: Made when the first checkpoint is written.
-        keep: How many to keep; with two, one is whole while another is written.
     """
 
     def __init__(self, directory: str | Path, keep: int = 2) -> None:
@@ -53,11 +49,7 @@ class CheckpointStore:
         return sorted(found, key=_number, reverse=True)
 
     def save(self, state: dict[str, Any], updates: int) -> Path:
-        """Write a checkpoint, then remove those that are no longer kept.
-
-        Args:
-            state: Tensors, numbers, strings, and lists and dicts of them.
-            updates: Names the file.
+        """Write a checkpoint of plain values, then remove those no longer kept.
 
         Raises:
             RecipeError: It could not be written (e.g. disk full); earlier ones stay.
@@ -95,11 +87,7 @@ class CheckpointStore:
                 remove_file(other)
 
     def load(self) -> dict[str, Any] | None:
-        """Read the latest whole checkpoint; damaged ones are named and passed over.
-
-        Returns:
-            The state, on the CPU wherever it was saved; ``None`` when there is no
-            checkpoint at all.
+        """Read the latest whole checkpoint onto the CPU; ``None`` where there is none.
 
         Raises:
             RecipeError: There are checkpoints, and all of them are damaged.

@@ -40,19 +40,12 @@ def span_mask(
     generator: np.random.Generator,
     min_masks: int = 2,
 ) -> np.ndarray:
-    """Draw the masked frames of one utterance.
+    """Draw the masked frames of one utterance of ``num_frames`` (T).
 
     HuBERT's span masks with fairseq's ``static`` statistics: ``floor(mask_prob * T /
     mask_length + u)`` spans, u uniform in [0, 1), at least ``min_masks``, start at
     distinct random frames; spans may overlap. Unlike fairseq, rows of a batch are not
     thinned out to the count of the least masked one.
-
-    Args:
-        num_frames: T, the utterance's own frames, so padding is never masked.
-        mask_prob: Expected share of frames covered if spans never overlapped.
-        mask_length: Frames per span.
-        generator: Source of randomness.
-        min_masks: Smallest number of spans.
 
     Returns:
         Sorted frame indices, int64; none below two frames.
@@ -84,15 +77,8 @@ class LamerCollate:
 
     Crops start at multiples of 320 samples, so labels stay aligned exactly. Batches
     are padded to multiples of ``bucket`` samples, in training at most to the crop
-    length. Masks never touch padding.
-
-    Args:
-        max_samples: Crop length in training; validation is not cropped.
-        bucket: Padding granularity in samples.
-        mask_prob: See :func:`span_mask`, as for ``mask_length``.
-        seed: Seed of crops and masks.
-        epoch: From 1; that of validation does not count, so its masks are fixed.
-        train: Whether to crop.
+    length ``max_samples``; validation is not cropped, and its masks are fixed. Masks
+    never touch padding.
     """
 
     def __init__(

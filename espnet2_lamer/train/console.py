@@ -63,7 +63,7 @@ def espnet_log(path: Path, description: str, bar: bool = True) -> Iterator[None]
     """Send what ESPnet logs and prints to a file; the console keeps errors only.
 
     Args:
-        path: The file; appended to, so that a resumed run keeps its history.
+        path: Appended to, so that a resumed run keeps its history.
         description: Name of the progress bar.
         bar: Whether there is one.
 

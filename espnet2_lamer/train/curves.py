@@ -20,10 +20,7 @@ _KEYS = re.compile(r"acc_m(_\w+)?|bits_m_\w+|loss_m_bits")
 
 
 def read_curves(experiment: Path) -> list[dict[str, float | int | str]]:
-    """Read the reporter of ``checkpoint.pth``.
-
-    Args:
-        experiment: Directory of an ESPnet experiment.
+    """Read the reporter in ``checkpoint.pth`` of an ESPnet experiment.
 
     Returns:
         One row per epoch and phase (``train``, ``valid``) with every numeric figure.
@@ -44,9 +41,6 @@ def read_curves(experiment: Path) -> list[dict[str, float | int | str]]:
 
 def read_control(experiment: str | Path) -> dict[int, dict[str, float]]:
     """Read the validation figures that a head-only control logged at each epoch.
-
-    Args:
-        experiment: Its directory, finished or not.
 
     Raises:
         RecipeError: There is no training.

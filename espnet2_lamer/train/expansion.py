@@ -41,7 +41,7 @@ class _Kept:
 
 
 def expand_experts(model: nn.Module, experiment: str | Path) -> list[_Kept]:
-    r"""Give a new model the experts of an earlier experiment, as its first ones.
+    """Give a new model the experts of an earlier experiment, as its first ones.
 
     In a layer with :math:`N_{old}` experts then and N now, experts 1 to
     :math:`N_{old}` get the earlier A, B and router rows; the others start as always,
@@ -50,16 +50,11 @@ def expand_experts(model: nn.Module, experiment: str | Path) -> list[_Kept]:
     more experts may leave an old one out, so with random rows the model does not start
     exactly where the earlier one stopped.
 
-    Args:
-        model: ``LamerHubertPretrainModel``, freshly built.
-        experiment: Its ``config.yaml`` and best model are read.
-
     Returns:
         Where the old experts are, for :func:`keep_old_experts`.
 
     Raises:
-        RecipeError: Base or experts' settings differ, or a layer has fewer experts
-            than before.
+        RecipeError: Base or experts' settings differ, or a layer has fewer experts.
     """
     experiment = Path(experiment)
     if not any(isinstance(module, LamerFeedForward) for module in model.modules()):

@@ -30,15 +30,7 @@ _FREE_PREFIXES = ("dist_", "wandb_")
 
 
 def fingerprint(args: argparse.Namespace, world_size: int) -> dict[str, str]:
-    """Describe everything that the course of a training depends on, by name.
-
-    Args:
-        args: ESPnet's parsed options; ``token_list`` was read already.
-        world_size: Number of ranks.
-
-    Returns:
-        Options as JSON, training files as SHA-256.
-    """
+    """Describe what the course of a training depends on: options, hashes of files."""
     found = {"world_size": str(world_size)}
     for key, value in sorted(vars(args).items()):
         if key in _FREE or key.startswith(_FREE_PREFIXES):
@@ -55,9 +47,7 @@ def fingerprint(args: argparse.Namespace, world_size: int) -> dict[str, str]:
 
 
 def check_ranks(found: dict[str, str]) -> None:
-    """Check that every rank has the fingerprint of this one; collective.
-
-    Nodes may differ, and with them what ``amp_dtype: auto`` stands for.
+    """Check that every rank has this fingerprint; nodes may settle ``auto`` otherwise.
 
     Raises:
         RecipeError: On every rank, with the first rank and option that differ.

@@ -35,8 +35,6 @@ class Health:
         train_factory: :class:`~espnet2_lamer.train.batching.BucketIterFactory`.
         valid_factory: Likewise.
         options: :class:`~espnet2_lamer.train.trainer.LamerTrainerOptions`.
-        is_first: Whether this is the first rank.
-        device: ``"cpu"`` or ``"cuda"``.
     """
 
     def __init__(
@@ -62,14 +60,10 @@ class Health:
         self._shares: tuple[int, Shares] | None = None
 
     def start(self, epoch: int, updates: int) -> None:
-        """Check what can be known before an update is made.
+        """Check what can be known before ``epoch``; others made ``updates``.
 
         A new training tries its first epoch's largest batch; one that goes on has done
         so, and says less.
-
-        Args:
-            epoch: The one that comes, from 1.
-            updates: Made by earlier processes.
 
         Raises:
             RecipeError: Labels do not fit the audio or the model, on every rank; or

@@ -38,13 +38,7 @@ class DataFiles:
 
 @dataclasses.dataclass(frozen=True)
 class LabelCheck:
-    """What was found.
-
-    Attributes:
-        report: For ``health.json``; empty where labels are in no text file.
-        standards: See :func:`baselines`.
-        languages: Language by utterance; ``None`` where the data do not say.
-    """
+    """Report for ``health.json``, :func:`baselines`, and language by utterance."""
 
     report: dict[str, Any]
     standards: dict[str, dict[str, float]]
@@ -197,9 +191,7 @@ def _what_is_wrong(units: Sequence[bytes], num_classes: int, samples: int) -> st
 def read_languages(
     path: str | Path, names: Sequence[str], utterances: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Read the language of these utterances from ``utt number`` lines.
-
-    The number is the position of the language in ``names``, the option ``langs``.
+    """Read ``utt number`` lines, the number being the position in ``names``.
 
     Raises:
         RecipeError: An utterance has no number, or one that no language has.

@@ -24,13 +24,8 @@ def average_best_models(
     """Write ``<part>.<key>.ave_<n>best.pth`` and the link ``<part>.<key>.ave.pth``.
 
     Floating-point tensors are averaged; others (counters, the base's hash) are those
-    of the best epoch, where ESPnet's own function would add them up.
-
-    Args:
-        reporter: Knows which epochs were best.
-        output_dir: Holds ``<epoch>epoch.pth``.
-        criteria: ``(part, key, "min" or "max")`` each.
-        numbers: How many best epochs to average, each.
+    of the best epoch, where ESPnet's own function would add them up. ``criteria`` are
+    ``(part, key, "min" or "max")``, ``numbers`` how many epochs to average, each.
     """
     for part, key, mode in criteria:
         if not reporter.has(part, key):
@@ -77,11 +72,10 @@ class CheckedTrainer(Trainer):
 
     @classmethod
     def run(cls, *args: Any, trainer_options: TrainerOptions, **kwargs: Any) -> None:
-        """Train.
+        """Train as ESPnet.
 
         Raises:
             RecipeError: A file that is read is not what was written.
-            OSError: A file cannot be written.
         """
         with _checked_files():
             super().run(*args, trainer_options=trainer_options, **kwargs)

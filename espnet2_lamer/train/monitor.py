@@ -41,10 +41,9 @@ States = list[NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Sample:
-    """Held-out speech of every language.
+    """Held-out waveforms ``[n]`` by language and utterance.
 
     Attributes:
-        speech: Per language and utterance a waveform ``[n]``.
         phones: Per utterance the phone of every frame, where they are known.
         with_phones: Languages in which a phone probe can be trained and tested.
     """
@@ -58,11 +57,11 @@ class ForgettingMonitor:
     """Compares hidden states of held-out speech with those of the base.
 
     Per language and layer: linear CKA to the base, and the accuracy of a linear phone
-    probe where phones are known (two halves of the sample, each tested by a probe that
-    was trained on the other; a ridge classifier, below the analysis'). The
-    base is the model with its experts switched off; where everything trains it is the
-    model before the first update, kept in ``forgetting_start.pt``. Masked accuracy
-    stands beside that of the head-only control after as many epochs.
+    probe where phones are known (two halves of the sample, each tested by a ridge
+    classifier that was trained on the other). The base is the model with its experts
+    switched off; where everything trains it is the model before the first update, kept
+    in ``forgetting_start.pt``. Masked accuracy stands beside that of the head-only
+    control after as many epochs.
 
     Nothing is drawn from the random generators of the training, and no weight is
     touched. Everything is computed in the first rank, in fp32; others wait.
@@ -73,8 +72,8 @@ class ForgettingMonitor:
         layers: States to compare, see :class:`~.asr.upstream.Upstream`. The
             last one's figures go into ESPnet's log; ``forgetting.jsonl`` has all.
         output_dir: The experiment.
-        epoch: The first epoch to come; lines of it and of later ones are dropped.
-        updates: Updates that were made already.
+        epoch: The first to come; lines of it and of later ones are dropped.
+        updates: Made so far.
         device: Where the model is.
         control: See :func:`~espnet2_lamer.train.curves.read_control`.
 
@@ -115,10 +114,6 @@ class ForgettingMonitor:
         Its ``valid`` gets ``cka_<lang>`` and ``probe_<lang>`` (shares of 1) of the last
         layer, ``control_acc_m_<lang>`` and the control's other figures where it has
         that epoch, and ``monitor_time`` in seconds, in all ranks.
-
-        Args:
-            updates: Updates so far.
-            reporter: Has the validation's other figures, and knows the epoch.
         """
         epoch = reporter.epoch
         control = self.control.get(epoch, {})
@@ -252,16 +247,7 @@ def build_monitor(
     device: str | torch.device,
     is_first: bool,
 ) -> ForgettingMonitor | None:
-    """Build the monitor of a training that begins, or has resumed.
-
-    Args:
-        options: The training's.
-        encoder: ``LamerHubertEncoder``.
-        valid_factory: ``BucketIterFactory`` of the validation data.
-        epoch: The epoch to come, from 1.
-        updates: Updates done.
-        device: Where the model is.
-        is_first: Whether this is the first rank: it has the sample.
+    """Build the monitor of a training that goes on at ``epoch`` after ``updates``.
 
     Returns:
         ``None`` where it is off, or where there is nothing that can be forgotten.
@@ -329,7 +315,7 @@ def monitor_sample(
     number: int,
     seed: int,
 ) -> Sample:
-    """Choose and read the utterances; the same ones whenever the seed is the same.
+    """Choose and read utterances; the same ones whenever the seed is the same.
 
     Args:
         factory: The validation's ``BucketIterFactory``.
@@ -337,7 +323,7 @@ def monitor_sample(
             looked for beside the speech's file.
         langs: Names of the languages that the data ``lang`` counts.
         number: At most so many utterances per language.
-        seed: Of the choice, from a generator of its own.
+        seed: Of a generator of its own.
 
     Raises:
         RecipeError: An utterance or ``phones.ctm`` cannot be read.

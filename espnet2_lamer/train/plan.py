@@ -79,11 +79,10 @@ def measure_shares(
     ranks: int = 1,
     languages: Mapping[str, str] | None = None,
 ) -> Shares:
-    """Measure an epoch's batches.
+    """Measure batches of which rank r of R has ``batch[r::R]``.
 
     Args:
-        batches: Utterances of each batch, over all ranks; rank r of R has
-            ``batch[r::R]``.
+        batches: Utterances of each batch, over all ranks.
         lengths: Samples of every utterance of the data.
         max_samples: Crop length.
         bucket: Batches are padded to multiples of this many samples.

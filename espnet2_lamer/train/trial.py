@@ -42,13 +42,10 @@ _INTERVAL = 10
 
 @dataclass(frozen=True)
 class Trial:
-    """What one batch took on this rank.
+    """Seconds of audio of one rank's batch, and of a pass; bytes at most.
 
-    Attributes:
-        audio: Seconds of audio, padding included.
-        seconds: Forward and backward.
-        peak: Bytes: on a GPU the most that torch had allocated at a time, on a CPU the
-            most that the process has had since it began.
+    The peak is on a GPU the most that torch had allocated at a time, on a CPU the most
+    that the process has had since it began.
     """
 
     audio: float
@@ -59,12 +56,8 @@ class Trial:
 def try_batch(model: nn.Module, batch: dict[str, Tensor], device: str) -> Trial:
     """Run a batch forward and backward twice, the second time by the clock.
 
-    In distributed training all ranks must call this together.
-
-    Args:
-        model: ``LamerHubertPretrainModel``, not wrapped, without gradients.
-        batch: On the model's device.
-        device: ``"cpu"`` or ``"cuda"``.
+    In distributed training all ranks must call this together, with their model as it
+    is before it is wrapped.
 
     Raises:
         RecipeError: The GPU has not enough memory.
@@ -108,11 +101,10 @@ def _wait(device: str) -> None:
 def without_a_trace(
     model: nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> Iterator[None]:
-    """Undo what the block does to the model and to random numbers.
+    """Undo what the block does to a ``LamerHubertPretrainModel`` and to random numbers.
 
-    Args:
-        model: ``LamerHubertPretrainModel``. Its statistics count nothing meanwhile.
-        optimizer: Given where the block updates weights, which is then undone, too.
+    Its statistics count nothing meanwhile. With ``optimizer`` updates of weights are
+    undone, too.
     """
     tensors = list(model.buffers())
     if optimizer is not None:
@@ -145,15 +137,8 @@ def without_a_trace(
 class Sanity:
     """What became of one batch; losses in bits per masked frame, without dropout.
 
-    Attributes:
-        frames: Masked frames of the batch.
-        unigram_bits: Entropy of their units: the loss of a model that knows how
-            frequent they are, and no more.
-        initial_bits: Loss before the first update, likewise the accuracy.
-        initial_accuracy: See above.
-        final_bits: Loss after the last update, likewise the accuracy.
-        final_accuracy: See above.
-        updates: Made; fewer than allowed where the aim was reached.
+    ``unigram_bits`` is the entropy of the units: the loss of a model that knows how
+    frequent they are, and no more.
     """
 
     frames: int
@@ -183,17 +168,9 @@ def overfit(
 ) -> Sanity:
     """Train on one batch, with its crops and masks as they are, until it is learnt.
 
-    Updates are those of training, clipping and loss scale included, but for the rate:
-    it is the configured peak, reached in ten updates. Model, optimizer and random
-    numbers are afterwards what they were before.
-
-    Args:
-        model: ``LamerHubertPretrainModel``.
-        optimizer: New; holds what trains.
-        names: The batch's utterances.
-        batch: On the model's device.
-        options: Those of :class:`~espnet2_lamer.train.update.Updater`, and ``use_amp``.
-        updates: At most.
+    The updates, of which there are at most ``updates``, are those of training, clipping
+    and loss scale included, but for the rate: it is the configured peak, reached in
+    ten. Model, optimizer and random numbers are afterwards what they were before.
 
     Raises:
         RecipeError: No frame of the batch is masked.
@@ -250,10 +227,6 @@ def check_sanity(task: type, args: argparse.Namespace) -> Sanity:
 
     One process, from the base (and ``--init_param``), whatever the experiment has
     trained so far. Writes ``<output_dir>/sanity.json`` and nothing else.
-
-    Args:
-        task: ``LamerHubertTask``.
-        args: Parsed and checked arguments.
 
     Raises:
         RecipeError: The batch was not learnt, or labels do not fit the audio.

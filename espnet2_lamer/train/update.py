@@ -58,13 +58,9 @@ class Updater:
     def add(
         self, names: list[str], batch: dict, reporter: SubReporter, last: bool
     ) -> None:
-        """Run one batch forward and backward.
+        """Run one batch on the model's device forward and backward.
 
-        Args:
-            names: Its utterances, for messages.
-            batch: On the model's device.
-            reporter: Gets the batch's figures.
-            last: Whether the update follows; ranks then exchange gradients.
+        Where it is the ``last`` of an update, ranks exchange gradients.
         """
         distributed = isinstance(self.model, DistributedDataParallel)
         # Ranks exchange gradients once per update.
@@ -181,7 +177,7 @@ class Updater:
 
 
 class PolynomialDecayLR(LRScheduler, AbsBatchStepScheduler):
-    r"""Linear warm-up, then polynomial decay.
+    r"""Linear warm-up over w updates, then polynomial decay until update S.
 
     The rate of update s = 1, 2, ... is
 
@@ -192,13 +188,6 @@ class PolynomialDecayLR(LRScheduler, AbsBatchStepScheduler):
 
     fairseq's ``polynomial_decay`` with end learning rate 0: after s - 1 updates the
     decay is that far on, so that the last update still has a rate above 0.
-
-    Args:
-        optimizer: Its ``lr`` is the peak.
-        warmup_steps: w.
-        total_steps: S, the number of updates.
-        power: p.
-        last_epoch: Step to start from.
 
     Raises:
         ValueError: ``warmup_steps`` is not below ``total_steps``.
