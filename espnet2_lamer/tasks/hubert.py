@@ -38,11 +38,7 @@ from espnet2_lamer.train.batching import (
 )
 from espnet2_lamer.train.collate import CollateOptions, LamerCollate
 from espnet2_lamer.train.console import child_log, pass_signals_on
-from espnet2_lamer.train.expansion import (
-    OLD_EXPERTS,
-    expand_experts,
-    keep_old_experts,
-)
+from espnet2_lamer.train.expansion import OLD_EXPERTS, expand_experts, keep_old_experts
 from espnet2_lamer.train.trainer import LamerTrainer
 from espnet2_lamer.train.trial import check_sanity
 from espnet2_lamer.train.update import PolynomialDecayLR
@@ -70,9 +66,7 @@ class LamerHubertTask(HubertTask):
 
     @classmethod
     def main(
-        cls,
-        args: argparse.Namespace | None = None,
-        cmd: Sequence[str] | None = None,
+        cls, args: argparse.Namespace | None = None, cmd: Sequence[str] | None = None
     ) -> None:
         """Check every option, then train.
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,7 @@ class CheckedDataset(Dataset):
             ) from error
 
 
+@dataclass(eq=False)
 class BucketIterFactory(AbsIterFactory):
     """Builds one epoch's iterator; everything follows from (seed, epoch).
 
@@ -193,29 +195,20 @@ class BucketIterFactory(AbsIterFactory):
         rank: This process's share of every batch is ``batch[rank::world_size]``.
     """
 
-    def __init__(
-        self,
-        dataset: object,
-        lengths: dict[str, int],
-        batch_bins: int,
-        make_collate: Callable[[int], LamerCollate],
-        num_iters_per_epoch: int | None,
-        seed: int,
-        train: bool,
-        num_workers: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.dataset = CheckedDataset(dataset)
-        self.lengths = lengths
-        self.batch_bins = batch_bins
-        self.make_collate = make_collate
-        self.num_iters_per_epoch = num_iters_per_epoch
-        self.seed = seed
-        self.train = train
-        self.num_workers = num_workers
-        self.rank = rank
-        self.world_size = world_size
+    dataset: Any
+    lengths: dict[str, int]
+    batch_bins: int
+    make_collate: Callable[[int], LamerCollate]
+    num_iters_per_epoch: int | None
+    seed: int
+    train: bool
+    num_workers: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        """Name utterances that cannot be read, and plan nothing yet."""
+        self.dataset = CheckedDataset(self.dataset)
         self._plan: tuple[tuple[int, bool], list[list[str]]] | None = None
 
     def _one_pass(self, number: int, shuffle: bool) -> list[list[str]]:

@@ -72,6 +72,7 @@ def utterance_generator(seed: int, epoch: int, utt_id: str) -> np.random.Generat
     )
 
 
+@dataclass
 class LamerCollate:
     """Collate function of masked prediction.
 
@@ -81,23 +82,17 @@ class LamerCollate:
     never touch padding.
     """
 
-    def __init__(
-        self,
-        max_samples: int,
-        bucket: int,
-        mask_prob: float,
-        mask_length: int,
-        seed: int,
-        epoch: int,
-        train: bool,
-    ) -> None:
-        self.max_samples = max_samples
-        self.bucket = bucket
-        self.mask_prob = mask_prob
-        self.mask_length = mask_length
-        self.seed = seed
-        self.epoch = epoch if train else 0
-        self.train = train
+    max_samples: int
+    bucket: int
+    mask_prob: float
+    mask_length: int
+    seed: int
+    epoch: int
+    train: bool
+
+    def __post_init__(self) -> None:
+        """Give validation the same masks in every epoch."""
+        self.epoch = self.epoch if self.train else 0
 
     def __call__(
         self, batch: Collection[Utterance]

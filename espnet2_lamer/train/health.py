@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import math
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from espnet2_lamer.train.trial import Trial, try_batch
 FIRST_UPDATES = 20
 
 
+@dataclasses.dataclass
 class Health:
     """Checks labels, tries the largest batch, times updates; writes ``health.json``.
 
@@ -32,26 +34,20 @@ class Health:
 
     Args:
         model: Not wrapped.
-        train_factory: :class:`~espnet2_lamer.train.batching.BucketIterFactory`.
-        valid_factory: Likewise.
+        factories: ``train`` and ``valid``, each a
+            :class:`~espnet2_lamer.train.batching.BucketIterFactory`.
         options: :class:`~espnet2_lamer.train.trainer.LamerTrainerOptions`.
     """
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        train_factory: Any,
-        valid_factory: Any,
-        options: Any,
-        is_first: bool,
-        device: str,
-    ) -> None:
-        self.model = model
-        self.factories = {"train": train_factory, "valid": valid_factory}
-        self.options = options
-        self.is_first = is_first
-        self.device = device
-        self.path = Path(options.output_dir) / "health.json"
+    model: torch.nn.Module
+    factories: Mapping[str, Any]
+    options: Any
+    is_first: bool
+    device: str
+
+    def __post_init__(self) -> None:
+        """Know nothing yet."""
+        self.path = Path(self.options.output_dir) / "health.json"
         self.report: dict[str, Any] = {}
         # Of each part, see `baselines`.
         self.standards: dict[str, dict[str, dict[str, float]]] = {}
@@ -129,7 +125,7 @@ class Health:
 
     def eta(self, epoch: int, batches: int) -> str:
         """Say the time left as a figure of ESPnet's log line; empty if not known."""
-        eta = self.pace.eta(epoch, self._updates(batches))
+        eta = self.pace and self.pace.eta(epoch, self._updates(batches))
         return f", eta={eta}" if eta else ""
 
     def with_baselines(self, part: str, figures: dict[str, Any]) -> dict[str, Any]:

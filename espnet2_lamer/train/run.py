@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
-from datetime import timedelta
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from espnet2_lamer.train.update import Updater
 VERSION = 1
 
 
+@dataclass
 class TrainingRun:
     """Everything a training holds, and its loop over epochs.
 
@@ -55,22 +56,17 @@ class TrainingRun:
         distributed: ESPnet's ``DistributedOption``.
     """
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        scheduler: Any,
-        train_factory: Any,
-        valid_factory: Any,
-        options: Any,
-        distributed: Any,
-    ) -> None:
-        self.model = model
-        self.optimizer = optimizer
-        self.scheduler = scheduler
-        self.train_factory = train_factory
-        self.valid_factory = valid_factory
-        self.options = options
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    train_factory: Any
+    valid_factory: Any
+    options: Any
+    distributed: Any
+
+    def __post_init__(self) -> None:
+        """Begin before the first update."""
+        options, distributed = self.options, self.distributed
         self.is_first = not distributed.distributed or distributed.dist_rank == 0
         self.device = "cuda" if options.ngpu > 0 else "cpu"
         self.output_dir = Path(options.output_dir)
@@ -78,14 +74,8 @@ class TrainingRun:
         self.store = CheckpointStore(self.output_dir / "checkpoints")
         self.reporter = Reporter()
         self.scaler = torch.amp.GradScaler("cuda") if options.use_amp else None
-        self.health = Health(
-            model,
-            train_factory,
-            valid_factory,
-            options,
-            self.is_first,
-            self.device,
-        )
+        factories = {"train": self.train_factory, "valid": self.valid_factory}
+        self.health = Health(self.model, factories, options, self.is_first, self.device)
         self.updates = 0
         self.epoch = 1
         # Batches of the epoch that are behind us, and what the epoch collected.
@@ -119,10 +109,15 @@ class TrainingRun:
             device=self.device,
             is_first=self.is_first,
         )
-        started, first = time.perf_counter(), self.epoch
         with stop_on_signals() as request:
             while self.epoch <= self.options.max_epoch:
-                self._announce(started, first)
+                # ESPnet's wording: tools that follow its logs understand ours.
+                logging.info(
+                    "%d/%depoch started%s",
+                    self.epoch,
+                    self.options.max_epoch,
+                    self.health.eta(self.epoch, 0),
+                )
                 self._train_epoch(model, request)
                 self._validate(model, request)
                 if monitor is not None:
@@ -130,12 +125,11 @@ class TrainingRun:
                 if self._end_epoch():
                     break
         if self.is_first:
-            numbers = self.options.keep_nbest_models
             average_best_models(
                 self.reporter,
                 self.output_dir,
                 self.options.best_model_criterion,
-                [numbers] if isinstance(numbers, int) else numbers,
+                self._best_counts(),
             )
         for writer in self.writers.values():
             writer.close()
@@ -143,14 +137,17 @@ class TrainingRun:
             # Nobody goes on to files that the first rank still writes.
             torch.distributed.barrier()
 
+    def _best_counts(self) -> list[int]:
+        numbers = self.options.keep_nbest_models
+        return [numbers] if isinstance(numbers, int) else numbers
+
     def _check_space(self) -> None:
         """Refuse to begin what the disk cannot hold: checkpoints and models."""
         tensors = self.model.state_dict().values()
         model = sum(value.numel() * value.element_size() for value in tensors)
         # Two moments of every weight that trains; one checkpoint more while writing.
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        numbers = self.options.keep_nbest_models
-        kept = max([numbers] if isinstance(numbers, int) else numbers) + 2
+        kept = max(self._best_counts()) + 2
         needed = (self.store.keep + 1) * (model + 8 * trained) + kept * model
         there = [*self.store.paths(), *self.output_dir.glob("*epoch.pth")]
         check_space(
@@ -159,8 +156,6 @@ class TrainingRun:
             "checkpoints and models",
             "name another folder with --expdir (--output_dir)",
         )
-
-    # -- resume ---------------------------------------------------------------
 
     def state(self, reporter: SubReporter | None) -> dict[str, Any]:
         """Everything a later process needs to go on as if it were this one."""
@@ -247,8 +242,6 @@ class TrainingRun:
             self.epoch,
             self.batches,
         )
-
-    # -- one epoch ------------------------------------------------------------
 
     def _train_epoch(self, model: torch.nn.Module, request: StopRequest) -> None:
         set_all_random_seed(self.options.seed + self.epoch)
@@ -396,8 +389,7 @@ class TrainingRun:
         with checked_file(path) as stream:
             torch.save(self.model.state_dict(), stream)
         link(self.output_dir / "latest.pth", path.name)
-        numbers = self.options.keep_nbest_models
-        number = max([numbers] if isinstance(numbers, int) else numbers)
+        number = max(self._best_counts())
         keep = {self.epoch}
         for part, key, mode in self.options.best_model_criterion:
             if not self.reporter.has(part, key):
@@ -411,8 +403,6 @@ class TrainingRun:
             if epoch not in keep:
                 remove_file(self.output_dir / f"{epoch}epoch.pth")
 
-    # -- messages -------------------------------------------------------------
-
     def _open_writers(self) -> None:
         if not (self.options.use_tensorboard and self.is_first):
             return
@@ -421,13 +411,3 @@ class TrainingRun:
         for part in ("train", "valid"):
             directory = str(self.output_dir / "tensorboard" / part)
             self.writers[part] = SummaryWriter(directory)
-
-    def _announce(self, started: float, first: int) -> None:
-        # ESPnet's wording: tools that follow its logs understand ours.
-        message = f"{self.epoch}/{self.options.max_epoch}epoch started"
-        if self.epoch > first:
-            done = self.epoch - first
-            left = (time.perf_counter() - started) / done
-            left *= self.options.max_epoch - self.epoch + 1
-            message += f". Estimated time to finish: {timedelta(seconds=round(left))}"
-        logging.info(message)

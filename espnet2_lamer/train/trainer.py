@@ -106,10 +106,7 @@ class LamerTrainer(Trainer):
             "and exit with 0 or 1; writes sanity.json only",
         )
         group.add_argument(
-            "--sanity_updates",
-            type=int,
-            default=200,
-            help="Most updates of --sanity",
+            "--sanity_updates", type=int, default=200, help="Most updates of --sanity"
         )
 
     @classmethod

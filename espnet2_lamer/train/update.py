@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from espnet2_lamer.hubert.statistics import average_figures, is_distributed, to_
 from espnet2_lamer.layers.inspection import adapter_kinds
 
 
+@dataclass
 class Updater:
     r"""Adds up gradients of batches, then updates.
 
@@ -36,21 +38,16 @@ class Updater:
             ``max_bad_updates``, ``grad_norm_groups``.
     """
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        scheduler: Any,
-        scaler: Any,
-        options: Any,
-    ) -> None:
-        self.model = model
-        self.optimizer = optimizer
-        self.scheduler = scheduler
-        self.scaler = scaler
-        self.options = options
-        self.pending = 0
-        self.bad_in_a_row = 0
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    scaler: Any
+    options: Any
+    pending: int = field(default=0, init=False)
+    bad_in_a_row: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        """Begin with no batch."""
         self._names: list[str] = []
         self._unit: torch.Tensor | None = None
         self._weight: torch.Tensor | float = 0.0

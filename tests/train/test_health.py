@@ -14,14 +14,8 @@ from espnet2_lamer.train.trial import Trial
 
 
 def make_health(parts, is_first=True):
-    return Health(
-        parts.model,
-        parts.train,
-        parts.valid,
-        parts.options,
-        is_first,
-        "cpu",
-    )
+    factories = {"train": parts.train, "valid": parts.valid}
+    return Health(parts.model, factories, parts.options, is_first, "cpu")
 
 
 def read(parts):
