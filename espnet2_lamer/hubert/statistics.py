@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -220,14 +221,14 @@ class RoutingLog:
         device = self._frames.device
         count = torch.zeros((), device=device) if batches is None else batches.float()
         totals = global_sums([self._frames, *self._sums])
-        flat = torch.cat([count.reshape(1), *(t.reshape(-1) for t in totals)]).tolist()
-        number, frames, values = int(flat[0]), flat[1:3], flat[3:]
+        flat = torch.cat([count.reshape(1), *(t.reshape(-1) for t in totals)])
+        flat = flat.double().cpu().numpy()
+        number, frames, values = int(flat[0]), flat[1:3].tolist(), flat[3:]
         rows: list[dict[str, Any]] = []
         for routers, sums in zip(self._routers, self._sums, strict=True):
-            width = sums.shape[-1]
-            for layer, name in routers:
-                pair = [values[:width], values[width : 2 * width]]
-                values = values[2 * width :]
+            pairs = values[: sums.numel()].reshape(sums.shape)
+            values = values[sums.numel() :]
+            for (layer, name), pair in zip(routers, pairs, strict=True):
                 rows.append({"layer": layer, "router": name, **_row(pair, frames)})
         rows.sort(key=lambda row: row["layer"])
         self._frames, self._sums, self._batches = None, [], 0
@@ -245,22 +246,20 @@ def _is_first() -> bool:
     return not is_distributed() or torch.distributed.get_rank() == 0
 
 
-def _row(pair: list[list[float]], frames: list[float]) -> dict[str, Any]:
+def _row(pair: np.ndarray, frames: list[float]) -> dict[str, Any]:
     """One router's figures from its sums over masked and unmasked frames."""
-    num_experts = (len(pair[0]) - 1) // 2
+    num_experts = pair.shape[1] // 2
+    probs, used, entropy = np.split(pair, [num_experts, 2 * num_experts], axis=1)
     row: dict[str, Any] = {"experts": num_experts}
-    counts = [0.0] * num_experts
-    for kind, sums, count in zip(KINDS, pair, frames, strict=True):
-        used = sums[num_experts:-1]
-        dispatched = max(sum(used), 1.0)
+    for index, kind in enumerate(KINDS):
+        count = max(frames[index], 1.0)
         row[kind] = {
-            "probability": [p / max(count, 1.0) for p in sums[:num_experts]],
-            "load": [n / dispatched for n in used],
-            "entropy": sums[-1] / max(count, 1.0),
+            "probability": (probs[index] / count).tolist(),
+            "load": (used[index] / max(used[index].sum(), 1.0)).tolist(),
+            "entropy": float(entropy[index, 0] / count),
         }
-        counts = [a + b for a, b in zip(counts, used, strict=True)]
-    fair = sum(counts) / num_experts
-    row["dead"] = [k for k, n in enumerate(counts) if n < DEAD_SHARE * fair]
+    counts = used.sum(0)
+    row["dead"] = np.flatnonzero(counts < DEAD_SHARE * counts.mean()).tolist()
     return row
 
 

@@ -65,12 +65,6 @@ def load_balancing_loss(
     return probs.shape[-1] * torch.sum(mean_probs * share)
 
 
-def importance_loss(probs: Tensor, mask: Tensor | None = None) -> Tensor:
-    r"""Importance loss :math:`N \sum_k m_k^2`, for soft routing where f is constant."""
-    mean_probs, _ = routing_means(probs, probs, mask)
-    return probs.shape[-1] * torch.sum(mean_probs**2)
-
-
 class BalanceTerm:
     r"""Sums that the balance term of one batch needs, and the term itself.
 

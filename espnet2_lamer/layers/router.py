@@ -61,12 +61,10 @@ class Router(nn.Module):
             raise ValueError(
                 f"a router needs at least 2 experts to choose from, found {num_experts}"
             )
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k: found {top_k}, expected 1 or more, or None")
-        if top_k is not None and top_k > num_experts:
+        if top_k is not None and not 1 <= top_k <= num_experts:
             raise ValueError(
                 f"top_k: found {top_k}, expected at most {num_experts}, the number "
-                "of experts in the layer, or None for all of them"
+                "of experts in the layer, at least 1, or None for all of them"
             )
         self.num_experts = num_experts
         self.top_k = top_k

@@ -76,7 +76,6 @@ def at_most_hours(
     lengths: Mapping[str, int],
     utt2lang_file: Path,
     hours: Mapping[str, float],
-    seed: int = 0,
 ) -> dict[str, int]:
     """Keep random utterances of some languages, up to so many hours of each.
 
@@ -95,7 +94,7 @@ def at_most_hours(
                 f"max_hours: found {lang}, expected some of {', '.join(present)} "
                 f"({utt2lang_file})"
             )
-        order = [own[i] for i in np.random.default_rng(seed).permutation(len(own))]
+        order = [own[i] for i in np.random.default_rng(0).permutation(len(own))]
         total = np.cumsum([lengths[utt] for utt in order]) / (SAMPLE_RATE * 3600)
         kept = max(1, int(np.searchsorted(total, most, side="right")))
         dropped.update(order[kept:])
@@ -209,9 +208,9 @@ class BucketIterFactory(AbsIterFactory):
     def __post_init__(self) -> None:
         """Name utterances that cannot be read, and plan nothing yet."""
         self.dataset = CheckedDataset(self.dataset)
-        self._plan: tuple[tuple[int, bool], list[list[str]]] | None = None
+        self._plan: tuple[int, list[list[str]]] | None = None
 
-    def _one_pass(self, number: int, shuffle: bool) -> list[list[str]]:
+    def _one_pass(self, number: int) -> list[list[str]]:
         collate = self.make_collate(1)
         return make_batches(
             self.lengths,
@@ -219,30 +218,27 @@ class BucketIterFactory(AbsIterFactory):
             collate.max_samples if self.train else sys.maxsize,
             collate.bucket,
             np.random.default_rng([self.seed, number]),
-            shuffle,
+            self.train,
             self.world_size,
         )
 
-    def _epoch_batches(self, epoch: int, shuffle: bool) -> list[list[str]]:
+    def _epoch_batches(self, epoch: int) -> list[list[str]]:
         wanted = self.num_iters_per_epoch
         if wanted is None:
-            return self._one_pass(epoch, shuffle)
+            return self._one_pass(epoch)
         # Epochs cut one endless stream of passes, so every utterance is seen equally
         # often whatever the epoch length is. All passes have the same batch count.
-        first = wanted * (epoch - 1)
-        size = len(self._one_pass(0, shuffle))
+        number, skip = divmod(wanted * (epoch - 1), len(self._one_pass(0)))
         batches: list[list[str]] = []
-        number, skip = divmod(first, size)
         while len(batches) < wanted:
-            batches += self._one_pass(number, shuffle)[skip:]
+            batches += self._one_pass(number)[skip:]
             number, skip = number + 1, 0
         return batches[:wanted]
 
-    def plan(self, epoch: int, shuffle: bool | None = None) -> list[list[str]]:
+    def plan(self, epoch: int) -> list[list[str]]:
         """Return the batches of ``epoch`` over all ranks; the latest plan is kept."""
-        key = epoch, self.train if shuffle is None else shuffle
-        if self._plan is None or self._plan[0] != key:
-            self._plan = key, self._epoch_batches(*key)
+        if self._plan is None or self._plan[0] != epoch:
+            self._plan = epoch, self._epoch_batches(epoch)
         return self._plan[1]
 
     def load(
@@ -252,14 +248,11 @@ class BucketIterFactory(AbsIterFactory):
         utterances = [self.dataset[utt] for utt in batch[self.rank :: self.world_size]]
         return self.make_collate(epoch)(utterances)
 
-    def build_iter(
-        self, epoch: int, shuffle: bool | None = None, start: int = 0
-    ) -> Iterator:
+    def build_iter(self, epoch: int, start: int = 0) -> Iterator:
         """Return the batches of ``epoch`` (counted from 1) from number ``start`` on."""
-        batches = self.plan(epoch, shuffle)[start:]
-        if self.world_size > 1:
-            # Every batch has an utterance for each rank, see make_batches.
-            batches = [b[self.rank :: self.world_size] for b in batches]
+        # Every batch has an utterance for each rank, see make_batches.
+        batches = self.plan(epoch)[start:]
+        batches = [batch[self.rank :: self.world_size] for batch in batches]
         loader = _HeldLoader(
             self.dataset,
             batch_sampler=batches,

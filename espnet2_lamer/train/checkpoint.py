@@ -5,6 +5,7 @@ import logging
 import os
 import random
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -156,37 +157,34 @@ def set_random_state(state: dict[str, Any], device: str) -> None:
 
 
 def reporter_state(reporter: Reporter) -> dict[str, Any]:
-    """ESPnet's per-epoch results; durations as seconds."""
-    return {
-        "epoch": reporter.epoch,
-        "stats": {
-            epoch: {
-                part: {
-                    key: value.total_seconds()
-                    if isinstance(value, datetime.timedelta)
-                    else _plain(value)
-                    for key, value in stats.items()
-                }
-                for part, stats in parts.items()
-            }
-            for epoch, parts in reporter.stats.items()
-        },
-    }
+    """ESPnet's per-epoch results as plain values; durations as seconds."""
+    return {"epoch": reporter.epoch, "stats": _each(_plain, reporter.stats)}
 
 
 def set_reporter_state(reporter: Reporter, state: dict[str, Any]) -> None:
     """Inverse of :func:`reporter_state`."""
     reporter.epoch = state["epoch"]
-    reporter.stats = {
+    reporter.stats = _each(_espnets, state["stats"])
+
+
+def _each(change: Callable[[str, Any], Any], stats: dict) -> dict:
+    return {
         epoch: {
-            part: {
-                key: datetime.timedelta(seconds=value) if key == "time" else value
-                for key, value in stats.items()
-            }
-            for part, stats in parts.items()
+            part: {key: change(key, value) for key, value in figures.items()}
+            for part, figures in parts.items()
         }
-        for epoch, parts in state["stats"].items()
+        for epoch, parts in stats.items()
     }
+
+
+def _plain(key: str, value: Any) -> Any:
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _espnets(key: str, value: Any) -> Any:
+    return datetime.timedelta(seconds=value) if key == "time" else value
 
 
 def sub_reporter_state(reporter: SubReporter) -> dict[str, Any]:
@@ -213,7 +211,3 @@ def set_sub_reporter_state(reporter: SubReporter, state: dict[str, Any]) -> None
     for key, rows in state["stats"].items():
         kind = Average if rows.shape[1] == 1 else WeightedAverage
         reporter.stats[key] = [kind(*row) for row in rows.tolist()]
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value

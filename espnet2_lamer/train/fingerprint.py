@@ -55,12 +55,11 @@ def check_ranks(found: dict[str, str]) -> None:
     every: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(every, found)
     for rank, other in enumerate(every):
-        for key in sorted({*every[0], *other}):
-            if every[0].get(key) != other.get(key):
-                raise RecipeError(
-                    f"{key}: rank 0 has {_short(every[0].get(key))}, rank {rank} has "
-                    f"{_short(other.get(key))}; set it to one value for all"
-                )
+        for key, one, two in _differences(every[0], other):
+            raise RecipeError(
+                f"{key}: rank 0 has {one}, rank {rank} has {two}; set it to one value "
+                "for all"
+            )
 
 
 def check_fingerprint(
@@ -71,11 +70,7 @@ def check_fingerprint(
     Raises:
         RecipeError: There are some, and they were not allowed.
     """
-    changes = [
-        f"{key}: {_short(saved.get(key))} -> {_short(now.get(key))}"
-        for key in sorted({*saved, *now})
-        if saved.get(key) != now.get(key)
-    ]
+    changes = [f"{key}: {old} -> {new}" for key, old, new in _differences(saved, now)]
     if changes and not allow_changed:
         raise RecipeError(
             f"{where}: this training began under other conditions: "
@@ -84,6 +79,14 @@ def check_fingerprint(
             "or go on all the same with --allow_changed true"
         )
     return changes
+
+
+def _differences(one: dict[str, str], two: dict[str, str]) -> list[tuple[str, ...]]:
+    return [
+        (key, _short(one.get(key)), _short(two.get(key)))
+        for key in sorted({*one, *two})
+        if one.get(key) != two.get(key)
+    ]
 
 
 def _short(value: str | None) -> str:

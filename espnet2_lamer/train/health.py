@@ -17,6 +17,7 @@ from espnet2.torch_utils.device_funcs import to_device
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
+from espnet2_lamer.fileio.system import size
 from espnet2_lamer.hubert.statistics import is_distributed
 from espnet2_lamer.train.labels import beside, check_labels
 from espnet2_lamer.train.plan import Pace, Shares, measure_shares, span
@@ -137,7 +138,7 @@ class Health:
         for part, factory in self.factories.items():
             found = check_labels(
                 part,
-                self.options.data_files[part],
+                getattr(self.options, f"{part}_data_path_and_name_and_type"),
                 factory.lengths,
                 self.options.num_classes,
                 self.options.langs,
@@ -203,15 +204,15 @@ class Health:
         batch = f"the largest batch ({trial.audio:.1f} s of audio, padding included)"
         if self.device == "cpu":
             found["measured"] = "resident memory of the process, its peak so far"
-            peak = _size(trial.peak)
+            peak = size(trial.peak)
             logging.info("memory: at most %s so far, %s included", peak, batch)
             return
         found["measured"] = "torch.cuda.max_memory_allocated"
         found["device"] = torch.cuda.get_device_properties("cuda").total_memory
         logging.info(
             "memory: %s of the GPU's %s with %s; the optimizer's state comes on top",
-            _size(trial.peak),
-            _size(found["device"]),
+            size(trial.peak),
+            size(found["device"]),
             batch,
         )
         if trial.peak > 0.9 * found["device"]:
@@ -248,7 +249,3 @@ def _read(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-
-
-def _size(value: int) -> str:
-    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.2f} MiB"

@@ -22,18 +22,9 @@ _PARTS = {"train": "training", "valid": "validation"}
 _TEXTS = ("text", "text_int")
 
 
-@dataclasses.dataclass(frozen=True)
-class DataFiles:
-    """Files of one part of the data: labels, numbers of the utterances' languages."""
-
-    text: str | None = None
-    lang: str | None = None
-
-    @classmethod
-    def of(cls, path_name_type: Sequence[Sequence[str]]) -> "DataFiles":
-        """Pick them from ESPnet's ``--train_data_path_and_name_and_type``."""
-        files = {name: path for path, name, kind in path_name_type if kind in _TEXTS}
-        return cls(files.get("text"), files.get("lang"))
+def text_files(path_name_type: Sequence[Sequence[str]]) -> dict[str, str]:
+    """Pick what is read as text (``text``, ``lang``) from ESPnet's description."""
+    return {name: path for path, name, kind in path_name_type if kind in _TEXTS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +38,7 @@ class LabelCheck:
 
 def check_labels(
     part: str,
-    files: DataFiles,
+    data: Sequence[Sequence[str]],
     lengths: Mapping[str, int],
     num_classes: int,
     langs: Sequence[str],
@@ -57,22 +48,22 @@ def check_labels(
 
     Args:
         part: ``"train"`` or ``"valid"``.
-        files: Of this part.
+        data: ESPnet's ``(path, name, type)`` of this part.
         lengths: Samples by utterance.
         num_classes: K.
-        langs: Names of the languages that ``files.lang`` counts.
+        langs: Names of the languages that the data ``lang`` counts.
         brief: Leave languages and warnings out of the log.
 
     Raises:
         RecipeError: Labels do not fit the audio or K, or a language is not known.
     """
-    languages = None
-    if files.lang is not None and langs:
-        languages = read_languages(files.lang, langs, lengths)
-    if files.text is None:
+    files, languages = text_files(data), None
+    if "lang" in files and langs:
+        languages = read_languages(files["lang"], langs, lengths)
+    if "text" not in files:
         logging.info("%s labels are in no text file: not counted", _PARTS[part])
         return LabelCheck({}, {}, languages)
-    counts = count_labels(files.text, num_classes, lengths, languages)
+    counts = count_labels(files["text"], num_classes, lengths, languages)
     total = sum(counts.values())
     report: dict[str, Any] = {"utterances": len(lengths), **describe(total)}
     if languages is not None:

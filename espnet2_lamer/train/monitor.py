@@ -4,7 +4,7 @@ import argparse
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from espnet2.train.reporter import Reporter
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from espnet2_lamer.asr.upstream import hidden_states
@@ -35,8 +34,8 @@ MASKED = ("acc_m", "bits_m", "control_acc_m", "control_bits_m")
 MAX_SAMPLES = 160_000
 # A language without a name, where the data have no `lang`.
 ALL = "all"
-# One feature matrix [T, D] per layer.
-States = list[NDArray[np.float32]]
+# One feature matrix [T, D] per layer, on the CPU.
+States = list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -187,7 +186,7 @@ class ForgettingMonitor:
                     None,
                     self.encoder.final_norm,
                 )
-                found[utt] = [states[k][0].float().cpu().numpy() for k in self.layers]
+                found[utt] = [states[k][0].float().cpu() for k in self.layers]
         self.encoder.train(was_training)
         return found
 
@@ -195,12 +194,8 @@ class ForgettingMonitor:
         """Keep what the model gives before it trains, or read it back."""
         if updates == 0:
             self._base = self._states()
-            tensors = {
-                utt: [torch.from_numpy(x) for x in states]
-                for utt, states in self._base.items()
-            }
             with atomic_path(self.start) as temporary:
-                torch.save({"layers": self.layers, "states": tensors}, temporary)
+                torch.save({"layers": self.layers, "states": self._base}, temporary)
             return
         utts = {utt for utts in self.sample.speech.values() for utt in utts}
         try:
@@ -213,7 +208,7 @@ class ForgettingMonitor:
             logging.warning("%s %s: forgetting is not measured", self.start, problem)
             self.sample = None
             return
-        self._base = {u: [x.numpy() for x in s] for u, s in kept["states"].items()}
+        self._base = kept["states"]
 
     def _cka(self, states: dict[str, States]) -> dict[str, list[float]]:
         found = {}
@@ -289,7 +284,7 @@ def build_monitor(
 
 
 def _probe_accuracy(
-    features: dict[str, NDArray[np.float32]], phones: Mapping[str, Phones]
+    features: Mapping[str, Tensor], phones: Mapping[str, Phones]
 ) -> float:
     """Frame accuracy of two probes, each on the half that the other learned from."""
     utts = [utt for utt in features if utt in phones]
@@ -347,10 +342,15 @@ def monitor_sample(
             )
             for utt in utts
         }
-    phones = _phones(paths["speech"].with_name("phones.ctm"), speech)
-    usable = frozenset(
-        lang for lang, u in speech.items() if _can_probe(list(u), phones)
-    )
+    ctm = paths["speech"].with_name("phones.ctm")
+    aligned = frame_phones(ctm) if ctm.is_file() else {}
+    phones = {
+        utt: aligned[utt][: num_frames(len(waveform))]
+        for utts in speech.values()
+        for utt, waveform in utts.items()
+        if utt in aligned
+    }
+    usable = frozenset(lang for lang, u in speech.items() if _can_probe(u, phones))
     logging.info(
         "forgetting is monitored on %s; phone probe: %s",
         ", ".join(f"{len(utts)} utterances of {lang}" for lang, utts in speech.items()),
@@ -359,19 +359,7 @@ def monitor_sample(
     return Sample(speech, phones, usable)
 
 
-def _phones(ctm: Path, speech: dict[str, dict[str, Tensor]]) -> dict[str, Phones]:
-    if not ctm.is_file():
-        return {}
-    aligned = frame_phones(ctm)
-    return {
-        utt: aligned[utt][: num_frames(len(waveform))]
-        for utts in speech.values()
-        for utt, waveform in utts.items()
-        if utt in aligned
-    }
-
-
-def _can_probe(utts: list[str], phones: dict[str, Phones]) -> bool:
+def _can_probe(utts: Iterable[str], phones: dict[str, Phones]) -> bool:
     """Whether both halves of the utterances have at least two phones."""
     known = [utt for utt in utts if utt in phones]
     return all(

@@ -11,7 +11,6 @@ from espnet2.utils.types import str2bool
 
 from espnet2_lamer.hubert.statistics import is_distributed
 from espnet2_lamer.train.fingerprint import check_ranks, fingerprint
-from espnet2_lamer.train.labels import DataFiles
 from espnet2_lamer.train.run import TrainingRun
 
 
@@ -26,6 +25,7 @@ class LamerTrainerOptions(TrainerOptions):
     monitor_utts: int
     monitor_layers: list[int]
     monitor_control: str | None
+    train_data_path_and_name_and_type: list[tuple[str, str, str]]
     valid_data_path_and_name_and_type: list[tuple[str, str, str]]
     encoder_conf: dict[str, Any]
     init_param: list[str]
@@ -33,7 +33,6 @@ class LamerTrainerOptions(TrainerOptions):
     langs: list[str]
     replay_langs: list[str]
     fingerprint: dict[str, str]
-    data_files: dict[str, DataFiles]
 
 
 class LamerTrainer(Trainer):
@@ -112,23 +111,13 @@ class LamerTrainer(Trainer):
     @classmethod
     def build_options(cls, args: argparse.Namespace) -> LamerTrainerOptions:
         """Collect what training needs from the parsed options."""
-        values: dict[str, Any] = {
-            field.name: getattr(args, field.name)
-            for field in dataclasses.fields(LamerTrainerOptions)
-            if field.name not in ("fingerprint", "data_files")
-        }
         ranks = torch.distributed.get_world_size() if is_distributed() else 1
         conditions = fingerprint(args, ranks)
         if is_distributed():
             check_ranks(conditions)
-        return LamerTrainerOptions(
-            **values,
-            fingerprint=conditions,
-            data_files={
-                "train": DataFiles.of(args.train_data_path_and_name_and_type),
-                "valid": DataFiles.of(args.valid_data_path_and_name_and_type),
-            },
-        )
+        values = vars(args) | {"fingerprint": conditions}
+        names = [field.name for field in dataclasses.fields(LamerTrainerOptions)]
+        return LamerTrainerOptions(**{name: values[name] for name in names})
 
     @classmethod
     def run(

@@ -1,10 +1,6 @@
-"""Batches tried before training: the largest, timed; one to learn (``--sanity``).
-
-Nothing that they do stays: see :func:`without_a_trace`.
-"""
+"""Batches tried before training: the largest, timed; one to learn (``--sanity``)."""
 
 import argparse
-import copy
 import logging
 import resource
 import sys
@@ -29,7 +25,7 @@ from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.hubert.espnet_model import index_mask
 from espnet2_lamer.hubert.statistics import LanguageStatistics, RoutingLog
 from espnet2_lamer.train.checkpoint import random_state, set_random_state
-from espnet2_lamer.train.labels import DataFiles, count_labels, describe
+from espnet2_lamer.train.labels import count_labels, describe, text_files
 from espnet2_lamer.train.update import Updater
 
 # Learnt: a loss below this share of what the labels' own frequencies give, or
@@ -98,19 +94,12 @@ def _wait(device: str) -> None:
 
 
 @contextmanager
-def without_a_trace(
-    model: nn.Module, optimizer: torch.optim.Optimizer | None = None
-) -> Iterator[None]:
-    """Undo what the block does to a ``LamerHubertPretrainModel`` and to random numbers.
+def without_a_trace(model: nn.Module) -> Iterator[None]:
+    """Undo what passes do to a ``LamerHubertPretrainModel`` and to random numbers.
 
-    Its statistics count nothing meanwhile. With ``optimizer`` updates of weights are
-    undone, too.
+    Weights must stay as they are; statistics count nothing meanwhile.
     """
-    tensors = list(model.buffers())
-    if optimizer is not None:
-        tensors += [p for p in model.parameters() if p.requires_grad]
-    kept = [(tensor, tensor.detach().clone()) for tensor in tensors]
-    state: Any = None if optimizer is None else copy.deepcopy(optimizer.state_dict())
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
     modes = [(module, module.training) for module in model.modules()]
     device = next(model.parameters()).device.type
     randomness = random_state(device)
@@ -121,12 +110,9 @@ def without_a_trace(
     try:
         yield
     finally:
-        with torch.no_grad():
-            for tensor, value in kept:
-                tensor.copy_(value)
+        for buffer, value in kept:
+            buffer.copy_(value)
         model.zero_grad(set_to_none=True)
-        if optimizer is not None:
-            optimizer.load_state_dict(state)
         for module, training in modes:
             module.training = training
         set_random_state(randomness, device)
@@ -170,7 +156,7 @@ def overfit(
 
     The updates, of which there are at most ``updates``, are those of training, clipping
     and loss scale included, but for the rate: it is the configured peak, reached in
-    ten. Model, optimizer and random numbers are afterwards what they were before.
+    ten.
 
     Raises:
         RecipeError: No frame of the batch is masked.
@@ -181,36 +167,35 @@ def overfit(
         raise RecipeError("sanity: the batch has no masked frame; raise batch_bins")
     unigram = describe(labels.bincount().numpy())["entropy_bits"]
     scaler = torch.amp.GradScaler("cuda") if options.use_amp else None
-    with without_a_trace(model, optimizer):
-        updater = Updater(model, optimizer, None, scaler, options)
-        first = bits, accuracy = _look(model, batch)
+    updater = Updater(model, optimizer, None, scaler, options)
+    first = bits, accuracy = _look(model, batch)
+    logging.info(
+        "sanity: %d masked frames, their unigram %.3f bits; at first %.3f bits, "
+        "accuracy %.3f",
+        labels.numel(),
+        unigram,
+        bits,
+        accuracy,
+    )
+    rates = [g.get("initial_lr", g["lr"]) for g in optimizer.param_groups]
+    reporter = Reporter().start_epoch("train", 1)
+    found = None
+    for update in range(1, updates + 1):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * min(1.0, update / _INTERVAL)
+        model.train()
+        updater.add(names, batch, reporter, last=True)
+        updater.step(reporter)
+        reporter.next()
+        if update % _INTERVAL and update != updates:
+            continue
+        bits, accuracy = _look(model, batch)
         logging.info(
-            "sanity: %d masked frames, their unigram %.3f bits; at first %.3f bits, "
-            "accuracy %.3f",
-            labels.numel(),
-            unigram,
-            bits,
-            accuracy,
+            "sanity: update %d, %.3f bits, accuracy %.3f", update, bits, accuracy
         )
-        rates = [g.get("initial_lr", g["lr"]) for g in optimizer.param_groups]
-        reporter = Reporter().start_epoch("train", 1)
-        found = None
-        for update in range(1, updates + 1):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * min(1.0, update / _INTERVAL)
-            model.train()
-            updater.add(names, batch, reporter, last=True)
-            updater.step(reporter)
-            reporter.next()
-            if update % _INTERVAL and update != updates:
-                continue
-            bits, accuracy = _look(model, batch)
-            logging.info(
-                "sanity: update %d, %.3f bits, accuracy %.3f", update, bits, accuracy
-            )
-            found = Sanity(labels.numel(), unigram, *first, bits, accuracy, update)
-            if found.passed:
-                break
+        found = Sanity(labels.numel(), unigram, *first, bits, accuracy, update)
+        if found.passed:
+            break
     return found
 
 
@@ -251,7 +236,7 @@ def check_sanity(task: type, args: argparse.Namespace) -> Sanity:
         )
     (optimizer,) = task.build_optimizers(args, model)
     factory = task.build_iter_factory(args, DistributedOption(), mode="train")
-    text = DataFiles.of(args.train_data_path_and_name_and_type).text
+    text = text_files(args.train_data_path_and_name_and_type).get("text")
     if text is not None:
         count_labels(text, args.num_classes, factory.lengths)
     names, batch = factory.load(factory.plan(1)[0], 1)

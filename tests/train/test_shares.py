@@ -95,5 +95,5 @@ def test_a_plan_is_what_the_loader_gives_and_is_made_once(data, monkeypatch):
     plan = made.plan(3)
     assert [names for names, _ in made.build_iter(3)] == plan
     assert [names for names, _ in made.build_iter(3, start=5)] == plan[5:]
-    assert calls == [(3, True)]
+    assert calls == [(3,)]
     assert made.plan(4) != plan

@@ -57,29 +57,6 @@ def test_the_passes_would_have_left_traces(first_batch, monkeypatch):
     assert (parts.output / "routing.jsonl").exists()
 
 
-def test_updates_are_undone_too_when_the_optimizer_is_given(first_batch):
-    parts, batch = first_batch
-    model, optimizer = parts.model, parts.optimizer
-    state = {key: value.clone() for key, value in model.state_dict().items()}
-    groups = [
-        {k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups
-    ]
-    with without_a_trace(model, optimizer):
-        optimizer.param_groups[0]["lr"] = 5.0
-        model(**batch)[0].backward()
-        optimizer.step()
-        assert not torch.equal(
-            model.encoder.hubert_pretrain_model.logit_generator.label_embeddings,
-            state["encoder.hubert_pretrain_model.logit_generator.label_embeddings"],
-        )
-    after = model.state_dict()
-    assert all(torch.equal(after[key], value) for key, value in state.items())
-    assert not optimizer.state
-    assert groups == [
-        {k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups
-    ]
-
-
 def test_an_error_inside_is_passed_on_and_the_model_still_restored(first_batch):
     parts, batch = first_batch
     count = int(parts.model.training_batches)
