@@ -34,8 +34,8 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
             + w \cdot \overline{\lVert conv \rVert^2}
             + d \cdot L_{dist}
 
-    M are the masked, U the other real frames. The last term, a mean over real frames
-    (fairseq: padding included), counts only where the convolution stack trains.
+    M are the masked, U the other real frames. The last term but one, a mean over real
+    frames (fairseq: padding included), counts only where the convolution stack trains.
     Dividing by the number of masked frames keeps lambda's meaning whatever the batch.
 
     Args:
@@ -52,10 +52,6 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
         amp_dtype: ``none``, ``bf16`` (also on CPU) or ``fp16``.
         vocab_size: Unused. ESPnet's own task, which S3PRL calls, passes it and those
             below, which must be ``None``: a HuBERT hears the waveform.
-        frontend: See above, as all below.
-        specaug: See above.
-        normalize: See above.
-        preencoder: See above.
 
     Raises:
         RecipeError: K of the head and of the token list differ, or an option has an
@@ -288,15 +284,8 @@ def distillation_sums(
 
     .. math:: L_{dist} = \frac{1}{|R|} \sum_{t \in R} (1 - \cos(h_t, h^0_t))
 
-    Only the model gets a gradient.
-
-    Args:
-        encoder: With experts.
-        output: What it made of this batch.
-        speech: Waveforms ``[B, n]``.
-        lengths: Valid samples ``[B]``.
-        mask: Masked frames ``[B, T]``.
-        replayed: Which utterances are replay ``[B]`` bool.
+    Only the model, which made ``output`` of this batch, gets a gradient. ``speech``
+    is ``[B, n]``, ``mask [B, T]``, ``replayed [B]``.
 
     Returns:
         The sum over R and :math:`|R|`, scalars; 0 and 0 where nothing is replayed.

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from espnet2.train.reporter import SubReporter
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,6 +29,22 @@ def is_distributed() -> bool:
         and distributed.is_initialized()
         and distributed.get_world_size() > 1
     )
+
+
+def rank_and_ranks() -> tuple[int, int]:
+    """The number of this process among the ranks, and how many there are."""
+    if not is_distributed():
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def gather(value: Any) -> list[Any]:
+    """Give every rank the values of all, in their order."""
+    if not is_distributed():
+        return [value]
+    every: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(every, value)
+    return every
 
 
 def global_sums(values: list[Tensor]) -> list[Tensor]:
@@ -78,6 +95,12 @@ def to_floats(figures: dict[str, Tensor]) -> dict[str, float]:
     if not figures:
         return {}
     return dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
+
+
+def register(reporter: SubReporter, means: dict[str, Tensor], weight: Tensor) -> None:
+    """Tell ESPnet's reporter what :func:`average_figures` gives, in one transfer."""
+    values = to_floats({**means, "": weight})
+    reporter.register(values, values.pop(""))
 
 
 def keep_json_lines(path: Path, key: str, last: int) -> None:
@@ -207,7 +230,7 @@ class RoutingLog:
             self._batches = state["batches"]
             self._frames, self._sums = state["frames"], list(state["sums"])
             self._routers = [[(r[0], r[1]) for r in rs] for rs in state["routers"]]
-        if self.path is not None and _is_first():
+        if self.path is not None and rank_and_ranks()[0] == 0:
             keep_json_lines(self.path, "batches", batches)
 
     def read(self, batches: Tensor | None = None) -> dict[str, float]:
@@ -232,7 +255,7 @@ class RoutingLog:
                 rows.append({"layer": layer, "router": name, **_row(pair, frames)})
         rows.sort(key=lambda row: row["layer"])
         self._frames, self._sums, self._batches = None, [], 0
-        if self.path is not None and _is_first():
+        if self.path is not None and rank_and_ranks()[0] == 0:
             line = {
                 "batches": number,
                 "frames": dict(zip(KINDS, map(int, frames), strict=True)),
@@ -240,10 +263,6 @@ class RoutingLog:
             }
             append_text(self.path, json.dumps(line) + "\n")
         return _summary(rows)
-
-
-def _is_first() -> bool:
-    return not is_distributed() or torch.distributed.get_rank() == 0
 
 
 def _row(pair: np.ndarray, frames: list[float]) -> dict[str, Any]:

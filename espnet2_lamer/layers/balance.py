@@ -54,12 +54,8 @@ def load_balancing_loss(
     .. math:: L_{lb} = N \sum_{k=1}^{N} m_k f_k
 
     with m the mean probability and f the share of dispatched frames, normalised to
-    sum 1, so that perfect balance gives 1 whatever K is (Lamer-SSL, Eq. 7).
-
-    Args:
-        probs: Router probabilities ``[..., N]``.
-        gates: Expert weights ``[..., N]``.
-        mask: Real frames ``[...]``, ``True`` = real.
+    sum 1, so that perfect balance gives 1 whatever K is (Lamer-SSL, Eq. 7). Both are
+    ``[..., N]``; ``mask [...]`` is True where a frame is real.
     """
     mean_probs, share = routing_means(probs, gates, mask)
     return probs.shape[-1] * torch.sum(mean_probs * share)
@@ -78,12 +74,7 @@ class BalanceTerm:
     ``importance`` (:math:`N \sum_k m_k^2`) the part is
     :math:`N \sum_k (2 \bar m_k m_k^{(i)} - \bar m_k^2 n_i / n)`, with the global
     :math:`\bar m` held constant: parts add up to the term, their gradients to its
-    gradient.
-
-    Args:
-        record: Routing of the batch.
-        real: Frames that are not padding ``[B, T]``.
-        lamer: Options of the experts; ``None`` without experts.
+    gradient. ``real [B, T]`` marks the frames that are not padding.
     """
 
     def __init__(

@@ -61,13 +61,8 @@ class RoutingRecord:
 class LamerFeedForward(nn.Module):
     """Takes the place of torchaudio's ``FeedForward`` and keeps its attribute names.
 
-    Args:
-        feed_forward: The FFN to adapt, with ``intermediate_dense``, ``output_dense``
-            and a dropout after each.
-        num_experts: N_l of this layer, at least 1. With one expert there is no router
-            and the gate is 1 (HuBERT-LoRA).
-        config: Rank, routing and targets.
-        layer: Index of the transformer layer, for the routing record.
+    With one expert (``num_experts`` is N_l of this layer) there is no router and the
+    gate is 1 (HuBERT-LoRA). ``layer`` numbers the layer in the routing record.
     """
 
     def __init__(
@@ -134,10 +129,8 @@ class LamerFeedForward(nn.Module):
 def add_lamer(wav2vec2: nn.Module, config: LamerConfig) -> nn.Module:
     """Replace the FFN of every layer with experts, in place, and freeze the backbone.
 
-    Args:
-        wav2vec2: ``torchaudio.models.Wav2Vec2Model`` (or anything with
-            ``encoder.transformer.layers[i].feed_forward``).
-        config: What to insert where.
+    The model is a ``torchaudio.models.Wav2Vec2Model``, or anything with
+    ``encoder.transformer.layers[i].feed_forward``.
 
     Raises:
         ValueError: The allocation does not fit, or experts are there already.

@@ -18,15 +18,8 @@ class LoRAExperts(nn.Module):
     wide, not N * d_out.
 
     A starts kaiming-uniform and B zero: before the first update the sum is zero.
-
-    Args:
-        in_features: d_in.
-        out_features: d_out.
-        num_experts: N, at least 1.
-        rank: r.
-        alpha: Scale numerator; ``None`` means ``rank``.
-        dropout: Dropout on the experts' input.
-        like: Tensor whose device and dtype the parameters take.
+    Dropout acts on the input; ``alpha=None`` means alpha = r; ``like`` is a tensor
+    whose device and dtype the parameters take.
 
     Raises:
         ValueError: ``num_experts`` or ``rank`` below 1.
@@ -102,15 +95,8 @@ class LoRAExpertLinear(LoRAExperts):
         alpha: float | None = None,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__(
-            base.in_features,
-            base.out_features,
-            num_experts,
-            rank,
-            alpha,
-            dropout,
-            like=base.weight,
-        )
+        sizes = base.in_features, base.out_features
+        super().__init__(*sizes, num_experts, rank, alpha, dropout, like=base.weight)
         self.base = base.requires_grad_(False)
 
     def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:

@@ -35,15 +35,11 @@ class Router(nn.Module):
 
     For ``top_k = 1`` the raw probability is kept: Eq. 4 would make the gate 1 and the
     router would get no gradient (a stated departure). ``top_k = None`` or ``top_k =
-    num_experts`` uses all experts, so the gates are ``p`` itself.
+    num_experts`` uses all experts, so the gates are ``p`` itself (soft routing).
 
-    Args:
-        dim: Size of a frame's vector.
-        num_experts: N, at least 2.
-        top_k: K, or ``None`` for soft routing.
-        use_selection_bias: Keep a persistent per-expert bias that is added to ``p``
-            for the selection only (loss-free balancing, arXiv 2408.15664), and the
-            load of the last training batch, from which it is updated.
+    With ``use_selection_bias`` a persistent per-expert bias is added to ``p`` for the
+    selection only (loss-free balancing, arXiv 2408.15664); it is updated from the load
+    of the last training batch, which is kept, too.
 
     Raises:
         ValueError: ``num_experts`` below 2, or ``top_k`` not in 1 .. ``num_experts``.

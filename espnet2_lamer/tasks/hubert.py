@@ -22,6 +22,7 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.fileio.text import text_lines, utf8_tables
 from espnet2_lamer.hubert.espnet_model import LamerHubertPretrainModel
+from espnet2_lamer.hubert.statistics import rank_and_ranks
 from espnet2_lamer.precision import (
     AMP_DTYPES,
     AUTO,
@@ -32,9 +33,8 @@ from espnet2_lamer.tasks.dry_run import dry_run
 from espnet2_lamer.tasks.option_check import check_init_param, check_options
 from espnet2_lamer.train.batching import (
     BucketIterFactory,
-    at_most_hours,
+    chosen_utterances,
     read_hours,
-    without_languages,
 )
 from espnet2_lamer.train.collate import CollateOptions, LamerCollate
 from espnet2_lamer.train.console import child_log, pass_signals_on
@@ -257,14 +257,10 @@ class LamerHubertTask(HubertTask):
         lengths = {utt: int(shape.split(",")[0]) for utt, shape in shapes.items()}
         tables = [path for path, *_ in iter_options.data_path_and_name_and_type]
         utt2lang = Path(tables[0]).with_name("utt2lang")
-        if args.exclude_langs:
-            lengths = without_languages(lengths, utt2lang, args.exclude_langs)
-        if args.max_hours and iter_options.train:
-            lengths = at_most_hours(lengths, utt2lang, read_hours(args.max_hours))
-        rank, world = 0, 1
-        if iter_options.distributed:
-            rank = torch.distributed.get_rank()
-            world = torch.distributed.get_world_size()
+        hours = read_hours(args.max_hours) if iter_options.train else {}
+        if args.exclude_langs or hours:
+            lengths = chosen_utterances(lengths, utt2lang, args.exclude_langs, hours)
+        rank, ranks = rank_and_ranks()
         logging.info(
             "[%s] %d utterances, %.2f h, %.0f s of audio per batch",
             mode,
@@ -284,5 +280,5 @@ class LamerHubertTask(HubertTask):
             train=iter_options.train,
             num_workers=args.num_workers,
             rank=rank,
-            world_size=world,
+            world_size=ranks,
         )

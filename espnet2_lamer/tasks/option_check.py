@@ -119,11 +119,8 @@ def check_keywords(
 ) -> None:
     """Check that ``constructor(**values)`` names and types its arguments rightly.
 
-    Args:
-        name: What the mapping is called in messages.
-        values: The mapping, from YAML: a list may stand for a tuple.
-        constructor: A class or function, whose signature is the schema.
-        given: Arguments that the caller provides.
+    The signature is the schema; the caller provides the arguments ``given``. A list,
+    from YAML, may stand for a tuple.
 
     Raises:
         RecipeError: Not a mapping, an unknown key, or a value of another type.

@@ -1,7 +1,7 @@
 """Which utterances an epoch has, in which batches, and the iterator over them."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,38 +17,6 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.train.collate import LamerCollate, rounded_length
 from espnet2_lamer.train.console import hold_stop_signals, ignore_stop_signals
-
-
-def without_languages(
-    lengths: Mapping[str, int], utt2lang_file: Path, excluded: Sequence[str]
-) -> dict[str, int]:
-    """Drop the utterances of some languages (ISO 639-3); the order stays.
-
-    Raises:
-        RecipeError: An utterance has no language, an excluded language no utterance,
-            or no utterance is left.
-    """
-    utt2lang = read_table(utt2lang_file, "audio formatting")
-    missing = [utt for utt in lengths if utt not in utt2lang]
-    if missing:
-        raise RecipeError(
-            f"{utt2lang_file}: no language for {len(missing)} utterances, first "
-            f"{missing[0]!r}; exclude_langs needs one for each"
-        )
-    present = {utt2lang[utt] for utt in lengths}
-    unknown = sorted(set(excluded) - present)
-    if unknown:
-        raise RecipeError(
-            f"exclude_langs: found {', '.join(unknown)}, expected some of "
-            f"{', '.join(sorted(present))} ({utt2lang_file})"
-        )
-    kept = {utt: n for utt, n in lengths.items() if utt2lang[utt] not in excluded}
-    if not kept:
-        raise RecipeError(
-            f"exclude_langs: {', '.join(sorted(excluded))} leaves no utterance of "
-            f"{utt2lang_file}"
-        )
-    return kept
 
 
 def read_hours(words: Sequence[str]) -> dict[str, float]:
@@ -72,32 +40,53 @@ def read_hours(words: Sequence[str]) -> dict[str, float]:
     return hours
 
 
-def at_most_hours(
+def chosen_utterances(
     lengths: Mapping[str, int],
     utt2lang_file: Path,
-    hours: Mapping[str, float],
+    excluded: Collection[str] = (),
+    hours: Mapping[str, float] | None = None,
 ) -> dict[str, int]:
-    """Keep random utterances of some languages, up to so many hours of each.
+    """Leave languages out; of others keep random utterances up to so many hours.
 
-    More hours keep what fewer kept, and more; one utterance always stays.
+    The order stays. More hours keep what fewer kept, and more; one utterance of the
+    language always stays.
 
     Raises:
-        RecipeError: A language is not there.
+        RecipeError: A language is not there, an utterance has none to go by, or none
+            is left.
     """
     utt2lang = read_table(utt2lang_file, "audio formatting")
+    by_lang: dict[str, list[str]] = {}
+    for utt in sorted(lengths):
+        by_lang.setdefault(utt2lang.get(utt, ""), []).append(utt)
+    unknown = by_lang.pop("", [])
+    if excluded and unknown:
+        raise RecipeError(
+            f"{utt2lang_file}: no language for {len(unknown)} utterances, first "
+            f"{unknown[0]!r}; exclude_langs needs one for each"
+        )
     dropped: set[str] = set()
-    for lang, most in hours.items():
-        own = sorted(utt for utt in lengths if utt2lang.get(utt) == lang)
-        if not own:
-            present = sorted({utt2lang[utt] for utt in lengths if utt in utt2lang})
+    for option, limits in (
+        ("exclude_langs", dict.fromkeys(excluded, 0.0)),
+        ("max_hours", hours or {}),
+    ):
+        if wrong := sorted(limits.keys() - by_lang.keys()):
             raise RecipeError(
-                f"max_hours: found {lang}, expected some of {', '.join(present)} "
-                f"({utt2lang_file})"
+                f"{option}: found {', '.join(wrong)}, expected some of "
+                f"{', '.join(sorted(by_lang))} ({utt2lang_file})"
             )
-        order = [own[i] for i in np.random.default_rng(0).permutation(len(own))]
-        total = np.cumsum([lengths[utt] for utt in order]) / (SAMPLE_RATE * 3600)
-        kept = max(1, int(np.searchsorted(total, most, side="right")))
-        dropped.update(order[kept:])
+        for lang, most in limits.items():
+            utts = by_lang.pop(lang)
+            order = np.random.default_rng(0).permutation(len(utts))
+            utts = [utts[i] for i in order]
+            total = np.cumsum([lengths[utt] for utt in utts]) / (SAMPLE_RATE * 3600)
+            kept = max(int(most > 0), np.searchsorted(total, most, side="right"))
+            dropped.update(utts[kept:])
+    if len(dropped) == len(lengths):
+        raise RecipeError(
+            f"exclude_langs: {', '.join(sorted(excluded))} leaves no utterance of "
+            f"{utt2lang_file}"
+        )
     return {utt: n for utt, n in lengths.items() if utt not in dropped}
 
 

@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -71,47 +71,35 @@ def espnet_log(path: Path, description: str, bar: bool = True) -> Iterator[None]
         OSError: With the log's folder, where a file of ESPnet's could not be written.
     """
     root = logging.getLogger()
-    level = root.level
-    console = [(handler, handler.level) for handler in root.handlers]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        naming(path.parent),
-        open(path, "a", encoding="utf-8") as stream,
-        warnings.catch_warnings(),
-    ):
+    with ExitStack() as stack:
+        stack.enter_context(naming(path.parent))
+        stream = stack.enter_context(open(path, "a", encoding="utf-8"))
+        stack.enter_context(warnings.catch_warnings())
         # ESPnet's own use of torch; nothing a user could change.
         warnings.simplefilter("ignore", FutureWarning)
-        file = logging.StreamHandler(stream)
-        file.setFormatter(
-            logging.Formatter(
-                "%(asctime)s (%(module)s:%(lineno)d) %(levelname)s: %(message)s"
-            )
-        )
-        for handler, _ in console:
+        for handler in root.handlers:
+            stack.callback(handler.setLevel, handler.level)
             handler.setLevel(logging.ERROR)
-        added = [file, EpochBar(description)] if bar else [file]
-        for handler in added:
+        file = logging.StreamHandler(stream)
+        form = "%(asctime)s (%(module)s:%(lineno)d) %(levelname)s: %(message)s"
+        file.setFormatter(logging.Formatter(form))
+        for handler in [file, EpochBar(description)] if bar else [file]:
             root.addHandler(handler)
+            stack.callback(handler.close)
+            stack.callback(root.removeHandler, handler)
+        stack.callback(root.setLevel, root.level)
         root.setLevel(logging.INFO)
-        outer = os.environ.get(_LOG_VARIABLE)
+        outer = {k: v for k, v in os.environ.items() if k == _LOG_VARIABLE}
+        stack.callback(os.environ.update, outer)
         os.environ[_LOG_VARIABLE] = str(path.resolve())
-        try:
-            with redirect_stderr(stream):
-                yield
-        finally:
-            del os.environ[_LOG_VARIABLE]
-            if outer is not None:
-                os.environ[_LOG_VARIABLE] = outer
-            for handler in added:
-                root.removeHandler(handler)
-                handler.close()
-            for handler, handler_level in console:
-                handler.setLevel(handler_level)
-            root.setLevel(level)
+        stack.callback(os.environ.pop, _LOG_VARIABLE)
+        stack.enter_context(redirect_stderr(stream))
+        yield
 
 
 class StopRequest:
-    """Whether, and by which signal, the process was asked to stop."""
+    """Which signal asked the process to stop; 0: none."""
 
     signal: int = 0
 

@@ -5,10 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.hashing import sha256_file
+from espnet2_lamer.hubert.statistics import gather
 
 # Options that change neither data, model nor updates.
 _FREE = set(
@@ -52,8 +51,7 @@ def check_ranks(found: dict[str, str]) -> None:
     Raises:
         RecipeError: On every rank, with the first rank and option that differ.
     """
-    every: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(every, found)
+    every = gather(found)
     for rank, other in enumerate(every):
         for key, one, two in _differences(every[0], other):
             raise RecipeError(

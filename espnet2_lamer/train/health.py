@@ -136,14 +136,7 @@ class Health:
     def _check_labels(self, brief: bool) -> None:
         self.report["labels"] = {}
         for part, factory in self.factories.items():
-            found = check_labels(
-                part,
-                getattr(self.options, f"{part}_data_path_and_name_and_type"),
-                factory.lengths,
-                self.options.num_classes,
-                self.options.langs,
-                brief,
-            )
+            found = check_labels(part, factory.lengths, self.options, brief)
             if part == "train":
                 self.languages = found.languages
             if found.report:
@@ -152,16 +145,7 @@ class Health:
 
     def _epoch_shares(self, epoch: int) -> Shares:
         if self._shares is None or self._shares[0] != epoch:
-            factory = self.factories["train"]
-            collate = factory.make_collate(epoch)
-            shares = measure_shares(
-                factory.plan(epoch),
-                factory.lengths,
-                collate.max_samples,
-                collate.bucket,
-                factory.world_size,
-                self.languages,
-            )
+            shares = measure_shares(self.factories["train"], epoch, self.languages)
             self._shares = epoch, shares
         return self._shares[1]
 

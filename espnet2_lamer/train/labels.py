@@ -37,33 +37,27 @@ class LabelCheck:
 
 
 def check_labels(
-    part: str,
-    data: Sequence[Sequence[str]],
-    lengths: Mapping[str, int],
-    num_classes: int,
-    langs: Sequence[str],
-    brief: bool = False,
+    part: str, lengths: Mapping[str, int], options: Any, brief: bool = False
 ) -> LabelCheck:
-    """Check that every frame has a unit, count units, and log both.
+    """Check that every frame of a part (``train``, ``valid``) has a unit; count them.
 
     Args:
         part: ``"train"`` or ``"valid"``.
-        data: ESPnet's ``(path, name, type)`` of this part.
         lengths: Samples by utterance.
-        num_classes: K.
-        langs: Names of the languages that the data ``lang`` counts.
+        options: ESPnet's description of the data, ``num_classes`` (K), ``langs``.
         brief: Leave languages and warnings out of the log.
 
     Raises:
         RecipeError: Labels do not fit the audio or K, or a language is not known.
     """
-    files, languages = text_files(data), None
-    if "lang" in files and langs:
-        languages = read_languages(files["lang"], langs, lengths)
+    files = text_files(getattr(options, f"{part}_data_path_and_name_and_type"))
+    languages = None
+    if "lang" in files and options.langs:
+        languages = read_languages(files["lang"], options.langs, lengths)
     if "text" not in files:
         logging.info("%s labels are in no text file: not counted", _PARTS[part])
         return LabelCheck({}, {}, languages)
-    counts = count_labels(files["text"], num_classes, lengths, languages)
+    counts = count_labels(files["text"], options.num_classes, lengths, languages)
     total = sum(counts.values())
     report: dict[str, Any] = {"utterances": len(lengths), **describe(total)}
     if languages is not None:
@@ -74,36 +68,29 @@ def check_labels(
 
 
 def _log(name: str, found: dict[str, Any], brief: bool) -> None:
+    majority = "always unit %(majority_class)d is right in %(percent).2f %%"
+    percent = 100 * found["majority_accuracy"]
     logging.info(
-        "%s labels: one unit per frame in %d utterances, %d frames; %d of %d units "
-        "occur; loss of the unigram %.3f bits (%.3f nats), of the uniform distribution "
-        "%.3f bits (%.3f nats); always unit %d is right in %.2f %%",
-        name,
-        *(found[k] for k in ("utterances", "frames", "used", "classes")),
-        *(found[k] for k in ("entropy_bits", "entropy_nats")),
-        *(found[k] for k in ("uniform_bits", "uniform_nats", "majority_class")),
-        100 * found["majority_accuracy"],
+        "%(name)s labels: one unit per frame in %(utterances)d utterances, %(frames)d "
+        "frames; %(used)d of %(classes)d units occur; loss of the unigram "
+        "%(entropy_bits).3f bits (%(entropy_nats).3f nats), of the uniform "
+        f"distribution %(uniform_bits).3f bits (%(uniform_nats).3f nats); {majority}",
+        {**found, "name": name, "percent": percent},
     )
     if brief:
         return
     for language, own in found.get("languages", {}).items():
         logging.info(
-            "  %s: %d frames, %d units occur, unigram %.3f bits, always unit %d is "
-            "right in %.2f %%",
-            language,
-            *(own[k] for k in ("frames", "used", "entropy_bits", "majority_class")),
-            100 * own["majority_accuracy"],
+            "  %(language)s: %(frames)d frames, %(used)d units occur, unigram "
+            f"%(entropy_bits).3f bits, {majority}",
+            {**own, "language": language, "percent": 100 * own["majority_accuracy"]},
         )
-    share = found["majority_accuracy"]
-    if share > 0.5 or 2 * found["used"] < found["classes"]:
+    if percent > 50 or 2 * found["used"] < found["classes"]:
         logging.warning(
-            "%s labels tell little: %d of %d units occur, and one is on %.1f %% of the "
-            "frames; look at exp/label_quality.md, or make units anew with fewer "
-            "clusters",
-            name,
-            found["used"],
-            found["classes"],
-            100 * share,
+            "%(name)s labels tell little: %(used)d of %(classes)d units occur, and one "
+            "is on %(percent).1f %% of the frames; look at exp/label_quality.md, or "
+            "make units anew with fewer clusters",
+            {**found, "name": name, "percent": percent},
         )
 
 

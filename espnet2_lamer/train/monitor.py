@@ -1,11 +1,10 @@
 """What training makes the model forget, measured at each validation."""
 
-import argparse
 import json
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +51,7 @@ class Sample:
     with_phones: frozenset[str] = frozenset()
 
 
+@dataclass(eq=False)
 class ForgettingMonitor:
     """Compares hidden states of held-out speech with those of the base.
 
@@ -80,31 +80,27 @@ class ForgettingMonitor:
         RecipeError: There is no such layer.
     """
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        sample: Sample | None,
-        layers: list[int],
-        output_dir: Path,
-        epoch: int,
-        updates: int,
-        device: str,
-        control: Mapping[int, Mapping[str, float]] | None = None,
-    ) -> None:
-        depth = encoder.architecture["encoder_num_layers"]
-        self.layers = compared_layers(layers, depth, "monitor_layers")
-        self.encoder = encoder
-        self.sample = sample
-        self.device = device
-        self.control = control or {}
-        self.path = output_dir / "forgetting.jsonl"
-        self.start = output_dir / "forgetting_start.pt"
+    encoder: nn.Module
+    sample: Sample | None
+    layers: list[int]
+    output_dir: Path
+    epoch: InitVar[int]
+    updates: InitVar[int]
+    device: str
+    control: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+
+    def __post_init__(self, epoch: int, updates: int) -> None:
+        """Forget what is measured once more; keep the start where there is no base."""
+        depth = self.encoder.architecture["encoder_num_layers"]
+        self.layers = compared_layers(self.layers, depth, "monitor_layers")
+        self.path = self.output_dir / "forgetting.jsonl"
+        self.start = self.output_dir / "forgetting_start.pt"
         self._base: dict[str, States] | None = None
         self._base_probe: dict[str, list[float]] = {}
-        if sample is None:
+        if self.sample is None:
             return
         keep_json_lines(self.path, "epoch", epoch - 1)
-        if encoder.lamer is None:
+        if self.encoder.lamer is None:
             self._start_states(updates)
 
     def measure(self, updates: int, reporter: Reporter) -> None:
@@ -157,18 +153,14 @@ class ForgettingMonitor:
         append_text(self.path, json.dumps(line) + "\n")
         summary = {f"cka_{lang}": values[-1] for lang, values in cka.items()}
         summary |= {f"probe_{lang}": values[-1] for lang, values in probe.items()}
-        masked = {
-            f"{key}_{lang}": value
-            for key in ("acc_m", "control_acc_m")
-            for lang, value in line[key].items()
-        }
+        said = [f"{key} {value:.3f}" for key, value in summary.items()]
+        for key in ("acc_m", "control_acc_m"):
+            said += [f"{key}_{lang} {x:.3f}" for lang, x in line[key].items()]
         logging.info(
             "forgetting after epoch %d, layer %d: %s (%.1f s)",
             epoch,
             self.layers[-1],
-            ", ".join(
-                f"{key} {value:.3f}" for key, value in (summary | masked).items()
-            ),
+            ", ".join(said),
             seconds,
         )
         return summary | {"monitor_time": seconds}
@@ -232,17 +224,8 @@ class ForgettingMonitor:
         }
 
 
-def build_monitor(
-    options: argparse.Namespace,
-    encoder: nn.Module,
-    valid_factory: Any,
-    *,
-    epoch: int,
-    updates: int,
-    device: str | torch.device,
-    is_first: bool,
-) -> ForgettingMonitor | None:
-    """Build the monitor of a training that goes on at ``epoch`` after ``updates``.
+def build_monitor(run: Any) -> ForgettingMonitor | None:
+    """Build the monitor of a :class:`~espnet2_lamer.train.run.TrainingRun`.
 
     Returns:
         ``None`` where it is off, or where there is nothing that can be forgotten.
@@ -250,20 +233,20 @@ def build_monitor(
     Raises:
         RecipeError: A layer that is not there, or validation data that cannot be read.
     """
-    if options.monitor_utts <= 0 or epoch > options.max_epoch:
+    options, encoder = run.options, run.model.encoder
+    if options.monitor_utts <= 0 or run.epoch > options.max_epoch:
         return None
     if not any(p.requires_grad for p in encoder.wav2vec2.parameters()):
         logging.info("the head alone trains: the base cannot be forgotten")
         return None
-    if encoder.lamer is None and not (
-        options.encoder_conf.get("base") or options.init_param
-    ):
+    begun = options.encoder_conf.get("base") or options.init_param
+    if encoder.lamer is None and not begun:
         logging.info("training starts from nothing: there is nothing to forget")
         return None
     sample, control = None, {}
-    if is_first:
+    if run.is_first:
         sample = monitor_sample(
-            valid_factory,
+            run.valid_factory,
             options.valid_data_path_and_name_and_type,
             options.langs,
             options.monitor_utts,
@@ -276,9 +259,9 @@ def build_monitor(
         sample,
         list(options.monitor_layers),
         Path(options.output_dir),
-        epoch,
-        updates,
-        device,
+        run.epoch,
+        run.updates,
+        run.device,
         control,
     )
 
@@ -310,15 +293,13 @@ def monitor_sample(
     number: int,
     seed: int,
 ) -> Sample:
-    """Choose and read utterances; the same ones whenever the seed is the same.
+    """Choose ``number`` utterances of each language with a generator of its own.
 
     Args:
         factory: The validation's ``BucketIterFactory``.
         data: ESPnet's ``(path, name, type)`` of the validation data. ``phones.ctm`` is
             looked for beside the speech's file.
         langs: Names of the languages that the data ``lang`` counts.
-        number: At most so many utterances per language.
-        seed: Of a generator of its own.
 
     Raises:
         RecipeError: An utterance or ``phones.ctm`` cannot be read.

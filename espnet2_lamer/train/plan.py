@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 import numpy as np
 
 from espnet2_lamer.constants import SAMPLE_RATE
+from espnet2_lamer.train.batching import BucketIterFactory
 from espnet2_lamer.train.collate import rounded_length
 
 # Updates that the mean duration is taken over.
@@ -72,30 +73,20 @@ class Shares:
 
 
 def measure_shares(
-    batches: Sequence[Sequence[str]],
-    lengths: Mapping[str, int],
-    max_samples: int,
-    bucket: int,
-    ranks: int = 1,
-    languages: Mapping[str, str] | None = None,
+    factory: BucketIterFactory, epoch: int, languages: Mapping[str, str] | None = None
 ) -> Shares:
-    """Measure batches of which rank r of R has ``batch[r::R]``.
-
-    Args:
-        batches: Utterances of each batch, over all ranks.
-        lengths: Samples of every utterance of the data.
-        max_samples: Crop length.
-        bucket: Batches are padded to multiples of this many samples.
-        ranks: R.
-        languages: Language by utterance.
-    """
+    """Measure an epoch's batches of all ranks, and of languages by utterance."""
+    lengths, ranks = factory.lengths, factory.world_size
+    collate, batches = factory.make_collate(epoch), factory.plan(epoch)
     parts = [batch[rank::ranks] for batch in batches for rank in range(ranks)]
     names = [utt for part in parts for utt in part]
     sizes = np.array([len(part) for part in parts])
     samples = np.array([lengths[utt] for utt in names])
-    cropped = np.minimum(samples, max_samples)
+    cropped = np.minimum(samples, collate.max_samples)
     longest = np.maximum.reduceat(cropped, np.cumsum(sizes) - sizes).tolist()
-    padded = sizes * [rounded_length(n, max_samples, bucket) for n in longest]
+    padded = sizes * [
+        rounded_length(n, collate.max_samples, collate.bucket) for n in longest
+    ]
     return Shares(
         batches=len(batches),
         utterances=len(names),

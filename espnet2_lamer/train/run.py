@@ -21,7 +21,13 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import link
 from espnet2_lamer.fileio.checksum import checked_file, remove_file
 from espnet2_lamer.fileio.system import bytes_of, check_space
-from espnet2_lamer.hubert.statistics import average_figures, is_distributed, to_floats
+from espnet2_lamer.hubert.statistics import (
+    average_figures,
+    gather,
+    is_distributed,
+    rank_and_ranks,
+    register,
+)
 from espnet2_lamer.train.checkpoint import (
     CheckpointStore,
     random_state,
@@ -100,15 +106,7 @@ class TrainingRun:
                 gradient_as_bucket_view=self.options.gradient_as_bucket_view,
             )
         self._open_writers()
-        monitor = build_monitor(
-            self.options,
-            self.model.encoder,
-            self.valid_factory,
-            epoch=self.epoch,
-            updates=self.updates,
-            device=self.device,
-            is_first=self.is_first,
-        )
+        monitor = build_monitor(self)
         with stop_on_signals() as request:
             while self.epoch <= self.options.max_epoch:
                 # ESPnet's wording: tools that follow its logs understand ours.
@@ -186,10 +184,8 @@ class TrainingRun:
 
     def _save(self, reporter: SubReporter | None) -> None:
         state = self.state(reporter)
-        if is_distributed():
-            every: list[Any] = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(every, state["ranks"][0])
-            state["ranks"] = every
+        (own,) = state["ranks"]
+        state["ranks"] = gather(own)
         if self.is_first:
             self.store.save(state, self.updates)
 
@@ -220,10 +216,7 @@ class TrainingRun:
         if self.scaler is not None and state["scaler"] is not None:
             self.scaler.load_state_dict(state["scaler"])
         set_reporter_state(self.reporter, state["reporter"])
-        rank, ranks = 0, 1
-        if is_distributed():
-            rank = torch.distributed.get_rank()
-            ranks = torch.distributed.get_world_size()
+        rank, ranks = rank_and_ranks()
         # Ranks read their statistics together: as many as before, or none of them, go
         # on with theirs (their number may change with --allow_changed).
         own = state["ranks"][rank] if ranks == len(state["ranks"]) else {}
@@ -352,9 +345,7 @@ class TrainingRun:
                     self._leave(stop)
                 _, figures, weight = model(**to_device(batch, self.device))
                 means, total = average_figures(figures, weight)
-                values = to_floats(means | {"": total})
-                weight_sum = values.pop("")
-                reporter.register(values, weight_sum)
+                register(reporter, means, total)
                 reporter.next()
             figures = self.model.language_statistics.read()
         stats = self.reporter.stats[self.epoch]

@@ -5,11 +5,10 @@ import dataclasses
 import logging
 from typing import Any
 
-import torch
 from espnet2.train.trainer import Trainer, TrainerOptions
 from espnet2.utils.types import str2bool
 
-from espnet2_lamer.hubert.statistics import is_distributed
+from espnet2_lamer.hubert.statistics import rank_and_ranks
 from espnet2_lamer.train.fingerprint import check_ranks, fingerprint
 from espnet2_lamer.train.run import TrainingRun
 
@@ -111,10 +110,9 @@ class LamerTrainer(Trainer):
     @classmethod
     def build_options(cls, args: argparse.Namespace) -> LamerTrainerOptions:
         """Collect what training needs from the parsed options."""
-        ranks = torch.distributed.get_world_size() if is_distributed() else 1
+        _, ranks = rank_and_ranks()
         conditions = fingerprint(args, ranks)
-        if is_distributed():
-            check_ranks(conditions)
+        check_ranks(conditions)
         values = vars(args) | {"fingerprint": conditions}
         names = [field.name for field in dataclasses.fields(LamerTrainerOptions)]
         return LamerTrainerOptions(**{name: values[name] for name in names})

@@ -64,18 +64,14 @@ def try_batch(model: nn.Module, batch: dict[str, Tensor], device: str) -> Trial:
         try:
             if device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            _pass(model, batch)
-            _wait(device)
-            started = time.perf_counter()
-            _pass(model, batch)
-            _wait(device)
+            _pass(model, batch, device)
+            seconds = _pass(model, batch, device)
         except torch.OutOfMemoryError as error:
             raise RecipeError(
                 f"the largest batch of the epoch, {audio:.1f} s of audio on this GPU, "
                 f"does not fit into its memory ({str(error).splitlines()[0]}); lower "
                 "batch_bins and raise accum_grad by the same factor"
             ) from error
-        seconds = time.perf_counter() - started
     if device == "cuda":
         return Trial(audio, seconds, torch.cuda.max_memory_allocated())
     # Linux counts in KiB.
@@ -83,14 +79,13 @@ def try_batch(model: nn.Module, batch: dict[str, Tensor], device: str) -> Trial:
     return Trial(audio, seconds, peak)
 
 
-def _pass(model: nn.Module, batch: dict[str, Tensor]) -> None:
+def _pass(model: nn.Module, batch: dict[str, Tensor], device: str) -> float:
+    started = time.perf_counter()
     model(**batch)[0].backward()
     model.zero_grad(set_to_none=True)
-
-
-def _wait(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
 @contextmanager

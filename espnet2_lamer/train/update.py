@@ -14,7 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.hubert.statistics import average_figures, is_distributed, to_floats
+from espnet2_lamer.hubert.statistics import (
+    average_figures,
+    rank_and_ranks,
+    register,
+    to_floats,
+)
 from espnet2_lamer.layers.inspection import adapter_kinds
 
 
@@ -68,7 +73,7 @@ class Updater:
             means, total = average_figures(figures, weight)
             forward = time.perf_counter() - started
             # DDP divides by the number of ranks.
-            ranks = torch.distributed.get_world_size() if is_distributed() else 1
+            _, ranks = rank_and_ranks()
             if self._unit is None:
                 self._unit = total
             # Weights relative to the first batch's keep the loss's size, which fp16
@@ -84,8 +89,7 @@ class Updater:
         self._weight = self._weight + total
         self._names = [*self._names, *names]
         self.pending += 1
-        values = to_floats(means | {"": total})
-        reporter.register(values, values.pop(""))
+        register(reporter, means, total)
         reporter.register({"forward_time": forward, "backward_time": backward})
 
     def step(self, reporter: SubReporter) -> None:

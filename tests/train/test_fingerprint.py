@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.hubert import statistics
 from espnet2_lamer.train.fingerprint import (
     check_fingerprint,
     check_ranks,
@@ -126,6 +127,7 @@ def test_ranks_that_began_under_other_conditions_are_named(files, monkeypatch):
     def gather(every, found):
         every[:] = [ours, dict(ours), found]
 
+    monkeypatch.setattr(statistics, "is_distributed", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     check_ranks(dict(ours))

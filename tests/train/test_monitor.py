@@ -256,15 +256,16 @@ def monitor_of(model, tmp_path, data, **options):
     defaults["monitor_control"] = None
     defaults["valid_data_path_and_name_and_type"] = data
     defaults["output_dir"] = str(tmp_path)
-    return build_monitor(
-        SimpleNamespace(**defaults | options),
-        model,
-        Factory(),
+    run = SimpleNamespace(
+        options=SimpleNamespace(**defaults | options),
+        model=SimpleNamespace(encoder=model),
+        valid_factory=Factory(),
         epoch=1,
         updates=0,
         device="cpu",
         is_first=True,
     )
+    return build_monitor(run)
 
 
 def test_it_is_off_where_nothing_can_be_forgotten(data, tmp_path):

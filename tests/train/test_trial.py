@@ -49,7 +49,7 @@ def test_the_passes_would_have_left_traces(first_batch, monkeypatch):
     state = {key: value.clone() for key, value in model.state_dict().items()}
     before = torch.get_rng_state()
     for _ in range(2):
-        module._pass(model.train(), batch)
+        module._pass(model.train(), batch, "cpu")
     after = model.state_dict()
     changed = {key for key in state if not torch.equal(after[key], state[key])}
     assert "training_batches" in changed and any("load" in key for key in changed)
