@@ -97,9 +97,8 @@ def _architecture(base: str) -> dict[str, Any]:
         if str(base).count("/") != 1 or str(base).startswith((".", "/")):
             raise
         logging.warning(
-            "encoder_conf.base: %s; the config's own architecture (HuBERT-Large where "
-            "it names none) is assumed",
-            error,
+            f"encoder_conf.base: {error}; the config's own architecture (HuBERT-Large "
+            "where it names none) is assumed"
         )
         return {}
 
@@ -152,20 +151,16 @@ def _log(found: DryRun, args: argparse.Namespace, base: str | None) -> None:
         logging.info("updates: %d passes over the data", args.max_epoch)
     else:
         logging.info(
-            "updates: %s (max_epoch %d x num_iters_per_epoch %s / accum_grad %d)",
-            f"{found.updates:,}",
-            args.max_epoch,
-            f"{args.num_iters_per_epoch:,}",
-            args.accum_grad,
+            f"updates: {found.updates:,} (max_epoch {args.max_epoch} x "
+            f"num_iters_per_epoch {args.num_iters_per_epoch:,} / accum_grad "
+            f"{args.accum_grad})"
         )
     logging.info("audio per update: at most %.2f s", found.seconds_per_update)
     if found.hours is not None:
         paper = sum(PAPER_HOURS.values())
         logging.info(
-            "audio in all: at most %s h, %.1f epochs over the paper's %.3f h",
-            f"{found.hours:,.0f}",
-            found.hours / paper,
-            paper,
+            f"audio in all: at most {found.hours:,.0f} h, {found.hours / paper:.1f} "
+            f"epochs over the paper's {paper:.3f} h"
         )
 
 
@@ -182,17 +177,13 @@ def _warn(found: DryRun, args: argparse.Namespace) -> None:
     planned = args.scheduler_conf.get("total_steps") or found.updates
     if found.updates is not None and planned != found.updates:
         logging.warning(
-            "scheduler_conf.total_steps: found %s, but max_epoch, num_iters_per_epoch "
-            "and accum_grad make %s updates",
-            f"{planned:,}",
-            f"{found.updates:,}",
+            f"scheduler_conf.total_steps: found {planned:,}, but max_epoch, "
+            f"num_iters_per_epoch and accum_grad make {found.updates:,} updates"
         )
     left = (args.num_iters_per_epoch or 0) % args.accum_grad
     if left:
         logging.warning(
-            "num_iters_per_epoch: %d is no multiple of accum_grad (%d): the last "
-            "update of each epoch has %d batches",
-            args.num_iters_per_epoch,
-            args.accum_grad,
-            left,
+            f"num_iters_per_epoch: {args.num_iters_per_epoch} is no multiple of "
+            f"accum_grad ({args.accum_grad}): the last update of each epoch has {left} "
+            "batches"
         )

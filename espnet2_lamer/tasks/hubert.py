@@ -257,16 +257,14 @@ class LamerHubertTask(HubertTask):
         lengths = {utt: int(shape.split(",")[0]) for utt, shape in shapes.items()}
         tables = [path for path, *_ in iter_options.data_path_and_name_and_type]
         utt2lang = Path(tables[0]).with_name("utt2lang")
-        hours = read_hours(args.max_hours) if iter_options.train else {}
-        if args.exclude_langs or hours:
-            lengths = chosen_utterances(lengths, utt2lang, args.exclude_langs, hours)
+        most = read_hours(args.max_hours) if iter_options.train else {}
+        if args.exclude_langs or most:
+            lengths = chosen_utterances(lengths, utt2lang, args.exclude_langs, most)
         rank, ranks = rank_and_ranks()
+        hours = sum(lengths.values()) / SAMPLE_RATE / 3600
         logging.info(
-            "[%s] %d utterances, %.2f h, %.0f s of audio per batch",
-            mode,
-            len(lengths),
-            sum(lengths.values()) / SAMPLE_RATE / 3600,
-            iter_options.batch_bins / SAMPLE_RATE,
+            f"[{mode}] {len(lengths)} utterances, {hours:.2f} h, "
+            f"{iter_options.batch_bins / SAMPLE_RATE:.0f} s of audio per batch"
         )
         with utf8_tables(tables):
             dataset = cls.build_dataset(args, iter_options)

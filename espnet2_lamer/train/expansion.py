@@ -93,11 +93,8 @@ def expand_experts(model: nn.Module, experiment: str | Path) -> list[_Kept]:
                 target = getattr(router, part)
                 if value is not None and target is not None:
                     _put(target, 0, value)
-    logging.info(
-        "expand_from: %s gives the first %s experts of the layers",
-        experiment,
-        ",".join(map(str, counts)),
-    )
+    numbers = ",".join(map(str, counts))
+    logging.info(f"expand_from: {experiment} gives the first {numbers} experts a layer")
     return kept
 
 

@@ -103,15 +103,10 @@ class Health:
         shares = self._epoch_shares(epoch)
         languages = shares.language_line(self.options.replay_langs)
         logging.info(
-            "epoch %d: %d batches, %s of audio, %.3f passes over the data; padding "
-            "%.1f %%, lost to crops %.1f %%%s",
-            epoch,
-            shares.batches,
-            span(shares.audio),
-            shares.passes,
-            100 * shares.padding_share,
-            100 * shares.crop_loss,
-            languages and f"; {languages}",
+            f"epoch {epoch}: {shares.batches} batches, {span(shares.audio)} of audio, "
+            f"{shares.passes:.3f} passes over the data; padding "
+            f"{100 * shares.padding_share:.1f} %, lost to crops "
+            f"{100 * shares.crop_loss:.1f} %" + (languages and f"; {languages}")
         )
 
     def updated(self, epoch: int, batches: int) -> None:
@@ -172,14 +167,9 @@ class Health:
             | {"padding_share": shares.padding_share, "crop_loss": shares.crop_loss},
         }
         logging.info(
-            "plan: %d updates in %d epochs, %d made; %.1f s of audio per update; %.2f "
-            "passes over %s",
-            total,
-            self.options.max_epoch,
-            updates,
-            shares.audio / per_epoch,
-            passes,
-            span(shares.data),
+            f"plan: {total} updates in {self.options.max_epoch} epochs, {updates} "
+            f"made; {shares.audio / per_epoch:.1f} s of audio per update; "
+            f"{passes:.2f} passes over {span(shares.data)}"
         )
 
     def _note_memory(self, trial: Trial) -> None:
@@ -188,20 +178,17 @@ class Health:
         batch = f"the largest batch ({trial.audio:.1f} s of audio, padding included)"
         if self.device == "cpu":
             found["measured"] = "resident memory of the process, its peak so far"
-            peak = size(trial.peak)
-            logging.info("memory: at most %s so far, %s included", peak, batch)
+            logging.info(f"memory: {size(trial.peak)} at most so far, {batch} included")
             return
         found["measured"] = "torch.cuda.max_memory_allocated"
         found["device"] = torch.cuda.get_device_properties("cuda").total_memory
         logging.info(
-            "memory: %s of the GPU's %s with %s; the optimizer's state comes on top",
-            size(trial.peak),
-            size(found["device"]),
-            batch,
+            f"memory: {size(trial.peak)} of the GPU's {size(found['device'])} with "
+            f"{batch}; the optimizer's state comes on top"
         )
         if trial.peak > 0.9 * found["device"]:
             logging.warning(
-                "memory: this leaves less than 10 %% of the GPU free; lower batch_bins "
+                "memory: this leaves less than 10 % of the GPU free; lower batch_bins "
                 "and raise accum_grad by the same factor"
             )
 
@@ -212,18 +199,12 @@ class Health:
         seconds = trial.seconds * computed / trial.audio
         left = timedelta(seconds=round(seconds * plan["updates"]))
         end = f"{datetime.now() + left:%Y-%m-%d %H:%M}"
-        self.report["estimate"] = {
-            "seconds_per_update": seconds,
-            "left": str(left),
-            "end": end,
-        }
+        estimate = {"seconds_per_update": seconds, "left": str(left), "end": end}
+        self.report["estimate"] = estimate
         logging.info(
-            "time: about %.3f s per update, forward and backward; about %s, until "
-            "%s, validation not counted; measured again after %d updates",
-            seconds,
-            left,
-            end,
-            self.pace.first,
+            f"time: about {seconds:.3f} s per update, forward and backward; about "
+            f"{left}, until {end}, validation not counted; measured again after "
+            f"{self.pace.first} updates"
         )
 
 

@@ -157,11 +157,8 @@ class ForgettingMonitor:
         for key in ("acc_m", "control_acc_m"):
             said += [f"{key}_{lang} {x:.3f}" for lang, x in line[key].items()]
         logging.info(
-            "forgetting after epoch %d, layer %d: %s (%.1f s)",
-            epoch,
-            self.layers[-1],
-            ", ".join(said),
-            seconds,
+            f"forgetting after epoch {epoch}, layer {self.layers[-1]}: "
+            f"{', '.join(said)} ({seconds:.1f} s)"
         )
         return summary | {"monitor_time": seconds}
 

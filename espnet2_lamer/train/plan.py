@@ -125,23 +125,20 @@ def _percent(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f} %"
 
 
+@dataclass
 class Pace:
     """Times updates, and what lies between epochs.
 
     The pace is known after the ``first`` updates; ``epochs`` is the last epoch.
     """
 
-    def __init__(
-        self,
-        updates_per_epoch: int,
-        epochs: int,
-        first: int = 20,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.updates_per_epoch = updates_per_epoch
-        self.epochs = epochs
-        self.first = first
-        self._clock = clock
+    updates_per_epoch: int
+    epochs: int
+    first: int = 20
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        """Begin before the first update."""
         self._durations: deque[float] = deque(maxlen=WINDOW)
         # Validation and the model's file take about the same time every epoch.
         self._between: float | None = None
@@ -150,14 +147,14 @@ class Pace:
 
     def begin(self) -> None:
         """Note that an epoch's training begins."""
-        now = self._clock()
+        now = self.clock()
         if self._last is not None:
             self._between = now - self._last
         self._last = now
 
     def update(self) -> bool:
         """Note that an update was made; whether that makes the pace known."""
-        now = self._clock()
+        now = self.clock()
         self._count += 1
         # The process's first also starts loaders and chooses kernels.
         if self._count > 1:

@@ -110,12 +110,8 @@ class TrainingRun:
         with stop_on_signals() as request:
             while self.epoch <= self.options.max_epoch:
                 # ESPnet's wording: tools that follow its logs understand ours.
-                logging.info(
-                    "%d/%depoch started%s",
-                    self.epoch,
-                    self.options.max_epoch,
-                    self.health.eta(self.epoch, 0),
-                )
+                epochs = f"{self.epoch}/{self.options.max_epoch}epoch"
+                logging.info(f"{epochs} started{self.health.eta(self.epoch, 0)}")
                 self._train_epoch(model, request)
                 self._validate(model, request)
                 if monitor is not None:
@@ -230,10 +226,8 @@ class TrainingRun:
         self.batches = state["batches"]
         self.resumed = {"collected": state["collected"], "random": own.get("random")}
         logging.info(
-            "resumed after update %d, epoch %d, batch %d",
-            self.updates,
-            self.epoch,
-            self.batches,
+            f"resumed after update {self.updates}, epoch {self.epoch}, batch "
+            f"{self.batches}"
         )
 
     def _train_epoch(self, model: torch.nn.Module, request: StopRequest) -> None:
@@ -323,10 +317,8 @@ class TrainingRun:
 
     def _leave(self, number: int) -> None:
         logging.warning(
-            "signal %d: stopped after update %d, the checkpoint is written; run again "
-            "to go on",
-            number,
-            self.updates,
+            f"signal {number}: stopped after update {self.updates}, the checkpoint is "
+            "written; run again to go on"
         )
         if is_distributed():
             torch.distributed.barrier()

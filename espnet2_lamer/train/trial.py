@@ -165,12 +165,8 @@ def overfit(
     updater = Updater(model, optimizer, None, scaler, options)
     first = bits, accuracy = _look(model, batch)
     logging.info(
-        "sanity: %d masked frames, their unigram %.3f bits; at first %.3f bits, "
-        "accuracy %.3f",
-        labels.numel(),
-        unigram,
-        bits,
-        accuracy,
+        f"sanity: {labels.numel()} masked frames, their unigram {unigram:.3f} bits; at "
+        f"first {bits:.3f} bits, accuracy {accuracy:.3f}"
     )
     rates = [g.get("initial_lr", g["lr"]) for g in optimizer.param_groups]
     reporter = Reporter().start_epoch("train", 1)
@@ -186,7 +182,7 @@ def overfit(
             continue
         bits, accuracy = _look(model, batch)
         logging.info(
-            "sanity: update %d, %.3f bits, accuracy %.3f", update, bits, accuracy
+            f"sanity: update {update}, {bits:.3f} bits, accuracy {accuracy:.3f}"
         )
         found = Sanity(labels.numel(), unigram, *first, bits, accuracy, update)
         if found.passed:

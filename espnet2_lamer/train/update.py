@@ -159,13 +159,9 @@ class Updater:
             if parameter.grad is not None and not parameter.grad.isfinite().all()
         ]
         logging.warning(
-            "update skipped: the gradient norm is %s (%d in a row); %d tensors are not "
-            "finite, e.g. %s; utterances: %s",
-            norm,
-            self.bad_in_a_row,
-            len(where),
-            where[:3],
-            self._names[:8],
+            f"update skipped: the gradient norm is {norm} ({self.bad_in_a_row} in a "
+            f"row); {len(where)} tensors are not finite, e.g. {where[:3]}; utterances: "
+            f"{self._names[:8]}"
         )
         if self.bad_in_a_row >= self.options.max_bad_updates:
             raise RecipeError(
