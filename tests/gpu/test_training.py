@@ -13,9 +13,12 @@ from tests.pretended_gpu import pretended_gpu
 from tests.train.small_training import CONFIG, command, differences, outcome
 
 SHORT = {
-    **{"max_epoch": 1, "monitor_utts": 1, "checkpoint_interval": 1},
+    "max_epoch": 1,
+    "monitor_utts": 1,
+    "checkpoint_interval": 1,
     # A few short batches.
-    **{"batch_bins": 8000, "collate_fn_conf": {"max_sample_size": 4000}},
+    "batch_bins": 8000,
+    "collate_fn_conf": {"max_sample_size": 4000},
 }
 ENCODER = CONFIG["encoder_conf"]
 FORWARD = "hubert.espnet_model.LamerHubertPretrainModel"

@@ -145,9 +145,21 @@ def test_every_option_of_the_command_line_is_compared_unless_it_is_known_to_be_f
     args.train_data_path_and_name_and_type = args.train_shape_file = []
     compared = fingerprint(args, 1)
     for key in (
-        *("optim", "optim_conf", "scheduler_conf", "model_conf", "encoder_conf"),
-        *("collate_fn_conf", "amp_dtype", "grad_clip", "accum_grad", "batch_bins"),
-        *("num_iters_per_epoch", "seed", "exclude_langs", "init_param", "train_dtype"),
+        "optim",
+        "optim_conf",
+        "scheduler_conf",
+        "model_conf",
+        "encoder_conf",
+        "collate_fn_conf",
+        "amp_dtype",
+        "grad_clip",
+        "accum_grad",
+        "batch_bins",
+        "num_iters_per_epoch",
+        "seed",
+        "exclude_langs",
+        "init_param",
+        "train_dtype",
     ):
         assert key in compared, key
     for key in ("resume", "ngpu", "log_interval", "checkpoint_interval", "dist_rank"):

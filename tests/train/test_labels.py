@@ -144,10 +144,16 @@ def test_baselines_stand_right_behind_what_they_belong_to():
     figures = {"loss_m_bits": 1.0, "acc_m": 0.5, "loss": 1.0, "acc_m_cmn": 0.2}
     found = beside(figures, baselines(counts))
     assert list(found) == [
-        *("loss_m_bits", "uniform_bits", "unigram_bits"),
-        *("acc_m", "uniform_acc", "majority_acc"),
+        "loss_m_bits",
+        "uniform_bits",
+        "unigram_bits",
+        "acc_m",
+        "uniform_acc",
+        "majority_acc",
         # No Cantonese was seen in this epoch.
-        *("loss", "acc_m_cmn", "majority_acc_cmn"),
+        "loss",
+        "acc_m_cmn",
+        "majority_acc_cmn",
     ]
     assert found["uniform_acc"] == 1 / 2
     assert found["majority_acc"] == 4 / 6 and found["majority_acc_cmn"] == 3 / 4

@@ -300,8 +300,12 @@ def test_masked_accuracy_stands_beside_the_controls_of_the_same_epoch(
     figures = measure(found, 2, acc_m=0.5, acc_m_eng=0.375, bits_m_eng=4.0, loss=1.0)
     assert (figures["control_acc_m"], figures["control_acc_m_eng"]) == (0.2, 0.1)
     assert list(figures)[:6] == [
-        *("acc_m", "control_acc_m", "acc_m_eng", "control_acc_m_eng"),
-        *("bits_m_eng", "control_bits_m_eng"),
+        "acc_m",
+        "control_acc_m",
+        "acc_m_eng",
+        "control_acc_m_eng",
+        "bits_m_eng",
+        "control_bits_m_eng",
     ]
     (line,) = lines(tmp_path)
     assert line["acc_m"] == {"eng": 0.375}

@@ -14,7 +14,9 @@ from tests.train.small_training import CONFIG, command
 EASY = {
     "encoder_conf": {
         **CONFIG["encoder_conf"],
-        **{"lamer": None, "mask_prob": 0.3, "encoder_dropout": 0.0},
+        "lamer": None,
+        "mask_prob": 0.3,
+        "encoder_dropout": 0.0,
         "encoder_ff_interm_dropout": 0.0,
     },
     "batch_bins": 8000,

@@ -35,7 +35,13 @@ def factory(lengths, iters=None, rank=0, ranks=1):
         return LamerCollate(CROP, BUCKET, 0.8, 10, 0, epoch, True)
 
     return BucketIterFactory(
-        *(Zeros(lengths), lengths, BINS, make_collate, iters, 0, True),
+        Zeros(lengths),
+        lengths,
+        BINS,
+        make_collate,
+        iters,
+        0,
+        True,
         rank=rank,
         world_size=ranks,
     )
