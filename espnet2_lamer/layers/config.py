@@ -43,7 +43,6 @@ class LamerConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check every field, so that a typo fails before training."""
         self.targets = tuple(self.targets)
         for key, right, expected in (
             (

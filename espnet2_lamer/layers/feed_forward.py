@@ -43,11 +43,9 @@ class RoutingRecord:
         self._routings[layer, name] = Routing(layer, name, probs, gates, router)
 
     def __iter__(self) -> Iterator[Routing]:
-        """Iterate over the recorded :class:`Routing` entries."""
         return iter(self._routings.values())
 
     def __len__(self) -> int:
-        """Count the routers recorded."""
         return len(self._routings)
 
     def by_expert_count(self) -> list[list[Routing]]:

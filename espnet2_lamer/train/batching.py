@@ -144,7 +144,6 @@ class _HeldLoader(DataLoader):
     """
 
     def __iter__(self) -> Iterator:
-        """Start the processes."""
         with hold_stop_signals():
             return super().__iter__()
 
@@ -156,7 +155,6 @@ class CheckedDataset(Dataset):
         self.dataset = dataset
 
     def __getitem__(self, utt_id: str) -> Any:
-        """Read one utterance."""
         try:
             return self.dataset[utt_id]
         except Exception as error:
@@ -195,7 +193,6 @@ class BucketIterFactory(AbsIterFactory):
     world_size: int = 1
 
     def __post_init__(self) -> None:
-        """Name utterances that cannot be read, and plan nothing yet."""
         self.dataset = CheckedDataset(self.dataset)
         self._plan: tuple[int, list[list[str]]] | None = None
 

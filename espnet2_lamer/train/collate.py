@@ -91,7 +91,6 @@ class LamerCollate:
     train: bool
 
     def __post_init__(self) -> None:
-        """Give validation the same masks in every epoch."""
         self.epoch = self.epoch if self.train else 0
 
     def __call__(
@@ -102,7 +101,7 @@ class LamerCollate:
         Raises:
             RecipeError: Labels do not have one unit per frame.
         """
-        names, waveforms, labels, masks, extra = [], [], [], [], {}
+        names, waveforms, labels, masks, langs = [], [], [], [], []
         for utt_id, data in batch:
             generator = utterance_generator(self.seed, self.epoch, utt_id)
             speech = np.asarray(data["speech"], dtype=np.float32)
@@ -126,7 +125,7 @@ class LamerCollate:
                 span_mask(len(text), self.mask_prob, self.mask_length, generator)
             )
             if "lang" in data:
-                extra.setdefault("lang", []).append(int(np.ravel(data["lang"])[0]))
+                langs.append(int(np.ravel(data["lang"])[0]))
         longest = max(map(len, waveforms))
         limit = self.max_samples if self.train else sys.maxsize
         padded = rounded_length(longest, limit, self.bucket)
@@ -138,7 +137,8 @@ class LamerCollate:
             "mask_indices": _pad(masks, -1, max(1, *map(len, masks))),
             "mask_indices_lengths": torch.tensor([len(m) for m in masks]),
         }
-        output.update({key: torch.tensor(value) for key, value in extra.items()})
+        if langs:
+            output["lang"] = torch.tensor(langs)
         return names, output
 
 

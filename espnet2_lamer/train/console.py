@@ -10,7 +10,13 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    redirect_stderr,
+    suppress,
+)
 from pathlib import Path
 
 from tqdm import tqdm
@@ -104,35 +110,23 @@ class StopRequest:
     signal: int = 0
 
 
-@contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
+def stop_on_signals() -> AbstractContextManager[StopRequest]:
     """Turn SIGTERM, SIGUSR1 and SIGINT into a request that the training loop looks at.
 
     Another one ten seconds later, from somebody who will not wait for the checkpoint,
     acts as it would have without this. A SIGINT that was ignored before stays so: it is
     meant for what runs in the foreground.
     """
-    request = StopRequest()
-    with _handling(request, _say):
-        yield request
+    return _handling(_say)
 
 
-@contextmanager
-def pass_signals_on() -> Iterator[StopRequest]:
+def pass_signals_on() -> AbstractContextManager[StopRequest]:
     """Give SIGTERM, SIGUSR1 and SIGINT to the child processes, and wait as before.
 
     A training on several GPUs has a process for each, and a parent that only waits:
     without this a signal ends the parent alone, and the training goes on without it.
     """
-
-    def give(number: int) -> None:
-        for child in multiprocessing.active_children():
-            with suppress(ProcessLookupError):
-                os.kill(child.pid, number)
-
-    request = StopRequest()
-    with _handling(request, give):
-        yield request
+    return _handling(_give)
 
 
 @contextmanager
@@ -162,10 +156,17 @@ def _say(number: int) -> None:
         os.write(2, b"\nstopping after this update, a checkpoint will be written\n")
 
 
+def _give(number: int) -> None:
+    for child in multiprocessing.active_children():
+        with suppress(ProcessLookupError):
+            os.kill(child.pid, number)
+
+
 @contextmanager
-def _handling(request: StopRequest, act: Callable[[int], None]) -> Iterator[None]:
+def _handling(act: Callable[[int], None]) -> Iterator[StopRequest]:
+    request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield request
         return
     first: list[float] = []
 
@@ -186,7 +187,7 @@ def _handling(request: StopRequest, act: Callable[[int], None]) -> Iterator[None
     for number in before:
         signal.signal(number, note)
     try:
-        yield
+        yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

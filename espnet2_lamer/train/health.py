@@ -47,7 +47,6 @@ class Health:
     device: str
 
     def __post_init__(self) -> None:
-        """Know nothing yet."""
         self.path = Path(self.options.output_dir) / "health.json"
         self.report: dict[str, Any] = {}
         # Of each part, see `baselines`.

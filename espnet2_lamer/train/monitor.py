@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
@@ -14,8 +15,10 @@ from espnet2.train.reporter import Reporter
 from torch import Tensor, nn
 
 from espnet2_lamer.asr.upstream import hidden_states
+from espnet2_lamer.compat import reporter_types
 from espnet2_lamer.constants import num_frames
-from espnet2_lamer.errors import short_reason
+from espnet2_lamer.convert.state import read_tensors
+from espnet2_lamer.errors import RecipeError, short_reason
 from espnet2_lamer.fileio.atomic import append_text, atomic_path
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.hubert.statistics import is_distributed, keep_json_lines
@@ -23,7 +26,7 @@ from espnet2_lamer.layers import experts_off
 from espnet2_lamer.metrics.cka import LinearCKA
 from espnet2_lamer.metrics.depths import compared_layers
 from espnet2_lamer.metrics.probe import Phones, frame_phones, phone_probe
-from espnet2_lamer.train.curves import beside_control, read_control
+from espnet2_lamer.train.labels import beside
 
 # L2 penalty of the probe, chosen on the mini base's dev set: few frames, many values.
 RIDGE = 0.01
@@ -33,6 +36,8 @@ MASKED = ("acc_m", "bits_m", "control_acc_m", "control_bits_m")
 MAX_SAMPLES = 160_000
 # A language without a name, where the data have no `lang`.
 ALL = "all"
+# Figures of the control that stand beside a training's own.
+_KEYS = re.compile(r"acc_m(_\w+)?|bits_m_\w+|loss_m_bits")
 # One feature matrix [T, D] per layer, on the CPU.
 States = list[Tensor]
 
@@ -74,7 +79,7 @@ class ForgettingMonitor:
         epoch: The first to come; lines of it and of later ones are dropped.
         updates: Made so far.
         device: Where the model is.
-        control: See :func:`~espnet2_lamer.train.curves.read_control`.
+        control: See :func:`read_control`.
 
     Raises:
         RecipeError: There is no such layer.
@@ -90,7 +95,6 @@ class ForgettingMonitor:
     control: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
 
     def __post_init__(self, epoch: int, updates: int) -> None:
-        """Forget what is measured once more; keep the start where there is no base."""
         depth = self.encoder.architecture["encoder_num_layers"]
         self.layers = compared_layers(self.layers, depth, "monitor_layers")
         self.path = self.output_dir / "forgetting.jsonl"
@@ -344,3 +348,53 @@ def _can_probe(utts: Iterable[str], phones: dict[str, Phones]) -> bool:
         len({p for utt in known[half::2] for p in phones[utt]} - {None}) >= 2
         for half in (0, 1)
     )
+
+
+def read_curves(experiment: Path) -> list[dict[str, float | int | str]]:
+    """Read the reporter in ``checkpoint.pth`` of an ESPnet experiment.
+
+    Returns:
+        One row per epoch and phase (``train``, ``valid``) with every numeric figure.
+    """
+    with torch.serialization.safe_globals(reporter_types()):
+        state = read_tensors(experiment / "checkpoint.pth")
+    rows = []
+    for epoch, phases in sorted(state["reporter"]["stats"].items()):
+        for phase in ("train", "valid"):
+            figures = {
+                key: float(value)
+                for key, value in phases[phase].items()
+                if isinstance(value, int | float) or hasattr(value, "dtype")
+            }
+            rows.append({"epoch": epoch, "phase": phase, **figures})
+    return rows
+
+
+def read_control(experiment: str | Path) -> dict[int, dict[str, float]]:
+    """Read the validation figures that a head-only control logged at each epoch.
+
+    Units are new to the base: what its frozen features give is what the head alone
+    reaches on the same data after as many updates, not what it was before training.
+
+    Raises:
+        RecipeError: There is no training.
+    """
+    path = Path(experiment) / "checkpoint.pth"
+    if not path.is_file():
+        raise RecipeError(
+            f"monitor_control: found no {path}, expected the experiment of a head-only "
+            "control (allocation 0) on the same data; train it first, or leave the "
+            "option out"
+        )
+    return {
+        row["epoch"]: {key: row[key] for key in row if _KEYS.fullmatch(key)}
+        for row in read_curves(Path(experiment))
+        if row["phase"] == "valid"
+    }
+
+
+def beside_control(
+    figures: Mapping[str, Any], control: Mapping[str, float]
+) -> dict[str, Any]:
+    """Put ``control_<name>`` behind each figure that the control has, too."""
+    return beside(figures, {k: {f"control_{k}": v} for k, v in control.items()})

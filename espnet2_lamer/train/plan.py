@@ -138,7 +138,6 @@ class Pace:
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
-        """Begin before the first update."""
         self._durations: deque[float] = deque(maxlen=WINDOW)
         # Validation and the model's file take about the same time every epoch.
         self._between: float | None = None

@@ -30,6 +30,7 @@ from espnet2_lamer.hubert.statistics import (
 )
 from espnet2_lamer.train.checkpoint import (
     CheckpointStore,
+    check_fingerprint,
     random_state,
     reporter_state,
     set_random_state,
@@ -38,7 +39,6 @@ from espnet2_lamer.train.checkpoint import (
     sub_reporter_state,
 )
 from espnet2_lamer.train.console import StopRequest, stop_on_signals
-from espnet2_lamer.train.fingerprint import check_fingerprint
 from espnet2_lamer.train.health import Health
 from espnet2_lamer.train.models import average_best_models
 from espnet2_lamer.train.monitor import build_monitor
@@ -71,7 +71,6 @@ class TrainingRun:
     distributed: Any
 
     def __post_init__(self) -> None:
-        """Begin before the first update."""
         options, distributed = self.options, self.distributed
         self.is_first = not distributed.distributed or distributed.dist_rank == 0
         self.device = "cuda" if options.ngpu > 0 else "cpu"
@@ -79,7 +78,7 @@ class TrainingRun:
         self.interval = options.log_interval or 100
         self.store = CheckpointStore(self.output_dir / "checkpoints")
         self.reporter = Reporter()
-        self.scaler = torch.amp.GradScaler("cuda") if options.use_amp else None
+        self.scaler = torch.amp.GradScaler("cuda", enabled=options.use_amp)
         factories = {"train": self.train_factory, "valid": self.valid_factory}
         self.health = Health(self.model, factories, options, self.is_first, self.device)
         self.updates = 0
@@ -164,7 +163,7 @@ class TrainingRun:
             "schedulers": [
                 None if self.scheduler is None else self.scheduler.state_dict()
             ],
-            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "scaler": self.scaler.state_dict() or None,
             "reporter": reporter_state(self.reporter),
             "collected": None if reporter is None else sub_reporter_state(reporter),
             "ranks": [self._rank_state()],
@@ -209,7 +208,7 @@ class TrainingRun:
         self.optimizer.load_state_dict(state["optimizers"][0])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["schedulers"][0])
-        if self.scaler is not None and state["scaler"] is not None:
+        if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         set_reporter_state(self.reporter, state["reporter"])
         rank, ranks = rank_and_ranks()

@@ -9,7 +9,7 @@ from espnet2.train.trainer import Trainer, TrainerOptions
 from espnet2.utils.types import str2bool
 
 from espnet2_lamer.hubert.statistics import rank_and_ranks
-from espnet2_lamer.train.fingerprint import check_ranks, fingerprint
+from espnet2_lamer.train.checkpoint import check_ranks, fingerprint
 from espnet2_lamer.train.run import TrainingRun
 
 

@@ -161,7 +161,7 @@ def overfit(
     if not labels.numel():
         raise RecipeError("sanity: the batch has no masked frame; raise batch_bins")
     unigram = describe(labels.bincount().numpy())["entropy_bits"]
-    scaler = torch.amp.GradScaler("cuda") if options.use_amp else None
+    scaler = torch.amp.GradScaler("cuda", enabled=options.use_amp)
     updater = Updater(model, optimizer, None, scaler, options)
     first = bits, accuracy = _look(model, batch)
     logging.info(

@@ -38,7 +38,7 @@ class Updater:
         model: Possibly wrapped for distributed training.
         optimizer: Holds what trains.
         scheduler: Stepped here when it is a per-update one.
-        scaler: Loss scale of fp16, or ``None``.
+        scaler: Loss scale of fp16; ``None`` for one that does nothing.
         options: ``accum_grad``, ``grad_clip``, ``grad_clip_type``,
             ``max_bad_updates``, ``grad_norm_groups``.
     """
@@ -52,7 +52,7 @@ class Updater:
     bad_in_a_row: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        """Begin with no batch."""
+        self.scaler = self.scaler or torch.amp.GradScaler("cuda", enabled=False)
         self._names: list[str] = []
         self._unit: torch.Tensor | None = None
         self._weight: torch.Tensor | float = 0.0
@@ -81,10 +81,7 @@ class Updater:
             share = weight.reshape(()) / self._unit * ranks
             loss = loss.reshape(()) * share
             started = time.perf_counter()
-            if self.scaler is None:
-                loss.backward()
-            else:
-                self.scaler.scale(loss).backward()
+            self.scaler.scale(loss).backward()
             backward = time.perf_counter() - started
         self._weight = self._weight + total
         self._names = [*self._names, *names]
@@ -99,8 +96,7 @@ class Updater:
             RecipeError: Too many updates in a row had a NaN or infinite gradient.
         """
         started = time.perf_counter()
-        if self.scaler is not None:
-            self.scaler.unscale_(self.optimizer)
+        self.scaler.unscale_(self.optimizer)
         trained = [p for g in self.optimizer.param_groups for p in g["params"]]
         if self.pending > 1:
             factor = self._unit / self._weight
@@ -119,12 +115,10 @@ class Updater:
             self.bad_in_a_row = 0
         else:
             self._bad(value)
-        if self.scaler is not None:
-            # Skips the update by itself when a gradient is not finite.
+        if good or self.scaler.is_enabled():
+            # With fp16 it skips the update by itself, and lowers the scale.
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        elif good:
-            self.optimizer.step()
         if good and isinstance(self.scheduler, AbsBatchStepScheduler):
             self.scheduler.step()
         self.optimizer.zero_grad()
@@ -132,7 +126,7 @@ class Updater:
         self._unit, self._weight = None, 0.0
         figures |= {
             "clip": 100.0 if value > self.options.grad_clip else 0.0,
-            "loss_scale": self.scaler.get_scale() if self.scaler else 1.0,
+            "loss_scale": self.scaler.get_scale(),
             "bad_update": 0.0 if good else 100.0,
             "optim_step_time": time.perf_counter() - started,
         }

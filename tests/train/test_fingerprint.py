@@ -7,7 +7,7 @@ import torch
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.hubert import statistics
-from espnet2_lamer.train.fingerprint import (
+from espnet2_lamer.train.checkpoint import (
     check_fingerprint,
     check_ranks,
     fingerprint,
