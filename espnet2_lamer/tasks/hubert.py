@@ -120,27 +120,17 @@ class LamerHubertTask(HubertTask):
             help="Autocast precision of the backbone; auto: bf16 on GPUs and CPUs that "
             "compute it themselves, else none, which is float32",
         )
-        for name, text in (
-            (
-                "exclude_langs",
-                "Languages of utt2lang, beside wav.scp, that are left out of training "
-                "and validation",
-            ),
-            (
-                "max_hours",
-                "Most training speech of a language, e.g. eng=0.5; a random sample of "
-                "its utterances stays, the same whatever --seed is",
-            ),
-            (
-                "langs",
-                "Names of the languages that the data `lang` counts from 0, for "
-                "figures per language",
-            ),
-            (
-                "replay_langs",
-                "Those of --langs that are replayed, for their share of each epoch",
-            ),
-        ):
+        lists = {
+            "exclude_langs": "Languages of utt2lang, beside wav.scp, that are left out "
+            "of training and validation",
+            "max_hours": "Most training speech of a language, e.g. eng=0.5; a random "
+            "sample of its utterances stays, the same whatever --seed is",
+            "langs": "Names of the languages that the data `lang` counts from 0, for "
+            "figures per language",
+            "replay_langs": "Those of --langs that are replayed, for their share of "
+            "each epoch",
+        }
+        for name, text in lists.items():
             parser.add_argument(f"--{name}", nargs="*", default=[], help=text)
         parser.add_argument(
             "--expand_from",

@@ -152,16 +152,18 @@ class Updater:
             for name, parameter in self.model.named_parameters()
             if parameter.grad is not None and not parameter.grad.isfinite().all()
         ]
+        what = (
+            f"{len(where)} tensors are not finite, e.g. {where[:3]}; utterances: "
+            f"{self._names[:8]}"
+        )
         logging.warning(
             f"update skipped: the gradient norm is {norm} ({self.bad_in_a_row} in a "
-            f"row); {len(where)} tensors are not finite, e.g. {where[:3]}; utterances: "
-            f"{self._names[:8]}"
+            f"row); {what}"
         )
         if self.bad_in_a_row >= self.options.max_bad_updates:
             raise RecipeError(
                 f"{self.bad_in_a_row} updates in a row had a gradient that is not "
-                f"finite; the last in {len(where)} tensors, e.g. {where[:3]}, on the "
-                f"utterances {self._names[:8]}. The last checkpoint is from before. "
+                f"finite; in the last, {what}. The last checkpoint is from before. "
                 "Lower optim_conf.lr, use amp_dtype bf16 or none instead of fp16, or "
                 "look for broken audio among these utterances"
             )
