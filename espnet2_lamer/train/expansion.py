@@ -18,8 +18,6 @@ from espnet2_lamer.layers.lora import LoRAExperts
 
 OLD_EXPERTS = ("frozen", "shared")
 _LAYER = "encoder.hubert_pretrain_model.wav2vec2.encoder.transformer.layers"
-# Settings that old experts only make sense with.
-_SAME = ("rank", "alpha", "targets", "router")
 
 
 @dataclass(frozen=True)
@@ -136,18 +134,18 @@ def _same_settings(
             "a mixture of them"
         )
     before = LamerConfig(**lamer)
-    for key in _SAME:
-        if getattr(before, key) != getattr(own, key):
+    same = {
+        f"encoder_conf.lamer.{key}": (getattr(before, key), getattr(own, key))
+        for key in ("rank", "alpha", "targets", "router")
+    }
+    hashes = state.get(f"encoder.{BASE_HASH}"), getattr(model.encoder, BASE_HASH)
+    same["a base with SHA-256"] = tuple(
+        None if value is None else bytes(value.tolist()).hex() for value in hashes
+    )
+    for what, (then, now) in same.items():
+        if then != now:
             raise RecipeError(
-                f"expand_from: {experiment} has encoder_conf.lamer.{key} "
-                f"{getattr(before, key)!r}, found {getattr(own, key)!r} here; expected "
-                "the same"
+                f"expand_from: {experiment} has {what} {then!r}, found {now!r} here; "
+                "expected the same"
             )
-    hashes = [state.get(f"encoder.{BASE_HASH}"), getattr(model.encoder, BASE_HASH)]
-    found = [None if h is None else bytes(h.tolist()).hex() for h in hashes]
-    if found[0] != found[1]:
-        raise RecipeError(
-            f"expand_from: {experiment} was trained on a base with SHA-256 {found[0]}, "
-            f"found one with {found[1]} here; expected the same encoder_conf.base"
-        )
     return before
