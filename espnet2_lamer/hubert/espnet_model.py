@@ -45,9 +45,9 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
         balance_reduction: ``"sum"`` or ``"mean"`` over balanced layers.
         unmasked_weight: u, fairseq's ``pred_nomask_weight``; 0 in HuBERT and Lamer-SSL.
         feature_penalty: w, for training the convolution stack.
-        distill_weight: d, of the distance to the frozen base on replayed speech, see
-            :func:`distillation_sums`; not in the paper, 0 leaves it out. With it the
-            loss, though no input of the network, depends on the data ``lang``.
+        distill_weight: d, of the mean cosine distance of the transformer's output to
+            the frozen base's on replayed speech; not in the paper, 0 leaves it out.
+            With it the loss, though no input of the network, depends on ``lang``.
         logit_temp: Temperature of the cosine logits.
         amp_dtype: ``none``, ``bf16`` (also on CPU) or ``fp16``.
         vocab_size: Unused. ESPnet's own task, which S3PRL calls, passes it and those
@@ -167,12 +167,8 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
             )
             distilled = None
             if self._distills:
-                replayed = replayed_utterances(
-                    kwargs.get("lang"), self.replay_numbers, self.encoder
-                )
-                distilled = distillation_sums(
-                    self.encoder, output, speech, speech_lengths, mask, replayed
-                )
+                lang = kwargs.get("lang")
+                distilled = self._distilled(output, speech, speech_lengths, mask, lang)
         mask = mask[:, : output.real.shape[1]]
         loss, stats, weight = self._loss(output, text, mask, record, distilled)
         if "lang" in kwargs:
@@ -247,6 +243,50 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
         stats["loss"] = loss.detach()
         return loss, stats, weight
 
+    def _distilled(
+        self,
+        output: MaskedPrediction,
+        speech: Tensor,
+        lengths: Tensor,
+        mask: Tensor,
+        lang: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        r"""Distance of the model's output from the base's, on replayed utterances.
+
+        With R their real frames, masked or not, :math:`h_t` the transformer's output
+        and :math:`h^0_t` that of the base (the same network with its experts switched
+        off) for the same input, masks included,
+
+        .. math:: L_{dist} = \frac{1}{|R|} \sum_{t \in R} (1 - \cos(h_t, h^0_t))
+
+        Only the model gets a gradient.
+
+        Returns:
+            The sum over R and :math:`|R|`, scalars; 0 and 0 where nothing is replayed.
+        """
+        if self.encoder.lamer is None:
+            raise RecipeError(
+                "model_conf.distill_weight: found above 0 without encoder_conf.lamer, "
+                "expected experts: the base must stay to be the teacher"
+            )
+        if lang is None or not self.replay_numbers:
+            raise RecipeError(
+                "model_conf.distill_weight: found above 0 without replayed languages, "
+                "expected the data `lang`, --langs and --replay_langs, as the recipe "
+                "gives them (run.sh --replay_langs)"
+            )
+        numbers = torch.tensor(self.replay_numbers, device=lang.device)
+        replayed = torch.isin(lang.reshape(-1), numbers)
+        if not bool(replayed.any()):
+            return output.hidden.sum() * 0.0, output.hidden.new_zeros(())
+        rows = replayed.nonzero().squeeze(-1)
+        with torch.no_grad(), experts_off(self.encoder):
+            base = self.encoder(speech[rows], lengths[rows], mask[rows]).hidden
+        real = output.real[rows]
+        mine, theirs = output.hidden[rows][real], base[real]
+        distance = 1.0 - F.cosine_similarity(mine.float(), theirs.float(), dim=-1)
+        return distance.sum(), real.sum().float()
+
     def collect_feats(
         self, speech: Tensor, speech_lengths: Tensor, **kwargs: Tensor
     ) -> dict[str, Tensor]:
@@ -266,59 +306,3 @@ def index_mask(indices: Tensor, num_frames: int) -> Tensor:
     # Padding lands in an extra last column, which is cut off.
     columns = torch.where(indices < 0, num_frames, indices)
     return mask.scatter_(1, columns, True)[:, :num_frames]
-
-
-def distillation_sums(
-    encoder: LamerHubertEncoder,
-    output: MaskedPrediction,
-    speech: Tensor,
-    lengths: Tensor,
-    mask: Tensor,
-    replayed: Tensor,
-) -> tuple[Tensor, Tensor]:
-    r"""Distance of the model's output from the base's, on replayed utterances.
-
-    With R the real frames of replayed utterances, masked or not, :math:`h_t` the
-    transformer's output and :math:`h^0_t` that of the base (the same network with its
-    experts switched off) for the same input, masks included,
-
-    .. math:: L_{dist} = \frac{1}{|R|} \sum_{t \in R} (1 - \cos(h_t, h^0_t))
-
-    Only the model, which made ``output`` of this batch, gets a gradient. ``speech``
-    is ``[B, n]``, ``mask [B, T]``, ``replayed [B]``.
-
-    Returns:
-        The sum over R and :math:`|R|`, scalars; 0 and 0 where nothing is replayed.
-    """
-    if not bool(replayed.any()):
-        return output.hidden.sum() * 0.0, output.hidden.new_zeros(())
-    rows = replayed.nonzero().squeeze(-1)
-    with torch.no_grad(), experts_off(encoder):
-        base = encoder(speech[rows], lengths[rows], mask[rows]).hidden
-    real = output.real[rows]
-    mine, theirs = output.hidden[rows][real], base[real]
-    distance = 1.0 - F.cosine_similarity(mine.float(), theirs.float(), dim=-1)
-    return distance.sum(), real.sum().float()
-
-
-def replayed_utterances(
-    lang: Tensor | None, replay_numbers: Sequence[int], encoder: LamerHubertEncoder
-) -> Tensor:
-    """Tell which utterances are of replayed languages, ``[B]`` bool.
-
-    Raises:
-        RecipeError: There are no experts, languages ``[B]`` or replayed languages.
-    """
-    if encoder.lamer is None:
-        raise RecipeError(
-            "model_conf.distill_weight: found above 0 without encoder_conf.lamer, "
-            "expected experts: the base must stay to be the teacher"
-        )
-    if lang is None or not replay_numbers:
-        raise RecipeError(
-            "model_conf.distill_weight: found above 0 without replayed languages, "
-            "expected the data `lang`, --langs and --replay_langs, as the recipe gives "
-            "them (run.sh --replay_langs)"
-        )
-    numbers = torch.tensor(list(replay_numbers), device=lang.device)
-    return torch.isin(lang.reshape(-1), numbers)

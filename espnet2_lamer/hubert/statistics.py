@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from espnet2.train.reporter import SubReporter
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -95,12 +94,6 @@ def to_floats(figures: dict[str, Tensor]) -> dict[str, float]:
     if not figures:
         return {}
     return dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
-
-
-def register(reporter: SubReporter, means: dict[str, Tensor], weight: Tensor) -> None:
-    """Tell ESPnet's reporter what :func:`average_figures` gives, in one transfer."""
-    values = to_floats({**means, "": weight})
-    reporter.register(values, values.pop(""))
 
 
 def keep_json_lines(path: Path, key: str, last: int) -> None:

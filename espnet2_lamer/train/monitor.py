@@ -4,7 +4,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -246,13 +246,7 @@ def build_monitor(run: Any) -> ForgettingMonitor | None:
         return None
     sample, control = None, {}
     if run.is_first:
-        sample = monitor_sample(
-            run.valid_factory,
-            options.valid_data_path_and_name_and_type,
-            options.langs,
-            options.monitor_utts,
-            options.seed,
-        )
+        sample = monitor_sample(run.valid_factory, options)
         if options.monitor_control:
             control = read_control(options.monitor_control)
     return ForgettingMonitor(
@@ -287,24 +281,18 @@ def _probe_accuracy(
     return right / frames
 
 
-def monitor_sample(
-    factory: Any,
-    data: Sequence[Sequence[str]],
-    langs: Sequence[str],
-    number: int,
-    seed: int,
-) -> Sample:
-    """Choose ``number`` utterances of each language with a generator of its own.
+def monitor_sample(factory: Any, options: Any) -> Sample:
+    """Choose ``monitor_utts`` utterances of each language by ``seed`` and read them.
 
     Args:
         factory: The validation's ``BucketIterFactory``.
-        data: ESPnet's ``(path, name, type)`` of the validation data. ``phones.ctm`` is
-            looked for beside the speech's file.
-        langs: Names of the languages that the data ``lang`` counts.
+        options: Also ESPnet's description of the validation data, beside whose speech
+            ``phones.ctm`` is looked for, and ``langs``, which the data ``lang`` counts.
 
     Raises:
         RecipeError: An utterance or ``phones.ctm`` cannot be read.
     """
+    data, langs = options.valid_data_path_and_name_and_type, options.langs
     paths = {name: Path(path) for path, name, _ in data}
     numbers = read_table(paths["lang"]) if "lang" in paths else {}
     groups: dict[str, list[str]] = {}
@@ -312,11 +300,11 @@ def monitor_sample(
         index = int(numbers[utt].split()[0]) if utt in numbers else -1
         lang = langs[index] if 0 <= index < len(langs) else ALL
         groups.setdefault(lang, []).append(utt)
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(options.seed)
     speech: dict[str, dict[str, Tensor]] = {}
     for lang, utts in sorted(groups.items()):
-        if len(utts) > number:
-            chosen = generator.choice(len(utts), number, replace=False)
+        if len(utts) > options.monitor_utts:
+            chosen = generator.choice(len(utts), options.monitor_utts, replace=False)
             utts = [utts[i] for i in sorted(chosen)]
         speech[lang] = {
             utt: torch.from_numpy(

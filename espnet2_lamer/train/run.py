@@ -26,7 +26,7 @@ from espnet2_lamer.hubert.statistics import (
     gather,
     is_distributed,
     rank_and_ranks,
-    register,
+    to_floats,
 )
 from espnet2_lamer.train.checkpoint import (
     CheckpointStore,
@@ -336,7 +336,8 @@ class TrainingRun:
                     self._leave(stop)
                 _, figures, weight = model(**to_device(batch, self.device))
                 means, total = average_figures(figures, weight)
-                register(reporter, means, total)
+                values = to_floats(means | {"": total})
+                reporter.register(values, values.pop(""))
                 reporter.next()
             figures = self.model.language_statistics.read()
         stats = self.reporter.stats[self.epoch]

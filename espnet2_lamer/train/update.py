@@ -17,7 +17,6 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.hubert.statistics import (
     average_figures,
     rank_and_ranks,
-    register,
     to_floats,
 )
 from espnet2_lamer.layers.inspection import adapter_kinds
@@ -86,7 +85,8 @@ class Updater:
         self._weight = self._weight + total
         self._names = [*self._names, *names]
         self.pending += 1
-        register(reporter, means, total)
+        values = to_floats(means | {"": total})
+        reporter.register(values, values.pop(""))
         reporter.register({"forward_time": forward, "backward_time": backward})
 
     def step(self, reporter: SubReporter) -> None:

@@ -80,8 +80,17 @@ def data(tmp_path):
     ]
 
 
+def sample_options(data, number=4, seed=0):
+    return SimpleNamespace(
+        valid_data_path_and_name_and_type=data,
+        langs=LANGS,
+        monitor_utts=number,
+        seed=seed,
+    )
+
+
 def sample(data, number=4, seed=0):
-    return monitor_sample(Factory(), data, LANGS, number, seed)
+    return monitor_sample(Factory(), sample_options(data, number, seed))
 
 
 def monitor(model, data, tmp_path, layers=(), epoch=1, updates=0):
@@ -220,7 +229,7 @@ def test_the_sample_is_fixed_by_the_seed_and_bounded(data):
 def test_of_a_long_utterance_only_the_beginning_is_heard(data):
     factory = Factory(1)
     factory.dataset["utt00"][1]["speech"] = np.ones(MAX_SAMPLES + 5, np.float32)
-    found = monitor_sample(factory, data, LANGS, 4, 0)
+    found = monitor_sample(factory, sample_options(data))
     assert found.speech["cmn"]["utt00"].shape == (MAX_SAMPLES,)
 
 
