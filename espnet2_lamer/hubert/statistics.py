@@ -73,15 +73,12 @@ def average_figures(
         the sum of the weights.
     """
     weight = weight.detach().reshape(()).float()
-    named = {k: v for k, v in figures.items() if v is not None}
-    if not named:
-        return {}, global_sums([weight])[0]
-    values = torch.stack(
-        [
-            torch.as_tensor(v, dtype=torch.float32, device=weight.device).reshape(())
-            for v in named.values()
-        ]
-    )
+    named = {
+        key: torch.as_tensor(value, dtype=torch.float32, device=weight.device)
+        for key, value in figures.items()
+        if value is not None
+    }
+    values = torch.stack([value.reshape(()) for value in named.values()])
     known = ~values.isnan()
     sums, weights, total = global_sums(
         [values.masked_fill(~known, 0.0) * weight, known * weight, weight]
