@@ -1,5 +1,6 @@
 """Look into an adapted model: its routing, its base, its parameters."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -7,7 +8,6 @@ from torch import nn
 
 from espnet2_lamer.layers.feed_forward import LamerFeedForward, RoutingRecord
 from espnet2_lamer.layers.lora import LoRAExpertLinear, LoRAExperts
-from espnet2_lamer.layers.router import Router
 
 
 def adapter_kinds(model: nn.Module) -> dict[nn.Parameter, str]:
@@ -83,7 +83,10 @@ def parameter_report(model: nn.Module) -> dict[str, int | float]:
         ``trainable_percent_of_backbone``, ``lora_and_router_percent_of_backbone``,
         ``active_percent_of_backbone``.
     """
-    lora = router = active = head = 0
+    sizes: Counter[str] = Counter()
+    for parameter, kind in adapter_kinds(model).items():
+        sizes[kind] += parameter.numel()
+    active = head = 0
     for module in model.modules():
         if isinstance(module, LamerFeedForward):
             routers = list(module.routers.values())
@@ -91,11 +94,8 @@ def parameter_report(model: nn.Module) -> dict[str, int | float]:
             share = min(top_k or module.num_experts, module.num_experts)
             for child in module.children():
                 if isinstance(child, LoRAExperts):
-                    active += _size(child) // child.num_experts * share
-        elif isinstance(module, LoRAExperts):
-            lora += _size(module)
-        elif isinstance(module, Router):
-            router += _size(module)
+                    size = child.lora_A.numel() + child.lora_B.numel()
+                    active += size // child.num_experts * share
         # Of torchaudio's HuBERTPretrainModel.
         if hasattr(module, "logit_generator"):
             parts = list(module.logit_generator.parameters())
@@ -104,6 +104,7 @@ def parameter_report(model: nn.Module) -> dict[str, int | float]:
             head += sum(p.numel() for p in parts)
     total = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    lora, router = sizes["lora_A"] + sizes["lora_B"], sizes["routers"]
     counts = {
         "total": total,
         "backbone": total - lora - router - head,
@@ -125,7 +126,3 @@ def parameter_report(model: nn.Module) -> dict[str, int | float]:
         share = 100.0 * parts[part] / size if size else 0.0
         percentages[f"{part}_percent_of_{whole}"] = share
     return {**counts, **percentages}
-
-
-def _size(module: LoRAExperts | Router) -> int:
-    return sum(p.numel() for p in module.adapter_parameters().values())
