@@ -1,5 +1,7 @@
-"""How many HuBERT frames an utterance has."""
+"""How many samples a second has, and how many HuBERT frames an utterance."""
 
+#: Of all audio here, in Hz.
+SAMPLE_RATE = 16000
 #: Samples that one frame sees, and samples between frames, at 16 kHz.
 RECEPTIVE_FIELD = 400
 STRIDE = 320

@@ -21,8 +21,7 @@ from espnet2_lamer.recipe.settle import (
     read_ssl_config,
 )
 from espnet2_lamer.tasks.pretrained import load_pretraining_model
-from espnet2_lamer.train.console import espnet_log
-from espnet2_lamer.train.signals import STOP_SIGNALS
+from espnet2_lamer.train.console import STOP_SIGNALS, espnet_log
 from espnet2_lamer.units.labels import check_labels, write_token_list
 
 
