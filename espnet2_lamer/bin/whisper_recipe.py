@@ -12,7 +12,7 @@ from espnet2_lamer.bin.common import (
     run_main,
     words,
 )
-from espnet2_lamer.data.languages import language_code
+from espnet2_lamer.data.sets import language_code
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.recipe.whisper.options import LAST_STAGE, SYSTEMS, WhisperOptions
 from espnet2_lamer.recipe.whisper.systems import CONFIG_OPTIONS

@@ -7,9 +7,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from espnet2_lamer.data.audio import EXTENSIONS
-from espnet2_lamer.data.languages import language_code
-from espnet2_lamer.data.seeds import seed_of
-from espnet2_lamer.data.sets import SPLITS, Utterance, remove_other_sets, write_set
+from espnet2_lamer.data.sampling import seed_of
+from espnet2_lamer.data.sets import (
+    SPLITS,
+    Utterance,
+    language_code,
+    remove_other_sets,
+    write_set,
+)
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.text import read_text

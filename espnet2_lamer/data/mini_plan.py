@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from espnet2_lamer.data.seeds import seed_of
+from espnet2_lamer.data.sampling import seed_of
 from espnet2_lamer.data.texts import Sentence, is_read_in_full, load_sentences
 
 #: Shortest and longest utterance in seconds.

@@ -1,5 +1,6 @@
 """How replay is drawn: uniformly, balanced over speakers or units, shared by hours."""
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Container, Mapping
@@ -11,6 +12,15 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.text import text_lines
 
 METHODS = ("uniform", "temperature", "speaker", "cluster")
+
+
+def seed_of(*parts: object) -> int:
+    """Return a 60-bit seed made of ``parts``, the same on every platform and run.
+
+    With seeds made of names no draw depends on the order of the others.
+    """
+    text = "/".join(str(part) for part in parts)
+    return int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)
 
 
 def sample_replay(durations: Mapping[str, float], hours: float, seed: int) -> set[str]:

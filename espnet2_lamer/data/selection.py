@@ -26,9 +26,9 @@ from espnet2_lamer.data.sampling import (
     METHODS,
     draw_replay,
     sample_replay,
+    seed_of,
     share_hours,
 )
-from espnet2_lamer.data.seeds import seed_of
 from espnet2_lamer.data.sets import Utterance
 from espnet2_lamer.data.skipped import SkippedAudio
 from espnet2_lamer.errors import RecipeError

@@ -1,15 +1,59 @@
-"""Data directories of stage 1: what an utterance is, how a set is written."""
+"""Data directories: languages, what an utterance is, how a set is written."""
 
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from espnet2_lamer.data.corpora import CORPORA, EVAL_DIR, PRETRAIN_DIR
+from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_dir
 from espnet2_lamer.fileio.datadir import write_spk2utt, write_table
 
 SPLITS = ("train", "dev", "test")
+# Other names under which corpora list their languages.
+_ALIASES = {
+    "en": "eng",
+    "en-us": "eng",
+    "en-gb": "eng",
+    "zh": "cmn",
+    "zh-cn": "cmn",
+    "zh-tw": "cmn",
+    "zho": "cmn",
+    "cmn-hans-cn": "cmn",
+    "cmn-hant-tw": "cmn",
+    "zh-hk": "yue",
+    "yue-hant-hk": "yue",
+}
+# ISO 639-2's bibliographic codes, which ISO 639-3 does not have, and its own.
+_BIBLIOGRAPHIC = (
+    "alb:sqi arm:hye baq:eus bur:mya chi:cmn cze:ces dut:nld fre:fra geo:kat ger:deu "
+    "gre:ell ice:isl mac:mkd mao:mri may:msa per:fas rum:ron slo:slk tib:bod wel:cym"
+)
+_ALIASES |= dict(pair.split(":") for pair in _BIBLIOGRAPHIC.split())
+
+
+def language_code(name: str, where: str) -> str:
+    """Return the ISO 639-3 code of a language name.
+
+    Whether a three-letter code has been given to a language is not looked up.
+
+    Args:
+        name: An ISO 639-3 code, or a spelling such as ``en``, ``zh-CN``, ``zh_HK``.
+        where: File and line, for the error.
+
+    Raises:
+        RecipeError: It is neither.
+    """
+    key = name.strip().lower().replace("_", "-")
+    code = _ALIASES.get(key, key)
+    if not re.fullmatch("[a-z]{3}", code):
+        raise RecipeError(
+            f"{where}: unknown language {name!r}; expected a three-letter code of "
+            "ISO 639-3 such as eng, cmn or yue"
+        )
+    return code
 
 
 @dataclass(slots=True)
@@ -47,13 +91,12 @@ def write_set(directory: str | Path, utterances: Sequence[Utterance]) -> None:
         write_table(temporary / "wav.scp", {u.utt_id: u.path for u in utterances})
         write_table(temporary / "utt2lang", {u.utt_id: u.lang for u in utterances})
         write_spk2utt(temporary, {u.utt_id: u.speaker or u.utt_id for u in utterances})
-        for name, key in (
-            ("text", "text"),
-            ("romanisation", "romanisation"),
-            ("utt2source", "source"),
+        for name, values in (
+            ("text", {u.utt_id: u.text for u in utterances}),
+            ("romanisation", {u.utt_id: u.romanisation for u in utterances}),
+            ("utt2source", {u.utt_id: u.source for u in utterances}),
         ):
-            table = {u.utt_id: getattr(u, key) for u in utterances if getattr(u, key)}
-            if table:
+            if table := {utt: value for utt, value in values.items() if value}:
                 write_table(temporary / name, table)
 
 
@@ -66,7 +109,7 @@ def remove_other_sets(
     """Remove what an earlier run with another corpus left, so that none is mixed in.
 
     Args:
-        output_dir: Where stage 1 writes.
+        output_dir: Where data directories go.
         langs: Languages in use; only their sets are looked at.
         sets: Names of sets that stay, such as ``train_eng``.
         corpora: Corpora whose own sets stay.
@@ -74,7 +117,7 @@ def remove_other_sets(
     output_dir = Path(output_dir)
     stale = {output_dir / f"{s}_{lang}" for s in SPLITS for lang in langs}
     stale -= {output_dir / name for name in sets}
-    # Sets of the embedded corpus: later stages would prefer them.
+    # Sets of the embedded corpus, which evaluation would prefer.
     stale |= {path.parent for path in output_dir.glob("*/mini.json")}
     for directory in stale:
         shutil.rmtree(directory, ignore_errors=True)

@@ -33,7 +33,7 @@ General
   --python               Python interpreter (${python})
 
 Data
-  --corpus               local/CORPUS.py: mini | manifest | public corpora, joined, of:
+  --corpus               mini | manifest | public corpora, joined, of:
                          commonvoice thchs30 aishell1 aishell3 fleurs (${corpus})
   --manifest             TSV, or folder of audio per language (${manifest:-none})
   --exclude_sources      sources of the manifest to leave out (${exclude_sources:-none})

@@ -39,7 +39,7 @@ General
   --python           Python interpreter (${python})
 
 Data
-  --corpus           local/CORPUS.py: mini | manifest | public corpora, joined, of:
+  --corpus           mini | manifest | public corpora, joined, of:
                      commonvoice thchs30 aishell1 aishell3 fleurs mhubert147, whose
                      paths are in db.sh (${corpus})
   --manifest         TSV, or folder of audio per language (${manifest:-none})

@@ -1,14 +1,25 @@
 """The books of a corpus: what was found, kept, left out and remarked."""
 
-from collections import Counter
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_text
 
-#: Defects of an archive; more than a set share of them stops the stage.
+#: Defects of an archive; more than a set share of them stops the preparation.
 DEFECTS = ("missing", "empty_file", "unreadable", "broken_row")
 _LISTED = 10
+
+
+@dataclass
+class _Account:
+    """What is booked about one source of a set; ``seconds`` None: not known."""
+
+    kept: int = 0
+    seconds: float | None = 0.0
+    left_out: Counter[str] = field(default_factory=Counter)
+    remarks: Counter[str] = field(default_factory=Counter)
 
 
 class Ledger:
@@ -19,43 +30,30 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        self.rows: Counter[tuple[str, str]] = Counter()
-        self.kept: Counter[tuple[str, str]] = Counter()
-        self.seconds: Counter[tuple[str, str]] = Counter()
-        self.untimed: set[tuple[str, str]] = set()
-        self.left_out: dict[tuple[str, str], Counter[str]] = {}
-        self.remarks: dict[tuple[str, str], Counter[str]] = {}
-        #: (set, source, reason, what) of every defect and duplicate.
-        self.listed: list[tuple[str, str, str, str]] = []
+        self._accounts: dict[tuple[str, str], _Account] = defaultdict(_Account)
+        # Set, source, reason and what it is, of every defect and duplicate.
+        self._listed: list[tuple[str, str, str, str]] = []
 
     def leave_out(self, name: str, source: str, reason: str, what: str = "") -> None:
-        """Book a row that is not used.
+        """Book a row of a set that is not used.
 
-        Args:
-            name: Set.
-            source: Source.
-            reason: One of :data:`DEFECTS`, or a rule such as ``held_out``.
-            what: File or ``file:line``; where it is given the row is listed.
+        ``reason`` is one of :data:`DEFECTS`, or a rule such as ``in_dev_or_test``. With
+        ``what``, a file or ``file:line``, the row is listed.
         """
-        key = (name, source)
-        self.rows[key] += 1
-        self.left_out.setdefault(key, Counter())[reason] += 1
+        self._accounts[name, source].left_out[reason] += 1
         if what:
-            self.listed.append((name, source, reason, what))
+            self._listed.append((name, source, reason, what))
 
     def remark(self, name: str, source: str, what: str) -> None:
         """Book something about a row that is used all the same."""
-        self.remarks.setdefault((name, source), Counter())[what] += 1
+        self._accounts[name, source].remarks[what] += 1
 
     def keep(self, name: str, source: str, seconds: float | None) -> None:
         """Book an utterance that is used; ``seconds`` None: duration unknown."""
-        key = (name, source)
-        self.rows[key] += 1
-        self.kept[key] += 1
-        if seconds is None:
-            self.untimed.add(key)
-        else:
-            self.seconds[key] += seconds
+        account = self._accounts[name, source]
+        account.kept += 1
+        unknown = seconds is None or account.seconds is None
+        account.seconds = None if unknown else account.seconds + seconds
 
     def check_shares(self, max_missing: float, listing: Path) -> None:
         """Raise when more than ``max_missing`` per cent of a set's rows are defective.
@@ -63,14 +61,14 @@ class Ledger:
         Every source of a set is judged by itself, so that a large one does not hide
         that a small one is absent. Rows left out by a rule do not count.
         """
-        for key, reasons in self.left_out.items():
-            bad = sum(reasons[reason] for reason in DEFECTS)
-            rows = self.kept[key] + bad
+        for key, account in self._accounts.items():
+            bad = sum(account.left_out[reason] for reason in DEFECTS)
+            rows = account.kept + bad
             if 100 * bad <= max_missing * rows:
                 continue
             lines = [
                 f"  {reason}: {what}"
-                for *where, reason, what in self.listed
+                for *where, reason, what in self._listed
                 if tuple(where) == key and reason in DEFECTS
             ][:_LISTED]
             if bad > _LISTED:
@@ -84,8 +82,8 @@ class Ledger:
 
     def write_listing(self, path: str | Path) -> None:
         """Write every defect and duplicate as a TSV file with a header."""
-        lines = ["set\tsource\treason\twhat", *("\t".join(row) for row in self.listed)]
-        write_text(path, "\n".join(lines) + "\n")
+        rows = [("set", "source", "reason", "what"), *self._listed]
+        write_text(path, "".join("\t".join(row) + "\n" for row in rows))
 
     def report(self) -> dict[str, dict]:
         """Return the counts per set, then per source.
@@ -93,23 +91,24 @@ class Ledger:
         ``hours`` is None where neither a column nor a header tells the durations.
         """
         sets: dict[str, dict] = {}
-        for key in sorted({*self.rows, *self.remarks}):
-            name, source = key
-            entry = sets.setdefault(
-                name, {"utterances": 0, "hours": 0.0, "sources": {}}
-            )
-            hours = None if key in self.untimed else self.seconds[key] / 3600
-            entry["utterances"] += self.kept[key]
-            unknown = hours is None or entry["hours"] is None
-            entry["hours"] = None if unknown else entry["hours"] + hours
+        hours: dict[str, list[float | None]] = {}
+        for (name, source), account in sorted(
+            self._accounts.items(), key=lambda item: item[0]
+        ):
+            own = None if account.seconds is None else account.seconds / 3600
+            hours.setdefault(name, []).append(own)
+            entry = sets.setdefault(name, {"utterances": 0, "hours": 0, "sources": {}})
+            entry["utterances"] += account.kept
+            entry["hours"] = _total(hours[name])
             entry["sources"][source] = {
-                "rows": self.rows[key],
-                "utterances": self.kept[key],
-                "hours": None if hours is None else round(hours, 4),
-                "left_out": dict(sorted(self.left_out.get(key, {}).items())),
-                "remarks": dict(sorted(self.remarks.get(key, {}).items())),
+                "rows": account.kept + account.left_out.total(),
+                "utterances": account.kept,
+                "hours": _total([own]),
+                "left_out": dict(sorted(account.left_out.items())),
+                "remarks": dict(sorted(account.remarks.items())),
             }
-        for entry in sets.values():
-            if entry["hours"] is not None:
-                entry["hours"] = round(entry["hours"], 4)
         return sets
+
+
+def _total(hours: list[float | None]) -> float | None:
+    return None if None in hours else round(sum(hours), 4)
