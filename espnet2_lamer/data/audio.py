@@ -2,16 +2,15 @@
 
 import io
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.data.audio_decoding import (
     Source,
     Unusable,
@@ -25,17 +24,16 @@ from espnet2_lamer.fileio.atomic import atomic_path
 from espnet2_lamer.fileio.hashing import sha256_value
 from espnet2_lamer.fileio.system import check_space
 
-SAMPLE_RATE = 16000
 #: What libsndfile decodes and the recipe accepts.
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 _KEPT_AS_THEY_ARE = ("WAV", "WAVEX", "RF64", "FLAC")
-_BATCH = 16
 # Headers read before a set is converted, and the least that a second of speech takes:
 # a third of its 16-bit samples. Who has less room will not come to the end.
 _SOME = 200
 _FLAC_BYTES_PER_SECOND = 2 * SAMPLE_RATE / 3
 # A process pays from this many files on: its start takes as long as reading them.
 _FILES_PER_PROCESS = 500
+_BATCH = 16
 # Half a step of 16 bits: quieter files are all zeros when they are converted.
 _SILENCE = 2.0**-16
 # Raised when files are checked in another way: those converted before are made anew.
@@ -90,15 +88,15 @@ def prepare_audio(
 
     Raises:
         RecipeError: Files are missing, empty, truncated, not audio, silent, hold NaN,
-            or are not what their headers say (``data.decoding.decode`` tells what can
+            or are not what their headers say (``audio_decoding.decode`` tells what can
             be seen): any without ``skipped``, too many with it. All are counted, the
             first 10 named.
     """
     _check_room(wavs, Path(audio_dir))
-    return _checked(
-        over_files(_prepare, wavs, nj, "check audio", str(audio_dir), fingerprints),
-        *(wavs, wav_scp, skipped),
+    prepared = over_files(
+        _prepare, wavs, nj, "check audio", str(audio_dir), fingerprints
     )
+    return _checked(prepared, wavs, wav_scp, skipped)
 
 
 def header_seconds(
@@ -113,10 +111,8 @@ def header_seconds(
         RecipeError: Files are missing, empty or not audio: any without ``skipped``, too
             many with it.
     """
-    return _checked(
-        over_files(file_seconds, wavs, nj, "read durations"),
-        *(wavs, wav_scp, skipped),
-    )
+    durations = over_files(file_seconds, wavs, nj, "read durations")
+    return _checked(durations, wavs, wav_scp, skipped)
 
 
 def read_16k(path: str) -> np.ndarray:
@@ -142,44 +138,26 @@ def over_files(
         Utterance, result and an empty string, or None and why the file is unusable; in
         the order of ``wavs``.
     """
+    from joblib import Parallel, delayed
     from tqdm import tqdm
 
     nj = min(nj, max(1, len(wavs) // _FILES_PER_PROCESS))
-    bar = tqdm(
-        total=len(wavs), desc=description, unit="file", disable=not sys.stderr.isatty()
-    )
-    with bar:
-        for part in _map_batches(function, _batches(wavs.items()), args, nj):
-            for item in part:
-                yield item
-                bar.update()
-
-
-def _map_batches(function, batches, args, nj: int) -> Iterator[list[tuple]]:
+    calls = [(function, utt, path, *args) for utt, path in wavs.items()]
     if nj == 1:
-        for batch in batches:
-            yield _apply(function, batch, args)
-        return
-    from joblib import Parallel, delayed
-
-    with Parallel(n_jobs=nj, return_as="generator") as parallel:
-        yield from parallel(delayed(_apply)(function, batch, args) for batch in batches)
-
-
-def _batches(items: Iterable) -> Iterator[list]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, _BATCH)):
-        yield batch
+        results = (_try(*call) for call in calls)
+    else:
+        parallel = Parallel(n_jobs=nj, batch_size=_BATCH, return_as="generator")
+        results = parallel(delayed(_try)(*call) for call in calls)
+    yield from tqdm(
+        results, desc=description, total=len(calls), unit="file", disable=None
+    )
 
 
-def _apply(function, batch: list[tuple[str, str]], args: tuple) -> list[tuple]:
-    results = []
-    for utt, path in batch:
-        try:
-            results.append((utt, function(utt, path, *args), ""))
-        except Unusable as error:
-            results.append((utt, None, str(error)))
-    return results
+def _try(function: Callable[..., Any], utt: str, path: str, *args: Any) -> tuple:
+    try:
+        return utt, function(utt, path, *args), ""
+    except Unusable as error:
+        return utt, None, str(error)
 
 
 def _checked(items, wavs, wav_scp, skipped: SkippedAudio | None) -> dict:
@@ -206,9 +184,10 @@ def file_seconds(utt: str, path: str) -> float:
 def _prepare(utt: str, path: str, audio_dir: str, fingerprints: bool) -> Audio:
     with open_audio(path) as source:
         rate = source.file.samplerate
-        change = _changes(source)
+        changes = _changes(source)
+        change = any(changes.values())
         converted = Path(audio_dir) / f"{utt}.flac"
-        known = _already_converted(path, converted) if any(change.values()) else None
+        known = _already_converted(path, converted) if change else None
         if known is None:
             samples = decode(source)
             seconds = (source.frames or len(samples)) / rate
@@ -217,15 +196,15 @@ def _prepare(utt: str, path: str, audio_dir: str, fingerprints: bool) -> Audio:
     if known is None:
         mono = _to_16k_mono(samples, rate)
         known = len(mono)
-        if any(change.values()):
+        if change:
             _write(mono, path, converted)
     elif fingerprints:
         mono = read_16k(converted.as_posix())
     return Audio(
-        converted.as_posix() if any(change.values()) else path,
+        converted.as_posix() if change else path,
         known,
         seconds,
-        **change,
+        **changes,
         fingerprint=fingerprint(mono, QUERY_STEP) if fingerprints else None,
     )
 
@@ -287,13 +266,7 @@ def _already_converted(path: str, converted: Path) -> int | None:
 
 
 def write_flac(path: Path, samples: np.ndarray, rate: int, comment: str = "") -> None:
-    """Write mono audio as 16-bit FLAC.
-
-    Args:
-        path: The file; not written by rename.
-        samples: ``[n]``, float in -1 to 1, or int16.
-        rate: In Hz.
-        comment: Goes into the file's metadata.
+    """Write mono audio, float in -1 to 1, as 16-bit FLAC; not by rename.
 
     Raises:
         OSError: It cannot be written.

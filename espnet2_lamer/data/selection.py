@@ -1,18 +1,18 @@
-"""Stage 2's selection: new languages whole, old ones as a replay sample."""
+"""Selection: new languages whole, old ones as a replay sample."""
 
 import logging
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 from espnet2_lamer.data.audio import header_seconds
 from espnet2_lamer.data.formatting import (
+    UNNAMED,
     FormattedSet,
     check_unique,
     collect_set,
-    log_report,
 )
-from espnet2_lamer.data.hours import PAPER_HOURS, hours_by_source, log_hours
 from espnet2_lamer.data.overlap import (
     Clip,
     Overlap,
@@ -34,6 +34,12 @@ from espnet2_lamer.data.skipped import SkippedAudio
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table
+
+#: Hours of the paper's continual pretraining (Lamer-SSL, section 3.1).
+PAPER_HOURS = {"yue": 105.072, "cmn": 341.867, "eng": 100.555}
+# Differences up to this share are not warned about; the paper's own 100 hours of
+# English are 100.555.
+_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,10 @@ class Selection:
         """All of them."""
         return [*self.new_langs, *self.replay_langs]
 
+    def usable(self, seconds: Mapping[str, float]) -> dict[str, float]:
+        """Return the utterances whose length is within the limits."""
+        return {u: s for u, s in seconds.items() if self.min_s <= s <= self.max_s}
+
 
 def prepare_ssl_data(
     data_dir: str | Path,
@@ -84,19 +94,19 @@ def prepare_ssl_data(
     compare_hours: bool = False,
     lists: Mapping[str, Iterable[Utterance]] | None = None,
 ) -> dict:
-    """Write the data of continual pretraining (stage 2).
+    """Write the data of continual pretraining.
 
     Reads ``<data_dir>/train_<lang>`` and ``dev_<lang>``, and the evaluation sets for
     overlap; writes into ``<dump_dir>/raw``, each by rename, ``ssl_train``, ``ssl_dev``,
     ``hours.json``, ``overlap.tsv`` and ``skipped_audio.tsv``. Converted audio is in
-    ``<dump_dir>/raw/audio`` and is reused when the stage runs again.
+    ``<dump_dir>/raw/audio`` and is reused the next time.
 
     Clips whose headers cannot be read, and those found in an evaluation set by id or
     transcript, are out before replay is drawn. What only decoding and fingerprints show
     afterwards is taken out of the sample and not replaced.
 
     Args:
-        data_dir: Output of stage 1.
+        data_dir: Prepared corpora.
         dump_dir: Root of the dump.
         selection: What to take.
         nj: Processes.
@@ -113,16 +123,16 @@ def prepare_ssl_data(
     """
     data_dir, raw = Path(data_dir), Path(dump_dir) / "raw"
     _check(selection)
-    sets = {
-        split: {lang: _language_dir(data_dir, split, lang) for lang in selection.langs}
+    train_dirs, dev_dirs = (
+        {lang: _language_dir(data_dir, split, lang) for lang in selection.langs}
         for split in ("train", "dev")
-    }
-    check_unique([d for split in sets.values() for d in split.values()])
+    )
+    check_unique([*train_dirs.values(), *dev_dirs.values()])
     skipped = SkippedAudio(raw / "skipped_audio.tsv", selection.max_bad_audio)
 
     clips = {
         lang: _read_clips(folder, lang, nj, skipped)
-        for lang, folder in sets["train"].items()
+        for lang, folder in train_dirs.items()
     }
     evaluation = read_evaluation(data_dir, selection.langs, nj, lists)
     overlaps = match_names([c for cs in clips.values() for c in cs], evaluation)
@@ -133,11 +143,11 @@ def prepare_ssl_data(
             for lang, own in clips.items()
         }
         _check_left(left, overlaps, raw / "overlap.tsv")
-    keep, languages = _choose(clips, sets["train"], selection, named)
+    keep, languages = _choose(clips, train_dirs, selection, named)
 
-    train = _format(sets["train"], raw / "audio", selection, nj, keep, skipped, True)
-    keep_dev = _choose_dev(sets["dev"], selection, nj, skipped)
-    dev = _format(sets["dev"], raw / "audio", selection, nj, keep_dev, skipped)
+    train = _format(train_dirs, raw / "audio", selection, nj, keep, skipped, True)
+    keep_dev = _choose_dev(dev_dirs, selection, nj, skipped)
+    dev = _format(dev_dirs, raw / "audio", selection, nj, keep_dev, skipped)
     unnamed = [
         clip
         for own in clips.values()
@@ -151,7 +161,7 @@ def prepare_ssl_data(
         left = {lang: counts["utterances"] for lang, counts in train.report.items()}
         _check_left(left, overlaps, raw / "overlap.tsv")
 
-    sources = hours_by_source(train)
+    sources = train.hours_by_source()
     counts = overlap_counts(overlaps)
     for lang, entry in languages.items():
         # Utterances of other lengths were left out of a replay before the draw.
@@ -161,7 +171,7 @@ def prepare_ssl_data(
             train.report[lang],
             paper_hours=PAPER_HOURS.get(lang),
             overlap=counts.get(lang, {}),
-            skipped_audio=skipped.counts[sets["train"][lang].name],
+            skipped_audio=skipped.counts[train_dirs[lang].name],
             sources=sources[lang],
             dev=dev.report[lang],
         )
@@ -180,8 +190,8 @@ def prepare_ssl_data(
     write_overlaps(raw / "overlap.tsv", overlaps)
     skipped.write()
     write_json(raw / "hours.json", hours)
-    log_report("ssl_train", train.report)
-    log_report("ssl_dev", dev.report)
+    train.log("ssl_train")
+    dev.log("ssl_dev")
     _log_overlap(counts, raw / "overlap.tsv", selection.drop_overlap)
     log_hours(hours, compare_hours)
     return hours
@@ -210,12 +220,10 @@ def _choose(
     languages, usable = {}, {}
     for lang in selection.langs:
         left = {c.utt_id: c.seconds for c in clips[lang] if c.utt_id not in named}
-        usable[lang] = {
-            utt: s for utt, s in left.items() if selection.min_s <= s <= selection.max_s
-        }
+        usable[lang] = selection.usable(left)
         languages[lang] = {
             "role": "new",
-            "available_hours": round(sum(usable[lang].values()) / 3600, 4),
+            "available_hours": round(_hours(usable[lang]), 4),
             "whole_language": True,
         }
         if lang in selection.new_langs:
@@ -225,27 +233,32 @@ def _choose(
         short = sum(s < selection.min_s for s in left.values())
         long = sum(s > selection.max_s for s in left.values())
         languages[lang].update(role="replay", dropped_short=short, dropped_long=long)
-    wanted = _wanted_hours(usable, selection)
+    wanted = dict.fromkeys(selection.replay_langs, selection.replay_hours)
+    if selection.replay_sampling == "temperature":
+        there = {lang: _hours(usable[lang]) for lang in selection.replay_langs}
+        total = selection.replay_hours * len(there)
+        wanted = share_hours(there, total, selection.replay_alpha)
     for lang in selection.replay_langs:
-        speakers = {}
-        if selection.replay_sampling == "speaker":
-            utt2spk = folders[lang] / "utt2spk"
-            speakers = read_table(utt2spk) if utt2spk.is_file() else {}
+        utt2spk = folders[lang] / "utt2spk"
+        by_speaker = selection.replay_sampling == "speaker" and utt2spk.is_file()
         keep |= draw_replay(
             usable[lang],
             wanted[lang],
             seed_of(selection.seed, "replay", lang),
             selection.replay_sampling,
-            speakers,
+            read_table(utt2spk) if by_speaker else {},
             selection.replay_clusters,
             lang,
         )
-        available = sum(usable[lang].values()) / 3600
         languages[lang].update(
             wanted_hours=round(wanted[lang], 4),
-            whole_language=available <= wanted[lang],
+            whole_language=_hours(usable[lang]) <= wanted[lang],
         )
     return keep, languages
+
+
+def _hours(seconds: Mapping[str, float]) -> float:
+    return sum(seconds.values()) / 3600
 
 
 def _choose_dev(
@@ -258,13 +271,8 @@ def _choose_dev(
     for lang, folder in folders.items():
         wav_scp = folder / "wav.scp"
         seconds = header_seconds(read_table(wav_scp), wav_scp, nj, skipped)
-        usable = {
-            utt: s
-            for utt, s in seconds.items()
-            if selection.min_s <= s <= selection.max_s
-        }
-        hours = sum(usable.values()) / 3600
-        if hours <= selection.dev_hours:
+        usable = selection.usable(seconds)
+        if _hours(usable) <= selection.dev_hours:
             # All of them, so that those of other lengths are counted.
             keep.update(seconds)
             continue
@@ -272,65 +280,56 @@ def _choose_dev(
         keep |= sample_replay(usable, selection.dev_hours, seed)
         logging.info(
             "%s: %g of %.3f h of the dev set drawn for validation (--dev_hours)",
-            *(lang, selection.dev_hours, hours),
+            lang,
+            selection.dev_hours,
+            _hours(usable),
         )
     return keep
 
 
-def _wanted_hours(
-    usable: dict[str, dict[str, float]], selection: Selection
-) -> dict[str, float]:
-    if selection.replay_sampling != "temperature":
-        return dict.fromkeys(selection.replay_langs, selection.replay_hours)
-    return share_hours(
-        {lang: sum(usable[lang].values()) / 3600 for lang in selection.replay_langs},
-        selection.replay_hours * len(selection.replay_langs),
-        selection.replay_alpha,
-    )
-
-
 def _check(selection: Selection) -> None:
     langs = selection.langs
-    if not selection.new_langs:
-        raise RecipeError("--new_langs: empty; name at least one language to learn")
     twice = sorted({lang for lang in langs if langs.count(lang) > 1})
-    if twice:
-        raise RecipeError(
+    hours, method = selection.replay_hours, selection.replay_sampling
+    problems = [
+        (
+            not selection.new_langs,
+            "--new_langs: empty; name at least one language to learn",
+        ),
+        (
+            twice,
             f"--new_langs/--replay_langs: {' '.join(twice)} named twice; a language is "
-            "either new or replayed"
-        )
-    if selection.replay_langs and not selection.replay_hours > 0:
-        raise RecipeError(
-            f"--replay_hours: found {selection.replay_hours:g}, expected more than 0; "
-            "leave --replay_langs empty to train without replay"
-        )
-    if selection.replay_sampling not in METHODS:
-        raise RecipeError(
-            f"--replay_sampling: found {selection.replay_sampling!r}, expected one of "
-            f"{' '.join(METHODS)}"
-        )
-    for name, most in (("replay_alpha", 1), ("max_bad_audio", 100)):
+            "either new or replayed",
+        ),
+        (
+            selection.replay_langs and not hours > 0,
+            f"--replay_hours: found {hours:g}, expected more than 0; leave "
+            "--replay_langs empty to train without replay",
+        ),
+        (
+            method not in METHODS,
+            f"--replay_sampling: found {method!r}, expected one of {' '.join(METHODS)}",
+        ),
+    ]
+    for name, most in (("replay_alpha", 1), ("max_bad_audio", 100), ("dev_hours", inf)):
         value = getattr(selection, name)
-        if not 0 <= value <= most:
-            raise RecipeError(f"--{name}: found {value:g}, expected 0 to {most}")
-    if not selection.dev_hours >= 0:
-        raise RecipeError(
-            f"--dev_hours: found {selection.dev_hours:g}, expected 0 (all) or more"
-        )
+        expected = f"0 to {most}" if most < inf else "0 (all) or more"
+        message = f"--{name}: found {value:g}, expected {expected}"
+        problems.append((not 0 <= value <= most, message))
+    for wrong, message in problems:
+        if wrong:
+            raise RecipeError(message)
 
 
 def _language_dir(data_dir: Path, split: str, lang: str) -> Path:
     directory = data_dir / f"{split}_{lang}"
     wav_scp = directory / "wav.scp"
-    if not wav_scp.is_file():
+    found = wav_scp.is_file()
+    if not found or not read_table(wav_scp):
         raise RecipeError(
-            f"{wav_scp}: file not found, so language {lang} has no {split} utterances; "
-            "run stage 1, or take the language out of --new_langs/--replay_langs"
-        )
-    if not read_table(wav_scp):
-        raise RecipeError(
-            f"{wav_scp}: language {lang} has no {split} utterances; add data, or take "
-            "the language out of --new_langs/--replay_langs"
+            f"{wav_scp}: {'' if found else 'file not found, so '}language {lang} has "
+            f"no {split} utterances; prepare a corpus that has them, or take the "
+            "language out of --new_langs/--replay_langs"
         )
     return directory
 
@@ -354,20 +353,15 @@ def _format(
         skipped,
         fingerprints,
     )
-    limits = f"{selection.min_s:g} and {selection.max_s:g} s"
     for lang, directory in directories.items():
-        counts = formatted.report.get(lang)
-        if counts is None:
-            raise RecipeError(
-                f"{directory}: no {lang} utterance is left between {limits}, or "
-                "utt2lang there names other languages"
-            )
-        if not counts["utterances"]:
+        counts = formatted.report.get(lang, {})
+        if not counts.get("utterances"):
             raise RecipeError(
                 f"{directory / 'wav.scp'}: language {lang} has no utterance between "
-                f"{limits} ({counts['dropped_short']} shorter, "
-                f"{counts['dropped_long']} longer); join or cut utterances, or change "
-                "the limits"
+                f"{selection.min_s:g} and {selection.max_s:g} s "
+                f"({counts.get('dropped_short', 0)} shorter, "
+                f"{counts.get('dropped_long', 0)} longer), or utt2lang there names "
+                "other languages; join or cut utterances, or change the limits"
             )
     return formatted
 
@@ -395,3 +389,48 @@ def _log_overlap(counts, report: Path, dropped: bool) -> None:
             "left out" if dropped else "stay (--drop_overlap false)",
             report,
         )
+
+
+def log_hours(hours: dict, compare: bool = False) -> None:
+    """Log ``hours.json``; with ``compare``, warn where the paper's hours are missed."""
+    logging.info("pretraining hours by language and corpus (the paper's beside them):")
+    for lang, entry in hours["languages"].items():
+        paper = entry["paper_hours"]
+        logging.info(
+            "  %s %-6s %9.3f of %9.3f h available   paper %s",
+            lang,
+            entry["role"],
+            entry["hours"],
+            entry["available_hours"],
+            f"{paper:.3f}" if paper else "-",
+        )
+        for source, counts in entry["sources"].items():
+            if source != UNNAMED:
+                logging.info(
+                    "      %-24s %9.3f h, %d utterances",
+                    source,
+                    counts["hours"],
+                    counts["utterances"],
+                )
+        if entry["role"] == "replay" and entry["whole_language"]:
+            logging.info(
+                "  %s: %g h wanted, %.3f there: the whole language is used, nothing "
+                "is repeated",
+                lang,
+                entry["wanted_hours"],
+                entry["available_hours"],
+            )
+    for lang, expected in PAPER_HOURS.items() if compare else ():
+        found = hours["languages"].get(lang, {}).get("hours")
+        if found is None:
+            logging.warning("%s: none, the paper has %.3f h", lang, expected)
+        elif abs(found - expected) > _TOLERANCE * expected:
+            logging.warning(
+                "%s: %.3f h, %.3f h (%.1f %%) %s than the paper's %.3f h",
+                lang,
+                found,
+                abs(found - expected),
+                100 * abs(found - expected) / expected,
+                "more" if found > expected else "less",
+                expected,
+            )

@@ -30,11 +30,7 @@ def refuse(
     problems: Mapping[str, str],
     more: str = "",
 ) -> None:
-    """Raise for unusable audio.
-
-    Raises:
-        RecipeError: Always; all files are counted, the first 10 named.
-    """
+    """Raise ``RecipeError`` for unusable audio: all counted, the first 10 named."""
     listed = list(problems.items())[:_LISTED]
     lines = [f"  {utt} {wavs[utt]}: {problem}" for utt, problem in listed]
     if len(problems) > len(listed):
@@ -63,33 +59,25 @@ class SkippedAudio:
     def add(
         self, wav_scp: str | Path, wavs: Mapping[str, str], problems: Mapping[str, str]
     ) -> None:
-        """Take in what one check of a set found.
-
-        Args:
-            wav_scp: The set's; its folder names the set.
-            wavs: Every file that was checked.
-            problems: Utterance id to reason.
+        """Take in what one check of a set found: utterance id to reason.
 
         Raises:
             RecipeError: Too many of these files, or of the set's in all checks.
         """
+        # The folder of wav.scp names the set.
         name = Path(wav_scp).parent.name
         self._rows += [(name, utt, wavs[utt], why) for utt, why in problems.items()]
         # A later check of the same set leaves out what an earlier one found.
         self._files[name] = max(self._files[name], len(wavs))
-        files = self._files[name]
-        if (
-            len(problems) <= allowed_bad(len(wavs), self.max_percent)
-            and self.counts[name] <= allowed_bad(files, self.max_percent)
-        ) or not problems:
-            return
-        self.write()
         allowed = allowed_bad(len(wavs), self.max_percent)
-        more = (
-            f" ({self.report} lists all; --max_bad_audio {self.max_percent:g} lets "
-            f"{allowed} of {len(wavs)} pass)"
-        )
-        refuse(wav_scp, wavs, problems, more)
+        in_all = allowed_bad(self._files[name], self.max_percent)
+        if problems and (len(problems) > allowed or self.counts[name] > in_all):
+            self.write()
+            more = (
+                f" ({self.report} lists all; --max_bad_audio {self.max_percent:g} lets "
+                f"{allowed} of {len(wavs)} pass)"
+            )
+            refuse(wav_scp, wavs, problems, more)
 
     @property
     def counts(self) -> Counter[str]:
@@ -107,5 +95,8 @@ class SkippedAudio:
             logging.warning(
                 "%s: %d of %d utterances skipped because their audio cannot be used, "
                 "see %s",
-                *(name, count, self._files[name], self.report),
+                name,
+                count,
+                self._files[name],
+                self.report,
             )
