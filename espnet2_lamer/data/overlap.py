@@ -4,9 +4,9 @@ import logging
 import os
 import re
 import unicodedata
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from espnet2_lamer.data.audio import file_seconds, over_files, read_16k
@@ -27,19 +27,18 @@ _COMMON_VOICE = re.compile(r"common_voice_[A-Za-z-]+_\d+")
 _FEWEST_DIGITS = 6
 # Durations are multiples of a sample; a microsecond is none.
 _ROUNDING = 1e-6
+_HEADER = (
+    "utt_id\tlang\tmatched_by\tevaluation_set\tevaluation_utt_id\tseconds"
+    "\tevaluation_seconds\tdistance"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
     """One utterance that is looked up, or looked for.
 
-    Attributes:
-        utt_id: In its data directory.
-        path: Audio file.
-        lang: ISO 639-3 code.
-        seconds: Duration.
-        text: Transcript, or empty.
-        sets: Evaluation sets that have this file, such as ``eval/fleurs/test_eng``.
+    ``sets`` are the evaluation sets that have this file, such as
+    ``eval/fleurs/test_eng``.
     """
 
     utt_id: str
@@ -95,43 +94,44 @@ def read_evaluation(
     nj: int = 1,
     lists: Mapping[str, Iterable[Utterance]] | None = None,
 ) -> list[Clip]:
-    """Read :func:`evaluation_dirs`, every file once.
+    """Read :func:`evaluation_dirs`, every file once, in ``nj`` processes.
 
-    Files that cannot be read are warned about and left out here, as they are by the
-    stage that formats evaluation sets.
-
-    Args:
-        data_dir: Output of stage 1.
-        langs: ISO 639-3 codes.
-        nj: Processes.
-        lists: Evaluation sets that are no data directories yet, by name.
+    Files that cannot be read are warned about and left out here, as they are where
+    evaluation sets are formatted. ``lists`` are evaluation sets that are no data
+    directories yet, by name.
     """
     data_dir = Path(data_dir)
-    found: dict[str, dict] = {}
+    # Absolute path of a file to the sets that have it, and the utterance there.
+    sets: dict[str, list[str]] = {}
+    found: dict[str, Utterance] = {}
 
-    def add(name: str, lang: str, utt: str, path: str, text: str) -> None:
-        clip = found.setdefault(os.path.abspath(path), {"utt_id": utt, "sets": []})
-        clip["lang"] = lang
-        clip["text"] = clip.get("text") or text
-        clip["sets"].append(name)
+    def add(name: str, utterance: Utterance) -> None:
+        path = os.path.abspath(utterance.path)
+        sets.setdefault(path, []).append(name)
+        known = found.setdefault(path, replace(utterance))
+        known.lang, known.text = utterance.lang, known.text or utterance.text
 
     for folder in evaluation_dirs(data_dir, langs):
         name = folder.relative_to(data_dir).as_posix()
+        lang = name.rpartition("_")[2]
         text = folder / "text"
         texts = read_table(text) if text.is_file() else {}
         for utt, path in read_table(folder / "wav.scp").items():
-            add(name, name.rpartition("_")[2], utt, path, texts.get(utt, ""))
+            add(name, Utterance(utt, path, lang, text=texts.get(utt, "")))
     for name, utterances in (lists or {}).items():
-        for u in utterances:
-            add(name, u.lang, u.utt_id, u.path, u.text)
+        for utterance in utterances:
+            add(name, utterance)
     clips, problems = [], []
     wavs = {path: path for path in found}
     for path, seconds, problem in over_files(file_seconds, wavs, nj, "evaluation sets"):
         if problem:
             problems.append(f"{path}: {problem}")
             continue
-        sets = tuple(found[path].pop("sets"))
-        clips.append(Clip(path=path, seconds=seconds, sets=sets, **found[path]))
+        known = found[path]
+        clip = Clip(
+            known.utt_id, path, known.lang, seconds, known.text, tuple(sets[path])
+        )
+        clips.append(clip)
     if problems:
         logging.warning(
             "%d evaluation files cannot be read, so overlap with them is not seen; "
@@ -143,13 +143,12 @@ def read_evaluation(
 
 
 def clip_ids(utt_id: str, path: str) -> tuple[set[str], set[str]]:
-    """Return the names by which a clip can be recognised elsewhere.
+    """Return the sure and the likely names by which a clip can be recognised elsewhere.
 
-    Returns:
-        Sure ones (the file itself, and CommonVoice's clip number wherever it stands in
-        the id or the file's name), and likely ones: the id and the file's name, where
-        they have 6 digits or more; language, duration and transcripts must agree as
-        well, since one number may be in two corpora.
+    Sure are the file itself, and CommonVoice's clip number wherever it stands in the id
+    or the file's name. Likely are the id and the file's name where they have 6 digits
+    or more; language, duration and transcripts must agree as well, since one number may
+    be in two corpora.
     """
     stem = Path(path).stem
     sure = {os.path.abspath(path)}
@@ -215,13 +214,9 @@ def match_audio(
 ) -> list[Overlap]:
     """Find clips by the fingerprints of their audio.
 
-    Only clips of one language whose durations differ by at most 0.1 s are compared.
-
-    Args:
-        clips: Of pretraining.
-        prints: Utterance to fingerprint of all ``clips``, with frames 0.1 s apart.
-        evaluation: Their files are read where the duration fits.
-        nj: Processes that read them.
+    Only clips of one language whose durations differ by at most 0.1 s are compared, and
+    only files of ``evaluation`` with such a duration are read, in ``nj`` processes.
+    ``prints`` holds fingerprints of all ``clips`` with frames 0.1 s apart.
     """
     candidates = _with_neighbours(sorted(evaluation, key=lambda c: c.path), clips)
     by_lang: dict[str, tuple[list[Clip], list[Fingerprint]]] = {}
@@ -259,35 +254,35 @@ def _with_neighbours(clips: Sequence[Clip], others: Sequence[Clip]) -> list[Clip
         durations.setdefault(other.lang, []).append(other.seconds)
     for seconds in durations.values():
         seconds.sort()
-    kept = []
-    for clip in clips:
+    reach = DURATION_TOLERANCE + _ROUNDING
+
+    def near(clip: Clip) -> int:
         seconds = durations.get(clip.lang, [])
-        low = clip.seconds - DURATION_TOLERANCE - _ROUNDING
-        nearest = bisect_left(seconds, low)
-        if nearest < len(seconds) and _agree(
-            clip, Clip("", "", "", seconds[nearest]), DURATION_TOLERANCE
-        ):
-            kept.append(clip)
-    return kept
+        below = bisect_left(seconds, clip.seconds - reach)
+        return bisect_right(seconds, clip.seconds + reach) - below
+
+    return [clip for clip in clips if near(clip)]
 
 
 def write_overlaps(path: str | Path, overlaps: Sequence[Overlap]) -> None:
     """Write a TSV with a line per pretraining clip and evaluation set, sorted."""
-    header = (
-        *("utt_id", "lang", "matched_by", "evaluation_set", "evaluation_utt_id"),
-        *("seconds", "evaluation_seconds", "distance"),
-    )
     rows = {
         (
-            *(o.clip.utt_id, o.clip.lang, o.by, name, o.found.utt_id),
-            *(f"{o.clip.seconds:.3f}", f"{o.found.seconds:.3f}"),
+            o.clip.utt_id,
+            o.clip.lang,
+            o.by,
+            name,
+            o.found.utt_id,
+            f"{o.clip.seconds:.3f}",
+            f"{o.found.seconds:.3f}",
             "" if o.distance is None else f"{o.distance:.3f}",
         )
         for o in overlaps
         for name in o.found.sets
     }
     ordered = sorted(rows, key=lambda row: [value.encode() for value in row])
-    write_text(path, "".join("\t".join(row) + "\n" for row in [header, *ordered]))
+    lines = [_HEADER, *("\t".join(row) for row in ordered)]
+    write_text(path, "".join(line + "\n" for line in lines))
 
 
 def overlap_counts(overlaps: Sequence[Overlap]) -> Mapping[str, dict[str, int]]:
