@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: Fingerprints are taken of 16 kHz audio.
-SAMPLE_RATE = 16000
+from espnet2_lamer.constants import SAMPLE_RATE
+from espnet2_lamer.constants import STRIDE as _HOP
+
 #: Copies may differ this much in length: codecs put delays before and after.
 DURATION_TOLERANCE = 0.1
 #: Largest share of differing bits of a copy. Measured on 1,830 human recordings of 2 s
@@ -16,7 +17,6 @@ DURATION_TOLERANCE = 0.1
 #: for one speaker's sentences with the same beginning.
 THRESHOLD = 0.22
 
-_HOP = 320
 _FFT = 512
 _SPAN = 10  # hops: energies are taken over 0.2 s
 _LAG = 5  # hops: and compared with those 0.1 s later
@@ -55,14 +55,10 @@ class Fingerprint:
 
 
 def fingerprint(samples: np.ndarray, step: int = 1) -> Fingerprint:
-    """Return the fingerprint of float32 ``[samples]`` at 16 kHz.
+    """Return the fingerprint of a whole recording, float32 ``[samples]`` at 16 kHz.
 
-    Gain, coding noise, and what is above 3.6 kHz hardly change it.
-
-    Args:
-        samples: A whole recording.
-        step: Frames are ``step`` times 20 ms apart; :data:`QUERY_STEP` for recordings
-            that are looked up.
+    Gain, coding noise, and what is above 3.6 kHz hardly change it. Frames are ``step``
+    times 20 ms apart; :data:`QUERY_STEP` for recordings that are looked up.
     """
     count = 1 + (len(samples) - _FFT) // _HOP
     if count <= _SPAN + _LAG:
@@ -97,22 +93,13 @@ def distance(query: Fingerprint, known: Fingerprint) -> float:
     """Return the share of differing bits at the best shift of up to 0.1 s.
 
     About 0.5 for different recordings, 1 where they share less than a second of active
-    speech.
-
-    Args:
-        query: With frames 0.1 s apart.
-        known: With frames 20 ms apart.
+    speech. Frames of ``query`` are 0.1 s apart, those of ``known`` 20 ms.
     """
     return float(_distances(query, known.bits[None], known.active[None])[0])
 
 
 class FingerprintIndex:
-    """Recordings to be recognised in other encodings.
-
-    Args:
-        prints: Their fingerprints.
-        seconds: Their durations.
-    """
+    """Recordings, with their durations, to be recognised in other encodings."""
 
     def __init__(self, prints: Sequence[Fingerprint], seconds: Sequence[float]) -> None:
         self._order = np.argsort(seconds, kind="stable")

@@ -3,13 +3,12 @@
 import ctypes
 import math
 from functools import cache
+from itertools import takewhile
 
 import numpy as np
 
+from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.errors import RecipeError
-
-#: Sampling rate of everything :meth:`Espeak.synthesise` returns, in Hz.
-SAMPLE_RATE = 16000
 
 #: espeak-ng's voice for each language of the embedded corpus (ISO 639-3).
 VOICES = {"eng": "en-us", "cmn": "cmn", "yue": "yue", "spa": "es"}
@@ -28,14 +27,6 @@ _EVENT_PHONEME = 7
 _SILENCES = frozenset({"", "_", "_:", "_!", "_|", "_::", "_^_"})
 
 
-class _EventId(ctypes.Union):
-    _fields_ = [
-        ("number", ctypes.c_int),
-        ("name", ctypes.c_char_p),
-        ("string", ctypes.c_char * 8),
-    ]
-
-
 class _Event(ctypes.Structure):
     _fields_ = [
         ("type", ctypes.c_int),
@@ -45,7 +36,8 @@ class _Event(ctypes.Structure):
         ("audio_position", ctypes.c_int),
         ("sample", ctypes.c_int),
         ("user_data", ctypes.c_void_p),
-        ("id", _EventId),
+        # A union of pointers and, for phonemes, 8 characters.
+        ("name", ctypes.c_char * 8),
     ]
 
 
@@ -110,13 +102,10 @@ class Espeak:
     def _receive(self, samples, count: int, events) -> int:
         if samples and count > 0:
             self._blocks.append(ctypes.string_at(samples, 2 * count))
-        index = 0
-        while events[index].type != _EVENT_LIST_TERMINATED:
-            event = events[index]
+        for event in takewhile(lambda e: e.type != _EVENT_LIST_TERMINATED, events):
             if event.type == _EVENT_PHONEME:
-                name = bytes(event.id.string).split(b"\0")[0].decode("utf-8", "replace")
+                name = event.name.decode("utf-8", "replace")
                 self._events.append((event.audio_position / 1000.0, name))
-            index += 1
         return 0
 
     def _set_voice(self, voice: str) -> None:
@@ -144,13 +133,10 @@ class Espeak:
         pitch_range: int = 50,
         rate: int = 160,
     ) -> tuple[np.ndarray, list[tuple[str, float, float]]]:
-        """Speak ``text``.
+        """Speak ``text``, in the script the voice reads (hanzi for cmn and yue).
 
-        Args:
-            text: In the script the voice reads (hanzi for ``cmn`` and ``yue``).
-            voice: espeak voice, e.g. ``"en-us"``, ``"cmn"``, ``"yue"``.
-            variant: Timbre, e.g. ``"f2"``; empty for the voice's own.
-            pitch: 0-99. pitch_range: 0-99. rate: Words a minute.
+        ``variant`` is a timbre such as ``f2``, or empty for the voice's own; pitch and
+        its range are 0-99, the rate is in words a minute.
 
         Returns:
             Samples (float32, mono, 16 kHz, not clipped: peaks can reach 1.01) and the
@@ -177,21 +163,20 @@ def _resample(samples: np.ndarray, rate: int) -> np.ndarray:
 
     if samples.size == 0:
         return samples
-    common = math.gcd(rate, SAMPLE_RATE)
-    return resample_poly(
-        samples, SAMPLE_RATE // common, rate // common, window=_window(rate)
-    ).astype(np.float32)
+    up, down, taps = _low_pass(rate)
+    return resample_poly(samples, up, down, window=taps).astype(np.float32)
 
 
 @cache
-def _window(rate: int) -> np.ndarray:
+def _low_pass(rate: int) -> tuple[int, int, np.ndarray]:
     # scipy's default low-pass, designed once instead of for every sentence.
     from scipy.signal import firwin
 
     common = math.gcd(rate, SAMPLE_RATE)
-    longest = max(rate, SAMPLE_RATE) // common
+    up, down = SAMPLE_RATE // common, rate // common
+    longest = max(up, down)
     taps = firwin(20 * longest + 1, 1.0 / longest, window=("kaiser", 5.0))
-    return taps.astype(np.float32)
+    return up, down, taps.astype(np.float32)
 
 
 def _phones(

@@ -88,16 +88,21 @@ class Utterance:
 def write_set(directory: str | Path, utterances: Sequence[Utterance]) -> None:
     """Write one data directory by rename; tables without a line are left out."""
     with atomic_dir(directory) as temporary:
-        write_table(temporary / "wav.scp", {u.utt_id: u.path for u in utterances})
-        write_table(temporary / "utt2lang", {u.utt_id: u.lang for u in utterances})
-        write_spk2utt(temporary, {u.utt_id: u.speaker or u.utt_id for u in utterances})
-        for name, values in (
-            ("text", {u.utt_id: u.text for u in utterances}),
-            ("romanisation", {u.utt_id: u.romanisation for u in utterances}),
-            ("utt2source", {u.utt_id: u.source for u in utterances}),
-        ):
-            if table := {utt: value for utt, value in values.items() if value}:
-                write_table(temporary / name, table)
+        write_tables(temporary, utterances)
+
+
+def write_tables(directory: Path, utterances: Sequence[Utterance]) -> None:
+    """Write the tables of a data directory that say something."""
+    write_spk2utt(directory, {u.utt_id: u.speaker or u.utt_id for u in utterances})
+    for name, values in (
+        ("wav.scp", {u.utt_id: u.path for u in utterances}),
+        ("utt2lang", {u.utt_id: u.lang for u in utterances}),
+        ("text", {u.utt_id: u.text for u in utterances}),
+        ("romanisation", {u.utt_id: u.romanisation for u in utterances}),
+        ("utt2source", {u.utt_id: u.source for u in utterances}),
+    ):
+        if table := {utt: value for utt, value in values.items() if value}:
+            write_table(directory / name, table)
 
 
 def remove_other_sets(
