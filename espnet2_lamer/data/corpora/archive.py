@@ -1,10 +1,11 @@
-"""A corpus' archive: found, unpacked once, its index files read line by line."""
+"""What readers of corpora share: an archive, its files, and the books of its rows."""
 
 import json
 import logging
 import os
 import tarfile
 import zlib
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +13,13 @@ from pathlib import Path
 from espnet2_lamer.data.corpora import CORPORA
 from espnet2_lamer.data.sets import Utterance
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.fileio.atomic import atomic_dir, write_json
+from espnet2_lamer.fileio.atomic import atomic_dir, write_json, write_text
 
 _MARK = "archive.json"
 _SHOWN = 8
+#: Defects of an archive; more than a set share of them stops the preparation.
+DEFECTS = ("missing", "empty_file", "unreadable", "broken_row")
+_LISTED = 10
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,9 @@ class Archive:
     Attributes:
         folder: The archive, for the report.
         sets: Pairs of ``pretrain/<split>_<lang>`` or ``eval/<split>_<lang>`` and
-            utterances; read one by one.
+            utterances.
         details: More for the report.
-        complete: Set to the number of rows in the complete archive; a set that has
-            fewer is warned about.
+        complete: Rows in the complete archive; a set with fewer is warned about.
     """
 
     folder: Path
@@ -38,21 +41,15 @@ class Archive:
 
 
 def locate(
-    corpus: str, root: str | Path, markers: Sequence[str], folders: Sequence[str] = ()
+    corpus: str, root: Path, markers: Sequence[str], folders: Sequence[str] = ()
 ) -> Path:
-    """Return the folder of an archive as an absolute path.
+    """Return the folder of an archive, ``root`` or one of ``folders`` inside it.
 
-    Args:
-        corpus: Name of the corpus.
-        root: What the user gave: the archive's folder or the one around it.
-        markers: Names or patterns of files or folders; every such archive has one of
-            them.
-        folders: Names or patterns of the archive's folder inside ``root``.
+    Every such archive has one of ``markers``, names or patterns of files or folders.
 
     Raises:
         RecipeError: There is none.
     """
-    root = Path(root)
     inside = [folder for name in folders for folder in sorted(root.glob(name))]
     for folder in (root, *inside):
         if any(any(folder.glob(marker)) for marker in markers):
@@ -72,7 +69,7 @@ def found_in(folder: Path) -> str:
     return f"found {', '.join(names[:_SHOWN])}{more}" if names else "found nothing"
 
 
-def read_rows(path: str | Path) -> Iterator[tuple[str, list[str]]]:
+def read_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
     r"""Yield ``file:line`` and the values between tabs of every line that has any.
 
     A line that is not UTF-8 costs only itself: it has no values. Only ``\n`` ends a
@@ -81,7 +78,6 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, list[str]]]:
     Raises:
         RecipeError: The file does not exist.
     """
-    path = Path(path)
     if not path.is_file():
         raise RecipeError(
             f"{path}: file not found; it belongs to the archive: unpack it again, or "
@@ -103,12 +99,9 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, list[str]]]:
 def extract_once(archive: str | Path, folder: str | Path) -> Path:
     """Unpack ``archive`` into ``folder`` unless that was done before.
 
-    The folder appears by rename when all of it is there, so that a run that was killed
-    starts this archive again and no other. Members that would leave the folder, and
-    devices, are refused (:func:`tarfile.data_filter`).
-
-    Returns:
-        ``folder``, which holds nothing else.
+    The folder, which is returned and holds nothing else, appears by rename, so that a
+    run that was killed starts this archive again and no other. Members that would leave
+    it, and devices, are refused (:func:`tarfile.data_filter`).
 
     Raises:
         RecipeError: The file is no tar archive, is truncated, or holds a member that
@@ -146,3 +139,105 @@ def extract_once(archive: str | Path, folder: str | Path) -> Path:
             f"{archive}: not a whole tar archive ({reason}); download it again"
         ) from None
     return folder
+
+
+@dataclass
+class _Account:
+    """What is booked about one source of a set; ``seconds`` None: not known."""
+
+    kept: int = 0
+    seconds: float | None = 0.0
+    left_out: Counter[str] = field(default_factory=Counter)
+    remarks: Counter[str] = field(default_factory=Counter)
+
+
+class Ledger:
+    """Counts per set and source.
+
+    A set is named by its folder below the data folder, ``pretrain/train_yue``; a source
+    is a corpus or a part of one, ``commonvoice-zh-HK``.
+    """
+
+    def __init__(self) -> None:
+        self._accounts: dict[tuple[str, str], _Account] = defaultdict(_Account)
+        # Set, source, reason and what it is, of every defect and duplicate.
+        self._listed: list[tuple[str, str, str, str]] = []
+
+    def leave_out(self, name: str, source: str, reason: str, what: str = "") -> None:
+        """Book a row of a set that is not used.
+
+        ``reason`` is one of :data:`DEFECTS`, or a rule such as ``in_dev_or_test``. With
+        ``what``, a file or ``file:line``, the row is listed.
+        """
+        self._accounts[name, source].left_out[reason] += 1
+        if what:
+            self._listed.append((name, source, reason, what))
+
+    def remark(self, name: str, source: str, what: str) -> None:
+        """Book something about a row that is used all the same."""
+        self._accounts[name, source].remarks[what] += 1
+
+    def keep(self, name: str, source: str, seconds: float | None) -> None:
+        """Book an utterance that is used; ``seconds`` None: duration unknown."""
+        account = self._accounts[name, source]
+        account.kept += 1
+        unknown = seconds is None or account.seconds is None
+        account.seconds = None if unknown else account.seconds + seconds
+
+    def check_shares(self, max_missing: float, listing: Path) -> None:
+        """Raise when more than ``max_missing`` per cent of a set's rows are defective.
+
+        Every source of a set is judged by itself, so that a large one does not hide
+        that a small one is absent. Rows left out by a rule do not count.
+        """
+        for key, account in self._accounts.items():
+            bad = sum(account.left_out[reason] for reason in DEFECTS)
+            rows = account.kept + bad
+            if 100 * bad <= max_missing * rows:
+                continue
+            lines = [
+                f"  {reason}: {what}"
+                for *where, reason, what in self._listed
+                if tuple(where) == key and reason in DEFECTS
+            ][:_LISTED]
+            if bad > _LISTED:
+                lines.append(f"  ... all in {listing}")
+            raise RecipeError(
+                f"{key[0]}, {key[1]}: {bad} of {rows} rows cannot be used "
+                f"({100 * bad / rows:.2f} %), expected at most "
+                f"{max_missing:g} %; complete the archive, or allow more by "
+                "--max_missing (in per cent):\n" + "\n".join(lines)
+            )
+
+    def write_listing(self, path: str | Path) -> None:
+        """Write every defect and duplicate as a TSV file with a header."""
+        rows = [("set", "source", "reason", "what"), *self._listed]
+        write_text(path, "".join("\t".join(row) + "\n" for row in rows))
+
+    def report(self) -> dict[str, dict]:
+        """Return the counts per set, then per source.
+
+        ``hours`` is None where neither a column nor a header tells the durations.
+        """
+        sets: dict[str, dict] = {}
+        hours: dict[str, list[float | None]] = {}
+        for (name, source), account in sorted(
+            self._accounts.items(), key=lambda item: item[0]
+        ):
+            own = None if account.seconds is None else account.seconds / 3600
+            hours.setdefault(name, []).append(own)
+            entry = sets.setdefault(name, {"utterances": 0, "hours": 0, "sources": {}})
+            entry["utterances"] += account.kept
+            entry["hours"] = _total(hours[name])
+            entry["sources"][source] = {
+                "rows": account.kept + account.left_out.total(),
+                "utterances": account.kept,
+                "hours": _total([own]),
+                "left_out": dict(sorted(account.left_out.items())),
+                "remarks": dict(sorted(account.remarks.items())),
+            }
+        return sets
+
+
+def _total(hours: list[float | None]) -> float | None:
+    return None if None in hours else round(sum(hours), 4)

@@ -11,8 +11,13 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from espnet2_lamer.data.corpora.archive import Archive, found_in, locate, read_rows
-from espnet2_lamer.data.corpora.ledger import Ledger
+from espnet2_lamer.data.corpora.archive import (
+    Archive,
+    Ledger,
+    found_in,
+    locate,
+    read_rows,
+)
 from espnet2_lamer.data.sets import SPLITS, Utterance
 from espnet2_lamer.errors import RecipeError
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.data.corpora.archive import (
     Archive,
+    Ledger,
     extract_once,
     found_in,
     locate,
     read_rows,
 )
-from espnet2_lamer.data.corpora.ledger import Ledger
 from espnet2_lamer.data.sets import SPLITS, Utterance
 from espnet2_lamer.errors import RecipeError
 
@@ -34,12 +34,7 @@ def read(
 ) -> Archive:
     """Read the languages that have a folder in :data:`CODES`.
 
-    Args:
-        corpus: ``fleurs``.
-        root: The folder with ``en_us`` and so on, or the one around it (``data``).
-        langs: ISO 639-3 codes.
-        ledger: Where rows that are left out are booked.
-        unpacked: Where audio goes that is not unpacked beside its archive.
+    Audio that is not unpacked beside its archive is unpacked to ``unpacked``.
 
     Raises:
         RecipeError: Another archive, or a damaged tar file.

@@ -35,11 +35,7 @@ def join_corpora(
     data, so those for out-of-domain evaluation do not get in. A language without a dev
     set gets a few utterances of ``train``, drawn by a hash of their ids.
 
-    Args:
-        corpora: Names; their sets are in ``<output_dir>/{pretrain,eval}/<corpus>``.
-        output_dir: Where data directories go.
-        langs: ISO 639-3 codes. Sets of other corpora in these languages are removed.
-        seed: Draws the held-out utterances.
+    Sets of other corpora in these languages are removed.
 
     Returns:
         What ``corpora.json`` holds: utterances per set and source.

@@ -9,8 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from espnet2_lamer.data.corpora.archive import Archive, found_in, locate, read_rows
-from espnet2_lamer.data.corpora.ledger import Ledger
+from espnet2_lamer.data.corpora.archive import (
+    Archive,
+    Ledger,
+    found_in,
+    locate,
+    read_rows,
+)
 from espnet2_lamer.data.sets import Utterance
 from espnet2_lamer.errors import RecipeError
 

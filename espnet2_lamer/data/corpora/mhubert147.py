@@ -14,8 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from espnet2_lamer.constants import SAMPLE_RATE
-from espnet2_lamer.data.corpora.archive import Archive, locate, read_rows
-from espnet2_lamer.data.corpora.ledger import Ledger
+from espnet2_lamer.data.corpora.archive import Archive, Ledger, locate, read_rows
 from espnet2_lamer.data.sets import Utterance, language_code
 from espnet2_lamer.errors import RecipeError
 
@@ -46,7 +45,7 @@ def read(
         langs: ISO 639-3 codes.
         ledger: Where rows that are left out are booked.
         audio_root: Folder of the audio instead of the manifests' first lines.
-        datasets: Datasets to take; empty: all.
+        datasets: Empty: all.
 
     Raises:
         RecipeError: No manifest, a file that is none, or audio folders that do not

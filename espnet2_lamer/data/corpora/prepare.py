@@ -17,8 +17,7 @@ from espnet2_lamer.data.corpora import (
     mandarin,
     mhubert147,
 )
-from espnet2_lamer.data.corpora.archive import Archive
-from espnet2_lamer.data.corpora.ledger import Ledger
+from espnet2_lamer.data.corpora.archive import Archive, Ledger
 from espnet2_lamer.data.sets import Utterance, write_set
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json
@@ -57,7 +56,7 @@ def prepare(
 ) -> dict:
     """Write the sets of a corpus and ``<output_dir>/<corpus>.json``.
 
-    Sets are ``<output_dir>/pretrain/<corpus>/train_<lang>``, and
+    Sets are ``pretrain/<corpus>/train_<lang>``, and
     ``eval/<corpus>/{train,dev,test}_<lang>``; those of one kind appear together, by
     rename. Audio that is missing, empty or without a readable header is left out and
     listed in ``<corpus>.left_out.tsv``, and so are duplicated ids. Transcripts are
@@ -70,8 +69,7 @@ def prepare(
         langs: ISO 639-3 codes; those that the corpus does not have are skipped.
         max_missing: Most defective rows per set and source, in per cent.
         nj: Threads that look at files.
-        options: More for the reader; ``mhubert147`` takes ``audio_root`` and
-            ``datasets``.
+        options: More for the reader, see ``mhubert147.read``.
 
     Returns:
         What the report holds.
