@@ -1,7 +1,8 @@
 """Selection: new languages whole, old ones as a replay sample."""
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -111,7 +112,7 @@ def prepare_ssl_data(
         selection: What to take.
         nj: Processes.
         compare_hours: Warn where the hours are not the paper's.
-        lists: Further evaluation sets, see ``data.overlap.read_evaluation``.
+        lists: Further evaluation sets, see ``overlap.read_evaluation``.
 
     Returns:
         What ``hours.json`` holds.
@@ -122,6 +123,7 @@ def prepare_ssl_data(
             way of sampling.
     """
     data_dir, raw = Path(data_dir), Path(dump_dir) / "raw"
+    overlap_tsv = raw / "overlap.tsv"
     _check(selection)
     train_dirs, dev_dirs = (
         {lang: _language_dir(data_dir, split, lang) for lang in selection.langs}
@@ -130,36 +132,29 @@ def prepare_ssl_data(
     check_unique([*train_dirs.values(), *dev_dirs.values()])
     skipped = SkippedAudio(raw / "skipped_audio.tsv", selection.max_bad_audio)
 
-    clips = {
-        lang: _read_clips(folder, lang, nj, skipped)
+    clips = [
+        clip
         for lang, folder in train_dirs.items()
-    }
+        for clip in _read_clips(folder, lang, nj, skipped)
+    ]
     evaluation = read_evaluation(data_dir, selection.langs, nj, lists)
-    overlaps = match_names([c for cs in clips.values() for c in cs], evaluation)
+    overlaps = match_names(clips, evaluation)
     named = {overlap.clip.utt_id for overlap in overlaps}
-    if selection.drop_overlap:
-        left = {
-            lang: sum(clip.utt_id not in named for clip in own)
-            for lang, own in clips.items()
-        }
-        _check_left(left, overlaps, raw / "overlap.tsv")
-    keep, languages = _choose(clips, train_dirs, selection, named)
+    unnamed = [clip for clip in clips if clip.utt_id not in named]
+    left = unnamed if selection.drop_overlap else clips
+    _check_left(Counter(c.lang for c in left), selection, overlaps, overlap_tsv)
+    keep, languages = _choose(left, train_dirs, selection)
 
     train = _format(train_dirs, raw / "audio", selection, nj, keep, skipped, True)
     keep_dev = _choose_dev(dev_dirs, selection, nj, skipped)
     dev = _format(dev_dirs, raw / "audio", selection, nj, keep_dev, skipped)
-    unnamed = [
-        clip
-        for own in clips.values()
-        for clip in own
-        if clip.utt_id in train.fingerprints and clip.utt_id not in named
-    ]
-    heard = match_audio(unnamed, train.fingerprints, evaluation, nj)
+    drawn = [clip for clip in unnamed if clip.utt_id in train.fingerprints]
+    heard = match_audio(drawn, train.fingerprints, evaluation, nj)
     overlaps += heard
     if selection.drop_overlap:
         train.remove({overlap.clip.utt_id for overlap in heard})
-        left = {lang: counts["utterances"] for lang, counts in train.report.items()}
-        _check_left(left, overlaps, raw / "overlap.tsv")
+    counts = Counter(train.tables["utt2lang"].values())
+    _check_left(counts, selection, overlaps, overlap_tsv)
 
     sources = train.hours_by_source()
     counts = overlap_counts(overlaps)
@@ -187,12 +182,12 @@ def prepare_ssl_data(
     }
     train.write(raw / "ssl_train")
     dev.write(raw / "ssl_dev")
-    write_overlaps(raw / "overlap.tsv", overlaps)
+    write_overlaps(overlap_tsv, overlaps)
     skipped.write()
     write_json(raw / "hours.json", hours)
     train.log("ssl_train")
     dev.log("ssl_dev")
-    _log_overlap(counts, raw / "overlap.tsv", selection.drop_overlap)
+    _log_overlap(counts, overlap_tsv, selection.drop_overlap)
     log_hours(hours, compare_hours)
     return hours
 
@@ -208,18 +203,13 @@ def _read_clips(folder: Path, lang: str, nj: int, skipped: SkippedAudio) -> list
 
 
 def _choose(
-    clips: dict[str, list[Clip]],
-    folders: dict[str, Path],
-    selection: Selection,
-    named: Collection[str],
+    clips: list[Clip], folders: dict[str, Path], selection: Selection
 ) -> tuple[set[str], dict[str, dict]]:
     """Return the utterances to format, and an entry of the report per language."""
-    if not selection.drop_overlap:
-        named = ()
     keep: set[str] = set()
     languages, usable = {}, {}
     for lang in selection.langs:
-        left = {c.utt_id: c.seconds for c in clips[lang] if c.utt_id not in named}
+        left = {clip.utt_id: clip.seconds for clip in clips if clip.lang == lang}
         usable[lang] = selection.usable(left)
         languages[lang] = {
             "role": "new",
@@ -366,9 +356,11 @@ def _format(
     return formatted
 
 
-def _check_left(left: dict[str, int], overlaps: list[Overlap], report: Path) -> None:
-    for lang, utterances in left.items():
-        if not utterances:
+def _check_left(
+    left: Counter[str], selection: Selection, overlaps: list[Overlap], report: Path
+) -> None:
+    for lang in selection.langs:
+        if selection.drop_overlap and not left[lang]:
             write_overlaps(report, overlaps)
             raise RecipeError(
                 f"{report}: every usable training utterance of {lang} is in an "
