@@ -5,6 +5,7 @@ import os
 import re
 import unicodedata
 from bisect import bisect_left, bisect_right
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from espnet2_lamer.data.audio_fingerprint import (
     FingerprintIndex,
     fingerprint,
 )
+from espnet2_lamer.data.corpora import EVAL_DIR
 from espnet2_lamer.data.sets import Utterance
 from espnet2_lamer.fileio.atomic import write_text
 from espnet2_lamer.fileio.datadir import read_table
@@ -51,40 +53,25 @@ class Clip:
 
 @dataclass(frozen=True)
 class Overlap:
-    """A pretraining clip and the evaluation clip it equals.
-
-    Attributes:
-        clip: Of pretraining.
-        found: Of evaluation.
-        by: ``id``, ``text`` or ``audio``.
-        distance: Share of differing bits of the fingerprints, for ``audio``.
-    """
+    """A pretraining clip and the evaluation clip it equals."""
 
     clip: Clip
     found: Clip
-    by: str
-    distance: float | None = None
+    by: str  # id, text or audio
+    distance: float | None = None  # of the fingerprints: share of differing bits
 
 
 def evaluation_dirs(data_dir: str | Path, langs: Sequence[str]) -> list[Path]:
     """Return the existing dev and test sets of evaluation in these languages.
 
-    Those are ``<split>_<lang>`` and ``asr_<split>_<lang>`` in ``data_dir`` and
-    ``<split>_<lang>`` of every corpus in ``eval``. Training sets of heads are none:
-    nothing is measured on them.
+    Training sets of heads are none: nothing is measured on them.
     """
-    data_dir = Path(data_dir)
-    corpora = sorted((data_dir / "eval").glob("*"))
     return [
-        folder
+        wav_scp.parent
         for lang in langs
         for split in ("dev", "test")
-        for folder in (
-            data_dir / f"{split}_{lang}",
-            data_dir / f"asr_{split}_{lang}",
-            *(corpus / f"{split}_{lang}" for corpus in corpora),
-        )
-        if (folder / "wav.scp").is_file()
+        for folder in ("", "asr_", f"{EVAL_DIR}/*/")
+        for wav_scp in sorted(Path(data_dir).glob(f"{folder}{split}_{lang}/wav.scp"))
     ]
 
 
@@ -170,21 +157,21 @@ def match_names(clips: Sequence[Clip], evaluation: Sequence[Clip]) -> list[Overl
     Another speaker's reading of the same sentence in the same time (0.05 s) cannot be
     told from a copy here and is listed, too.
     """
-    by_id: dict[str, list[Clip]] = {}
-    by_text: dict[tuple[str, str], list[Clip]] = {}
+    by_id: dict[str, list[Clip]] = defaultdict(list)
+    by_text: dict[tuple[str, str], list[Clip]] = defaultdict(list)
     for known in evaluation:
         for name in set().union(*clip_ids(known.utt_id, known.path)):
-            by_id.setdefault(name, []).append(known)
+            by_id[name].append(known)
         if text := normalised(known.text):
-            by_text.setdefault((known.lang, text), []).append(known)
+            by_text[known.lang, text].append(known)
     overlaps = []
     for clip in clips:
         sure, likely = clip_ids(clip.utt_id, clip.path)
-        found = [known for name in sure for known in by_id.get(name, ())] + [
+        found = [
             known
-            for name in likely
+            for name in sure | likely
             for known in by_id.get(name, ())
-            if _agree(clip, known, DURATION_TOLERANCE) and _same_words(clip, known)
+            if name in sure or _may_be(clip, known)
         ]
         by = "id"
         if not found and clip.text:
@@ -200,10 +187,11 @@ def _agree(first: Clip, second: Clip, tolerance: float) -> bool:
     return abs(first.seconds - second.seconds) <= tolerance + _ROUNDING
 
 
-def _same_words(first: Clip, second: Clip) -> bool:
-    """Whether nothing says that the clips have other words."""
+def _may_be(first: Clip, second: Clip) -> bool:
+    """Whether nothing but a name in common speaks against one recording."""
     texts = {normalised(clip.text) for clip in (first, second)} - {""}
-    return first.lang == second.lang and len(texts) < 2
+    alike = first.lang == second.lang and len(texts) < 2
+    return alike and _agree(first, second, DURATION_TOLERANCE)
 
 
 def match_audio(
@@ -219,28 +207,22 @@ def match_audio(
     ``prints`` holds fingerprints of all ``clips`` with frames 0.1 s apart.
     """
     candidates = _with_neighbours(sorted(evaluation, key=lambda c: c.path), clips)
-    by_lang: dict[str, tuple[list[Clip], list[Fingerprint]]] = {}
     wavs = {str(i): clip.path for i, clip in enumerate(candidates)}
+    known: dict[str, list[tuple[Clip, Fingerprint]]] = defaultdict(list)
     for i, print_, problem in over_files(_fingerprint, wavs, nj, "fingerprints"):
-        clip = candidates[int(i)]
         # Files that cannot be read were warned about when they were listed.
         if not problem:
-            known, own = by_lang.setdefault(clip.lang, ([], []))
-            known.append(clip)
-            own.append(print_)
+            known[candidates[int(i)].lang].append((candidates[int(i)], print_))
     indices = {
-        lang: (known, FingerprintIndex(own, [clip.seconds for clip in known]))
-        for lang, (known, own) in by_lang.items()
+        lang: FingerprintIndex([p for _, p in own], [clip.seconds for clip, _ in own])
+        for lang, own in known.items()
     }
-    overlaps = []
-    for clip in clips:
-        if clip.lang in indices:
-            known, index = indices[clip.lang]
-            overlaps += [
-                Overlap(clip, known[i], "audio", distance)
-                for i, distance in index.search(prints[clip.utt_id], clip.seconds)
-            ]
-    return overlaps
+    return [
+        Overlap(clip, known[clip.lang][i][0], "audio", distance)
+        for clip in clips
+        if clip.lang in indices
+        for i, distance in indices[clip.lang].search(prints[clip.utt_id], clip.seconds)
+    ]
 
 
 def _fingerprint(utt: str, path: str) -> Fingerprint:
@@ -249,15 +231,15 @@ def _fingerprint(utt: str, path: str) -> Fingerprint:
 
 def _with_neighbours(clips: Sequence[Clip], others: Sequence[Clip]) -> list[Clip]:
     """Return those clips whose language and duration some other has."""
-    durations: dict[str, list[float]] = {}
+    durations: dict[str, list[float]] = defaultdict(list)
     for other in others:
-        durations.setdefault(other.lang, []).append(other.seconds)
+        durations[other.lang].append(other.seconds)
     for seconds in durations.values():
         seconds.sort()
     reach = DURATION_TOLERANCE + _ROUNDING
 
     def near(clip: Clip) -> int:
-        seconds = durations.get(clip.lang, [])
+        seconds = durations[clip.lang]
         below = bisect_left(seconds, clip.seconds - reach)
         return bisect_right(seconds, clip.seconds + reach) - below
 
