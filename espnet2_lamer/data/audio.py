@@ -4,7 +4,7 @@ import io
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,23 +44,17 @@ _VERSION = 2
 class Audio:
     """One utterance's audio after preparation.
 
-    Attributes:
-        path: 16 kHz mono file; the original if it was one already (WAV or FLAC).
-        num_samples: At 16 kHz.
-        seconds: Duration of the original, which is what limits refer to.
-        resampled: The original had another sampling rate.
-        downmixed: The original had more than one channel.
-        decoded: The original had another format than WAV or FLAC.
-        fingerprint: To look the utterance up in others, if asked for.
+    The last fields say how the original differed: in its sampling rate, by more than
+    one channel, by another format than WAV or FLAC.
     """
 
-    path: str
-    num_samples: int
-    seconds: float
-    resampled: bool = False
-    downmixed: bool = False
-    decoded: bool = False
-    fingerprint: Fingerprint | None = field(default=None, compare=False, repr=False)
+    path: str  # 16 kHz mono; the original if it is a WAV or FLAC file of that kind
+    num_samples: int  # at 16 kHz
+    seconds: float  # of the original, which is what limits refer to
+    fingerprint: Fingerprint | None  # to look it up in others, if asked for
+    resampled: bool
+    downmixed: bool
+    decoded: bool
 
 
 def prepare_audio(
@@ -77,20 +71,13 @@ def prepare_audio(
     become ``<audio_dir>/<utt>.flac`` (16 kHz, mono, 16 bit), each written by rename;
     one that was converted from the same file before is kept.
 
-    Args:
-        wavs: Utterance id to path: all or some lines of ``wav_scp``.
-        wav_scp: Named in errors.
-        audio_dir: Where converted files go.
-        nj: Processes.
-        skipped: Gets the utterances that cannot be used, which are then left out of
-            the result. None: such an utterance is an error.
-        fingerprints: Take them while the audio is in memory.
+    ``wavs`` are all or some lines of ``wav_scp``. Utterances that cannot be used go to
+    ``skipped`` and are left out of the result; without it they are an error.
 
     Raises:
         RecipeError: Files are missing, empty, truncated, not audio, silent, hold NaN,
             or are not what their headers say (``audio_decoding.decode`` tells what can
-            be seen): any without ``skipped``, too many with it. All are counted, the
-            first 10 named.
+            be seen): any without ``skipped``, too many with it.
     """
     _check_room(wavs, Path(audio_dir))
     prepared = over_files(
@@ -204,8 +191,8 @@ def _prepare(utt: str, path: str, audio_dir: str, fingerprints: bool) -> Audio:
         converted.as_posix() if change else path,
         known,
         seconds,
+        fingerprint(mono, QUERY_STEP) if fingerprints else None,
         **changes,
-        fingerprint=fingerprint(mono, QUERY_STEP) if fingerprints else None,
     )
 
 

@@ -249,26 +249,17 @@ def _check_flac(path: str, samples: np.ndarray) -> None:
 
 @dataclass(frozen=True)
 class Mp3:
-    """What the frames of an MP3 file say.
+    """What the frames of an MP3 file say."""
 
-    Attributes:
-        start: Byte of the first frame with audio.
-        frames: Whole frames with audio.
-        samples: In these frames, per channel.
-        trimmed: Of these, what the header says the encoder added (its delay, and
-            padding at the end); decoders leave it out.
-        stated: Number of frames by the Xing, Info or VBRI header; None without one.
-        varying: Whether the bit rate changes.
-        problem: Why the file cannot be whole, or empty.
-    """
-
-    start: int
-    frames: int
-    samples: int
+    start: int  # byte of the first frame with audio
+    frames: int  # whole frames with audio
+    samples: int  # in these, per channel
+    # Of these, what the header says the encoder added (its delay, and padding at the
+    # end); decoders leave it out.
     trimmed: int
-    stated: int | None
-    varying: bool
-    problem: str
+    stated: int | None  # frames by the Xing, Info or VBRI header, if there is one
+    varying: bool  # the bit rate changes
+    problem: str  # why the file cannot be whole, or empty
 
 
 @dataclass(frozen=True)

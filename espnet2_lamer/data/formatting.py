@@ -26,13 +26,9 @@ UNNAMED = "-"
 class FormattedSet:
     """A data directory in memory.
 
-    Attributes:
-        tables: File name to utterance table; wav.scp, utt2spk, utt2lang and
-            utt2num_samples are complete, others may lack utterances.
-        ctm: Lines of phones.ctm.
-        report: Per language: utterances, hours, dropped_short, dropped_long, and of
-            the kept ones resampled, downmixed, decoded.
-        fingerprints: Of the kept ones, if asked for.
+    ``tables`` maps file names to utterance tables; wav.scp, utt2spk, utt2lang and
+    utt2num_samples are complete, others may lack utterances. ``ctm`` has the lines of
+    phones.ctm, ``report`` counts per language, ``fingerprints`` those asked for.
     """
 
     tables: dict[str, dict[str, str]]
@@ -114,8 +110,7 @@ def collect_set(
         max_s: Longest.
         nj: Processes.
         keep: Whether to take an utterance; None: all.
-        skipped: Gets utterances with unusable audio, which are left out. None: they
-            are an error.
+        skipped: Gets utterances with unusable audio; None: they are an error.
         fingerprints: Take them, too.
 
     Raises:

@@ -45,35 +45,22 @@ _TOLERANCE = 0.01
 
 @dataclass(frozen=True)
 class Selection:
-    """What pretraining takes.
+    """What pretraining takes."""
 
-    Attributes:
-        new_langs: Languages taken whole.
-        replay_langs: Languages of which a sample is taken.
-        replay_hours: Hours per replay language; nothing is repeated where it has less.
-        min_s: Shortest utterance in seconds.
-        max_s: Longest; both limits are kept, as in mHuBERT-147.
-        replay_sampling: One of ``data.sampling.METHODS``.
-        replay_alpha: Exponent of ``temperature``, which shares ``replay_hours`` times
-            the number of replay languages.
-        replay_clusters: Units per utterance, for ``cluster``.
-        dev_hours: Most validation speech per language; 0: all of the dev set.
-        max_bad_audio: Per cent of a set's files that may be unusable.
-        drop_overlap: Take out clips that are in an evaluation set (a departure from the
-            paper, which says nothing about them); they are listed in any case.
-        seed: Draws the replay and the validation set.
-    """
-
-    new_langs: list[str]
-    replay_langs: list[str]
-    replay_hours: float
+    new_langs: list[str]  # taken whole
+    replay_langs: list[str]  # of which a sample is taken
+    replay_hours: float  # per replay language; nothing is repeated where it has less
+    # Limits of an utterance in seconds; both are kept, as in mHuBERT-147.
     min_s: float = 2.0
     max_s: float = 30.0
-    replay_sampling: str = "uniform"
+    replay_sampling: str = "uniform"  # one of sampling.METHODS
+    # Exponent of "temperature", which shares the hours of all replay languages.
     replay_alpha: float = 0.7
-    replay_clusters: str | Path = ""
-    dev_hours: float = 0.0
-    max_bad_audio: float = 1.0
+    replay_clusters: str | Path = ""  # units per utterance, for "cluster"
+    dev_hours: float = 0.0  # most validation speech per language; 0: all
+    max_bad_audio: float = 1.0  # per cent of a set's files that may be unusable
+    # Take out clips that are in an evaluation set (a departure from the paper, which
+    # says nothing about them); they are listed in any case.
     drop_overlap: bool = True
     seed: int = 0
 

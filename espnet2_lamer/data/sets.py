@@ -35,16 +35,12 @@ _ALIASES |= dict(pair.split(":") for pair in _BIBLIOGRAPHIC.split())
 
 
 def language_code(name: str, where: str) -> str:
-    """Return the ISO 639-3 code of a language name.
+    """Return the ISO 639-3 code of a language: itself, or spelled as ``en``, ``zh-CN``.
 
-    Whether a three-letter code has been given to a language is not looked up.
-
-    Args:
-        name: An ISO 639-3 code, or a spelling such as ``en``, ``zh-CN``, ``zh_HK``.
-        where: File and line, for the error.
+    Whether three letters have been given to a language is not looked up.
 
     Raises:
-        RecipeError: It is neither.
+        RecipeError: It is neither; ``where``, file and line, comes first.
     """
     key = name.strip().lower().replace("_", "-")
     code = _ALIASES.get(key, key)
@@ -58,30 +54,17 @@ def language_code(name: str, where: str) -> str:
 
 @dataclass(slots=True)
 class Utterance:
-    """One utterance of a corpus.
+    """One utterance of a corpus; what is not known is empty."""
 
-    Attributes:
-        utt_id: Unique over all corpora, without spaces and slashes.
-        path: Absolute path of the audio file.
-        lang: ISO 639-3 code.
-        split: ``train``, ``dev``, ``test``, or empty where nothing says.
-        text: Transcript; empty where there is none.
-        speaker: Speaker id; empty: every utterance is a speaker of its own.
-        romanisation: Pronunciation, see ``evaluation.units``.
-        source: Where it comes from; written to ``utt2source``.
-        where: ``file:line``, for errors.
-        seconds: Duration, where a column or a header tells it.
-    """
-
-    utt_id: str
-    path: str
-    lang: str
-    split: str = ""
+    utt_id: str  # unique over all corpora, without spaces and slashes
+    path: str  # absolute
+    lang: str  # ISO 639-3 code
+    split: str = ""  # train, dev or test
     text: str = ""
-    speaker: str = ""
-    romanisation: str = ""
-    source: str = ""
-    where: str = ""
+    speaker: str = ""  # empty: a speaker of its own
+    romanisation: str = ""  # pronunciation, see evaluation.text_units
+    source: str = ""  # where it comes from; written to utt2source
+    where: str = ""  # file:line, for errors
     seconds: float | None = None
 
 
@@ -113,11 +96,8 @@ def remove_other_sets(
 ) -> None:
     """Remove what an earlier run with another corpus left, so that none is mixed in.
 
-    Args:
-        output_dir: Where data directories go.
-        langs: Languages in use; only their sets are looked at.
-        sets: Names of sets that stay, such as ``train_eng``.
-        corpora: Corpora whose own sets stay.
+    Only sets of ``langs`` are looked at; ``sets`` such as ``train_eng`` stay, and so do
+    the own sets of ``corpora``.
     """
     output_dir = Path(output_dir)
     stale = {output_dir / f"{s}_{lang}" for s in SPLITS for lang in langs}

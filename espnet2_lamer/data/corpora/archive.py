@@ -155,10 +155,13 @@ class Ledger:
     """Counts per set and source.
 
     A set is named by its folder below the data folder, ``pretrain/train_yue``; a source
-    is a corpus or a part of one, ``commonvoice-zh-HK``.
+    is a corpus or a part of one, ``commonvoice-zh-HK``. ``listing`` is the file that
+    lists defects and duplicates, ``max_missing`` the most defects of a source in a set,
+    in per cent.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, listing: Path, max_missing: float) -> None:
+        self.listing, self.max_missing = listing, max_missing
         self._accounts: dict[tuple[str, str], _Account] = defaultdict(_Account)
         # Set, source, reason and what it is, of every defect and duplicate.
         self._listed: list[tuple[str, str, str, str]] = []
@@ -184,8 +187,8 @@ class Ledger:
         unknown = seconds is None or account.seconds is None
         account.seconds = None if unknown else account.seconds + seconds
 
-    def check_shares(self, max_missing: float, listing: Path) -> None:
-        """Raise when more than ``max_missing`` per cent of a set's rows are defective.
+    def check_shares(self) -> None:
+        """Raise when more than the allowed share of a set's rows is defective.
 
         Every source of a set is judged by itself, so that a large one does not hide
         that a small one is absent. Rows left out by a rule do not count.
@@ -193,7 +196,7 @@ class Ledger:
         for key, account in self._accounts.items():
             bad = sum(account.left_out[reason] for reason in DEFECTS)
             rows = account.kept + bad
-            if 100 * bad <= max_missing * rows:
+            if 100 * bad <= self.max_missing * rows:
                 continue
             lines = [
                 f"  {reason}: {what}"
@@ -201,18 +204,18 @@ class Ledger:
                 if tuple(where) == key and reason in DEFECTS
             ][:_LISTED]
             if bad > _LISTED:
-                lines.append(f"  ... all in {listing}")
+                lines.append(f"  ... all in {self.listing}")
             raise RecipeError(
                 f"{key[0]}, {key[1]}: {bad} of {rows} rows cannot be used "
                 f"({100 * bad / rows:.2f} %), expected at most "
-                f"{max_missing:g} %; complete the archive, or allow more by "
+                f"{self.max_missing:g} %; complete the archive, or allow more by "
                 "--max_missing (in per cent):\n" + "\n".join(lines)
             )
 
-    def write_listing(self, path: str | Path) -> None:
+    def write_listing(self) -> None:
         """Write every defect and duplicate as a TSV file with a header."""
         rows = [("set", "source", "reason", "what"), *self._listed]
-        write_text(path, "".join("\t".join(row) + "\n" for row in rows))
+        write_text(self.listing, "".join("\t".join(row) + "\n" for row in rows))
 
     def report(self) -> dict[str, dict]:
         """Return the counts per set, then per source.
@@ -220,12 +223,11 @@ class Ledger:
         ``hours`` is None where neither a column nor a header tells the durations.
         """
         sets: dict[str, dict] = {}
-        hours: dict[str, list[float | None]] = {}
-        for (name, source), account in sorted(
-            self._accounts.items(), key=lambda item: item[0]
-        ):
+        hours: dict[str, list[float | None]] = defaultdict(list)
+        for name, source in sorted(self._accounts):
+            account = self._accounts[name, source]
             own = None if account.seconds is None else account.seconds / 3600
-            hours.setdefault(name, []).append(own)
+            hours[name].append(own)
             entry = sets.setdefault(name, {"utterances": 0, "hours": 0, "sources": {}})
             entry["utterances"] += account.kept
             entry["hours"] = _total(hours[name])

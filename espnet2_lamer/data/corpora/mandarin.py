@@ -6,8 +6,8 @@ scripts for the two AISHELL corpora are public, that for THCHS-30 is not.
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from espnet2_lamer.data.corpora.archive import (
     Archive,
@@ -26,21 +26,15 @@ _CONTENT = "train/content.txt"
 _SYLLABLE = re.compile(r"[a-zü:]+[0-6]")
 
 
-@dataclass(frozen=True)
-class _Corpus:
-    """One corpus.
+# Name, audio file, speaker and transcript of an utterance.
+_Rows = Iterator[tuple[str, Path, str, str]]
 
-    Attributes:
-        marker: What its archive has.
-        folders: Names of the archive's folder.
-        complete: Utterances of the training set in the complete archive.
-        rows: Yields name, audio file, speaker and transcript of each.
-    """
 
-    marker: str
-    folders: tuple[str, ...]
-    complete: int
-    rows: Callable[[Path, Ledger], Iterator[tuple[str, Path, str, str]]]
+class _Corpus(NamedTuple):
+    marker: str  # what its archive has
+    folders: tuple[str, ...]  # names of the archive's folder
+    complete: int  # utterances of the training set in the complete archive
+    rows: Callable[[Path, Ledger], _Rows]
 
 
 def read(corpus: str, root: Path, langs: Sequence[str], ledger: Ledger) -> Archive:
@@ -51,13 +45,7 @@ def read(corpus: str, root: Path, langs: Sequence[str], ledger: Ledger) -> Archi
     """
     known = MANDARIN[corpus]
     folder = locate(corpus, root, [known.marker], known.folders)
-    rows = known.rows(folder, ledger)
-    sets = ((_SET, _utterances(corpus, rows)) for lang in langs if lang == "cmn")
-    return Archive(folder, sets, complete={_SET: known.complete})
-
-
-def _utterances(corpus: str, rows: Iterator) -> list[Utterance]:
-    return [
+    utterances = (
         Utterance(
             utt_id=f"{corpus}_{name}",
             path=path.as_posix(),
@@ -66,11 +54,13 @@ def _utterances(corpus: str, rows: Iterator) -> list[Utterance]:
             speaker=f"{corpus}_{speaker}",
             source=corpus,
         )
-        for name, path, speaker, text in rows
-    ]
+        for name, path, speaker, text in known.rows(folder, ledger)
+    )
+    sets = ((_SET, list(utterances)) for lang in langs if lang == "cmn")
+    return Archive(folder, sets, complete={_SET: known.complete})
 
 
-def _thchs30(folder: Path, ledger: Ledger) -> Iterator[tuple[str, Path, str, str]]:
+def _thchs30(folder: Path, ledger: Ledger) -> _Rows:
     """THCHS-30 (OpenSLR 18): one folder of audio, three of links or pointers into it.
 
     ``data/`` holds ``A11_0.wav`` and ``A11_0.wav.trn`` with three lines: words, pinyin,
@@ -102,7 +92,7 @@ def _words(folder: Path, name: str) -> str:
     return ""
 
 
-def _aishell1(folder: Path, ledger: Ledger) -> Iterator[tuple[str, Path, str, str]]:
+def _aishell1(folder: Path, ledger: Ledger) -> _Rows:
     """AISHELL-1 (OpenSLR 33): ``wav/<split>/<speaker>/*.wav``, one transcript file.
 
     A few utterances have no transcript; they are speech all the same and stay.
@@ -133,7 +123,7 @@ def _aishell1(folder: Path, ledger: Ledger) -> Iterator[tuple[str, Path, str, st
             yield name, speaker / f"{name}.wav", speaker.name, texts.get(name, "")
 
 
-def _aishell3(folder: Path, ledger: Ledger) -> Iterator[tuple[str, Path, str, str]]:
+def _aishell3(folder: Path, ledger: Ledger) -> _Rows:
     """AISHELL-3 (OpenSLR 93): 44.1 kHz audio and ``content.txt`` per split.
 
     A line of ``content.txt`` is ``SSB00050001.wav``, a tab, and hanzi each followed by

@@ -86,19 +86,18 @@ def prepare(
     output_dir = Path(output_dir)
     if corpus == "fleurs":
         options["unpacked"] = output_dir / "audio" / corpus
-    listing = output_dir / f"{corpus}.left_out.tsv"
-    ledger = Ledger()
+    ledger = Ledger(output_dir / f"{corpus}.left_out.tsv", max_missing)
     archive = READERS[corpus](corpus, Path(root), langs, ledger, **options)
     try:
-        _write_sets(corpus, archive, ledger, output_dir, max_missing, listing, nj)
+        _write_sets(corpus, archive, ledger, output_dir, nj)
     finally:
-        ledger.write_listing(listing)
+        ledger.write_listing()
     report = {
         "corpus": corpus,
         "root": archive.folder.as_posix(),
         **archive.details,
         "max_missing": max_missing,
-        "listing": listing.name,
+        "listing": ledger.listing.name,
         "sets": ledger.report(),
     }
     report["pretraining_hours"] = {
@@ -115,20 +114,14 @@ def prepare(
 
 
 def _write_sets(
-    corpus: str,
-    archive: Archive,
-    ledger: Ledger,
-    output_dir: Path,
-    max_missing: float,
-    listing: Path,
-    nj: int,
+    corpus: str, archive: Archive, ledger: Ledger, output_dir: Path, nj: int
 ) -> None:
     targets = {kind: output_dir / kind / corpus for kind in (PRETRAIN_DIR, EVAL_DIR)}
     written: dict[str, Path] = {}
     with ExitStack() as stack:
         for name, utterances in archive.sets:
             kept = _check(name, utterances, ledger, nj)
-            ledger.check_shares(max_missing, listing)
+            ledger.check_shares()
             if not kept:
                 logging.warning("%s %s: no utterance", corpus, name)
                 continue
@@ -136,7 +129,7 @@ def _write_sets(
             if kind not in written:
                 written[kind] = stack.enter_context(atomic_dir(targets[kind]))
             write_set(written[kind] / base, kept)
-        ledger.check_shares(max_missing, listing)
+        ledger.check_shares()
     for kind in set(targets) - set(written):
         shutil.rmtree(targets[kind], ignore_errors=True)
 
