@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -115,8 +115,6 @@ def decode(source: Source, check: bool = True) -> np.ndarray:
         _check_wav(source.file.name)
     elif check and source.file.format == "OGG":
         _check_ogg(source.file.name)
-    if source.frames == 0:
-        raise Unusable("no samples (zero length)")
     samples = _read(source)
     slack = _MP3_SLACK if source.file.format == "MP3" else 0
     if source.frames is not None and len(samples) < source.frames - slack:
@@ -262,8 +260,7 @@ class Mp3:
     problem: str  # why the file cannot be whole, or empty
 
 
-@dataclass(frozen=True)
-class _Frame:
+class _Frame(NamedTuple):
     size: int  # bytes
     kind: tuple[int, int]  # version and sampling rate: the same in a whole stream
     bit_rate: int

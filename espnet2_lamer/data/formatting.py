@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from espnet2_lamer.constants import SAMPLE_RATE
-from espnet2_lamer.data.audio import Audio, prepare_audio
+from espnet2_lamer.data.audio import Audio, SkippedAudio, prepare_audio
 from espnet2_lamer.data.audio_fingerprint import Fingerprint
-from espnet2_lamer.data.skipped import SkippedAudio
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_dir
 from espnet2_lamer.fileio.datadir import read_table, write_spk2utt, write_table

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 
-from espnet2_lamer.data.audio import header_seconds
+from espnet2_lamer.data.audio import SkippedAudio, header_seconds
 from espnet2_lamer.data.formatting import (
     UNNAMED,
     FormattedSet,
@@ -31,7 +31,6 @@ from espnet2_lamer.data.sampling import (
     share_hours,
 )
 from espnet2_lamer.data.sets import Utterance
-from espnet2_lamer.data.skipped import SkippedAudio
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table

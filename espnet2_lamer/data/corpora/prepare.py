@@ -178,36 +178,27 @@ def _inspect_all(utterances: list[Utterance], nj: int) -> Iterable[str]:
     from joblib import Parallel, delayed
     from tqdm import tqdm
 
-    batches = [utterances[i : i + _BATCH] for i in range(0, len(utterances), _BATCH)]
     # Threads: the work is system calls, and the utterances are changed in place.
-    parallel = Parallel(n_jobs=nj, prefer="threads", return_as="generator")
-    calls = parallel(delayed(_inspect)(batch) for batch in batches)
-    with tqdm(
-        total=len(utterances), desc="look at files", unit="file", disable=None
-    ) as bar:
-        for problems in calls:
-            yield from problems
-            bar.update(len(problems))
+    parallel = Parallel(nj, prefer="threads", batch_size=_BATCH, return_as="generator")
+    problems = parallel(delayed(_inspect)(utterance) for utterance in utterances)
+    title = "look at files"
+    return tqdm(problems, title, len(utterances), unit="file", disable=None)
 
 
-def _inspect(batch: list[Utterance]) -> list[str]:
-    """Return what is wrong with each file, or nothing; fill in durations."""
+def _inspect(utterance: Utterance) -> str:
+    """Return what is wrong with a file, or nothing; fill in its duration."""
     import soundfile
 
-    problems = []
-    for utterance in batch:
-        problem = ""
-        try:
-            if os.stat(utterance.path).st_size == 0:
-                problem = "empty_file"
-            elif utterance.seconds is None and utterance.path.endswith(_CHEAP):
-                utterance.seconds = soundfile.info(utterance.path).duration
-        except OSError:
-            problem = "missing"
-        except RuntimeError:
-            problem = "unreadable"
-        problems.append(problem)
-    return problems
+    try:
+        if os.stat(utterance.path).st_size == 0:
+            return "empty_file"
+        if utterance.seconds is None and utterance.path.endswith(_CHEAP):
+            utterance.seconds = soundfile.info(utterance.path).duration
+    except OSError:
+        return "missing"
+    except RuntimeError:
+        return "unreadable"
+    return ""
 
 
 def _log(report: dict) -> None:
