@@ -19,12 +19,9 @@ _INITIALIZE_PHONEME_EVENTS = 0x0001
 _INITIALIZE_DONT_EXIT = 0x8000
 _CHARS_UTF8 = 1
 _END_PAUSE = 0x1000
-_RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4
+_RATE, _PITCH, _RANGE = 1, 3, 4
 _EVENT_LIST_TERMINATED = 0
 _EVENT_PHONEME = 7
-
-# Phoneme names that mark a pause or a boundary rather than a sound.
-_SILENCES = frozenset({"", "_", "_:", "_!", "_|", "_::", "_^_"})
 
 
 class _Event(ctypes.Structure):
@@ -69,7 +66,13 @@ class Espeak:
         """Bring the engine into the state of a fresh process."""
         import espeakng_loader
 
-        self.close()
+        if self._library is not None:
+            import _ctypes
+
+            self._library.espeak_Terminate()
+            # Static state goes only with the library itself.
+            _ctypes.dlclose(self._library._handle)
+            self._library = None
         # Random numbers inside the library come from the C library's generator.
         ctypes.CDLL(None).srand(1)
         library = ctypes.CDLL(espeakng_loader.get_library_path())
@@ -87,17 +90,6 @@ class Espeak:
             )
         library.espeak_SetSynthCallback(self._callback)
         self._library = library
-
-    def close(self) -> None:
-        """Unload the library."""
-        if self._library is None:
-            return
-        import _ctypes
-
-        self._library.espeak_Terminate()
-        # Static state goes only with the library itself.
-        _ctypes.dlclose(self._library._handle)
-        self._library = None
 
     def _receive(self, samples, count: int, events) -> int:
         if samples and count > 0:
@@ -183,12 +175,13 @@ def _phones(
     events: list[tuple[float, str]], duration_s: float
 ) -> list[tuple[str, float, float]]:
     phones = []
-    for index, (start, name) in enumerate(events):
-        end = events[index + 1][0] if index + 1 < len(events) else duration_s
+    ends = [*(start for start, _ in events[1:]), duration_s]
+    for (start, name), end in zip(events, ends, strict=False):
         end = min(end, duration_s)
-        # "'" and "," are stress marks; unreleased stops have no duration of their own.
-        name = name.strip("'," + "%=")
-        if name not in _SILENCES and not name.startswith("_") and end > start:
+        # Stress marks go, and pauses, whose names begin with "_"; unreleased stops have
+        # no duration of their own.
+        name = name.strip("',%=")
+        if name and not name.startswith("_") and end > start:
             phones.append((name, start, end))
     return phones
 

@@ -27,13 +27,13 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json
 from espnet2_lamer.fileio.datadir import write_table
 
-# Name, start and end in seconds.
-Phone = tuple[str, float, float]
+# An utterance and its phones: name, start and end in seconds.
+_Spoken = tuple[Utterance, list[tuple[str, float, float]]]
 
 # Raised whenever the same plan would give other audio or text: sets made before are
 # then made again.
 _VERSION = 1
-_CHUNK = 32
+_BATCH = 32
 _MEAN_SECONDS = 5.3
 
 #: Pools named as POOLS of ``mini_plan``; minutes of speech; fewest utterances.
@@ -187,20 +187,20 @@ def _synthesise(
     min_utterances: int,
     nj: int,
     name: str,
-) -> list[tuple[Utterance, list[Phone]]]:
+) -> list[_Spoken]:
     from joblib import Parallel, delayed
     from tqdm import tqdm
 
-    kept: list[tuple[Utterance, list[Phone]]] = []
+    kept: list[_Spoken] = []
     total = 0.0
     bar = tqdm(total=round(seconds), desc=f"synthesise {name}", unit="s", disable=None)
-    with Parallel(n_jobs=nj, return_as="generator") as parallel, bar:
+    parallel = Parallel(n_jobs=nj, batch_size=_BATCH, return_as="generator")
+    with parallel, bar:
         while total < seconds or len(kept) < min_utterances:
             missing = max((seconds - total) / _MEAN_SECONDS, min_utterances - len(kept))
             wave = list(islice(plans, int(missing) + 1))
-            chunks = [wave[i : i + _CHUNK] for i in range(0, len(wave), _CHUNK)]
-            done = parallel(delayed(_synthesise_chunk)(c, audio_dir) for c in chunks)
-            for spoken in (found for chunk in done for found in chunk):
+            done = parallel(delayed(_speak)(plan, audio_dir) for plan in wave)
+            for spoken in filter(None, done):
                 utterance, _ = spoken
                 if total >= seconds and len(kept) >= min_utterances:
                     (audio_dir / f"{utterance.utt_id}.flac").unlink()
@@ -211,28 +211,12 @@ def _synthesise(
     return kept
 
 
-def _synthesise_chunk(
-    plans: list[UtterancePlan], audio_dir: Path
-) -> list[tuple[Utterance, list[Phone]]]:
-    spoken = []
-    for samples, utterance, phones in filter(None, map(synthesise_utterance, plans)):
-        write_flac(audio_dir / f"{utterance.utt_id}.flac", samples, SAMPLE_RATE)
-        spoken.append((utterance, phones))
-    return spoken
-
-
-def synthesise_utterance(
-    plan: UtterancePlan,
-) -> tuple[np.ndarray, Utterance, list[Phone]] | None:
-    """Speak one planned utterance.
+def _speak(plan: UtterancePlan, audio_dir: Path) -> _Spoken | None:
+    """Speak one planned utterance; None when nothing of 2-10 s comes out.
 
     Sentences that would end after 10 s are left out. Level (peak 0.2-0.95) and white
     noise (25-40 dB below the speech) vary by utterance, because espeak repeats a
     phone's waveform exactly, which would make units too easy.
-
-    Returns:
-        Samples (float32, 16 kHz), the utterance and its phones, or None when nothing
-        of 2-10 s comes out.
     """
     rng = np.random.default_rng(plan.seed)
     speaker = plan.speaker
@@ -241,7 +225,7 @@ def synthesise_utterance(
     lead = rng.uniform(0.05, 0.15)
     pieces = [np.zeros(round(lead * SAMPLE_RATE), np.float32)]
     length = len(pieces[0])
-    phones: list[Phone] = []
+    phones = []
     said = []
     for sentence in plan.sentences:
         samples, timed = espeak.synthesise(
@@ -279,7 +263,9 @@ def synthesise_utterance(
         romanisation=" ".join(s.romanisation for s in said).strip(),
         seconds=len(samples) / SAMPLE_RATE,
     )
-    return _vary(samples, rng), utterance, phones
+    varied = _vary(samples, rng)
+    write_flac(audio_dir / f"{plan.utt_id}.flac", varied, SAMPLE_RATE)
+    return utterance, phones
 
 
 def _vary(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -292,7 +278,7 @@ def _vary(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _write_data_dir(
-    directory: Path, audio_dir: Path, spoken: list[tuple[Utterance, list[Phone]]]
+    directory: Path, audio_dir: Path, spoken: list[_Spoken]
 ) -> dict[str, float]:
     utterances = [utterance for utterance, _ in spoken]
     for utterance in utterances:
