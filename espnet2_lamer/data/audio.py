@@ -93,10 +93,8 @@ def refuse(
 class SkippedAudio:
     """Collects what is skipped, and stops the run when a set has too much of it.
 
-    Args:
-        report: TSV with a line per skipped utterance, sorted; written by
-            :meth:`write`, and before the run is stopped.
-        max_percent: Most unusable files of a set, see :func:`allowed_bad`.
+    ``report`` is a TSV with a line per skipped utterance, sorted, which is also written
+    before the run is stopped; for ``max_percent`` see :func:`allowed_bad`.
     """
 
     def __init__(self, report: str | Path, max_percent: float = 1.0) -> None:

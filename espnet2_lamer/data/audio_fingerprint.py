@@ -24,9 +24,8 @@ _MOST_SHIFT = 5
 #: Of a recording that is looked up, frames 0.1 s apart are enough.
 QUERY_STEP = 5
 _BANDS = 17
-_EDGES = np.round(np.geomspace(200, 3600, _BANDS + 1) / (SAMPLE_RATE / _FFT)).astype(
-    int
-)
+_HERTZ = np.geomspace(200, 3600, _BANDS + 1)
+_EDGES = np.round(_HERTZ / (SAMPLE_RATE / _FFT)).astype(int)
 _WINDOW = np.hanning(_FFT).astype(np.float32)
 # Sums the squares of real and imaginary parts, which alternate, over each band.
 _SUM = np.zeros((2 * (_EDGES[-1] - _EDGES[0]), _BANDS), np.float32)
@@ -41,17 +40,14 @@ _BLOCK = 128  # frames that stay in the cache
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Signs of energy differences.
+    """Signs of energy differences, in 17 bands from 200 to 3600 Hz.
 
-    Attributes:
-        bits: uint16 ``[frames]``: bit b is set where the energy of band b + 1 over that
-            of band b grew within 0.1 s (17 bands from 200 to 3600 Hz; the bits of
-            Haitsma and Kalker, A Highly Robust Audio Fingerprinting System, 2002).
-        active: bool ``[frames]``: loud enough for its bits to mean anything.
+    Bit b is set where the energy of band b + 1 over that of band b grew within 0.1 s
+    (Haitsma and Kalker, A Highly Robust Audio Fingerprinting System, 2002).
     """
 
-    bits: np.ndarray
-    active: np.ndarray
+    bits: np.ndarray  # uint16 [frames]
+    active: np.ndarray  # bool [frames]: loud enough for its bits to mean anything
 
 
 def fingerprint(samples: np.ndarray, step: int = 1) -> Fingerprint:

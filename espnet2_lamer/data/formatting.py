@@ -124,8 +124,14 @@ def collect_set(
         wavs = read_table(wav_scp)
         if keep is not None:
             wavs = {utt: path for utt, path in wavs.items() if keep(utt)}
+        utt2lang = read_table(data_dir / "utt2lang", made_by="data preparation")
+        missing = [utt for utt in wavs if not utt2lang.get(utt)]
+        if missing:
+            raise RecipeError(
+                f"{data_dir / 'utt2lang'}: no language for {len(missing)} utterances "
+                f"of wav.scp, first {missing[0]!r}"
+            )
         target = Path(audio_dir) / data_dir.name
-        utt2lang = _languages(data_dir / "utt2lang", wavs)
         found = prepare_audio(wavs, wav_scp, target, nj, skipped, fingerprints)
         usable = {
             utt: audio
@@ -160,17 +166,6 @@ def check_unique(data_dirs: Sequence[Path]) -> None:
             owner[utt] = wav_scp
 
 
-def _languages(path: Path, utts: Collection[str]) -> dict[str, str]:
-    utt2lang = read_table(path, made_by="data preparation")
-    missing = [utt for utt in utts if not utt2lang.get(utt)]
-    if missing:
-        raise RecipeError(
-            f"{path}: no language for {len(missing)} utterances of wav.scp, first "
-            f"{missing[0]!r}"
-        )
-    return utt2lang
-
-
 def _add(
     result: FormattedSet,
     data_dir: Path,
@@ -192,9 +187,8 @@ def _add(
         )
     for name, table in new.items():
         result.tables[name].update(table)
-    for utt, audio in usable.items():
-        if audio.fingerprint is not None:
-            result.fingerprints[utt] = audio.fingerprint
+    if any(audio.fingerprint for audio in usable.values()):
+        result.fingerprints |= {utt: a.fingerprint for utt, a in usable.items()}
     ctm = data_dir / "phones.ctm"
     if ctm.is_file():
         lines = (line for _, line in text_lines(ctm))

@@ -20,6 +20,7 @@ from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.text import read_text
 
 REQUIRED = ("utt_id", "path", "lang")
+_AS_THEY_ARE = ("split", "text", "romanisation", "source")
 # Share of dev and of test where the manifest does not say.
 _HELD_OUT = 0.1
 _LISTED = 10
@@ -151,12 +152,9 @@ def _parse(path: Path, where: str, values: list[str], header: list[str]) -> Utte
         utt_id,
         path=os.path.abspath(path.parent / file_name),
         lang=language_code(record["lang"], where),
-        split=split,
-        text=record.get("text", ""),
         speaker=record.get("speaker", "").replace(" ", "_"),
-        romanisation=record.get("romanisation", ""),
-        source=record.get("source", ""),
         where=where,
+        **{name: record[name] for name in _AS_THEY_ARE if name in record},
     )
 
 

@@ -13,15 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from espnet2_lamer.constants import SAMPLE_RATE
+from espnet2_lamer.data import mini_plan
 from espnet2_lamer.data.audio import write_flac
 from espnet2_lamer.data.espeak import VOICES, engine
-from espnet2_lamer.data.mini_plan import (
-    HAN_LANGS,
-    MAX_SECONDS,
-    MIN_SECONDS,
-    UtterancePlan,
-    plan_utterances,
-)
 from espnet2_lamer.data.sets import Utterance, write_tables
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json
@@ -165,7 +159,7 @@ def build_set(
         return stored["result"]
     # The data directory appears after its audio: where it is, the audio is whole.
     with atomic_dir(output_dir) as audio_dir:
-        plans = plan_utterances(split, lang, pool, seed)
+        plans = mini_plan.plan_utterances(split, lang, pool, seed)
         # Absolute: worker processes outlive a change of the working directory.
         folder = audio_dir.absolute()
         spoken = _synthesise(
@@ -181,7 +175,7 @@ def build_set(
 
 
 def _synthesise(
-    plans: Iterator[UtterancePlan],
+    plans: Iterator[mini_plan.UtterancePlan],
     audio_dir: Path,
     seconds: float,
     min_utterances: int,
@@ -211,7 +205,7 @@ def _synthesise(
     return kept
 
 
-def _speak(plan: UtterancePlan, audio_dir: Path) -> _Spoken | None:
+def _speak(plan: mini_plan.UtterancePlan, audio_dir: Path) -> _Spoken | None:
     """Speak one planned utterance; None when nothing of 2-10 s comes out.
 
     Sentences that would end after 10 s are left out. Level (peak 0.2-0.95) and white
@@ -243,17 +237,17 @@ def _speak(plan: UtterancePlan, audio_dir: Path) -> _Spoken | None:
         # phone rings on a little after its event.
         begin = round(timed[0][1] * SAMPLE_RATE)
         end = min(len(samples), round((timed[-1][2] + 0.03) * SAMPLE_RATE))
-        if length + end - begin > MAX_SECONDS * SAMPLE_RATE:
+        if length + end - begin > mini_plan.MAX_SECONDS * SAMPLE_RATE:
             break
         shift = (length - begin) / SAMPLE_RATE
         phones += [(name, start + shift, stop + shift) for name, start, stop in timed]
         pieces += [samples[begin:end], np.zeros(pause, np.float32)]
         length += end - begin + pause
         said.append(sentence)
-    samples = np.concatenate(pieces)[: round(MAX_SECONDS * SAMPLE_RATE)]
-    if not said or len(samples) < MIN_SECONDS * SAMPLE_RATE:
+    samples = np.concatenate(pieces)[: round(mini_plan.MAX_SECONDS * SAMPLE_RATE)]
+    if not said or len(samples) < mini_plan.MIN_SECONDS * SAMPLE_RATE:
         return None
-    separator = "" if plan.lang in HAN_LANGS else " "
+    separator = "" if plan.lang in mini_plan.HAN_LANGS else " "
     utterance = Utterance(
         plan.utt_id,
         path="",

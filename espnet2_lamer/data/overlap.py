@@ -7,7 +7,7 @@ import unicodedata
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from espnet2_lamer.data.audio import file_seconds, over_files, read_16k
@@ -88,37 +88,29 @@ def read_evaluation(
     directories yet, by name.
     """
     data_dir = Path(data_dir)
-    # Absolute path of a file to the sets that have it, and the utterance there.
-    sets: dict[str, list[str]] = {}
-    found: dict[str, Utterance] = {}
-
-    def add(name: str, utterance: Utterance) -> None:
-        path = os.path.abspath(utterance.path)
-        sets.setdefault(path, []).append(name)
-        known = found.setdefault(path, replace(utterance))
-        known.lang, known.text = utterance.lang, known.text or utterance.text
-
+    # What each file is called, and where: a set and the utterance in it.
+    entries: dict[str, list[tuple[str, Utterance]]] = defaultdict(list)
     for folder in evaluation_dirs(data_dir, langs):
         name = folder.relative_to(data_dir).as_posix()
         lang = name.rpartition("_")[2]
         text = folder / "text"
         texts = read_table(text) if text.is_file() else {}
         for utt, path in read_table(folder / "wav.scp").items():
-            add(name, Utterance(utt, path, lang, text=texts.get(utt, "")))
+            utterance = Utterance(utt, path, lang, text=texts.get(utt, ""))
+            entries[os.path.abspath(path)].append((name, utterance))
     for name, utterances in (lists or {}).items():
         for utterance in utterances:
-            add(name, utterance)
+            entries[os.path.abspath(utterance.path)].append((name, utterance))
     clips, problems = [], []
-    wavs = {path: path for path in found}
+    wavs = {path: path for path in entries}
     for path, seconds, problem in over_files(file_seconds, wavs, nj, "evaluation sets"):
         if problem:
             problems.append(f"{path}: {problem}")
             continue
-        known = found[path]
-        clip = Clip(
-            known.utt_id, path, known.lang, seconds, known.text, tuple(sets[path])
-        )
-        clips.append(clip)
+        names, found = zip(*entries[path], strict=True)
+        words = next((known.text for known in found if known.text), "")
+        utt, lang = found[0].utt_id, found[-1].lang
+        clips.append(Clip(utt, path, lang, seconds, words, names))
     if problems:
         logging.warning(
             "%d evaluation files cannot be read, so overlap with them is not seen; "

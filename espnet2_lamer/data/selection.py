@@ -7,28 +7,13 @@ from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 
+from espnet2_lamer.data import overlap, sampling
 from espnet2_lamer.data.audio import SkippedAudio, header_seconds
 from espnet2_lamer.data.formatting import (
     UNNAMED,
     FormattedSet,
     check_unique,
     collect_set,
-)
-from espnet2_lamer.data.overlap import (
-    Clip,
-    Overlap,
-    match_audio,
-    match_names,
-    overlap_counts,
-    read_evaluation,
-    write_overlaps,
-)
-from espnet2_lamer.data.sampling import (
-    METHODS,
-    draw_replay,
-    sample_replay,
-    seed_of,
-    share_hours,
 )
 from espnet2_lamer.data.sets import Utterance
 from espnet2_lamer.errors import RecipeError
@@ -118,14 +103,18 @@ def prepare_ssl_data(
     check_unique([*train_dirs.values(), *dev_dirs.values()])
     skipped = SkippedAudio(raw / "skipped_audio.tsv", selection.max_bad_audio)
 
-    clips = [
-        clip
-        for lang, folder in train_dirs.items()
-        for clip in _read_clips(folder, lang, nj, skipped)
-    ]
-    evaluation = read_evaluation(data_dir, selection.langs, nj, lists)
-    overlaps = match_names(clips, evaluation)
-    named = {overlap.clip.utt_id for overlap in overlaps}
+    clips = []
+    for lang, folder in train_dirs.items():
+        wavs, text = read_table(folder / "wav.scp"), folder / "text"
+        texts = read_table(text) if text.is_file() else {}
+        seconds = header_seconds(wavs, folder / "wav.scp", nj, skipped)
+        clips += [
+            overlap.Clip(utt, wavs[utt], lang, length, texts.get(utt, ""))
+            for utt, length in seconds.items()
+        ]
+    evaluation = overlap.read_evaluation(data_dir, selection.langs, nj, lists)
+    overlaps = overlap.match_names(clips, evaluation)
+    named = {found.clip.utt_id for found in overlaps}
     unnamed = [clip for clip in clips if clip.utt_id not in named]
     left = unnamed if selection.drop_overlap else clips
     _check_left(Counter(c.lang for c in left), selection, overlaps, overlap_tsv)
@@ -135,15 +124,15 @@ def prepare_ssl_data(
     keep_dev = _choose_dev(dev_dirs, selection, nj, skipped)
     dev = _format(dev_dirs, raw / "audio", selection, nj, keep_dev, skipped)
     drawn = [clip for clip in unnamed if clip.utt_id in train.fingerprints]
-    heard = match_audio(drawn, train.fingerprints, evaluation, nj)
+    heard = overlap.match_audio(drawn, train.fingerprints, evaluation, nj)
     overlaps += heard
     if selection.drop_overlap:
-        train.remove({overlap.clip.utt_id for overlap in heard})
+        train.remove({found.clip.utt_id for found in heard})
     counts = Counter(train.tables["utt2lang"].values())
     _check_left(counts, selection, overlaps, overlap_tsv)
 
     sources = train.hours_by_source()
-    counts = overlap_counts(overlaps)
+    counts = overlap.overlap_counts(overlaps)
     for lang, entry in languages.items():
         # Utterances of other lengths were left out of a replay before the draw.
         for name in ("dropped_short", "dropped_long"):
@@ -168,7 +157,7 @@ def prepare_ssl_data(
     }
     train.write(raw / "ssl_train")
     dev.write(raw / "ssl_dev")
-    write_overlaps(overlap_tsv, overlaps)
+    overlap.write_overlaps(overlap_tsv, overlaps)
     skipped.write()
     write_json(raw / "hours.json", hours)
     train.log("ssl_train")
@@ -178,18 +167,8 @@ def prepare_ssl_data(
     return hours
 
 
-def _read_clips(folder: Path, lang: str, nj: int, skipped: SkippedAudio) -> list[Clip]:
-    wav_scp, text = folder / "wav.scp", folder / "text"
-    wavs = read_table(wav_scp)
-    texts = read_table(text) if text.is_file() else {}
-    return [
-        Clip(utt, wavs[utt], lang, seconds, texts.get(utt, ""))
-        for utt, seconds in header_seconds(wavs, wav_scp, nj, skipped).items()
-    ]
-
-
 def _choose(
-    clips: list[Clip], folders: dict[str, Path], selection: Selection
+    clips: list[overlap.Clip], folders: dict[str, Path], selection: Selection
 ) -> tuple[set[str], dict[str, dict]]:
     """Return the utterances to format, and an entry of the report per language."""
     keep: set[str] = set()
@@ -213,14 +192,14 @@ def _choose(
     if selection.replay_sampling == "temperature":
         there = {lang: _hours(usable[lang]) for lang in selection.replay_langs}
         total = selection.replay_hours * len(there)
-        wanted = share_hours(there, total, selection.replay_alpha)
+        wanted = sampling.share_hours(there, total, selection.replay_alpha)
     for lang in selection.replay_langs:
         utt2spk = folders[lang] / "utt2spk"
         by_speaker = selection.replay_sampling == "speaker" and utt2spk.is_file()
-        keep |= draw_replay(
+        keep |= sampling.draw_replay(
             usable[lang],
             wanted[lang],
-            seed_of(selection.seed, "replay", lang),
+            sampling.seed_of(selection.seed, "replay", lang),
             selection.replay_sampling,
             read_table(utt2spk) if by_speaker else {},
             selection.replay_clusters,
@@ -252,8 +231,8 @@ def _choose_dev(
             # All of them, so that those of other lengths are counted.
             keep.update(seconds)
             continue
-        seed = seed_of(selection.seed, "dev", lang)
-        keep |= sample_replay(usable, selection.dev_hours, seed)
+        seed = sampling.seed_of(selection.seed, "dev", lang)
+        keep |= sampling.sample_replay(usable, selection.dev_hours, seed)
         logging.info(
             "%s: %g of %.3f h of the dev set drawn for validation (--dev_hours)",
             lang,
@@ -267,32 +246,25 @@ def _check(selection: Selection) -> None:
     langs = selection.langs
     twice = sorted({lang for lang in langs if langs.count(lang) > 1})
     hours, method = selection.replay_hours, selection.replay_sampling
-    problems = [
-        (
-            not selection.new_langs,
-            "--new_langs: empty; name at least one language to learn",
+    methods = " ".join(sampling.METHODS)
+    problems = {
+        "--new_langs: empty; name at least one language to learn": (
+            not selection.new_langs
         ),
-        (
-            twice,
-            f"--new_langs/--replay_langs: {' '.join(twice)} named twice; a language is "
-            "either new or replayed",
+        f"--new_langs/--replay_langs: {' '.join(twice)} named twice; a language is "
+        "either new or replayed": twice,
+        f"--replay_hours: found {hours:g}, expected more than 0; leave --replay_langs "
+        "empty to train without replay": selection.replay_langs and not hours > 0,
+        f"--replay_sampling: found {method!r}, expected one of {methods}": (
+            method not in sampling.METHODS
         ),
-        (
-            selection.replay_langs and not hours > 0,
-            f"--replay_hours: found {hours:g}, expected more than 0; leave "
-            "--replay_langs empty to train without replay",
-        ),
-        (
-            method not in METHODS,
-            f"--replay_sampling: found {method!r}, expected one of {' '.join(METHODS)}",
-        ),
-    ]
+    }
     for name, most in (("replay_alpha", 1), ("max_bad_audio", 100), ("dev_hours", inf)):
         value = getattr(selection, name)
         expected = f"0 to {most}" if most < inf else "0 (all) or more"
-        message = f"--{name}: found {value:g}, expected {expected}"
-        problems.append((not 0 <= value <= most, message))
-    for wrong, message in problems:
+        wrong = not 0 <= value <= most
+        problems[f"--{name}: found {value:g}, expected {expected}"] = wrong
+    for message, wrong in problems.items():
         if wrong:
             raise RecipeError(message)
 
@@ -343,11 +315,14 @@ def _format(
 
 
 def _check_left(
-    left: Counter[str], selection: Selection, overlaps: list[Overlap], report: Path
+    left: Counter[str],
+    selection: Selection,
+    overlaps: list[overlap.Overlap],
+    report: Path,
 ) -> None:
     for lang in selection.langs:
         if selection.drop_overlap and not left[lang]:
-            write_overlaps(report, overlaps)
+            overlap.write_overlaps(report, overlaps)
             raise RecipeError(
                 f"{report}: every usable training utterance of {lang} is in an "
                 "evaluation set, too; give it other training data, or keep them with "

@@ -7,6 +7,7 @@ import tarfile
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,17 +27,13 @@ _LISTED = 10
 class Archive:
     """What a corpus' reader finds.
 
-    Attributes:
-        folder: The archive, for the report.
-        sets: Pairs of ``pretrain/<split>_<lang>`` or ``eval/<split>_<lang>`` and
-            utterances.
-        details: More for the report.
-        complete: Rows in the complete archive; a set with fewer is warned about.
+    Sets are named ``pretrain/train_<lang>`` and ``eval/<split>_<lang>``. One with fewer
+    rows than ``complete`` says of the complete archive is warned about.
     """
 
     folder: Path
     sets: Iterable[tuple[str, list[Utterance]]]
-    details: Mapping[str, object] = field(default_factory=dict)
+    details: Mapping[str, object] = field(default_factory=dict)  # for the report
     complete: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -96,7 +93,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
                 yield f"{path}:{number}", []
 
 
-def extract_once(archive: str | Path, folder: str | Path) -> Path:
+def extract_once(archive: Path, folder: Path) -> Path:
     """Unpack ``archive`` into ``folder`` unless that was done before.
 
     The folder, which is returned and holds nothing else, appears by rename, so that a
@@ -107,18 +104,11 @@ def extract_once(archive: str | Path, folder: str | Path) -> Path:
         RecipeError: The file is no tar archive, is truncated, or holds a member that
             would be written elsewhere.
     """
-    archive, folder = Path(archive), Path(folder)
-    status = archive.stat()
-    origin = {
-        "archive": archive.name,
-        "size": status.st_size,
-        "mtime_ns": status.st_mtime_ns,
-    }
-    try:
+    size, mtime_ns = archive.stat().st_size, archive.stat().st_mtime_ns
+    origin = {"archive": archive.name, "size": size, "mtime_ns": mtime_ns}
+    with suppress(OSError, json.JSONDecodeError):
         if json.loads((folder / _MARK).read_text(encoding="utf-8")) == origin:
             return folder
-    except (OSError, json.JSONDecodeError):
-        pass
     logging.info("unpacking %s", archive)
     try:
         with atomic_dir(folder) as temporary:

@@ -33,19 +33,11 @@ def read(
     audio_root: str | Path = "",
     datasets: Sequence[str] = DATASETS,
 ) -> Archive:
-    """Read manifests.
+    """Read a manifest, or a folder of ``*.tsv``; empty ``datasets``: all.
 
     A file is looked for under its name, then with ``.mp3`` or ``.flac`` for ``.wav``
     (the manifests name converted files), also where CommonVoice's archive has it:
-    ``<language>/clips/``.
-
-    Args:
-        corpus: ``mhubert147``.
-        root: A manifest, or a folder of ``*.tsv``.
-        langs: ISO 639-3 codes.
-        ledger: Where rows that are left out are booked.
-        audio_root: Folder of the audio instead of the manifests' first lines.
-        datasets: Empty: all.
+    ``<language>/clips/``. ``audio_root`` is its folder instead of the first line's.
 
     Raises:
         RecipeError: No manifest, a file that is none, or audio folders that do not
