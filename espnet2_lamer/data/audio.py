@@ -344,8 +344,8 @@ def _already_converted(path: str, converted: Path) -> int | None:
         return None
 
 
-def write_flac(path: Path, samples: np.ndarray, rate: int, comment: str = "") -> None:
-    """Write mono audio, float in -1 to 1, as 16-bit FLAC; not by rename.
+def write_flac(path: Path, samples: np.ndarray, comment: str = "") -> None:
+    """Write 16 kHz mono audio, float in -1 to 1, as 16-bit FLAC; not by rename.
 
     Raises:
         OSError: It cannot be written.
@@ -355,7 +355,7 @@ def write_flac(path: Path, samples: np.ndarray, rate: int, comment: str = "") ->
     # In memory first: libsndfile takes a short write at the end of a file for success.
     content = io.BytesIO()
     with soundfile.SoundFile(
-        content, "w", rate, 1, format="FLAC", subtype="PCM_16"
+        content, "w", SAMPLE_RATE, 1, format="FLAC", subtype="PCM_16"
     ) as target:
         if comment:
             target.comment = comment
@@ -365,7 +365,7 @@ def write_flac(path: Path, samples: np.ndarray, rate: int, comment: str = "") ->
 
 def _write(samples: np.ndarray, path: str, converted: Path) -> None:
     with atomic_path(converted) as temporary:
-        write_flac(temporary, samples, SAMPLE_RATE, _origin(path))
+        write_flac(temporary, samples, _origin(path))
         # The original's time marks what the file was made from.
         stat = os.stat(path)
         os.utime(temporary, ns=(stat.st_atime_ns, stat.st_mtime_ns))

@@ -35,13 +35,10 @@ class Unusable(Exception):
 
 @dataclass(frozen=True)
 class Source:
-    """An open audio file.
-
-    ``frames``: samples per channel by the container; None where it does not say.
-    """
+    """An open audio file."""
 
     file: Any  # soundfile.SoundFile
-    frames: int | None
+    frames: int | None  # samples per channel, where the container says it
 
 
 @contextmanager

@@ -85,15 +85,6 @@ def _band_energies(samples: np.ndarray, count: int) -> np.ndarray:
     return bands
 
 
-def distance(query: Fingerprint, known: Fingerprint) -> float:
-    """Return the share of differing bits at the best shift of up to 0.1 s.
-
-    About 0.5 for different recordings, 1 where they share less than a second of active
-    speech. Frames of ``query`` are 0.1 s apart, those of ``known`` 20 ms.
-    """
-    return float(_distances(query, known.bits[None], known.active[None])[0])
-
-
 class FingerprintIndex:
     """Recordings, with their durations, to be recognised in other encodings."""
 
@@ -128,7 +119,12 @@ class FingerprintIndex:
 
 
 def _distances(query: Fingerprint, bits: np.ndarray, active: np.ndarray) -> np.ndarray:
-    """Distances of ``query`` to recordings of one length, ``[recordings, frames]``."""
+    """Return the shares of differing bits at the best shift of up to 0.1 s.
+
+    About 0.5 for different recordings, 1 where they share less than a second of active
+    speech. Frames of ``query`` are 0.1 s apart, those of the others, recordings of one
+    length ``[recordings, frames]``, 20 ms.
+    """
     best = np.ones(len(bits))
     for shift in range(-_MOST_SHIFT, _MOST_SHIFT + 1):
         # Frame k of the query stands beside frame 5 k + shift of the others.

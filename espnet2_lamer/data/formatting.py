@@ -103,7 +103,7 @@ def collect_set(
     (2 <= seconds <= 30).
 
     Args:
-        data_dirs: Kaldi-style, each with wav.scp and utt2lang at least.
+        data_dirs: Each with wav.scp and utt2lang at least.
         audio_dir: Converted files go to ``<audio_dir>/<name of the data dir>/``.
         min_s: Shortest utterance in seconds.
         max_s: Longest.

@@ -258,7 +258,7 @@ def _speak(plan: mini_plan.UtterancePlan, audio_dir: Path) -> _Spoken | None:
         seconds=len(samples) / SAMPLE_RATE,
     )
     varied = _vary(samples, rng)
-    write_flac(audio_dir / f"{plan.utt_id}.flac", varied, SAMPLE_RATE)
+    write_flac(audio_dir / f"{plan.utt_id}.flac", varied)
     return utterance, phones
 
 

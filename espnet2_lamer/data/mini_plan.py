@@ -59,22 +59,15 @@ _TARGET_SECONDS = (2.3, 6.1)
 
 @dataclass(frozen=True)
 class Sentence:
-    """One sentence that can be synthesised.
-
-    Attributes:
-        lang: ISO 639-3 code.
-        text: Normalised label: lower case words, or hanzi without punctuation. In
-            Spanish one name, of a country, language, currency or script.
-        spoken: What the synthesiser gets, with punctuation.
-        romanisation: Pinyin syllables with tone digits, or empty.
-        pool: One of :data:`POOLS`.
-    """
+    """One sentence that can be synthesised."""
 
     lang: str
+    # Normalised label: lower case words, or hanzi without punctuation. In Spanish one
+    # name, of a country, language, currency or script.
     text: str
-    spoken: str
-    romanisation: str
-    pool: str
+    spoken: str  # what the synthesiser gets, with punctuation
+    romanisation: str  # pinyin syllables with tone digits, or empty
+    pool: str  # one of POOLS
 
 
 def normalise(text: str, lang: str) -> str:
@@ -206,10 +199,8 @@ def _usable(sentence: Sentence) -> bool:
     if any(not _HAN.match(c) for c in letters):
         return False
     if sentence.lang == "cmn":
-        syllables = sentence.romanisation.split()
-        if len(syllables) != len(sentence.text):
-            return False
-        if not all(_SYLLABLE.match(s) for s in syllables):
+        syllables = list(map(_SYLLABLE.match, sentence.romanisation.split()))
+        if len(syllables) != len(sentence.text) or not all(syllables):
             return False
     return "(en)" not in engine().phonemes(sentence.spoken, VOICES[sentence.lang])
 

@@ -37,18 +37,14 @@ _HEADER = (
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One utterance that is looked up, or looked for.
-
-    ``sets`` are the evaluation sets that have this file, such as
-    ``eval/fleurs/test_eng``.
-    """
+    """One utterance that is looked up, or looked for."""
 
     utt_id: str
     path: str
     lang: str
     seconds: float
     text: str = ""
-    sets: tuple[str, ...] = ()
+    sets: tuple[str, ...] = ()  # that have this file, such as eval/fleurs/test_eng
 
 
 @dataclass(frozen=True)

@@ -125,19 +125,12 @@ def draw_replay(
     clusters: str | Path | None = None,
     name: str = "",
 ) -> set[str]:
-    """Draw the replay of one language, ``name`` in messages.
+    """Draw the replay of one language, ``name`` in messages, by one of :data:`METHODS`.
 
-    Args:
-        durations: Usable utterances and their seconds.
-        hours: Wanted amount.
-        seed: Of the draw.
-        method: One of :data:`METHODS`. ``speaker``: balanced over speakers.
-            ``cluster``: balanced over the utterances' dominant units; utterances that
-            ``clusters`` does not know are left out and counted. ``temperature`` shares
-            hours over languages, see :func:`share_hours`; inside one it is uniform.
-        speakers: Utterance to speaker; one without is a speaker of its own.
-        clusters: See :func:`dominant_units`.
-        name: Of the language.
+    ``speaker`` balances over ``speakers``; an utterance without one is a speaker of its
+    own. ``cluster`` balances over :func:`dominant_units`; utterances that ``clusters``
+    does not know are left out and counted. ``temperature`` shares hours over languages
+    (:func:`share_hours`); inside one it is uniform.
 
     Raises:
         RecipeError: ``cluster`` without a file, or with one that knows none of the

@@ -16,6 +16,8 @@ from espnet2_lamer.data.sets import Utterance
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json, write_text
 
+#: Named ``pretrain/train_<lang>`` and ``eval/<split>_<lang>``.
+Sets = Iterable[tuple[str, list[Utterance]]]
 _MARK = "archive.json"
 _SHOWN = 8
 #: Defects of an archive; more than a set share of them stops the preparation.
@@ -27,12 +29,11 @@ _LISTED = 10
 class Archive:
     """What a corpus' reader finds.
 
-    Sets are named ``pretrain/train_<lang>`` and ``eval/<split>_<lang>``. One with fewer
-    rows than ``complete`` says of the complete archive is warned about.
+    A set with fewer rows than ``complete`` says of the whole archive is warned about.
     """
 
     folder: Path
-    sets: Iterable[tuple[str, list[Utterance]]]
+    sets: Sets
     details: Mapping[str, object] = field(default_factory=dict)  # for the report
     complete: Mapping[str, int] = field(default_factory=dict)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from espnet2_lamer.data.corpora.archive import (
     Archive,
     Ledger,
+    Sets,
     found_in,
     locate,
     read_rows,
@@ -51,9 +52,7 @@ def read(corpus: str, root: Path, langs: Sequence[str], ledger: Ledger) -> Archi
     return Archive(release, _sets(release, langs, ledger), details)
 
 
-def _sets(
-    release: Path, langs: Sequence[str], ledger: Ledger
-) -> Iterator[tuple[str, list[Utterance]]]:
+def _sets(release: Path, langs: Sequence[str], ledger: Ledger) -> Sets:
     for lang in langs:
         folders = [release / name for name, code in LOCALES.items() if code == lang]
         for folder in folders:
@@ -66,17 +65,12 @@ def _sets(
             yield from _language(lang, folders, ledger)
 
 
-def _language(
-    lang: str, folders: list[Path], ledger: Ledger
-) -> Iterator[tuple[str, list[Utterance]]]:
+def _language(lang: str, folders: list[Path], ledger: Ledger) -> Sets:
     durations = {folder: _durations(folder) for folder in folders}
 
     def rows(table: str, name: str) -> list[Utterance]:
-        return [
-            row
-            for folder in folders
-            for row in _read(folder, table, name, ledger, durations[folder])
-        ]
+        lists = (_read(f, table, name, ledger, durations[f]) for f in folders)
+        return [row for rows in lists for row in rows]
 
     held_out: set[str] = set()
     for split in reversed(SPLITS):
@@ -120,7 +114,7 @@ def _read(
         utt_id = f"commonvoice_{clip}"
         yield Utterance(
             utt_id=utt_id,
-            path=(folder / "clips" / f"{clip}.mp3").as_posix(),
+            path=f"{folder.as_posix()}/clips/{clip}.mp3",
             lang=LOCALES[folder.name],
             text=row["sentence"],
             speaker=_speaker(row["client_id"]) or utt_id,

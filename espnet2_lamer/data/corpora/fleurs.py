@@ -16,6 +16,7 @@ from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.data.corpora.archive import (
     Archive,
     Ledger,
+    Sets,
     extract_once,
     found_in,
     locate,
@@ -43,9 +44,7 @@ def read(
     return Archive(folder, _sets(folder, unpacked, langs, ledger))
 
 
-def _sets(
-    root: Path, unpacked: Path, langs: Sequence[str], ledger: Ledger
-) -> Iterator[tuple[str, list[Utterance]]]:
+def _sets(root: Path, unpacked: Path, langs: Sequence[str], ledger: Ledger) -> Sets:
     for code, lang in CODES.items():
         for split in SPLITS if lang in langs else ():
             name = f"eval/{split}_{lang}"
@@ -76,11 +75,7 @@ def _audio(folder: Path, split: str, unpacked: Path) -> Path:
 
 
 def _read(
-    rows: list[tuple[str, list[str]]],
-    code: str,
-    name: str,
-    audio: Path,
-    ledger: Ledger,
+    rows: list[tuple[str, list[str]]], code: str, name: str, audio: Path, ledger: Ledger
 ) -> Iterator[Utterance]:
     source = f"fleurs-{code}"
     for where, values in rows:

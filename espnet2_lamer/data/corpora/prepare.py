@@ -66,7 +66,7 @@ def prepare(
         corpus: One of :data:`~espnet2_lamer.data.corpora.CORPORA`.
         root: Its archive, or the folder around it.
         output_dir: Where data directories go.
-        langs: ISO 639-3 codes; those that the corpus does not have are skipped.
+        langs: Those that the corpus does not have are skipped.
         max_missing: Most defective rows per set and source, in per cent.
         nj: Threads that look at files.
         options: More for the reader, see ``mhubert147.read``.
