@@ -172,23 +172,19 @@ def _add(
     usable: dict[str, Audio],
     utt2lang: dict[str, str],
 ) -> None:
-    new = {
-        "wav.scp": {utt: audio.path for utt, audio in usable.items()},
-        "utt2num_samples": {utt: str(a.num_samples) for utt, a in usable.items()},
-        "utt2lang": {utt: utt2lang[utt] for utt in usable},
+    tables = result.tables
+    for utt, audio in usable.items():
+        tables["wav.scp"][utt] = audio.path
+        tables["utt2num_samples"][utt] = str(audio.num_samples)
+        tables["utt2lang"][utt] = utt2lang[utt]
         # Without speaker information every utterance is a speaker of its own.
-        "utt2spk": {utt: utt for utt in usable},
-    }
+        tables["utt2spk"][utt] = utt
+        if audio.fingerprint is not None:
+            result.fingerprints[utt] = audio.fingerprint
     for name in ("utt2spk", *_OPTIONAL_TABLES):
         path = data_dir / name
         table = read_table(path) if path.is_file() else {}
-        new.setdefault(name, {}).update(
-            {utt: table[utt] for utt in usable if table.get(utt)}
-        )
-    for name, table in new.items():
-        result.tables[name].update(table)
-    if any(audio.fingerprint for audio in usable.values()):
-        result.fingerprints |= {utt: a.fingerprint for utt, a in usable.items()}
+        tables[name] |= {utt: table[utt] for utt in usable if table.get(utt)}
     ctm = data_dir / "phones.ctm"
     if ctm.is_file():
         lines = (line for _, line in text_lines(ctm))

@@ -12,26 +12,18 @@ from espnet2_lamer.fileio.atomic import atomic_dir
 from espnet2_lamer.fileio.datadir import write_spk2utt, write_table
 
 SPLITS = ("train", "dev", "test")
-# Other names under which corpora list their languages.
-_ALIASES = {
-    "en": "eng",
-    "en-us": "eng",
-    "en-gb": "eng",
-    "zh": "cmn",
-    "zh-cn": "cmn",
-    "zh-tw": "cmn",
-    "zho": "cmn",
-    "cmn-hans-cn": "cmn",
-    "cmn-hant-tw": "cmn",
-    "zh-hk": "yue",
-    "yue-hant-hk": "yue",
-}
-# ISO 639-2's bibliographic codes, which ISO 639-3 does not have, and its own.
-_BIBLIOGRAPHIC = (
-    "alb:sqi arm:hye baq:eus bur:mya chi:cmn cze:ces dut:nld fre:fra geo:kat ger:deu "
-    "gre:ell ice:isl mac:mkd mao:mri may:msa per:fas rum:ron slo:slk tib:bod wel:cym"
+# Other names under which corpora list their languages; then ISO 639-2's bibliographic
+# codes, which ISO 639-3 does not have.
+_ALIASES = dict(
+    pair.split(":")
+    for pair in (
+        "en:eng en-us:eng en-gb:eng zh:cmn zh-cn:cmn zh-tw:cmn zho:cmn cmn-hans-cn:cmn "
+        "cmn-hant-tw:cmn zh-hk:yue yue-hant-hk:yue "
+        "alb:sqi arm:hye baq:eus bur:mya chi:cmn cze:ces dut:nld fre:fra geo:kat "
+        "ger:deu gre:ell ice:isl mac:mkd mao:mri may:msa per:fas rum:ron slo:slk "
+        "tib:bod wel:cym"
+    ).split()
 )
-_ALIASES |= dict(pair.split(":") for pair in _BIBLIOGRAPHIC.split())
 
 
 def language_code(name: str, where: str) -> str:
