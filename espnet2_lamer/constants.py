@@ -1,6 +1,6 @@
-"""How many samples a second has, and how many HuBERT frames an utterance."""
+"""The sampling rate of all speech, and how many HuBERT frames an utterance has."""
 
-#: Of all audio here, in Hz.
+#: In Hz.
 SAMPLE_RATE = 16000
 #: Samples that one frame sees, and samples between frames, at 16 kHz.
 RECEPTIVE_FIELD = 400

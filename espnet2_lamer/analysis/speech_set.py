@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from espnet2_lamer.constants import num_frames
 from espnet2_lamer.data.audio import SAMPLE_RATE, read_16k
 from espnet2_lamer.data.audio_decoding import Unusable
-from espnet2_lamer.data.languages import language_code
 from espnet2_lamer.data.manifest import read_folder, read_manifest
-from espnet2_lamer.data.sets import Utterance
+from espnet2_lamer.data.sets import Utterance, language_code
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.metrics.probe import Phones, frame_phones

@@ -1,17 +1,18 @@
-"""Audio files of a data directory: checked, and converted to 16 kHz mono FLAC."""
+"""Audio files of a data directory: checked, skipped, converted to 16 kHz mono FLAC."""
 
 import io
+import logging
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.data.audio_decoding import (
     Source,
     Unusable,
@@ -20,49 +21,132 @@ from espnet2_lamer.data.audio_decoding import (
     open_audio,
 )
 from espnet2_lamer.data.audio_fingerprint import QUERY_STEP, Fingerprint, fingerprint
-from espnet2_lamer.data.skipped import SkippedAudio, refuse
-from espnet2_lamer.fileio.atomic import atomic_path
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.atomic import atomic_path, write_text
 from espnet2_lamer.fileio.hashing import sha256_value
 from espnet2_lamer.fileio.system import check_space
 
-SAMPLE_RATE = 16000
 #: What libsndfile decodes and the recipe accepts.
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 _KEPT_AS_THEY_ARE = ("WAV", "WAVEX", "RF64", "FLAC")
-_BATCH = 16
 # Headers read before a set is converted, and the least that a second of speech takes:
 # a third of its 16-bit samples. Who has less room will not come to the end.
 _SOME = 200
 _FLAC_BYTES_PER_SECOND = 2 * SAMPLE_RATE / 3
 # A process pays from this many files on: its start takes as long as reading them.
 _FILES_PER_PROCESS = 500
+_BATCH = 16
 # Half a step of 16 bits: quieter files are all zeros when they are converted.
 _SILENCE = 2.0**-16
 # Raised when files are checked in another way: those converted before are made anew.
 _VERSION = 2
+_LISTED = 10
+# In a smaller set one file is a tenth of the data or more.
+_ONE_IS_FINE_FROM = 10
 
 
 @dataclass(frozen=True)
 class Audio:
     """One utterance's audio after preparation.
 
-    Attributes:
-        path: 16 kHz mono file; the original if it was one already (WAV or FLAC).
-        num_samples: At 16 kHz.
-        seconds: Duration of the original, which is what limits refer to.
-        resampled: The original had another sampling rate.
-        downmixed: The original had more than one channel.
-        decoded: The original had another format than WAV or FLAC.
-        fingerprint: To look the utterance up in others, if asked for.
+    The last fields say how the original differed: in its sampling rate, by more than
+    one channel, by another format than WAV or FLAC.
     """
 
-    path: str
-    num_samples: int
-    seconds: float
-    resampled: bool = False
-    downmixed: bool = False
-    decoded: bool = False
-    fingerprint: Fingerprint | None = field(default=None, compare=False, repr=False)
+    path: str  # 16 kHz mono; the original if it is a WAV or FLAC file of that kind
+    num_samples: int  # at 16 kHz
+    seconds: float  # of the original, which is what limits refer to
+    fingerprint: Fingerprint | None  # to look it up in others, if asked for
+    resampled: bool
+    downmixed: bool
+    decoded: bool
+
+
+def allowed_bad(files: int, percent: float) -> int:
+    """Return how many of a set's files may be unusable.
+
+    ``percent`` of them, rounded down, but at least one in a set of 10 files or more; 0
+    per cent allows none.
+    """
+    if percent <= 0:
+        return 0
+    return max(int(files * percent / 100), int(files >= _ONE_IS_FINE_FROM))
+
+
+def refuse(
+    wav_scp: str | Path,
+    wavs: Mapping[str, str],
+    problems: Mapping[str, str],
+    more: str = "",
+) -> None:
+    """Raise ``RecipeError`` for unusable audio: all counted, the first 10 named."""
+    listed = list(problems.items())[:_LISTED]
+    lines = [f"  {utt} {wavs[utt]}: {problem}" for utt, problem in listed]
+    if len(problems) > len(listed):
+        lines.append(f"  ... and {len(problems) - len(listed)} more")
+    raise RecipeError(
+        f"{wav_scp}: {len(problems)} of {len(wavs)} audio files cannot be used; repair "
+        f"them or take them out of the corpus{more}:\n" + "\n".join(lines)
+    )
+
+
+class SkippedAudio:
+    """Collects what is skipped, and stops the run when a set has too much of it.
+
+    ``report`` is a TSV with a line per skipped utterance, sorted, which is also written
+    before the run is stopped; for ``max_percent`` see :func:`allowed_bad`.
+    """
+
+    def __init__(self, report: str | Path, max_percent: float = 1.0) -> None:
+        self.report = Path(report)
+        self.max_percent = max_percent
+        self._rows: list[tuple[str, str, str, str]] = []
+        self._files: Counter[str] = Counter()
+
+    def add(
+        self, wav_scp: str | Path, wavs: Mapping[str, str], problems: Mapping[str, str]
+    ) -> None:
+        """Take in what one check of a set found: utterance id to reason.
+
+        Raises:
+            RecipeError: Too many of these files, or of the set's in all checks.
+        """
+        # The folder of wav.scp names the set.
+        name = Path(wav_scp).parent.name
+        self._rows += [(name, utt, wavs[utt], why) for utt, why in problems.items()]
+        # A later check of the same set leaves out what an earlier one found.
+        self._files[name] = max(self._files[name], len(wavs))
+        allowed = allowed_bad(len(wavs), self.max_percent)
+        in_all = allowed_bad(self._files[name], self.max_percent)
+        if problems and (len(problems) > allowed or self.counts[name] > in_all):
+            self.write()
+            more = (
+                f" ({self.report} lists all; --max_bad_audio {self.max_percent:g} lets "
+                f"{allowed} of {len(wavs)} pass)"
+            )
+            refuse(wav_scp, wavs, problems, more)
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Skipped utterances by set."""
+        return Counter(name for name, *_ in self._rows)
+
+    def write(self) -> None:
+        """Write the report and log the counts."""
+        lines = [
+            "\t".join(" ".join(value.splitlines()) for value in row) + "\n"
+            for row in sorted(self._rows, key=lambda row: [v.encode() for v in row])
+        ]
+        write_text(self.report, "set\tutt_id\tpath\treason\n" + "".join(lines))
+        for name, count in sorted(self.counts.items()):
+            logging.warning(
+                "%s: %d of %d utterances skipped because their audio cannot be used, "
+                "see %s",
+                name,
+                count,
+                self._files[name],
+                self.report,
+            )
 
 
 def prepare_audio(
@@ -79,26 +163,19 @@ def prepare_audio(
     become ``<audio_dir>/<utt>.flac`` (16 kHz, mono, 16 bit), each written by rename;
     one that was converted from the same file before is kept.
 
-    Args:
-        wavs: Utterance id to path: all or some lines of ``wav_scp``.
-        wav_scp: Named in errors.
-        audio_dir: Where converted files go.
-        nj: Processes.
-        skipped: Gets the utterances that cannot be used, which are then left out of
-            the result. None: such an utterance is an error.
-        fingerprints: Take them while the audio is in memory.
+    ``wavs`` are all or some lines of ``wav_scp``. Utterances that cannot be used go to
+    ``skipped`` and are left out of the result; without it they are an error.
 
     Raises:
         RecipeError: Files are missing, empty, truncated, not audio, silent, hold NaN,
-            or are not what their headers say (``data.decoding.decode`` tells what can
-            be seen): any without ``skipped``, too many with it. All are counted, the
-            first 10 named.
+            or are not what their headers say (``audio_decoding.decode`` tells what can
+            be seen): any without ``skipped``, too many with it.
     """
     _check_room(wavs, Path(audio_dir))
-    return _checked(
-        over_files(_prepare, wavs, nj, "check audio", str(audio_dir), fingerprints),
-        *(wavs, wav_scp, skipped),
+    prepared = over_files(
+        _prepare, wavs, nj, "check audio", str(audio_dir), fingerprints
     )
+    return _checked(prepared, wavs, wav_scp, skipped)
 
 
 def header_seconds(
@@ -113,10 +190,8 @@ def header_seconds(
         RecipeError: Files are missing, empty or not audio: any without ``skipped``, too
             many with it.
     """
-    return _checked(
-        over_files(file_seconds, wavs, nj, "read durations"),
-        *(wavs, wav_scp, skipped),
-    )
+    durations = over_files(file_seconds, wavs, nj, "read durations")
+    return _checked(durations, wavs, wav_scp, skipped)
 
 
 def read_16k(path: str) -> np.ndarray:
@@ -142,44 +217,26 @@ def over_files(
         Utterance, result and an empty string, or None and why the file is unusable; in
         the order of ``wavs``.
     """
+    from joblib import Parallel, delayed
     from tqdm import tqdm
 
     nj = min(nj, max(1, len(wavs) // _FILES_PER_PROCESS))
-    bar = tqdm(
-        total=len(wavs), desc=description, unit="file", disable=not sys.stderr.isatty()
-    )
-    with bar:
-        for part in _map_batches(function, _batches(wavs.items()), args, nj):
-            for item in part:
-                yield item
-                bar.update()
-
-
-def _map_batches(function, batches, args, nj: int) -> Iterator[list[tuple]]:
+    calls = [(function, utt, path, *args) for utt, path in wavs.items()]
     if nj == 1:
-        for batch in batches:
-            yield _apply(function, batch, args)
-        return
-    from joblib import Parallel, delayed
-
-    with Parallel(n_jobs=nj, return_as="generator") as parallel:
-        yield from parallel(delayed(_apply)(function, batch, args) for batch in batches)
-
-
-def _batches(items: Iterable) -> Iterator[list]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, _BATCH)):
-        yield batch
+        results = (_try(*call) for call in calls)
+    else:
+        parallel = Parallel(n_jobs=nj, batch_size=_BATCH, return_as="generator")
+        results = parallel(delayed(_try)(*call) for call in calls)
+    yield from tqdm(
+        results, desc=description, total=len(calls), unit="file", disable=None
+    )
 
 
-def _apply(function, batch: list[tuple[str, str]], args: tuple) -> list[tuple]:
-    results = []
-    for utt, path in batch:
-        try:
-            results.append((utt, function(utt, path, *args), ""))
-        except Unusable as error:
-            results.append((utt, None, str(error)))
-    return results
+def _try(function: Callable[..., Any], utt: str, path: str, *args: Any) -> tuple:
+    try:
+        return utt, function(utt, path, *args), ""
+    except Unusable as error:
+        return utt, None, str(error)
 
 
 def _checked(items, wavs, wav_scp, skipped: SkippedAudio | None) -> dict:
@@ -206,9 +263,10 @@ def file_seconds(utt: str, path: str) -> float:
 def _prepare(utt: str, path: str, audio_dir: str, fingerprints: bool) -> Audio:
     with open_audio(path) as source:
         rate = source.file.samplerate
-        change = _changes(source)
+        changes = _changes(source)
+        change = any(changes.values())
         converted = Path(audio_dir) / f"{utt}.flac"
-        known = _already_converted(path, converted) if any(change.values()) else None
+        known = _already_converted(path, converted) if change else None
         if known is None:
             samples = decode(source)
             seconds = (source.frames or len(samples)) / rate
@@ -217,16 +275,16 @@ def _prepare(utt: str, path: str, audio_dir: str, fingerprints: bool) -> Audio:
     if known is None:
         mono = _to_16k_mono(samples, rate)
         known = len(mono)
-        if any(change.values()):
+        if change:
             _write(mono, path, converted)
     elif fingerprints:
         mono = read_16k(converted.as_posix())
     return Audio(
-        converted.as_posix() if any(change.values()) else path,
+        converted.as_posix() if change else path,
         known,
         seconds,
-        **change,
-        fingerprint=fingerprint(mono, QUERY_STEP) if fingerprints else None,
+        fingerprint(mono, QUERY_STEP) if fingerprints else None,
+        **changes,
     )
 
 
@@ -286,14 +344,8 @@ def _already_converted(path: str, converted: Path) -> int | None:
         return None
 
 
-def write_flac(path: Path, samples: np.ndarray, rate: int, comment: str = "") -> None:
-    """Write mono audio as 16-bit FLAC.
-
-    Args:
-        path: The file; not written by rename.
-        samples: ``[n]``, float in -1 to 1, or int16.
-        rate: In Hz.
-        comment: Goes into the file's metadata.
+def write_flac(path: Path, samples: np.ndarray, comment: str = "") -> None:
+    """Write 16 kHz mono audio, float in -1 to 1, as 16-bit FLAC; not by rename.
 
     Raises:
         OSError: It cannot be written.
@@ -303,7 +355,7 @@ def write_flac(path: Path, samples: np.ndarray, rate: int, comment: str = "") ->
     # In memory first: libsndfile takes a short write at the end of a file for success.
     content = io.BytesIO()
     with soundfile.SoundFile(
-        content, "w", rate, 1, format="FLAC", subtype="PCM_16"
+        content, "w", SAMPLE_RATE, 1, format="FLAC", subtype="PCM_16"
     ) as target:
         if comment:
             target.comment = comment
@@ -313,7 +365,7 @@ def write_flac(path: Path, samples: np.ndarray, rate: int, comment: str = "") ->
 
 def _write(samples: np.ndarray, path: str, converted: Path) -> None:
     with atomic_path(converted) as temporary:
-        write_flac(temporary, samples, SAMPLE_RATE, _origin(path))
+        write_flac(temporary, samples, _origin(path))
         # The original's time marks what the file was made from.
         stat = os.stat(path)
         os.utime(temporary, ns=(stat.st_atime_ns, stat.st_mtime_ns))

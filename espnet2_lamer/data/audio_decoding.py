@@ -8,11 +8,10 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
-
-from espnet2_lamer.data.mp3 import scan, with_length
 
 # libsndfile gives a length near 2^63 where a stream does not say it.
 _UNKNOWN = 1 << 48
@@ -20,6 +19,14 @@ _UNKNOWN = 1 << 48
 _BLOCK = 1 << 24
 # One MPEG frame: encoders count their frames in two ways.
 _MP3_SLACK = 1152
+# Layer III bit rates in kbit/s by index, and sampling rates (ISO/IEC 11172-3, 13818-3).
+_KBITS_MPEG1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
+_KBITS_MPEG2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+_HERTZ = (44100, 48000, 32000)
+# Version bits: 3 is MPEG-1; 2 halves the sampling rate, 0 (MPEG-2.5) quarters it.
+_DIVISORS = {3: 1, 2: 2, 0: 4}
+_TAGS = (b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"ID3")
+_MOST_PADDING = 4096
 
 
 class Unusable(Exception):
@@ -28,17 +35,10 @@ class Unusable(Exception):
 
 @dataclass(frozen=True)
 class Source:
-    """An open audio file.
+    """An open audio file."""
 
-    Attributes:
-        file: ``soundfile.SoundFile``.
-        path: Where it is.
-        frames: Samples per channel by the container; None where it does not say.
-    """
-
-    file: Any
-    path: str
-    frames: int | None
+    file: Any  # soundfile.SoundFile
+    frames: int | None  # samples per channel, where the container says it
 
 
 @contextmanager
@@ -62,44 +62,35 @@ def open_audio(path: str) -> Iterator[Source]:
         file = soundfile.SoundFile(path)
     except (OSError, RuntimeError, ValueError) as error:
         raise Unusable(f"not readable as audio ({error})") from None
-    frames = file.frames if file.frames < _UNKNOWN else None
-    if file.format == "MP3":
-        file, frames = _with_true_length(file, path)
     with file:
-        yield Source(file, path, frames)
+        if file.format == "MP3":
+            with open(path, "rb") as handle:
+                data = handle.read()
+            if stream := scan(data):
+                _check_mp3(stream, file.frames)
+                if stream.stated is None and stream.varying:
+                    file = soundfile.SoundFile(io.BytesIO(with_length(data, stream)))
+                frames = file.frames if stream.stated is not None else stream.samples
+                with file:
+                    yield Source(file, frames)
+                return
+        yield Source(file, file.frames if file.frames < _UNKNOWN else None)
 
 
-def _with_true_length(file, path: str):
-    import soundfile
-
-    with open(path, "rb") as handle:
-        data = handle.read()
-    stream = scan(data)
-    if stream is None:
-        return file, file.frames
+def _check_mp3(stream: "Mp3", frames: int) -> None:
     if stream.problem:
-        file.close()
         raise Unusable(stream.problem)
-    if stream.stated is not None:
-        if abs(file.frames - stream.samples + stream.trimmed) > 2 * _MP3_SLACK:
-            frames = file.frames
-            file.close()
-            raise Unusable(
-                f"header lies about the length: by it {frames} samples, "
-                f"{stream.samples - stream.trimmed} by the MPEG frames"
-            )
-        return file, file.frames
-    if stream.varying:
-        file.close()
-        file = soundfile.SoundFile(io.BytesIO(with_length(data, stream)))
-    return file, stream.samples
+    samples = stream.samples - stream.trimmed
+    if stream.stated is not None and abs(frames - samples) > 2 * _MP3_SLACK:
+        raise Unusable(
+            f"header lies about the length: by it {frames} samples, {samples} by the "
+            "MPEG frames"
+        )
 
 
 def duration(source: Source) -> float:
     """Return the length in seconds; the file is read where its container is silent."""
-    frames = source.frames
-    if frames is None:
-        frames = len(_read(source))
+    frames = len(_read(source)) if source.frames is None else source.frames
     return frames / source.file.samplerate
 
 
@@ -107,24 +98,20 @@ def decode(source: Source, check: bool = True) -> np.ndarray:
     """Return all samples, float32 ``[frames, channels]``, after checking the file.
 
     Found are: fewer samples than the container promises (all formats), more (WAV with
-    bytes after its samples that are no chunk; FLAC by its MD5; MP3, see
-    ``data.mp3``), missing or damaged pages (Ogg), damaged FLAC frames, NaN and infinite
-    samples. Not found are changed samples and a wrong sampling rate of a WAV file,
-    which has no checksum, and what ``data.mp3.scan`` cannot see.
+    bytes after its samples that are no chunk; FLAC by its MD5; MP3, see :func:`scan`),
+    missing or damaged pages (Ogg), damaged FLAC frames, NaN and infinite samples. Not
+    found are changed samples and a wrong sampling rate of a WAV file, which has no
+    checksum, and what :func:`scan` cannot see.
 
-    Args:
-        source: Open file.
-        check: False: only what libsndfile and NaN show.
+    Without ``check`` only what libsndfile and NaN show.
 
     Raises:
         Unusable: The file is damaged, has no samples, or holds NaN.
     """
     if check and source.file.format in ("WAV", "WAVEX"):
-        _check_wav(source.path)
+        _check_wav(source.file.name)
     elif check and source.file.format == "OGG":
-        _check_ogg(source.path)
-    if source.frames == 0:
-        raise Unusable("no samples (zero length)")
+        _check_ogg(source.file.name)
     samples = _read(source)
     slack = _MP3_SLACK if source.file.format == "MP3" else 0
     if source.frames is not None and len(samples) < source.frames - slack:
@@ -135,7 +122,7 @@ def decode(source: Source, check: bool = True) -> np.ndarray:
     if len(samples) == 0:
         raise Unusable("no samples (zero length)")
     if check and source.file.format == "FLAC":
-        _check_flac(source.path, samples)
+        _check_flac(source.file.name, samples)
     if samples.dtype == np.int16:
         return samples.astype(np.float32) / np.float32(1 << 15)
     if not np.isfinite(samples).all():
@@ -197,27 +184,27 @@ def _check_ogg(path: str) -> None:
     # ones, and takes a damaged first page for a stream that starts later.
     with open(path, "rb") as handle:
         data = handle.read()
-    position, flags = 0, 0
+    position, last = 0, False
     expected: dict[bytes, int] = {}
     while position < len(data):
         head = data[position : position + 27]
-        sizes = data[
-            position + 27 : position + 27 + (head[26] if len(head) > 26 else 0)
-        ]
-        page = data[position : position + 27 + len(sizes) + sum(sizes)]
         if not head.startswith(b"OggS"):
             raise Unusable(f"damaged: no Ogg page at byte {position} of {len(data)}")
-        if len(head) < 27 or len(sizes) < head[26] or len(page) < 27 + sum(sizes):
+        sizes = data[position + 27 : position + 27 + head[-1]]
+        size = 27 + head[-1] + sum(sizes)
+        page = data[position : position + size]
+        if len(head) < 27 or len(page) < size:
             raise Unusable("truncated: the last Ogg page is cut")
-        checksum, number = (struct.unpack("<I", head[i : i + 4])[0] for i in (22, 18))
+        stream = page[14:18]
+        number, checksum = struct.unpack("<II", page[18:26])
         if _ogg_checksum(page) != checksum:
             raise Unusable(f"damaged: Ogg page {number} does not match its checksum")
-        if number != expected.get(head[14:18], number):
+        if number != expected.get(stream, number):
             raise Unusable(f"damaged: Ogg pages are missing before page {number}")
-        expected[head[14:18]] = number + 1
-        flags = head[5]
-        position += len(page)
-    if not flags & 0x04:
+        expected[stream] = number + 1
+        last = bool(page[5] & 0x04)
+        position += size
+    if not last:
         raise Unusable("truncated: the last Ogg page is missing")
 
 
@@ -253,3 +240,166 @@ def _check_flac(path: str, samples: np.ndarray) -> None:
             "header lies about the length, or samples are damaged: the MD5 of the "
             f"{len(samples)} samples is another than the header's"
         )
+
+
+@dataclass(frozen=True)
+class Mp3:
+    """What the frames of an MP3 file say."""
+
+    start: int  # byte of the first frame with audio
+    frames: int  # whole frames with audio
+    samples: int  # in these, per channel
+    # Of these, what the header says the encoder added (its delay, and padding at the
+    # end); decoders leave it out.
+    trimmed: int
+    stated: int | None  # frames by the Xing, Info or VBRI header, if there is one
+    varying: bool  # the bit rate changes
+    problem: str  # why the file cannot be whole, or empty
+
+
+class _Frame(NamedTuple):
+    size: int  # bytes
+    kind: tuple[int, int]  # version and sampling rate: the same in a whole stream
+    bit_rate: int
+    side: int  # bytes of side information
+
+
+def scan(data: bytes) -> Mp3 | None:
+    """Walk over the frames of a layer III stream.
+
+    Seen: a last frame that is cut, bytes between frames that belong to none, and a
+    header whose count is not that of the frames. One more or less is let pass, since
+    some programs count the header's own frame. Not seen: a stream without such a header
+    that was cut exactly between two frames, and damage that leaves the four bytes at
+    the start of each frame alone.
+
+    Returns:
+        None where frames cannot be walked (other layers, free format).
+    """
+    position = _skip_id3(data)
+    position += len(data[position:]) - len(data[position:].lstrip(b"\0"))
+    head = data[position : position + 4]
+    first = _frame(head)
+    if first is None:
+        if len(head) == 4 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0:
+            return None
+        problem = "damaged: no MPEG frame at the start"
+        return Mp3(position, 0, 0, 0, None, False, problem)
+    stated, trimmed = _header(data[position : position + first.size], first.side)
+    if stated is not None:
+        position += first.size
+        # A program that could not go back to fill it in left 0.
+        stated = stated or None
+    start, frames, bit_rates = position, 0, set()
+    while (frame := _frame(data[position : position + 4])) and frame.kind == first.kind:
+        if position + frame.size > len(data):
+            break
+        position += frame.size
+        frames += 1
+        bit_rates.add(frame.bit_rate)
+    return Mp3(
+        start=start,
+        frames=frames,
+        samples=frames * (1152 if first.kind[0] == 3 else 576),
+        trimmed=trimmed,
+        stated=stated,
+        varying=len(bit_rates) > 1,
+        problem=_problem(data[position:], frames, stated),
+    )
+
+
+def with_length(data: bytes, stream: Mp3) -> bytes:
+    """Return the stream with a Xing header that states the number of its frames.
+
+    libsndfile takes the length of a stream without one from its size and the bit rate
+    of its first frame, and reads no further, which cuts a stream of varying bit rate.
+    With the header it leaves out the decoder's delay, 529 samples at the start.
+    """
+    header = struct.unpack(">I", data[stream.start : stream.start + 4])[0]
+    # No checksum, no padding, and the lowest bit rate whose frame has room.
+    header = (header | 1 << 16) & ~(1 << 9) & ~(15 << 12)
+    for index in range(1, 15):
+        head = struct.pack(">I", header | index << 12)
+        frame = _frame(head)
+        xing = struct.pack(">4sII", b"Xing", 1, stream.frames)
+        body = head + bytes(frame.side) + xing
+        if len(body) <= frame.size:
+            break
+    return body.ljust(frame.size, b"\0") + data[stream.start :]
+
+
+def _skip_id3(data: bytes) -> int:
+    position = 0
+    while data[position : position + 3] == b"ID3" and len(data) >= position + 10:
+        size = 0
+        for byte in data[position + 6 : position + 10]:
+            size = size << 7 | byte & 127
+        position += 10 + size + (10 if data[position + 5] & 16 else 0)
+    return position
+
+
+@lru_cache(4096)
+def _frame(head: bytes) -> _Frame | None:
+    # 11 bits of sync, then two of version and two of layer (01 is III).
+    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:
+        return None
+    version, bit_rate, rate = head[1] >> 3 & 3, head[2] >> 4, head[2] >> 2 & 3
+    if version not in _DIVISORS or bit_rate in (0, 15) or rate == 3:
+        return None
+    hertz = _HERTZ[rate] // _DIVISORS[version]
+    mono = head[3] >> 6 == 3
+    if version == 3:
+        size, side = 144 * 1000 * _KBITS_MPEG1[bit_rate] // hertz, 17 if mono else 32
+    else:
+        size, side = 72 * 1000 * _KBITS_MPEG2[bit_rate] // hertz, 9 if mono else 17
+    return _Frame(size + (head[2] >> 1 & 1), (version, rate), bit_rate, side)
+
+
+def _header(frame: bytes, side: int) -> tuple[int | None, int]:
+    """Return the number of frames and of samples to leave out by a header.
+
+    The first is 0 where the header says none, and None where the frame is no header.
+    """
+    # A checksum of two bytes may stand between the frame's header and the rest.
+    for at in (4 + side, 6 + side):
+        if frame[at : at + 4] in (b"Xing", b"Info"):
+            flags, count = struct.unpack(">II", frame[at + 4 : at + 12])
+            # Frames, bytes, table of contents and quality, where flagged; then LAME's
+            # extension with delay and padding.
+            sizes = enumerate((4, 4, 100, 4))
+            at += 8 + sum(size for bit, size in sizes if flags >> bit & 1)
+            added = int.from_bytes(frame[at + 21 : at + 24], "big")
+            return count if flags & 1 else 0, (added >> 12) + (added & 0xFFF)
+    if frame[36:40] == b"VBRI":
+        return struct.unpack(">I", frame[50:54])[0], 0
+    return None, 0
+
+
+def _problem(rest: bytes, frames: int, stated: int | None) -> str:
+    if stated is not None and abs(frames - stated) > 1:
+        cut = "truncated or damaged"
+        relation = cut if frames < stated else "lies about its length"
+        return f"{relation}: header promises {stated} MPEG frames, {frames} there"
+    if stated is not None and frames >= stated:
+        return ""
+    if not rest or rest.startswith(_TAGS):
+        return ""
+    if _frame(rest[:4]) is not None:
+        return "truncated: the last MPEG frame is cut"
+    if _goes_on(rest):
+        return f"damaged: MPEG frames are interrupted after the first {frames}"
+    if len(rest) > _MOST_PADDING:
+        return f"truncated or damaged: the last {len(rest)} bytes are no MPEG frames"
+    return ""
+
+
+def _goes_on(rest: bytes) -> bool:
+    """Whether two frames in a row follow somewhere."""
+    position = rest.find(b"\xff")
+    while position >= 0:
+        frame = _frame(rest[position : position + 4])
+        following = position + frame.size if frame else 0
+        if frame and _frame(rest[following : following + 4]):
+            return True
+        position = rest.find(b"\xff", position + 1)
+    return False

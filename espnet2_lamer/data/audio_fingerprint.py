@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: Fingerprints are taken of 16 kHz audio.
-SAMPLE_RATE = 16000
+from espnet2_lamer.constants import SAMPLE_RATE
+from espnet2_lamer.constants import STRIDE as _HOP
+
 #: Copies may differ this much in length: codecs put delays before and after.
 DURATION_TOLERANCE = 0.1
 #: Largest share of differing bits of a copy. Measured on 1,830 human recordings of 2 s
@@ -16,7 +17,6 @@ DURATION_TOLERANCE = 0.1
 #: for one speaker's sentences with the same beginning.
 THRESHOLD = 0.22
 
-_HOP = 320
 _FFT = 512
 _SPAN = 10  # hops: energies are taken over 0.2 s
 _LAG = 5  # hops: and compared with those 0.1 s later
@@ -24,9 +24,8 @@ _MOST_SHIFT = 5
 #: Of a recording that is looked up, frames 0.1 s apart are enough.
 QUERY_STEP = 5
 _BANDS = 17
-_EDGES = np.round(np.geomspace(200, 3600, _BANDS + 1) / (SAMPLE_RATE / _FFT)).astype(
-    int
-)
+_HERTZ = np.geomspace(200, 3600, _BANDS + 1)
+_EDGES = np.round(_HERTZ / (SAMPLE_RATE / _FFT)).astype(int)
 _WINDOW = np.hanning(_FFT).astype(np.float32)
 # Sums the squares of real and imaginary parts, which alternate, over each band.
 _SUM = np.zeros((2 * (_EDGES[-1] - _EDGES[0]), _BANDS), np.float32)
@@ -41,28 +40,21 @@ _BLOCK = 128  # frames that stay in the cache
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Signs of energy differences.
+    """Signs of energy differences, in 17 bands from 200 to 3600 Hz.
 
-    Attributes:
-        bits: uint16 ``[frames]``: bit b is set where the energy of band b + 1 over that
-            of band b grew within 0.1 s (17 bands from 200 to 3600 Hz; the bits of
-            Haitsma and Kalker, A Highly Robust Audio Fingerprinting System, 2002).
-        active: bool ``[frames]``: loud enough for its bits to mean anything.
+    Bit b is set where the energy of band b + 1 over that of band b grew within 0.1 s
+    (Haitsma and Kalker, A Highly Robust Audio Fingerprinting System, 2002).
     """
 
-    bits: np.ndarray
-    active: np.ndarray
+    bits: np.ndarray  # uint16 [frames]
+    active: np.ndarray  # bool [frames]: loud enough for its bits to mean anything
 
 
 def fingerprint(samples: np.ndarray, step: int = 1) -> Fingerprint:
-    """Return the fingerprint of float32 ``[samples]`` at 16 kHz.
+    """Return the fingerprint of a whole recording, float32 ``[samples]`` at 16 kHz.
 
-    Gain, coding noise, and what is above 3.6 kHz hardly change it.
-
-    Args:
-        samples: A whole recording.
-        step: Frames are ``step`` times 20 ms apart; :data:`QUERY_STEP` for recordings
-            that are looked up.
+    Gain, coding noise, and what is above 3.6 kHz hardly change it. Frames are ``step``
+    times 20 ms apart; :data:`QUERY_STEP` for recordings that are looked up.
     """
     count = 1 + (len(samples) - _FFT) // _HOP
     if count <= _SPAN + _LAG:
@@ -93,26 +85,8 @@ def _band_energies(samples: np.ndarray, count: int) -> np.ndarray:
     return bands
 
 
-def distance(query: Fingerprint, known: Fingerprint) -> float:
-    """Return the share of differing bits at the best shift of up to 0.1 s.
-
-    About 0.5 for different recordings, 1 where they share less than a second of active
-    speech.
-
-    Args:
-        query: With frames 0.1 s apart.
-        known: With frames 20 ms apart.
-    """
-    return float(_distances(query, known.bits[None], known.active[None])[0])
-
-
 class FingerprintIndex:
-    """Recordings to be recognised in other encodings.
-
-    Args:
-        prints: Their fingerprints.
-        seconds: Their durations.
-    """
+    """Recordings, with their durations, to be recognised in other encodings."""
 
     def __init__(self, prints: Sequence[Fingerprint], seconds: Sequence[float]) -> None:
         self._order = np.argsort(seconds, kind="stable")
@@ -145,7 +119,12 @@ class FingerprintIndex:
 
 
 def _distances(query: Fingerprint, bits: np.ndarray, active: np.ndarray) -> np.ndarray:
-    """Distances of ``query`` to recordings of one length, ``[recordings, frames]``."""
+    """Return the shares of differing bits at the best shift of up to 0.1 s.
+
+    About 0.5 for different recordings, 1 where they share less than a second of active
+    speech. Frames of ``query`` are 0.1 s apart, those of the others, recordings of one
+    length ``[recordings, frames]``, 20 ms.
+    """
     best = np.ones(len(bits))
     for shift in range(-_MOST_SHIFT, _MOST_SHIFT + 1):
         # Frame k of the query stands beside frame 5 k + shift of the others.

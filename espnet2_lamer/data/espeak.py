@@ -3,13 +3,12 @@
 import ctypes
 import math
 from functools import cache
+from itertools import takewhile
 
 import numpy as np
 
+from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.errors import RecipeError
-
-#: Sampling rate of everything :meth:`Espeak.synthesise` returns, in Hz.
-SAMPLE_RATE = 16000
 
 #: espeak-ng's voice for each language of the embedded corpus (ISO 639-3).
 VOICES = {"eng": "en-us", "cmn": "cmn", "yue": "yue", "spa": "es"}
@@ -20,20 +19,9 @@ _INITIALIZE_PHONEME_EVENTS = 0x0001
 _INITIALIZE_DONT_EXIT = 0x8000
 _CHARS_UTF8 = 1
 _END_PAUSE = 0x1000
-_RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4
+_RATE, _PITCH, _RANGE = 1, 3, 4
 _EVENT_LIST_TERMINATED = 0
 _EVENT_PHONEME = 7
-
-# Phoneme names that mark a pause or a boundary rather than a sound.
-_SILENCES = frozenset({"", "_", "_:", "_!", "_|", "_::", "_^_"})
-
-
-class _EventId(ctypes.Union):
-    _fields_ = [
-        ("number", ctypes.c_int),
-        ("name", ctypes.c_char_p),
-        ("string", ctypes.c_char * 8),
-    ]
 
 
 class _Event(ctypes.Structure):
@@ -45,7 +33,8 @@ class _Event(ctypes.Structure):
         ("audio_position", ctypes.c_int),
         ("sample", ctypes.c_int),
         ("user_data", ctypes.c_void_p),
-        ("id", _EventId),
+        # A union of pointers and, for phonemes, 8 characters.
+        ("name", ctypes.c_char * 8),
     ]
 
 
@@ -77,7 +66,13 @@ class Espeak:
         """Bring the engine into the state of a fresh process."""
         import espeakng_loader
 
-        self.close()
+        if self._library is not None:
+            import _ctypes
+
+            self._library.espeak_Terminate()
+            # Static state goes only with the library itself.
+            _ctypes.dlclose(self._library._handle)
+            self._library = None
         # Random numbers inside the library come from the C library's generator.
         ctypes.CDLL(None).srand(1)
         library = ctypes.CDLL(espeakng_loader.get_library_path())
@@ -96,27 +91,13 @@ class Espeak:
         library.espeak_SetSynthCallback(self._callback)
         self._library = library
 
-    def close(self) -> None:
-        """Unload the library."""
-        if self._library is None:
-            return
-        import _ctypes
-
-        self._library.espeak_Terminate()
-        # Static state goes only with the library itself.
-        _ctypes.dlclose(self._library._handle)
-        self._library = None
-
     def _receive(self, samples, count: int, events) -> int:
         if samples and count > 0:
             self._blocks.append(ctypes.string_at(samples, 2 * count))
-        index = 0
-        while events[index].type != _EVENT_LIST_TERMINATED:
-            event = events[index]
+        for event in takewhile(lambda e: e.type != _EVENT_LIST_TERMINATED, events):
             if event.type == _EVENT_PHONEME:
-                name = bytes(event.id.string).split(b"\0")[0].decode("utf-8", "replace")
+                name = event.name.decode("utf-8", "replace")
                 self._events.append((event.audio_position / 1000.0, name))
-            index += 1
         return 0
 
     def _set_voice(self, voice: str) -> None:
@@ -144,13 +125,10 @@ class Espeak:
         pitch_range: int = 50,
         rate: int = 160,
     ) -> tuple[np.ndarray, list[tuple[str, float, float]]]:
-        """Speak ``text``.
+        """Speak ``text``, in the script the voice reads (hanzi for cmn and yue).
 
-        Args:
-            text: In the script the voice reads (hanzi for ``cmn`` and ``yue``).
-            voice: espeak voice, e.g. ``"en-us"``, ``"cmn"``, ``"yue"``.
-            variant: Timbre, e.g. ``"f2"``; empty for the voice's own.
-            pitch: 0-99. pitch_range: 0-99. rate: Words a minute.
+        ``variant`` is a timbre such as ``f2``, or empty for the voice's own; pitch and
+        its range are 0-99, the rate is in words a minute.
 
         Returns:
             Samples (float32, mono, 16 kHz, not clipped: peaks can reach 1.01) and the
@@ -177,33 +155,33 @@ def _resample(samples: np.ndarray, rate: int) -> np.ndarray:
 
     if samples.size == 0:
         return samples
-    common = math.gcd(rate, SAMPLE_RATE)
-    return resample_poly(
-        samples, SAMPLE_RATE // common, rate // common, window=_window(rate)
-    ).astype(np.float32)
+    up, down, taps = _low_pass(rate)
+    return resample_poly(samples, up, down, window=taps).astype(np.float32)
 
 
 @cache
-def _window(rate: int) -> np.ndarray:
+def _low_pass(rate: int) -> tuple[int, int, np.ndarray]:
     # scipy's default low-pass, designed once instead of for every sentence.
     from scipy.signal import firwin
 
     common = math.gcd(rate, SAMPLE_RATE)
-    longest = max(rate, SAMPLE_RATE) // common
+    up, down = SAMPLE_RATE // common, rate // common
+    longest = max(up, down)
     taps = firwin(20 * longest + 1, 1.0 / longest, window=("kaiser", 5.0))
-    return taps.astype(np.float32)
+    return up, down, taps.astype(np.float32)
 
 
 def _phones(
     events: list[tuple[float, str]], duration_s: float
 ) -> list[tuple[str, float, float]]:
     phones = []
-    for index, (start, name) in enumerate(events):
-        end = events[index + 1][0] if index + 1 < len(events) else duration_s
+    ends = [*(start for start, _ in events[1:]), duration_s]
+    for (start, name), end in zip(events, ends, strict=False):
         end = min(end, duration_s)
-        # "'" and "," are stress marks; unreleased stops have no duration of their own.
-        name = name.strip("'," + "%=")
-        if name not in _SILENCES and not name.startswith("_") and end > start:
+        # Stress marks go, and pauses, whose names begin with "_"; unreleased stops have
+        # no duration of their own.
+        name = name.strip("',%=")
+        if name and not name.startswith("_") and end > start:
             phones.append((name, start, end))
     return phones
 

@@ -1,42 +1,38 @@
-"""Stage 2's formatting: data directories whose audio is 16 kHz mono and 2-30 s."""
+"""Formatting: data directories whose audio is 16 kHz mono and 2-30 s long."""
 
 import logging
-from collections.abc import Callable, Collection, Container, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
-from espnet2_lamer.data.audio import SAMPLE_RATE, Audio, prepare_audio
+from espnet2_lamer.constants import SAMPLE_RATE
+from espnet2_lamer.data.audio import Audio, SkippedAudio, prepare_audio
 from espnet2_lamer.data.audio_fingerprint import Fingerprint
-from espnet2_lamer.data.skipped import SkippedAudio
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_dir
 from espnet2_lamer.fileio.datadir import read_table, write_spk2utt, write_table
 from espnet2_lamer.fileio.text import text_lines
 
+_TABLES = ("wav.scp", "utt2spk", "utt2lang", "utt2num_samples")
 _OPTIONAL_TABLES = ("text", "romanisation", "utt2source")
-_COUNTS = (
-    *("utterances", "dropped_short", "dropped_long"),
-    *("resampled", "downmixed", "decoded"),
-)
+_CHANGES = ("resampled", "downmixed", "decoded")
+_COUNTS = ("utterances", "dropped_short", "dropped_long", *_CHANGES)
+#: Corpus of utterances that ``utt2source`` does not name.
+UNNAMED = "-"
 
 
 @dataclass
 class FormattedSet:
     """A data directory in memory.
 
-    Attributes:
-        tables: File name to utterance table; wav.scp, utt2spk, utt2lang and
-            utt2num_samples are complete, others may lack utterances.
-        ctm: Lines of phones.ctm.
-        report: Per language: utterances, hours, dropped_short, dropped_long, and of
-            the kept ones resampled, downmixed, decoded.
-        fingerprints: Of the kept ones, if asked for.
+    ``tables`` maps file names to utterance tables; wav.scp, utt2spk, utt2lang and
+    utt2num_samples are complete, others may lack utterances. ``ctm`` has the lines of
+    phones.ctm, ``report`` counts per language, ``fingerprints`` those asked for.
     """
 
     tables: dict[str, dict[str, str]]
-    ctm: list[str]
-    report: dict[str, dict[str, float]]
+    ctm: list[str] = field(default_factory=list)
+    report: dict[str, dict[str, float]] = field(default_factory=dict)
     fingerprints: dict[str, Fingerprint] = field(default_factory=dict)
 
     def write(self, directory: str | Path) -> None:
@@ -48,53 +44,47 @@ class FormattedSet:
                 elif table:
                     write_table(temporary / name, table)
             if self.ctm:
-                (temporary / "phones.ctm").write_text(
-                    "".join(self.ctm), encoding="utf-8"
-                )
+                lines = "".join(self.ctm)
+                (temporary / "phones.ctm").write_text(lines, encoding="utf-8")
 
     def remove(self, utts: Collection[str]) -> None:
         """Take utterances out, also of the counts of utterances and hours."""
         for utt in utts:
             counts = self.report[self.tables["utt2lang"][utt]]
             counts["utterances"] -= 1
-            samples = int(self.tables["utt2num_samples"][utt])
-            counts["hours"] = round(counts["hours"] - samples / SAMPLE_RATE / 3600, 4)
+            hours = int(self.tables["utt2num_samples"][utt]) / SAMPLE_RATE / 3600
+            counts["hours"] = round(counts["hours"] - hours, 4)
         for name, table in self.tables.items():
             self.tables[name] = {u: v for u, v in table.items() if u not in utts}
         self.ctm = [line for line in self.ctm if line.split(" ", 1)[0] not in utts]
 
+    def hours_by_source(self) -> dict[str, dict[str, dict]]:
+        """Return utterances and hours per language and corpus (``utt2source``)."""
+        report: dict[str, dict[str, dict]] = {}
+        for utt, lang in self.tables["utt2lang"].items():
+            source = self.tables["utt2source"].get(utt, UNNAMED)
+            empty = {"utterances": 0, "hours": 0}
+            entry = report.setdefault(lang, {}).setdefault(source, empty)
+            entry["utterances"] += 1
+            entry["hours"] += int(self.tables["utt2num_samples"][utt])
+        for lang, entries in report.items():
+            for entry in entries.values():
+                entry["hours"] = round(entry["hours"] / SAMPLE_RATE / 3600, 4)
+            report[lang] = dict(sorted(entries.items()))
+        return report
 
-def format_set(
-    data_dirs: Sequence[str | Path],
-    out_dir: str | Path,
-    audio_dir: str | Path,
-    min_s: float = 2.0,
-    max_s: float = 30.0,
-    nj: int = 1,
-    keep: Container[str] | None = None,
-) -> dict[str, dict[str, float]]:
-    """Join data directories into one whose audio is ready for training.
-
-    Args:
-        data_dirs: Kaldi-style, each with wav.scp and utt2lang at least.
-        out_dir: Written by rename, with ``utt2num_samples``.
-        audio_dir: Converted files go to ``<audio_dir>/<name of the data dir>/``.
-        min_s: Shortest utterance in seconds. max_s: longest.
-        nj: Processes.
-        keep: Only these utterances; None: all.
-
-    Returns:
-        Per language the counts of :class:`FormattedSet`.
-
-    Raises:
-        RecipeError: Unusable audio, an utterance id in two data directories, a missing
-            table, or nothing between ``min_s`` and ``max_s``.
-    """
-    chosen = None if keep is None else keep.__contains__
-    formatted = collect_set(data_dirs, audio_dir, min_s, max_s, nj, chosen)
-    formatted.write(out_dir)
-    log_report(str(out_dir), formatted.report)
-    return formatted.report
+    def log(self, name: str) -> None:
+        """Log one line per language."""
+        for lang, counts in sorted(self.report.items()):
+            logging.info(
+                "%s %s: %d utterances, %.2f h; dropped %d too short, %d too long; "
+                "converted: %d resampled, %d to mono, %d decoded",
+                name,
+                lang,
+                counts["utterances"],
+                counts["hours"],
+                *(counts[key] for key in _COUNTS[1:]),
+            )
 
 
 def collect_set(
@@ -107,34 +97,48 @@ def collect_set(
     skipped: SkippedAudio | None = None,
     fingerprints: bool = False,
 ) -> FormattedSet:
-    """Do the work of :func:`format_set` without writing the data directory.
+    """Join data directories into one whose audio is ready for training.
 
     Durations are those of the originals; both limits are kept, as in mHuBERT-147
-    (2 <= seconds <= 30). With ``skipped``, utterances with unusable audio go there and
-    are left out; without, they are an error.
+    (2 <= seconds <= 30).
+
+    Args:
+        data_dirs: Each with wav.scp and utt2lang at least.
+        audio_dir: Converted files go to ``<audio_dir>/<name of the data dir>/``.
+        min_s: Shortest utterance in seconds.
+        max_s: Longest.
+        nj: Processes.
+        keep: Whether to take an utterance; None: all.
+        skipped: Gets utterances with unusable audio; None: they are an error.
+        fingerprints: Take them, too.
+
+    Raises:
+        RecipeError: Unusable audio, an utterance id in two data directories, a missing
+            table, or nothing between ``min_s`` and ``max_s``.
     """
-    result = FormattedSet(
-        {
-            name: {}
-            for name in (
-                *("wav.scp", "utt2spk", "utt2lang", "utt2num_samples"),
-                *_OPTIONAL_TABLES,
+    data_dirs = [Path(directory) for directory in data_dirs]
+    check_unique(data_dirs)
+    result = FormattedSet({name: {} for name in (*_TABLES, *_OPTIONAL_TABLES)})
+    for data_dir in data_dirs:
+        wav_scp = data_dir / "wav.scp"
+        wavs = read_table(wav_scp)
+        if keep is not None:
+            wavs = {utt: path for utt, path in wavs.items() if keep(utt)}
+        utt2lang = read_table(data_dir / "utt2lang", made_by="data preparation")
+        missing = [utt for utt in wavs if not utt2lang.get(utt)]
+        if missing:
+            raise RecipeError(
+                f"{data_dir / 'utt2lang'}: no language for {len(missing)} utterances "
+                f"of wav.scp, first {missing[0]!r}"
             )
-        },
-        [],
-        {},
-    )
-    check_unique([Path(d) for d in data_dirs])
-    for data_dir in map(Path, data_dirs):
         target = Path(audio_dir) / data_dir.name
-        read = partial(
-            prepare_audio,
-            audio_dir=target,
-            nj=nj,
-            skipped=skipped,
-            fingerprints=fingerprints,
-        )
-        _add(result, data_dir, read, min_s, max_s, keep)
+        found = prepare_audio(wavs, wav_scp, target, nj, skipped, fingerprints)
+        usable = {
+            utt: audio
+            for utt, audio in found.items()
+            if _count(result.report, utt2lang[utt], audio, min_s, max_s)
+        }
+        _add(result, data_dir, usable, utt2lang)
     if not result.tables["wav.scp"]:
         short = sum(counts["dropped_short"] for counts in result.report.values())
         long = sum(counts["dropped_long"] for counts in result.report.values())
@@ -153,7 +157,7 @@ def check_unique(data_dirs: Sequence[Path]) -> None:
     owner: dict[str, Path] = {}
     for data_dir in data_dirs:
         wav_scp = data_dir / "wav.scp"
-        for utt in read_table(wav_scp, made_by="stage 1"):
+        for utt in read_table(wav_scp, made_by="data preparation"):
             if utt in owner:
                 raise RecipeError(
                     f"{wav_scp}: utterance id {utt!r} is also in {owner[utt]}; ids "
@@ -162,72 +166,39 @@ def check_unique(data_dirs: Sequence[Path]) -> None:
             owner[utt] = wav_scp
 
 
-def _add(result, data_dir, read, min_s, max_s, keep) -> None:
-    wav_scp = data_dir / "wav.scp"
-    wavs = read_table(wav_scp, made_by="stage 1")
-    if keep is not None:
-        wavs = {utt: path for utt, path in wavs.items() if keep(utt)}
-    utt2lang = read_table(data_dir / "utt2lang", made_by="stage 1")
-    missing = [utt for utt in wavs if not utt2lang.get(utt)]
-    if missing:
-        raise RecipeError(
-            f"{data_dir / 'utt2lang'}: no language for {len(missing)} utterances of "
-            f"wav.scp, first {missing[0]!r}"
-        )
-    optional = {}
-    for name in (*_OPTIONAL_TABLES, "utt2spk"):
-        path = data_dir / name
-        optional[name] = read_table(path) if path.is_file() else {}
-    for utt, audio in read(wavs, wav_scp).items():
-        if not _count(result.report, utt2lang[utt], audio, min_s, max_s):
-            continue
-        tables = result.tables
-        if audio.fingerprint is not None:
-            result.fingerprints[utt] = audio.fingerprint
+def _add(
+    result: FormattedSet,
+    data_dir: Path,
+    usable: dict[str, Audio],
+    utt2lang: dict[str, str],
+) -> None:
+    tables = result.tables
+    for utt, audio in usable.items():
         tables["wav.scp"][utt] = audio.path
         tables["utt2num_samples"][utt] = str(audio.num_samples)
         tables["utt2lang"][utt] = utt2lang[utt]
         # Without speaker information every utterance is a speaker of its own.
-        tables["utt2spk"][utt] = optional["utt2spk"].get(utt) or utt
-        for name in _OPTIONAL_TABLES:
-            if optional[name].get(utt):
-                tables[name][utt] = optional[name][utt]
+        tables["utt2spk"][utt] = utt
+        if audio.fingerprint is not None:
+            result.fingerprints[utt] = audio.fingerprint
+    for name in ("utt2spk", *_OPTIONAL_TABLES):
+        path = data_dir / name
+        table = read_table(path) if path.is_file() else {}
+        tables[name] |= {utt: table[utt] for utt in usable if table.get(utt)}
     ctm = data_dir / "phones.ctm"
     if ctm.is_file():
-        kept = result.tables["wav.scp"]
         lines = (line for _, line in text_lines(ctm))
-        result.ctm += [line for line in lines if line.split(" ", 1)[0] in kept]
+        result.ctm += [line for line in lines if line.split(" ", 1)[0] in usable]
 
 
 def _count(report: dict, lang: str, audio: Audio, min_s: float, max_s: float) -> bool:
+    """Count an utterance; tell whether its length is usable."""
     counts = report.setdefault(lang, {**dict.fromkeys(_COUNTS, 0), "hours": 0.0})
-    seconds = audio.seconds
-    if seconds < min_s:
-        counts["dropped_short"] += 1
-        return False
-    if seconds > max_s:
-        counts["dropped_long"] += 1
+    if not min_s <= audio.seconds <= max_s:
+        counts["dropped_short" if audio.seconds < min_s else "dropped_long"] += 1
         return False
     counts["utterances"] += 1
     counts["hours"] += audio.num_samples / SAMPLE_RATE / 3600
-    for name in ("resampled", "downmixed", "decoded"):
+    for name in _CHANGES:
         counts[name] += getattr(audio, name)
     return True
-
-
-def log_report(name: str, report: dict[str, dict[str, float]]) -> None:
-    """Log one line per language."""
-    for lang, counts in sorted(report.items()):
-        logging.info(
-            "%s %s: %d utterances, %.2f h; dropped %d too short, %d too long; "
-            "converted: %d resampled, %d to mono, %d decoded",
-            name,
-            lang,
-            counts["utterances"],
-            counts["hours"],
-            counts["dropped_short"],
-            counts["dropped_long"],
-            counts["resampled"],
-            counts["downmixed"],
-            counts["decoded"],
-        )

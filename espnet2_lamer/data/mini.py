@@ -5,34 +5,32 @@ It shows that the pipeline learns; it is no evidence about human speech.
 
 import json
 import logging
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from espnet2_lamer.constants import SAMPLE_RATE
+from espnet2_lamer.data import mini_plan
 from espnet2_lamer.data.audio import write_flac
-from espnet2_lamer.data.espeak import SAMPLE_RATE, VOICES, engine
-from espnet2_lamer.data.mini_plan import (
-    MAX_SECONDS,
-    MIN_SECONDS,
-    UtterancePlan,
-    plan_utterances,
-)
-from espnet2_lamer.data.texts import HAN_LANGS
+from espnet2_lamer.data.espeak import VOICES, engine
+from espnet2_lamer.data.sets import Utterance, write_tables
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json
-from espnet2_lamer.fileio.datadir import write_spk2utt, write_table
+from espnet2_lamer.fileio.datadir import write_table
+
+# An utterance and its phones: name, start and end in seconds.
+_Spoken = tuple[Utterance, list[tuple[str, float, float]]]
 
 # Raised whenever the same plan would give other audio or text: sets made before are
 # then made again.
 _VERSION = 1
-_CHUNK = 32
+_BATCH = 32
 _MEAN_SECONDS = 5.3
 
-#: Pools named as POOLS of ``data.texts``; minutes of speech; fewest utterances.
+#: Pools named as POOLS of ``mini_plan``; minutes of speech; fewest utterances.
 MINI_SETS = {
     "train": {"pool": "train", "minutes": dict.fromkeys(VOICES, 15.0) | {"eng": 20.0}},
     "dev": {"pool": "dev", "minutes": dict.fromkeys(VOICES, 2.5)},
@@ -46,25 +44,13 @@ MINI_SETS = {
 }
 #: Languages of the demo, of the base and of the teacher; Spanish is one to add later.
 LANGS = ("eng", "cmn", "yue")
-#: What stage 0 trains the base (eng) and the teacher (all three) on.
+#: What the mini base (eng) and the mini teacher (all three) are trained on.
 STAGE0_SETS = {
     "base_train": {"pool": "train", "minutes": {"eng": 190.0}},
     "base_dev": {"pool": "stage0_dev", "minutes": {"eng": 3.0}},
     "teacher_train": {"pool": "train", "minutes": dict.fromkeys(LANGS, 75.0)},
     "teacher_dev": {"pool": "stage0_dev", "minutes": dict.fromkeys(LANGS, 3.0)},
 }
-
-
-@dataclass(frozen=True)
-class Utterance:
-    """One utterance after synthesis: everything the data directory says about it."""
-
-    utt_id: str
-    speaker: str
-    num_samples: int
-    text: str
-    romanisation: str
-    phones: tuple[tuple[str, float, float], ...]
 
 
 def build_mini(
@@ -74,15 +60,11 @@ def build_mini(
     minutes_scale: float = 1.0,
     langs: Sequence[str] = LANGS,
 ) -> dict[str, dict[str, float]]:
-    """Make every set of :data:`MINI_SETS` under ``output_dir``.
+    """Make every set of :data:`MINI_SETS` in some of eng, cmn, yue and spa.
 
-    Args:
-        output_dir: Data directories ``<split>_<lang>`` and ``audio/<split>_<lang>``. A
-            ``manifest.json`` there is removed: it describes another corpus.
-        nj: Processes.
-        seed: Of everything random.
-        minutes_scale: Factor on every set's minutes and utterances.
-        langs: Some of ``eng``, ``cmn``, ``yue``, ``spa``.
+    Data directories are ``<output_dir>/<split>_<lang>``, with audio in
+    ``audio/<split>_<lang>``. A ``manifest.json`` there is removed: it describes another
+    corpus. ``minutes_scale`` is a factor on every set's minutes and utterances.
 
     Returns:
         Per ``<split>_<lang>``: utterances and minutes.
@@ -97,44 +79,44 @@ def build_mini(
             f"{', '.join(VOICES)}; bring other speech with --corpus manifest"
         )
     (Path(output_dir) / "manifest.json").unlink(missing_ok=True)
-    sets = {
-        split: {**options, "minutes": {x: options["minutes"][x] for x in langs}}
-        for split, options in MINI_SETS.items()
-    }
-    return _build_sets(sets, output_dir, nj, seed, minutes_scale)
+    return _build_sets(MINI_SETS, output_dir, nj, seed, minutes_scale, langs)
 
 
 def build_pretraining_corpora(
     output_dir: str | Path, nj: int = 1, seed: int = 0, minutes_scale: float = 1.0
 ) -> dict[str, dict[str, float]]:
-    """Make the corpora of stage 0 (:data:`STAGE0_SETS`) under ``output_dir``.
+    """Make the corpora of the mini base and teacher, as :func:`build_mini` does.
 
-    Their sentences and speakers are in no dev or test set of the mini corpus. Arguments
-    and result are those of :func:`build_mini`.
+    Their sentences and speakers are in no dev or test set of the mini corpus.
     """
-    return _build_sets(STAGE0_SETS, output_dir, nj, seed, minutes_scale)
+    return _build_sets(STAGE0_SETS, output_dir, nj, seed, minutes_scale, LANGS)
 
 
 def _build_sets(
-    sets: dict, output_dir: str | Path, nj: int, seed: int, minutes_scale: float
+    sets: dict,
+    output_dir: str | Path,
+    nj: int,
+    seed: int,
+    minutes_scale: float,
+    langs: Sequence[str],
 ) -> dict[str, dict[str, float]]:
     output_dir = Path(output_dir)
-    report = {}
-    for split, options in sets.items():
-        for lang, minutes in options["minutes"].items():
-            name = f"{split}_{lang}"
-            report[name] = build_set(
-                output_dir / "audio" / name,
-                output_dir / name,
-                split,
-                lang,
-                minutes * minutes_scale,
-                options["pool"],
-                seed,
-                min_utterances=round(options.get("min_utterances", 0) * minutes_scale),
-                nj=nj,
-            )
-    return report
+    return {
+        f"{split}_{lang}": build_set(
+            output_dir / "audio" / f"{split}_{lang}",
+            output_dir / f"{split}_{lang}",
+            split,
+            lang,
+            options["minutes"][lang] * minutes_scale,
+            options["pool"],
+            seed,
+            round(options.get("min_utterances", 0) * minutes_scale),
+            nj,
+        )
+        for split, options in sets.items()
+        for lang in langs
+        if lang in options["minutes"]
+    }
 
 
 def build_set(
@@ -151,19 +133,9 @@ def build_set(
     """Synthesise one set of one language, unless it is there already.
 
     Utterances come in the order of the plan until there are ``minutes`` and
-    ``min_utterances`` of them; the result does not depend on ``nj``.
-
-    Args:
-        output_dir: Where the FLAC files go: ``<output_dir>/<utt>.flac``.
-        data_dir: The data directory: wav.scp, text, utt2spk, spk2utt, utt2lang,
-            phones.ctm, utt2num_samples, romanisation (where known), mini.json.
-        split: Part of the utterance ids.
-        lang: ``eng``, ``cmn``, ``yue`` or ``spa``.
-        minutes: Least amount of speech.
-        pool: Pool of sentences and of speakers, see ``data.texts.POOLS``.
-        seed: Draws sentences, pauses, levels and noise.
-        min_utterances: Least number of utterances.
-        nj: Processes.
+    ``min_utterances`` of them; the result does not depend on ``nj``. FLAC files go to
+    ``output_dir``, the data directory also holds ``phones.ctm``, ``utt2num_samples``
+    and ``mini.json``. ``pool`` is one of ``mini_plan.POOLS``.
 
     Returns:
         ``{"utterances": int, "minutes": float}``.
@@ -179,24 +151,22 @@ def build_set(
         "seed": seed,
         "audio": output_dir.as_posix(),
     }
-    done = _read_done(data_dir, recipe)
-    if done is not None and output_dir.is_dir():
+    stored: dict = {}
+    with suppress(OSError, ValueError):
+        stored = json.loads((data_dir / "mini.json").read_text(encoding="utf-8"))
+    if stored.get("recipe") == recipe and output_dir.is_dir():
         logging.info("%s: already made", data_dir)
-        return done
+        return stored["result"]
     # The data directory appears after its audio: where it is, the audio is whole.
     with atomic_dir(output_dir) as audio_dir:
-        plans = plan_utterances(split, lang, pool, seed)
+        plans = mini_plan.plan_utterances(split, lang, pool, seed)
         # Absolute: worker processes outlive a change of the working directory.
-        utterances = _synthesise(
-            plans,
-            audio_dir.absolute(),
-            minutes * 60,
-            min_utterances,
-            nj,
-            f"{split}_{lang}",
+        folder = audio_dir.absolute()
+        spoken = _synthesise(
+            plans, folder, minutes * 60, min_utterances, nj, data_dir.name
         )
     with atomic_dir(data_dir) as directory:
-        result = _write_data_dir(directory, output_dir, lang, utterances)
+        result = _write_data_dir(directory, output_dir, spoken)
         write_json(directory / "mini.json", {"recipe": recipe, "result": result})
     logging.info(
         "%s: %d utterances, %.1f min", data_dir, result["utterances"], result["minutes"]
@@ -204,64 +174,43 @@ def build_set(
     return result
 
 
-def _read_done(data_dir: Path, recipe: dict) -> dict[str, float] | None:
-    try:
-        stored = json.loads((data_dir / "mini.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return stored["result"] if stored.get("recipe") == recipe else None
-
-
-def _synthesise(plans, audio_dir, seconds, min_utterances, nj, name) -> list[Utterance]:
+def _synthesise(
+    plans: Iterator[mini_plan.UtterancePlan],
+    audio_dir: Path,
+    seconds: float,
+    min_utterances: int,
+    nj: int,
+    name: str,
+) -> list[_Spoken]:
     from joblib import Parallel, delayed
     from tqdm import tqdm
 
-    kept: list[Utterance] = []
+    kept: list[_Spoken] = []
     total = 0.0
-    bar = tqdm(
-        total=round(seconds),
-        desc=f"synthesise {name}",
-        unit="s",
-        disable=not sys.stderr.isatty(),
-    )
-    with Parallel(n_jobs=nj, return_as="generator") as parallel, bar:
+    bar = tqdm(total=round(seconds), desc=f"synthesise {name}", unit="s", disable=None)
+    parallel = Parallel(n_jobs=nj, batch_size=_BATCH, return_as="generator")
+    with parallel, bar:
         while total < seconds or len(kept) < min_utterances:
             missing = max((seconds - total) / _MEAN_SECONDS, min_utterances - len(kept))
             wave = list(islice(plans, int(missing) + 1))
-            chunks = [wave[i : i + _CHUNK] for i in range(0, len(wave), _CHUNK)]
-            done = parallel(delayed(_synthesise_chunk)(c, audio_dir) for c in chunks)
-            for utterance in (u for chunk in done for u in chunk):
+            done = parallel(delayed(_speak)(plan, audio_dir) for plan in wave)
+            for spoken in filter(None, done):
+                utterance, _ = spoken
                 if total >= seconds and len(kept) >= min_utterances:
                     (audio_dir / f"{utterance.utt_id}.flac").unlink()
                     continue
-                kept.append(utterance)
-                total += utterance.num_samples / SAMPLE_RATE
-                bar.update(round(utterance.num_samples / SAMPLE_RATE))
+                kept.append(spoken)
+                total += utterance.seconds
+                bar.update(round(utterance.seconds))
     return kept
 
 
-def _synthesise_chunk(plans: list[UtterancePlan], audio_dir: Path) -> list[Utterance]:
-    utterances = []
-    for plan in plans:
-        result = synthesise_utterance(plan)
-        if result is None:
-            continue
-        samples, utterance = result
-        write_flac(audio_dir / f"{utterance.utt_id}.flac", samples, SAMPLE_RATE)
-        utterances.append(utterance)
-    return utterances
-
-
-def synthesise_utterance(plan: UtterancePlan) -> tuple[np.ndarray, Utterance] | None:
-    """Speak one planned utterance.
+def _speak(plan: mini_plan.UtterancePlan, audio_dir: Path) -> _Spoken | None:
+    """Speak one planned utterance; None when nothing of 2-10 s comes out.
 
     Sentences that would end after 10 s are left out. Level (peak 0.2-0.95) and white
     noise (25-40 dB below the speech) vary by utterance, because espeak repeats a
     phone's waveform exactly, which would make units too easy.
-
-    Returns:
-        Samples (float32, 16 kHz) and the utterance, or None when nothing of 2-10 s
-        comes out.
     """
     rng = np.random.default_rng(plan.seed)
     speaker = plan.speaker
@@ -270,7 +219,7 @@ def synthesise_utterance(plan: UtterancePlan) -> tuple[np.ndarray, Utterance] | 
     lead = rng.uniform(0.05, 0.15)
     pieces = [np.zeros(round(lead * SAMPLE_RATE), np.float32)]
     length = len(pieces[0])
-    phones: list[tuple[str, float, float]] = []
+    phones = []
     said = []
     for sentence in plan.sentences:
         samples, timed = espeak.synthesise(
@@ -288,27 +237,29 @@ def synthesise_utterance(plan: UtterancePlan) -> tuple[np.ndarray, Utterance] | 
         # phone rings on a little after its event.
         begin = round(timed[0][1] * SAMPLE_RATE)
         end = min(len(samples), round((timed[-1][2] + 0.03) * SAMPLE_RATE))
-        if length + end - begin > MAX_SECONDS * SAMPLE_RATE:
+        if length + end - begin > mini_plan.MAX_SECONDS * SAMPLE_RATE:
             break
         shift = (length - begin) / SAMPLE_RATE
         phones += [(name, start + shift, stop + shift) for name, start, stop in timed]
-        silence = np.zeros(pause, np.float32)
-        pieces += [samples[begin:end], silence]
+        pieces += [samples[begin:end], np.zeros(pause, np.float32)]
         length += end - begin + pause
         said.append(sentence)
-    samples = np.concatenate(pieces)[: round(MAX_SECONDS * SAMPLE_RATE)]
-    if not said or len(samples) < MIN_SECONDS * SAMPLE_RATE:
+    samples = np.concatenate(pieces)[: round(mini_plan.MAX_SECONDS * SAMPLE_RATE)]
+    if not said or len(samples) < mini_plan.MIN_SECONDS * SAMPLE_RATE:
         return None
-    separator = "" if plan.lang in HAN_LANGS else " "
+    separator = "" if plan.lang in mini_plan.HAN_LANGS else " "
     utterance = Utterance(
         plan.utt_id,
-        speaker.name,
-        len(samples),
-        separator.join(s.text for s in said),
-        " ".join(s.romanisation for s in said).strip(),
-        tuple(phones),
+        path="",
+        lang=plan.lang,
+        text=separator.join(s.text for s in said),
+        speaker=speaker.name,
+        romanisation=" ".join(s.romanisation for s in said).strip(),
+        seconds=len(samples) / SAMPLE_RATE,
     )
-    return _vary(samples, rng), utterance
+    varied = _vary(samples, rng)
+    write_flac(audio_dir / f"{plan.utt_id}.flac", varied)
+    return utterance, phones
 
 
 def _vary(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -321,28 +272,22 @@ def _vary(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _write_data_dir(
-    directory: Path, audio_dir: Path, lang: str, utterances: list[Utterance]
+    directory: Path, audio_dir: Path, spoken: list[_Spoken]
 ) -> dict[str, float]:
-    ids = [u.utt_id for u in utterances]
+    utterances = [utterance for utterance, _ in spoken]
+    for utterance in utterances:
+        utterance.path = (audio_dir / f"{utterance.utt_id}.flac").as_posix()
+    write_tables(directory, utterances)
+    samples = {u.utt_id: round(u.seconds * SAMPLE_RATE) for u in utterances}
     write_table(
-        directory / "wav.scp", {i: (audio_dir / f"{i}.flac").as_posix() for i in ids}
+        directory / "utt2num_samples", {utt: str(n) for utt, n in samples.items()}
     )
-    write_table(directory / "text", {u.utt_id: u.text for u in utterances})
-    write_spk2utt(directory, {u.utt_id: u.speaker for u in utterances})
-    write_table(directory / "utt2lang", dict.fromkeys(ids, lang))
-    write_table(
-        directory / "utt2num_samples",
-        {u.utt_id: str(u.num_samples) for u in utterances},
-    )
-    if all(u.romanisation for u in utterances):
-        write_table(
-            directory / "romanisation", {u.utt_id: u.romanisation for u in utterances}
-        )
     with open(directory / "phones.ctm", "w", encoding="utf-8") as handle:
-        for utterance in sorted(utterances, key=lambda u: u.utt_id.encode()):
-            for name, start, end in utterance.phones:
+        for utterance, phones in sorted(spoken, key=lambda s: s[0].utt_id.encode()):
+            for name, start, end in phones:
+                duration = end - start
                 handle.write(
-                    f"{utterance.utt_id} 1 {start:.3f} {end - start:.3f} {name}\n"
+                    f"{utterance.utt_id} 1 {start:.3f} {duration:.3f} {name}\n"
                 )
-    samples = sum(u.num_samples for u in utterances)
-    return {"utterances": len(ids), "minutes": round(samples / SAMPLE_RATE / 60, 3)}
+    minutes = round(sum(samples.values()) / SAMPLE_RATE / 60, 3)
+    return {"utterances": len(spoken), "minutes": minutes}

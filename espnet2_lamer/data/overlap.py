@@ -4,7 +4,8 @@ import logging
 import os
 import re
 import unicodedata
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from espnet2_lamer.data.audio_fingerprint import (
     FingerprintIndex,
     fingerprint,
 )
+from espnet2_lamer.data.corpora import EVAL_DIR
 from espnet2_lamer.data.sets import Utterance
 from espnet2_lamer.fileio.atomic import write_text
 from espnet2_lamer.fileio.datadir import read_table
@@ -27,65 +29,45 @@ _COMMON_VOICE = re.compile(r"common_voice_[A-Za-z-]+_\d+")
 _FEWEST_DIGITS = 6
 # Durations are multiples of a sample; a microsecond is none.
 _ROUNDING = 1e-6
+_HEADER = (
+    "utt_id\tlang\tmatched_by\tevaluation_set\tevaluation_utt_id\tseconds"
+    "\tevaluation_seconds\tdistance"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One utterance that is looked up, or looked for.
-
-    Attributes:
-        utt_id: In its data directory.
-        path: Audio file.
-        lang: ISO 639-3 code.
-        seconds: Duration.
-        text: Transcript, or empty.
-        sets: Evaluation sets that have this file, such as ``eval/fleurs/test_eng``.
-    """
+    """One utterance that is looked up, or looked for."""
 
     utt_id: str
     path: str
     lang: str
     seconds: float
     text: str = ""
-    sets: tuple[str, ...] = ()
+    sets: tuple[str, ...] = ()  # that have this file, such as eval/fleurs/test_eng
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """A pretraining clip and the evaluation clip it equals.
-
-    Attributes:
-        clip: Of pretraining.
-        found: Of evaluation.
-        by: ``id``, ``text`` or ``audio``.
-        distance: Share of differing bits of the fingerprints, for ``audio``.
-    """
+    """A pretraining clip and the evaluation clip it equals."""
 
     clip: Clip
     found: Clip
-    by: str
-    distance: float | None = None
+    by: str  # id, text or audio
+    distance: float | None = None  # of the fingerprints: share of differing bits
 
 
 def evaluation_dirs(data_dir: str | Path, langs: Sequence[str]) -> list[Path]:
     """Return the existing dev and test sets of evaluation in these languages.
 
-    Those are ``<split>_<lang>`` and ``asr_<split>_<lang>`` in ``data_dir`` and
-    ``<split>_<lang>`` of every corpus in ``eval``. Training sets of heads are none:
-    nothing is measured on them.
+    Training sets of heads are none: nothing is measured on them.
     """
-    data_dir = Path(data_dir)
-    corpora = sorted((data_dir / "eval").glob("*"))
     return [
-        folder
+        wav_scp.parent
         for lang in langs
         for split in ("dev", "test")
-        for folder in (
-            data_dir / f"{split}_{lang}",
-            data_dir / f"asr_{split}_{lang}",
-            *(corpus / f"{split}_{lang}" for corpus in corpora),
-        )
-        if (folder / "wav.scp").is_file()
+        for folder in ("", "asr_", f"{EVAL_DIR}/*/")
+        for wav_scp in sorted(Path(data_dir).glob(f"{folder}{split}_{lang}/wav.scp"))
     ]
 
 
@@ -95,43 +77,36 @@ def read_evaluation(
     nj: int = 1,
     lists: Mapping[str, Iterable[Utterance]] | None = None,
 ) -> list[Clip]:
-    """Read :func:`evaluation_dirs`, every file once.
+    """Read :func:`evaluation_dirs`, every file once, in ``nj`` processes.
 
-    Files that cannot be read are warned about and left out here, as they are by the
-    stage that formats evaluation sets.
-
-    Args:
-        data_dir: Output of stage 1.
-        langs: ISO 639-3 codes.
-        nj: Processes.
-        lists: Evaluation sets that are no data directories yet, by name.
+    Files that cannot be read are warned about and left out here, as they are where
+    evaluation sets are formatted. ``lists`` are evaluation sets that are no data
+    directories yet, by name.
     """
     data_dir = Path(data_dir)
-    found: dict[str, dict] = {}
-
-    def add(name: str, lang: str, utt: str, path: str, text: str) -> None:
-        clip = found.setdefault(os.path.abspath(path), {"utt_id": utt, "sets": []})
-        clip["lang"] = lang
-        clip["text"] = clip.get("text") or text
-        clip["sets"].append(name)
-
+    # What each file is called, and where: a set and the utterance in it.
+    entries: dict[str, list[tuple[str, Utterance]]] = defaultdict(list)
     for folder in evaluation_dirs(data_dir, langs):
         name = folder.relative_to(data_dir).as_posix()
+        lang = name.rpartition("_")[2]
         text = folder / "text"
         texts = read_table(text) if text.is_file() else {}
         for utt, path in read_table(folder / "wav.scp").items():
-            add(name, name.rpartition("_")[2], utt, path, texts.get(utt, ""))
+            utterance = Utterance(utt, path, lang, text=texts.get(utt, ""))
+            entries[os.path.abspath(path)].append((name, utterance))
     for name, utterances in (lists or {}).items():
-        for u in utterances:
-            add(name, u.lang, u.utt_id, u.path, u.text)
+        for utterance in utterances:
+            entries[os.path.abspath(utterance.path)].append((name, utterance))
     clips, problems = [], []
-    wavs = {path: path for path in found}
+    wavs = {path: path for path in entries}
     for path, seconds, problem in over_files(file_seconds, wavs, nj, "evaluation sets"):
         if problem:
             problems.append(f"{path}: {problem}")
             continue
-        sets = tuple(found[path].pop("sets"))
-        clips.append(Clip(path=path, seconds=seconds, sets=sets, **found[path]))
+        names, found = zip(*entries[path], strict=True)
+        words = next((known.text for known in found if known.text), "")
+        utt, lang = found[0].utt_id, found[-1].lang
+        clips.append(Clip(utt, path, lang, seconds, words, names))
     if problems:
         logging.warning(
             "%d evaluation files cannot be read, so overlap with them is not seen; "
@@ -143,13 +118,12 @@ def read_evaluation(
 
 
 def clip_ids(utt_id: str, path: str) -> tuple[set[str], set[str]]:
-    """Return the names by which a clip can be recognised elsewhere.
+    """Return the sure and the likely names by which a clip can be recognised elsewhere.
 
-    Returns:
-        Sure ones (the file itself, and CommonVoice's clip number wherever it stands in
-        the id or the file's name), and likely ones: the id and the file's name, where
-        they have 6 digits or more; language, duration and transcripts must agree as
-        well, since one number may be in two corpora.
+    Sure are the file itself, and CommonVoice's clip number wherever it stands in the id
+    or the file's name. Likely are the id and the file's name where they have 6 digits
+    or more; language, duration and transcripts must agree as well, since one number may
+    be in two corpora.
     """
     stem = Path(path).stem
     sure = {os.path.abspath(path)}
@@ -171,21 +145,21 @@ def match_names(clips: Sequence[Clip], evaluation: Sequence[Clip]) -> list[Overl
     Another speaker's reading of the same sentence in the same time (0.05 s) cannot be
     told from a copy here and is listed, too.
     """
-    by_id: dict[str, list[Clip]] = {}
-    by_text: dict[tuple[str, str], list[Clip]] = {}
+    by_id: dict[str, list[Clip]] = defaultdict(list)
+    by_text: dict[tuple[str, str], list[Clip]] = defaultdict(list)
     for known in evaluation:
         for name in set().union(*clip_ids(known.utt_id, known.path)):
-            by_id.setdefault(name, []).append(known)
+            by_id[name].append(known)
         if text := normalised(known.text):
-            by_text.setdefault((known.lang, text), []).append(known)
+            by_text[known.lang, text].append(known)
     overlaps = []
     for clip in clips:
         sure, likely = clip_ids(clip.utt_id, clip.path)
-        found = [known for name in sure for known in by_id.get(name, ())] + [
+        found = [
             known
-            for name in likely
+            for name in sure | likely
             for known in by_id.get(name, ())
-            if _agree(clip, known, DURATION_TOLERANCE) and _same_words(clip, known)
+            if name in sure or _may_be(clip, known)
         ]
         by = "id"
         if not found and clip.text:
@@ -201,10 +175,11 @@ def _agree(first: Clip, second: Clip, tolerance: float) -> bool:
     return abs(first.seconds - second.seconds) <= tolerance + _ROUNDING
 
 
-def _same_words(first: Clip, second: Clip) -> bool:
-    """Whether nothing says that the clips have other words."""
+def _may_be(first: Clip, second: Clip) -> bool:
+    """Whether nothing but a name in common speaks against one recording."""
     texts = {normalised(clip.text) for clip in (first, second)} - {""}
-    return first.lang == second.lang and len(texts) < 2
+    alike = first.lang == second.lang and len(texts) < 2
+    return alike and _agree(first, second, DURATION_TOLERANCE)
 
 
 def match_audio(
@@ -215,37 +190,27 @@ def match_audio(
 ) -> list[Overlap]:
     """Find clips by the fingerprints of their audio.
 
-    Only clips of one language whose durations differ by at most 0.1 s are compared.
-
-    Args:
-        clips: Of pretraining.
-        prints: Utterance to fingerprint of all ``clips``, with frames 0.1 s apart.
-        evaluation: Their files are read where the duration fits.
-        nj: Processes that read them.
+    Only clips of one language whose durations differ by at most 0.1 s are compared, and
+    only files of ``evaluation`` with such a duration are read, in ``nj`` processes.
+    ``prints`` holds fingerprints of all ``clips`` with frames 0.1 s apart.
     """
     candidates = _with_neighbours(sorted(evaluation, key=lambda c: c.path), clips)
-    by_lang: dict[str, tuple[list[Clip], list[Fingerprint]]] = {}
     wavs = {str(i): clip.path for i, clip in enumerate(candidates)}
+    known: dict[str, list[tuple[Clip, Fingerprint]]] = defaultdict(list)
     for i, print_, problem in over_files(_fingerprint, wavs, nj, "fingerprints"):
-        clip = candidates[int(i)]
         # Files that cannot be read were warned about when they were listed.
         if not problem:
-            known, own = by_lang.setdefault(clip.lang, ([], []))
-            known.append(clip)
-            own.append(print_)
+            known[candidates[int(i)].lang].append((candidates[int(i)], print_))
     indices = {
-        lang: (known, FingerprintIndex(own, [clip.seconds for clip in known]))
-        for lang, (known, own) in by_lang.items()
+        lang: FingerprintIndex([p for _, p in own], [clip.seconds for clip, _ in own])
+        for lang, own in known.items()
     }
-    overlaps = []
-    for clip in clips:
-        if clip.lang in indices:
-            known, index = indices[clip.lang]
-            overlaps += [
-                Overlap(clip, known[i], "audio", distance)
-                for i, distance in index.search(prints[clip.utt_id], clip.seconds)
-            ]
-    return overlaps
+    return [
+        Overlap(clip, known[clip.lang][i][0], "audio", distance)
+        for clip in clips
+        if clip.lang in indices
+        for i, distance in indices[clip.lang].search(prints[clip.utt_id], clip.seconds)
+    ]
 
 
 def _fingerprint(utt: str, path: str) -> Fingerprint:
@@ -254,40 +219,40 @@ def _fingerprint(utt: str, path: str) -> Fingerprint:
 
 def _with_neighbours(clips: Sequence[Clip], others: Sequence[Clip]) -> list[Clip]:
     """Return those clips whose language and duration some other has."""
-    durations: dict[str, list[float]] = {}
+    durations: dict[str, list[float]] = defaultdict(list)
     for other in others:
-        durations.setdefault(other.lang, []).append(other.seconds)
+        durations[other.lang].append(other.seconds)
     for seconds in durations.values():
         seconds.sort()
-    kept = []
-    for clip in clips:
-        seconds = durations.get(clip.lang, [])
-        low = clip.seconds - DURATION_TOLERANCE - _ROUNDING
-        nearest = bisect_left(seconds, low)
-        if nearest < len(seconds) and _agree(
-            clip, Clip("", "", "", seconds[nearest]), DURATION_TOLERANCE
-        ):
-            kept.append(clip)
-    return kept
+    reach = DURATION_TOLERANCE + _ROUNDING
+
+    def near(clip: Clip) -> int:
+        seconds = durations[clip.lang]
+        below = bisect_left(seconds, clip.seconds - reach)
+        return bisect_right(seconds, clip.seconds + reach) - below
+
+    return [clip for clip in clips if near(clip)]
 
 
 def write_overlaps(path: str | Path, overlaps: Sequence[Overlap]) -> None:
     """Write a TSV with a line per pretraining clip and evaluation set, sorted."""
-    header = (
-        *("utt_id", "lang", "matched_by", "evaluation_set", "evaluation_utt_id"),
-        *("seconds", "evaluation_seconds", "distance"),
-    )
     rows = {
         (
-            *(o.clip.utt_id, o.clip.lang, o.by, name, o.found.utt_id),
-            *(f"{o.clip.seconds:.3f}", f"{o.found.seconds:.3f}"),
+            o.clip.utt_id,
+            o.clip.lang,
+            o.by,
+            name,
+            o.found.utt_id,
+            f"{o.clip.seconds:.3f}",
+            f"{o.found.seconds:.3f}",
             "" if o.distance is None else f"{o.distance:.3f}",
         )
         for o in overlaps
         for name in o.found.sets
     }
     ordered = sorted(rows, key=lambda row: [value.encode() for value in row])
-    write_text(path, "".join("\t".join(row) + "\n" for row in [header, *ordered]))
+    lines = [_HEADER, *("\t".join(row) for row in ordered)]
+    write_text(path, "".join(line + "\n" for line in lines))
 
 
 def overlap_counts(overlaps: Sequence[Overlap]) -> Mapping[str, dict[str, int]]:

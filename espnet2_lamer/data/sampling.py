@@ -1,5 +1,6 @@
 """How replay is drawn: uniformly, balanced over speakers or units, shared by hours."""
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Container, Mapping
@@ -13,15 +14,20 @@ from espnet2_lamer.fileio.text import text_lines
 METHODS = ("uniform", "temperature", "speaker", "cluster")
 
 
+def seed_of(*parts: object) -> int:
+    """Return a 60-bit seed made of ``parts``, the same on every platform and run.
+
+    With seeds made of names no draw depends on the order of the others.
+    """
+    text = "/".join(str(part) for part in parts)
+    return int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)
+
+
 def sample_replay(durations: Mapping[str, float], hours: float, seed: int) -> set[str]:
     """Draw utterances uniformly at random until they last ``hours``.
 
-    No utterance is drawn twice; when all together are shorter, all are returned.
-
-    Args:
-        durations: Utterance id to seconds.
-        hours: Wanted amount.
-        seed: The same seed, ids and durations give the same sample.
+    No utterance is drawn twice; when all together are shorter, all are returned. The
+    same seed, ids and durations (in seconds) give the same sample.
     """
     utts = sorted(durations, key=str.encode)
     order = np.random.default_rng(seed).permutation(len(utts))
@@ -33,15 +39,10 @@ def sample_balanced(
 ) -> set[str]:
     """Draw one utterance of every group in turn until they last ``hours``.
 
-    Groups and the utterances of each come in random order. While no group is used up,
-    the numbers of utterances drawn from any two groups differ by at most one; a group
-    that is used up is passed over, nothing is drawn twice.
-
-    Args:
-        durations: Utterance id to seconds.
-        groups: Utterance id to its speaker or unit.
-        hours: Wanted amount; everything where there is less.
-        seed: The same seed, ids, groups and durations give the same sample.
+    ``groups`` maps utterances to a speaker or unit. Groups and the utterances of each
+    come in random order. While no group is used up, the numbers of utterances drawn
+    from any two groups differ by at most one; a group that is used up is passed over,
+    nothing is drawn twice.
     """
     generator = np.random.default_rng(seed)
     members: dict[str, list[str]] = {}
@@ -70,16 +71,11 @@ def _until(order: list[str], durations: Mapping[str, float], hours: float) -> se
 def share_hours(
     available: Mapping[str, float], total: float, alpha: float
 ) -> dict[str, float]:
-    """Share hours over languages in proportion to ``available ** alpha``.
+    """Share ``total`` hours over languages in proportion to ``available ** alpha``.
 
     ``alpha`` is 1/T of temperature sampling: 1 keeps the natural proportions, 0 gives
     every language the same; mHuBERT-147 uses 0.7. Nothing is repeated: a language gives
     at most what it has, and the others share the rest by the same rule.
-
-    Args:
-        available: Language to hours there.
-        total: Hours wanted of all languages together.
-        alpha: From 0 to 1.
     """
     shares = dict.fromkeys(available, 0.0)
     open_ = {lang for lang, hours in available.items() if hours > 0}
@@ -98,12 +94,10 @@ def share_hours(
 
 
 def dominant_units(path: str | Path, utts: Container[str]) -> dict[str, str]:
-    """Return the most frequent unit of each utterance, the smaller one of two equals.
+    """Return the most frequent unit of each of ``utts``, the smaller one of two equals.
 
-    Args:
-        path: Lines ``utt_id u1 u2 ...`` such as ``bin.assign_units`` writes, or one
-            cluster name per utterance from anywhere else.
-        utts: Utterances of interest.
+    ``path`` has lines ``utt_id u1 u2 ...`` such as ``bin.assign_units`` writes, or one
+    cluster name per utterance from anywhere else.
 
     Raises:
         RecipeError: The file is missing.
@@ -131,52 +125,44 @@ def draw_replay(
     clusters: str | Path | None = None,
     name: str = "",
 ) -> set[str]:
-    """Draw the replay of one language.
+    """Draw the replay of one language, ``name`` in messages, by one of :data:`METHODS`.
 
-    Args:
-        durations: Usable utterances and their seconds.
-        hours: Wanted amount.
-        seed: Of the draw.
-        method: One of :data:`METHODS`. ``speaker``: balanced over speakers.
-            ``cluster``: balanced over the utterances' dominant units; utterances that
-            ``clusters`` does not know are left out and counted. ``temperature`` shares
-            hours over languages, see :func:`share_hours`; inside one it is uniform.
-        speakers: Utterance to speaker, for ``speaker``; an utterance without one is a
-            speaker of its own.
-        clusters: See :func:`dominant_units`, for ``cluster``.
-        name: Of the language, for messages.
+    ``speaker`` balances over ``speakers``; an utterance without one is a speaker of its
+    own. ``cluster`` balances over :func:`dominant_units`; utterances that ``clusters``
+    does not know are left out and counted. ``temperature`` shares hours over languages
+    (:func:`share_hours`); inside one it is uniform.
 
     Raises:
         RecipeError: ``cluster`` without a file, or with one that knows none of the
             utterances.
     """
-    if method == "speaker":
-        speakers = speakers or {}
-        groups = {utt: speakers.get(utt) or utt for utt in durations}
-        count = len(set(groups.values()))
-        logging.info("%s: replay drawn in turn from %d speakers", name, count)
-        return sample_balanced(durations, groups, hours, seed)
-    if method != "cluster":
+    if method not in ("speaker", "cluster"):
         return sample_replay(durations, hours, seed)
-    if not clusters:
+    if method == "speaker":
+        groups = {utt: (speakers or {}).get(utt) or utt for utt in durations}
+    elif clusters:
+        groups = dominant_units(clusters, durations)
+    else:
         raise RecipeError(
             "--replay_sampling cluster needs --replay_clusters FILE with the units of "
             "the replay candidates, such as python -m espnet2_lamer.bin.assign_units "
             "writes with the teacher and codebook of an earlier run"
         )
-    groups = dominant_units(clusters, durations)
-    if not groups:
+    if durations and not groups:
         raise RecipeError(
             f"--replay_clusters {clusters}: no line for any of {len(durations)} {name} "
             "utterances; label the utterances of data/train_LANG/wav.scp"
         )
-    logging.info(
-        "%s: replay drawn in turn from %d units", name, len(set(groups.values()))
-    )
+    kind = "speakers" if method == "speaker" else "units"
+    count = len(set(groups.values()))
+    logging.info("%s: replay drawn in turn from %d %s", name, count, kind)
     if len(groups) < len(durations):
         logging.warning(
             "%s: %d of %d utterances have no units in %s and are not drawn",
-            *(name, len(durations) - len(groups), len(durations), clusters),
+            name,
+            len(durations) - len(groups),
+            len(durations),
+            clusters,
         )
     known = {utt: durations[utt] for utt in groups}
     return sample_balanced(known, groups, hours, seed)

@@ -1,60 +1,83 @@
-"""Data directories of stage 1: what an utterance is, how a set is written."""
+"""Data directories: languages, what an utterance is, how a set is written."""
 
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from espnet2_lamer.data.corpora import CORPORA, EVAL_DIR, PRETRAIN_DIR
+from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_dir
 from espnet2_lamer.fileio.datadir import write_spk2utt, write_table
 
 SPLITS = ("train", "dev", "test")
+# Other names under which corpora list their languages; then ISO 639-2's bibliographic
+# codes, which ISO 639-3 does not have.
+_ALIASES = dict(
+    pair.split(":")
+    for pair in (
+        "en:eng en-us:eng en-gb:eng zh:cmn zh-cn:cmn zh-tw:cmn zho:cmn cmn-hans-cn:cmn "
+        "cmn-hant-tw:cmn zh-hk:yue yue-hant-hk:yue "
+        "alb:sqi arm:hye baq:eus bur:mya chi:cmn cze:ces dut:nld fre:fra geo:kat "
+        "ger:deu gre:ell ice:isl mac:mkd mao:mri may:msa per:fas rum:ron slo:slk "
+        "tib:bod wel:cym"
+    ).split()
+)
+
+
+def language_code(name: str, where: str) -> str:
+    """Return the ISO 639-3 code of a language: itself, or spelled as ``en``, ``zh-CN``.
+
+    Whether three letters have been given to a language is not looked up.
+
+    Raises:
+        RecipeError: It is neither; ``where``, file and line, comes first.
+    """
+    key = name.strip().lower().replace("_", "-")
+    code = _ALIASES.get(key, key)
+    if not re.fullmatch("[a-z]{3}", code):
+        raise RecipeError(
+            f"{where}: unknown language {name!r}; expected a three-letter code of "
+            "ISO 639-3 such as eng, cmn or yue"
+        )
+    return code
 
 
 @dataclass(slots=True)
 class Utterance:
-    """One utterance of a corpus.
+    """One utterance of a corpus; what is not known is empty."""
 
-    Attributes:
-        utt_id: Unique over all corpora, without spaces and slashes.
-        path: Absolute path of the audio file.
-        lang: ISO 639-3 code.
-        split: ``train``, ``dev``, ``test``, or empty where nothing says.
-        text: Transcript; empty where there is none.
-        speaker: Speaker id; empty: every utterance is a speaker of its own.
-        romanisation: Pronunciation, see ``evaluation.units``.
-        source: Where it comes from; written to ``utt2source``.
-        where: ``file:line``, for errors.
-        seconds: Duration, where a column or a header tells it.
-    """
-
-    utt_id: str
-    path: str
-    lang: str
-    split: str = ""
+    utt_id: str  # unique over all corpora, without spaces and slashes
+    path: str  # absolute
+    lang: str  # ISO 639-3 code
+    split: str = ""  # train, dev or test
     text: str = ""
-    speaker: str = ""
-    romanisation: str = ""
-    source: str = ""
-    where: str = ""
+    speaker: str = ""  # empty: a speaker of its own
+    romanisation: str = ""  # pronunciation, see evaluation.text_units
+    source: str = ""  # where it comes from; written to utt2source
+    where: str = ""  # file:line, for errors
     seconds: float | None = None
 
 
 def write_set(directory: str | Path, utterances: Sequence[Utterance]) -> None:
     """Write one data directory by rename; tables without a line are left out."""
     with atomic_dir(directory) as temporary:
-        write_table(temporary / "wav.scp", {u.utt_id: u.path for u in utterances})
-        write_table(temporary / "utt2lang", {u.utt_id: u.lang for u in utterances})
-        write_spk2utt(temporary, {u.utt_id: u.speaker or u.utt_id for u in utterances})
-        for name, key in (
-            ("text", "text"),
-            ("romanisation", "romanisation"),
-            ("utt2source", "source"),
-        ):
-            table = {u.utt_id: getattr(u, key) for u in utterances if getattr(u, key)}
-            if table:
-                write_table(temporary / name, table)
+        write_tables(temporary, utterances)
+
+
+def write_tables(directory: Path, utterances: Sequence[Utterance]) -> None:
+    """Write the tables of a data directory that say something."""
+    write_spk2utt(directory, {u.utt_id: u.speaker or u.utt_id for u in utterances})
+    for name, values in (
+        ("wav.scp", {u.utt_id: u.path for u in utterances}),
+        ("utt2lang", {u.utt_id: u.lang for u in utterances}),
+        ("text", {u.utt_id: u.text for u in utterances}),
+        ("romanisation", {u.utt_id: u.romanisation for u in utterances}),
+        ("utt2source", {u.utt_id: u.source for u in utterances}),
+    ):
+        if table := {utt: value for utt, value in values.items() if value}:
+            write_table(directory / name, table)
 
 
 def remove_other_sets(
@@ -65,16 +88,13 @@ def remove_other_sets(
 ) -> None:
     """Remove what an earlier run with another corpus left, so that none is mixed in.
 
-    Args:
-        output_dir: Where stage 1 writes.
-        langs: Languages in use; only their sets are looked at.
-        sets: Names of sets that stay, such as ``train_eng``.
-        corpora: Corpora whose own sets stay.
+    Only sets of ``langs`` are looked at; ``sets`` such as ``train_eng`` stay, and so do
+    the own sets of ``corpora``.
     """
     output_dir = Path(output_dir)
     stale = {output_dir / f"{s}_{lang}" for s in SPLITS for lang in langs}
     stale -= {output_dir / name for name in sets}
-    # Sets of the embedded corpus: later stages would prefer them.
+    # Sets of the embedded corpus, which evaluation would prefer.
     stale |= {path.parent for path in output_dir.glob("*/mini.json")}
     for directory in stale:
         shutil.rmtree(directory, ignore_errors=True)

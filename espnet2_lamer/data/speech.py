@@ -1,4 +1,4 @@
-"""Read utterances for the teacher and describe the files they come from."""
+"""Read formatted utterances for the teacher and describe the files they come from."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.errors import RecipeError
-
-SAMPLE_RATE = 16000
+from espnet2_lamer.fileio.datadir import read_table
 
 
 def read_speech(utt: str, path: str) -> np.ndarray:
@@ -22,10 +22,7 @@ def read_speech(utt: str, path: str) -> np.ndarray:
     try:
         samples, rate = soundfile.read(path, dtype="float32")
     except (OSError, RuntimeError) as error:
-        raise RecipeError(
-            f"{path}: utterance {utt!r} cannot be read ({error}); "
-            "remove it from wav.scp or run the audio formatting stage again"
-        ) from error
+        raise _unreadable(utt, path, error) from error
     if rate != SAMPLE_RATE or samples.ndim != 1:
         channels = 1 if samples.ndim == 1 else samples.shape[1]
         raise RecipeError(
@@ -47,10 +44,14 @@ def count_samples(utt: str, path: str) -> int:
     try:
         return soundfile.info(path).frames
     except (OSError, RuntimeError) as error:
-        raise RecipeError(
-            f"{path}: utterance {utt!r} cannot be read ({error}); "
-            "remove it from wav.scp or run the audio formatting stage again"
-        ) from error
+        raise _unreadable(utt, path, error) from error
+
+
+def _unreadable(utt: str, path: str, error: Exception) -> RecipeError:
+    return RecipeError(
+        f"{path}: utterance {utt!r} cannot be read ({error}); "
+        "remove it from wav.scp or run the audio formatting stage again"
+    )
 
 
 def file_sizes(utts: Iterable[str], wav_scp: Mapping[str, str]) -> list[list]:
@@ -77,9 +78,7 @@ def read_wav_scp(path: str | Path) -> dict[str, str]:
     Raises:
         RecipeError: The file is missing, empty, or holds a shell pipe.
     """
-    from espnet2_lamer.fileio.datadir import read_table
-
-    table = read_table(path, made_by="stage 2")
+    table = read_table(path, made_by="audio formatting")
     if not table:
         raise RecipeError(f"{path}: no utterances; expected `utt path` lines")
     for utt, value in table.items():

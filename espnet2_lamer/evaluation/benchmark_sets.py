@@ -8,8 +8,7 @@ from typing import Any
 
 from espnet2_lamer.data.audio import SAMPLE_RATE
 from espnet2_lamer.data.formatting import FormattedSet
-from espnet2_lamer.data.sampling import sample_replay
-from espnet2_lamer.data.seeds import seed_of
+from espnet2_lamer.data.sampling import sample_replay, seed_of
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.runs import BUDGETS
 from espnet2_lamer.evaluation.text_units import NoUnitsError, normalize_text, to_units

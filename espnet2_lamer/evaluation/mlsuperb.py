@@ -4,11 +4,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from espnet2_lamer.data.audio import header_seconds
+from espnet2_lamer.data.audio import SkippedAudio, header_seconds
 from espnet2_lamer.data.formatting import FormattedSet, collect_set
-from espnet2_lamer.data.sampling import sample_replay
-from espnet2_lamer.data.seeds import seed_of
-from espnet2_lamer.data.skipped import SkippedAudio
+from espnet2_lamer.data.sampling import sample_replay, seed_of
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.benchmark_sets import SetInfo, convert_text, write_record
 from espnet2_lamer.evaluation.text_units import normalize_text

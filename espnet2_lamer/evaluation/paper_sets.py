@@ -12,13 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from espnet2_lamer.data.audio import header_seconds
+from espnet2_lamer.data.audio import SkippedAudio, header_seconds
 from espnet2_lamer.data.corpora import CORPORA, EVAL_DIR
 from espnet2_lamer.data.formatting import FormattedSet, collect_set
-from espnet2_lamer.data.sampling import sample_replay
-from espnet2_lamer.data.seeds import seed_of
+from espnet2_lamer.data.sampling import sample_replay, seed_of
 from espnet2_lamer.data.sets import SPLITS
-from espnet2_lamer.data.skipped import SkippedAudio
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.benchmark_sets import (
     SetInfo,

@@ -1,8 +1,6 @@
 """Stages 1, 2 and 9: corpora in, formatted sets for pretraining and for heads."""
 
-import importlib.util
 import logging
-from pathlib import Path
 
 from espnet2_lamer.data.sets import Utterance
 from espnet2_lamer.errors import RecipeError
@@ -10,13 +8,20 @@ from espnet2_lamer.recipe.options import Options
 
 
 def prepare_corpus(options: Options) -> None:
-    """Stage 1: run ``local/<corpus>.py``, and join public corpora."""
-    from espnet2_lamer.data.corpora import CORPORA
+    """Stage 1: what ``local/data.py CORPUS`` does; public corpora are joined."""
+    from espnet2_lamer.data.corpora import CORPORA, MHUBERT147_AUDIO
     from espnet2_lamer.data.corpora.join import join_corpora
+    from espnet2_lamer.data.corpora.prepare import prepare
     from espnet2_lamer.data.sets import remove_other_corpora
 
     corpora = list(dict.fromkeys(options.corpus.split()))
     alone = [corpus for corpus in corpora if corpus not in CORPORA]
+    unknown = [corpus for corpus in alone if corpus not in ("mini", "manifest")]
+    if unknown:
+        raise RecipeError(
+            f"--corpus {unknown[0]}: no such corpus, expected mini, manifest, or some "
+            f"of {', '.join(CORPORA)}; docs/adding_a_corpus.md says how to read another"
+        )
     if not corpora or (alone and len(corpora) > 1):
         raise RecipeError(
             f"--corpus {options.corpus!r}: "
@@ -25,44 +30,45 @@ def prepare_corpus(options: Options) -> None:
         )
     if alone:
         remove_other_corpora(options.datadir)
-        _run_local(alone[0], _arguments(alone[0], options))
+        _prepare_alone(alone[0], options)
         return
+    paths = options.corpus_paths
     for corpus in corpora:
-        command = ["--output", str(options.datadir), "--nj", str(options.nj)]
-        command += ["--langs", " ".join(options.langs)]
-        command += ["--max_missing", str(options.max_missing)]
-        _run_local(corpus, command)
+        more = {}
+        if corpus == "mhubert147":
+            more["audio_root"] = paths[MHUBERT147_AUDIO]
+        prepare(
+            corpus,
+            paths[CORPORA[corpus]],
+            options.datadir,
+            options.langs,
+            options.max_missing,
+            options.nj,
+            **more,
+        )
     join_corpora(corpora, options.datadir, options.langs, options.seed)
 
 
-def _arguments(corpus: str, options: Options) -> list[str]:
-    command = ["--output", str(options.datadir), "--seed", str(options.seed)]
+def _prepare_alone(corpus: str, options: Options) -> None:
     if corpus == "mini":
-        command += ["--langs", " ".join(options.langs)]
-    if corpus != "manifest":
-        return [*command, "--nj", str(options.nj)]
+        from espnet2_lamer.data.mini import build_mini
+
+        build_mini(options.datadir, options.nj, options.seed, langs=options.langs)
+        return
+    from espnet2_lamer.data.manifest import prepare_manifest
+
     if not options.manifest:
         raise RecipeError(
             "--corpus manifest needs --manifest: a TSV file or a folder of audio per "
             "language"
         )
-    command += ["--manifest", options.manifest, "--langs", " ".join(options.langs)]
-    if options.exclude_sources:
-        command += ["--exclude_sources", " ".join(options.exclude_sources)]
-    return command
-
-
-def _run_local(corpus: str, command: list[str]) -> None:
-    script = Path("local") / f"{corpus}.py"
-    known = sorted(p.stem for p in Path("local").glob("*.py"))
-    if corpus not in known:  # a script elsewhere is not run
-        raise RecipeError(
-            f"--corpus {corpus}: {script} not found, expected one of {', '.join(known)}"
-        )
-    spec = importlib.util.spec_from_file_location(f"local_{corpus}", script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.main(command)
+    prepare_manifest(
+        options.manifest,
+        options.datadir,
+        options.langs,
+        options.exclude_sources,
+        options.seed,
+    )
 
 
 def format_ssl(options: Options) -> None:

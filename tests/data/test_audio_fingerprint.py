@@ -12,10 +12,15 @@ from espnet2_lamer.data.audio_fingerprint import (
     QUERY_STEP,
     THRESHOLD,
     FingerprintIndex,
-    distance,
+    _distances,
     fingerprint,
 )
 from espnet2_lamer.data.espeak import engine
+
+
+def distance(query, known):
+    return float(_distances(query, known.bits[None], known.active[None])[0])
+
 
 _SENTENCES = [
     "The old man walked slowly along the river in the morning sun.",

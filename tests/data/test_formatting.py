@@ -2,15 +2,15 @@
 
 import pytest
 
-from espnet2_lamer.data.formatting import format_set
+from espnet2_lamer.data.formatting import collect_set
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table, write_table
 
 
 def _format(data_dirs, tmp_path, **options):
-    return format_set(
-        data_dirs, tmp_path / "dump/set", tmp_path / "dump/audio", **options
-    )
+    formatted = collect_set(data_dirs, tmp_path / "dump/audio", 2.0, 30.0, **options)
+    formatted.write(tmp_path / "dump/set")
+    return formatted.report
 
 
 def test_only_2_to_30_seconds_stay_and_the_rest_is_counted(make_set, tmp_path):
@@ -99,6 +99,6 @@ def test_an_utterance_without_language_is_refused(make_set, tmp_path):
         _format([data], tmp_path)
 
 
-def test_missing_set_names_the_stage_that_makes_it(tmp_path):
-    with pytest.raises(RecipeError, match="wav.scp: file not found.*stage 1"):
+def test_a_missing_set_is_named_with_what_makes_it(tmp_path):
+    with pytest.raises(RecipeError, match="wav.scp: file not found.*data preparation"):
         _format([tmp_path / "data/train_eng"], tmp_path)

@@ -3,7 +3,7 @@
 import pytest
 
 from espnet2_lamer.data.formatting import FormattedSet
-from espnet2_lamer.data.hours import PAPER_HOURS, hours_by_source, log_hours
+from espnet2_lamer.data.selection import PAPER_HOURS, log_hours
 
 
 def test_hours_are_summed_per_language_and_corpus():
@@ -16,11 +16,9 @@ def test_hours_are_summed_per_language_and_corpus():
                 utt: str(n * minute)
                 for utt, n in {"a": 6, "b": 3, "c": 12, "d": 30}.items()
             },
-        },
-        [],
-        {},
+        }
     )
-    assert hours_by_source(formatted) == {
+    assert formatted.hours_by_source() == {
         "yue": {
             "cv-yue": {"utterances": 2, "hours": 0.3},
             "cv-zh-HK": {"utterances": 1, "hours": 0.05},

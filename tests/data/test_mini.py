@@ -9,8 +9,7 @@ import soundfile
 
 from espnet2_lamer.data import mini
 from espnet2_lamer.data.mini import build_mini, build_set
-from espnet2_lamer.data.mini_plan import speakers
-from espnet2_lamer.data.texts import load_sentences
+from espnet2_lamer.data.mini_plan import load_sentences, speakers
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table
 

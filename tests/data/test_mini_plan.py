@@ -6,8 +6,12 @@ import pytest
 
 from espnet2_lamer.data.espeak import VOICES
 from espnet2_lamer.data.mini import LANGS, MINI_SETS, STAGE0_SETS
-from espnet2_lamer.data.mini_plan import expected_seconds, plan_utterances, speakers
-from espnet2_lamer.data.texts import is_read_in_full
+from espnet2_lamer.data.mini_plan import (
+    expected_seconds,
+    is_read_in_full,
+    plan_utterances,
+    speakers,
+)
 
 _HELD_OUT = [split for split in MINI_SETS if "dev" in split or "test" in split]
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from espnet2_lamer.data.hours import PAPER_HOURS
-from espnet2_lamer.data.selection import Selection, prepare_ssl_data
+from espnet2_lamer.data.selection import PAPER_HOURS, Selection, prepare_ssl_data
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table, write_table
 
@@ -75,7 +74,7 @@ def test_replay_is_drawn_from_utterances_of_usable_length(make_set, tmp_path):
     assert english["dropped_short"] == 5
 
 
-def test_missing_language_names_file_stage_and_option(three):
+def test_a_missing_language_is_named_with_file_and_option(three):
     with pytest.raises(RecipeError, match=r"train_deu.wav\.scp: file not found.*deu"):
         _prepare(three, new=["cmn", "deu"])
     assert not (three / "dump").exists()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from espnet2_lamer.data.skipped import SkippedAudio, allowed_bad
+from espnet2_lamer.data.audio import SkippedAudio, allowed_bad
 from espnet2_lamer.errors import RecipeError
 
 

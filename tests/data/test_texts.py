@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
-from espnet2_lamer.data import texts
+from espnet2_lamer.data import mini_plan as texts
 from espnet2_lamer.data.espeak import VOICES, Espeak, engine
-from espnet2_lamer.data.texts import POOLS, load_sentences, normalise, pool_of
+from espnet2_lamer.data.mini_plan import POOLS, load_sentences, normalise, pool_of
 
 
 def test_text_loses_case_punctuation_and_foreign_signs():
@@ -36,7 +36,7 @@ def test_a_sentence_and_its_translation_share_a_pool():
     chinese = {s.text: s.pool for s in load_sentences("cmn")}
     pairs = [
         (normalise(r["translation"]["en"], "eng"), normalise(r["chinese"], "cmn"))
-        for r in texts._read("hsk")
+        for r in texts._read(*texts._HSK)
     ]
     both = [(e, c) for e, c in pairs if e in english and c in chinese]
     assert len(both) > 4000

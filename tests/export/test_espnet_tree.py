@@ -335,11 +335,11 @@ def test_what_changed_here_is_brought_up_to_date_there(tmp_path):
     (recipe / "exp" / "mine").write_text("a result")
     changed = repository / "conf/upstreams/milore.yaml"
     changed.write_text(changed.read_text() + "# more\n")
-    (repository / "local/mini.py").unlink()
+    (repository / "local/data.py").unlink()
     written = lay_tree(repository, root)
     assert written == [recipe / "conf/upstreams/milore.yaml"]
     assert written[0].read_text().endswith("# more\n")
-    assert not (recipe / "local/mini.py").exists()
+    assert not (recipe / "local/data.py").exists()
     assert (recipe / "exp" / "mine").read_text() == "a result"
 
 

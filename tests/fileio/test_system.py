@@ -47,7 +47,7 @@ def stream(path):
 WRITERS = {
     "bytes": lambda path: path.write_bytes(NOISE.tobytes()),
     "text": lambda path: path.write_text("text " * 50_000),
-    "libsndfile": lambda path: write_flac(path, NOISE, 16000),
+    "libsndfile": lambda path: write_flac(path, NOISE),
     "torch": lambda path: torch.save({"noise": torch.from_numpy(NOISE)}, path),
     "torch, a stream": stream,
     "safetensors": lambda path: save_file({"noise": torch.from_numpy(NOISE)}, path),

@@ -29,7 +29,7 @@ def _environment(**paths):
 
 def _local(corpus, cwd, *options, **paths):
     return subprocess.run(
-        [sys.executable, str(_ROOT / f"local/{corpus}.py"), *map(str, options)],
+        [sys.executable, str(_ROOT / "local/data.py"), corpus, *map(str, options)],
         capture_output=True,
         text=True,
         cwd=cwd,
@@ -172,7 +172,10 @@ def test_clips_that_ml_superb_renamed_are_kept_out_of_pretraining(archives, tmp_
     [
         ("mhubert147", "mhubert147: nothing says where it is; set MHUBERT147_MANI"),
         ("thchs30 mini", "mini cannot be joined with others; give one corpus, or sev"),
-        ("librispeech", "--corpus librispeech: local/librispeech.py not found, expect"),
+        (
+            "librispeech",
+            "--corpus librispeech: no such corpus, expected mini, manifest",
+        ),
     ],
 )
 def test_corpora_that_cannot_be_prepared_are_named(archives, tmp_path, corpus, message):

@@ -1,4 +1,4 @@
-"""The command line local/manifest.py."""
+"""The command line local/data.py manifest."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ _ROOT = Path(__file__).parents[2]
 
 def _run(cwd, *args):
     return subprocess.run(
-        [sys.executable, str(_ROOT / "local/manifest.py"), *map(str, args)],
+        [sys.executable, str(_ROOT / "local/data.py"), "manifest", *map(str, args)],
         capture_output=True,
         text=True,
         cwd=cwd,

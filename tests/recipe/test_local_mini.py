@@ -1,15 +1,15 @@
-"""The command line local/mini.py."""
+"""The command line local/data.py mini."""
 
 import subprocess
 import sys
 from pathlib import Path
 
-_SCRIPT = Path(__file__).parents[2] / "local/mini.py"
+_SCRIPT = Path(__file__).parents[2] / "local/data.py"
 
 
 def _run(*args):
     return subprocess.run(
-        [sys.executable, str(_SCRIPT), *args],
+        [sys.executable, str(_SCRIPT), "mini", *args],
         capture_output=True,
         text=True,
         cwd=_SCRIPT.parents[1],

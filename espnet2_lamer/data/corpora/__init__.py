@@ -1,4 +1,4 @@
-"""Stage 1 for public corpora as they are distributed, one file per corpus."""
+"""Public corpora as they are distributed: their names and folders."""
 
 #: Corpus name to the variable of ``db.sh`` that says where it is.
 CORPORA = {

@@ -11,9 +11,14 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from espnet2_lamer.data.corpora.ledger import Ledger
-from espnet2_lamer.data.corpora.lines import read_lines
-from espnet2_lamer.data.corpora.prepare import found_in, write_corpus
+from espnet2_lamer.data.corpora.archive import (
+    Archive,
+    Ledger,
+    Sets,
+    found_in,
+    locate,
+    read_rows,
+)
 from espnet2_lamer.data.sets import SPLITS, Utterance
 from espnet2_lamer.errors import RecipeError
 
@@ -26,30 +31,15 @@ _CLIP = re.compile(r"[\w.-]+")
 _LOCALE = re.compile(r"[a-z]{2,3}(-[A-Za-z]+)*")
 
 
-def prepare(
-    root: str | Path,
-    output_dir: str | Path,
-    langs: Sequence[str],
-    max_missing: float = 1.0,
-    nj: int = 1,
-) -> dict:
-    """Write ``pretrain/commonvoice/train_<lang>`` and ``eval/commonvoice/*``.
-
-    Args:
-        root: ``cv-corpus-11.0-2022-09-21``, or the folder around it.
-        output_dir: Where stage 1 writes.
-        langs: ISO 639-3 codes; those without a locale in :data:`LOCALES` are skipped.
-        max_missing: See :func:`~espnet2_lamer.data.corpora.prepare.write_corpus`.
-        nj: Threads that look at files.
-
-    Returns:
-        The report, ``<output_dir>/commonvoice.json``.
+def read(corpus: str, root: Path, langs: Sequence[str], ledger: Ledger) -> Archive:
+    """Read the languages that have a locale in :data:`LOCALES`.
 
     Raises:
         RecipeError: A locale or a list is missing, a list has other columns or holds
-            another locale than its folder, or too many clips are missing.
+            another locale than its folder.
     """
-    release = _find_release(Path(root))
+    lists = [f"{locale}/validated.tsv" for locale in LOCALES]
+    release = locate(corpus, root, lists, ["cv-corpus-*"])
     version = re.match(r"cv-corpus-(\d+\.\d+)", release.name)
     if version and version[1] != RELEASE:
         logging.warning(
@@ -58,89 +48,61 @@ def prepare(
             version[1],
             RELEASE,
         )
-    ledger = Ledger()
-    return write_corpus(
-        "commonvoice",
-        release,
-        _sets(release, langs, ledger),
-        ledger,
-        output_dir,
-        max_missing,
-        nj,
-        {"release": version[1] if version else None},
-    )
+    details = {"release": version[1] if version else None}
+    return Archive(release, _sets(release, langs, ledger), details)
 
 
-def _find_release(root: Path) -> Path:
-    for folder in (root, *sorted(root.glob("cv-corpus-*"))):
-        if any((folder / locale / "validated.tsv").is_file() for locale in LOCALES):
-            return folder.absolute()
-    raise RecipeError(
-        f"{root}: {found_in(root)}, expected folders {', '.join(LOCALES)} with "
-        "validated.tsv and clips/, as in cv-corpus-11.0-2022-09-21; correct "
-        "COMMONVOICE in db.sh, or --root"
-    )
-
-
-def _sets(
-    release: Path, langs: Sequence[str], ledger: Ledger
-) -> Iterator[tuple[str, list[Utterance]]]:
+def _sets(release: Path, langs: Sequence[str], ledger: Ledger) -> Sets:
     for lang in langs:
         folders = [release / name for name, code in LOCALES.items() if code == lang]
-        if not folders:
-            continue
         for folder in folders:
             if not folder.is_dir():
                 raise RecipeError(
                     f"{folder}: {found_in(folder)}; language {lang} is made of "
                     f"{', '.join(f.name for f in folders)} of CommonVoice"
                 )
-        durations = {folder: _durations(folder) for folder in folders}
-        held_out: set[str] = set()
-        for split in reversed(SPLITS):
-            name = f"eval/{split}_{lang}"
-            utterances = []
-            for folder in folders:
-                rows = _read(folder, split, name, ledger, durations[folder])
-                utterances += rows
-            if split != "train":
-                held_out.update(u.utt_id for u in utterances)
-            yield name, utterances
-        name = f"pretrain/train_{lang}"
-        utterances = []
-        for folder in folders:
-            for row in _read(folder, "validated", name, ledger, durations[folder]):
-                if row.utt_id in held_out:
-                    ledger.leave_out(name, row.source, "in_dev_or_test")
-                else:
-                    utterances.append(row)
-        yield name, utterances
+        if folders:
+            yield from _language(lang, folders, ledger)
+
+
+def _language(lang: str, folders: list[Path], ledger: Ledger) -> Sets:
+    durations = {folder: _durations(folder) for folder in folders}
+
+    def rows(table: str, name: str) -> list[Utterance]:
+        lists = (_read(f, table, name, ledger, durations[f]) for f in folders)
+        return [row for rows in lists for row in rows]
+
+    held_out: set[str] = set()
+    for split in reversed(SPLITS):
+        utterances = rows(split, f"eval/{split}_{lang}")
+        if split != "train":
+            held_out.update(row.utt_id for row in utterances)
+        yield f"eval/{split}_{lang}", utterances
+    name = f"pretrain/train_{lang}"
+    utterances = rows("validated", name)
+    for row in utterances:
+        if row.utt_id in held_out:
+            ledger.leave_out(name, row.source, "in_dev_or_test")
+    yield name, [row for row in utterances if row.utt_id not in held_out]
 
 
 def _read(
     folder: Path, table: str, name: str, ledger: Ledger, durations: dict[str, float]
 ) -> Iterator[Utterance]:
     """Yield the rows of one list; nothing is quoted in these files."""
-    path = folder / f"{table}.tsv"
     source = f"commonvoice-{folder.name}"
-    lines = read_lines(path)
-    _, first = next(lines, (1, None))
-    header = (first or "").split("\t")
+    rows = read_rows(folder / f"{table}.tsv")
+    where, header = next(rows, (f"{folder / table}.tsv:1", []))
     missing = [column for column in _REQUIRED if column not in header]
     if missing:
         raise RecipeError(
-            f"{path}:1: no column {', '.join(missing)}; found {', '.join(header)}; "
+            f"{where}: no column {', '.join(missing)}; found {', '.join(header)}; "
             "expected the list of a CommonVoice release"
         )
-    columns = {column: index for index, column in enumerate(header)}
-    clips = (folder / "clips").as_posix()
-    for number, line in lines:
-        if line == "":
-            continue
-        where = f"{path}:{number}"
-        values = _split(line, header)
-        clip = values[columns["path"]].removesuffix(".mp3") if values else ""
-        locale = values[columns["locale"]] if values and "locale" in columns else ""
+    for where, values in rows:
+        row = _row(values, header)
+        clip = row.get("path", "").removesuffix(".mp3")
+        locale = row.get("locale", "")
         if locale != folder.name and _LOCALE.fullmatch(locale):
             raise RecipeError(
                 f"{where}: locale {locale!r}, expected {folder.name!r} as the folder "
@@ -152,26 +114,27 @@ def _read(
         utt_id = f"commonvoice_{clip}"
         yield Utterance(
             utt_id=utt_id,
-            path=f"{clips}/{clip}.mp3",
+            path=f"{folder.as_posix()}/clips/{clip}.mp3",
             lang=LOCALES[folder.name],
-            text=values[columns["sentence"]],
-            speaker=_speaker(values[columns["client_id"]]) or utt_id,
+            text=row["sentence"],
+            speaker=_speaker(row["client_id"]) or utt_id,
             source=source,
             seconds=durations.get(clip),
         )
 
 
-def _split(line: str | None, header: list[str]) -> list[str] | None:
-    """Split a row; surplus tabs belong to the sentence, the free text among them."""
-    if line is None:
-        return None
-    values = line.split("\t")
+def _row(values: list[str], header: list[str]) -> dict[str, str]:
+    """Name the values of a row; empty where there are too few.
+
+    Surplus tabs belong to the sentence, the free text among them.
+    """
     surplus = len(values) - len(header)
     if surplus < 0:
-        return None
+        return {}
     start = header.index("sentence")
-    sentence = "\t".join(values[start : start + surplus + 1])
-    return [*values[:start], sentence, *values[start + surplus + 1 :]]
+    end = start + surplus + 1
+    values = [*values[:start], "\t".join(values[start:end]), *values[end:]]
+    return dict(zip(header, values, strict=True))
 
 
 def _speaker(client_id: str) -> str:
@@ -186,11 +149,9 @@ def _speaker(client_id: str) -> str:
 def _durations(folder: Path) -> dict[str, float]:
     """Read ``clip_durations.tsv``, which later releases have: clip, milliseconds."""
     path = folder / "clip_durations.tsv"
-    durations: dict[str, float] = {}
-    if not path.is_file():
-        return durations
-    for _, line in read_lines(path):
-        clip, _, milliseconds = (line or "").partition("\t")
-        if milliseconds.isdigit():
-            durations[clip.removesuffix(".mp3")] = int(milliseconds) / 1000
-    return durations
+    rows = read_rows(path) if path.is_file() else ()
+    return {
+        values[0].removesuffix(".mp3"): int(values[1]) / 1000
+        for _, values in rows
+        if len(values) == 2 and values[1].isdigit()
+    }

@@ -1,13 +1,12 @@
-"""Join what corpora gave into the sets that the later stages read."""
+"""Join what corpora gave into the sets that training and evaluation read."""
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 from espnet2_lamer.data.corpora import CORPORA, EVAL_DIR, PRETRAIN_DIR
-from espnet2_lamer.data.seeds import seed_of
+from espnet2_lamer.data.sampling import seed_of
 from espnet2_lamer.data.sets import SPLITS, remove_other_sets
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json
@@ -36,11 +35,7 @@ def join_corpora(
     data, so those for out-of-domain evaluation do not get in. A language without a dev
     set gets a few utterances of ``train``, drawn by a hash of their ids.
 
-    Args:
-        corpora: Names; their sets are in ``<output_dir>/{pretrain,eval}/<corpus>``.
-        output_dir: Where stage 1 writes.
-        langs: ISO 639-3 codes. Sets of other corpora in these languages are removed.
-        seed: Draws the held-out utterances.
+    Sets of other corpora in these languages are removed.
 
     Returns:
         What ``corpora.json`` holds: utterances per set and source.
@@ -70,11 +65,10 @@ def join_corpora(
         for split, parts in folders.items():
             if not parts:
                 continue
-            chosen = _everything
-            if held_out and split != "test":
-                chosen = partial(_is_chosen, held_out, split == "dev")
-            counts = _join(output_dir / f"{split}_{lang}", parts, chosen)
-            report["sets"][f"{split}_{lang}"] = {
+            name = f"{split}_{lang}"
+            is_dev = split == "dev" if held_out and split != "test" else None
+            counts = _join(output_dir / name, parts, held_out, is_dev)
+            report["sets"][name] = {
                 "utterances": sum(counts.values()),
                 "held_out_of_train": len(held_out) if split == "dev" else 0,
                 "sources": dict(sorted(counts.items())),
@@ -97,14 +91,6 @@ def _plan(output_dir: Path, corpora: Sequence[str], lang: str) -> dict[str, list
     return folders
 
 
-def _everything(utt: str) -> bool:
-    return True
-
-
-def _is_chosen(held_out: set[str], wanted: bool, utt: str) -> bool:
-    return (utt in held_out) == wanted
-
-
 def _hold_out(folders: list[Path], seed: int) -> set[str]:
     by_source: dict[str, list[str]] = {}
     for folder in folders:
@@ -119,16 +105,18 @@ def _hold_out(folders: list[Path], seed: int) -> set[str]:
 
 
 def _join(
-    directory: Path, folders: list[Path], chosen: Callable[[str], bool]
+    directory: Path, folders: list[Path], held_out: set[str], is_dev: bool | None
 ) -> Counter[str]:
+    """Join data directories; ``is_dev`` None: whole, else with or without held_out."""
     counts: Counter[str] = Counter()
     with atomic_dir(directory) as temporary:
         # One table after the other: each may have more than a million lines.
         for name in _TABLES:
             table: dict[str, str] = {}
             for path in (folder / name for folder in folders):
-                part = read_table(path) if path.is_file() else {}
-                table.update((u, value) for u, value in part.items() if chosen(u))
+                for utt, value in read_table(path).items() if path.is_file() else ():
+                    if is_dev is None or (utt in held_out) == is_dev:
+                        table[utt] = value
             if name == "utt2spk":
                 write_spk2utt(temporary, table)
             elif table:

@@ -13,92 +13,54 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from espnet2_lamer.data.corpora.ledger import Ledger
-from espnet2_lamer.data.corpora.lines import read_lines
-from espnet2_lamer.data.corpora.prepare import found_in, write_corpus
-from espnet2_lamer.data.languages import language_code
-from espnet2_lamer.data.sets import Utterance
+from espnet2_lamer.constants import SAMPLE_RATE
+from espnet2_lamer.data.corpora.archive import Archive, Ledger, locate, read_rows
+from espnet2_lamer.data.sets import Utterance, language_code
 from espnet2_lamer.errors import RecipeError
 
 #: The paper's choice of datasets, spelled as :func:`_plain` does.
 DATASETS = ("cv", "thchs30", "aishell", "aishell3")
 _LEFT_OUT_LABELS = ("zh-TW",)
-_RATE = 16000
 # Where the report counts the rows of each manifest.
 _MANIFESTS = "manifests"
 
 
-def prepare(
-    root: str | Path,
-    output_dir: str | Path,
+def read(
+    corpus: str,
+    root: Path,
     langs: Sequence[str],
-    max_missing: float = 1.0,
-    nj: int = 1,
+    ledger: Ledger,
     audio_root: str | Path = "",
     datasets: Sequence[str] = DATASETS,
-) -> dict:
-    """Write ``pretrain/mhubert147/train_<lang>``.
+) -> Archive:
+    """Read a manifest, or a folder of ``*.tsv``; empty ``datasets``: all.
 
     A file is looked for under its name, then with ``.mp3`` or ``.flac`` for ``.wav``
     (the manifests name converted files), also where CommonVoice's archive has it:
-    ``<language>/clips/``.
-
-    Args:
-        root: A manifest, or a folder of ``*.tsv``.
-        output_dir: Where stage 1 writes.
-        langs: ISO 639-3 codes.
-        max_missing: See :func:`~espnet2_lamer.data.corpora.prepare.write_corpus`.
-        nj: Threads that look at files.
-        audio_root: Folder of the audio instead of the manifests' first lines.
-        datasets: Datasets to take; empty: all.
-
-    Returns:
-        The report, ``<output_dir>/mhubert147.json``.
+    ``<language>/clips/``. ``audio_root`` is its folder instead of the first line's.
 
     Raises:
-        RecipeError: No manifest, a file that is none, audio folders that do not exist,
-            or too many files are missing.
+        RecipeError: No manifest, a file that is none, or audio folders that do not
+            exist.
     """
-    root = Path(root)
-    manifests = [root] if root.is_file() else sorted(root.glob("*.tsv"))
-    if not manifests:
-        raise RecipeError(
-            f"{root}: {found_in(root)}, expected manifests *.tsv of mHuBERT-147; "
-            "correct MHUBERT147_MANIFEST in db.sh, or --root"
-        )
+    if root.is_file():
+        manifests = [root]
+    else:
+        manifests = sorted(locate(corpus, root, ["*.tsv"]).glob("*.tsv"))
     wanted = {_plain(name) for name in datasets}
-    ledger = Ledger()
-    return write_corpus(
-        "mhubert147",
-        root.absolute(),
-        _sets(manifests, audio_root, langs, wanted, ledger),
-        ledger,
-        output_dir,
-        max_missing,
-        nj,
-        {"audio_root": str(audio_root), "datasets": sorted(wanted)},
-    )
+    utterances: dict[str, list[Utterance]] = {lang: [] for lang in langs}
+    for manifest in manifests:
+        for utterance in _read(manifest, audio_root, langs, wanted, ledger):
+            utterances[utterance.lang].append(utterance)
+    sets = ((f"pretrain/train_{lang}", utterances.pop(lang)) for lang in langs)
+    details = {"audio_root": str(audio_root), "datasets": sorted(wanted)}
+    return Archive(root.absolute(), sets, details)
 
 
 def _plain(dataset: str) -> str:
     """Spell a dataset without part number, case and marks: ``CV_12`` is ``cv``."""
     name = re.sub(r"[^a-z0-9_]", "", re.sub(r"_\d+$", "", dataset).lower())
     return "cv" if name == "commonvoice" else name
-
-
-def _sets(
-    manifests: list[Path],
-    audio_root: str | Path,
-    langs: Sequence[str],
-    datasets: set[str],
-    ledger: Ledger,
-) -> Iterator[tuple[str, list[Utterance]]]:
-    utterances: dict[str, list[Utterance]] = {lang: [] for lang in langs}
-    for manifest in manifests:
-        for utterance in _read(manifest, audio_root, langs, datasets, ledger):
-            utterances[utterance.lang].append(utterance)
-    for lang in langs:
-        yield f"pretrain/train_{lang}", utterances.pop(lang)
 
 
 def _read(
@@ -108,26 +70,22 @@ def _read(
     datasets: set[str],
     ledger: Ledger,
 ) -> Iterator[Utterance]:
-    lines = read_lines(manifest)
-    _, first = next(lines, (1, None))
-    if first is None or "\t" in first:
+    rows = read_rows(manifest)
+    where, first = next(rows, (f"{manifest}:1", []))
+    if len(first) != 1:
         raise RecipeError(
-            f"{manifest}:1: found {first!r}, expected the folder of the audio; this is "
-            "no manifest of mHuBERT-147"
+            f"{where}: found {' '.join(first)!r}, expected the folder of the audio; "
+            "this is no manifest of mHuBERT-147"
         )
-    folder = Path(audio_root or first)
+    folder = Path(audio_root or first[0])
     if not folder.is_dir():
         raise RecipeError(
-            f"{manifest}:1: the audio's folder {folder} is not here; set "
+            f"{where}: the audio's folder {folder} is not here; set "
             "MHUBERT147_AUDIO in db.sh, or give --audio_root"
         )
     folder = folder.absolute()
-    for number, line in lines:
-        if line == "":
-            continue
-        values = (line or "").split("\t")
+    for where, values in rows:
         if len(values) != 4 or not values[1].isdigit() or not _is_inside(values[0]):
-            where = f"{manifest}:{number}"
             ledger.leave_out(_MANIFESTS, manifest.name, "broken_row", where)
             continue
         file_name, samples, label, dataset = values
@@ -138,7 +96,7 @@ def _read(
         if datasets and dataset not in datasets:
             ledger.leave_out(_MANIFESTS, manifest.name, f"other_dataset_{dataset}")
             continue
-        seconds = int(samples) / _RATE
+        seconds = int(samples) / SAMPLE_RATE
         ledger.keep(_MANIFESTS, manifest.name, seconds)
         stem = "_".join(file_name.rpartition(".")[0].split()).replace("/", "-")
         yield Utterance(
@@ -151,8 +109,8 @@ def _read(
 
 
 def _is_inside(file_name: str) -> bool:
-    parts = Path(file_name).parts
-    return bool(parts) and ".." not in parts and not Path(file_name).is_absolute()
+    path = Path(file_name)
+    return bool(path.parts) and ".." not in path.parts and not path.is_absolute()
 
 
 def _lang(label: str) -> str:

@@ -5,8 +5,7 @@ import logging
 from pathlib import Path
 
 from espnet2_lamer.data.audio import SAMPLE_RATE
-from espnet2_lamer.data.sampling import sample_balanced, sample_replay
-from espnet2_lamer.data.seeds import seed_of
+from espnet2_lamer.data.sampling import sample_balanced, sample_replay, seed_of
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.benchmark_sets import SetInfo, write_subset
 from espnet2_lamer.evaluation.mlsuperb import prepare_asr_data

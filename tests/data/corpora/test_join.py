@@ -4,15 +4,8 @@ import json
 
 import pytest
 
-from espnet2_lamer.data.corpora import (
-    aishell1,
-    aishell3,
-    commonvoice,
-    fleurs,
-    mhubert147,
-    thchs30,
-)
 from espnet2_lamer.data.corpora.join import join_corpora
+from espnet2_lamer.data.corpora.prepare import prepare
 from espnet2_lamer.data.manifest import prepare_manifest
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.mlsuperb import prepare_asr_data
@@ -27,13 +20,19 @@ from tests.corpus_trees import (
 )
 
 LANGS = ["eng", "cmn", "yue"]
-PREPARE = {
-    "commonvoice": lambda root, out: commonvoice.prepare(root, out, LANGS),
-    "thchs30": lambda root, out: thchs30.prepare(root, out, LANGS),
-    "aishell1": lambda root, out: aishell1.prepare(root, out, LANGS),
-    "aishell3": lambda root, out: aishell3.prepare(root / "aishell3", out, LANGS),
-    "fleurs": lambda root, out: fleurs.prepare(root / "fleurs", out, LANGS),
+#: Corpus to its folder inside that of ``write_paper_corpora``.
+FOLDERS = {
+    "commonvoice": "",
+    "thchs30": "",
+    "aishell1": "",
+    "aishell3": "aishell3",
+    "fleurs": "fleurs",
 }
+
+
+def _prepare_all(root):
+    for corpus, folder in FOLDERS.items():
+        prepare(corpus, root / folder, root / "data", LANGS)
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +40,8 @@ def prepared(tmp_path_factory):
     """A folder ``data`` with all corpora prepared, and joined."""
     root = tmp_path_factory.mktemp("corpora")
     write_paper_corpora(root, seconds=0.5)
-    for prepare in PREPARE.values():
-        prepare(root, root / "data")
-    join_corpora(list(PREPARE), root / "data", LANGS)
+    _prepare_all(root)
+    join_corpora(list(FOLDERS), root / "data", LANGS)
     return root / "data"
 
 
@@ -120,9 +118,9 @@ def test_a_language_without_a_dev_set_holds_some_of_train_out(tmp_path):
         write_lines(tmp_path / f"data_thchs30/train/A11_{number}.wav.trn", "好")
     write_lines(tmp_path / "AISHELL-3/train/content.txt")
     out = tmp_path / "data"
-    commonvoice.prepare(tmp_path, out, ["eng"])
-    thchs30.prepare(tmp_path, out, ["cmn"])
-    aishell3.prepare(tmp_path, out, ["cmn"])
+    prepare("commonvoice", tmp_path, out, ["eng"])
+    prepare("thchs30", tmp_path, out, ["cmn"])
+    prepare("aishell3", tmp_path, out, ["cmn"])
     corpora = ["commonvoice", "thchs30", "aishell3"]
     report = join_corpora(corpora, out, ["eng", "cmn"], seed=3)
     # As mHuBERT-147: 5 per source; no more than a tenth of a small one.
@@ -150,8 +148,8 @@ def test_manifests_select_and_other_corpora_evaluate(tmp_path):
     listed = [f"common_voice_yue_{n}.wav\t9000\tyue\tCV" for n in (2, 4)]
     manifest = write_lines(tmp_path / "CV.tsv", folder / "clips", *listed)
     out = tmp_path / "data"
-    commonvoice.prepare(tmp_path, out, ["yue"])
-    mhubert147.prepare(manifest, out, ["yue"])
+    prepare("commonvoice", tmp_path, out, ["yue"])
+    prepare("mhubert147", manifest, out, ["yue"])
     join_corpora(["commonvoice", "mhubert147"], out, ["yue"])
     assert _ids(out / "train_yue") == [
         "mhubert147_cv_common_voice_yue_2",
@@ -164,7 +162,7 @@ def test_manifests_select_and_other_corpora_evaluate(tmp_path):
 def test_a_language_in_no_corpus_is_named_and_nothing_is_written(tmp_path):
     write_thchs30(tmp_path)
     out = tmp_path / "data"
-    thchs30.prepare(tmp_path, out, ["cmn", "yue"])
+    prepare("thchs30", tmp_path, out, ["cmn", "yue"])
     with pytest.raises(
         RecipeError, match="--corpus thchs30: no pretraining speech in l"
     ):
@@ -175,9 +173,8 @@ def test_a_language_in_no_corpus_is_named_and_nothing_is_written(tmp_path):
 def test_sets_of_corpora_that_are_no_longer_asked_for_go(tmp_path):
     write_paper_corpora(tmp_path, seconds=0.2)
     out = tmp_path / "data"
-    for prepare in PREPARE.values():
-        prepare(tmp_path, out)
-    join_corpora(list(PREPARE), out, LANGS)
+    _prepare_all(tmp_path)
+    join_corpora(list(FOLDERS), out, LANGS)
     own = out / "eval/mine"
     own.mkdir()
     join_corpora(["thchs30"], out, ["cmn"])

@@ -6,7 +6,8 @@ import tarfile
 
 import pytest
 
-from espnet2_lamer.data.corpora import aishell1, aishell3, thchs30
+from espnet2_lamer.data.corpora.mandarin import MANDARIN
+from espnet2_lamer.data.corpora.prepare import prepare
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table
 from tests.corpus_trees import (
@@ -17,10 +18,10 @@ from tests.corpus_trees import (
     write_thchs30,
 )
 
-CORPORA = {
-    "thchs30": (thchs30, write_thchs30),
-    "aishell1": (aishell1, write_aishell1),
-    "aishell3": (aishell3, write_aishell3),
+WRITE = {
+    "thchs30": write_thchs30,
+    "aishell1": write_aishell1,
+    "aishell3": write_aishell3,
 }
 
 
@@ -50,9 +51,8 @@ def _counts(report):
 def test_the_training_set_alone_is_pretraining_data(
     tmp_path, corpus, utts, text, speaker
 ):
-    module, write = CORPORA[corpus]
-    root = write(tmp_path)
-    report = module.prepare(root, tmp_path / "data", ["eng", "cmn", "yue"])
+    root = WRITE[corpus](tmp_path)
+    report = prepare(corpus, root, tmp_path / "data", ["eng", "cmn", "yue"])
     folder = tmp_path / "data/pretrain" / corpus / "train_cmn"
     ids = [f"{corpus}_{utt}" for utt in utts]
     assert list(read_table(folder / "wav.scp")) == ids
@@ -69,43 +69,39 @@ def test_the_training_set_alone_is_pretraining_data(
     assert json.loads((tmp_path / f"data/{corpus}.json").read_text()) == report
 
 
-@pytest.mark.parametrize("corpus", CORPORA)
+@pytest.mark.parametrize("corpus", WRITE)
 def test_other_languages_need_nothing_of_it(tmp_path, corpus):
-    module, write = CORPORA[corpus]
-    report = module.prepare(write(tmp_path), tmp_path / "data", ["eng"])
+    report = prepare(corpus, WRITE[corpus](tmp_path), tmp_path / "data", ["eng"])
     assert report["sets"] == {}
     assert not (tmp_path / "data/pretrain").exists()
 
 
-@pytest.mark.parametrize("corpus", CORPORA)
+@pytest.mark.parametrize("corpus", WRITE)
 def test_an_incomplete_archive_is_warned_about(tmp_path, corpus, caplog):
-    module, write = CORPORA[corpus]
-    report = module.prepare(write(tmp_path), tmp_path / "data", ["cmn"])
-    assert f"the complete archive has {module.EXPECTED}" in caplog.text
-    assert report["sets"]["pretrain/train_cmn"]["expected"] == module.EXPECTED
+    report = prepare(corpus, WRITE[corpus](tmp_path), tmp_path / "data", ["cmn"])
+    assert f"the complete archive has {MANDARIN[corpus].complete}" in caplog.text
+    assert report["sets"]["pretrain/train_cmn"]["expected"] == MANDARIN[corpus].complete
 
 
-@pytest.mark.parametrize("corpus", CORPORA)
+@pytest.mark.parametrize("corpus", WRITE)
 def test_another_archive_under_its_name_is_refused(tmp_path, corpus):
-    module, _ = CORPORA[corpus]
     other = {"thchs30": write_aishell3, "aishell1": write_thchs30}
     root = other.get(corpus, write_aishell1)(tmp_path)
     with pytest.raises(RecipeError, match=f"{root.name}.*: found .*, expected "):
-        module.prepare(root, tmp_path / "data", ["cmn"])
+        prepare(corpus, root, tmp_path / "data", ["cmn"])
     with pytest.raises(RecipeError, match="none: folder not found, expected "):
-        module.prepare(tmp_path / "none", tmp_path / "data", ["cmn"])
+        prepare(corpus, tmp_path / "none", tmp_path / "data", ["cmn"])
 
 
-@pytest.mark.parametrize("corpus", CORPORA)
+@pytest.mark.parametrize("corpus", WRITE)
 def test_damaged_audio_is_left_out_and_counted(tmp_path, corpus):
-    module, write = CORPORA[corpus]
-    root = write(tmp_path)
+    root = WRITE[corpus](tmp_path)
     wav, *_ = sorted(p for p in root.rglob("*.wav") if "train" in p.parts)
     wav.resolve().write_bytes(b"RIFF no audio at all")
-    report = module.prepare(root, tmp_path / "data", ["cmn"], max_missing=60)
+    report = prepare(corpus, root, tmp_path / "data", ["cmn"], max_missing=60)
     assert _counts(report)["left_out"] == {"unreadable": 1}
     with pytest.raises(RecipeError, match=f"unreadable: .*{wav.name}"):
-        module.prepare(root, tmp_path / "data", ["cmn"])
+        prepare(corpus, root, tmp_path / "data", ["cmn"])
 
 
 def test_thchs30_pointers_links_and_copies_of_transcripts_are_one_text(tmp_path):
@@ -114,7 +110,7 @@ def test_thchs30_pointers_links_and_copies_of_transcripts_are_one_text(tmp_path)
         (root / f"train/{name}.wav.trn").unlink()
     (root / "train/A11_1.wav.trn").symlink_to("../data/A11_1.wav.trn")
     shutil.copy(root / "data/A11_2.wav.trn", root / "train/A11_2.wav.trn")
-    thchs30.prepare(tmp_path, tmp_path / "data", ["cmn"])
+    prepare("thchs30", tmp_path, tmp_path / "data", ["cmn"])
     text = read_table(tmp_path / "data/pretrain/thchs30/train_cmn/text")
     assert list(text.values()) == ["绿是阳春烟景"] * 3
 
@@ -124,7 +120,7 @@ def test_thchs30_audio_is_found_where_links_did_not_survive(tmp_path):
     (root / "train/A11_0.wav").unlink()
     (root / "train/A11_1.wav").unlink()
     (root / "train/A11_1.wav").symlink_to("/nowhere/A11_1.wav")
-    report = thchs30.prepare(root, tmp_path / "data", ["cmn"])
+    report = prepare("thchs30", root, tmp_path / "data", ["cmn"])
     assert _counts(report)["utterances"] == 2
     wavs = read_table(tmp_path / "data/pretrain/thchs30/train_cmn/wav.scp")
     assert list(wavs.values()) == [str(root / f"data/A11_{n}.wav") for n in (0, 1)]
@@ -134,7 +130,7 @@ def test_thchs30_missing_audio_and_transcripts_are_counted(tmp_path):
     root = write_thchs30(tmp_path, ("A11_0", "A11_1", "A11_2"))
     (root / "data/A11_0.wav").unlink()
     (root / "data/A11_1.wav.trn").unlink()
-    report = thchs30.prepare(root, tmp_path / "data", ["cmn"], max_missing=50)
+    report = prepare("thchs30", root, tmp_path / "data", ["cmn"], max_missing=50)
     assert _counts(report)["left_out"] == {"missing": 1}
     assert _counts(report)["remarks"] == {"no_text": 1}
     text = read_table(tmp_path / "data/pretrain/thchs30/train_cmn/text")
@@ -145,7 +141,7 @@ def test_thchs30_pointers_lead_nowhere_else(tmp_path):
     root = write_thchs30(tmp_path)
     write_lines(tmp_path / "secret.wav.trn", "secret")
     write_lines(root / "train/A11_0.wav.trn", "../../secret.wav.trn")
-    thchs30.prepare(root, tmp_path / "data", ["cmn"])
+    prepare("thchs30", root, tmp_path / "data", ["cmn"])
     text = read_table(tmp_path / "data/pretrain/thchs30/train_cmn/text")
     assert "secret" not in text.values()
 
@@ -153,7 +149,7 @@ def test_thchs30_pointers_lead_nowhere_else(tmp_path):
 def test_aishell1_speech_without_transcript_stays(tmp_path):
     root = write_aishell1(tmp_path)
     write_noise(root / "wav/train/S0002/BAC009S0002W0999.wav")
-    report = aishell1.prepare(root, tmp_path / "data", ["cmn"])
+    report = prepare("aishell1", root, tmp_path / "data", ["cmn"])
     assert _counts(report)["utterances"] == 4
     assert _counts(report)["remarks"] == {"no_text": 1}
     folder = tmp_path / "data/pretrain/aishell1/train_cmn"
@@ -166,7 +162,7 @@ def test_aishell1_transcripts_without_audio_are_missing_only_in_train(tmp_path):
     (root / "wav/train/S0002/BAC009S0002W0123.wav").unlink()
     # Its transcript names it, but pretraining does not ask for dev.
     (root / "wav/dev/S0724/BAC009S0724W0121.wav").unlink()
-    report = aishell1.prepare(root, tmp_path / "data", ["cmn"], max_missing=50)
+    report = prepare("aishell1", root, tmp_path / "data", ["cmn"], max_missing=50)
     assert _counts(report)["left_out"] == {"missing": 1}
     assert _counts(report)["utterances"] == 2
 
@@ -178,7 +174,7 @@ def test_aishell1_packed_speakers_are_named_with_the_command(tmp_path):
     shutil.rmtree(root / "wav/train")
     message = r"found 1 packed speakers such as S0002\.tar\.gz.*tar xzf"
     with pytest.raises(RecipeError, match=message):
-        aishell1.prepare(root, tmp_path / "data", ["cmn"])
+        prepare("aishell1", root, tmp_path / "data", ["cmn"])
 
 
 def test_aishell3_pinyin_goes_and_odd_lines_cost_only_their_text(tmp_path):
@@ -190,7 +186,7 @@ def test_aishell3_pinyin_goes_and_odd_lines_cost_only_their_text(tmp_path):
         "",
         "SSB00090001.wav\t去 qu4 K K T T V V",
     )
-    report = aishell3.prepare(root, tmp_path / "data", ["cmn"])
+    report = prepare("aishell3", root, tmp_path / "data", ["cmn"])
     text = read_table(tmp_path / "data/pretrain/aishell3/train_cmn/text")
     assert text == {
         "aishell3_SSB00050001": "哪儿绿色",
@@ -202,7 +198,7 @@ def test_aishell3_pinyin_goes_and_odd_lines_cost_only_their_text(tmp_path):
 def test_aishell3_content_without_audio_is_missing(tmp_path):
     root = write_aishell3(tmp_path)
     (root / "train/wav/SSB0009/SSB00090001.wav").unlink()
-    report = aishell3.prepare(root, tmp_path / "data", ["cmn"], max_missing=50)
+    report = prepare("aishell3", root, tmp_path / "data", ["cmn"], max_missing=50)
     assert _counts(report)["left_out"] == {"missing": 1}
     listing = (tmp_path / "data/aishell3.left_out.tsv").read_text()
     assert "train/wav/SSB0009/SSB00090001.wav" in listing

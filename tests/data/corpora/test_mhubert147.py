@@ -1,11 +1,15 @@
 """mHuBERT-147's manifests: root line, four columns, languages mixed, files gone."""
 
+from functools import partial
+
 import pytest
 
-from espnet2_lamer.data.corpora.mhubert147 import prepare
+from espnet2_lamer.data.corpora import prepare as preparation
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table
 from tests.corpus_trees import write_lines, write_noise
+
+prepare = partial(preparation.prepare, "mhubert147")
 
 
 def _row(name, label, dataset, samples=48000):
@@ -128,7 +132,7 @@ def test_odd_rows_are_counted_by_manifest(manifests, tmp_path):
             "a.wav\t1\tyue\tCV",
             r"CV_12\.tsv:1: found 'a\.wav.*expected the folder of the",
         ),
-        (None, r"found notes\.txt, expected manifests \*\.tsv"),
+        (None, r"found notes\.txt, expected \*\.tsv of mhubert147"),
     ],
 )
 def test_what_is_no_manifest_is_refused(tmp_path, first, message):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from espnet2_lamer.data.corpora.text import clean_text, has_control_characters
+from espnet2_lamer.data.corpora.prepare import clean_text, has_control_characters
 
 
 @pytest.mark.parametrize(

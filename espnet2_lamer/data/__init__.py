@@ -1,1 +1,0 @@
-"""Data preparation: embedded corpus, manifests, formatting, selection, ML-SUPERB."""
