@@ -163,9 +163,9 @@ def test_a_checkpoint_leaves_the_frozen_whisper_out(whisper_file, tmp_path, meth
 def test_a_checkpoint_is_refused_by_another_whisper(whisper_file, tmp_path):
     state = make_model(whisper_file, "multilingual").state_dict()
     other = save_whisper(tmp_path / "other.pt", seed=3)
-    with pytest.raises(RecipeError, match="trained on a Whisper with SHA-256"):
+    with pytest.raises(RecipeError, match="trained on a base with SHA-256"):
         make_model(other, "multilingual").load_state_dict(state, strict=False)
-    with pytest.raises(RecipeError, match="has .* tensors .* too many|lacks"):
+    with pytest.raises(RecipeError, match="has .* tensors that|lacks"):
         make_model(whisper_file, "experts").load_state_dict(state, strict=False)
 
 

@@ -10,6 +10,7 @@ from espnet2.asr.encoder.hubert_encoder import TorchAudioHuBERTPretrainEncoder
 from torch import Tensor, nn
 from torchaudio.models import HuBERTPretrainModel
 
+from espnet2_lamer.asr.frozen_base import FrozenBase
 from espnet2_lamer.asr.masked_prediction import MaskedPredictionHead, MaskEmbedding
 from espnet2_lamer.convert import load_hubert
 from espnet2_lamer.convert.architecture import LARGE, build_hubert
@@ -18,9 +19,7 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers import LamerConfig, add_lamer
 
 BASE_HASH = "base_sha256"
-# A tensor of every HuBERT's backbone. Where a checkpoint leaves the base out, it holds
-# an empty one under this name: loaders that know nothing of bases, ESPnet's with
-# ``strict=False`` included, fail on its shape instead of keeping random weights.
+# A tensor of every HuBERT's backbone.
 GUARD = "hubert_pretrain_model.wav2vec2.encoder.transformer.layer_norm.weight"
 
 
@@ -43,17 +42,15 @@ class MaskedPrediction:
     squared_features: Tensor | None
 
 
-class LamerHubertEncoder(TorchAudioHuBERTPretrainEncoder):
+class LamerHubertEncoder(FrozenBase, TorchAudioHuBERTPretrainEncoder):
     """HuBERT backbone, LoRA experts, mask embedding and masked-prediction head.
 
     With ``lamer`` the backbone is frozen and only experts, routers and head train;
     ``lamer.allocation: 0`` leaves the head alone to train (the control). Without
     ``lamer`` everything trains (full fine-tuning, or training from nothing).
 
-    A frozen base is not written into checkpoints: they hold what trains, our
-    persistent buffers and the base's SHA-256. Loading such a checkpoint into an
-    encoder built without that base raises an error, whatever the loader, as does one
-    with tensors that are missing or not of this encoder.
+    A frozen base from a file is not written into checkpoints: they hold what trains,
+    our persistent buffers and the base's SHA-256.
 
     Args:
         num_classes: K, the number of units.
@@ -159,15 +156,7 @@ class LamerHubertEncoder(TorchAudioHuBERTPretrainEncoder):
         self.final_norm = final_norm
         self.gradient_checkpointing = gradient_checkpointing
         self._output_size = self.architecture["encoder_embed_dim"]
-        # Where the base comes from a file and stays frozen, checkpoints leave it out.
-        self.base_is_external = base_sha256 is not None and self.lamer is not None
-        self.write_base = False
-        self.register_buffer(
-            BASE_HASH,
-            torch.tensor(list(bytes.fromhex(base_sha256)), dtype=torch.uint8)
-            if self.base_is_external
-            else None,
-        )
+        base_tensors = [*wav2vec2.state_dict(keep_vars=True).values()]
         if self.lamer is not None:
             add_lamer(wav2vec2, self.lamer)
         self.hubert_pretrain_model = HuBERTPretrainModel(
@@ -181,8 +170,18 @@ class LamerHubertEncoder(TorchAudioHuBERTPretrainEncoder):
             None,
         )
         self.num_classes = num_classes
-        self.register_state_dict_post_hook(_drop_base)
-        self.register_load_state_dict_pre_hook(_fill_base)
+        mask_embedding = self.hubert_pretrain_model.mask_generator.mask_embedding
+        if not mask_embedding.requires_grad:
+            base_tensors.append(mask_embedding)
+        # Without experts the base trains.
+        self.set_base(
+            "encoder_conf.base",
+            None if self.lamer is None else base_sha256,
+            base_tensors,
+            GUARD,
+            BASE_HASH,
+            torch.uint8,
+        )
 
     @property
     def wav2vec2(self) -> nn.Module:
@@ -195,17 +194,6 @@ class LamerHubertEncoder(TorchAudioHuBERTPretrainEncoder):
 
     def reload_pretrained_parameters(self) -> None:
         """Do nothing: the base is loaded when the encoder is built."""
-
-    def base_keys(self) -> set[str]:
-        """State keys (relative to the encoder) that the external base provides."""
-        if not self.base_is_external:
-            return set()
-        trained = {n for n, p in self.named_parameters() if p.requires_grad}
-        prefix = "hubert_pretrain_model."
-        ours = (".selection_bias", ".load")
-        names = [n for n, _ in self.named_parameters()]
-        names += [n for n, _ in self.named_buffers() if not n.endswith(ours)]
-        return {n for n in names if n.startswith(prefix) and n not in trained}
 
     def forward(
         self,
@@ -254,62 +242,3 @@ class LamerHubertEncoder(TorchAudioHuBERTPretrainEncoder):
             # torchaudio stores the negation: this is the pre-norm stack.
             x = transformer.layer_norm(x)
         return x
-
-
-def _drop_base(
-    module: LamerHubertEncoder, state: dict, prefix: str, metadata: Any
-) -> None:
-    if module.base_is_external and not module.write_base:
-        for key in module.base_keys():
-            state.pop(prefix + key, None)
-        state[prefix + GUARD] = torch.empty(0)
-
-
-def _fill_base(
-    module: LamerHubertEncoder,
-    state: dict,
-    prefix: str,
-    metadata: Any,
-    strict: bool,
-    missing: list,
-    unexpected: list,
-    errors: list,
-) -> None:
-    """Check the base's identity and supply its keys, or fail loudly.
-
-    ESPnet loads with ``strict=False``; without this, a checkpoint that lacks the
-    backbone would silently evaluate random weights.
-    """
-    own = dict(module.named_parameters()) | dict(module.named_buffers())
-    found = state.get(prefix + BASE_HASH)
-    if module.base_is_external and found is not None:
-        expected = getattr(module, BASE_HASH)
-        if bytes(found.tolist()) != bytes(expected.tolist()):
-            raise RecipeError(
-                "encoder_conf.base: the checkpoint was trained on a base with SHA-256 "
-                f"{bytes(found.tolist()).hex()}, found one with "
-                f"{bytes(expected.tolist()).hex()}; give the base it was trained on"
-            )
-    guard = state.get(prefix + GUARD)
-    if guard is not None and not guard.numel():
-        del state[prefix + GUARD]
-    if module.base_is_external:
-        for key in module.base_keys():
-            state.setdefault(prefix + key, own[key].detach())
-    elif found is not None:
-        # A full export: it carries the backbone, the hash is information only.
-        state.pop(prefix + BASE_HASH)
-    known = {prefix + key for key in own if own[key] is not None}
-    missing_keys = sorted(known - state.keys())
-    if missing_keys:
-        raise RecipeError(
-            f"the checkpoint lacks {len(missing_keys)} tensors of the encoder, e.g. "
-            f"{missing_keys[0]}; it needs the base it was trained on: set "
-            "encoder_conf.base, or use an exported (full) model"
-        )
-    others = sorted(key for key in state if key.startswith(prefix) and key not in known)
-    if others:
-        raise RecipeError(
-            f"the checkpoint has {len(others)} tensors that the encoder lacks, e.g. "
-            f"{others[0]}; encoder_conf is not the one it was trained with"
-        )
