@@ -1,4 +1,7 @@
-"""How many HuBERT frames an utterance has."""
+"""The sampling rate, and how many HuBERT frames an utterance has."""
+
+#: Samples per second of every waveform here.
+SAMPLE_RATE = 16000
 
 #: Samples that one frame sees, and samples between frames, at 16 kHz.
 RECEPTIVE_FIELD = 400

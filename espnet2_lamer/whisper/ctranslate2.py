@@ -124,7 +124,7 @@ def to_openai(tensors: dict[str, np.ndarray], path: str | Path) -> dict:
     """
     from whisper.model import ModelDimensions
 
-    from espnet2_lamer.whisper.load import build_half
+    from espnet2_lamer.whisper.half import build_half
 
     source = _Source(tensors, Path(path))
     layers = {side: _count_layers(tensors, side) for side in ("encoder", "decoder")}

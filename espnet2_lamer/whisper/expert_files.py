@@ -37,7 +37,7 @@ def expert_state(model: nn.Module, language: str) -> dict[str, Tensor]:
                     f"no expert for language {language}, found experts for "
                     f"{', '.join(lora_names(half))}"
                 )
-            for name, value in linear.experts[language].named_parameters():
+            for name, value in linear.adapter_parameters(language).items():
                 state[f"{side}.{path}.{name}"] = value
     if language in model.decoder.new_tokens:
         state[NEW_TOKEN] = model.decoder.new_tokens[language]

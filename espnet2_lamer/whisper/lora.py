@@ -1,7 +1,8 @@
 """LoRA by name on Whisper's Linears: one per language, routed per utterance."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from whisper.model import AudioEncoder, TextDecoder
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers.lora import LoRAExperts
-from espnet2_lamer.whisper.config import TARGETS, WhisperLoraConfig
+from espnet2_lamer.whisper.config import STUDENT, TARGETS, WhisperLoraConfig
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,10 @@ class ExpertLinear(nn.Module):
                 like=self.base.weight,
             )
 
+    def adapter_parameters(self, name: str) -> dict[str, nn.Parameter]:
+        """Return one LoRA's parameters by their names inside it."""
+        return dict(self.experts[name].named_parameters())
+
     def update(self, name: str) -> Tensor:
         """Return alpha / r * B A ``[d_out, d_in]`` of one LoRA."""
         expert = self.experts[name]
@@ -153,17 +158,13 @@ def add_loras(half: nn.Module, side: str, config: WhisperLoraConfig) -> None:
     half.requires_grad_(False)
     if not getattr(config, side) or not config.loras:
         return
-    kinds = TARGETS[config.targets]
     for index, block in enumerate(half.blocks):
-        places = [(block.attn, "attn", kind) for kind in kinds if kind != "mlp"]
-        if block.cross_attn is not None:
-            places += [(block.cross_attn, "cross_attn", p[2]) for p in places]
-        if "mlp" in kinds:
-            places += [(block.mlp, "mlp", "0"), (block.mlp, "mlp", "2")]
-        for parent, part, child in places:
-            name = f"{side}.blocks.{index}.{part}.{child}"
-            linear = ExpertLinear(parent.get_submodule(child), name, config)
-            setattr(parent, child, linear)
+        for path, linear in [*block.named_modules()]:
+            parent, _, child = path.rpartition(".")
+            if child in TARGETS[config.targets]:
+                name = f"{side}.blocks.{index}.{path}"
+                wrapped = ExpertLinear(linear, name, config)
+                setattr(block.get_submodule(parent), child, wrapped)
     for name, rank in config.loras.items():
         add_lora(half, name, rank)
 
@@ -221,6 +222,7 @@ def check_route(module: nn.Module, route: Route) -> None:
         )
 
 
+@torch.no_grad()
 def merged_state(
     half: AudioEncoder | TextDecoder, name: str | None
 ) -> dict[str, Tensor]:
@@ -231,16 +233,61 @@ def merged_state(
         name: The LoRA; ``None`` adds none.
 
     Returns:
-        Clones under openai-whisper's names, relative to the half.
+        Copies under openai-whisper's names, relative to the half.
     """
-    linears = expert_linears(half)
-    state: dict[str, Tensor] = {}
-    for key, value in half.state_dict().items():
-        owner = key.partition(".experts.")[0]
-        if ".experts." in key and owner in linears:
-            continue
-        state[key.replace(".base.", ".")] = value.detach().clone()
-    for path, linear in linears.items():
+    plain = deepcopy(half)
+    for path, linear in expert_linears(plain).items():
         if name is not None:
-            state[f"{path}.weight"] += linear.update(name).detach()
-    return state
+            linear.base.weight += linear.update(name)
+        plain.set_submodule(path, linear.base)
+    return plain.state_dict()
+
+
+def whisper_parameter_report(model: nn.Module) -> dict[str, int | float | dict]:
+    """Count parameters; a model on the meta device will do.
+
+    Args:
+        model: With ``encoder`` and ``decoder`` of this package.
+
+    Returns:
+        Integers: ``total``, ``whisper`` (the backbone), ``trainable``, ``lora`` (of all
+        names), ``mixture`` (combination weights), ``identifier``, ``prompt`` (new
+        prompt vectors), ``inference`` (what decoding needs: a student without its
+        teachers). ``lora_by_name`` holds each LoRA's count. ``trainable_percent`` is
+        of the backbone.
+    """
+    by_name: dict[str, int] = {}
+    halves = (model.encoder, model.decoder)
+    for half in halves:
+        for linear in expert_linears(half).values():
+            for name in linear.experts:
+                count = _count(linear.adapter_parameters(name).values())
+                by_name[name] = by_name.get(name, 0) + count
+    sizes = {
+        "mixture": _size(model.encoder.combination),
+        "identifier": _size(model.encoder.identifier),
+        "prompt": _size(model.decoder.new_tokens),
+    }
+    parameters = [p for half in halves for p in half.parameters()]
+    total, lora = _count(parameters), sum(by_name.values())
+    whisper = total - lora - sum(sizes.values())
+    trainable = _count(p for p in parameters if p.requires_grad)
+    teachers = lora - by_name[STUDENT] if STUDENT in by_name else 0
+    return {
+        "total": total,
+        "whisper": whisper,
+        "trainable": trainable,
+        "lora": lora,
+        **sizes,
+        "inference": total - teachers,
+        "lora_by_name": by_name,
+        "trainable_percent": 100.0 * trainable / whisper,
+    }
+
+
+def _count(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def _size(module: nn.Module | None) -> int:
+    return 0 if module is None else _count(module.parameters())

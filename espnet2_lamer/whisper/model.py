@@ -18,11 +18,26 @@ from espnet2_lamer.whisper.decoder import WhisperLoraDecoder
 from espnet2_lamer.whisper.encoder import Encoded, WhisperLoraEncoder
 from espnet2_lamer.whisper.expert_files import experts_hash, load_expert
 from espnet2_lamer.whisper.lora import Route, train_only
-from espnet2_lamer.whisper.losses import StudentLoss, asr_loss, text_targets
-from espnet2_lamer.whisper.student import start_student
-from espnet2_lamer.whisper.teacher_cache import TeacherCache, TeacherOutputs
+from espnet2_lamer.whisper.student import (
+    StudentLoss,
+    TeacherCache,
+    TeacherOutputs,
+    start_student,
+)
 
 IGNORE = -1
+
+
+@dataclass
+class _Batch:
+    """A training batch; ``tokens [B, U]`` go in, ``targets [B, U + 1]`` shall come."""
+
+    speech: Tensor
+    lengths: Tensor
+    tokens: Tensor
+    targets: Tensor
+    languages: list[str]
+    utterances: Sequence[str]
 
 
 @dataclass
@@ -143,18 +158,15 @@ class WhisperLoraModel(ESPnetASRModel):
             RecipeError: A language is missing or has no expert.
         """
         languages = self._names(lang)
-        tokens, targets = text_targets(
-            text[:, : int(text_lengths.max())], text_lengths, self.eos, IGNORE
+        tokens, targets = _text_targets(
+            text[:, : int(text_lengths.max())], text_lengths, self.eos
         )
+        batch = _Batch(speech, speech_lengths, tokens, targets, languages, utt_id)
         with self.autocast(speech.device):
             if self.config.method == "student":
-                loss, stats = self._student(
-                    speech, speech_lengths, tokens, targets, languages, utt_id
-                )
+                loss, stats = self._student(batch)
             else:
-                loss, stats = self._supervised(
-                    speech, speech_lengths, tokens, targets, languages
-                )
+                loss, stats = self._supervised(batch)
         stats["loss"] = loss.detach()
         weight = (targets != IGNORE).sum()
         return force_gatherable((loss, stats, weight), loss.device)
@@ -164,39 +176,40 @@ class WhisperLoraModel(ESPnetASRModel):
         enabled = self.amp_dtype is not None
         return torch.autocast(device.type, self.amp_dtype, enabled=enabled)
 
-    def _supervised(
-        self,
-        speech: Tensor,
-        speech_lengths: Tensor,
-        tokens: Tensor,
-        targets: Tensor,
-        languages: list[str],
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _supervised(self, batch: _Batch) -> tuple[Tensor, dict[str, Tensor]]:
         trained = self.config.train_language
-        others = sorted(set(languages) - {trained}) if trained else []
+        others = sorted(set(batch.languages) - {trained}) if trained else []
         if others:
             raise RecipeError(
                 f"lang: found utterances of {', '.join(others)} where the expert of "
                 f"{trained} trains (lora.train_language); give it {trained} only"
             )
-        routed = self.route(speech, speech_lengths, languages)
-        decoded = self.decoder.decode(
-            routed.encoded.output,
-            routed.encoded.lengths,
-            routed.prompt,
-            tokens,
-            routed.encoded.route,
-        )
-        loss, stats = asr_loss(decoded.logits, targets, self.smoothing, IGNORE)
-        if routed.encoded.logits is not None:
-            logits = routed.encoded.logits
-            order = {name: i for i, name in enumerate(self.config.languages)}
-            truth = torch.tensor([order[n] for n in languages], device=logits.device)
+        routed = self.route(batch.speech, batch.lengths, batch.languages)
+        decoded = self.decoder.decode(routed.encoded, routed.prompt, batch.tokens)
+        loss, stats = self._asr_loss(decoded.logits, batch.targets)
+        logits = routed.encoded.logits
+        if logits is not None:
+            places = [self.config.languages.index(name) for name in batch.languages]
+            truth = torch.tensor(places, device=logits.device)
             identifier = F.cross_entropy(logits, truth)
             stats["loss_identifier"] = identifier.detach()
             stats["acc_identifier"] = (logits.argmax(-1) == truth).float().mean()
             loss = loss + self.identifier_weight * identifier
         return loss, stats
+
+    def _asr_loss(
+        self, logits: Tensor, targets: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean cross-entropy of a token, and it with accuracy as statistics."""
+        loss = F.cross_entropy(
+            logits.flatten(0, 1),
+            targets.flatten(),
+            ignore_index=IGNORE,
+            label_smoothing=self.smoothing,
+        )
+        real = targets != IGNORE
+        accuracy = (logits.argmax(-1) == targets)[real].float().mean()
+        return loss, {"loss_asr": loss.detach(), "acc": accuracy}
 
     def route(
         self, speech: Tensor, lengths: Tensor, languages: Sequence[str] | None
@@ -254,10 +267,8 @@ class WhisperLoraModel(ESPnetASRModel):
             )
         output = encoded.output
         start = prompts.start(len(output), output.device)
-        logits = self.decoder.decode(
-            output, encoded.lengths, start, start[:, :0], encoded.route
-        ).logits[:, 0]
-        ids = [prompts.spoken_id(name) for name in self.config.languages]
+        logits = self.decoder.decode(encoded, start, start[:, :0]).logits[:, 0]
+        ids = [prompts.spoken[name] for name in self.config.languages]
         different = list(dict.fromkeys(ids))
         tokens = logits[:, different].softmax(-1)
         columns = [different.index(number) for number in ids]
@@ -266,80 +277,62 @@ class WhisperLoraModel(ESPnetASRModel):
         likeliest = [different[i] for i in tokens.argmax(-1).tolist()]
         return tokens[:, columns] / counts, [ids.index(n) for n in likeliest]
 
-    def _student(
-        self,
-        speech: Tensor,
-        speech_lengths: Tensor,
-        tokens: Tensor,
-        targets: Tensor,
-        languages: list[str],
-        utterances: Sequence[str],
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _student(self, batch: _Batch) -> tuple[Tensor, dict[str, Tensor]]:
         keep = self.student_loss.layerwise
-        encoded = self.encoder.encode(speech, speech_lengths, Route((STUDENT,)), keep)
-        prompt = self.decoder.prompts.for_student(len(speech), speech.device)
-        decoded = self.decoder.decode(
-            encoded.output, encoded.lengths, prompt, tokens, encoded.route, keep
+        encoded = self.encoder.encode(
+            batch.speech, batch.lengths, Route((STUDENT,)), keep
         )
-        asr, stats = asr_loss(decoded.logits, targets, self.smoothing, IGNORE)
+        prompt = self.decoder.prompts.for_student(
+            len(batch.speech), batch.speech.device
+        )
+        decoded = self.decoder.decode(encoded, prompt, batch.tokens, keep)
+        asr, stats = self._asr_loss(decoded.logits, batch.targets)
         if self.student_loss.distillation == "none":
             return asr, stats
-        teacher = self._teacher(
-            speech, speech_lengths, tokens, targets, languages, utterances
-        )
+        teacher = self._teacher(batch)
         loss, more = self.student_loss(
             asr,
-            encoded.states,
-            decoded.states,
+            (encoded.states, decoded.states),
             decoded.logits,
             teacher,
             self.decoder.project(teacher.decoder[-1]),
-            real_positions(encoded.lengths, encoded.output.shape[1]),
-            targets != IGNORE,
+            (
+                real_positions(encoded.lengths, encoded.output.shape[1]),
+                batch.targets != IGNORE,
+            ),
         )
         return loss, stats | more
 
     @torch.no_grad()
-    def _teacher(
-        self,
-        speech: Tensor,
-        speech_lengths: Tensor,
-        tokens: Tensor,
-        targets: Tensor,
-        languages: list[str],
-        utterances: Sequence[str],
-    ) -> TeacherOutputs:
+    def _teacher(self, batch: _Batch) -> TeacherOutputs:
         """Outputs of each utterance's own expert, without dropout."""
         layerwise = self.student_loss.layerwise
-        counts = (targets != IGNORE).sum(1)
+        device = batch.speech.device
+        counts = (batch.targets != IGNORE).sum(1)
         cache, keys = self._stored(), []
         if cache is not None:
-            keys = [
-                cache.key(utterance, samples, row[: count - 1])
-                for utterance, samples, row, count in zip(
-                    utterances,
-                    speech_lengths.tolist(),
-                    tokens.tolist(),
-                    counts.tolist(),
-                    strict=True,
+            texts = [
+                row[: count - 1]
+                for row, count in zip(
+                    batch.tokens.tolist(), counts.tolist(), strict=True
                 )
             ]
-            found = cache.read(keys, layerwise)
+            samples = batch.lengths.tolist()
+            keys = [*map(cache.key, batch.utterances, samples, texts)]
+            found = cache.read(keys, layerwise, device)
             if found is not None:
-                return found.to(speech)
+                return found
         training = self.training
         self.eval()
-        route = Route.of(languages, speech.device)
-        encoded = self.encoder.encode(speech, speech_lengths, route, layerwise)
-        prompt = self.decoder.prompts.for_languages(languages, speech.device)
-        decoded = self.decoder.decode(
-            encoded.output, encoded.lengths, prompt, tokens, route, True
-        )
+        route = Route.of(batch.languages, device)
+        encoded = self.encoder.encode(batch.speech, batch.lengths, route, layerwise)
+        prompt = self.decoder.prompts.for_languages(batch.languages, device)
+        decoded = self.decoder.decode(encoded, prompt, batch.tokens, True)
         self.train(training)
         states = decoded.states if layerwise else decoded.states[-1:]
-        outputs = TeacherOutputs(encoded.states, states, encoded.lengths, counts)
+        outputs = TeacherOutputs(encoded.states, states)
         if cache is not None:
-            cache.write(keys, outputs)
+            cache.write(keys, outputs, encoded.lengths, counts)
         return outputs
 
     def _stored(self) -> TeacherCache | None:
@@ -373,6 +366,23 @@ class WhisperLoraModel(ESPnetASRModel):
                 f"({', '.join(languages)}), counted from 0"
             )
         return [languages[number] for number in numbers]
+
+
+def _text_targets(text: Tensor, lengths: Tensor, eos: int) -> tuple[Tensor, Tensor]:
+    """Make the decoder's input and what it is to predict.
+
+    Args:
+        text: Tokens ``[B, U]``, padding anything.
+        lengths: Their numbers ``[B]``.
+        eos: The end's id.
+
+    Returns:
+        Input ``[B, U]``, padded with ``eos``, and targets ``[B, U + 1]``.
+    """
+    positions = torch.arange(text.shape[1] + 1, device=text.device)
+    tokens = text.masked_fill(positions[:-1] >= lengths[:, None], eos)
+    targets = F.pad(tokens, (0, 1), value=eos)
+    return tokens, targets.masked_fill(positions > lengths[:, None], IGNORE)
 
 
 def _check_halves(

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from whisper.audio import SAMPLE_RATE
 
+from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.whisper.blocks import Cache
+from espnet2_lamer.whisper.blocks import BlockCache
 from espnet2_lamer.whisper.model import Routed, WhisperLoraModel
 from espnet2_lamer.whisper.text import decode_text
 
@@ -67,26 +67,19 @@ def transcribe(
     most = most if max_tokens is None else min(most, max_tokens)
     # In float32: autocast would cast every weight again for every token.
     tokens = _greedy(model, routed, limits.long().clamp(max=most))
-    return Transcription(
-        tokens,
-        [decode_text(row) for row in tokens],
-        routed.languages,
-        routed.posterior,
-    )
+    texts = [decode_text(row) for row in tokens]
+    return Transcription(tokens, texts, routed.languages, routed.posterior)
 
 
 def _greedy(model: WhisperLoraModel, routed: Routed, limits: Tensor) -> list[list[int]]:
-    decoder, encoded = model.decoder, routed.encoded
-    prompts = decoder.prompts
+    prompts = model.decoder.prompts
     eot = prompts.tokenizer.eot
-    cache = Cache()
+    cache: list[BlockCache] = []
     prompt, new = routed.prompt, routed.prompt[:, :0]
     rows: list[Tensor] = []
     done = limits <= 0
     while not done.all():
-        decoded = decoder.decode(
-            encoded.output, encoded.lengths, prompt, new, encoded.route, cache=cache
-        )
+        decoded = model.decoder.decode(routed.encoded, prompt, new, cache=cache)
         scores = prompts.suppress(decoded.logits[:, -1], first=not rows)
         best = scores.argmax(-1).masked_fill(done, eot)
         rows.append(best)

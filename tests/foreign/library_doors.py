@@ -223,9 +223,9 @@ def stock_s3prl_hub_espnet_hubert(good, here, payload):
 
 @door
 def whisper_checkpoint(good, here, payload):
-    from espnet2_lamer.whisper.load import load_whisper
+    from espnet2_lamer.whisper.half import read_half
 
-    load_whisper(payload.file())
+    read_half("encoder", str(payload.file()), None)
 
 
 @door
@@ -251,7 +251,7 @@ def whisper_expert(good, here, payload):
 
 @door
 def whisper_teacher_cache(good, here, payload):
-    from espnet2_lamer.whisper.teacher_cache import TeacherCache
+    from espnet2_lamer.whisper.student import TeacherCache
 
     cache = TeacherCache(here, "teacher")
     key = cache.key("u", 1, [1])

@@ -15,8 +15,8 @@ from espnet2_lamer.whisper.lora import (
     add_lora,
     expert_linears,
     lora_names,
+    whisper_parameter_report,
 )
-from espnet2_lamer.whisper.report import whisper_parameter_report
 from tests.rounding import product_bound
 from tests.whisper.small_whisper import (
     LANGUAGES,
@@ -36,9 +36,7 @@ def _states(model, waves, lengths, languages, tokens):
     prompt = model.decoder.prompts.for_languages(
         languages or ["eng"] * len(waves), waves.device
     )
-    decoded = model.decoder.decode(
-        encoded.output, encoded.lengths, prompt, tokens, route
-    )
+    decoded = model.decoder.decode(encoded, prompt, tokens)
     return encoded.output, decoded.logits
 
 
@@ -60,9 +58,7 @@ def test_before_training_an_experts_states_are_plain_whispers_to_the_bit(
         logits = plain.decoder(torch.cat([prompt, tokens], 1), memory)
         route = Route.of(["yue"])
         encoded = model.encoder.encode(waves, lengths, route)
-        decoded = decoder.decode(
-            encoded.output, encoded.lengths, prompt, tokens, route, keep_states=True
-        )
+        decoded = decoder.decode(encoded, prompt, tokens, keep_states=True)
         new = slice(prompt.shape[1] - 1, None)
         assert torch.equal(encoded.output, memory)
         assert torch.equal(decoded.states[-1], last[0][:, new])
@@ -87,9 +83,7 @@ def test_a_merged_expert_is_the_unmerged_one(whisper_file, tmp_path, targets):
     plain = _states(model, waves, lengths, None, tokens)
     found = merged.encoder.encode(waves, lengths, None)
     prompt = model.decoder.prompts.for_languages(["cmn", "cmn"], waves.device)
-    logits = merged.decoder.decode(
-        found.output, found.lengths, prompt, tokens, None
-    ).logits
+    logits = merged.decoder.decode(found, prompt, tokens).logits
     torch.testing.assert_close(found.output, expected[0], atol=1e-5, rtol=0)
     size = expected[1].abs().max()
     assert (logits - expected[1]).abs().max() <= 1e-5 * size

@@ -3,10 +3,9 @@ import math
 import pytest
 import torch
 
-from espnet2_lamer.whisper.distillation import cosine_loss, jensen_shannon
 from espnet2_lamer.whisper.expert_files import save_expert
 from espnet2_lamer.whisper.lora import expert_linears
-from espnet2_lamer.whisper.student import truncated_mean
+from espnet2_lamer.whisper.student import cosine_loss, jensen_shannon, truncated_mean
 from tests.whisper.small_whisper import LANGUAGES, batch, make_model, stir
 
 

@@ -219,7 +219,7 @@ def _dump(settings: Mapping[str, Any]) -> str:
 def _report(experiment: Path) -> None:
     """Write ``training.json``: what was trained, for how long, and how well."""
     from espnet2_lamer.tasks.whisper import load_model
-    from espnet2_lamer.whisper.report import whisper_parameter_report
+    from espnet2_lamer.whisper.lora import whisper_parameter_report
 
     checkpoint = read_tensors(experiment / "checkpoint.pth")
     stats = checkpoint["reporter"]["stats"]

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from espnet2_lamer.errors import RecipeError, short_reason
+from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.recipe.whisper.options import WhisperOptions
@@ -28,23 +28,17 @@ def prepare_weights(options: WhisperOptions) -> None:
             checkpoint, a language token is not in its vocabulary, or it has fewer
             encoder layers than are to be shared.
     """
-    import torch
-
     from espnet2_lamer.whisper.fetch import fetch_whisper_base
-    from espnet2_lamer.whisper.load import DIMS, whisper_file
+    from espnet2_lamer.whisper.half import read_checkpoint, whisper_file
 
     if options.whisper == FETCHED:
         path = fetch_whisper_base(DOWNLOADS)
     else:
         path = whisper_file(options.whisper)
     try:
-        dims = torch.load(path, map_location="meta", weights_only=True)["dims"]
-        dims = {name: int(dims[name]) for name in DIMS}
-    except Exception as error:  # the unpickler raises many kinds
-        raise RecipeError(
-            f"--whisper {options.whisper}: {path} is no openai-whisper checkpoint "
-            f"({short_reason(error)})"
-        ) from error
+        dims, _ = read_checkpoint(path, "meta")
+    except RecipeError as error:
+        raise RecipeError(f"--whisper {options.whisper}: {error}") from error
     _check_prompts(options, dims)
     layers = dims["n_audio_layer"]
     for depth in options.shared_layers:
