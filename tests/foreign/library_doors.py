@@ -263,6 +263,7 @@ def whisper_teacher_cache(good, here, payload):
 
 @door
 def whisper_ctranslate2(good, here, payload):
-    from espnet2_lamer.whisper.ctranslate2 import read_tensors
+    from espnet2_lamer.whisper.fetch import read_tensors
 
-    read_tensors(payload.file("bin"))
+    path = payload.file("bin")
+    read_tensors(path.read_bytes(), path)
