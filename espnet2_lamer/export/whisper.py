@@ -34,9 +34,9 @@ def write_full_whisper(
     """
     import torch
 
-    from espnet2_lamer.tasks.whisper import load_model
+    from espnet2_lamer.tasks.asr import load_whisper_model
 
-    model = load_model(config, checkpoint)
+    model = load_whisper_model(config, checkpoint)
     settings = read_yaml(config)
     lora = dict(settings["encoder_conf"].get("lora") or {"method": "frozen"})
     lora.pop("train_language", None)
@@ -85,6 +85,6 @@ def export_expert(
     Raises:
         RecipeError: As :func:`save_expert`, or the experiment does not load.
     """
-    from espnet2_lamer.tasks.whisper import load_model
+    from espnet2_lamer.tasks.asr import load_whisper_model
 
-    save_expert(load_model(config, checkpoint), language, output)
+    save_expert(load_whisper_model(config, checkpoint), language, output)

@@ -6,13 +6,16 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
+from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.system import naming
+from espnet2_lamer.train.signals import STOP_SIGNALS
 
 # Where processes that a training spawns find the file.
 _LOG_VARIABLE = "ESPNET2_LAMER_TRAIN_LOG"
@@ -101,3 +104,27 @@ def espnet_log(path: Path, description: str, bar: bool = True) -> Iterator[None]
             for handler, handler_level in console:
                 handler.setLevel(handler_level)
             root.setLevel(level)
+
+
+def run_espnet(task: Any, command: Sequence[str], log: Path) -> None:
+    """Run one of ESPnet's tasks in this process.
+
+    Args:
+        task: Class with ESPnet's ``main``.
+        command: Its options.
+        log: File for its messages; the folder's name is that of the progress bar.
+
+    Raises:
+        RecipeError: ESPnet refused its options.
+        SystemExit: It was asked to stop from outside, and has written a checkpoint.
+    """
+    with espnet_log(log, log.parent.name):
+        try:
+            task.main(cmd=command)
+        except SystemExit as error:
+            if error.code in [128 + number for number in STOP_SIGNALS]:
+                raise
+            raise RecipeError(
+                f"{log.parent}: ESPnet refused its options; read the message above "
+                f"and {log}"
+            ) from error

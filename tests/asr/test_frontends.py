@@ -6,10 +6,10 @@ from torch import nn
 
 from espnet2_lamer.asr.frontend.states import (
     LayerSum,
+    StoredFeaturesFrontend,
     stretch_to_grid,
     upstream_states,
 )
-from espnet2_lamer.asr.frontend.stored_features import StoredFeaturesFrontend
 from espnet2_lamer.asr.upstream import Upstream
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.tasks.upstream_frontend import LamerUpstreamFrontend

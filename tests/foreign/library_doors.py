@@ -230,7 +230,7 @@ def whisper_checkpoint(good, here, payload):
 
 @door
 def whisper_experiment(good, here, payload):
-    from espnet2_lamer.tasks.whisper import load_model
+    from espnet2_lamer.tasks.asr import load_whisper_model
 
     halves = {"whisper": str(good.root / "whisper.pt"), "lora": None}
     config = ASR | {
@@ -239,7 +239,7 @@ def whisper_experiment(good, here, payload):
         **{"model_conf": {}, "preencoder": None, "frontend_conf": {}},
     }
     (here / "config.yaml").write_text(payload.in_config(config))
-    load_model(here / "config.yaml", payload.file())
+    load_whisper_model(here / "config.yaml", payload.file())
 
 
 @door

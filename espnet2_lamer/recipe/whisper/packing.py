@@ -1,4 +1,4 @@
-"""Stage 10: model-zoo zips that need neither Whisper's file nor the experts'."""
+"""Packages: model-zoo zips that need neither Whisper's file nor the experts'."""
 
 import logging
 import tempfile
@@ -7,9 +7,9 @@ from pathlib import Path
 from espnet2_lamer.export.card import model_card
 from espnet2_lamer.export.zoo import pack_model
 from espnet2_lamer.recipe.licences import corpus_terms
-from espnet2_lamer.recipe.whisper.decoding_stage import model_files
 from espnet2_lamer.recipe.whisper.options import WhisperOptions
 from espnet2_lamer.recipe.whisper.systems import System, packages
+from espnet2_lamer.recipe.whisper.transcripts import model_files
 from espnet2_lamer.recipe.whisper.weights import read_weights
 
 _ABOUT = (
@@ -38,7 +38,7 @@ _WHAT = {
 
 
 def pack(options: WhisperOptions) -> None:
-    """Stage 10: one self-contained zip for each system of ``--pack``."""
+    """Write a self-contained zip for each system of ``--pack``."""
     from espnet2_lamer.export.whisper import write_full_whisper
 
     weights = read_weights(options)
@@ -51,7 +51,10 @@ def pack(options: WhisperOptions) -> None:
                 *model_files(options, system), Path(folder)
             )
             pack_model(
-                *("asr", config, model, output),
+                "asr",
+                config,
+                model,
+                output,
                 options=[results],
                 card=_card(options, system, output, results, weights),
                 metadata={

@@ -203,7 +203,7 @@ STAGES = [
             *(*_weights(o), o.decode_config, *_sets(o, "test"), *_models(o)),
         ],
         _decoded,
-        _lazy("decoding", "decode"),
+        _lazy("transcripts", "decode"),
     ),
     Stage(
         8,

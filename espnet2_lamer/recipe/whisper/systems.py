@@ -8,8 +8,11 @@ from espnet2_lamer.recipe.whisper.options import SYSTEMS, WhisperOptions
 #: The true language is given; nobody gives it.
 AWARE, AGNOSTIC = "aware", "agnostic"
 CONFIG_OPTIONS = (
-    *("expert_config", "multilingual_config", "full_config"),
-    *("mole_config", "kd_config"),
+    "expert_config",
+    "multilingual_config",
+    "full_config",
+    "mole_config",
+    "kd_config",
 )
 _CONFIG_OF = {
     "multilingual": "multilingual_config",

