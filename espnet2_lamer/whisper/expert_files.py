@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path
 from espnet2_lamer.whisper.config import WhisperLoraConfig
-from espnet2_lamer.whisper.lora import expert_linears, lora_names, merged_state
+from espnet2_lamer.whisper.lora import expert_linears, lora_names
 
 FORMAT = "espnet2_lamer.whisper.expert"
 NEW_TOKEN = "new_token"
@@ -120,25 +120,6 @@ def load_expert(model: nn.Module, language: str, path: str | Path) -> None:
         )
     for name, value in state.items():
         own[name].copy_(value)
-
-
-def merge_expert(model: nn.Module, language: str | None) -> dict:
-    """Return an openai-whisper checkpoint with one expert added into the weights.
-
-    Args:
-        model: As :func:`expert_state`.
-        language: The expert; ``None`` gives Whisper back.
-
-    Returns:
-        ``{"dims": ..., "model_state_dict": ...}`` for ``whisper.load_model``. A new
-        prompt token is not in it: Whisper has no place for one.
-    """
-    state: dict[str, Tensor] = {}
-    for side in ("encoder", "decoder"):
-        half = getattr(model, side)
-        merged = merged_state(half.whisper, language)
-        state |= {f"{side}.{name}": value for name, value in merged.items()}
-    return {"dims": dict(model.encoder.dims), "model_state_dict": state}
 
 
 def experts_hash(model: nn.Module) -> str:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 
@@ -36,8 +37,20 @@ KIND = "WhisperSpec"
 VERSION = 6
 # CTranslate2's numbers of data types; integers other than scalars mean quantisation.
 DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
-HEAD_WIDTH = 64  # of every Whisper
-# CTranslate2's modules, and openai-whisper's that are stacked in each.
+DIMS = {
+    "n_mels": 80,
+    "n_audio_ctx": 1500,
+    "n_audio_state": 512,
+    "n_audio_head": 8,
+    "n_audio_layer": 6,
+    "n_vocab": 51865,
+    "n_text_ctx": 448,
+    "n_text_state": 512,
+    "n_text_head": 8,
+    "n_text_layer": 6,
+}
+# CTranslate2's modules, and openai-whisper's that are stacked in each. Their order is
+# that of the file's tensors, whose SHA-256 trained experts record.
 _ENDS = {
     "encoder/conv1": ("encoder.conv1",),
     "encoder/conv2": ("encoder.conv2",),
@@ -208,7 +221,7 @@ def read_tensors(data: bytes, source: str | Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def convert(data: bytes, source: str | Path) -> dict:
+def convert(data: bytes, source: str | Path, dims: Mapping[str, int] = DIMS) -> dict:
     """Turn a CTranslate2 Whisper file into an openai-whisper checkpoint.
 
     CTranslate2 stacks query, key and value and gives the key a bias of zeros, which
@@ -217,6 +230,7 @@ def convert(data: bytes, source: str | Path) -> dict:
     Args:
         data: Content of CTranslate2's ``model.bin``.
         source: Its name, for messages.
+        dims: openai-whisper's ``ModelDimensions`` of it.
 
     Returns:
         ``{"dims": ..., "model_state_dict": ...}``, in the precision of the file.
@@ -228,66 +242,40 @@ def convert(data: bytes, source: str | Path) -> dict:
     from espnet2_lamer.whisper.half import build_half
 
     tensors = read_tensors(data, source)
-    with clear_errors(source):
-        layers = {side: _count_layers(tensors, side) for side in ("encoder", "decoder")}
-        modules = dict(_ENDS)
-        for side, count in layers.items():
-            for index in range(count):
-                for theirs, ours in _LAYER.items():
-                    names = tuple(f"{side}.blocks.{index}.{name}" for name in ours)
-                    modules[f"{side}/layer_{index}/{theirs}"] = names
-        state: dict[str, torch.Tensor] = {}
-        for theirs, ours in modules.items():
-            found = {
-                leaf: _tensor(tensors, f"{theirs}/{name}", source).chunk(len(ours))
-                for name, leaf in _LEAVES.items()
-                if f"{theirs}/{name}" in tensors
-            }
-            for place, name in enumerate(ours):
-                for leaf, pieces in found.items():
-                    if not (name.endswith(".key") and leaf == ".bias"):
-                        # A slice would take the whole stack into the saved file.
-                        state[name + leaf] = pieces[place].clone()
-        dims = _dims(state, layers)
-        with torch.device("meta"):
-            expected = {
-                f"{side}.{name}": value
-                for side in layers
-                for name, value in build_half(side, dims).state_dict().items()
-            }
-        check_fit(expected, state, source)
-    return {"dims": dims, "model_state_dict": state}
+    modules = dict(_ENDS)
+    for side, layers in (
+        ("encoder", dims["n_audio_layer"]),
+        ("decoder", dims["n_text_layer"]),
+    ):
+        for index in range(layers):
+            for theirs, ours in _LAYER.items():
+                names = tuple(f"{side}.blocks.{index}.{name}" for name in ours)
+                modules[f"{side}/layer_{index}/{theirs}"] = names
+    state: dict[str, torch.Tensor] = {}
+    for theirs, ours in modules.items():
+        found = {
+            leaf: _tensor(tensors[f"{theirs}/{name}"], f"{source}: {theirs}/{name}")
+            for name, leaf in _LEAVES.items()
+            if f"{theirs}/{name}" in tensors
+        }
+        for place, name in enumerate(ours):
+            for leaf, stack in found.items():
+                if not (name.endswith(".key") and leaf == ".bias"):
+                    # A slice would take the whole stack into the saved file.
+                    state[name + leaf] = stack.tensor_split(len(ours))[place].clone()
+    with torch.device("meta"):
+        expected = {
+            f"{side}.{name}": value
+            for side in ("encoder", "decoder")
+            for name, value in build_half(side, dims).state_dict().items()
+        }
+    check_fit(expected, state, source)
+    return {"dims": dict(dims), "model_state_dict": state}
 
 
-def _count_layers(tensors: dict[str, np.ndarray], side: str) -> int:
-    prefix = f"{side}/layer_"
-    numbers = {name.removeprefix(prefix).partition("/")[0] for name in tensors}
-    return sum(number.isdigit() for number in numbers)
-
-
-def _tensor(
-    tensors: dict[str, np.ndarray], name: str, source: str | Path
-) -> torch.Tensor:
-    array = tensors[name]
+def _tensor(array: np.ndarray, what: str) -> torch.Tensor:
     if array.dtype not in (np.float16, np.float32):
         raise RecipeError(
-            f"{source}: tensor {name!r}: found {array.dtype} (quantised), expected "
-            "float16 or float32"
+            f"{what}: found {array.dtype} (quantised), expected float16 or float32"
         )
     return torch.from_numpy(array)
-
-
-def _dims(state: dict[str, torch.Tensor], layers: dict[str, int]) -> dict[str, int]:
-    audio_context, width = state["encoder.positional_embedding"].shape
-    return {
-        "n_mels": state["encoder.conv1.weight"].shape[1],
-        "n_audio_ctx": audio_context,
-        "n_audio_state": width,
-        "n_audio_head": width // HEAD_WIDTH,
-        "n_audio_layer": layers["encoder"],
-        "n_vocab": state["decoder.token_embedding.weight"].shape[0],
-        "n_text_ctx": state["decoder.positional_embedding"].shape[0],
-        "n_text_state": width,
-        "n_text_head": width // HEAD_WIDTH,
-        "n_text_layer": layers["decoder"],
-    }

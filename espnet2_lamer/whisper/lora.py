@@ -2,13 +2,12 @@
 
 import zlib
 from collections.abc import Iterable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from whisper.model import AudioEncoder, TextDecoder
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers.lora import LoRAExperts
@@ -91,21 +90,8 @@ class ExpertLinear(nn.Module):
         """Return one LoRA's parameters by their names inside it."""
         return dict(self.experts[name].named_parameters())
 
-    def update(self, name: str) -> Tensor:
-        """Return alpha / r * B A ``[d_out, d_in]`` of one LoRA."""
-        expert = self.experts[name]
-        return expert.scale * (expert.lora_B @ expert.lora_A[0])
-
     def forward(self, x: Tensor, use: Route | Mixture | None = None) -> Tensor:
-        """Apply the Linear and what ``use`` names.
-
-        Args:
-            x: Input ``[B, T, d_in]``.
-            use: ``None`` applies the Linear alone.
-
-        Returns:
-            Output ``[B, T, d_out]``.
-        """
+        """Map ``x [B, T, d_in]`` to ``[B, T, d_out]``; ``None``: the Linear alone."""
         y = self.base(x)
         if use is None:
             return y
@@ -133,11 +119,8 @@ class ExpertLinear(nn.Module):
             return F.linear(z, b.to(z.dtype))
         # A term per language: one product over all of them would add in an order of
         # its own, and a weight of one would no longer be that expert to the bit.
-        total: Tensor | None = None
-        for weight, expert in zip(weights, experts, strict=True):
-            term = weight * expert(x)
-            total = term if total is None else total + term
-        return total
+        terms = [w * expert(x) for w, expert in zip(weights, experts, strict=True)]
+        return reduce(torch.add, terms)
 
 
 def apply_linear(module: nn.Module, x: Tensor, use: Route | Mixture | None) -> Tensor:
@@ -176,9 +159,7 @@ def expert_linears(module: nn.Module) -> dict[str, ExpertLinear]:
 
 def lora_names(module: nn.Module) -> tuple[str, ...]:
     """Return the names of the LoRAs inside ``module``, in the order of addition."""
-    for linear in expert_linears(module).values():
-        return tuple(linear.experts)
-    return ()
+    return next((tuple(x.experts) for x in expert_linears(module).values()), ())
 
 
 def add_lora(module: nn.Module, name: str, rank: int) -> None:
@@ -207,11 +188,7 @@ def train_only(module: nn.Module, name: str | None) -> None:
 
 
 def check_route(module: nn.Module, route: Route) -> None:
-    """Check that every LoRA of a route is there.
-
-    Raises:
-        RecipeError: One is missing; the message names it and those that are there.
-    """
+    """Raise ``RecipeError`` where a LoRA of a route is missing, and name it."""
     present = lora_names(module)
     missing = [name for name in route.names if name not in present]
     if present and missing:
@@ -220,27 +197,6 @@ def check_route(module: nn.Module, route: Route) -> None:
             f"{', '.join(present)}; train one and add it to lora.languages, or route "
             "to a language that has one"
         )
-
-
-@torch.no_grad()
-def merged_state(
-    half: AudioEncoder | TextDecoder, name: str | None
-) -> dict[str, Tensor]:
-    """Return the half's own tensors with one LoRA added into the weights.
-
-    Args:
-        half: With wrapped Linears.
-        name: The LoRA; ``None`` adds none.
-
-    Returns:
-        Copies under openai-whisper's names, relative to the half.
-    """
-    plain = deepcopy(half)
-    for path, linear in expert_linears(plain).items():
-        if name is not None:
-            linear.base.weight += linear.update(name)
-        plain.set_submodule(path, linear.base)
-    return plain.state_dict()
 
 
 def whisper_parameter_report(model: nn.Module) -> dict[str, int | float | dict]:

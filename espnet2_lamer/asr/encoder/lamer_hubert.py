@@ -126,22 +126,11 @@ class LamerHubertEncoder(FrozenBase, TorchAudioHuBERTPretrainEncoder):
         final_norm: Whether the last layer's features get the final LayerNorm when
             features are extracted.
         gradient_checkpointing: Recompute layers in the backward pass.
-        normalize_waveform: Used without ``base``.
-        extractor_mode: As torchaudio; used without ``base``, like all below.
-        extractor_conv_layer_config: ``[[channels, kernel, stride], ...]``.
-        extractor_conv_bias: Bias in the convolutions.
-        encoder_embed_dim: Width D.
-        encoder_projection_dropout: Dropout after the input projection.
-        encoder_pos_conv_kernel: Kernel of the positional convolution.
-        encoder_pos_conv_groups: Its groups.
-        encoder_num_layers: L.
-        encoder_num_heads: Attention heads.
-        encoder_attention_dropout: Dropout on attention weights.
-        encoder_ff_interm_features: Width of the FFN.
-        encoder_ff_interm_dropout: Dropout inside the FFN.
-        encoder_dropout: Dropout after attention and FFN.
-        encoder_layer_norm_first: Pre-norm (Large) or post-norm (Base).
-        encoder_layer_drop: Probability of skipping a layer.
+        normalize_waveform: Used without ``base``, like all below.
+        extractor_conv_layer_config: ``[[channels, kernel, stride], ...]``; ``None``:
+            HuBERT's.
+        encoder_layer_norm_first: Pre-norm (Large) or post-norm (Base). It and the
+            others are arguments of ``torchaudio.models.wav2vec2_model``.
     """
 
     def __init__(
@@ -172,34 +161,14 @@ class LamerHubertEncoder(FrozenBase, TorchAudioHuBERTPretrainEncoder):
         encoder_layer_norm_first: bool = True,
         encoder_layer_drop: float = 0.0,
     ) -> None:
+        given = locals()
         AbsEncoder.__init__(self)
         if num_classes is None:
             raise RecipeError("num_classes: found null, expected the number of units")
         if base is None:
-            wav2vec2 = build_hubert(
-                {
-                    "normalize_waveform": normalize_waveform,
-                    "extractor_mode": extractor_mode,
-                    "extractor_conv_layer_config": [
-                        list(shape)
-                        for shape in extractor_conv_layer_config
-                        or LARGE["extractor_conv_layer_config"]
-                    ],
-                    "extractor_conv_bias": extractor_conv_bias,
-                    "encoder_embed_dim": encoder_embed_dim,
-                    "encoder_projection_dropout": encoder_projection_dropout,
-                    "encoder_pos_conv_kernel": encoder_pos_conv_kernel,
-                    "encoder_pos_conv_groups": encoder_pos_conv_groups,
-                    "encoder_num_layers": encoder_num_layers,
-                    "encoder_num_heads": encoder_num_heads,
-                    "encoder_attention_dropout": encoder_attention_dropout,
-                    "encoder_ff_interm_features": encoder_ff_interm_features,
-                    "encoder_ff_interm_dropout": encoder_ff_interm_dropout,
-                    "encoder_dropout": encoder_dropout,
-                    "encoder_layer_norm_first": encoder_layer_norm_first,
-                    "encoder_layer_drop": encoder_layer_drop,
-                }
-            )
+            names = ("normalize_waveform", *LARGE)
+            architecture = {k: given[k] for k in names if given[k] is not None}
+            wav2vec2 = build_hubert(architecture)
             base_sha256 = None
         else:
             try:
