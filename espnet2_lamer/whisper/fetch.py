@@ -12,17 +12,19 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from dataclasses import asdict
 from math import prod
 from pathlib import Path
 
 import numpy as np
 import torch
+from whisper.model import ModelDimensions
 
 from espnet2_lamer.convert.state import check_fit
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.checksum import checked_file, problem
 from espnet2_lamer.fileio.foreign import clear_errors
+from espnet2_lamer.whisper.half import build_half
 
 NAME = "whisper_base.pt"
 # Wheel and the part of model.bin inside it, in order.
@@ -37,18 +39,7 @@ KIND = "WhisperSpec"
 VERSION = 6
 # CTranslate2's numbers of data types; integers other than scalars mean quantisation.
 DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
-DIMS = {
-    "n_mels": 80,
-    "n_audio_ctx": 1500,
-    "n_audio_state": 512,
-    "n_audio_head": 8,
-    "n_audio_layer": 6,
-    "n_vocab": 51865,
-    "n_text_ctx": 448,
-    "n_text_state": 512,
-    "n_text_head": 8,
-    "n_text_layer": 6,
-}
+DIMS = ModelDimensions(80, 1500, 512, 8, 6, 51865, 448, 512, 8, 6)
 # CTranslate2's modules, and openai-whisper's that are stacked in each. Their order is
 # that of the file's tensors, whose SHA-256 trained experts record.
 _ENDS = {
@@ -221,7 +212,7 @@ def read_tensors(data: bytes, source: str | Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def convert(data: bytes, source: str | Path, dims: Mapping[str, int] = DIMS) -> dict:
+def convert(data: bytes, source: str | Path, dims: ModelDimensions = DIMS) -> dict:
     """Turn a CTranslate2 Whisper file into an openai-whisper checkpoint.
 
     CTranslate2 stacks query, key and value and gives the key a bias of zeros, which
@@ -230,7 +221,7 @@ def convert(data: bytes, source: str | Path, dims: Mapping[str, int] = DIMS) -> 
     Args:
         data: Content of CTranslate2's ``model.bin``.
         source: Its name, for messages.
-        dims: openai-whisper's ``ModelDimensions`` of it.
+        dims: Its dimensions.
 
     Returns:
         ``{"dims": ..., "model_state_dict": ...}``, in the precision of the file.
@@ -239,14 +230,10 @@ def convert(data: bytes, source: str | Path, dims: Mapping[str, int] = DIMS) -> 
         RecipeError: As :func:`read_tensors`, or a tensor is missing, quantised or of
             an unexpected shape.
     """
-    from espnet2_lamer.whisper.half import build_half
-
     tensors = read_tensors(data, source)
     modules = dict(_ENDS)
-    for side, layers in (
-        ("encoder", dims["n_audio_layer"]),
-        ("decoder", dims["n_text_layer"]),
-    ):
+    counts = {"encoder": dims.n_audio_layer, "decoder": dims.n_text_layer}
+    for side, layers in counts.items():
         for index in range(layers):
             for theirs, ours in _LAYER.items():
                 names = tuple(f"{side}.blocks.{index}.{name}" for name in ours)
@@ -266,11 +253,11 @@ def convert(data: bytes, source: str | Path, dims: Mapping[str, int] = DIMS) -> 
     with torch.device("meta"):
         expected = {
             f"{side}.{name}": value
-            for side in ("encoder", "decoder")
-            for name, value in build_half(side, dims).state_dict().items()
+            for side in counts
+            for name, value in build_half(side, asdict(dims)).state_dict().items()
         }
     check_fit(expected, state, source)
-    return {"dims": dict(dims), "model_state_dict": state}
+    return {"dims": asdict(dims), "model_state_dict": state}
 
 
 def _tensor(array: np.ndarray, what: str) -> torch.Tensor:

@@ -19,6 +19,9 @@ from espnet2_lamer.whisper.config import STUDENT
 from espnet2_lamer.whisper.lora import expert_linears
 
 DISTILLATIONS = ("layerwise", "output", "none")
+# Outputs of blocks for a batch: ``[B, T, D]`` of every encoder block, none where they
+# are not needed, and ``[B, U, D]`` of every decoder block, or of the last one alone.
+States = tuple[list[Tensor], list[Tensor]]
 
 
 def truncated_mean(
@@ -113,20 +116,6 @@ def jensen_shannon(
     return 0.5 * kl.sum(-1).mean()
 
 
-@dataclass
-class TeacherOutputs:
-    """Outputs of blocks for a batch.
-
-    Args:
-        encoder: ``[B, T, D]`` of every encoder block; none when they are not needed.
-        decoder: ``[B, U, D]`` of every decoder block, or of the last one alone. The
-            logits follow from the last one.
-    """
-
-    encoder: list[Tensor]
-    decoder: list[Tensor]
-
-
 class TeacherCache:
     """One safetensors file an utterance, in bfloat16.
 
@@ -150,7 +139,7 @@ class TeacherCache:
 
     def read(
         self, keys: list[str], layerwise: bool, device: torch.device | str = "cpu"
-    ) -> TeacherOutputs | None:
+    ) -> States | None:
         """Return the outputs of a batch in float32, or ``None`` when one is missing.
 
         Args:
@@ -166,37 +155,33 @@ class TeacherCache:
                     entries.append({side: file.get_tensor(side) for side in sides})
             except (OSError, SafetensorError):
                 return None
-        found: dict[str, list[Tensor]] = {"encoder": []}
+        found = []
         for side in sides:
             # [layers, T, D] each; time first, to be padded.
             rows = [entry[side].transpose(0, 1) for entry in entries]
             padded = pad_sequence(rows, batch_first=True).to(device, torch.float32)
-            found[side] = list(padded.unbind(2))
-        decoder = found["decoder"] if layerwise else found["decoder"][-1:]
-        return TeacherOutputs(found["encoder"], decoder)
+            found.append(list(padded.unbind(2)))
+        return (found[0], found[1]) if layerwise else ([], found[0][-1:])
 
     def write(
-        self, keys: list[str], outputs: TeacherOutputs, frames: Tensor, tokens: Tensor
+        self, keys: list[str], states: States, frames: Tensor, tokens: Tensor
     ) -> None:
         """Store the outputs of a batch, one file an utterance, each atomically.
 
         Args:
             keys: Of the utterances.
-            outputs: Of the batch.
+            states: Of the batch.
             frames: Real frames ``[B]``.
             tokens: Real positions ``[B]``.
         """
-        sizes = zip(keys, frames.tolist(), tokens.tolist(), strict=True)
-        for row, (key, length, count) in enumerate(sizes):
-            entry = {"decoder": torch.stack([s[row, :count] for s in outputs.decoder])}
-            if outputs.encoder:
-                encoder = [s[row, :length] for s in outputs.encoder]
-                entry["encoder"] = torch.stack(encoder)
-            entry = {
-                name: value.to("cpu", torch.bfloat16).contiguous()
-                for name, value in entry.items()
-            }
-            entry["frames"] = torch.tensor(length)
+        sizes = zip(frames.tolist(), tokens.tolist(), strict=True)
+        for row, (key, lengths) in enumerate(zip(keys, sizes, strict=True)):
+            entry = {"frames": torch.tensor(lengths[0])}
+            sides = zip(("encoder", "decoder"), states, lengths, strict=True)
+            for side, layers, length in sides:
+                if layers:
+                    stack = torch.stack([layer[row, :length] for layer in layers])
+                    entry[side] = stack.to("cpu", torch.bfloat16).contiguous()
             with atomic_path(self._path(key)) as temporary:
                 save_file(entry, temporary)
 
@@ -208,26 +193,21 @@ class TeacherCache:
 class StudentLoss:
     """ASR loss plus what pulls the student to its teacher.
 
-    The paper gives no weights. The defaults: 1 for ASR and for the cosine, 2 for the
-    Jensen-Shannon divergence, which is its weight beside cross-entropy in
-    DistilWhisper (arXiv 2311.01070).
-
-    Args:
-        distillation: ``"layerwise"``, ``"output"`` or ``"none"``.
-        asr_weight: Of the ASR loss.
-        hidden_weight: Of the cosine loss on hidden states.
-        logit_weight: Of the divergence.
-        temperature: Of the divergence.
+    The fields are arguments of
+    :class:`~espnet2_lamer.whisper.model.WhisperLoraModel`. The paper gives no weights.
+    The defaults there: 1 for ASR and for the cosine, 2 for the Jensen-Shannon
+    divergence, which is its weight beside cross-entropy in DistilWhisper (arXiv
+    2311.01070).
 
     Raises:
         RecipeError: An unknown kind of distillation.
     """
 
-    distillation: str = "layerwise"
-    asr_weight: float = 1.0
-    hidden_weight: float = 1.0
-    logit_weight: float = 2.0
-    temperature: float = 1.0
+    distillation: str
+    asr_weight: float
+    hidden_weight: float
+    logit_weight: float
+    temperature: float
 
     def __post_init__(self) -> None:
         if self.distillation not in DISTILLATIONS:
@@ -244,34 +224,30 @@ class StudentLoss:
     def __call__(
         self,
         asr: Tensor,
-        states: tuple[Sequence[Tensor], Sequence[Tensor]],
-        logits: Tensor,
-        teacher: TeacherOutputs,
-        teacher_logits: Tensor,
+        student: States,
+        teacher: States,
+        logits: tuple[Tensor, Tensor],
         real: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Add the losses up.
 
         Args:
             asr: The ASR loss.
-            states: Of the student: the encoder's ``[B, T, D]`` a layer, and the
-                decoder's ``[B, U, D]`` a layer.
-            logits: The student's ``[B, U, V]``.
-            teacher: The teacher's states.
-            teacher_logits: ``[B, U, V]``.
+            student: The student's states.
+            teacher: The teacher's.
+            logits: The student's and the teacher's ``[B, U, V]``.
             real: Frames ``[B, T]`` and positions ``[B, U]`` that are not padding.
 
         Returns:
             Loss and statistics. The cosine loss is the mean over all layers of
             encoder and decoder.
         """
-        divergence = jensen_shannon(logits, teacher_logits, real[1], self.temperature)
+        divergence = jensen_shannon(*logits, real[1], self.temperature)
         stats = {"loss_logit": divergence.detach()}
         loss = self.asr_weight * asr + self.logit_weight * divergence
         if self.layerwise:
-            encoder = cosine_loss(states[0], teacher.encoder, real[0])
-            decoder = cosine_loss(states[1], teacher.decoder, real[1])
-            layers = len(states[0]), len(states[1])
+            encoder, decoder = map(cosine_loss, student, teacher, real)
+            layers = len(student[0]), len(student[1])
             hidden = (layers[0] * encoder + layers[1] * decoder) / sum(layers)
             stats["loss_hidden"] = hidden.detach()
             loss = loss + self.hidden_weight * hidden

@@ -85,7 +85,7 @@ def data(state):
 
 
 def test_a_converted_file_is_the_same_whisper(state, data, tmp_path):
-    torch.save(convert(data, "model.bin", asdict(DIMS)), tmp_path / "whisper.pt")
+    torch.save(convert(data, "model.bin", DIMS), tmp_path / "whisper.pt")
     model = whisper.load_model(str(tmp_path / "whisper.pt"), device="cpu")
     assert asdict(model.dims) == asdict(DIMS)
     found = model.state_dict()
@@ -132,4 +132,4 @@ def test_tensors_that_make_no_whisper_are_named(state, how):
     else:
         tensors[name] = tensors[name][:, :64]
     with pytest.raises(RecipeError, match=r"layer_1/ffn/linear_0|blocks\.1\.mlp\.0"):
-        convert(_file(tensors), "model.bin", asdict(DIMS))
+        convert(_file(tensors), "model.bin", DIMS)

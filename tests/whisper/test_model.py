@@ -6,7 +6,7 @@ import yaml
 from espnet2.bin.asr_inference import Speech2Text
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.export.whisper import export_expert, write_full_whisper
+from espnet2_lamer.export.whisper import write_full_whisper
 from espnet2_lamer.tasks.asr import LamerASRTask, load_whisper_model
 from espnet2_lamer.whisper.expert_files import save_expert
 from espnet2_lamer.whisper.lora import lora_names
@@ -192,7 +192,8 @@ def test_an_experiments_expert_is_exported_from_its_files(
     )
     model = stir(make_model(whisper_file, train_language="eng"))
     checkpoint = _checkpoint(tmp_path / "1epoch.pth", model)
-    export_expert(config, checkpoint, "eng", tmp_path / "out" / "eng.safetensors")
+    trained = load_whisper_model(config, checkpoint)
+    save_expert(trained, "eng", tmp_path / "out" / "eng.safetensors")
     save_expert(model, "eng", tmp_path / "eng.safetensors")
     found = (tmp_path / "out" / "eng.safetensors").read_bytes()
     assert found == (tmp_path / "eng.safetensors").read_bytes()

@@ -38,7 +38,8 @@ _SHARED = ("rank", "alpha", "targets", "encoder", "decoder")
 
 def train_experts(options: WhisperOptions) -> None:
     """Train one expert after the other, then build the model that has them all."""
-    from espnet2_lamer.export.whisper import export_expert
+    from espnet2_lamer.tasks.asr import load_whisper_model
+    from espnet2_lamer.whisper.expert_files import save_expert
 
     if not needs_experts(options):
         return
@@ -46,12 +47,8 @@ def train_experts(options: WhisperOptions) -> None:
         experiment = expert_dir(options, lang)
         lora = {"method": "experts", "train_language": lang}
         train(options, experiment, options.expert_config, [lang], lora)
-        export_expert(
-            experiment / "config.yaml",
-            experiment / MODEL,
-            lang,
-            experiment / EXPERT,
-        )
+        model = load_whisper_model(experiment / "config.yaml", experiment / MODEL)
+        save_expert(model, lang, experiment / EXPERT)
     lora = {"method": "experts", "train_language": None, **_expert_lora(options)}
     build(options, options.expdir / EXPERTS, lora, {"experts": expert_files(options)})
 
