@@ -23,8 +23,7 @@ def hidden_states(
     Args:
         wav2vec2: In eval mode.
         wavs: Waveforms ``[B, n]``, 16 kHz, not normalised.
-        lengths: Valid samples ``[B]``; ``None`` means all. Group-norm models see the
-            padding.
+        lengths: Valid samples ``[B]``; ``None`` means all.
         final_norm: Whether the last state of a pre-norm model gets its LayerNorm.
 
     Returns:
@@ -91,7 +90,7 @@ class FrozenUpstream(nn.Module):
 
 
 class Upstream(FrozenUpstream):
-    """HuBERT with or without LoRA experts, waveform in, every layer's state out.
+    """HuBERT with or without LoRA experts.
 
     States: 0 is the transformer's input after the positional convolution, k the output
     of block k (Hugging Face ``hidden_states[k]``, S3PRL index k). With ``final_norm``
@@ -122,16 +121,10 @@ class Upstream(FrozenUpstream):
     def extract_features(
         self, wavs: Tensor, lengths: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor | None]:
-        """Compute all states.
+        """Compute all states, as :func:`hidden_states`.
 
-        Args:
-            wavs: Waveforms ``[B, n]``, 16 kHz, not normalised.
-            lengths: Valid samples ``[B]``; ``None`` means all.
-
-        Returns:
-            L + 1 tensors ``[B, T, D]`` and the valid frames ``[B]`` (``None`` without
-            ``lengths``). Group-norm models run one utterance at a time, since their
-            statistics would see the padding.
+        Group-norm models run one utterance at a time, since their statistics would see
+        the padding.
         """
         mixed = lengths is not None and bool((lengths != wavs.shape[1]).any())
         if self.wav2vec2.extractor_mode == "group_norm" and mixed:
@@ -156,7 +149,7 @@ class Upstream(FrozenUpstream):
 
 
 class S3prlUpstream(FrozenUpstream):
-    """An S3PRL upstream: waveform in, every hidden state out.
+    """An S3PRL upstream.
 
     Frames and states are those of ``s3prl.nn.S3PRLUpstream``, whose index k is ours.
     Utterances run one at a time: many upstreams let padding reach an utterance's
@@ -189,23 +182,14 @@ class S3prlUpstream(FrozenUpstream):
     def extract_features(
         self, wavs: Tensor, lengths: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        """Compute all states.
-
-        Args:
-            wavs: Waveforms ``[B, n]``, 16 kHz, not normalised.
-            lengths: Valid samples ``[B]``; ``None`` means all.
-
-        Returns:
-            States ``[B, T, D]`` and the valid frames ``[B]``, ``ceil(samples / hop)``.
-        """
+        """Compute all states as :class:`Upstream`, ``ceil(samples / hop)`` frames."""
         counts = [wavs.shape[1]] * len(wavs) if lengths is None else lengths.tolist()
         return one_by_one(self._states, wavs, counts)
 
     def _states(self, wavs: Tensor, lengths: None) -> tuple[list[Tensor], Tensor]:
         # S3PRL wants the lengths in any case.
-        return self.model(
-            wavs, torch.full((len(wavs),), wavs.shape[1], device=wavs.device)
-        )
+        counts = torch.full((len(wavs),), wavs.shape[1], device=wavs.device)
+        return self.model(wavs, counts)
 
     def architecture(self) -> dict[str, Any]:
         """Return what names the model: S3PRL builds it again from this."""

@@ -68,12 +68,10 @@ class WhisperLoraDecoder(WhisperHalf, AbsDecoder, BatchScorerInterface):
             )
         self.prompts = Prompts(self.config, vocab_size)
         embedding = self.whisper.token_embedding.weight.detach()
-        self.new_tokens = nn.ParameterDict(
-            {
-                language: nn.Parameter(embedding[self.prompts.spoken[language]].clone())
-                for language in self.prompts.new
-            }
-        )
+        self.new_tokens = nn.ParameterDict()
+        for language in self.prompts.new:
+            start = embedding[self.prompts.spoken[language]].clone()
+            self.new_tokens[language] = nn.Parameter(start)
         self.prompt: Tensor | None = None
         self.route: Route | None = None
 
@@ -107,8 +105,7 @@ class WhisperLoraDecoder(WhisperHalf, AbsDecoder, BatchScorerInterface):
             RecipeError: A LoRA of the route is not there, or the text is too long.
         """
         memory, route, mask = encoded.output, encoded.route, None
-        if route is not None:
-            check_route(self.whisper, route)
+        check_route(self.whisper, route)
         if encoded.lengths is not None:
             mask = key_mask(encoded.lengths, memory.shape[1])
         if cache is not None and not cache:
@@ -139,9 +136,9 @@ class WhisperLoraDecoder(WhisperHalf, AbsDecoder, BatchScorerInterface):
         x = self.whisper.token_embedding(ids.clamp(max=self.prompts.n_vocab - 1))
         if self.new_tokens:
             new = torch.stack(list(self.new_tokens.values()))
-            is_new = ids >= self.prompts.n_vocab
-            place = (ids - self.prompts.n_vocab).clamp(min=0)
-            x = torch.where(is_new[..., None], new[place.clamp(max=len(new) - 1)], x)
+            place = ids - self.prompts.n_vocab
+            vectors = new[place.clamp(0, len(new) - 1)]
+            x = torch.where((place >= 0)[..., None], vectors, x)
         return x + self.whisper.positional_embedding[offset:end]
 
     def forward(
@@ -149,14 +146,8 @@ class WhisperLoraDecoder(WhisperHalf, AbsDecoder, BatchScorerInterface):
     ) -> tuple[Tensor, Tensor]:
         """Score as ESPnet asks, with the prompts and the route of the last batch.
 
-        Args:
-            hs_pad: The encoder's output ``[B, T, D]``.
-            hlens: Its lengths ``[B]``.
-            ys_in_pad: ``<sos>`` and text ``[B, U + 1]``.
-            ys_in_lens: Their lengths ``[B]``.
-
-        Returns:
-            Logits ``[B, U + 1, V]`` and the lengths.
+        Maps the encoder's output ``[B, T, D]``, its lengths ``[B]``, ``<sos>`` and text
+        ``[B, U + 1]`` and their lengths to logits ``[B, U + 1, V]`` and those lengths.
         """
         encoded = Encoded(hs_pad, hlens, self.route)
         decoded = self.decode(encoded, self._prompt(hs_pad), ys_in_pad[:, 1:])

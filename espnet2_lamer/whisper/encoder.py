@@ -96,9 +96,8 @@ class ExpertCombination(nn.Module):
         self.merged = config.combination == "merged"
         self.softmax = config.combination_weights == "softmax"
         start = 0.0 if self.softmax else 1.0 / len(self.languages)
-        self.logits = nn.Parameter(
-            torch.full((config.shared_layers, len(self.languages)), start)
-        )
+        shape = (config.shared_layers, len(self.languages))
+        self.logits = nn.Parameter(torch.full(shape, start))
 
     def weights(self) -> Tensor:
         """Return the weights a ``[L1, N]``."""
@@ -124,15 +123,7 @@ class LanguageIdentifier(nn.Sequential):
         )
 
     def forward(self, x: Tensor, real: Tensor) -> Tensor:
-        """Score the languages.
-
-        Args:
-            x: Output of layer L1 ``[B, T, D]``.
-            real: Frames that are not padding ``[B, T]``.
-
-        Returns:
-            Logits ``[B, N]`` in float32.
-        """
+        """Map ``x [B, T, D]``, ``real [B, T]`` to float32 logits ``[B, N]``."""
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(self[0].weight.dtype).masked_fill(~real[..., None], 0.0)
             mean = x.sum(1) / real.sum(1, keepdim=True)
@@ -187,17 +178,13 @@ class WhisperLoraEncoder(WhisperHalf, AbsEncoder):
     ) -> None:
         super().__init__()
         self.build("encoder", whisper, dims, lora)
-        self.silence = {
-            "min_seconds": min_seconds,
-            "trailing_silence": trailing_silence,
-        }
+        self.silence = min_seconds, trailing_silence
         self.combination = self.identifier = None
-        if self.config.identifies:
-            self.combination = ExpertCombination(self.config, len(self.whisper.blocks))
+        config, dim = self.config, self.output_size()
+        if config.identifies:
+            self.combination = ExpertCombination(config, len(self.whisper.blocks))
             self.identifier = LanguageIdentifier(
-                self.output_size(),
-                self.config.identifier_hidden,
-                len(self.config.languages),
+                dim, config.identifier_hidden, len(config.languages)
             )
 
     def output_size(self) -> int:
@@ -231,8 +218,7 @@ class WhisperLoraEncoder(WhisperHalf, AbsEncoder):
             RecipeError: A LoRA of the route is not there, or an utterance is empty or
                 longer than 30 s.
         """
-        if route is not None:
-            check_route(self.whisper, route)
+        check_route(self.whisper, route)
         x, lengths = self._embed(speech, lengths)
         mask = key_mask(lengths, x.shape[1])
         real = real_positions(lengths, x.shape[1])
@@ -254,7 +240,7 @@ class WhisperLoraEncoder(WhisperHalf, AbsEncoder):
 
     def _embed(self, speech: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Mel frames, convolutions, positions: ``[B, T, D]`` and lengths."""
-        mel, frames = log_mel(speech, lengths, self.dims["n_mels"], **self.silence)
+        mel, frames = log_mel(speech, lengths, self.dims["n_mels"], *self.silence)
         position = self.whisper.positional_embedding
         x = F.gelu(self.whisper.conv1(mel.to(position.dtype)))
         # Where a batch goes on, the second convolution is to see the zeros that it

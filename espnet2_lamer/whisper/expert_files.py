@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path
-from espnet2_lamer.whisper.config import WhisperLoraConfig
 from espnet2_lamer.whisper.lora import expert_linears, lora_names
 
 FORMAT = "espnet2_lamer.whisper.expert"
@@ -47,7 +46,7 @@ def expert_state(model: nn.Module, language: str) -> dict[str, Tensor]:
 
 
 def _described(model: nn.Module, language: str) -> dict[str, str | float | dict]:
-    config: WhisperLoraConfig = model.encoder.config
+    config = model.encoder.config
     return {
         "language": language,
         "rank": config.rank,
@@ -59,23 +58,14 @@ def _described(model: nn.Module, language: str) -> dict[str, str | float | dict]
 
 
 def save_expert(model: nn.Module, language: str, path: str | Path) -> None:
-    """Write one expert.
-
-    Args:
-        model: As :func:`expert_state`.
-        language: Name of the expert.
-        path: The file, written atomically.
-
-    Raises:
-        RecipeError: There is no such expert.
-    """
+    """Write one expert, atomically; see :func:`expert_state`."""
     state = {
         name: value.detach().cpu().contiguous()
         for name, value in expert_state(model, language).items()
     }
+    # One entry: safetensors writes several in an order that changes.
+    described = json.dumps(_described(model, language), sort_keys=True)
     with atomic_path(path) as temporary:
-        # One entry: safetensors writes several in an order that changes.
-        described = json.dumps(_described(model, language), sort_keys=True)
         save_file(state, temporary, {FORMAT: described})
 
 

@@ -13,8 +13,8 @@ from whisper import _MODELS, _download, available_models
 from whisper.model import AudioEncoder, ModelDimensions, TextDecoder
 
 from espnet2_lamer.asr.frozen_base import FrozenBase
-from espnet2_lamer.errors import RecipeError, short_reason
-from espnet2_lamer.fileio.checksum import check_file
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.foreign import check_weights, clear_errors
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.whisper.config import WhisperLoraConfig
 from espnet2_lamer.whisper.lora import add_loras
@@ -62,13 +62,7 @@ def read_checkpoint(
     Raises:
         RecipeError: The file is no such checkpoint.
     """
-    check_file(path)
-    try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # the unpickler raises many kinds
-        raise RecipeError(
-            f"{path}: not loadable as plain weights ({short_reason(error)})"
-        ) from error
+    checkpoint = check_weights(path, device)
     try:
         dims, state = dict(checkpoint["dims"]), checkpoint["model_state_dict"]
     except (LookupError, TypeError, ValueError) as error:
@@ -76,16 +70,17 @@ def read_checkpoint(
             f"{path}: expected an openai-whisper checkpoint with the keys dims and "
             "model_state_dict"
         ) from error
-    if set(dims) != set(DIMS):
-        raise RecipeError(f"{path}: {_wrong_dims(dims)}")
+    with clear_errors(path):
+        _check_dims(dims)
     return dims, state
 
 
-def _wrong_dims(dims: Any) -> str:
-    return (
-        f"dims: found {sorted(dims)}, expected {sorted(DIMS)}, as openai-whisper's "
-        "checkpoints have them"
-    )
+def _check_dims(dims: Mapping[str, int]) -> None:
+    if set(dims) != set(DIMS):
+        raise RecipeError(
+            f"dims: found {sorted(dims)}, expected {sorted(DIMS)}, as openai-whisper's "
+            "checkpoints have them"
+        )
 
 
 def build_half(side: str, dims: Mapping[str, int]) -> AudioEncoder | TextDecoder:
@@ -98,8 +93,7 @@ def build_half(side: str, dims: Mapping[str, int]) -> AudioEncoder | TextDecoder
     Raises:
         RecipeError: A dimension is missing or unknown.
     """
-    if set(dims) != set(DIMS):
-        raise RecipeError(_wrong_dims(dims))
+    _check_dims(dims)
     shape = ("ctx", "state", "head", "layer")
     if side == "encoder":
         return AudioEncoder(dims["n_mels"], *(dims[f"n_audio_{k}"] for k in shape))
@@ -127,17 +121,15 @@ def read_half(
     """
     if whisper is None and dims is None:
         raise RecipeError("found null, expected a name or path, or dims")
-    state, digest = None, None
+    own, digest = None, None
     if whisper is not None:
         path = whisper_file(whisper)
         dims, state = read_checkpoint(path)
+        parts = {key: key.partition(".") for key in state}
+        own = {name: state[key] for key, (at, _, name) in parts.items() if at == side}
         digest = _digest(path, path.stat().st_mtime_ns)
     half = build_half(side, dims)
-    if state is not None:
-        start = f"{side}."
-        own = {
-            k.removeprefix(start): v for k, v in state.items() if k.startswith(start)
-        }
+    if own is not None:
         try:
             half.load_state_dict(own)
         except RuntimeError as error:

@@ -187,10 +187,10 @@ def train_only(module: nn.Module, name: str | None) -> None:
             expert.requires_grad_(other == name)
 
 
-def check_route(module: nn.Module, route: Route) -> None:
+def check_route(module: nn.Module, route: Route | None) -> None:
     """Raise ``RecipeError`` where a LoRA of a route is missing, and name it."""
     present = lora_names(module)
-    missing = [name for name in route.names if name not in present]
+    missing = [name for name in route.names if name not in present] if route else []
     if present and missing:
         raise RecipeError(
             f"no expert for language {', '.join(missing)}, found experts for "

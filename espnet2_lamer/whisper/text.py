@@ -81,20 +81,20 @@ class Prompts:
 
     def for_languages(self, languages: Sequence[str], device: torch.device) -> Tensor:
         """Return prompts with the language token, ``[B, 4]``."""
-        rows = [self._row([self.language_id(name)]) for name in languages]
-        return torch.tensor(rows, device=device)
+        return self._rows([[self.language_id(name)] for name in languages], device)
 
     def for_student(self, batch: int, device: torch.device) -> Tensor:
         """Return ``batch`` equal prompts that do not depend on the language."""
-        return torch.tensor([self._row(self._student)] * batch, device=device)
+        return self._rows([self._student] * batch, device)
 
     def start(self, batch: int, device: torch.device) -> Tensor:
         """Return prompts ``[B, 1]`` after which Whisper predicts the language."""
         return torch.full((batch, 1), self.tokenizer.sot, device=device)
 
-    def _row(self, language: list[int]) -> list[int]:
+    def _rows(self, tokens: list[list[int]], device: torch.device) -> Tensor:
         t = self.tokenizer
-        return [t.sot, *language, t.transcribe, t.no_timestamps]
+        rows = [[t.sot, *row, t.transcribe, t.no_timestamps] for row in tokens]
+        return torch.tensor(rows, device=device)
 
     def suppress(self, logits: Tensor, first: bool) -> Tensor:
         """Exclude what is no text, as Whisper's own decoding does.

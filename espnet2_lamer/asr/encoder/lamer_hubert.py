@@ -67,8 +67,8 @@ class MaskEmbedding(nn.Module):
     """Vector that replaces masked frames, under torchaudio's ``mask_generator`` name.
 
     Args:
-        embed_dim: Size of a frame's vector.
-        value: The base's embedding; ``None`` starts a new one, which trains.
+        embed_dim: D.
+        value: The base's embedding ``[D]``; ``None`` starts a new one, which trains.
         frozen: Whether the base's embedding stays as it is.
     """
 
@@ -90,11 +90,10 @@ class MaskedPrediction:
     """What one masked forward pass yields.
 
     ``real [B, T]`` marks frames that are not padding, ``hidden [B, T, D]`` is the
-    transformer's output, ``logits [M, K]`` belong to the
-    masked frames in row-major order, ``unmasked_logits [U, K]`` to the real frames
-    that are not masked (``None`` unless asked for), ``squared_features`` is the mean
-    square of the convolution stack's channels, summed over real frames, or ``None``
-    when the stack is frozen.
+    transformer's output, ``logits [M, K]`` belong to the masked frames in row-major
+    order, ``unmasked_logits [U, K]`` to the real frames that are not masked (``None``
+    unless asked for), ``squared_features`` is the mean square of the convolution
+    stack's channels, summed over real frames, or ``None`` when the stack is frozen.
     """
 
     real: Tensor
@@ -190,24 +189,16 @@ class LamerHubertEncoder(FrozenBase, TorchAudioHuBERTPretrainEncoder):
         base_tensors = [*wav2vec2.state_dict(keep_vars=True).values()]
         if self.lamer is not None:
             add_lamer(wav2vec2, self.lamer)
-        self.hubert_pretrain_model = HuBERTPretrainModel(
-            wav2vec2,
-            MaskEmbedding(
-                self._output_size,
-                wav2vec2.mask_embedding,
-                frozen=self.lamer is not None,
-            ),
-            MaskedPredictionHead(self._output_size, num_classes, final_dim),
-            None,
-        )
+        frozen = self.lamer is not None
+        mask = MaskEmbedding(self._output_size, wav2vec2.mask_embedding, frozen)
+        head = MaskedPredictionHead(self._output_size, num_classes, final_dim)
+        self.hubert_pretrain_model = HuBERTPretrainModel(wav2vec2, mask, head, None)
         self.num_classes = num_classes
-        mask_embedding = self.hubert_pretrain_model.mask_generator.mask_embedding
-        if not mask_embedding.requires_grad:
-            base_tensors.append(mask_embedding)
+        base_tensors += [p for p in mask.parameters() if not p.requires_grad]
         # Without experts the base trains.
         self.set_base(
             "encoder_conf.base",
-            None if self.lamer is None else base_sha256,
+            base_sha256 if frozen else None,
             base_tensors,
             GUARD,
             BASE_HASH,

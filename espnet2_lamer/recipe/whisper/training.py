@@ -2,9 +2,9 @@
 
 import logging
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from time import strftime
 from typing import Any
 
 import yaml
@@ -126,15 +126,7 @@ def _make_config(
     lora: Mapping[str, Any],
     model: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Complete a training config: Whisper, languages, their tokens, the experts.
-
-    Args:
-        options: Of the recipe.
-        settings: The training's YAML, or what a model has that is not trained.
-        langs: ``lora.languages``.
-        lora: More of its fields; they win over the YAML's.
-        model: Fields of ``model_conf``; they win, too.
-    """
+    """Complete a config: Whisper, languages, their tokens, the experts."""
     names = dict.fromkeys(("encoder", "decoder", "model"), "whisper_lora")
     settings = names | settings
     stated = _part(_part(settings, "encoder_conf"), "lora")
@@ -198,11 +190,9 @@ def train(
     write_json(record, inputs)
     run_task(options, experiment, settings, _data_options(experiment / "data"))
     check_file(experiment / _BEST)
-    with (
-        open(experiment / _BEST, "rb") as best,
-        checked_file(experiment / MODEL) as stream,
-    ):
-        shutil.copyfileobj(best, stream, 2**20)
+    with checked_file(experiment / MODEL) as stream:
+        with open(experiment / _BEST, "rb") as best:
+            shutil.copyfileobj(best, stream, 2**20)
     _report(experiment)
 
 
@@ -218,12 +208,9 @@ def build(
     Args:
         options: Of the recipe.
         experiment: Receives it.
-        lora: Fields of ``encoder_conf.lora``.
-        model: Fields of ``model_conf``.
+        lora: As for :func:`train`.
+        model: As there.
         encoder: Fields of ``encoder_conf``.
-
-    Returns:
-        The file.
     """
     # In the precision of the experts.
     dtype = read_yaml(options.expert_config).get("amp_dtype", AUTO)
@@ -239,11 +226,7 @@ def run_task(
     settings: Mapping[str, Any],
     more: Sequence[str],
 ) -> None:
-    """Run ESPnet's ASR task in this process, its messages in ``train.log``.
-
-    Raises:
-        RecipeError: ESPnet refused its options.
-    """
+    """Run ESPnet's ASR task in this process, its messages in ``train.log``."""
     from espnet2_lamer.registry import register
     from espnet2_lamer.tasks.asr import LamerASRTask
     from espnet2_lamer.train.console import run_espnet
@@ -325,35 +308,21 @@ def _report(experiment: Path) -> None:
     checkpoint = read_tensors(experiment / "checkpoint.pth")
     stats = checkpoint["reporter"]["stats"]
     best = min(stats, key=lambda epoch: stats[epoch]["valid"]["loss"])
-    seconds = sum(
-        part["time"].total_seconds()
-        for epoch in stats.values()
-        for part in epoch.values()
-    )
+    times = [part["time"] for epoch in stats.values() for part in epoch.values()]
     model = load_whisper_model(experiment / "config.yaml", experiment / MODEL)
-    parameters = whisper_parameter_report(model)
-    updates = stats[max(stats)]["train"]["total_count"]
-    loss = float(stats[best]["valid"]["loss"])
-    write_json(
-        experiment / "training.json",
-        {
-            "epochs": len(stats),
-            "best_epoch": best,
-            "valid_loss": loss,
-            "updates": updates,
-            "seconds": round(seconds, 1),
-            "parameters": parameters,
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%S"),
-        },
-    )
+    report = {
+        "epochs": len(stats),
+        "best_epoch": best,
+        "valid_loss": float(stats[best]["valid"]["loss"]),
+        "updates": stats[max(stats)]["train"]["total_count"],
+        "seconds": round(sum(time.total_seconds() for time in times), 1),
+        "parameters": whisper_parameter_report(model),
+        "finished": strftime("%Y-%m-%dT%H:%M:%S"),
+    }
+    write_json(experiment / "training.json", report)
     logging.info(
-        "%s: %d updates in %.1f s; best on dev: epoch %d, loss %.3f; %d of %d "
-        "parameters trained",
-        experiment,
-        updates,
-        seconds,
-        best,
-        loss,
-        parameters["trainable"],
-        parameters["total"],
+        "%(experiment)s: %(updates)d updates in %(seconds).1f s; best on dev: epoch "
+        "%(best_epoch)d, loss %(valid_loss).3f; %(trainable)d of %(total)d parameters "
+        "trained",
+        report | report["parameters"] | {"experiment": experiment},
     )

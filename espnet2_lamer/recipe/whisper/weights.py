@@ -57,8 +57,7 @@ def _check_prompts(options: WhisperOptions, dims: dict[str, int]) -> None:
     from whisper.tokenizer import LANGUAGES
 
     # The vocabulary of a multilingual model: 51765 entries, its languages, one more.
-    count = dims["n_vocab"] - 51765 - 1
-    codes = list(LANGUAGES)[: max(count, 0)]
+    codes = list(LANGUAGES)[: max(dims["n_vocab"] - 51766, 0)]
     for lang, prompt in options.prompts.items():
         if prompt.removeprefix("new:") not in codes:
             raise RecipeError(
