@@ -16,11 +16,8 @@ class FrozenBase(nn.Module):
     whatever the loader, where the file was not given or is another one, or where
     tensors are missing or too many.
 
-    Subclasses call :meth:`set_base` when they are complete.
-
-    Attributes:
-        base_is_external: Whether checkpoints leave the base out.
-        write_base: Set it for a checkpoint that holds the base nevertheless.
+    Subclasses call :meth:`set_base` when they are complete. ``base_is_external`` says
+    whether checkpoints leave the base out; with ``write_base`` they hold it anyway.
     """
 
     def set_base(

@@ -51,11 +51,6 @@ def one_by_one(
 ) -> tuple[list[Tensor], Tensor]:
     """Compute every state of each utterance alone, so that no frame sees padding.
 
-    Args:
-        extract: Gives the L + 1 states of waveforms without padding.
-        wavs: Waveforms ``[B, n]``.
-        samples: Valid samples of each.
-
     Returns:
         L + 1 tensors ``[B, T, D]``, zero where padded, and the valid frames ``[B]``.
     """

@@ -59,11 +59,8 @@ def register_asr() -> None:
 def check_s3prl_frontend(conf: Any) -> None:
     """Refuse files that ESPnet's own ``frontend: s3prl``, also fused, would read.
 
-    Args:
-        conf: ``frontend_conf``.
-
     Raises:
-        RecipeError: A file is named, and the user did not say that it is trusted.
+        RecipeError: ``frontend_conf`` names one that the user did not trust.
     """
     if isinstance(conf, Mapping):
         # S3PRL takes a file from either of them.
@@ -201,11 +198,10 @@ def load_whisper_model(
     Args:
         config: ``config.yaml`` of an experiment, or of a packed model.
         checkpoint: One of its epoch files; ``None`` leaves it as it starts.
-        device: Where to.
+        device: Where to; in float32 where it only emulates the bf16 of the training.
 
     Returns:
-        The model, in eval mode; in float32 where it was trained in bf16 and the device
-        only emulates that.
+        The model, in eval mode.
 
     Raises:
         RecipeError: The config is of another model, or does not fit the checkpoint.

@@ -58,15 +58,10 @@ def decoder_block(
     use: Use,
     cache: BlockCache | None = None,
 ) -> Tensor:
-    """Apply a block of the decoder.
+    """Apply a block of the decoder to new tokens ``x [B, U, D]``.
 
-    Args:
-        block: openai-whisper's ``ResidualAttentionBlock``.
-        x: New tokens ``[B, U, D]``; with a filled cache one token.
-        memory: The encoder's output ``[B, T, D]``.
-        memory_mask: As :func:`key_mask`.
-        use: The LoRAs.
-        cache: Filled and used, when given.
+    With a filled cache it is one token. ``memory [B, T, D]`` is the encoder's output,
+    ``memory_mask`` its :func:`key_mask`.
     """
     cache = BlockCache() if cache is None else cache
     h = block.attn_ln(x)

@@ -37,9 +37,8 @@ class WhisperLoraDecoder(WhisperHalf, AbsDecoder, BatchScorerInterface):
     Args:
         vocab_size: Whisper's, special tokens included.
         encoder_output_size: Width D of the encoder.
-        whisper: As :class:`~espnet2_lamer.whisper.encoder.WhisperLoraEncoder`.
-        dims: As there.
-        lora: As there.
+        whisper: As :class:`~espnet2_lamer.whisper.encoder.WhisperLoraEncoder`, like
+            ``dims`` and ``lora``.
 
     Raises:
         RecipeError: The token list is not Whisper's.
@@ -168,14 +167,9 @@ class WhisperLoraDecoder(WhisperHalf, AbsDecoder, BatchScorerInterface):
     ) -> tuple[Tensor, list[None]]:
         """Score the next token of the hypotheses of one utterance.
 
-        Args:
-            ys: ``<sos>`` and text ``[H, U + 1]``.
-            states: Unused.
-            xs: The encoder's output, once per hypothesis ``[H, T, D]``.
-
-        Returns:
-            Log-probabilities ``[H, V]``; where no more text fits, only the end has
-            one.
+        Maps ``<sos>`` and text ``[H, U + 1]`` and the encoder's output, once per
+        hypothesis ``[H, T, D]``, to log-probabilities ``[H, V]``; where no more text
+        fits, only the end has one.
         """
         prompt = self._prompt(xs)
         text = ys[:, 1:]

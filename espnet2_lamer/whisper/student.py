@@ -55,14 +55,10 @@ def truncated_mean(
 
 @torch.no_grad()
 def start_student(module: nn.Module, teachers: tuple[str, ...]) -> None:
-    """Set the student's LoRAs to the teachers' mean update, in place.
+    """Set the student's LoRAs in a half to the teachers' mean update, in place.
 
     Where the teachers together have less rank than the student, the rest starts as
     any LoRA: A random, B zero.
-
-    Args:
-        module: Encoder or decoder with LoRAs of the teachers and the student.
-        teachers: Names of the experts.
     """
     for linear in expert_linears(module).values():
         student = linear.experts[STUDENT]
@@ -80,10 +76,7 @@ def cosine_loss(
 ) -> Tensor:
     """Return 1 - cosine similarity, averaged over real frames, then over layers.
 
-    Args:
-        student: Hidden states ``[B, T, D]``, one per layer.
-        teacher: The same of the teacher.
-        real: Frames that count ``[B, T]``.
+    States are ``[B, T, D]``, one per layer; ``real [B, T]`` says which frames count.
     """
     losses = [
         1.0 - F.cosine_similarity(s[real].float(), t[real].float(), dim=-1).mean()
@@ -99,14 +92,8 @@ def jensen_shannon(
 
     .. math:: \frac{1}{2} KL(p_t \| m) + \frac{1}{2} KL(p_s \| m), m = (p_t + p_s) / 2
 
-    Args:
-        student: Logits ``[B, U, V]``.
-        teacher: Logits ``[B, U, V]``.
-        real: Positions that count ``[B, U]``.
-        temperature: Divides both logits.
-
-    Returns:
-        The mean over real positions; between 0 and ln 2.
+    The mean over the ``real [B, U]`` positions of logits ``[B, U, V]``, both divided by
+    ``temperature``; between 0 and ln 2.
     """
     s = F.log_softmax(student[real].float() / temperature, -1)
     t = F.log_softmax(teacher[real].float() / temperature, -1)
@@ -142,10 +129,7 @@ class TeacherCache:
     ) -> States | None:
         """Return the outputs of a batch in float32, or ``None`` when one is missing.
 
-        Args:
-            keys: Of the utterances.
-            layerwise: Whether every block's outputs are needed.
-            device: Where to.
+        All but ``layerwise`` students need the last block's alone.
         """
         sides = ("encoder", "decoder") if layerwise else ("decoder",)
         entries = []
@@ -166,14 +150,7 @@ class TeacherCache:
     def write(
         self, keys: list[str], states: States, frames: Tensor, tokens: Tensor
     ) -> None:
-        """Store the outputs of a batch, one file an utterance, each atomically.
-
-        Args:
-            keys: Of the utterances.
-            states: Of the batch.
-            frames: Real frames ``[B]``.
-            tokens: Real positions ``[B]``.
-        """
+        """Store a batch with ``frames [B]`` and ``tokens [B]``, a file an utterance."""
         sizes = zip(frames.tolist(), tokens.tolist(), strict=True)
         for row, (key, lengths) in enumerate(zip(keys, sizes, strict=True)):
             entry = {"frames": torch.tensor(lengths[0])}
@@ -229,7 +206,7 @@ class StudentLoss:
         logits: tuple[Tensor, Tensor],
         real: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Add the losses up.
+        """Add the losses up; that of hidden states is a mean over both halves' layers.
 
         Args:
             asr: The ASR loss.
@@ -239,8 +216,7 @@ class StudentLoss:
             real: Frames ``[B, T]`` and positions ``[B, U]`` that are not padding.
 
         Returns:
-            Loss and statistics. The cosine loss is the mean over all layers of
-            encoder and decoder.
+            Loss and statistics.
         """
         divergence = jensen_shannon(*logits, real[1], self.temperature)
         stats = {"loss_logit": divergence.detach()}

@@ -20,12 +20,7 @@ TOKENS_MORE = 10
 
 @dataclass
 class Transcription:
-    """What :func:`transcribe` returns.
-
-    ``tokens`` are without prompt and end, ``texts`` their texts; ``languages`` what
-    each utterance was routed to or prompted with, ``None`` with a student;
-    ``posterior [B, N]`` the languages' probabilities where they were identified.
-    """
+    """Tokens without prompt and end, their texts, and the rest of :class:`Routed`."""
 
     tokens: list[list[int]]
     texts: list[str]
@@ -87,7 +82,5 @@ def _greedy(model: WhisperLoraModel, routed: Routed, limits: Tensor) -> list[lis
         prompt, new = routed.prompt[:, :0], best[:, None]
     if not rows:
         return [[] for _ in limits]
-    return [
-        [token for token in row if token != eot]
-        for row in torch.stack(rows, 1).tolist()
-    ]
+    found = torch.stack(rows, 1).tolist()
+    return [[token for token in row if token != eot] for row in found]

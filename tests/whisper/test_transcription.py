@@ -165,6 +165,16 @@ def test_a_new_prompt_vector_starts_as_its_model_and_trains_with_its_expert(
     assert not other.decoder.new_tokens["yue"].requires_grad
 
 
+def test_new_prompt_vectors_are_their_languages_own_in_any_order(whisper_file):
+    tokens = {"yue": "new:zh", "cmn": "new:en"}
+    model = make_model(whisper_file, languages=["yue", "cmn"], language_tokens=tokens)
+    prompt = model.decoder.prompts.for_languages(["cmn"], torch.device("cpu"))
+    embedded = model.decoder._embed(prompt, prompt[:, :0], 0)
+    english = prompt.clone()
+    english[0, 1] = EN
+    assert torch.equal(embedded, model.decoder._embed(english, prompt[:, :0], 0))
+
+
 def test_a_token_that_whisper_lacks_is_named(whisper_file):
     with pytest.raises(RecipeError, match="language_tokens.yue: found 'yue'"):
         make_model(whisper_file, language_tokens={"yue": "yue"})

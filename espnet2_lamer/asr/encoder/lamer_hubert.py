@@ -30,13 +30,7 @@ class MaskedPredictionHead(nn.Module):
         P(c \mid h_t) \propto \exp\bigl(\cos(W h_t + b, e_c) / \tau\bigr)
 
     Parameter names are those of torchaudio's ``LogitGenerator``; its
-    ``[K + 1, frames, D]`` tensor is never built.
-
-    Args:
-        encoder_embed_dim: Size of a hidden state.
-        num_classes: K.
-        final_dim: Size of the projection and of the unit embeddings.
-        logit_temp: tau.
+    ``[K + 1, frames, D]`` tensor is never built. ``logit_temp`` is tau.
     """
 
     def __init__(
@@ -66,10 +60,7 @@ class MaskedPredictionHead(nn.Module):
 class MaskEmbedding(nn.Module):
     """Vector that replaces masked frames, under torchaudio's ``mask_generator`` name.
 
-    Args:
-        embed_dim: D.
-        value: The base's embedding ``[D]``; ``None`` starts a new one, which trains.
-        frozen: Whether the base's embedding stays as it is.
+    ``value [D]`` is the base's; ``None`` starts a new one, which trains.
     """
 
     def __init__(

@@ -5,16 +5,12 @@ from espnet2.asr.frontend.abs_frontend import AbsFrontend
 from torch import Tensor, nn
 
 from espnet2_lamer.asr.upstream import FrozenUpstream
-from espnet2_lamer.constants import RECEPTIVE_FIELD, STRIDE
+from espnet2_lamer.constants import RECEPTIVE_FIELD, SAMPLE_RATE, STRIDE
 from espnet2_lamer.errors import RecipeError
 
 
 def selected_states(num_layers: int, layer: int | str) -> list[int]:
-    """Return the state indices that ``layer`` asks for.
-
-    Args:
-        num_layers: Transformer blocks L; the states are 0 (input) .. L.
-        layer: One index, or ``"all"`` for every state.
+    """Return the states of 0 (input) .. L that ``layer``, an index or "all", asks for.
 
     Raises:
         RecipeError: ``layer`` is neither.
@@ -42,9 +38,6 @@ def stretch_to_grid(
         state_lengths: Frames the convolutions gave, ``[B]``.
         num_samples: Samples per utterance, ``[B]``.
         hop: Samples per frame.
-
-    Returns:
-        States ``[B, max ceil(n / hop), D]`` and lengths ``[B]``.
     """
     lengths = torch.div(num_samples + hop - 1, hop, rounding_mode="floor")
     frames = torch.arange(int(lengths.max()), device=states.device)  # [T']
@@ -60,11 +53,8 @@ def upstream_states(
 ) -> tuple[Tensor, Tensor]:
     """Run a frozen upstream and return the chosen states side by side.
 
-    Padding must not reach an utterance's states: the upstream masks it, or runs
-    utterances one at a time where its extractor normalises over time.
-
     Args:
-        upstream: In eval mode.
+        upstream: Lets no padding reach an utterance's states.
         wavs: Zero-padded 16 kHz waveforms ``[B, n]``.
         lengths: Samples per utterance ``[B]``.
         layer: As in :func:`selected_states`.
@@ -130,7 +120,7 @@ class StoredFeaturesFrontend(AbsFrontend):
         fs: Accepted because ESPnet's recipes pass it; the features have no rate.
     """
 
-    def __init__(self, dim: int, num_states: int = 1, fs: int | str = 16000) -> None:
+    def __init__(self, dim: int, num_states: int = 1, fs: int | str = SAMPLE_RATE) -> None:
         super().__init__()
         self.layer_sum = LayerSum(num_states, dim)
 

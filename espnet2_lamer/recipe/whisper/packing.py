@@ -70,7 +70,9 @@ def _card(
 ) -> str:
     given = system.kind in ("multilingual", "full", "experts")
     language = f'model.asr_model.language = "{options.langs[0]}"\n' if given else ""
-    source = weights["source"] if _is_name(weights["source"]) else "(own weights)"
+    source = weights["source"]
+    if "/" in source or source.endswith(".pt"):
+        source = "(own weights)"  # a path would name a machine's folder
     notes, known, datasets = corpus_terms(options.corpus.split())
     return model_card(
         "asr",
@@ -87,8 +89,3 @@ def _card(
         use=_USE.format(zip=output.name, language=language),
         tag="whisper",
     )
-
-
-def _is_name(source: str) -> bool:
-    """Whether this names a Whisper; a path would name a machine's folder."""
-    return "/" not in source and not source.endswith(".pt")

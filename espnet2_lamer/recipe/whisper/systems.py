@@ -27,13 +27,8 @@ _ROUTES = {
 class System:
     """One row of the comparison.
 
-    Attributes:
-        name: Of its directory and in tables.
-        kind: One of ``options.SYSTEMS``.
-        config: ESPnet config of its training; None where nothing is trained here.
-        routes: How it is decoded.
-        shared_layers: L1 of a MoLE; None: that of the config.
-        rank: Of a student; None: that of the config.
+    ``kind`` is one of ``options.SYSTEMS``; there is no ``config`` where nothing is
+    trained. L1 of a MoLE and a student's rank are the config's where they are ``None``.
     """
 
     name: str

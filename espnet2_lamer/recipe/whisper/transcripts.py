@@ -127,15 +127,12 @@ def _decode_set(
     seconds = time.perf_counter() - started
     spoken = sum(count for _, _, count in samples) / SAMPLE_RATE
     with atomic_dir(target) as directory:
-        write_table(
-            directory / "text", {u: " ".join(t.split()) for u, t in texts.items()}
-        )
+        lines = {utt: " ".join(text.split()) for utt, text in texts.items()}
+        write_table(directory / "text", lines)
         if found:
             write_table(directory / "lang", found)
-        write_json(
-            directory / "time.json",
-            {"seconds": round(seconds, 2), "speech": round(spoken, 2)},
-        )
+        times = {"seconds": round(seconds, 2), "speech": round(spoken, 2)}
+        write_json(directory / "time.json", times)
         write_json(directory / "inputs.json", inputs)
     logging.info(
         "%s: %d utterances, %.0f s of speech in %.1f s",
