@@ -120,7 +120,9 @@ class StoredFeaturesFrontend(AbsFrontend):
         fs: Accepted because ESPnet's recipes pass it; the features have no rate.
     """
 
-    def __init__(self, dim: int, num_states: int = 1, fs: int | str = SAMPLE_RATE) -> None:
+    def __init__(
+        self, dim: int, num_states: int = 1, fs: int | str = SAMPLE_RATE
+    ) -> None:
         super().__init__()
         self.layer_sum = LayerSum(num_states, dim)
 

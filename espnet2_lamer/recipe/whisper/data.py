@@ -62,18 +62,9 @@ def select(options: WhisperOptions) -> None:
                 write_table(target / "romanisation", spoken)
             counts = {k: record[k] for k in ("utterances", "seconds")}
             report["sets"][target.name] = counts
-            logging.info(
-                "%s: %d utterances, %.1f min",
-                target.name,
-                counts["utterances"],
-                counts["seconds"] / 60,
-            )
-    write_json(sets_file(options), report)
-
-
-def sets_file(options: WhisperOptions) -> Path:
-    """Return the file that counts the sets."""
-    return options.raw / "whisper_sets.json"
+            number, minutes = counts["utterances"], counts["seconds"] / 60
+            logging.info("%s: %d utterances, %.1f min", target.name, number, minutes)
+    write_json(options.raw / "whisper_sets.json", report)
 
 
 def target_text(text: str) -> str:
