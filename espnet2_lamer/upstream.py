@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from espnet2_lamer.asr.upstream import Upstream
+from espnet2_lamer.asr.upstream import S3prlUpstream, Upstream
 from espnet2_lamer.convert import load_hubert
 from espnet2_lamer.convert.espnet_experiment import (
     CONFIG,
@@ -48,16 +48,14 @@ def load_model(
         trust_s3prl_files: Let S3PRL read FILE, which runs code that it may hold.
 
     Returns:
-        An :class:`Upstream`, or for ``s3prl:`` an
-        :class:`espnet2_lamer.asr.s3prl_upstream.S3prlUpstream` with the same interface.
+        An :class:`Upstream`, or for ``s3prl:`` an :class:`S3prlUpstream` with the same
+        interface.
 
     Raises:
         RecipeError: Not found, damaged, or not the base it was trained on.
     """
     protect()
     if str(source).startswith(S3PRL_PREFIX):
-        from espnet2_lamer.asr.s3prl_upstream import S3prlUpstream
-
         with trusting_s3prl_files(trust_s3prl_files):
             return S3prlUpstream(str(source))
     path = Path(source)

@@ -1,4 +1,4 @@
-"""A HuBERT, with or without LoRA experts, as a frozen extractor of L + 1 states."""
+"""A HuBERT, with or without experts, or any S3PRL upstream as a frozen extractor."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,7 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from espnet2_lamer.constants import STRIDE
 from espnet2_lamer.convert.architecture import build_hubert
+from espnet2_lamer.convert.s3prl import load_s3prl
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.trust import split_s3prl
 from espnet2_lamer.layers import LamerConfig, add_lamer
 
 
@@ -19,8 +23,7 @@ def hidden_states(
     Args:
         wav2vec2: In eval mode.
         wavs: Waveforms ``[B, n]``, 16 kHz, not normalised.
-        lengths: Valid samples ``[B]``; ``None`` means all. Group-norm models see the
-            padding.
+        lengths: Valid samples ``[B]``; ``None`` means all.
         final_norm: Whether the last state of a pre-norm model gets its LayerNorm.
 
     Returns:
@@ -48,11 +51,6 @@ def one_by_one(
 ) -> tuple[list[Tensor], Tensor]:
     """Compute every state of each utterance alone, so that no frame sees padding.
 
-    Args:
-        extract: Gives the L + 1 states of waveforms without padding.
-        wavs: Waveforms ``[B, n]``.
-        samples: Valid samples of each.
-
     Returns:
         L + 1 tensors ``[B, T, D]``, zero where padded, and the valid frames ``[B]``.
     """
@@ -68,15 +66,31 @@ def one_by_one(
     return states, torch.tensor(frames, device=wavs.device)
 
 
-class Upstream(nn.Module):
-    """HuBERT with or without LoRA experts, waveform in, every layer's state out.
+class FrozenUpstream(nn.Module):
+    """Waveform in, every layer's state out: always in eval mode, without gradients.
+
+    Attributes:
+        num_layers: Blocks L; there are L + 1 states.
+        dim: Width of a state.
+        hop: Samples per frame.
+    """
+
+    num_layers: int
+    dim: int
+    hop: int = STRIDE
+
+    def train(self, mode: bool = True) -> "FrozenUpstream":
+        """Stay in eval mode: a frozen upstream must not drop anything."""
+        return super().train(False)
+
+
+class Upstream(FrozenUpstream):
+    """HuBERT with or without LoRA experts.
 
     States: 0 is the transformer's input after the positional convolution, k the output
     of block k (Hugging Face ``hidden_states[k]``, S3PRL index k). With ``final_norm``
     the last state of a pre-norm model is taken after the final LayerNorm, as S3PRL
     does.
-
-    Always in eval mode, whatever ``train()`` says, and without gradients.
 
     Args:
         wav2vec2: The backbone, with ``architecture`` as attribute.
@@ -94,28 +108,18 @@ class Upstream(nn.Module):
         self.wav2vec2 = wav2vec2.eval().requires_grad_(False)
         self.lamer = lamer
         self.final_norm = final_norm
-        self.num_layers: int = wav2vec2.architecture["encoder_num_layers"]
-        self.dim: int = wav2vec2.architecture["encoder_embed_dim"]
+        self.num_layers = wav2vec2.architecture["encoder_num_layers"]
+        self.dim = wav2vec2.architecture["encoder_embed_dim"]
         self.eval()
-
-    def train(self, mode: bool = True) -> "Upstream":
-        """Stay in eval mode: a frozen upstream must not drop anything."""
-        return super().train(False)
 
     @torch.no_grad()
     def extract_features(
         self, wavs: Tensor, lengths: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor | None]:
-        """Compute all states.
+        """Compute all states, as :func:`hidden_states`.
 
-        Args:
-            wavs: Waveforms ``[B, n]``, 16 kHz, not normalised.
-            lengths: Valid samples ``[B]``; ``None`` means all.
-
-        Returns:
-            L + 1 tensors ``[B, T, D]`` and the valid frames ``[B]`` (``None`` without
-            ``lengths``). Group-norm models run one utterance at a time, since their
-            statistics would see the padding.
+        Group-norm models run one utterance at a time, since their statistics would see
+        the padding.
         """
         mixed = lengths is not None and bool((lengths != wavs.shape[1]).any())
         if self.wav2vec2.extractor_mode == "group_norm" and mixed:
@@ -137,3 +141,51 @@ class Upstream(nn.Module):
         if architecture["lamer"] is not None:
             add_lamer(wav2vec2, LamerConfig(**architecture["lamer"]))
         return cls(wav2vec2, architecture["lamer"], architecture["final_norm"])
+
+
+class S3prlUpstream(FrozenUpstream):
+    """An S3PRL upstream.
+
+    Frames and states are those of ``s3prl.nn.S3PRLUpstream``, whose index k is ours.
+    Utterances run one at a time: many upstreams let padding reach an utterance's
+    frames.
+
+    Args:
+        source: As :func:`~espnet2_lamer.convert.s3prl.load_s3prl`.
+
+    Raises:
+        RecipeError: As there, or its states differ in width or frame rate.
+    """
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        split_s3prl(source)  # before S3PRL takes seconds to import
+        model = load_s3prl(source)
+        widths, rates = set(model.hidden_sizes), set(model.downsample_rates)
+        if len(widths) > 1 or len(rates) > 1:
+            raise RecipeError(
+                f"upstream {source!r}: its states have widths {sorted(widths)} and "
+                f"frame shifts {sorted(rates)}; expected one of each"
+            )
+        self.source = source
+        self.model = model.float().eval().requires_grad_(False)
+        self.num_layers = model.num_layers - 1
+        self.dim = model.hidden_sizes[0]
+        self.hop = model.downsample_rates[0]
+
+    @torch.no_grad()
+    def extract_features(
+        self, wavs: Tensor, lengths: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Compute all states as :class:`Upstream`, ``ceil(samples / hop)`` frames."""
+        counts = [wavs.shape[1]] * len(wavs) if lengths is None else lengths.tolist()
+        return one_by_one(self._states, wavs, counts)
+
+    def _states(self, wavs: Tensor, lengths: None) -> tuple[list[Tensor], Tensor]:
+        # S3PRL wants the lengths in any case.
+        counts = torch.full((len(wavs),), wavs.shape[1], device=wavs.device)
+        return self.model(wavs, counts)
+
+    def architecture(self) -> dict[str, Any]:
+        """Return what names the model: S3PRL builds it again from this."""
+        return {"s3prl": self.source}

@@ -15,11 +15,7 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from espnet2_lamer.asr.frontend.states import (
-    hop_of,
-    selected_states,
-    upstream_states,
-)
+from espnet2_lamer.asr.frontend.states import selected_states, upstream_states
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path, write_json, write_text
 from espnet2_lamer.fileio.datadir import read_table
@@ -142,10 +138,10 @@ def plan_store(
     return StorePlan(
         directory=Path(root) / key[:16],
         samples=samples,
-        frames=_frames(samples, hop_of(upstream)),
+        frames=_frames(samples, upstream.hop),
         dim=upstream.dim,
         num_states=len(selected_states(upstream.num_layers, layer)),
-        hop=hop_of(upstream),
+        hop=upstream.hop,
         dtype=dtype,
     )
 

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from espnet2_lamer.asr.frontend.states import MIN_SAMPLES, selected_states
+from espnet2_lamer.asr.frontend.states import selected_states
+from espnet2_lamer.constants import RECEPTIVE_FIELD
 from espnet2_lamer.data.audio import SAMPLE_RATE, read_16k
 from espnet2_lamer.data.audio_decoding import Unusable, decode, open_audio
 from espnet2_lamer.errors import RecipeError
@@ -153,10 +154,10 @@ def _states(model: nn.Module, utt: str, path: str, device: str) -> list[torch.Te
         wave = read_waveform(path)
     except Unusable as error:
         raise RecipeError(f"{path}: utterance {utt!r}: {error}") from error
-    if len(wave) < MIN_SAMPLES:
+    if len(wave) < RECEPTIVE_FIELD:
         raise RecipeError(
             f"{path}: utterance {utt!r} has {len(wave)} samples at 16 kHz, expected at "
-            f"least {MIN_SAMPLES}; leave it out"
+            f"least {RECEPTIVE_FIELD}; leave it out"
         )
     waves = torch.from_numpy(wave)[None].to(device)
     # Lengths as S3PRL's upstreams want them; nothing is padded.

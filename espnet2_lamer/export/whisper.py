@@ -8,7 +8,6 @@ import yaml
 from espnet2_lamer.fileio.atomic import write_text
 from espnet2_lamer.fileio.checksum import checked_file
 from espnet2_lamer.fileio.foreign import read_yaml
-from espnet2_lamer.whisper.expert_files import save_expert
 from espnet2_lamer.whisper.lora import remove_lora
 from espnet2_lamer.whisper.text import token_list
 
@@ -34,9 +33,9 @@ def write_full_whisper(
     """
     import torch
 
-    from espnet2_lamer.tasks.whisper import load_model
+    from espnet2_lamer.tasks.asr import load_whisper_model
 
-    model = load_model(config, checkpoint)
+    model = load_whisper_model(config, checkpoint)
     settings = read_yaml(config)
     lora = dict(settings["encoder_conf"].get("lora") or {"method": "frozen"})
     lora.pop("train_language", None)
@@ -69,22 +68,3 @@ def write_full_whisper(
         # Through a handle: given a path, torch writes its name into the file.
         torch.save(model.state_dict(), handle)
     return paths
-
-
-def export_expert(
-    config: str | Path, checkpoint: str | Path, language: str, output: str | Path
-) -> None:
-    """Write the expert that an experiment trained.
-
-    Args:
-        config: ``config.yaml`` of the experiment.
-        checkpoint: One of its epoch files.
-        language: The expert's.
-        output: The safetensors file.
-
-    Raises:
-        RecipeError: As :func:`save_expert`, or the experiment does not load.
-    """
-    from espnet2_lamer.tasks.whisper import load_model
-
-    save_expert(load_model(config, checkpoint), language, output)

@@ -45,16 +45,17 @@ def clear_errors(source: object) -> Iterator[None]:
         ) from error
 
 
-def check_weights(path: str | Path) -> Any:
+def check_weights(path: str | Path, device: str = "meta") -> Any:
     """Refuse a torch file that is damaged or holds more than tensors and plain values.
 
     For files that others' code is to read: ours is clearer about what is wrong.
 
     Args:
         path: Anything.
+        device: Where to; ``meta`` leaves the tensors' values out.
 
     Returns:
-        Its content, tensors without their values.
+        Its content.
 
     Raises:
         RecipeError: It differs from the checksum beside it, is damaged otherwise, or
@@ -64,7 +65,7 @@ def check_weights(path: str | Path) -> Any:
 
     check_file(path)
     try:
-        return torch.load(path, map_location="meta", weights_only=True)
+        return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # the unpickler raises many kinds
         raise RecipeError(
             f"{path}: not loadable as plain weights ({short_reason(error)})"

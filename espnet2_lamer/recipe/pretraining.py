@@ -21,7 +21,7 @@ from espnet2_lamer.recipe.settle import (
     read_ssl_config,
 )
 from espnet2_lamer.tasks.pretrained import load_pretraining_model
-from espnet2_lamer.train.console import STOP_SIGNALS, espnet_log
+from espnet2_lamer.train.console import run_espnet
 from espnet2_lamer.units.labels import check_labels, write_token_list
 
 
@@ -134,20 +134,11 @@ def _run_task(command: list[str], output_dir: Path, log: str) -> None:
     """Run ``LamerHubertTask``; its messages go into a file of the experiment."""
     from espnet2_lamer.tasks.hubert import LamerHubertTask
 
-    with espnet_log(output_dir / log, output_dir.name):
-        try:
-            LamerHubertTask.main(cmd=command)
-        except SystemExit as error:
-            if error.code in [128 + number for number in STOP_SIGNALS]:
-                # Asked to stop from outside; the trainer has written a checkpoint.
-                raise
-            raise RecipeError(
-                f"{output_dir}: ESPnet refused its options; see {output_dir / log}"
-            ) from error
+    run_espnet(LamerHubertTask, command, output_dir / log)
 
 
 def continue_pretraining(options: Options) -> None:
-    """Stage 7: the head-only control, and Lamer on the same data and updates.
+    """Train the head-only control, and Lamer on the same data and updates.
 
     The control comes first: the other's validations show its masked accuracy.
     """
@@ -176,7 +167,7 @@ def continue_pretraining(options: Options) -> None:
 
 
 def check_one_batch(options: Options) -> None:
-    """Stage 7 with ``--sanity true``: can the model learn one batch?
+    """Can the model learn one batch?
 
     Raises:
         RecipeError: It could not.

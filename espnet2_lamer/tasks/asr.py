@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import logging
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,10 +18,10 @@ from espnet2.tasks.asr import (
     model_choices,
 )
 
-from espnet2_lamer.asr.frontend.stored_features import StoredFeaturesFrontend
+from espnet2_lamer.asr.frontend.states import StoredFeaturesFrontend
 from espnet2_lamer.compat import prepare_espnet
 from espnet2_lamer.errors import RecipeError, short_reason
-from espnet2_lamer.fileio.foreign import check_weights
+from espnet2_lamer.fileio.foreign import check_weights, clear_errors
 from espnet2_lamer.fileio.trust import (
     OPTION,
     S3PRL_PREFIX,
@@ -28,7 +29,12 @@ from espnet2_lamer.fileio.trust import (
     split_s3prl,
     trusting_s3prl_files,
 )
-from espnet2_lamer.precision import AUTO, settle_amp_dtype, settled_amp_dtype
+from espnet2_lamer.precision import (
+    AUTO,
+    native_bf16,
+    settle_amp_dtype,
+    settled_amp_dtype,
+)
 from espnet2_lamer.tasks.option_check import check_init_param
 from espnet2_lamer.tasks.upstream_frontend import LamerUpstreamFrontend
 from espnet2_lamer.train.checkpoint import LATEST
@@ -53,11 +59,8 @@ def register_asr() -> None:
 def check_s3prl_frontend(conf: Any) -> None:
     """Refuse files that ESPnet's own ``frontend: s3prl``, also fused, would read.
 
-    Args:
-        conf: ``frontend_conf``.
-
     Raises:
-        RecipeError: A file is named, and the user did not say that it is trusted.
+        RecipeError: ``frontend_conf`` names one that the user did not trust.
     """
     if isinstance(conf, Mapping):
         # S3PRL takes a file from either of them.
@@ -185,3 +188,34 @@ def _with_autocast(forward):
         return encoded.float(), *rest
 
     return wrapped
+
+
+def load_whisper_model(
+    config: str | Path, checkpoint: str | Path | None = None, device: str = "cpu"
+) -> WhisperLoraModel:
+    """Rebuild the model of a Whisper experiment.
+
+    Args:
+        config: ``config.yaml`` of an experiment, or of a packed model.
+        checkpoint: One of its epoch files; ``None`` leaves it as it starts.
+        device: Where to; in float32 where it only emulates the bf16 of the training.
+
+    Returns:
+        The model, in eval mode.
+
+    Raises:
+        RecipeError: The config is of another model, or does not fit the checkpoint.
+    """
+    register_asr()
+    if checkpoint is not None:
+        check_weights(checkpoint)
+    with clear_errors(config):
+        model, _ = LamerASRTask.build_model_from_file(config, checkpoint, device)
+    if not isinstance(model, WhisperLoraModel):
+        raise RecipeError(f"{config}: model: expected whisper_lora")
+    if model.amp_dtype is not None:
+        native, reason = native_bf16(device)
+        if not native:
+            logging.info("%s: used in float32, not bf16: %s", config, reason)
+            model.amp_dtype = None
+    return model.eval()

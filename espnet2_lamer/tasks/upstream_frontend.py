@@ -12,6 +12,7 @@ from espnet2_lamer.asr.frontend.states import (
     selected_states,
     upstream_states,
 )
+from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.errors import RecipeError
 
 
@@ -41,26 +42,30 @@ class LamerUpstreamFrontend(AbsFrontend):
         upstream: str | Path | None = None,
         upstream_conf: dict[str, Any] | None = None,
         layer: int | str = "all",
-        fs: int | str = 16000,
+        fs: int | str = SAMPLE_RATE,
     ) -> None:
         super().__init__()
-        if str(fs) not in ("16000", "16k"):
+        if str(fs) not in (str(SAMPLE_RATE), "16k"):
             raise RecipeError(
-                f"frontend_conf.fs: found {fs}, expected 16000; resample the audio"
+                f"frontend_conf.fs: found {fs}, expected {SAMPLE_RATE}; resample the "
+                "audio"
             )
         if (upstream is None) == (upstream_conf is None):
             raise RecipeError(
                 "frontend_conf: give exactly one of upstream (a path) and "
                 "upstream_conf (an architecture whose weights are in the checkpoint)"
             )
+        from espnet2_lamer.upstream import build_upstream, load_model
+
+        self.from_file = upstream is not None
         # A head has the same first weights whether its features are stored or not.
         with torch.random.fork_rng(devices=[]):
-            self.upstream = _build(upstream, upstream_conf)
-        if upstream is None:
-            self.register_load_state_dict_pre_hook(_require_upstream_weights)
-        else:
-            self.register_state_dict_post_hook(_drop_upstream)
-            self.register_load_state_dict_pre_hook(_fill_upstream)
+            if self.from_file:
+                self.upstream = load_model(upstream)
+            else:
+                self.upstream = build_upstream(upstream_conf)
+        self.register_state_dict_post_hook(_drop_upstream)
+        self.register_load_state_dict_pre_hook(_fill_upstream)
         self.upstream.requires_grad_(False)
         self.upstream.eval()
         self.layer = layer
@@ -89,48 +94,27 @@ class LamerUpstreamFrontend(AbsFrontend):
         return self.layer_sum(states), lengths
 
 
-def _build(
-    upstream: str | Path | None, upstream_conf: dict[str, Any] | None
-) -> torch.nn.Module:
-    if upstream is not None:
-        from espnet2_lamer.upstream import load_model
-
-        return load_model(upstream)
-    from espnet2_lamer.upstream import build_upstream
-
-    return build_upstream(upstream_conf)
-
-
 def _drop_upstream(
     module: LamerUpstreamFrontend, state: dict[str, Tensor], prefix: str, *_: Any
 ) -> None:
     """Keep what lies in a file already, up to a gigabyte, out of every checkpoint."""
-    for key in module.upstream.state_dict():
-        state.pop(f"{prefix}upstream.{key}", None)
+    if module.from_file:
+        for key in module.upstream.state_dict():
+            state.pop(f"{prefix}upstream.{key}", None)
 
 
 def _fill_upstream(
     module: LamerUpstreamFrontend, state: dict[str, Tensor], prefix: str, *_: Any
 ) -> None:
-    for key, value in module.upstream.state_dict().items():
-        state.setdefault(f"{prefix}upstream.{key}", value)
-
-
-def _require_upstream_weights(
-    module: LamerUpstreamFrontend,
-    state_dict: dict[str, Tensor],
-    prefix: str,
-    *_: Any,
-) -> None:
-    # ESPnet loads with strict=False, which would leave a random upstream in place.
-    missing = [
-        key
-        for key in module.upstream.state_dict()
-        if f"{prefix}upstream.{key}" not in state_dict
-    ]
-    if missing:
+    weights = module.upstream.state_dict().items()
+    missing = {f"{prefix}upstream.{key}": value for key, value in weights}
+    for key in state:
+        missing.pop(key, None)
+    if module.from_file:
+        state.update(missing)
+    elif missing:
+        # ESPnet loads with strict=False, which would leave a random upstream in place.
         raise RecipeError(
             f"checkpoint: {len(missing)} weights of the upstream are missing, first "
-            f"{prefix}upstream.{missing[0]}; the checkpoint belongs to another "
-            "upstream_conf"
+            f"{next(iter(missing))}; the checkpoint belongs to another upstream_conf"
         )

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import (
     AbstractContextManager,
     ExitStack,
@@ -18,9 +18,11 @@ from contextlib import (
     suppress,
 )
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
+from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.system import naming
 
 # Where processes that a training spawns find the file.
@@ -191,3 +193,27 @@ def _handling(act: Callable[[int], None]) -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def run_espnet(task: Any, command: Sequence[str], log: Path) -> None:
+    """Run one of ESPnet's tasks in this process.
+
+    Args:
+        task: Class with ESPnet's ``main``.
+        command: Its options.
+        log: File for its messages; the folder's name is that of the progress bar.
+
+    Raises:
+        RecipeError: ESPnet refused its options.
+        SystemExit: It was asked to stop from outside, and has written a checkpoint.
+    """
+    with espnet_log(log, log.parent.name):
+        try:
+            task.main(cmd=command)
+        except SystemExit as error:
+            if error.code in [128 + number for number in STOP_SIGNALS]:
+                raise
+            raise RecipeError(
+                f"{log.parent}: ESPnet refused its options; read the message above "
+                f"and {log}"
+            ) from error

@@ -1,6 +1,6 @@
 """Whisper's residual blocks with padding masks, routed LoRAs and cached keys."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,10 @@ class BlockCache:
     past: tuple[Tensor, Tensor] | None = None
     memory: tuple[Tensor, Tensor] | None = None
 
-
-@dataclass
-class Cache:
-    """What a decoder keeps between tokens of one batch."""
-
-    blocks: list[BlockCache] = field(default_factory=list)
-    length: int = 0
+    @property
+    def length(self) -> int:
+        """Number of past tokens."""
+        return 0 if self.past is None else self.past[0].shape[1]
 
 
 def real_positions(lengths: Tensor, size: int) -> Tensor:
@@ -61,33 +58,22 @@ def decoder_block(
     use: Use,
     cache: BlockCache | None = None,
 ) -> Tensor:
-    """Apply a block of the decoder.
+    """Apply a block of the decoder to new tokens ``x [B, U, D]``.
 
-    Args:
-        block: openai-whisper's ``ResidualAttentionBlock``.
-        x: New tokens ``[B, U, D]``; with a filled cache one token.
-        memory: The encoder's output ``[B, T, D]``.
-        memory_mask: As :func:`key_mask`.
-        use: The LoRAs.
-        cache: Filled and used, when given.
+    With a filled cache it is one token. ``memory [B, T, D]`` is the encoder's output,
+    ``memory_mask`` its :func:`key_mask`.
     """
+    cache = BlockCache() if cache is None else cache
     h = block.attn_ln(x)
     keys = _keys_values(block.attn, h, use)
-    if cache is not None:
-        if cache.past is not None:
-            keys = tuple(
-                torch.cat(pair, 1) for pair in zip(cache.past, keys, strict=True)
-            )
-        cache.past = keys
+    if cache.past is not None:
+        keys = tuple(torch.cat(pair, 1) for pair in zip(cache.past, keys, strict=True))
+    cache.past = keys
     x = x + _attend(block.attn, h, *keys, use, causal=x.shape[1] > 1)
-    if cache is None or cache.memory is None:
-        keys = _keys_values(block.cross_attn, memory, use)
-        if cache is not None:
-            cache.memory = keys
-    else:
-        keys = cache.memory
+    if cache.memory is None:
+        cache.memory = _keys_values(block.cross_attn, memory, use)
     h = block.cross_attn_ln(x)
-    x = x + _attend(block.cross_attn, h, *keys, use, mask=memory_mask)
+    x = x + _attend(block.cross_attn, h, *cache.memory, use, mask=memory_mask)
     return x + _mlp(block, x, use)
 
 
@@ -98,10 +84,7 @@ def _mlp(block: nn.Module, x: Tensor, use: Use) -> Tensor:
 
 
 def _keys_values(attention: nn.Module, x: Tensor, use: Use) -> tuple[Tensor, Tensor]:
-    return (
-        apply_linear(attention.key, x, use),
-        apply_linear(attention.value, x, use),
-    )
+    return apply_linear(attention.key, x, use), apply_linear(attention.value, x, use)
 
 
 def _attend(

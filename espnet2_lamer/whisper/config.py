@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from espnet2_lamer.errors import RecipeError
+
 METHODS = ("frozen", "full", "multilingual", "experts", "mole", "student")
-# Names of Whisper's Linears by set; attention ones occur once per attention.
+# Names of Whisper's Linears in their parents; 0 and 2 are those of an MLP.
 TARGETS = {
     "q,v": ("query", "value"),
     "q,k,v,o": ("query", "key", "value", "out"),
-    "all": ("query", "key", "value", "out", "mlp"),
+    "all": ("query", "key", "value", "out", "0", "2"),
 }
 COMBINATIONS = ("merged", "summed")
 COMBINATION_WEIGHTS = ("softmax", "free")
@@ -59,7 +61,7 @@ class WhisperLoraConfig:
             the merged combination of young experts is one of them and not noise.
 
     Raises:
-        ValueError: An option has an unknown or impossible value.
+        RecipeError: An option has an unknown or impossible value.
     """
 
     method: str = "experts"
@@ -82,7 +84,7 @@ class WhisperLoraConfig:
 
     def __post_init__(self) -> None:
         """Check every field, so that a typo fails before training."""
-        self.languages = tuple(self.languages)
+        self.languages = languages = tuple(self.languages)
         self.language_tokens = dict(self.language_tokens)
         for key, allowed in (
             ("method", METHODS),
@@ -90,55 +92,48 @@ class WhisperLoraConfig:
             ("combination", COMBINATIONS),
             ("combination_weights", COMBINATION_WEIGHTS),
         ):
-            if getattr(self, key) not in allowed:
-                raise ValueError(
-                    f"lora.{key}: found {getattr(self, key)!r}, expected one of "
-                    f"{list(allowed)}"
-                )
+            self._check(key, getattr(self, key) in allowed, f"one of {list(allowed)}")
         for key in ("rank", "student_rank", "shared_layers", "identifier_hidden"):
-            if getattr(self, key) < 1:
-                raise ValueError(
-                    f"lora.{key}: found {getattr(self, key)}, expected 1 or more"
-                )
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"lora.dropout: found {self.dropout}, expected [0, 1)")
-        self._check_languages()
+            self._check(key, getattr(self, key) >= 1, "1 or more")
+        self._check("dropout", 0.0 <= self.dropout < 1.0, "[0, 1)")
+        self._check(
+            "languages",
+            len({*languages, MULTILINGUAL, STUDENT}) == len(languages) + 2
+            and all(name.isidentifier() for name in languages),
+            "different ISO 639-3 codes",
+        )
+        self._check(
+            "languages",
+            languages or self.method not in ("experts", "mole"),
+            f"the experts' languages for method {self.method}",
+            "none",
+        )
+        self._check(
+            "encoder",
+            self.encoder or self.method != "mole",
+            "true with method mole, whose shared layers are the encoder's",
+            "false",
+        )
+        self._check(
+            "train_language",
+            self.train_language is None
+            or (self.method == "experts" and self.train_language in languages),
+            f"null, or one of {list(languages)} with method experts",
+        )
+        unknown = sorted(set(self.language_tokens) - set(languages))
+        self._check(
+            "language_tokens",
+            not (languages and unknown),
+            f"some of lora.languages ({', '.join(languages)})",
+            ", ".join(unknown),
+        )
 
-    def _check_languages(self) -> None:
-        reserved = {MULTILINGUAL, STUDENT}
-        bad = [
-            name
-            for name in self.languages
-            if not name.isidentifier() or name in reserved
-        ]
-        if bad or len(set(self.languages)) != len(self.languages):
-            raise ValueError(
-                f"lora.languages: found {list(self.languages)}, expected different "
-                "ISO 639-3 codes"
-            )
-        if self.method in ("experts", "mole") and not self.languages:
-            raise ValueError(
-                f"lora.languages: found none, expected the experts' languages for "
-                f"method {self.method}"
-            )
-        if self.method == "mole" and not self.encoder:
-            raise ValueError(
-                "lora.encoder: found false, expected true with method mole, whose "
-                "shared layers are the encoder's"
-            )
-        if self.train_language is not None:
-            if self.method != "experts" or self.train_language not in self.languages:
-                raise ValueError(
-                    f"lora.train_language: found {self.train_language!r} with method "
-                    f"{self.method}, expected null, or one of {list(self.languages)} "
-                    "with method experts"
-                )
-        unknown = sorted(set(self.language_tokens) - set(self.languages))
-        if unknown and self.languages:
-            raise ValueError(
-                f"lora.language_tokens: found {', '.join(unknown)}, expected some of "
-                f"lora.languages ({', '.join(self.languages)})"
-            )
+    def _check(
+        self, key: str, right: object, expected: str, found: str | None = None
+    ) -> None:
+        if not right:
+            found = repr(getattr(self, key)) if found is None else found
+            raise RecipeError(f"lora.{key}: found {found}, expected {expected}")
 
     @property
     def loras(self) -> dict[str, int]:
@@ -170,11 +165,11 @@ class WhisperLoraConfig:
         """Whisper's code of a language, or ``new:CODE``.
 
         Raises:
-            ValueError: The language has no two-letter code that is known here.
+            RecipeError: The language has no two-letter code that is known here.
         """
         code = self.language_tokens.get(language) or DEFAULT_TOKENS.get(language)
         if code is None:
-            raise ValueError(
+            raise RecipeError(
                 f"lora.language_tokens: no entry for {language!r}; give Whisper's "
                 "code, e.g. {yue: zh}, or new:CODE"
             )

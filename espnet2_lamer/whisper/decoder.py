@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.whisper.blocks import BlockCache, Cache, decoder_block, key_mask
+from espnet2_lamer.whisper.blocks import BlockCache, decoder_block, key_mask
+from espnet2_lamer.whisper.encoder import Encoded
 from espnet2_lamer.whisper.half import WhisperHalf
 from espnet2_lamer.whisper.lora import Route, check_route
-from espnet2_lamer.whisper.prompts import Prompts
+from espnet2_lamer.whisper.text import Prompts
 
 
 @dataclass
@@ -35,9 +37,8 @@ class WhisperLoraDecoder(WhisperHalf, AbsDecoder, BatchScorerInterface):
     Args:
         vocab_size: Whisper's, special tokens included.
         encoder_output_size: Width D of the encoder.
-        whisper: As :class:`~espnet2_lamer.whisper.encoder.WhisperLoraEncoder`.
-        dims: As there.
-        lora: As there.
+        whisper: As :class:`~espnet2_lamer.whisper.encoder.WhisperLoraEncoder`, like
+            ``dims`` and ``lora``.
 
     Raises:
         RecipeError: The token list is not Whisper's.
@@ -65,15 +66,11 @@ class WhisperLoraDecoder(WhisperHalf, AbsDecoder, BatchScorerInterface):
                 f"expected {encoder_output_size}, the encoder's"
             )
         self.prompts = Prompts(self.config, vocab_size)
-        embedding = self.whisper.token_embedding.weight
-        self.new_tokens = nn.ParameterDict(
-            {
-                language: nn.Parameter(
-                    embedding[self.prompts.code_id(code)].detach().clone()
-                )
-                for language, code in self.prompts.new.items()
-            }
-        )
+        embedding = self.whisper.token_embedding.weight.detach()
+        self.new_tokens = nn.ParameterDict()
+        for language in self.prompts.new:
+            start = embedding[self.prompts.spoken[language]].clone()
+            self.new_tokens[language] = nn.Parameter(start)
         self.prompt: Tensor | None = None
         self.route: Route | None = None
 
@@ -84,24 +81,20 @@ class WhisperLoraDecoder(WhisperHalf, AbsDecoder, BatchScorerInterface):
 
     def decode(
         self,
-        memory: Tensor,
-        memory_lengths: Tensor | None,
+        encoded: Encoded,
         prompt: Tensor,
         tokens: Tensor,
-        route: Route | None,
         keep_states: bool = False,
-        cache: Cache | None = None,
+        cache: list[BlockCache] | None = None,
     ) -> Decoded:
         """Score the tokens that follow the prompt.
 
         Args:
-            memory: The encoder's output ``[B, T, D]``.
-            memory_lengths: Its real frames ``[B]``; ``None``: all.
+            encoded: What the encoder yields; its route is the decoder's, too.
             prompt: Ids ``[B, P]``, empty (``P = 0``) when a cache has them.
             tokens: Text so far ``[B, U]``.
-            route: LoRA by utterance; ``None`` is the plain Whisper.
             keep_states: Whether to return every block's output.
-            cache: Keys and values of what came before; filled here.
+            cache: Keys and values of what came before, empty at first; filled here.
 
         Returns:
             Logits of position ``u`` predict token ``u``, so there is one more than
@@ -110,28 +103,20 @@ class WhisperLoraDecoder(WhisperHalf, AbsDecoder, BatchScorerInterface):
         Raises:
             RecipeError: A LoRA of the route is not there, or the text is too long.
         """
-        if route is not None:
-            check_route(self.whisper, route)
-        offset = 0 if cache is None else cache.length
-        x = self._embed(prompt, tokens, offset)
-        mask = (
-            None
-            if memory_lengths is None
-            else key_mask(memory_lengths, memory.shape[1])
-        )
-        if cache is not None and not cache.blocks:
-            cache.blocks = [BlockCache() for _ in self.whisper.blocks]
+        memory, route, mask = encoded.output, encoded.route, None
+        check_route(self.whisper, route)
+        if encoded.lengths is not None:
+            mask = key_mask(encoded.lengths, memory.shape[1])
+        if cache is not None and not cache:
+            cache += [BlockCache() for _ in self.whisper.blocks]
+        x = self._embed(prompt, tokens, cache[0].length if cache else 0)
         skip = max(prompt.shape[1] - 1, 0)
-        decoded = Decoded(x)
-        for index, block in enumerate(self.whisper.blocks):
-            block_cache = None if cache is None else cache.blocks[index]
-            x = decoder_block(block, x, memory, mask, route, block_cache)
+        states = []
+        for block, kept in zip(self.whisper.blocks, cache or repeat(None)):  # noqa: B905
+            x = decoder_block(block, x, memory, mask, route, kept)
             if keep_states:
-                decoded.states.append(x[:, skip:])
-        if cache is not None:
-            cache.length = offset + x.shape[1]
-        decoded.logits = self.project(x[:, skip:])
-        return decoded
+                states.append(x[:, skip:])
+        return Decoded(self.project(x[:, skip:]), states)
 
     def project(self, x: Tensor) -> Tensor:
         """Map the last block's output ``[B, U, D]`` to logits ``[B, U, V]``."""
@@ -150,9 +135,9 @@ class WhisperLoraDecoder(WhisperHalf, AbsDecoder, BatchScorerInterface):
         x = self.whisper.token_embedding(ids.clamp(max=self.prompts.n_vocab - 1))
         if self.new_tokens:
             new = torch.stack(list(self.new_tokens.values()))
-            is_new = ids >= self.prompts.n_vocab
-            place = (ids - self.prompts.n_vocab).clamp(min=0)
-            x = torch.where(is_new[..., None], new[place.clamp(max=len(new) - 1)], x)
+            place = ids - self.prompts.n_vocab
+            vectors = new[place.clamp(0, len(new) - 1)]
+            x = torch.where((place >= 0)[..., None], vectors, x)
         return x + self.whisper.positional_embedding[offset:end]
 
     def forward(
@@ -160,17 +145,11 @@ class WhisperLoraDecoder(WhisperHalf, AbsDecoder, BatchScorerInterface):
     ) -> tuple[Tensor, Tensor]:
         """Score as ESPnet asks, with the prompts and the route of the last batch.
 
-        Args:
-            hs_pad: The encoder's output ``[B, T, D]``.
-            hlens: Its lengths ``[B]``.
-            ys_in_pad: ``<sos>`` and text ``[B, U + 1]``.
-            ys_in_lens: Their lengths ``[B]``.
-
-        Returns:
-            Logits ``[B, U + 1, V]`` and the lengths.
+        Maps the encoder's output ``[B, T, D]``, its lengths ``[B]``, ``<sos>`` and text
+        ``[B, U + 1]`` and their lengths to logits ``[B, U + 1, V]`` and those lengths.
         """
-        prompt = self._prompt(hs_pad)
-        decoded = self.decode(hs_pad, hlens, prompt, ys_in_pad[:, 1:], self.route)
+        encoded = Encoded(hs_pad, hlens, self.route)
+        decoded = self.decode(encoded, self._prompt(hs_pad), ys_in_pad[:, 1:])
         return decoded.logits, ys_in_lens
 
     def _prompt(self, memory: Tensor) -> Tensor:
@@ -188,14 +167,9 @@ class WhisperLoraDecoder(WhisperHalf, AbsDecoder, BatchScorerInterface):
     ) -> tuple[Tensor, list[None]]:
         """Score the next token of the hypotheses of one utterance.
 
-        Args:
-            ys: ``<sos>`` and text ``[H, U + 1]``.
-            states: Unused.
-            xs: The encoder's output, once per hypothesis ``[H, T, D]``.
-
-        Returns:
-            Log-probabilities ``[H, V]``; where no more text fits, only the end has
-            one.
+        Maps ``<sos>`` and text ``[H, U + 1]`` and the encoder's output, once per
+        hypothesis ``[H, T, D]``, to log-probabilities ``[H, V]``; where no more text
+        fits, only the end has one.
         """
         prompt = self._prompt(xs)
         text = ys[:, 1:]
@@ -203,6 +177,6 @@ class WhisperLoraDecoder(WhisperHalf, AbsDecoder, BatchScorerInterface):
             scores = xs.new_full((len(ys), self.prompts.n_vocab), -torch.inf)
             scores[:, self.prompts.tokenizer.eot] = 0.0
             return scores, [None] * len(ys)
-        logits = self.decode(xs, None, prompt, text, self.route).logits[:, -1]
+        logits = self.decode(Encoded(xs, None, self.route), prompt, text).logits[:, -1]
         logits = self.prompts.suppress(logits, first=not text.shape[1])
         return logits.log_softmax(-1), [None] * len(ys)

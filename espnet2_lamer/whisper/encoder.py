@@ -1,31 +1,135 @@
-"""ESPnet encoder ``whisper_lora``: Whisper's encoder with routed LoRAs."""
+"""ESPnet encoder ``whisper_lora``: Whisper's encoder with routed LoRAs, and MoLE."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from espnet2.asr.encoder.abs_encoder import AbsEncoder
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from whisper.audio import HOP_LENGTH, N_FFT, N_SAMPLES, mel_filters
 
+from espnet2_lamer.constants import SAMPLE_RATE
+from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.whisper.blocks import encoder_block, key_mask, real_positions
-from espnet2_lamer.whisper.features import log_mel
+from espnet2_lamer.whisper.config import WhisperLoraConfig
 from espnet2_lamer.whisper.half import WhisperHalf
-from espnet2_lamer.whisper.lora import Route, check_route
-from espnet2_lamer.whisper.mole import ExpertCombination, LanguageIdentifier
+from espnet2_lamer.whisper.lora import Mixture, Route, check_route
+
+DYNAMIC_RANGE = 8.0  # decades below an utterance's maximum that are kept
+
+
+def log_mel(
+    speech: Tensor,
+    lengths: Tensor,
+    n_mels: int,
+    min_seconds: float = 0.0,
+    trailing_silence: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Compute what Whisper computes, from each utterance's own samples alone.
+
+    openai-whisper pads to 30 s with zeros. Its frames up to an utterance's end are
+    these; what stands in a batch beyond an utterance's end changes nothing.
+
+    Args:
+        speech: Waveforms ``[B, n]``, 16 kHz.
+        lengths: Valid samples ``[B]``.
+        n_mels: 80 or 128.
+        min_seconds: As :class:`WhisperLoraEncoder`.
+        trailing_silence: As there, as far as 30 s allow.
+
+    Returns:
+        Spectrogram ``[B, n_mels, F]``, zero in padding, and frames ``[B]``,
+        ``ceil(n / 160)``.
+
+    Raises:
+        RecipeError: An utterance is longer than Whisper's 30 s, or empty.
+    """
+    wrong = lengths[(lengths > N_SAMPLES) | (lengths < 1)]
+    if len(wrong):
+        raise RecipeError(
+            f"an utterance of {wrong[0] / SAMPLE_RATE:.2f} s: Whisper takes up to "
+            f"{N_SAMPLES // SAMPLE_RATE} s; cut it into segments"
+        )
+    speech = speech.masked_fill(~real_positions(lengths, speech.shape[1]), 0.0)
+    lengths = lengths + round(trailing_silence * SAMPLE_RATE)
+    lengths = lengths.clamp(round(min_seconds * SAMPLE_RATE), N_SAMPLES)
+    longest = int(lengths.max())
+    # Half a window of zeros at the end, as a padded utterance has: without it the
+    # last frames would mirror the longest utterance and only pad the others.
+    padded = F.pad(speech, (0, max(longest - speech.shape[1], 0) + N_FFT))
+    frames = (lengths + HOP_LENGTH - 1) // HOP_LENGTH
+    window = torch.hann_window(N_FFT, device=speech.device)
+    with torch.autocast(speech.device.type, enabled=False):
+        spectrum = torch.stft(
+            padded.float(), N_FFT, HOP_LENGTH, window=window, return_complex=True
+        )
+        power = spectrum[..., : int(frames.max())].abs() ** 2
+        mel = mel_filters(speech.device, n_mels) @ power
+    log = mel.clamp(min=1e-10).log10()
+    padding = ~real_positions(frames, log.shape[-1])[:, None]
+    top = log.masked_fill(padding, -torch.inf).amax((1, 2), keepdim=True)
+    log = (torch.maximum(log, top - DYNAMIC_RANGE) + 4.0) / 4.0
+    return log.masked_fill(padding, 0.0), frames
+
+
+class ExpertCombination(nn.Module):
+    """The weights with which each of the first L1 layers combines N experts.
+
+    Raises:
+        RecipeError: L1 is more than the encoder's ``num_layers``.
+    """
+
+    def __init__(self, config: WhisperLoraConfig, num_layers: int) -> None:
+        super().__init__()
+        if config.shared_layers > num_layers:
+            raise RecipeError(
+                f"lora.shared_layers: found {config.shared_layers}, expected at most "
+                f"{num_layers}, the encoder's layers"
+            )
+        self.languages = config.languages
+        self.merged = config.combination == "merged"
+        self.softmax = config.combination_weights == "softmax"
+        start = 0.0 if self.softmax else 1.0 / len(self.languages)
+        shape = (config.shared_layers, len(self.languages))
+        self.logits = nn.Parameter(torch.full(shape, start))
+
+    def weights(self) -> Tensor:
+        """Return the weights a ``[L1, N]``."""
+        return self.logits.softmax(-1) if self.softmax else self.logits
+
+    def mixtures(self) -> list[Mixture]:
+        """Return what each of the shared layers uses."""
+        return [Mixture(self.languages, row, self.merged) for row in self.weights()]
+
+
+class LanguageIdentifier(nn.Sequential):
+    """A two-layer MLP on the mean of an utterance's real frames."""
+
+    def __init__(self, dim: int, hidden: int, num_languages: int) -> None:
+        super().__init__(
+            nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, num_languages)
+        )
+
+    def forward(self, x: Tensor, real: Tensor) -> Tensor:
+        """Map ``x [B, T, D]``, ``real [B, T]`` to float32 logits ``[B, N]``."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(self[0].weight.dtype).masked_fill(~real[..., None], 0.0)
+            mean = x.sum(1) / real.sum(1, keepdim=True)
+            return super().forward(mean).float()
 
 
 @dataclass
 class Encoded:
-    """What the encoder yields.
+    """Output ``[B, T, D]``, its lengths ``[B]`` (``None``: all are real), and more.
 
-    ``output [B, T, D]`` and its ``lengths [B]``; ``states``, the output of every
-    block, when asked for; with MoLE the identifier's ``logits [B, N]``; ``route``,
-    the LoRAs that the layers above L1 used and that the decoder is to use.
+    ``route`` are the LoRAs that the layers above L1 used and that the decoder is to
+    use, ``logits [B, N]`` the identifier's, ``states`` every block's output, if asked.
     """
 
     output: Tensor
-    lengths: Tensor
+    lengths: Tensor | None
     route: Route | None
     logits: Tensor | None = None
     states: list[Tensor] = field(default_factory=list)
@@ -62,17 +166,13 @@ class WhisperLoraEncoder(WhisperHalf, AbsEncoder):
     ) -> None:
         super().__init__()
         self.build("encoder", whisper, dims, lora)
-        self.silence = {
-            "min_seconds": min_seconds,
-            "trailing_silence": trailing_silence,
-        }
+        self.silence = min_seconds, trailing_silence
         self.combination = self.identifier = None
-        if self.config.identifies:
-            self.combination = ExpertCombination(self.config, len(self.whisper.blocks))
+        config, dim = self.config, self.output_size()
+        if config.identifies:
+            self.combination = ExpertCombination(config, len(self.whisper.blocks))
             self.identifier = LanguageIdentifier(
-                self.output_size(),
-                self.config.identifier_hidden,
-                len(self.config.languages),
+                dim, config.identifier_hidden, len(config.languages)
             )
 
     def output_size(self) -> int:
@@ -106,8 +206,7 @@ class WhisperLoraEncoder(WhisperHalf, AbsEncoder):
             RecipeError: A LoRA of the route is not there, or an utterance is empty or
                 longer than 30 s.
         """
-        if route is not None:
-            check_route(self.whisper, route)
+        check_route(self.whisper, route)
         x, lengths = self._embed(speech, lengths)
         mask = key_mask(lengths, x.shape[1])
         real = real_positions(lengths, x.shape[1])
@@ -121,17 +220,15 @@ class WhisperLoraEncoder(WhisperHalf, AbsEncoder):
             if index == len(mixtures) - 1:
                 encoded.logits = self.identifier(x, real)
                 if route is None:
-                    encoded.route = self._identified(encoded.logits)
+                    likeliest = encoded.logits.argmax(-1).tolist()
+                    names = [self.config.languages[i] for i in likeliest]
+                    encoded.route = Route.of(names, x.device)
         encoded.output = self.whisper.ln_post(x).masked_fill(~real[..., None], 0.0)
         return encoded
 
-    def _identified(self, logits: Tensor) -> Route:
-        names = [self.config.languages[i] for i in logits.argmax(-1).tolist()]
-        return Route.of(names, logits.device)
-
     def _embed(self, speech: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Mel frames, convolutions, positions: ``[B, T, D]`` and lengths."""
-        mel, frames = log_mel(speech, lengths, self.dims["n_mels"], **self.silence)
+        mel, frames = log_mel(speech, lengths, self.dims["n_mels"], *self.silence)
         position = self.whisper.positional_embedding
         x = F.gelu(self.whisper.conv1(mel.to(position.dtype)))
         # Where a batch goes on, the second convolution is to see the zeros that it

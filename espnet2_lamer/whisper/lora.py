@@ -1,26 +1,24 @@
 """LoRA by name on Whisper's Linears: one per language, routed per utterance."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from whisper.model import AudioEncoder, TextDecoder
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers.lora import LoRAExperts
-from espnet2_lamer.whisper.config import TARGETS, WhisperLoraConfig
+from espnet2_lamer.whisper.config import STUDENT, TARGETS, WhisperLoraConfig
 
 
 @dataclass(frozen=True)
 class Route:
     """Which LoRA each utterance of a batch uses.
 
-    Args:
-        names: Different names.
-        index: Place in ``names`` by utterance ``[B]``; ``None`` where all share one.
+    ``index [B]`` is the place in ``names``, ``None`` where all share one.
     """
 
     names: tuple[str, ...]
@@ -38,12 +36,9 @@ class Route:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Weights with which a layer combines LoRAs.
+    """Weights ``a [N]`` with which a layer combines N LoRAs.
 
-    Args:
-        names: Names of the N LoRAs.
-        weights: ``[N]``.
-        merged: (sum a_i B_i)(sum a_i A_i) instead of sum a_i B_i A_i.
+    ``merged``: (sum a_i B_i)(sum a_i A_i) instead of sum a_i B_i A_i.
     """
 
     names: tuple[str, ...]
@@ -86,21 +81,12 @@ class ExpertLinear(nn.Module):
                 like=self.base.weight,
             )
 
-    def update(self, name: str) -> Tensor:
-        """Return alpha / r * B A ``[d_out, d_in]`` of one LoRA."""
-        expert = self.experts[name]
-        return expert.scale * (expert.lora_B @ expert.lora_A[0])
+    def adapter_parameters(self, name: str) -> dict[str, nn.Parameter]:
+        """Return one LoRA's parameters by their names inside it."""
+        return dict(self.experts[name].named_parameters())
 
     def forward(self, x: Tensor, use: Route | Mixture | None = None) -> Tensor:
-        """Apply the Linear and what ``use`` names.
-
-        Args:
-            x: Input ``[B, T, d_in]``.
-            use: ``None`` applies the Linear alone.
-
-        Returns:
-            Output ``[B, T, d_out]``.
-        """
+        """Map ``x [B, T, d_in]`` to ``[B, T, d_out]``; ``None``: the Linear alone."""
         y = self.base(x)
         if use is None:
             return y
@@ -128,11 +114,8 @@ class ExpertLinear(nn.Module):
             return F.linear(z, b.to(z.dtype))
         # A term per language: one product over all of them would add in an order of
         # its own, and a weight of one would no longer be that expert to the bit.
-        total: Tensor | None = None
-        for weight, expert in zip(weights, experts, strict=True):
-            term = weight * expert(x)
-            total = term if total is None else total + term
-        return total
+        terms = [w * expert(x) for w, expert in zip(weights, experts, strict=True)]
+        return reduce(torch.add, terms)
 
 
 def apply_linear(module: nn.Module, x: Tensor, use: Route | Mixture | None) -> Tensor:
@@ -143,27 +126,20 @@ def apply_linear(module: nn.Module, x: Tensor, use: Route | Mixture | None) -> T
 def add_loras(half: nn.Module, side: str, config: WhisperLoraConfig) -> None:
     """Wrap the targeted Linears of one half of Whisper, in place, and freeze it.
 
-    Args:
-        half: openai-whisper's ``AudioEncoder`` or ``TextDecoder``.
-        side: ``"encoder"`` or ``"decoder"``.
-        config: Which Linears, which LoRAs. With method ``"full"`` nothing is frozen.
+    With method ``"full"`` nothing is wrapped nor frozen.
     """
     if config.method == "full":
         return
     half.requires_grad_(False)
     if not getattr(config, side) or not config.loras:
         return
-    kinds = TARGETS[config.targets]
     for index, block in enumerate(half.blocks):
-        places = [(block.attn, "attn", kind) for kind in kinds if kind != "mlp"]
-        if block.cross_attn is not None:
-            places += [(block.cross_attn, "cross_attn", p[2]) for p in places]
-        if "mlp" in kinds:
-            places += [(block.mlp, "mlp", "0"), (block.mlp, "mlp", "2")]
-        for parent, part, child in places:
-            name = f"{side}.blocks.{index}.{part}.{child}"
-            linear = ExpertLinear(parent.get_submodule(child), name, config)
-            setattr(parent, child, linear)
+        for path, linear in [*block.named_modules()]:
+            parent, _, child = path.rpartition(".")
+            if child in TARGETS[config.targets]:
+                name = f"{side}.blocks.{index}.{path}"
+                wrapped = ExpertLinear(linear, name, config)
+                setattr(block.get_submodule(parent), child, wrapped)
     for name, rank in config.loras.items():
         add_lora(half, name, rank)
 
@@ -175,19 +151,11 @@ def expert_linears(module: nn.Module) -> dict[str, ExpertLinear]:
 
 def lora_names(module: nn.Module) -> tuple[str, ...]:
     """Return the names of the LoRAs inside ``module``, in the order of addition."""
-    for linear in expert_linears(module).values():
-        return tuple(linear.experts)
-    return ()
+    return next((tuple(x.experts) for x in expert_linears(module).values()), ())
 
 
 def add_lora(module: nn.Module, name: str, rank: int) -> None:
-    """Add a LoRA to every wrapped Linear; those that are there are not touched.
-
-    Raises:
-        RecipeError: There is one of that name.
-    """
-    if name in lora_names(module):
-        raise RecipeError(f"there is a LoRA {name!r} already; remove it first")
+    """Add a LoRA to every wrapped Linear; those that are there are not touched."""
     for linear in expert_linears(module).values():
         linear.add(name, rank)
 
@@ -205,14 +173,10 @@ def train_only(module: nn.Module, name: str | None) -> None:
             expert.requires_grad_(other == name)
 
 
-def check_route(module: nn.Module, route: Route) -> None:
-    """Check that every LoRA of a route is there.
-
-    Raises:
-        RecipeError: One is missing; the message names it and those that are there.
-    """
+def check_route(module: nn.Module, route: Route | None) -> None:
+    """Raise ``RecipeError`` where a LoRA of a route is missing, and name it."""
     present = lora_names(module)
-    missing = [name for name in route.names if name not in present]
+    missing = [name for name in route.names if name not in present] if route else []
     if present and missing:
         raise RecipeError(
             f"no expert for language {', '.join(missing)}, found experts for "
@@ -221,26 +185,51 @@ def check_route(module: nn.Module, route: Route) -> None:
         )
 
 
-def merged_state(
-    half: AudioEncoder | TextDecoder, name: str | None
-) -> dict[str, Tensor]:
-    """Return the half's own tensors with one LoRA added into the weights.
+def whisper_parameter_report(model: nn.Module) -> dict[str, int | float | dict]:
+    """Count parameters; a model on the meta device will do.
 
     Args:
-        half: With wrapped Linears.
-        name: The LoRA; ``None`` adds none.
+        model: With ``encoder`` and ``decoder`` of this package.
 
     Returns:
-        Clones under openai-whisper's names, relative to the half.
+        Integers: ``total``, ``whisper`` (the backbone), ``trainable``, ``lora`` (of all
+        names), ``mixture`` (combination weights), ``identifier``, ``prompt`` (new
+        prompt vectors), ``inference`` (what decoding needs: a student without its
+        teachers). ``lora_by_name`` holds each LoRA's count. ``trainable_percent`` is
+        of the backbone.
     """
-    linears = expert_linears(half)
-    state: dict[str, Tensor] = {}
-    for key, value in half.state_dict().items():
-        owner = key.partition(".experts.")[0]
-        if ".experts." in key and owner in linears:
-            continue
-        state[key.replace(".base.", ".")] = value.detach().clone()
-    for path, linear in linears.items():
-        if name is not None:
-            state[f"{path}.weight"] += linear.update(name).detach()
-    return state
+    by_name: dict[str, int] = {}
+    halves = (model.encoder, model.decoder)
+    for half in halves:
+        for linear in expert_linears(half).values():
+            for name in linear.experts:
+                count = _count(linear.adapter_parameters(name).values())
+                by_name[name] = by_name.get(name, 0) + count
+    sizes = {
+        "mixture": _size(model.encoder.combination),
+        "identifier": _size(model.encoder.identifier),
+        "prompt": _size(model.decoder.new_tokens),
+    }
+    parameters = [p for half in halves for p in half.parameters()]
+    total, lora = _count(parameters), sum(by_name.values())
+    whisper = total - lora - sum(sizes.values())
+    trainable = _count(p for p in parameters if p.requires_grad)
+    teachers = lora - by_name[STUDENT] if STUDENT in by_name else 0
+    return {
+        "total": total,
+        "whisper": whisper,
+        "trainable": trainable,
+        "lora": lora,
+        **sizes,
+        "inference": total - teachers,
+        "lora_by_name": by_name,
+        "trainable_percent": 100.0 * trainable / whisper,
+    }
+
+
+def _count(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def _size(module: nn.Module | None) -> int:
+    return 0 if module is None else _count(module.parameters())

@@ -18,9 +18,12 @@ from espnet2_lamer.whisper.decoder import WhisperLoraDecoder
 from espnet2_lamer.whisper.encoder import Encoded, WhisperLoraEncoder
 from espnet2_lamer.whisper.expert_files import experts_hash, load_expert
 from espnet2_lamer.whisper.lora import Route, train_only
-from espnet2_lamer.whisper.losses import StudentLoss, asr_loss, text_targets
-from espnet2_lamer.whisper.student import start_student
-from espnet2_lamer.whisper.teacher_cache import TeacherCache, TeacherOutputs
+from espnet2_lamer.whisper.student import (
+    States,
+    StudentLoss,
+    TeacherCache,
+    start_student,
+)
 
 IGNORE = -1
 
@@ -85,14 +88,14 @@ class WhisperLoraModel(ESPnetASRModel):
         **espnet: Any,
     ) -> None:
         _check_halves(encoder, decoder, ctc_weight)
-        for key, value in (
-            ("sym_sos", "<|startoftranscript|>"),
-            ("sym_eos", "<|endoftext|>"),
-            ("report_cer", False),
-            ("report_wer", False),
-        ):
-            espnet.setdefault(key, value)
-        super().__init__(encoder=encoder, decoder=decoder, ctc_weight=0.0, **espnet)
+        defaults = {
+            "sym_sos": "<|startoftranscript|>",
+            "sym_eos": "<|endoftext|>",
+            "report_cer": False,
+            "report_wer": False,
+        }
+        espnet = {"ctc_weight": 0.0, **defaults, **espnet}
+        super().__init__(encoder=encoder, decoder=decoder, **espnet)
         self.config = encoder.config
         self.language = language
         self.smoothing = lsm_weight
@@ -105,16 +108,13 @@ class WhisperLoraModel(ESPnetASRModel):
         self.amp_dtype: torch.dtype | None = None
         for name, path in (experts or {}).items():
             load_expert(self, name, path)
-        if experts and self.config.method == "student":
-            for half in (encoder, decoder):
-                start_student(half, self.config.languages)
         for half in (encoder, decoder):
+            if experts and self.config.method == "student":
+                start_student(half, self.config.languages)
             train_only(half, self.config.trained_lora)
+        together = self.config.method in ("multilingual", "full")
         for name, vector in decoder.new_tokens.items():
-            trains = name == self.config.train_language
-            vector.requires_grad_(
-                trains or self.config.method in ("multilingual", "full")
-            )
+            vector.requires_grad_(together or name == self.config.train_language)
 
     def forward(
         self,
@@ -143,18 +143,36 @@ class WhisperLoraModel(ESPnetASRModel):
             RecipeError: A language is missing or has no expert.
         """
         languages = self._names(lang)
-        tokens, targets = text_targets(
-            text[:, : int(text_lengths.max())], text_lengths, self.eos, IGNORE
-        )
+        places = torch.arange(int(text_lengths.max()) + 1, device=text.device)
+        end = text_lengths[:, None]
+        tokens = text[:, : len(places) - 1].masked_fill(places[:-1] >= end, self.eos)
+        targets = F.pad(tokens, (0, 1), value=self.eos)
+        targets = targets.masked_fill(places > end, IGNORE)
+        student = self.config.method == "student"
+        keep = student and self.student_loss.layerwise
         with self.autocast(speech.device):
-            if self.config.method == "student":
-                loss, stats = self._student(
+            routed = self.route(speech, speech_lengths, languages, keep)
+            encoded = routed.encoded
+            decoded = self.decoder.decode(encoded, routed.prompt, tokens, keep)
+            loss, stats = self._asr_loss(decoded.logits, targets)
+            if encoded.logits is not None:
+                more, identified = self._identifier_loss(encoded.logits, languages)
+                loss, stats = loss + self.identifier_weight * more, stats | identified
+            if student and self.student_loss.distillation != "none":
+                teacher = self._teacher(
                     speech, speech_lengths, tokens, targets, languages, utt_id
                 )
-            else:
-                loss, stats = self._supervised(
-                    speech, speech_lengths, tokens, targets, languages
+                loss, distilled = self.student_loss(
+                    loss,
+                    (encoded.states, decoded.states),
+                    teacher,
+                    (decoded.logits, self.decoder.project(teacher[1][-1])),
+                    (
+                        real_positions(encoded.lengths, encoded.output.shape[1]),
+                        targets != IGNORE,
+                    ),
                 )
+                stats |= distilled
         stats["loss"] = loss.detach()
         weight = (targets != IGNORE).sum()
         return force_gatherable((loss, stats, weight), loss.device)
@@ -164,42 +182,35 @@ class WhisperLoraModel(ESPnetASRModel):
         enabled = self.amp_dtype is not None
         return torch.autocast(device.type, self.amp_dtype, enabled=enabled)
 
-    def _supervised(
-        self,
-        speech: Tensor,
-        speech_lengths: Tensor,
-        tokens: Tensor,
-        targets: Tensor,
-        languages: list[str],
+    def _asr_loss(
+        self, logits: Tensor, targets: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        trained = self.config.train_language
-        others = sorted(set(languages) - {trained}) if trained else []
-        if others:
-            raise RecipeError(
-                f"lang: found utterances of {', '.join(others)} where the expert of "
-                f"{trained} trains (lora.train_language); give it {trained} only"
-            )
-        routed = self.route(speech, speech_lengths, languages)
-        decoded = self.decoder.decode(
-            routed.encoded.output,
-            routed.encoded.lengths,
-            routed.prompt,
-            tokens,
-            routed.encoded.route,
+        """Mean cross-entropy of a token, and it with accuracy as statistics."""
+        loss = F.cross_entropy(
+            logits.flatten(0, 1),
+            targets.flatten(),
+            ignore_index=IGNORE,
+            label_smoothing=self.smoothing,
         )
-        loss, stats = asr_loss(decoded.logits, targets, self.smoothing, IGNORE)
-        if routed.encoded.logits is not None:
-            logits = routed.encoded.logits
-            order = {name: i for i, name in enumerate(self.config.languages)}
-            truth = torch.tensor([order[n] for n in languages], device=logits.device)
-            identifier = F.cross_entropy(logits, truth)
-            stats["loss_identifier"] = identifier.detach()
-            stats["acc_identifier"] = (logits.argmax(-1) == truth).float().mean()
-            loss = loss + self.identifier_weight * identifier
-        return loss, stats
+        real = targets != IGNORE
+        accuracy = (logits.argmax(-1) == targets)[real].float().mean()
+        return loss, {"loss_asr": loss.detach(), "acc": accuracy}
+
+    def _identifier_loss(
+        self, logits: Tensor, languages: list[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        places = [self.config.languages.index(name) for name in languages]
+        truth = torch.tensor(places, device=logits.device)
+        loss = F.cross_entropy(logits, truth)
+        accuracy = (logits.argmax(-1) == truth).float().mean()
+        return loss, {"loss_identifier": loss.detach(), "acc_identifier": accuracy}
 
     def route(
-        self, speech: Tensor, lengths: Tensor, languages: Sequence[str] | None
+        self,
+        speech: Tensor,
+        lengths: Tensor,
+        languages: Sequence[str] | None,
+        keep_states: bool = False,
     ) -> Routed:
         """Encode a batch with each utterance's LoRA, and make its prompt.
 
@@ -208,6 +219,7 @@ class WhisperLoraModel(ESPnetASRModel):
             lengths: Valid samples ``[B]``.
             languages: Given languages ``[B]``; ``None`` identifies them. A student
                 looks at them in no case.
+            keep_states: Whether to keep every block's output.
 
         Raises:
             RecipeError: Nothing can identify the language, or a given one has no
@@ -216,7 +228,8 @@ class WhisperLoraModel(ESPnetASRModel):
         config, device, size = self.config, speech.device, len(speech)
         prompts = self.decoder.prompts
         if config.method == "student":
-            encoded = self.encoder.encode(speech, lengths, Route((STUDENT,)))
+            route = Route((STUDENT,))
+            encoded = self.encoder.encode(speech, lengths, route, keep_states)
             return Routed(encoded, prompts.for_student(size, device), None, None)
         route: Route | None = None
         if config.method == "multilingual":
@@ -254,10 +267,8 @@ class WhisperLoraModel(ESPnetASRModel):
             )
         output = encoded.output
         start = prompts.start(len(output), output.device)
-        logits = self.decoder.decode(
-            output, encoded.lengths, start, start[:, :0], encoded.route
-        ).logits[:, 0]
-        ids = [prompts.spoken_id(name) for name in self.config.languages]
+        logits = self.decoder.decode(encoded, start, start[:, :0]).logits[:, 0]
+        ids = [prompts.spoken[name] for name in self.config.languages]
         different = list(dict.fromkeys(ids))
         tokens = logits[:, different].softmax(-1)
         columns = [different.index(number) for number in ids]
@@ -266,86 +277,39 @@ class WhisperLoraModel(ESPnetASRModel):
         likeliest = [different[i] for i in tokens.argmax(-1).tolist()]
         return tokens[:, columns] / counts, [ids.index(n) for n in likeliest]
 
-    def _student(
-        self,
-        speech: Tensor,
-        speech_lengths: Tensor,
-        tokens: Tensor,
-        targets: Tensor,
-        languages: list[str],
-        utterances: Sequence[str],
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        keep = self.student_loss.layerwise
-        encoded = self.encoder.encode(speech, speech_lengths, Route((STUDENT,)), keep)
-        prompt = self.decoder.prompts.for_student(len(speech), speech.device)
-        decoded = self.decoder.decode(
-            encoded.output, encoded.lengths, prompt, tokens, encoded.route, keep
-        )
-        asr, stats = asr_loss(decoded.logits, targets, self.smoothing, IGNORE)
-        if self.student_loss.distillation == "none":
-            return asr, stats
-        teacher = self._teacher(
-            speech, speech_lengths, tokens, targets, languages, utterances
-        )
-        loss, more = self.student_loss(
-            asr,
-            encoded.states,
-            decoded.states,
-            decoded.logits,
-            teacher,
-            self.decoder.project(teacher.decoder[-1]),
-            real_positions(encoded.lengths, encoded.output.shape[1]),
-            targets != IGNORE,
-        )
-        return loss, stats | more
-
     @torch.no_grad()
     def _teacher(
         self,
         speech: Tensor,
-        speech_lengths: Tensor,
+        lengths: Tensor,
         tokens: Tensor,
         targets: Tensor,
         languages: list[str],
         utterances: Sequence[str],
-    ) -> TeacherOutputs:
+    ) -> States:
         """Outputs of each utterance's own expert, without dropout."""
         layerwise = self.student_loss.layerwise
         counts = (targets != IGNORE).sum(1)
-        cache, keys = self._stored(), []
-        if cache is not None:
-            keys = [
-                cache.key(utterance, samples, row[: count - 1])
-                for utterance, samples, row, count in zip(
-                    utterances,
-                    speech_lengths.tolist(),
-                    tokens.tolist(),
-                    counts.tolist(),
-                    strict=True,
-                )
-            ]
-            found = cache.read(keys, layerwise)
+        if self.teacher_cache is not None and self._cache is None:
+            self._cache = TeacherCache(self.teacher_cache, experts_hash(self))
+        if self._cache is not None:
+            sizes = zip(tokens.tolist(), counts.tolist(), strict=True)
+            texts = [row[: count - 1] for row, count in sizes]
+            keys = [*map(self._cache.key, utterances, lengths.tolist(), texts)]
+            found = self._cache.read(keys, layerwise, speech.device)
             if found is not None:
-                return found.to(speech)
+                return found
         training = self.training
         self.eval()
         route = Route.of(languages, speech.device)
-        encoded = self.encoder.encode(speech, speech_lengths, route, layerwise)
+        encoded = self.encoder.encode(speech, lengths, route, layerwise)
         prompt = self.decoder.prompts.for_languages(languages, speech.device)
-        decoded = self.decoder.decode(
-            encoded.output, encoded.lengths, prompt, tokens, route, True
-        )
+        states = self.decoder.decode(encoded, prompt, tokens, True).states
         self.train(training)
-        states = decoded.states if layerwise else decoded.states[-1:]
-        outputs = TeacherOutputs(encoded.states, states, encoded.lengths, counts)
-        if cache is not None:
-            cache.write(keys, outputs)
+        outputs = encoded.states, states if layerwise else states[-1:]
+        if self._cache is not None:
+            self._cache.write(keys, outputs, encoded.lengths, counts)
         return outputs
-
-    def _stored(self) -> TeacherCache | None:
-        if self.teacher_cache is not None and self._cache is None:
-            self._cache = TeacherCache(self.teacher_cache, experts_hash(self))
-        return self._cache
 
     def encode(self, speech: Tensor, speech_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encode for ESPnet's inference; prompt and route go to the decoder.
@@ -372,21 +336,27 @@ class WhisperLoraModel(ESPnetASRModel):
                 f"lang: found {wrong}, expected places in lora.languages "
                 f"({', '.join(languages)}), counted from 0"
             )
-        return [languages[number] for number in numbers]
+        names = [languages[number] for number in numbers]
+        trained = self.config.train_language
+        others = sorted(set(names) - {trained}) if trained else []
+        if others:
+            raise RecipeError(
+                f"lang: found utterances of {', '.join(others)} where the expert of "
+                f"{trained} trains (lora.train_language); give it {trained} only"
+            )
+        return names
 
 
 def _check_halves(
     encoder: WhisperLoraEncoder, decoder: WhisperLoraDecoder, ctc_weight: float
 ) -> None:
-    for value, expected in (
-        (encoder, WhisperLoraEncoder),
-        (decoder, WhisperLoraDecoder),
-    ):
-        if not isinstance(value, expected):
-            raise RecipeError(
-                "model: whisper_lora needs encoder: whisper_lora and decoder: "
-                f"whisper_lora, found {type(value).__name__}"
-            )
+    found = {encoder: WhisperLoraEncoder, decoder: WhisperLoraDecoder}
+    if not all(isinstance(half, kind) for half, kind in found.items()):
+        names = " and ".join(type(half).__name__ for half in found)
+        raise RecipeError(
+            "model: whisper_lora needs encoder: whisper_lora and decoder: "
+            f"whisper_lora, found {names}"
+        )
     if encoder.config != decoder.config or encoder.dims != decoder.dims:
         raise RecipeError(
             "encoder_conf and decoder_conf: found different values of whisper, dims or "

@@ -1,10 +1,27 @@
-"""The student's start: the experts' mean update, cut to its rank."""
+"""The student: its start, its losses, and the store of its teachers' outputs."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.atomic import atomic_path
 from espnet2_lamer.whisper.config import STUDENT
 from espnet2_lamer.whisper.lora import expert_linears
+
+DISTILLATIONS = ("layerwise", "output", "none")
+# Outputs of blocks for a batch: ``[B, T, D]`` of every encoder block, none where they
+# are not needed, and ``[B, U, D]`` of every decoder block, or of the last one alone.
+States = tuple[list[Tensor], list[Tensor]]
 
 
 def truncated_mean(
@@ -38,14 +55,10 @@ def truncated_mean(
 
 @torch.no_grad()
 def start_student(module: nn.Module, teachers: tuple[str, ...]) -> None:
-    """Set the student's LoRAs to the teachers' mean update, in place.
+    """Set the student's LoRAs in a half to the teachers' mean update, in place.
 
     Where the teachers together have less rank than the student, the rest starts as
     any LoRA: A random, B zero.
-
-    Args:
-        module: Encoder or decoder with LoRAs of the teachers and the student.
-        teachers: Names of the experts.
     """
     for linear in expert_linears(module).values():
         student = linear.experts[STUDENT]
@@ -56,3 +69,162 @@ def start_student(module: nn.Module, teachers: tuple[str, ...]) -> None:
         student.lora_B.zero_()
         student.lora_B[:, :k] = b / student.scale
         student.lora_A[0, :k] = a
+
+
+def cosine_loss(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], real: Tensor
+) -> Tensor:
+    """Return 1 - cosine similarity, averaged over real frames, then over layers.
+
+    States are ``[B, T, D]``, one per layer; ``real [B, T]`` says which frames count.
+    """
+    losses = [
+        1.0 - F.cosine_similarity(s[real].float(), t[real].float(), dim=-1).mean()
+        for s, t in zip(student, teacher, strict=True)
+    ]
+    return torch.stack(losses).mean()
+
+
+def jensen_shannon(
+    student: Tensor, teacher: Tensor, real: Tensor, temperature: float = 1.0
+) -> Tensor:
+    r"""Return the Jensen-Shannon divergence of the tokens' distributions, in nats.
+
+    .. math:: \frac{1}{2} KL(p_t \| m) + \frac{1}{2} KL(p_s \| m), m = (p_t + p_s) / 2
+
+    The mean over the ``real [B, U]`` positions of logits ``[B, U, V]``, both divided by
+    ``temperature``; between 0 and ln 2.
+    """
+    s = F.log_softmax(student[real].float() / temperature, -1)
+    t = F.log_softmax(teacher[real].float() / temperature, -1)
+    m = torch.logaddexp(s, t) - math.log(2.0)
+    kl = F.kl_div(m, t, reduction="none", log_target=True)
+    kl = kl + F.kl_div(m, s, reduction="none", log_target=True)
+    return 0.5 * kl.sum(-1).mean()
+
+
+class TeacherCache:
+    """One safetensors file an utterance, in bfloat16.
+
+    A second of speech takes 0.3 MB for Whisper-base and 2.5 MB for medium: meant for
+    small sets. An entry answers for one teacher, one audio length and one text; any
+    other is made anew.
+
+    Args:
+        folder: Where to; it may be shared by runs with the same experts.
+        teacher: Identity of the experts and of Whisper.
+    """
+
+    def __init__(self, folder: str | Path, teacher: str) -> None:
+        self.folder = Path(folder)
+        self.teacher = teacher
+
+    def key(self, utterance: str, samples: int, tokens: list[int]) -> str:
+        """Return what an entry answers for."""
+        what = (self.teacher, utterance, samples, tokens)
+        return hashlib.sha256(repr(what).encode()).hexdigest()
+
+    def read(
+        self, keys: list[str], layerwise: bool, device: torch.device | str = "cpu"
+    ) -> States | None:
+        """Return the outputs of a batch in float32, or ``None`` when one is missing.
+
+        All but ``layerwise`` students need the last block's alone.
+        """
+        sides = ("encoder", "decoder") if layerwise else ("decoder",)
+        entries = []
+        for key in keys:
+            try:
+                with safe_open(self._path(key), "pt") as file:
+                    entries.append({side: file.get_tensor(side) for side in sides})
+            except (OSError, SafetensorError):
+                return None
+        found = []
+        for side in sides:
+            # [layers, T, D] each; time first, to be padded.
+            rows = [entry[side].transpose(0, 1) for entry in entries]
+            padded = pad_sequence(rows, batch_first=True).to(device, torch.float32)
+            found.append(list(padded.unbind(2)))
+        return (found[0], found[1]) if layerwise else ([], found[0][-1:])
+
+    def write(
+        self, keys: list[str], states: States, frames: Tensor, tokens: Tensor
+    ) -> None:
+        """Store a batch with ``frames [B]`` and ``tokens [B]``, a file an utterance."""
+        sizes = zip(frames.tolist(), tokens.tolist(), strict=True)
+        for row, (key, lengths) in enumerate(zip(keys, sizes, strict=True)):
+            entry = {"frames": torch.tensor(lengths[0])}
+            sides = zip(("encoder", "decoder"), states, lengths, strict=True)
+            for side, layers, length in sides:
+                if layers:
+                    stack = torch.stack([layer[row, :length] for layer in layers])
+                    entry[side] = stack.to("cpu", torch.bfloat16).contiguous()
+            with atomic_path(self._path(key)) as temporary:
+                save_file(entry, temporary)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+
+@dataclass
+class StudentLoss:
+    """ASR loss plus what pulls the student to its teacher.
+
+    The fields are arguments of
+    :class:`~espnet2_lamer.whisper.model.WhisperLoraModel`. The paper gives no weights.
+    The defaults there: 1 for ASR and for the cosine, 2 for the Jensen-Shannon
+    divergence, which is its weight beside cross-entropy in DistilWhisper (arXiv
+    2311.01070).
+
+    Raises:
+        RecipeError: An unknown kind of distillation.
+    """
+
+    distillation: str
+    asr_weight: float
+    hidden_weight: float
+    logit_weight: float
+    temperature: float
+
+    def __post_init__(self) -> None:
+        if self.distillation not in DISTILLATIONS:
+            raise RecipeError(
+                f"model_conf.distillation: found {self.distillation!r}, expected one "
+                f"of {list(DISTILLATIONS)}"
+            )
+
+    @property
+    def layerwise(self) -> bool:
+        """Whether hidden states count."""
+        return self.distillation == "layerwise"
+
+    def __call__(
+        self,
+        asr: Tensor,
+        student: States,
+        teacher: States,
+        logits: tuple[Tensor, Tensor],
+        real: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Add the losses up; that of hidden states is a mean over both halves' layers.
+
+        Args:
+            asr: The ASR loss.
+            student: The student's states.
+            teacher: The teacher's.
+            logits: The student's and the teacher's ``[B, U, V]``.
+            real: Frames ``[B, T]`` and positions ``[B, U]`` that are not padding.
+
+        Returns:
+            Loss and statistics.
+        """
+        divergence = jensen_shannon(*logits, real[1], self.temperature)
+        stats = {"loss_logit": divergence.detach()}
+        loss = self.asr_weight * asr + self.logit_weight * divergence
+        if self.layerwise:
+            encoder, decoder = map(cosine_loss, student, teacher, real)
+            layers = len(student[0]), len(student[1])
+            hidden = (layers[0] * encoder + layers[1] * decoder) / sum(layers)
+            stats["loss_hidden"] = hidden.detach()
+            loss = loss + self.hidden_weight * hidden
+        return loss, stats

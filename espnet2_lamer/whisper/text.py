@@ -1,4 +1,4 @@
-"""Whisper's tokens as text: the token list, and tokenizers for ESPnet.
+"""Whisper's tokens: prompts, the token list, and tokenizers for ESPnet.
 
 ESPnet 202511 expects the tokenizer that openai-whisper had until March 2023; with
 later ones its classes fail when they are built. Ours take their place, and leave the
@@ -6,19 +6,113 @@ prompt to the decoder, which knows each utterance's language.
 """
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import torch
+from torch import Tensor
+from whisper.tokenizer import Tokenizer, get_tokenizer
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_text
-from espnet2_lamer.whisper.prompts import tokenizer_of
+from espnet2_lamer.whisper.config import NEW_TOKEN, WhisperLoraConfig
 
 MULTILINGUAL = "whisper_multilingual"
 N_VOCAB = 51865  # text tokens have the same ids in every multilingual Whisper
+
+
+@lru_cache(maxsize=4)
+def tokenizer_of(n_vocab: int) -> Tokenizer:
+    """Return openai-whisper's multilingual tokenizer for a vocabulary's size."""
+    # As openai-whisper counts: text tokens, specials and timestamps, then languages.
+    return get_tokenizer(True, num_languages=n_vocab - 51766)
+
+
+class Prompts:
+    """Prompts by language.
+
+    New prompt vectors have ids from ``n_vocab`` on, in the order of the languages
+    that have one; they are inputs only, never predicted.
+
+    Args:
+        config: Languages and their tokens.
+        n_vocab: Size of Whisper's vocabulary.
+
+    Raises:
+        RecipeError: A language's token is not in the vocabulary.
+    """
+
+    def __init__(self, config: WhisperLoraConfig, n_vocab: int) -> None:
+        self.n_vocab = n_vocab
+        self.tokenizer = tokenizer_of(n_vocab)
+        # Ids that Whisper itself gives the languages, and those of new vectors.
+        self.spoken: dict[str, int] = {}
+        self.new: dict[str, int] = {}
+        for language in config.languages:
+            code = config.token_of(language)
+            known = code.removeprefix(NEW_TOKEN)
+            self.spoken[language] = self._id(known, f"language_tokens.{language}")
+            if code != known:
+                self.new[language] = n_vocab + len(self.new)
+        self._student: list[int] = []
+        if config.method == "student" and config.student_prompt != "none":
+            self._student = [self._id(config.student_prompt, "student_prompt")]
+
+    def _id(self, code: str, key: str) -> int:
+        try:
+            return self.tokenizer.to_language_token(code)
+        except KeyError as error:
+            raise RecipeError(
+                f"lora.{key}: found {code!r}, which this Whisper has no token for; "
+                "expected a code such as en or zh (models below large-v3 have no yue)"
+            ) from error
+
+    def language_id(self, language: str) -> int:
+        """Return the id of a language's prompt token, ``n_vocab`` on for new ones."""
+        if language not in self.spoken:
+            raise RecipeError(
+                f"language: found {language!r}, expected one of lora.languages "
+                f"({', '.join(self.spoken)})"
+            )
+        return self.new.get(language, self.spoken[language])
+
+    def for_languages(self, languages: Sequence[str], device: torch.device) -> Tensor:
+        """Return prompts with the language token, ``[B, 4]``."""
+        return self._rows([[self.language_id(name)] for name in languages], device)
+
+    def for_student(self, batch: int, device: torch.device) -> Tensor:
+        """Return ``batch`` equal prompts that do not depend on the language."""
+        return self._rows([self._student] * batch, device)
+
+    def start(self, batch: int, device: torch.device) -> Tensor:
+        """Return prompts ``[B, 1]`` after which Whisper predicts the language."""
+        return torch.full((batch, 1), self.tokenizer.sot, device=device)
+
+    def _rows(self, tokens: list[list[int]], device: torch.device) -> Tensor:
+        t = self.tokenizer
+        rows = [[t.sot, *row, t.transcribe, t.no_timestamps] for row in tokens]
+        return torch.tensor(rows, device=device)
+
+    def suppress(self, logits: Tensor, first: bool) -> Tensor:
+        """Exclude what is no text, as Whisper's own decoding does.
+
+        Args:
+            logits: Scores of the next token ``[..., V]``.
+            first: Whether it is the first of the text, which is neither a space nor
+                the end.
+
+        Returns:
+            The scores with special tokens and timestamps at minus infinity.
+        """
+        eot = self.tokenizer.eot
+        logits = logits.clone()
+        logits[..., eot + 1 :] = -torch.inf
+        if first:
+            logits[..., [*self.tokenizer.encode(" "), eot]] = -torch.inf
+        return logits
 
 
 @lru_cache(maxsize=1)
@@ -73,8 +167,8 @@ def decode_text(tokens: Iterable[int]) -> str:
     return tokenizer.decode([t for t in tokens if t < tokenizer.eot]).strip()
 
 
-class WhisperTokenizer:
-    """ESPnet's ``AbsTokenizer`` for ``token_type: whisper_multilingual``.
+class WhisperTokens:
+    """ESPnet's tokenizer and token-to-id converter for ``whisper_multilingual``.
 
     Args:
         model_type: ``whisper_multilingual``.
@@ -84,36 +178,25 @@ class WhisperTokenizer:
     """
 
     def __init__(self, model_type: str, **unused: object) -> None:
-        _check_type(model_type)
-
-    def __repr__(self) -> str:
-        return f"WhisperTokenizer({MULTILINGUAL})"
-
-    def text2tokens(self, line: str) -> list[str]:
-        """Split a transcript into printable tokens."""
-        tokens = token_list()
-        return [tokens[number] for number in encode_text(line)]
-
-    def tokens2text(self, tokens: Iterable[str]) -> str:
-        """Join printable tokens into text."""
-        return decode_text(WhisperTokenIDConverter.tokens2ids(self, tokens))
-
-
-class WhisperTokenIDConverter:
-    """ESPnet's token-to-id converter for ``bpemodel: whisper_multilingual``.
-
-    Args:
-        model_type: ``whisper_multilingual``.
-
-    Raises:
-        RecipeError: Another type.
-    """
-
-    def __init__(self, model_type: str, **unused: object) -> None:
-        _check_type(model_type)
+        if model_type != MULTILINGUAL:
+            raise RecipeError(
+                f"bpemodel: found {model_type!r}, expected {MULTILINGUAL!r}, and the "
+                "same for token_type"
+            )
         # What ESPnet's beam search starts from.
         sot = tokenizer_of(N_VOCAB).sot
         self.tokenizer = SimpleNamespace(sot_sequence_including_notimestamps=(sot,))
+
+    def __repr__(self) -> str:
+        return f"WhisperTokens({MULTILINGUAL})"
+
+    def text2tokens(self, line: str) -> list[str]:
+        """Split a transcript into printable tokens."""
+        return self.ids2tokens(encode_text(line))
+
+    def tokens2text(self, tokens: Iterable[str]) -> str:
+        """Join printable tokens into text."""
+        return decode_text(self.tokens2ids(tokens))
 
     def get_num_vocabulary_size(self) -> int:
         """Return the number of tokens."""
@@ -135,16 +218,8 @@ def _numbers() -> dict[str, int]:
     return {token: number for number, token in enumerate(token_list())}
 
 
-def _check_type(model_type: str) -> None:
-    if model_type != MULTILINGUAL:
-        raise RecipeError(
-            f"bpemodel: found {model_type!r}, expected {MULTILINGUAL!r}, and the same "
-            "for token_type"
-        )
-
-
 def replace_espnet_tokenizers() -> None:
-    """Let ESPnet's two Whisper classes do what ours do; safe to call again.
+    """Let ESPnet's two Whisper classes do what ours does; safe to call again.
 
     Their methods are replaced, not their names: ESPnet's modules have imported the
     classes already.
@@ -152,10 +227,7 @@ def replace_espnet_tokenizers() -> None:
     from espnet2.text.whisper_token_id_converter import OpenAIWhisperTokenIDConverter
     from espnet2.text.whisper_tokenizer import OpenAIWhisperTokenizer
 
-    for theirs, ours in (
-        (OpenAIWhisperTokenizer, WhisperTokenizer),
-        (OpenAIWhisperTokenIDConverter, WhisperTokenIDConverter),
-    ):
-        for name, value in vars(ours).items():
+    for theirs in (OpenAIWhisperTokenizer, OpenAIWhisperTokenIDConverter):
+        for name, value in vars(WhisperTokens).items():
             if callable(value):
                 setattr(theirs, name, value)

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from whisper.audio import SAMPLE_RATE
 
+from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.whisper.blocks import Cache
+from espnet2_lamer.whisper.blocks import BlockCache
 from espnet2_lamer.whisper.model import Routed, WhisperLoraModel
 from espnet2_lamer.whisper.text import decode_text
 
@@ -20,12 +20,7 @@ TOKENS_MORE = 10
 
 @dataclass
 class Transcription:
-    """What :func:`transcribe` returns.
-
-    ``tokens`` are without prompt and end, ``texts`` their texts; ``languages`` what
-    each utterance was routed to or prompted with, ``None`` with a student;
-    ``posterior [B, N]`` the languages' probabilities where they were identified.
-    """
+    """Tokens without prompt and end, their texts, and the rest of :class:`Routed`."""
 
     tokens: list[list[int]]
     texts: list[str]
@@ -67,26 +62,19 @@ def transcribe(
     most = most if max_tokens is None else min(most, max_tokens)
     # In float32: autocast would cast every weight again for every token.
     tokens = _greedy(model, routed, limits.long().clamp(max=most))
-    return Transcription(
-        tokens,
-        [decode_text(row) for row in tokens],
-        routed.languages,
-        routed.posterior,
-    )
+    texts = [decode_text(row) for row in tokens]
+    return Transcription(tokens, texts, routed.languages, routed.posterior)
 
 
 def _greedy(model: WhisperLoraModel, routed: Routed, limits: Tensor) -> list[list[int]]:
-    decoder, encoded = model.decoder, routed.encoded
-    prompts = decoder.prompts
+    prompts = model.decoder.prompts
     eot = prompts.tokenizer.eot
-    cache = Cache()
+    cache: list[BlockCache] = []
     prompt, new = routed.prompt, routed.prompt[:, :0]
     rows: list[Tensor] = []
     done = limits <= 0
     while not done.all():
-        decoded = decoder.decode(
-            encoded.output, encoded.lengths, prompt, new, encoded.route, cache=cache
-        )
+        decoded = model.decoder.decode(routed.encoded, prompt, new, cache=cache)
         scores = prompts.suppress(decoded.logits[:, -1], first=not rows)
         best = scores.argmax(-1).masked_fill(done, eot)
         rows.append(best)
@@ -94,7 +82,5 @@ def _greedy(model: WhisperLoraModel, routed: Routed, limits: Tensor) -> list[lis
         prompt, new = routed.prompt[:, :0], best[:, None]
     if not rows:
         return [[] for _ in limits]
-    return [
-        [token for token in row if token != eot]
-        for row in torch.stack(rows, 1).tolist()
-    ]
+    found = torch.stack(rows, 1).tolist()
+    return [[token for token in row if token != eot] for row in found]

@@ -6,10 +6,10 @@ from torch import nn
 
 from espnet2_lamer.asr.frontend.states import (
     LayerSum,
+    StoredFeaturesFrontend,
     stretch_to_grid,
     upstream_states,
 )
-from espnet2_lamer.asr.frontend.stored_features import StoredFeaturesFrontend
 from espnet2_lamer.asr.upstream import Upstream
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.tasks.upstream_frontend import LamerUpstreamFrontend
@@ -160,6 +160,6 @@ def test_a_checkpoint_without_the_upstream_is_refused_even_when_not_strict():
 def test_a_source_is_loaded_with_its_weights(monkeypatch):
     torch.manual_seed(3)
     source = Upstream.from_architecture(TINY)
-    monkeypatch.setattr("espnet2_lamer.load_model", lambda path: source, raising=False)
+    monkeypatch.setattr("espnet2_lamer.upstream.load_model", lambda path: source)
     frontend = LamerUpstreamFrontend(upstream="somewhere", layer=2, fs="16k")
     assert frontend.upstream is source

@@ -222,14 +222,14 @@ def stock_s3prl_hub_espnet_hubert(good, here, payload):
 
 @door
 def whisper_checkpoint(good, here, payload):
-    from espnet2_lamer.whisper.load import load_whisper
+    from espnet2_lamer.whisper.half import read_half
 
-    load_whisper(payload.file())
+    read_half("encoder", str(payload.file()), None)
 
 
 @door
 def whisper_experiment(good, here, payload):
-    from espnet2_lamer.tasks.whisper import load_model
+    from espnet2_lamer.tasks.asr import load_whisper_model
 
     halves = {"whisper": str(good.root / "whisper.pt"), "lora": None}
     config = ASR | {
@@ -238,7 +238,7 @@ def whisper_experiment(good, here, payload):
         **{"model_conf": {}, "preencoder": None, "frontend_conf": {}},
     }
     (here / "config.yaml").write_text(payload.in_config(config))
-    load_model(here / "config.yaml", payload.file())
+    load_whisper_model(here / "config.yaml", payload.file())
 
 
 @door
@@ -250,7 +250,7 @@ def whisper_expert(good, here, payload):
 
 @door
 def whisper_teacher_cache(good, here, payload):
-    from espnet2_lamer.whisper.teacher_cache import TeacherCache
+    from espnet2_lamer.whisper.student import TeacherCache
 
     cache = TeacherCache(here, "teacher")
     key = cache.key("u", 1, [1])
@@ -262,6 +262,7 @@ def whisper_teacher_cache(good, here, payload):
 
 @door
 def whisper_ctranslate2(good, here, payload):
-    from espnet2_lamer.whisper.ctranslate2 import read_tensors
+    from espnet2_lamer.whisper.fetch import read_tensors
 
-    read_tensors(payload.file("bin"))
+    path = payload.file("bin")
+    read_tensors(path.read_bytes(), path)

@@ -8,8 +8,7 @@ import whisper
 from whisper.model import ModelDimensions, Whisper
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.whisper.ctranslate2 import read_tensors
-from espnet2_lamer.whisper.fetch import convert
+from espnet2_lamer.whisper.fetch import convert, read_tensors
 
 DIMS = ModelDimensions(80, 1500, 128, 2, 2, 51865, 48, 128, 2, 1)
 
@@ -81,14 +80,12 @@ def state():
 
 
 @pytest.fixture(scope="module")
-def file(state, tmp_path_factory):
-    path = tmp_path_factory.mktemp("ct2") / "model.bin"
-    path.write_bytes(_file(_ctranslate2_tensors(state)))
-    return path
+def data(state):
+    return _file(_ctranslate2_tensors(state))
 
 
-def test_a_converted_file_is_the_same_whisper(state, file, tmp_path):
-    convert(file, tmp_path / "whisper.pt")
+def test_a_converted_file_is_the_same_whisper(state, data, tmp_path):
+    torch.save(convert(data, "model.bin", DIMS), tmp_path / "whisper.pt")
     model = whisper.load_model(str(tmp_path / "whisper.pt"), device="cpu")
     assert asdict(model.dims) == asdict(DIMS)
     found = model.state_dict()
@@ -97,13 +94,10 @@ def test_a_converted_file_is_the_same_whisper(state, file, tmp_path):
         assert torch.equal(found[name], value.float()), name
 
 
-def test_every_cut_of_a_file_is_reported_as_damage(file, tmp_path):
-    data = file.read_bytes()
-    path = tmp_path / "cut.bin"
+def test_every_cut_of_a_file_is_reported_as_damage(data):
     for size in (0, 3, 5, 17, 21, 30, 60, len(data) // 2, len(data) - 5000):
-        path.write_bytes(data[:size])
         with pytest.raises(RecipeError, match="cut.bin: damaged"):
-            read_tensors(path)
+            read_tensors(data[:size], "cut.bin")
 
 
 @pytest.mark.parametrize(
@@ -114,25 +108,21 @@ def test_every_cut_of_a_file_is_reported_as_damage(file, tmp_path):
         (lambda d: d[:26] + b"\xff" + d[27:], "damaged"),
     ],
 )
-def test_another_kind_of_file_is_refused(file, tmp_path, change, message):
-    path = tmp_path / "other.bin"
-    path.write_bytes(change(file.read_bytes()))
+def test_another_kind_of_file_is_refused(data, change, message):
     with pytest.raises(RecipeError, match=message):
-        read_tensors(path)
+        read_tensors(change(data), "other.bin")
 
 
-def test_sizes_that_contradict_shapes_are_refused(tmp_path):
+def test_sizes_that_contradict_shapes_are_refused():
     data = bytearray(_file({"a": np.zeros((2, 3), np.float32)}))
     at = data.index(struct.pack("<I", 24))
     data[at : at + 4] = struct.pack("<I", 12)
-    path = tmp_path / "model.bin"
-    path.write_bytes(data)
     with pytest.raises(RecipeError, match=r"'a' has 12 bytes, expected 24"):
-        read_tensors(path)
+        read_tensors(bytes(data), "model.bin")
 
 
 @pytest.mark.parametrize("how", ["missing", "quantised", "shape"])
-def test_tensors_that_make_no_whisper_are_named(state, tmp_path, how):
+def test_tensors_that_make_no_whisper_are_named(state, how):
     tensors = _ctranslate2_tensors(state)
     name = "encoder/layer_1/ffn/linear_0/weight"
     if how == "missing":
@@ -141,8 +131,5 @@ def test_tensors_that_make_no_whisper_are_named(state, tmp_path, how):
         tensors[name] = tensors[name].astype(np.int8)
     else:
         tensors[name] = tensors[name][:, :64]
-    path = tmp_path / "model.bin"
-    path.write_bytes(_file(tensors))
     with pytest.raises(RecipeError, match=r"layer_1/ffn/linear_0|blocks\.1\.mlp\.0"):
-        convert(path, tmp_path / "whisper.pt")
-    assert not (tmp_path / "whisper.pt").exists()
+        convert(_file(tensors), "model.bin", DIMS)

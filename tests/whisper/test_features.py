@@ -3,7 +3,7 @@ import torch
 from whisper.audio import log_mel_spectrogram
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.whisper.features import log_mel
+from espnet2_lamer.whisper.encoder import log_mel
 from tests.whisper.small_whisper import speech
 
 

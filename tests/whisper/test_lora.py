@@ -7,7 +7,6 @@ from espnet2_lamer.whisper.config import WhisperLoraConfig
 from espnet2_lamer.whisper.expert_files import (
     expert_state,
     load_expert,
-    merge_expert,
     save_expert,
 )
 from espnet2_lamer.whisper.lora import (
@@ -15,8 +14,8 @@ from espnet2_lamer.whisper.lora import (
     add_lora,
     expert_linears,
     lora_names,
+    whisper_parameter_report,
 )
-from espnet2_lamer.whisper.report import whisper_parameter_report
 from tests.rounding import product_bound
 from tests.whisper.small_whisper import (
     LANGUAGES,
@@ -36,9 +35,7 @@ def _states(model, waves, lengths, languages, tokens):
     prompt = model.decoder.prompts.for_languages(
         languages or ["eng"] * len(waves), waves.device
     )
-    decoded = model.decoder.decode(
-        encoded.output, encoded.lengths, prompt, tokens, route
-    )
+    decoded = model.decoder.decode(encoded, prompt, tokens)
     return encoded.output, decoded.logits
 
 
@@ -60,9 +57,7 @@ def test_before_training_an_experts_states_are_plain_whispers_to_the_bit(
         logits = plain.decoder(torch.cat([prompt, tokens], 1), memory)
         route = Route.of(["yue"])
         encoded = model.encoder.encode(waves, lengths, route)
-        decoded = decoder.decode(
-            encoded.output, encoded.lengths, prompt, tokens, route, keep_states=True
-        )
+        decoded = decoder.decode(encoded, prompt, tokens, keep_states=True)
         new = slice(prompt.shape[1] - 1, None)
         assert torch.equal(encoded.output, memory)
         assert torch.equal(decoded.states[-1], last[0][:, new])
@@ -72,34 +67,6 @@ def test_before_training_an_experts_states_are_plain_whispers_to_the_bit(
             plain.decoder.ln(last[0][:, new]), plain.decoder.token_embedding.weight
         )
         assert ((decoded.logits - logits[:, new]).abs() <= bound).all()
-
-
-@pytest.mark.parametrize("targets", ["q,v", "all"])
-def test_a_merged_expert_is_the_unmerged_one(whisper_file, tmp_path, targets):
-    model = stir(make_model(whisper_file, targets=targets, alpha=8), size=0.1)
-    path = tmp_path / "merged.pt"
-    torch.save(merge_expert(model, "cmn"), path)
-    merged = make_model(path, "frozen")
-    waves, lengths = speech(0.6, 0.4)
-    tokens, _ = text(4, 3)
-    tokens = tokens.clamp(min=0)
-    expected = _states(model, waves, lengths, ["cmn", "cmn"], tokens)
-    plain = _states(model, waves, lengths, None, tokens)
-    found = merged.encoder.encode(waves, lengths, None)
-    prompt = model.decoder.prompts.for_languages(["cmn", "cmn"], waves.device)
-    logits = merged.decoder.decode(
-        found.output, found.lengths, prompt, tokens, None
-    ).logits
-    torch.testing.assert_close(found.output, expected[0], atol=1e-5, rtol=0)
-    size = expected[1].abs().max()
-    assert (logits - expected[1]).abs().max() <= 1e-5 * size
-    assert (plain[0] - expected[0]).abs().max() > 1e-3
-
-
-def test_nothing_merged_gives_whisper_back(whisper_file):
-    state = merge_expert(stir(make_model(whisper_file)), None)["model_state_dict"]
-    for name, value in plain_whisper().state_dict().items():
-        assert torch.equal(state[name], value), name
 
 
 @pytest.mark.parametrize("targets", ["q,v", "all"])

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from espnet2_lamer.bin.asr_train import main
-from espnet2_lamer.tasks.whisper import load_model
+from espnet2_lamer.tasks.asr import load_whisper_model
 from espnet2_lamer.whisper.text import write_token_list
 from tests.whisper.small_whisper import LANGUAGES
 
@@ -96,7 +96,9 @@ def test_espnet_trains_resumes_and_averages_a_lora(data, whisper_file):
     assert yaml.safe_load((output / "config.yaml").read_text())["token_list"] == str(
         data / "tokens.txt"
     )
-    model = load_model(output / "config.yaml", output / "valid.loss.ave_2best.pth")
+    model = load_whisper_model(
+        output / "config.yaml", output / "valid.loss.ave_2best.pth"
+    )
     average = model.encoder.full_state()
     for name in changed:
         side, _, own = name.partition(".")

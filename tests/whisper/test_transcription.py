@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.whisper.prompts import Prompts, tokenizer_of
+from espnet2_lamer.whisper.text import Prompts, tokenizer_of
 from espnet2_lamer.whisper.transcription import transcribe
 from tests.whisper.small_whisper import make_model, speech, stir
 
@@ -15,9 +17,8 @@ def _without_cache(model, waves, lengths, language, count):
     routed = model.route(waves, lengths, [language])
     tokens = torch.empty(1, 0, dtype=torch.long)
     for step in range(count):
-        logits = model.decoder.decode(
-            routed.encoded.output, None, routed.prompt, tokens, routed.encoded.route
-        ).logits[0, -1]
+        encoded = replace(routed.encoded, lengths=None)
+        logits = model.decoder.decode(encoded, routed.prompt, tokens).logits[0, -1]
         logits[EOT + 1 :] = -torch.inf
         if not step:
             logits[[220, EOT]] = -torch.inf
@@ -46,7 +47,7 @@ def test_an_ended_text_stays_ended_while_others_go_on(whisper_file, monkeypatch)
     waves, lengths = speech(0.5, 0.5)
     script = [[11, 12], [EOT, 13], [14, 15], [16, EOT]]
 
-    def decode(memory, lengths, prompt, tokens, route, cache):
+    def decode(encoded, prompt, tokens, cache):
         logits = torch.zeros(2, 1, 51865)
         for row, token in enumerate(script.pop(0)):
             logits[row, 0, token] = 1.0
@@ -83,13 +84,8 @@ def test_without_identifier_whisper_chooses_among_the_configured_languages(
     waves, lengths = speech(0.6, 0.4)
     routed = model.route(waves, lengths, None)
     start = torch.full((2, 1), SOT)
-    scores = model.decoder.decode(
-        routed.encoded.output,
-        routed.encoded.lengths,
-        start,
-        start[:, :0],
-        routed.encoded.route,
-    ).logits[:, 0, [EN, ZH]]
+    scores = model.decoder.decode(routed.encoded, start, start[:, :0]).logits
+    scores = scores[:, 0, [EN, ZH]]
     english, chinese = scores.softmax(-1).unbind(-1)
     expected = torch.stack([english, chinese / 2, chinese / 2], -1)
     torch.testing.assert_close(routed.posterior, expected)
@@ -155,9 +151,8 @@ def test_a_new_prompt_vector_starts_as_its_model_and_trains_with_its_expert(
     def scores(one):
         routed = one.route(waves, lengths, languages)
         text = torch.tensor([[5], [6]])
-        return one.decoder.decode(
-            routed.encoded.output, None, routed.prompt, text, routed.encoded.route
-        ).logits
+        encoded = replace(routed.encoded, lengths=None)
+        return one.decoder.decode(encoded, routed.prompt, text).logits
 
     assert torch.equal(scores(model), scores(old))
     vector = model.decoder.new_tokens["yue"]
@@ -168,6 +163,16 @@ def test_a_new_prompt_vector_starts_as_its_model_and_trains_with_its_expert(
     assert changed[0].any() and not changed[1].any()
     other = make_model(whisper_file, train_language="cmn", language_tokens=tokens)
     assert not other.decoder.new_tokens["yue"].requires_grad
+
+
+def test_new_prompt_vectors_are_their_languages_own_in_any_order(whisper_file):
+    tokens = {"yue": "new:zh", "cmn": "new:en"}
+    model = make_model(whisper_file, languages=["yue", "cmn"], language_tokens=tokens)
+    prompt = model.decoder.prompts.for_languages(["cmn"], torch.device("cpu"))
+    embedded = model.decoder._embed(prompt, prompt[:, :0], 0)
+    english = prompt.clone()
+    english[0, 1] = EN
+    assert torch.equal(embedded, model.decoder._embed(english, prompt[:, :0], 0))
 
 
 def test_a_token_that_whisper_lacks_is_named(whisper_file):

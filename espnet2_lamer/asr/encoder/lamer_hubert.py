@@ -8,9 +8,10 @@ import torch
 from espnet2.asr.encoder.abs_encoder import AbsEncoder
 from espnet2.asr.encoder.hubert_encoder import TorchAudioHuBERTPretrainEncoder
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchaudio.models import HuBERTPretrainModel
 
-from espnet2_lamer.asr.masked_prediction import MaskedPredictionHead, MaskEmbedding
+from espnet2_lamer.asr.frozen_base import FrozenBase
 from espnet2_lamer.convert import load_hubert
 from espnet2_lamer.convert.architecture import LARGE, build_hubert
 from espnet2_lamer.convert.load import source_sha256
@@ -18,10 +19,61 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers import LamerConfig, add_lamer
 
 BASE_HASH = "base_sha256"
-# A tensor of every HuBERT's backbone. Where a checkpoint leaves the base out, it holds
-# an empty one under this name: loaders that know nothing of bases, ESPnet's with
-# ``strict=False`` included, fail on its shape instead of keeping random weights.
+# A tensor of every HuBERT's backbone.
 GUARD = "hubert_pretrain_model.wav2vec2.encoder.transformer.layer_norm.weight"
+
+
+class MaskedPredictionHead(nn.Module):
+    r"""Project hidden states and compare them with one embedding per unit.
+
+    .. math::
+        P(c \mid h_t) \propto \exp\bigl(\cos(W h_t + b, e_c) / \tau\bigr)
+
+    Parameter names are those of torchaudio's ``LogitGenerator``; its
+    ``[K + 1, frames, D]`` tensor is never built. ``logit_temp`` is tau.
+    """
+
+    def __init__(
+        self,
+        encoder_embed_dim: int,
+        num_classes: int,
+        final_dim: int,
+        logit_temp: float = 0.1,
+    ) -> None:
+        super().__init__()
+        # Zero-mean, so that units start nearly orthogonal; fairseq's uniform [0, 1]
+        # puts them all in a narrow cone (a stated departure).
+        start = torch.randn(num_classes, final_dim) / final_dim**0.5
+        self.label_embeddings = nn.Parameter(start)
+        self.final_proj = nn.Linear(encoder_embed_dim, final_dim)
+        self.logit_temp = logit_temp
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map hidden states ``[M, D]`` to float32 logits ``[M, K]``."""
+        projected = self.final_proj(x)
+        with torch.autocast(x.device.type, enabled=False):
+            projected = F.normalize(projected.float(), dim=-1)
+            units = F.normalize(self.label_embeddings.float(), dim=-1)
+            return projected @ units.t() / self.logit_temp
+
+
+class MaskEmbedding(nn.Module):
+    """Vector that replaces masked frames, under torchaudio's ``mask_generator`` name.
+
+    ``value [D]`` is the base's; ``None`` starts a new one, which trains.
+    """
+
+    def __init__(
+        self, embed_dim: int, value: Tensor | None = None, frozen: bool = True
+    ) -> None:
+        super().__init__()
+        known = value is not None
+        start = value.clone() if known else torch.rand(embed_dim)
+        self.mask_embedding = nn.Parameter(start, requires_grad=not (known and frozen))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Replace ``x [B, T, D]`` where ``mask [B, T]`` is true."""
+        return torch.where(mask.unsqueeze(-1), self.mask_embedding.to(x.dtype), x)
 
 
 @dataclass
@@ -29,11 +81,10 @@ class MaskedPrediction:
     """What one masked forward pass yields.
 
     ``real [B, T]`` marks frames that are not padding, ``hidden [B, T, D]`` is the
-    transformer's output, ``logits [M, K]`` belong to the
-    masked frames in row-major order, ``unmasked_logits [U, K]`` to the real frames
-    that are not masked (``None`` unless asked for), ``squared_features`` is the mean
-    square of the convolution stack's channels, summed over real frames, or ``None``
-    when the stack is frozen.
+    transformer's output, ``logits [M, K]`` belong to the masked frames in row-major
+    order, ``unmasked_logits [U, K]`` to the real frames that are not masked (``None``
+    unless asked for), ``squared_features`` is the mean square of the convolution
+    stack's channels, summed over real frames, or ``None`` when the stack is frozen.
     """
 
     real: Tensor
@@ -43,17 +94,15 @@ class MaskedPrediction:
     squared_features: Tensor | None
 
 
-class LamerHubertEncoder(TorchAudioHuBERTPretrainEncoder):
+class LamerHubertEncoder(FrozenBase, TorchAudioHuBERTPretrainEncoder):
     """HuBERT backbone, LoRA experts, mask embedding and masked-prediction head.
 
     With ``lamer`` the backbone is frozen and only experts, routers and head train;
     ``lamer.allocation: 0`` leaves the head alone to train (the control). Without
     ``lamer`` everything trains (full fine-tuning, or training from nothing).
 
-    A frozen base is not written into checkpoints: they hold what trains, our
-    persistent buffers and the base's SHA-256. Loading such a checkpoint into an
-    encoder built without that base raises an error, whatever the loader, as does one
-    with tensors that are missing or not of this encoder.
+    A frozen base from a file is not written into checkpoints: they hold what trains,
+    our persistent buffers and the base's SHA-256.
 
     Args:
         num_classes: K, the number of units.
@@ -67,22 +116,11 @@ class LamerHubertEncoder(TorchAudioHuBERTPretrainEncoder):
         final_norm: Whether the last layer's features get the final LayerNorm when
             features are extracted.
         gradient_checkpointing: Recompute layers in the backward pass.
-        normalize_waveform: Used without ``base``.
-        extractor_mode: As torchaudio; used without ``base``, like all below.
-        extractor_conv_layer_config: ``[[channels, kernel, stride], ...]``.
-        extractor_conv_bias: Bias in the convolutions.
-        encoder_embed_dim: Width D.
-        encoder_projection_dropout: Dropout after the input projection.
-        encoder_pos_conv_kernel: Kernel of the positional convolution.
-        encoder_pos_conv_groups: Its groups.
-        encoder_num_layers: L.
-        encoder_num_heads: Attention heads.
-        encoder_attention_dropout: Dropout on attention weights.
-        encoder_ff_interm_features: Width of the FFN.
-        encoder_ff_interm_dropout: Dropout inside the FFN.
-        encoder_dropout: Dropout after attention and FFN.
-        encoder_layer_norm_first: Pre-norm (Large) or post-norm (Base).
-        encoder_layer_drop: Probability of skipping a layer.
+        normalize_waveform: Used without ``base``, like all below.
+        extractor_conv_layer_config: ``[[channels, kernel, stride], ...]``; ``None``:
+            HuBERT's.
+        encoder_layer_norm_first: Pre-norm (Large) or post-norm (Base). It and the
+            others are arguments of ``torchaudio.models.wav2vec2_model``.
     """
 
     def __init__(
@@ -113,34 +151,14 @@ class LamerHubertEncoder(TorchAudioHuBERTPretrainEncoder):
         encoder_layer_norm_first: bool = True,
         encoder_layer_drop: float = 0.0,
     ) -> None:
+        given = locals()
         AbsEncoder.__init__(self)
         if num_classes is None:
             raise RecipeError("num_classes: found null, expected the number of units")
         if base is None:
-            wav2vec2 = build_hubert(
-                {
-                    "normalize_waveform": normalize_waveform,
-                    "extractor_mode": extractor_mode,
-                    "extractor_conv_layer_config": [
-                        list(shape)
-                        for shape in extractor_conv_layer_config
-                        or LARGE["extractor_conv_layer_config"]
-                    ],
-                    "extractor_conv_bias": extractor_conv_bias,
-                    "encoder_embed_dim": encoder_embed_dim,
-                    "encoder_projection_dropout": encoder_projection_dropout,
-                    "encoder_pos_conv_kernel": encoder_pos_conv_kernel,
-                    "encoder_pos_conv_groups": encoder_pos_conv_groups,
-                    "encoder_num_layers": encoder_num_layers,
-                    "encoder_num_heads": encoder_num_heads,
-                    "encoder_attention_dropout": encoder_attention_dropout,
-                    "encoder_ff_interm_features": encoder_ff_interm_features,
-                    "encoder_ff_interm_dropout": encoder_ff_interm_dropout,
-                    "encoder_dropout": encoder_dropout,
-                    "encoder_layer_norm_first": encoder_layer_norm_first,
-                    "encoder_layer_drop": encoder_layer_drop,
-                }
-            )
+            names = ("normalize_waveform", *LARGE)
+            architecture = {k: given[k] for k in names if given[k] is not None}
+            wav2vec2 = build_hubert(architecture)
             base_sha256 = None
         else:
             try:
@@ -159,30 +177,24 @@ class LamerHubertEncoder(TorchAudioHuBERTPretrainEncoder):
         self.final_norm = final_norm
         self.gradient_checkpointing = gradient_checkpointing
         self._output_size = self.architecture["encoder_embed_dim"]
-        # Where the base comes from a file and stays frozen, checkpoints leave it out.
-        self.base_is_external = base_sha256 is not None and self.lamer is not None
-        self.write_base = False
-        self.register_buffer(
-            BASE_HASH,
-            torch.tensor(list(bytes.fromhex(base_sha256)), dtype=torch.uint8)
-            if self.base_is_external
-            else None,
-        )
+        base_tensors = [*wav2vec2.state_dict(keep_vars=True).values()]
         if self.lamer is not None:
             add_lamer(wav2vec2, self.lamer)
-        self.hubert_pretrain_model = HuBERTPretrainModel(
-            wav2vec2,
-            MaskEmbedding(
-                self._output_size,
-                wav2vec2.mask_embedding,
-                frozen=self.lamer is not None,
-            ),
-            MaskedPredictionHead(self._output_size, num_classes, final_dim),
-            None,
-        )
+        frozen = self.lamer is not None
+        mask = MaskEmbedding(self._output_size, wav2vec2.mask_embedding, frozen)
+        head = MaskedPredictionHead(self._output_size, num_classes, final_dim)
+        self.hubert_pretrain_model = HuBERTPretrainModel(wav2vec2, mask, head, None)
         self.num_classes = num_classes
-        self.register_state_dict_post_hook(_drop_base)
-        self.register_load_state_dict_pre_hook(_fill_base)
+        base_tensors += [p for p in mask.parameters() if not p.requires_grad]
+        # Without experts the base trains.
+        self.set_base(
+            "encoder_conf.base",
+            base_sha256 if frozen else None,
+            base_tensors,
+            GUARD,
+            BASE_HASH,
+            torch.uint8,
+        )
 
     @property
     def wav2vec2(self) -> nn.Module:
@@ -195,17 +207,6 @@ class LamerHubertEncoder(TorchAudioHuBERTPretrainEncoder):
 
     def reload_pretrained_parameters(self) -> None:
         """Do nothing: the base is loaded when the encoder is built."""
-
-    def base_keys(self) -> set[str]:
-        """State keys (relative to the encoder) that the external base provides."""
-        if not self.base_is_external:
-            return set()
-        trained = {n for n, p in self.named_parameters() if p.requires_grad}
-        prefix = "hubert_pretrain_model."
-        ours = (".selection_bias", ".load")
-        names = [n for n, _ in self.named_parameters()]
-        names += [n for n, _ in self.named_buffers() if not n.endswith(ours)]
-        return {n for n in names if n.startswith(prefix) and n not in trained}
 
     def forward(
         self,
@@ -254,62 +255,3 @@ class LamerHubertEncoder(TorchAudioHuBERTPretrainEncoder):
             # torchaudio stores the negation: this is the pre-norm stack.
             x = transformer.layer_norm(x)
         return x
-
-
-def _drop_base(
-    module: LamerHubertEncoder, state: dict, prefix: str, metadata: Any
-) -> None:
-    if module.base_is_external and not module.write_base:
-        for key in module.base_keys():
-            state.pop(prefix + key, None)
-        state[prefix + GUARD] = torch.empty(0)
-
-
-def _fill_base(
-    module: LamerHubertEncoder,
-    state: dict,
-    prefix: str,
-    metadata: Any,
-    strict: bool,
-    missing: list,
-    unexpected: list,
-    errors: list,
-) -> None:
-    """Check the base's identity and supply its keys, or fail loudly.
-
-    ESPnet loads with ``strict=False``; without this, a checkpoint that lacks the
-    backbone would silently evaluate random weights.
-    """
-    own = dict(module.named_parameters()) | dict(module.named_buffers())
-    found = state.get(prefix + BASE_HASH)
-    if module.base_is_external and found is not None:
-        expected = getattr(module, BASE_HASH)
-        if bytes(found.tolist()) != bytes(expected.tolist()):
-            raise RecipeError(
-                "encoder_conf.base: the checkpoint was trained on a base with SHA-256 "
-                f"{bytes(found.tolist()).hex()}, found one with "
-                f"{bytes(expected.tolist()).hex()}; give the base it was trained on"
-            )
-    guard = state.get(prefix + GUARD)
-    if guard is not None and not guard.numel():
-        del state[prefix + GUARD]
-    if module.base_is_external:
-        for key in module.base_keys():
-            state.setdefault(prefix + key, own[key].detach())
-    elif found is not None:
-        # A full export: it carries the backbone, the hash is information only.
-        state.pop(prefix + BASE_HASH)
-    known = {prefix + key for key in own if own[key] is not None}
-    missing_keys = sorted(known - state.keys())
-    if missing_keys:
-        raise RecipeError(
-            f"the checkpoint lacks {len(missing_keys)} tensors of the encoder, e.g. "
-            f"{missing_keys[0]}; it needs the base it was trained on: set "
-            "encoder_conf.base, or use an exported (full) model"
-        )
-    others = sorted(key for key in state if key.startswith(prefix) and key not in known)
-    if others:
-        raise RecipeError(
-            f"the checkpoint has {len(others)} tensors that the encoder lacks, e.g. "
-            f"{others[0]}; encoder_conf is not the one it was trained with"
-        )

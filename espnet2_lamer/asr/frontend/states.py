@@ -1,39 +1,16 @@
-"""Hidden states of a frozen upstream on S3PRL's time grid, and their weighted sum."""
-
-from typing import Protocol
+"""A frozen upstream's states on S3PRL's time grid, their sum, and a frontend of it."""
 
 import torch
+from espnet2.asr.frontend.abs_frontend import AbsFrontend
 from torch import Tensor, nn
 
+from espnet2_lamer.asr.upstream import FrozenUpstream
+from espnet2_lamer.constants import RECEPTIVE_FIELD, SAMPLE_RATE, STRIDE
 from espnet2_lamer.errors import RecipeError
-
-# One frame per 320 samples of 16 kHz audio; the first needs 400 samples.
-HOP = 320
-MIN_SAMPLES = 400
-
-
-class UpstreamLike(Protocol):
-    """What a frontend needs of an upstream (``espnet2_lamer.load_model``).
-
-    ``hop``, samples per frame, is optional; :data:`HOP` without it.
-    """
-
-    num_layers: int
-    dim: int
-
-    def extract_features(
-        self, wavs: Tensor, lengths: Tensor
-    ) -> tuple[list[Tensor], Tensor]:
-        """Return the ``num_layers + 1`` states ``[B, T, D]`` and their lengths."""
-        ...
 
 
 def selected_states(num_layers: int, layer: int | str) -> list[int]:
-    """Return the state indices that ``layer`` asks for.
-
-    Args:
-        num_layers: Transformer blocks L; the states are 0 (input) .. L.
-        layer: One index, or ``"all"`` for every state.
+    """Return the states of 0 (input) .. L that ``layer``, an index or "all", asks for.
 
     Raises:
         RecipeError: ``layer`` is neither.
@@ -48,13 +25,8 @@ def selected_states(num_layers: int, layer: int | str) -> list[int]:
     )
 
 
-def hop_of(upstream: UpstreamLike) -> int:
-    """Samples per frame of an upstream."""
-    return getattr(upstream, "hop", HOP)
-
-
 def stretch_to_grid(
-    states: Tensor, state_lengths: Tensor, num_samples: Tensor, hop: int = HOP
+    states: Tensor, state_lengths: Tensor, num_samples: Tensor, hop: int = STRIDE
 ) -> tuple[Tensor, Tensor]:
     """Give every utterance ``ceil(samples / hop)`` frames by repeating its last one.
 
@@ -66,9 +38,6 @@ def stretch_to_grid(
         state_lengths: Frames the convolutions gave, ``[B]``.
         num_samples: Samples per utterance, ``[B]``.
         hop: Samples per frame.
-
-    Returns:
-        States ``[B, max ceil(n / hop), D]`` and lengths ``[B]``.
     """
     lengths = torch.div(num_samples + hop - 1, hop, rounding_mode="floor")
     frames = torch.arange(int(lengths.max()), device=states.device)  # [T']
@@ -80,15 +49,12 @@ def stretch_to_grid(
 
 @torch.no_grad()
 def upstream_states(
-    upstream: UpstreamLike, wavs: Tensor, lengths: Tensor, layer: int | str
+    upstream: FrozenUpstream, wavs: Tensor, lengths: Tensor, layer: int | str
 ) -> tuple[Tensor, Tensor]:
     """Run a frozen upstream and return the chosen states side by side.
 
-    Padding must not reach an utterance's states: the upstream masks it, or runs
-    utterances one at a time where its extractor normalises over time.
-
     Args:
-        upstream: In eval mode.
+        upstream: Lets no padding reach an utterance's states.
         wavs: Zero-padded 16 kHz waveforms ``[B, n]``.
         lengths: Samples per utterance ``[B]``.
         layer: As in :func:`selected_states`.
@@ -101,14 +67,14 @@ def upstream_states(
         RecipeError: An utterance is shorter than 400 samples.
     """
     chosen = selected_states(upstream.num_layers, layer)
-    if int(lengths.min()) < MIN_SAMPLES:
+    if int(lengths.min()) < RECEPTIVE_FIELD:
         raise RecipeError(
             f"utterance of {int(lengths.min())} samples: the upstream needs at least "
-            f"{MIN_SAMPLES} (25 ms at 16 kHz); remove it from the data directory"
+            f"{RECEPTIVE_FIELD} (25 ms at 16 kHz); remove it from the data directory"
         )
     hidden, hidden_lengths = upstream.extract_features(wavs, lengths)
     states = torch.cat([hidden[k] for k in chosen], dim=-1)
-    return stretch_to_grid(states, hidden_lengths, lengths, hop_of(upstream))
+    return stretch_to_grid(states, hidden_lengths, lengths, upstream.hop)
 
 
 class LayerSum(nn.Module):
@@ -140,3 +106,30 @@ class LayerSum(nn.Module):
             return states
         stacked = states.unflatten(-1, (self.num_states, self.dim))  # [B, T, S, D]
         return torch.einsum("btsd,s->btd", stacked, self.weights.softmax(0))
+
+
+class StoredFeaturesFrontend(AbsFrontend):
+    """Pass stored states on, summing them with learned weights if there are several.
+
+    Training a head on it equals training it on ``lamer_upstream`` with the upstream
+    that wrote the store, without running that upstream again.
+
+    Args:
+        dim: Width D of one state.
+        num_states: Stored states S per frame: 1 for a single layer.
+        fs: Accepted because ESPnet's recipes pass it; the features have no rate.
+    """
+
+    def __init__(
+        self, dim: int, num_states: int = 1, fs: int | str = SAMPLE_RATE
+    ) -> None:
+        super().__init__()
+        self.layer_sum = LayerSum(num_states, dim)
+
+    def output_size(self) -> int:
+        """Return D."""
+        return self.layer_sum.dim
+
+    def forward(self, input: Tensor, input_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Map stored states ``[B, T, S * D]``, lengths ``[B]`` to ``[B, T, D]``."""
+        return self.layer_sum(input), input_lengths

@@ -1,10 +1,10 @@
-"""Stage 2: the sets that experts are trained, chosen and tested on."""
+"""The sets that experts are trained, chosen and tested on."""
 
 import json
 import logging
 from pathlib import Path
 
-from espnet2_lamer.data.audio import SAMPLE_RATE
+from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.data.sampling import sample_balanced, sample_replay, seed_of
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.benchmark_sets import SetInfo, write_subset
@@ -20,7 +20,7 @@ WINDOW_SECONDS = 30.0
 
 
 def select(options: WhisperOptions) -> None:
-    """Stage 2: 16 kHz mono speech with text, as much of it as the options say.
+    """Select 16 kHz mono speech with text, as much of it as the options say.
 
     Writes ``whisper_<lang>_{train,dev,test}`` below ``<dumpdir>/raw`` and
     ``whisper_sets.json``, which counts them.
@@ -61,16 +61,9 @@ def select(options: WhisperOptions) -> None:
                 write_table(target / "romanisation", spoken)
             counts = {k: record[k] for k in ("utterances", "seconds")}
             report["sets"][target.name] = counts
-            logging.info(
-                "%s: %d utterances, %.1f min",
-                *(target.name, counts["utterances"], counts["seconds"] / 60),
-            )
-    write_json(sets_file(options), report)
-
-
-def sets_file(options: WhisperOptions) -> Path:
-    """Return the file that counts the sets."""
-    return options.raw / "whisper_sets.json"
+            number, minutes = counts["utterances"], counts["seconds"] / 60
+            logging.info("%s: %d utterances, %.1f min", target.name, number, minutes)
+    write_json(options.raw / "whisper_sets.json", report)
 
 
 def target_text(text: str) -> str:

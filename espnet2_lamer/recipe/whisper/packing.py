@@ -1,4 +1,4 @@
-"""Stage 10: model-zoo zips that need neither Whisper's file nor the experts'."""
+"""Packages: model-zoo zips that need neither Whisper's file nor the experts'."""
 
 import logging
 import tempfile
@@ -7,9 +7,9 @@ from pathlib import Path
 from espnet2_lamer.export.card import model_card
 from espnet2_lamer.export.zoo import pack_model
 from espnet2_lamer.recipe.packing import corpus_terms
-from espnet2_lamer.recipe.whisper.decoding_stage import model_files
 from espnet2_lamer.recipe.whisper.options import WhisperOptions
 from espnet2_lamer.recipe.whisper.systems import System, packages
+from espnet2_lamer.recipe.whisper.transcripts import model_files
 from espnet2_lamer.recipe.whisper.weights import read_weights
 
 _ABOUT = (
@@ -38,7 +38,7 @@ _WHAT = {
 
 
 def pack(options: WhisperOptions) -> None:
-    """Stage 10: one self-contained zip for each system of ``--pack``."""
+    """Write a self-contained zip for each system of ``--pack``."""
     from espnet2_lamer.export.whisper import write_full_whisper
 
     weights = read_weights(options)
@@ -51,7 +51,10 @@ def pack(options: WhisperOptions) -> None:
                 *model_files(options, system), Path(folder)
             )
             pack_model(
-                *("asr", config, model, output),
+                "asr",
+                config,
+                model,
+                output,
                 options=[results],
                 card=_card(options, system, output, results, weights),
                 metadata={
@@ -67,7 +70,9 @@ def _card(
 ) -> str:
     given = system.kind in ("multilingual", "full", "experts")
     language = f'model.asr_model.language = "{options.langs[0]}"\n' if given else ""
-    source = weights["source"] if _is_name(weights["source"]) else "(own weights)"
+    source = weights["source"]
+    if "/" in source or source.endswith(".pt"):
+        source = "(own weights)"  # a path would name a machine's folder
     notes, known, datasets = corpus_terms(options.corpus.split())
     return model_card(
         "asr",
@@ -84,8 +89,3 @@ def _card(
         use=_USE.format(zip=output.name, language=language),
         tag="whisper",
     )
-
-
-def _is_name(source: str) -> bool:
-    """Whether this names a Whisper; a path would name a machine's folder."""
-    return "/" not in source and not source.endswith(".pt")

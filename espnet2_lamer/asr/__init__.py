@@ -1,1 +1,0 @@
-"""Encoders and frontends for ESPnet's ASR and HuBERT tasks."""

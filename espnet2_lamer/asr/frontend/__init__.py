@@ -1,1 +1,0 @@
-"""Frontends that put a frozen self-supervised model in front of an ESPnet model."""

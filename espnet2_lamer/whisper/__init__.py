@@ -1,1 +1,0 @@
-"""LoRA language experts on a frozen Whisper: experts, MoLE, distilled student."""
