@@ -1,5 +1,7 @@
-"""How many HuBERT frames an utterance has."""
+"""The speech that models hear, and how many HuBERT frames an utterance has."""
 
+#: Samples in a second of speech.
+SAMPLE_RATE = 16000
 #: Samples that one frame sees, and samples between frames, at 16 kHz.
 RECEPTIVE_FIELD = 400
 STRIDE = 320

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from espnet2_lamer.analysis.expert_language import ExpertChoices
 from espnet2_lamer.analysis.language_probe import held_out_folds
-from espnet2_lamer.analysis.routing import RoutingStatistics
+from espnet2_lamer.analysis.routing import ExpertChoices, RoutingStatistics
 from espnet2_lamer.analysis.speech_set import SpeechSet, phones_of, read_waveform
+from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.data.sets import Utterance
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers import LamerFeedForward, experts_off, record_routing
@@ -134,7 +134,7 @@ def listen(
             language = _Language(lang, layers)
             for utterance in speech.utterances[lang]:
                 samples, cut = read_waveform(utterance)
-                heard.seconds[lang] += len(samples) / 16_000
+                heard.seconds[lang] += len(samples) / SAMPLE_RATE
                 wave = torch.from_numpy(samples)[None].to(device)
                 with record_routing(model) as record:
                     states = _states(model, wave)

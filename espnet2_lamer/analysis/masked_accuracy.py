@@ -9,6 +9,7 @@ import soundfile
 import torch
 from tqdm import tqdm
 
+from espnet2_lamer.constants import STRIDE
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.hubert.masking import LABEL_PADDING
 from espnet2_lamer.metrics.measure import Measure
@@ -38,15 +39,15 @@ def masked_accuracy(
     encoder = model.encoder
     collate = LamerCollate(
         max_samples=0,
-        bucket=320,
+        bucket=STRIDE,
         mask_prob=encoder.mask_prob,
         mask_length=encoder.mask_length,
         seed=seed,
         epoch=0,
         train=False,
     )
-    audio = read_table(data_dir / "wav.scp", "stage 2")
-    units = read_table(data_dir / "text.km", "stage 5")
+    audio = read_table(data_dir / "wav.scp")
+    units = read_table(data_dir / "text.km", "assign_units")
     parts: dict[str, dict[str, tuple[float, float]]] = {}
     for utt, lang in tqdm(
         utt2lang.items(), desc="masked accuracy", disable=not sys.stderr.isatty()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from espnet2_lamer.asr.upstream import one_by_one
-from espnet2_lamer.convert.s3prl import load_s3prl
+from espnet2_lamer.convert.load import load_s3prl
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.trust import split_s3prl
 
@@ -19,7 +19,7 @@ class S3prlUpstream(nn.Module):
     frames. Always in eval mode and without gradients.
 
     Args:
-        source: As :func:`~espnet2_lamer.convert.s3prl.load_s3prl`.
+        source: As :func:`~espnet2_lamer.convert.load.load_s3prl`.
 
     Raises:
         RecipeError: As there, or its states differ in width or frame rate.

@@ -8,7 +8,7 @@ import torchaudio
 from torchaudio.models import Wav2Vec2Model
 
 from espnet2_lamer.convert.architecture import STRUCTURE
-from espnet2_lamer.convert.state import fill_hubert, rename
+from espnet2_lamer.convert.state import fill_hubert
 from espnet2_lamer.errors import RecipeError, short_reason
 
 PREFIX = "torchaudio:"
@@ -81,6 +81,5 @@ def load(name: str) -> Wav2Vec2Model:
     Raises:
         RecipeError: Unknown name, not fetched, damaged, or keys do not match.
     """
-    state = rename(_read(name, "cpu"), str, name)
     # torchaudio publishes no mask embedding.
-    return fill_hubert(read_architecture(name), state, None, name)
+    return fill_hubert(read_architecture(name), _read(name, "cpu"), str, None, name)

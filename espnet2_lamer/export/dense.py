@@ -20,13 +20,13 @@ from tqdm import tqdm
 from espnet2_lamer.analysis.routing import RoutingStatistics
 from espnet2_lamer.asr.upstream import Upstream
 from espnet2_lamer.convert.architecture import build_hubert
-from espnet2_lamer.convert.huggingface import preprocessor_config
+from espnet2_lamer.convert.huggingface import preprocessor_config, write_directory
 from espnet2_lamer.data.audio_decoding import Unusable
 from espnet2_lamer.data.speech import read_wav_scp
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.export.card import Origin, hugging_face_card
 from espnet2_lamer.export.features import read_waveform
-from espnet2_lamer.export.huggingface import describe, write
-from espnet2_lamer.export.huggingface_card import Origin, hugging_face_card
+from espnet2_lamer.export.huggingface import describe, refuse_other_content
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.layers import LamerFeedForward, experts_off, record_routing
 from espnet2_lamer.layers.config import LINEARS
@@ -61,13 +61,7 @@ class Deviation:
 
 
 def mean_gates(upstream: Upstream, speech: Iterable[Tensor], language: str) -> Gates:
-    """Average every router's gates over the frames of a language.
-
-    Args:
-        upstream: The routed model.
-        speech: Waveforms ``[n]``, 16 kHz.
-        language: Its name, for the statistics.
-    """
+    """Average every router's gates over waveforms ``[n]`` of a language, 16 kHz."""
     statistics = RoutingStatistics()
     for wave in speech:
         with record_routing(upstream) as record:
@@ -83,10 +77,6 @@ def mean_gates(upstream: Upstream, speech: Iterable[Tensor], language: str) -> G
 
 def merge_experts(upstream: Upstream, gates: Gates) -> Upstream:
     """Return a plain HuBERT with the experts inside its Linears.
-
-    Args:
-        upstream: The routed model; it is left as it is.
-        gates: Mean gates of all its routers.
 
     Raises:
         RecipeError: It has no experts, or some that are not beside a Linear.
@@ -136,13 +126,7 @@ def _merged(linear: LoRAExpertLinear, gates: Tensor | None) -> Tensor:
 
 @torch.no_grad()
 def deviation(routed: Upstream, dense: Upstream, speech: Iterable[Tensor]) -> Deviation:
-    """Measure how far the dense model's states are from the routed model's.
-
-    Args:
-        routed: With experts.
-        dense: Without.
-        speech: Waveforms ``[n]``, 16 kHz.
-    """
+    """Measure how far states are from the routed model's, on waveforms ``[n]``."""
     size = routed.num_layers + 1
     squares = torch.zeros(3, size, dtype=torch.float64)
     utterances = frames = 0
@@ -170,10 +154,7 @@ def language_speech(
         wav_scp: ``utt path`` lines. An ``utt2lang`` beside it says which are of the
             language; without one all are.
         language: As ``utt2lang`` spells it (ISO 639-3).
-        at_most: How many to take.
-
-    Returns:
-        Their paths.
+        at_most: How many to take; their paths are returned.
 
     Raises:
         RecipeError: There are none.
@@ -223,9 +204,10 @@ def write_dense(
         origin: For the card.
 
     Raises:
-        RecipeError: As :func:`merge_experts`, audio cannot be read, or ``directory``
-            holds something else.
+        RecipeError: ``directory`` holds something else, audio cannot be read, or as
+            :func:`merge_experts`.
     """
+    refuse_other_content(Path(directory), "preprocessor_config.json")
     gates = mean_gates(upstream, _read(paths[::2], "mean gates"), language)
     dense = merge_experts(upstream, gates)
     measured = deviation(upstream, dense, _read(paths[1::2] or paths, "deviation"))
@@ -247,11 +229,6 @@ def write_dense(
         table,
     )
     card = hugging_face_card(directory, origin, None, more)
-    write(
-        directory,
-        config,
-        preprocessor_config(dense.wav2vec2.architecture),
-        state,
-        {"README.md": card},
-    )
+    preprocessor = preprocessor_config(dense.wav2vec2.architecture)
+    write_directory(directory, config, preprocessor, state, {"README.md": card})
     return measured

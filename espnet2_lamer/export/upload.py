@@ -96,7 +96,7 @@ def upload_files(
     except Exception as error:  # network, rights, quota: the Hub's words say which
         raise RecipeError(
             f"--hf_repo {repo}: upload failed ({error}); set HF_TOKEN to a token that "
-            "may write there, then run stage 14 again"
+            "may write there, then upload again"
         ) from error
     logging.info("uploaded to https://huggingface.co/%s", repo)
 
@@ -115,7 +115,7 @@ def _size(path: Path) -> int:
     if found := _inside_zip(path):
         with zipfile.ZipFile(found[0]) as archive:
             return archive.getinfo(found[1]).file_size
-    raise RecipeError(f"{path}: file not found; stage 13 makes it")
+    raise RecipeError(f"{path}: file not found; pack the model again")
 
 
 def _content(path: Path) -> Path | io.BufferedIOBase:

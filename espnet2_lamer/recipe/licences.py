@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from espnet2_lamer.convert.names import public_name
+from espnet2_lamer.convert.load import public_name
 
 APACHE = "apache-2.0"
 # Of weights, as their pages on Hugging Face state them.

@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from espnet2_lamer.convert.espnet_experiment import read_config
-from espnet2_lamer.convert.names import public_name
+from espnet2_lamer.convert.load import public_name
 from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.evaluation.tokens import BPE_MODEL
 from espnet2_lamer.export.adapter import write_adapter
 from espnet2_lamer.export.card import model_card
-from espnet2_lamer.export.full import write_full_model
 from espnet2_lamer.export.upload import repository_files, upload_files
-from espnet2_lamer.export.zoo import pack_model
+from espnet2_lamer.export.zoo import pack_model, write_full_model
 from espnet2_lamer.recipe.benchmark import adapter_files, packages, planned_runs
 from espnet2_lamer.recipe.checkpoints import base_path, read_checkpoints
 from espnet2_lamer.recipe.licences import licence_terms

@@ -10,9 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from espnet2_lamer.constants import RECEPTIVE_FIELD, STRIDE, num_frames
-from espnet2_lamer.convert.s3prl import load_s3prl
-from espnet2_lamer.data.speech import SAMPLE_RATE
+from espnet2_lamer.constants import (
+    RECEPTIVE_FIELD,
+    SAMPLE_RATE,
+    STRIDE,
+    num_frames,
+)
+from espnet2_lamer.convert.load import load_s3prl
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.hashing import sha256_tensors, sha256_value
 from espnet2_lamer.fileio.trust import (
@@ -222,7 +226,7 @@ class S3prlTeacher(Teacher):
     here the upstream itself is called, for the frames it really has.
 
     Args:
-        source: As :func:`~espnet2_lamer.convert.s3prl.load_s3prl`.
+        source: As :func:`~espnet2_lamer.convert.load.load_s3prl`.
         layer: Index of the hidden state.
         device: ``cpu`` or ``cuda``.
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from espnet2_lamer.analysis.expert_language import (
+from espnet2_lamer.analysis.routing import (
     ExpertChoices,
     expert_language_information,
+    mutual_information,
 )
-from espnet2_lamer.analysis.routing import mutual_information
 from espnet2_lamer.layers.feed_forward import RoutingRecord
 
 LANGS = ["cmn"] * 20 + ["eng"] * 20

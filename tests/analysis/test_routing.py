@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from espnet2_lamer.analysis.heatmap import plot_languages, plot_layers
+from espnet2_lamer.analysis.plots import plot_languages, plot_layers
 from espnet2_lamer.analysis.routing import (
     RoutingStatistics,
     entropy,

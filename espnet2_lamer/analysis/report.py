@@ -1,7 +1,12 @@
-"""Everything measured about one model on one set of speech, as plain values."""
+"""What is measured about one model on one set of speech: plain values, and one page."""
 
+import base64
 import json
+import math
+import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +19,7 @@ from espnet2_lamer.analysis.language_probe import (
     language_probe,
 )
 from espnet2_lamer.analysis.listening import Heard, has_experts, has_routers, listen
+from espnet2_lamer.analysis.plots import Line, plot_languages, plot_layers, plot_lines
 from espnet2_lamer.analysis.speech_set import SpeechSet
 from espnet2_lamer.layers import LamerFeedForward, parameter_report
 from espnet2_lamer.metrics.measure import Measure
@@ -21,6 +27,7 @@ from espnet2_lamer.metrics.measure import Measure
 OWN_BASE = "the model with its experts switched off"
 # Of a loaded model: it has no head, and nothing of it trains.
 _ABSENT = ("trainable", "head")
+_TEMPLATE = "report.html.jinja"
 
 
 def report_on(
@@ -203,3 +210,124 @@ def _probe_row(
         test = measured["model"][state].compare(measured["base"][state])
         row |= {"difference": 100 * test.difference, "p": test.p_two_sided}
     return row
+
+
+def render_page(report: dict[str, Any]) -> str:
+    """Render what :func:`report_on` found as HTML that needs no other file.
+
+    Pictures are inside, as PNG.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    environment.filters |= {"count": _count, "share": _share, "p": _p}
+    source = files("espnet2_lamer.analysis").joinpath(_TEMPLATE)
+    template = environment.from_string(source.read_text(encoding="utf-8"))
+    loaded = report["model"]["parameters"]
+    trained = report["model"]["parameters_in_training"] or {}
+    return template.render(
+        report=report,
+        parameters={key: loaded.get(key) for key in dict.fromkeys([*loaded, *trained])},
+        summary=summary(report),
+        images=_images(report),
+    )
+
+
+def summary(report: dict[str, Any]) -> list[str]:
+    """Say in a few sentences what was found."""
+    lines = []
+    if report["routing"]:
+        rows = report["routing"]["layers"]
+        dead = sum(len(row["dead_experts"]) for row in rows)
+        lines.append(
+            f"{dead} of {sum(row['experts'] for row in rows)} experts are dead."
+        )
+        most = max(rows, key=lambda row: row["mutual_information"])
+        lines.append(
+            f"The choice of experts tells most about the language in layer "
+            f"{most['layer']}: {most['mutual_information']:.4f} nats (chance "
+            f"{most['information_chance']:.4f}, p {_p(most['information_p'])})."
+        )
+    if probe := report["language_probe"]:
+        best = max(probe["layers"], key=lambda row: row["model"]["value"])
+        low, high = best["model"]["interval"]
+        lines.append(
+            f"The language is told best by layer {best['layer']}: "
+            f"{best['model']['value']:.1f} % of utterances ({low:.1f} to {high:.1f}; "
+            f"chance {probe['chance']:.1f})."
+        )
+    for lang, found in (report["forgetting"] or {}).items():
+        line = f"{lang}: CKA to the base {min(found['cka']):.3f} or more"
+        if rows := found["phone_probe"]:
+            worst = min(rows, key=lambda row: row["difference"])
+            line += (
+                f"; phone accuracy differs most downwards in layer {worst['layer']}: "
+                f"{worst['base']['value']:.1f} to {worst['model']['value']:.1f} % "
+                f"(p {_p(worst['p'])}, the worst of {len(rows)} layers)"
+            )
+        lines.append(line + ".")
+    return lines
+
+
+def _images(report: dict[str, Any]) -> dict[str, str]:
+    """Draw the plots of the parts that are there, each as a data URI."""
+    images: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+
+        def draw(name: str, plot: Callable[[Path], None]) -> None:
+            path = Path(folder) / f"{name}.png"
+            plot(path)
+            content = base64.b64encode(path.read_bytes()).decode()
+            images[name] = f"data:image/png;base64,{content}"
+
+        if report["routing"]:
+            table = report["routing"]["table"]
+            draw("layers", lambda path: plot_layers(table, path))
+            draw("languages", lambda path: plot_languages(table, path))
+        if probe := report["language_probe"]:
+            rows = probe["layers"]
+            lines = [_line(rows, n) for n in ("model", "base") if n in rows[0]]
+            panels = {"accuracy (%)": {"language": lines}}
+            chance = probe["chance"]
+            draw("probe", lambda path: plot_lines(panels, path, "layer", chance))
+        if forgetting := report["forgetting"]:
+            cka = [
+                Line(found["layers"], found["cka"], lang, colour=f"C{number}")
+                for number, (lang, found) in enumerate(forgetting.items())
+            ]
+            draw("cka", lambda path: plot_lines({"CKA": {"all": cka}}, path, "layer"))
+            phones = {
+                lang: [_line(found["phone_probe"], name) for name in ("model", "base")]
+                for lang, found in forgetting.items()
+                if found["phone_probe"]
+            }
+            images["phones"] = ""
+            if phones:
+                rows_of = {"frame accuracy (%)": phones}
+                draw("phones", lambda path: plot_lines(rows_of, path, "layer"))
+    return images
+
+
+def _line(rows: list[dict[str, Any]], name: str) -> Line:
+    return Line(
+        [row["layer"] for row in rows],
+        [row[name]["value"] for row in rows],
+        name,
+        [row[name]["interval"] for row in rows],
+        style="o--" if name == "base" else "o-",
+        colour="0.45" if name == "base" else "C0",
+    )
+
+
+def _count(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.2f} %"
+
+
+def _share(value: float, experts: int) -> str:
+    return f"{value / math.log(experts):.2f}"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

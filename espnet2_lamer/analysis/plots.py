@@ -1,6 +1,7 @@
-"""Heat-maps of expert use: layer x expert x language, and the paper's Fig. 2."""
+"""Pictures: lines over layers or time, and heat-maps of expert use."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +13,78 @@ from espnet2_lamer.fileio.picture import new_picture, save_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
 _COLOURS = "Blues"
-# Large enough for the figure written in each cell.
+# Large enough for the number written in each cell.
 _CELL_INCHES = (0.48, 0.34)
 
 Row = Mapping[str, Any]
+Router = tuple[int, str]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a panel.
+
+    Attributes:
+        x: Where.
+        y: One value per ``x``.
+        label: In the legend; without one the line is not in it.
+        intervals: Lower and upper bound per ``x``, drawn as a band.
+        style: matplotlib's format, such as ``"o--"``.
+        colour: Likewise.
+    """
+
+    x: Sequence[float]
+    y: Sequence[float]
+    label: str | None = None
+    intervals: Sequence[Sequence[float]] = ()
+    style: str = "o-"
+    colour: str = "C0"
+
+
+def plot_lines(
+    rows: Mapping[str, Mapping[str, Sequence[Line]]],
+    path: str | Path,
+    xlabel: str,
+    chance: float | None = None,
+    note: str = "",
+) -> None:
+    """Draw rows of panels of lines, the legend in the first panel.
+
+    Args:
+        rows: Name of the values -> title of a panel -> its lines; every row has the
+            same panels.
+        path: The PNG to write.
+        xlabel: What lies along the panels.
+        chance: Where to draw the level of guessing.
+        note: What stands above all panels.
+    """
+    columns = max(map(len, rows.values()))
+    width = 3.2 * columns + 1.6 if columns > 1 else 6.4
+    picture = new_picture(width, 3.2 * len(rows) + 0.2)
+    grid = picture.subplots(len(rows), columns, squeeze=False, sharey="row")
+    for places, (ylabel, panels) in zip(grid, rows.items(), strict=True):
+        places[0].set_ylabel(ylabel)
+        for axes, (title, lines) in zip(places, panels.items(), strict=True):
+            for line in lines:
+                look = {"ms": 3, "color": line.colour, "label": line.label}
+                axes.plot(line.x, line.y, line.style, **look)
+                if line.intervals:
+                    low, high = zip(*line.intervals, strict=True)
+                    axes.fill_between(line.x, low, high, color=line.colour, alpha=0.15)
+            if chance is not None:
+                axes.axhline(chance, color="0.6", linestyle=":", label="chance")
+            axes.set_title(title, fontsize=10)
+            axes.set_xlabel(xlabel)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.grid(axis="y", color="0.92")
+            axes.set_axisbelow(True)
+    grid[0][0].legend(fontsize=8)
+    if note:
+        picture.suptitle(note, fontsize=8)
+    save_picture(picture, path, dpi=110)
 
 
 def plot_layers(
@@ -36,13 +101,11 @@ def plot_layers(
     Raises:
         RecipeError: There are no rows, because no layer has a router.
     """
-    routers = _routers(rows, path)
-    langs = sorted({row["lang"] for row in rows})
-    cells = {(row["layer"], row["router"], row["lang"]): row[value] for row in rows}
+    routers, langs, cells = _cells(rows, value, path)
     panels = {
-        lang: [cells.get((*router, lang), []) for router in routers] for lang in langs
+        lang: [cells.get((router, lang), []) for router in routers] for lang in langs
     }
-    names = _router_names(routers)
+    names = list(routers.values())
     _draw(panels, names, "layer", value, path, columns=min(len(langs), 4))
 
 
@@ -69,28 +132,30 @@ def plot_languages(
         steps = np.linspace(0, len(present) - 1, min(4, len(present)))
         layers = [present[round(step)] for step in steps] if present else []
     chosen = [row for row in rows if row["layer"] in layers]
-    routers = _routers(chosen, path)
-    langs = sorted({row["lang"] for row in chosen})
-    cells = {(row["layer"], row["router"], row["lang"]): row[value] for row in chosen}
+    routers, langs, cells = _cells(chosen, value, path)
     panels = {
-        f"layer {name}": [cells.get((*router, lang), []) for lang in langs]
-        for router, name in zip(routers, _router_names(routers), strict=True)
+        f"layer {name}": [cells.get((router, lang), []) for lang in langs]
+        for router, name in routers.items()
     }
     _draw(panels, langs, "", value, path, columns=1)
 
 
-def _routers(rows: Sequence[Row], path: str | Path) -> list[tuple[int, str]]:
+def _cells(
+    rows: Sequence[Row], value: str, path: str | Path
+) -> tuple[dict[Router, str], list[str], dict[tuple[Router, str], Sequence[float]]]:
+    """Routers and their names, languages, and the values of each pair of them."""
     if not rows:
         raise RecipeError(
             f"{path}: nothing to draw, no layer asked for has a router; a model with "
             "at most one expert a layer has none"
         )
-    return sorted({(row["layer"], row["router"]) for row in rows})
-
-
-def _router_names(routers: Sequence[tuple[int, str]]) -> list[str]:
+    cells = {((row["layer"], row["router"]), row["lang"]): row[value] for row in rows}
     short = {"ffn": "", "intermediate_dense": " in", "output_dense": " out"}
-    return [f"{layer}{short.get(name, ' ' + name)}" for layer, name in routers]
+    routers = {
+        (layer, name): f"{layer}{short.get(name, ' ' + name)}"
+        for layer, name in sorted({router for router, _ in cells})
+    }
+    return routers, sorted({lang for _, lang in cells}), cells
 
 
 def _draw(
@@ -107,8 +172,8 @@ def _draw(
     lines = -(-len(panels) // columns)
     width = columns * (experts * _CELL_INCHES[0] + 0.7) + 1.2
     height = lines * (len(row_names) * _CELL_INCHES[1] + 0.7) + 0.3
-    figure = new_picture(width, height)
-    grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+    picture = new_picture(width, height)
+    grid = picture.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     image = None
     for axes, (title, panel) in zip(grid.flat, panels.items(), strict=False):
         image = _panel(axes, panel, experts, high)
@@ -119,12 +184,14 @@ def _draw(
     for axes in grid[:, 0]:
         axes.set_ylabel(row_axis)
     ragged = any(len(v) < experts for panel in panels.values() for v in panel)
-    figure.supxlabel(
+    picture.supxlabel(
         "expert (hatched: the layer does not have it)" if ragged else "expert",
         fontsize=10,
     )
-    _colour_bar(figure, image, grid, value)
-    save_picture(figure, path)
+    bar = picture.colorbar(image, ax=grid, shrink=0.9, pad=0.02, aspect=30)
+    bar.set_label(value.replace("_", " "), fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    save_picture(picture, path)
 
 
 def _panel(
@@ -143,11 +210,3 @@ def _panel(
             text = f"{number:.2f}"
             axes.text(k, i, text, ha="center", va="center", fontsize=7, c=colour)
     return image
-
-
-def _colour_bar(
-    figure: "Figure", image: "AxesImage | None", grid: NDArray[Any], value: str
-) -> None:
-    bar = figure.colorbar(image, ax=grid, shrink=0.9, pad=0.02, aspect=30)
-    bar.set_label(value.replace("_", " "), fontsize=9)
-    bar.ax.tick_params(labelsize=8)
