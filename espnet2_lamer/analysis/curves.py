@@ -18,13 +18,7 @@ COLUMNS = ("epoch", "updates", "language", "layer", *MEASURES, "probe_of_base")
 def write_curves(
     experiments: Mapping[str, Path], csv_path: Path, keys: tuple[str, ...]
 ) -> None:
-    """Write the curves of several experiments to a CSV and a PNG beside it.
-
-    Args:
-        experiments: Experiment directories by name.
-        csv_path: ``NAME.csv``; the picture is ``NAME.png``.
-        keys: Which values, one panel each.
-    """
+    """Write values of several experiments to a CSV, and drawn to a PNG beside it."""
     curves = {name: read_curves(path) for name, path in experiments.items()}
     _write_csv(
         csv_path,
@@ -49,11 +43,10 @@ def write_curves(
 
 
 def read_forgetting(path: Path) -> list[dict[str, Any]]:
-    """Read ``forgetting.jsonl`` of a training.
+    """Read ``forgetting.jsonl``: a row per validation, language and layer.
 
-    Returns:
-        One row per validation, language and layer, with the keys :data:`COLUMNS`;
-        without phones ``probe`` and ``probe_of_base`` are ``None``.
+    The keys are :data:`COLUMNS`; without phones ``probe`` and ``probe_of_base`` are
+    ``None``.
     """
     rows = []
     for text in path.read_text(encoding="utf-8").splitlines():
@@ -70,12 +63,9 @@ def read_forgetting(path: Path) -> list[dict[str, Any]]:
 
 
 def write_forgetting_curves(path: Path, csv_path: Path, langs: Sequence[str]) -> None:
-    """Write CKA and phone probe per language and layer to a CSV and a PNG beside it.
+    """Write CKA and phone probe of a training to a CSV and a PNG beside it.
 
-    Args:
-        path: ``forgetting.jsonl``.
-        csv_path: ``NAME.csv``; the picture is ``NAME.png``.
-        langs: Languages in the order of the panels; others follow.
+    Panels follow the order of ``langs``; other languages come after them.
     """
     rows = read_forgetting(path)
     _write_csv(csv_path, COLUMNS, rows)

@@ -46,12 +46,12 @@ def held_out_folds(
     """Divide utterances so that each part has every language in its share.
 
     Speakers are kept together where every language has at least two of them. Otherwise,
-    or where speakers are not known, single utterances are divided.
+    or where speakers are not known (empty), single utterances are divided.
 
     Args:
         utts: Utterance ids ``[U]``.
         langs: Their languages ``[U]``.
-        speakers: Their speakers ``[U]``; an empty one is a speaker of its own.
+        speakers: Their speakers ``[U]``.
         folds: Most parts; fewer where a language has fewer speakers.
         seed: Of the division.
 
@@ -94,8 +94,7 @@ def language_probe(
     summed loss.
 
     Args:
-        vectors: One vector per utterance ``[U, D]``, such as the mean of a state over
-            its frames.
+        vectors: ``[U, D]``, such as the mean of a state over an utterance's frames.
         langs: Languages ``[U]``, at least two.
         folds: See :func:`held_out_folds`.
         seed: Of the bootstrap.
@@ -148,8 +147,8 @@ def _measure(right: NDArray[np.bool_], folds: Folds, seed: int) -> Measure:
 def fisher_ratio(groups: Mapping[str, ArrayLike] | Sequence[ArrayLike]) -> float:
     r"""Separability of languages: scatter between them over scatter within.
 
-    With vectors :math:`x_{cu}` of utterance u in language c, means :math:`m_c` of each
-    language and m of all,
+    With vectors :math:`x_{cu} [D]` of utterance u in language c, means :math:`m_c` of
+    each language and m of all,
 
     .. math::
         J = \frac{\sum_c n_c \lVert m_c - m \rVert^2}
@@ -157,9 +156,6 @@ def fisher_ratio(groups: Mapping[str, ArrayLike] | Sequence[ArrayLike]) -> float
 
     the ratio of the traces of Fisher's scatter matrices. It does not change when all
     vectors are shifted, rotated or scaled.
-
-    Args:
-        groups: Per language the vectors of its utterances ``[n_c, D]``.
 
     Raises:
         ValueError: Fewer than two languages or one without utterances, or no vector

@@ -1,6 +1,5 @@
 """Masked accuracy of a pretraining model, per utterance, under fixed masks."""
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,7 +21,7 @@ def masked_accuracy(
     utt2lang: Mapping[str, str],
     seed: int = 0,
 ) -> dict[str, Measure]:
-    """Share of masked frames whose unit is predicted, per language.
+    """Rate, in per cent, of masked frames whose unit is predicted, per language.
 
     The masks depend on ``seed`` and the utterance only, so two models see the same
     ones and can be compared utterance by utterance.
@@ -31,10 +30,7 @@ def masked_accuracy(
         model: ``LamerHubertPretrainModel`` in eval mode.
         data_dir: With ``wav.scp`` and ``text.km``.
         utt2lang: Language of every utterance to measure.
-        seed: Seed of the masks.
-
-    Returns:
-        Per language a rate in per cent with its bootstrap interval.
+        seed: Of masks and bootstrap.
     """
     encoder = model.encoder
     collate = LamerCollate(
@@ -49,9 +45,7 @@ def masked_accuracy(
     audio = read_table(data_dir / "wav.scp")
     units = read_table(data_dir / "text.km", "assign_units")
     parts: dict[str, dict[str, tuple[float, float]]] = {}
-    for utt, lang in tqdm(
-        utt2lang.items(), desc="masked accuracy", disable=not sys.stderr.isatty()
-    ):
+    for utt, lang in tqdm(utt2lang.items(), desc="masked accuracy", disable=None):
         speech, _ = soundfile.read(audio[utt], dtype="float32")
         labels = np.array(units[utt].split(), dtype=np.int64)
         _, batch = collate([(utt, {"speech": speech, "text": labels})])

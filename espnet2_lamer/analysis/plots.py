@@ -25,16 +25,7 @@ Router = tuple[int, str]
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a panel.
-
-    Attributes:
-        x: Where.
-        y: One value per ``x``.
-        label: In the legend; without one the line is not in it.
-        intervals: Lower and upper bound per ``x``, drawn as a band.
-        style: matplotlib's format, such as ``"o--"``.
-        colour: Likewise.
-    """
+    """One line of a panel as matplotlib takes it; ``intervals`` become a band."""
 
     x: Sequence[float]
     y: Sequence[float]
@@ -51,7 +42,7 @@ def plot_lines(
     chance: float | None = None,
     note: str = "",
 ) -> None:
-    """Draw rows of panels of lines, the legend in the first panel.
+    """Draw rows of panels of lines, the legend in the first panel, as PNG.
 
     Args:
         rows: Name of the values -> title of a panel -> its lines; every row has the
@@ -117,15 +108,8 @@ def plot_languages(
 ) -> None:
     """Draw one panel per layer: a row per language (Lamer-SSL, Fig. 2).
 
-    Args:
-        rows: As for :func:`plot_layers`.
-        path: The PNG to write.
-        layers: Block numbers from 1; by default four, from the shallowest to the
-            deepest layer with a router (the paper: 1, 9, 13, 21).
-        value: As for :func:`plot_layers`.
-
-    Raises:
-        RecipeError: There are no rows for the layers.
+    By default there are four layers, from the shallowest to the deepest with a router
+    (the paper: 1, 9, 13, 21). Else as :func:`plot_layers`.
     """
     if layers is None:
         present = sorted({row["layer"] for row in rows})

@@ -39,7 +39,10 @@ def report_on(
     device: str = "cpu",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Listen to the speech and collect every figure.
+    """Listen to the speech and collect every figure: what ``report.json`` holds.
+
+    Parts that the model or the speech does not allow are None, and ``notes`` says why;
+    see :doc:`/analysis`.
 
     Args:
         model: From :func:`espnet2_lamer.load_model`.
@@ -49,10 +52,6 @@ def report_on(
         names: ``model`` and ``base`` as the user gave them.
         device: Where to compute.
         seed: Of splits, bootstrap and shufflings.
-
-    Returns:
-        What ``report.json`` holds; see :doc:`/analysis`. Parts that the model or the
-        speech does not allow are None, and ``notes`` says why.
 
     Raises:
         RecipeError: See :func:`~espnet2_lamer.analysis.listening.listen`.
@@ -81,7 +80,7 @@ def report_on(
         "seed": seed,
         "routing": _routing(model, heard, seed, notes),
         "language_probe": _language_probe(heard, seed, notes),
-        "forgetting": {lang: asdict(f) for lang, f in heard.forgetting.items()} or None,
+        "forgetting": heard.forgetting or None,
         "notes": notes,
     }
 
@@ -147,7 +146,7 @@ def _routing(
             "takes two or more in a layer)."
         )
         return None
-    information = heard.choices.information(seed)
+    information = heard.routing.information(seed)
     rows = []
     for row in heard.routing.layers():
         found = asdict(information[row["layer"] - 1, row["router"]])
@@ -213,10 +212,7 @@ def _probe_row(
 
 
 def render_page(report: dict[str, Any]) -> str:
-    """Render what :func:`report_on` found as HTML that needs no other file.
-
-    Pictures are inside, as PNG.
-    """
+    """Render what :func:`report_on` found as HTML with its pictures inside."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined)

@@ -31,6 +31,8 @@ class RoutingStatistics:
         # Per router and language, over its frames: their number, sums ``[N]`` of gates,
         # probabilities, selections and first places, and the sum of entropies.
         self._sums: dict[tuple[int, str], dict[str, dict[str, Any]]] = {}
+        # Per router and utterance its language, and how often each expert came first.
+        self._choices: dict[tuple[int, str], list[tuple[str, NDArray[np.int64]]]] = {}
 
     def add(
         self,
@@ -62,6 +64,7 @@ class RoutingStatistics:
                 "first": first,
                 "entropy": float(entr(p).sum()),
             }
+            self._choices.setdefault((layer, router), []).append((lang, first))
             sums = self._sums.setdefault((layer, router), {})
             old = sums.setdefault(lang, dict.fromkeys(new, 0))
             sums[lang] = {key: old[key] + value for key, value in new.items()}
@@ -69,12 +72,9 @@ class RoutingStatistics:
     def add_record(
         self, langs: Sequence[str], record: "RoutingRecord", lengths: "Tensor"
     ) -> None:
-        """Add a batch recorded by :func:`espnet2_lamer.layers.record_routing`.
+        """Add a batch that :func:`espnet2_lamer.layers.record_routing` recorded.
 
-        Args:
-            langs: Language of each utterance, ``[B]``.
-            record: What the routers gave, ``[B, T, N]`` each.
-            lengths: Real frames of each utterance, ``[B]``.
+        ``langs`` and ``lengths`` (real frames) are those of its utterances ``[B]``.
         """
         frames = [int(n) for n in lengths]
         for routing in record:
@@ -149,6 +149,14 @@ class RoutingStatistics:
             )
         return rows
 
+    def information(self, seed: int = 0) -> dict[tuple[int, str], "Information"]:
+        """What each router, by layer index from 0 and name, tells of the language."""
+        found = {}
+        for router, chosen in sorted(self._choices.items()):
+            langs, counts = zip(*chosen, strict=True)
+            found[router] = expert_language_information(counts, langs, seed)
+        return found
+
     def save(self, path: str | Path) -> None:
         """Write ``{"table": ..., "layers": ...}`` as JSON."""
         write_json(path, {"table": self.table(), "layers": self.layers()})
@@ -176,29 +184,6 @@ class Information:
     interval: tuple[float, float]
     chance: float
     p: float
-
-
-class ExpertChoices:
-    """Collects, per router and utterance, how often each expert came first."""
-
-    def __init__(self) -> None:
-        self.langs: list[str] = []
-        self._counts: dict[tuple[int, str], list[NDArray[np.int64]]] = {}
-
-    def add(self, lang: str, record: "RoutingRecord") -> None:
-        """Add one utterance without padding, recorded as ``[1, T, N]``."""
-        self.langs.append(lang)
-        for routing in record:
-            first = routing.probs[0].argmax(dim=-1).cpu().numpy()
-            counts = np.bincount(first, minlength=routing.probs.shape[-1])
-            self._counts.setdefault((routing.layer, routing.name), []).append(counts)
-
-    def information(self, seed: int = 0) -> dict[tuple[int, str], Information]:
-        """Return the information of every router, by layer index from 0 and name."""
-        return {
-            router: expert_language_information(counts, self.langs, seed)
-            for router, counts in sorted(self._counts.items())
-        }
 
 
 def expert_language_information(

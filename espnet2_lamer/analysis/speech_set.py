@@ -114,10 +114,7 @@ def read_speech_set(
 
 
 def read_waveform(utterance: Utterance) -> tuple[NDArray[np.float32], bool]:
-    """Read an utterance at 16 kHz, mono, at most :data:`MAX_SECONDS` of it.
-
-    Returns:
-        Samples ``[n]``, and whether it was longer.
+    """Read samples ``[n]`` at 16 kHz, mono, and whether :data:`MAX_SECONDS` cut them.
 
     Raises:
         RecipeError: It cannot be read, or is too short for one frame.
@@ -144,12 +141,8 @@ def phones_of(
 ) -> Phones | None:
     """Return the phones of an utterance's frames, or None where they are not known.
 
-    Args:
-        speech: The set that it is from.
-        utterance: The utterance.
-        samples: How many samples of it are used.
-        cut: Whether there are more; only then phones are cut, too, so that phones of
-            other audio are found out.
+    Where its ``samples`` were ``cut``, phones are cut, too; only then, so that phones
+    of other audio are found out.
     """
     phones = speech.phones.get(utterance.utt_id)
     return phones[: num_frames(samples)] if phones is not None and cut else phones

@@ -76,10 +76,10 @@ def main(cmd: Sequence[str] | None = None) -> None:
 
 
 def _zoo(args: argparse.Namespace) -> None:
+    from espnet2_lamer.convert.espnet_experiment import model_file
     from espnet2_lamer.export.card import model_card
     from espnet2_lamer.export.zoo import pack_model, write_full_model
     from espnet2_lamer.fileio.hashing import sha256_file
-    from espnet2_lamer.upstream import model_file
 
     directory = args.experiment
     if (directory / "final" / "config.yaml").is_file():

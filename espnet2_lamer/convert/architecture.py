@@ -70,13 +70,12 @@ SAFE_CHANNELS = 16
 def normalize_waveform(waveforms: Tensor, lengths: Tensor | None) -> Tensor:
     """Zero mean and unit variance over each utterance's valid samples.
 
-    Args:
-        waveforms: ``[B, n]``; padding may hold anything, NaN included.
-        lengths: Valid samples ``[B]``, or ``None`` when all are valid.
+    Variance is biased, eps 1e-5, as ``torch.nn.functional.layer_norm`` over one
+    utterance.
 
-    Returns:
-        ``[B, n]`` with zeros in the padding; variance is biased, eps 1e-5, as
-        ``torch.nn.functional.layer_norm`` over one utterance.
+    Args:
+        waveforms: ``[B, n]``; padding may hold anything, NaN included, and becomes 0.
+        lengths: Valid samples ``[B]``, or ``None`` when all are valid.
     """
     if lengths is None:
         return nn.functional.layer_norm(waveforms, waveforms.shape[-1:])
@@ -91,17 +90,11 @@ def normalize_waveform(waveforms: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def strided_conv(x: Tensor, conv: nn.Conv1d) -> Tensor:
-    """Unpadded 1-D convolution over frame-major input, as a few matrix products.
+    """Map ``[B, T, C_in]`` to ``[B, (T - k) // s + 1, C_out]`` by matrix products.
 
-    The kernel is cut into pieces as wide as the stride; each piece multiplies the
-    non-overlapping blocks of the input, so neither input nor output is transposed.
-
-    Args:
-        x: ``[B, T, C_in]``.
-        conv: Its weight ``[C_out, C_in, k]``, bias and stride s are used.
-
-    Returns:
-        ``[B, (T - k) // s + 1, C_out]``.
+    An unpadded 1-D convolution, frame-major: the kernel is cut into pieces as wide as
+    the stride, and each multiplies the non-overlapping blocks of the input, so neither
+    input nor output is transposed.
     """
     kernel, stride = conv.kernel_size[0], conv.stride[0]
     batch, length, channels = x.shape

@@ -23,11 +23,7 @@ COUNTERS = ("encoder.global_step", "training_batches")
 
 
 def model_file(experiment: Path, config: dict[str, Any]) -> Path:
-    """Return the model file of an experiment that its own criterion calls best.
-
-    Raises:
-        RecipeError: There is none.
-    """
+    """Return the file of an experiment that its own criterion calls best, or refuse."""
     names = ["model.pth"]
     with clear_errors(f"{experiment / CONFIG}: best_model_criterion"):
         for phase, key, _ in config.get("best_model_criterion") or []:
@@ -43,11 +39,7 @@ def model_file(experiment: Path, config: dict[str, Any]) -> Path:
 
 
 def read_config(experiment: Path) -> dict[str, Any]:
-    """Read ``config.yaml``.
-
-    Raises:
-        RecipeError: It is missing or no YAML mapping.
-    """
+    """Read ``config.yaml``, a mapping."""
     return read_yaml(experiment / CONFIG)
 
 
@@ -122,11 +114,7 @@ def _torchaudio_name(key: str) -> str | None:
 
 
 def load(experiment: Path, of_base: Callable[[str], dict[str, Any]]) -> Wav2Vec2Model:
-    """Load the backbone of an experiment; every key of it must match.
-
-    Raises:
-        RecipeError: It is not a plain HuBERT, damaged, or keys do not match.
-    """
+    """Load the backbone of a plain HuBERT's experiment; every key of it must match."""
     architecture = read_architecture(experiment, of_base)
     path = weights_file(experiment)
     state = read_tensors(path)

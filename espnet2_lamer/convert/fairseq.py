@@ -91,11 +91,7 @@ class Section:
     values: dict[str, Any]
 
     def get(self, key: str, kind: type) -> Any:
-        """Return a required value.
-
-        Raises:
-            RecipeError: It is missing or not of this kind.
-        """
+        """Return a required value of this kind, or refuse."""
         if key not in self.values:
             raise RecipeError(f"{self.name}.{key}: missing, expected {kind.__name__}")
         value = leaf(self.values[key])
@@ -108,11 +104,7 @@ class Section:
 
 
 def find_sections(state: Any, path: Path) -> tuple[Section, Section, str]:
-    """Find the settings of model and task, and the key of the weights.
-
-    Args:
-        state: What a checkpoint holds.
-        path: For error messages.
+    """Find the settings of model and task in a checkpoint, and the key of its weights.
 
     Raises:
         RecipeError: It is not a checkpoint of fairseq, nor of S3PRL's converter.
@@ -193,13 +185,10 @@ def hubert_architecture(model: Section, task: Section) -> dict[str, Any]:
 
 
 def evaluate_layers(expression: str) -> list[list[int]]:
-    """Evaluate fairseq's ``conv_feature_layers``: lists, tuples, ``+`` and ``*``.
-
-    Returns:
-        ``[[channels, kernel, stride], ...]``.
+    """Evaluate ``conv_feature_layers``: lists, tuples, ``+`` and ``*``.
 
     Raises:
-        ValueError: Anything else.
+        ValueError: The value is anything but a list of [channels, kernel, stride].
     """
     if len(expression) > 1000:
         raise ValueError("longer than 1000 characters")
@@ -244,21 +233,15 @@ def _read(path: Path, tensors: bool) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def read_architecture(path: Path) -> dict[str, Any]:
-    """Translate the configuration in the file; weights are not read.
-
-    Raises:
-        RecipeError: Damaged, not a HuBERT, or fine-tuned.
-    """
+    """Translate the configuration in the file; weights are not read."""
     return _read(path, tensors=False)[0]
 
 
 def load(path: Path) -> Wav2Vec2Model:
     """Load a pretrained HuBERT; every tensor outside of its head must match.
 
-    Besides fairseq's own files this reads those of S3PRL's converter.
-
-    Raises:
-        RecipeError: Damaged, not a HuBERT, fine-tuned, or keys do not match.
+    Besides fairseq's own files this reads those of S3PRL's converter. Fine-tuned models
+    are refused.
     """
     architecture, weights = _read(path, tensors=True)
     return fill_hubert(architecture, weights, torchaudio_name, MASK_EMBEDDING, path)

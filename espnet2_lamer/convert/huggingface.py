@@ -92,11 +92,7 @@ def weights_file(directory: Path) -> Path:
 
 
 def load(directory: Path) -> Wav2Vec2Model:
-    """Load a ``HubertModel`` directory; every key must match.
-
-    Raises:
-        RecipeError: A file is missing or damaged, or keys are missing or unexpected.
-    """
+    """Load a ``HubertModel`` directory; every key must match."""
     architecture = read_architecture(directory)
     path = weights_file(directory)
     if path.suffix == ".safetensors":
@@ -175,12 +171,8 @@ def write_directory(
 ) -> None:
     """Write what ``from_pretrained`` reads, whole or not at all.
 
-    Args:
-        directory: To write.
-        config: ``config.json``.
-        preprocessor: ``preprocessor_config.json``.
-        state: ``model.safetensors``; tensors must not share memory.
-        files: Texts of more files, by name.
+    Tensors of ``state`` must not share memory; ``files`` are texts of more files, by
+    name.
     """
     from safetensors.torch import save_file
 

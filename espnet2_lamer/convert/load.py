@@ -79,7 +79,7 @@ def _locate(
     bundle = name.removeprefix(torchaudio_bundle.PREFIX)
     if bundle != name or (_BUNDLE.fullmatch(name) and not path.exists()):
         if weights and not fetch:
-            torchaudio_bundle.require_cached(bundle)
+            torchaudio_bundle.weights_file(bundle, fetch=False)
         return torchaudio_bundle, bundle
     if path.is_file():
         if path.suffix in NOT_ALONE:
@@ -135,9 +135,6 @@ def read_architecture(source: str | Path, fetch: bool = True) -> dict[str, Any]:
 
     Returns:
         Arguments of :func:`espnet2_lamer.convert.architecture.build_hubert`.
-
-    Raises:
-        RecipeError: Not found, damaged, or not a HuBERT.
     """
     reader, where = _locate(source, weights=False, fetch=fetch)
     with clear_errors(source):
@@ -158,15 +155,8 @@ def source_sha256(source: str | Path) -> str:
 def local_source(source: str | Path, fetch: bool = True) -> str:
     """Return what names the same checkpoint from now on, fetching an id once.
 
-    An id becomes the directory it was fetched to; anything else stays as it is.
-
-    Args:
-        source: As for :func:`load_hubert`.
-        fetch: Without, it must be on this machine: for names that a file of others
-            gives.
-
-    Raises:
-        RecipeError: Not found.
+    An id becomes the directory it was fetched to; anything else stays as it is. Without
+    ``fetch`` it must be on this machine: for names that a file of others gives.
     """
     reader, where = _locate(source, fetch=fetch)
     return str(where if reader is huggingface else source)
@@ -183,12 +173,9 @@ def can_be_fetched(name: str) -> bool:
 def public_name(source: str) -> str:
     """Name a checkpoint without the directories of this machine.
 
-    Args:
-        source: Hugging Face id, torchaudio bundle, ``s3prl:NAME``, or a path.
-
-    Returns:
-        The same where it is a public name already, the id of a directory in Hugging
-        Face's cache, and the last part of any other path.
+    Names that are public already (Hugging Face id, torchaudio bundle, ``s3prl:NAME``)
+    stay as they are, a directory in Hugging Face's cache gets its id, any other path
+    its last part.
     """
     if source.startswith("s3prl:") or can_be_fetched(source):
         return source
@@ -198,11 +185,9 @@ def public_name(source: str) -> str:
 
 
 def load_s3prl(source: str) -> Any:
-    """Build an ``s3prl.nn.S3PRLUpstream``.
+    """Build an ``s3prl.nn.S3PRLUpstream`` of ``s3prl:NAME``.
 
-    Args:
-        source: ``s3prl:NAME``, or ``s3prl:NAME:FILE`` inside
-            :func:`~espnet2_lamer.fileio.trust.trusting_s3prl_files`.
+    ``s3prl:NAME:FILE`` needs :func:`~espnet2_lamer.fileio.trust.trusting_s3prl_files`.
 
     Raises:
         RecipeError: The file is not trusted, or S3PRL does not know the upstream or

@@ -29,19 +29,10 @@ _CONFIGS = {
 _WEIGHTS = ("asr_model_file", "ssl_model_file", "lm_file")
 # Where one machine kept its training files; building and using a model needs none.
 TRAINING_KEYS = (
-    "config",
-    "output_dir",
-    "init_param",
-    "monitor_control",
-    "expand_from",
-    "train_data_path_and_name_and_type",
-    "valid_data_path_and_name_and_type",
-    "train_shape_file",
-    "valid_shape_file",
-    "rir_scp",
-    "noise_scp",
-    "non_linguistic_symbols",
-)
+    "config output_dir init_param monitor_control expand_from train_shape_file "
+    "train_data_path_and_name_and_type valid_data_path_and_name_and_type "
+    "valid_shape_file rir_scp noise_scp non_linguistic_symbols"
+).split()
 
 
 def _one_of(words: str) -> tuple[str | None, ...]:
@@ -108,20 +99,17 @@ _NAMES = ("whisper_en", "whisper_multilingual")
 def unpack_model(archive: str | Path, cachedir: str | Path) -> dict[str, str]:
     """Check a model zip and unpack it below ``cachedir``, once per content.
 
-    What the zip holds decides nothing else: ESPnet's loaders find in the returned
-    files only parts that fetch, open and run nothing, and weights without pickled
-    objects.
-
-    ``ModelDownloader`` keys its cache by the archive's path, so that a zip packed
-    anew under the same name loads the old model; here the key is the content.
+    What the zip holds decides nothing else: ESPnet's loaders find in the returned files
+    only parts that fetch, open and run nothing, and weights without pickled objects.
+    ``ModelDownloader`` keys its cache by the archive's path, so that a zip packed anew
+    under the same name loads the old model; here the key is the content.
 
     Args:
         archive: A zip that :func:`pack_model` or ``espnet2.bin.pack`` wrote.
         cachedir: Directory for unpacked models.
 
     Returns:
-        Paths by ESPnet's argument names, e.g. ``asr_train_config``,
-        ``asr_model_file``.
+        Paths by ESPnet's argument names: ``asr_train_config``, ``asr_model_file`` ...
 
     Raises:
         RecipeError: As :func:`~espnet2_lamer.fileio.archive.check_zip` and
@@ -131,7 +119,14 @@ def unpack_model(archive: str | Path, cachedir: str | Path) -> dict[str, str]:
 
     protect()
     meta = check_zip(archive)
-    _check_entries(archive, meta)
+    for key, known in (("yaml_files", _CONFIGS), ("files", _WEIGHTS)):
+        for option in meta[key]:
+            if option not in known:
+                # ESPnet's classes would get it as another argument than a model's.
+                raise RecipeError(
+                    f"{archive}: {META}: {key}: found {option!r}, expected some of "
+                    f"{', '.join(known)}"
+                )
     # Absolute: ESPnet writes these paths into the unpacked config.
     target = Path(cachedir).absolute() / sha256_file(archive)[:16]
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -145,21 +140,15 @@ def unpack_model(archive: str | Path, cachedir: str | Path) -> dict[str, str]:
         if changed is None or changed:
             complete.unlink(missing_ok=True)
             extract_zip(archive, target, meta, partial(_checked, archive, meta))
-            _check_weights(archive, target, meta)
+            for name in set(meta["files"].values()):
+                try:
+                    check_state_dict(target / name)
+                except RecipeError as error:
+                    reason = str(error).removeprefix(f"{target / name}: ")
+                    raise RecipeError(f"{archive}: {name}: {reason}") from error
             write_text(complete, checksums(target))
     entries = {**meta["yaml_files"], **meta["files"]}
     return {option: str(target / name) for option, name in entries.items()}
-
-
-def _check_entries(archive: str | Path, meta: Mapping[str, Any]) -> None:
-    """Refuse what ESPnet's classes would get as other arguments than a model's."""
-    for key, known in (("yaml_files", _CONFIGS), ("files", _WEIGHTS)):
-        for option in meta[key]:
-            if option not in known:
-                raise RecipeError(
-                    f"{archive}: {META}: {key}: found {option!r}, expected some of "
-                    f"{', '.join(known)}"
-                )
 
 
 def _checked(
@@ -169,20 +158,22 @@ def _checked(
     settings: dict[str, Any],
     members: Container[str],
 ) -> dict[str, Any]:
-    """Return a member's settings for unpacking, if all tasks that use it may."""
+    """Return a member's settings for unpacking, if all tasks that use it may.
+
+    Keys that name training files are emptied: loading a model needs none of them, a
+    training that starts from the config would read them.
+    """
     for option, member in meta["yaml_files"].items():
         if member == name:
             check_packed_config(_CONFIGS[option], settings, archive, members)
-    return _without_training(settings, archive)
-
-
-def _check_weights(archive: str | Path, target: Path, meta: Mapping[str, Any]) -> None:
-    for name in set(meta["files"].values()):
-        try:
-            check_state_dict(target / name)
-        except RecipeError as error:
-            reason = str(error).removeprefix(f"{target / name}: ")
-            raise RecipeError(f"{archive}: {name}: {reason}") from error
+    emptied = {
+        key: [] if isinstance(value, list) else None
+        for key, value in settings.items()
+        if key in TRAINING_KEYS and value
+    }
+    if emptied:
+        logging.info("%s: left out of the config: %s", archive, ", ".join(emptied))
+    return {**settings, **emptied}
 
 
 def check_state_dict(model_file: Path) -> None:
@@ -251,22 +242,6 @@ def check_packed_config(
     for key, value in config.items():
         if key.endswith("_conf"):
             _check_strings(value, key, source, members)
-
-
-def _without_training(config: Mapping[str, Any], source: object) -> dict[str, Any]:
-    """Empty the keys of another's config that name training files.
-
-    Loading a model needs none of them; a training that starts from the config would
-    read them.
-    """
-    emptied = {
-        key: [] if isinstance(value, list) else None
-        for key, value in config.items()
-        if key in TRAINING_KEYS and value
-    }
-    if emptied:
-        logging.info("%s: left out of the config: %s", source, ", ".join(emptied))
-    return {**config, **emptied}
 
 
 def _section(config: Mapping[str, Any], key: str, source: object) -> Mapping[str, Any]:

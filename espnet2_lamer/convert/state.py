@@ -50,11 +50,7 @@ def _named_tensors(state: Any, source: object) -> Iterator[tuple[str, Tensor]]:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Return a file's mapping of names to tensors.
-
-    Raises:
-        RecipeError: It is damaged, or holds anything else.
-    """
+    """Return a file's mapping of names to tensors; anything else is refused."""
     state = dict(_named_tensors(read_tensors(path), path))
     for key, value in state.items():
         if value.layout is not torch.strided or value.is_meta:
@@ -99,8 +95,7 @@ def fill_hubert(
         architecture: For :func:`build_hubert`.
         state: What the file holds: a mapping of names to tensors.
         new_name: Maps a name of the file to torchaudio's; ``None`` leaves it out.
-        mask_name: What ``new_name`` calls the mask embedding ``[D]``, where the format
-            has one.
+        mask_name: What ``new_name`` calls the mask embedding ``[D]``, if anything.
         source: For error messages.
 
     Raises:
@@ -137,11 +132,7 @@ def fill_hubert(
 def check_fit(
     expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: object
 ) -> None:
-    """Compare names and shapes of a model's tensors with those of a file.
-
-    Raises:
-        RecipeError: Missing, unexpected or wrongly shaped tensors, by name.
-    """
+    """Refuse tensors that are missing, unexpected or wrongly shaped, by name."""
     problems = [f"missing {key}" for key in sorted(set(expected) - set(state))]
     problems += [f"unexpected {key}" for key in sorted(set(state) - set(expected))]
     problems += [

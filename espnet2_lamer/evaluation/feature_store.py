@@ -164,14 +164,8 @@ def store_features(
     and an interrupted call goes on after the last one; the store's directory appears
     when all are there. A second process that needs the same store waits for the first.
 
-    Args:
-        upstream: In eval mode.
-        layer: As for :func:`plan_store`, like the next three.
-        data_dir: Likewise.
-        root: Likewise.
-        dtype: Likewise.
-        device: Where the upstream runs.
-        plan: What :func:`plan_store` returned for the same arguments.
+    Arguments are those of :func:`plan_store`, ``plan`` what it returned for them, and
+    ``device`` where the upstream, in eval mode, runs.
 
     Raises:
         RecipeError: As :func:`plan_store`, or an utterance is too short, a value does

@@ -126,11 +126,8 @@ def hugging_face_card(
 ) -> str:
     """Return the card of a directory for transformers.
 
-    Args:
-        directory: Gives the name where ``origin`` does not.
-        origin: Where the model comes from.
-        lamer: Options of its experts; ``None`` for a plain ``HubertModel``.
-        more: Paragraphs that follow.
+    ``lamer`` has the options of its experts, ``None`` for a plain ``HubertModel``;
+    paragraphs of ``more`` follow what it is. ``origin`` may name it otherwise.
     """
     origin = origin or Origin()
     name = origin.name or Path(directory).absolute().name

@@ -8,7 +8,6 @@ it is gets measured on speech that the means were not taken from.
 """
 
 import logging
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -148,13 +147,13 @@ def deviation(routed: Upstream, dense: Upstream, speech: Iterable[Tensor]) -> De
 def language_speech(
     wav_scp: str | Path, language: str, at_most: int = AT_MOST
 ) -> list[str]:
-    """Choose utterances of one language, evenly over the list.
+    """Choose paths of at most so many utterances of one language, evenly over the list.
 
     Args:
         wav_scp: ``utt path`` lines. An ``utt2lang`` beside it says which are of the
             language; without one all are.
         language: As ``utt2lang`` spells it (ISO 639-3).
-        at_most: How many to take; their paths are returned.
+        at_most: How many to take.
 
     Raises:
         RecipeError: There are none.
@@ -176,7 +175,7 @@ def language_speech(
 
 
 def _read(paths: Sequence[str], title: str) -> Iterator[Tensor]:
-    for path in tqdm(paths, desc=title, disable=not sys.stderr.isatty()):
+    for path in tqdm(paths, desc=title, disable=None):
         try:
             yield torch.from_numpy(read_waveform(path))
         except Unusable as error:
@@ -192,16 +191,9 @@ def write_dense(
 ) -> Deviation:
     """Write one language's plain ``HubertModel`` and say how good it is.
 
-    Gates are averaged over every other utterance; the deviation is measured on the
-    rest (with a single utterance, on that one), printed, and written into ``README.md``
-    and ``config.json`` (``lamer_dense``).
-
-    Args:
-        upstream: The routed model.
-        directory: To write, atomically.
-        language: ISO 639-3.
-        paths: Audio of that language.
-        origin: For the card.
+    Gates are averaged over every other utterance of ``paths``; the deviation is
+    measured on the rest (with a single utterance, on that one), printed, and written
+    into ``README.md`` and ``config.json`` (``lamer_dense``).
 
     Raises:
         RecipeError: ``directory`` holds something else, audio cannot be read, or as

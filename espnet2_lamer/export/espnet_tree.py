@@ -6,7 +6,6 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from espnet2_lamer.errors import RecipeError
@@ -50,28 +49,19 @@ VARIABLES = (
 ).split()
 
 
-@dataclass(frozen=True)
-class Link:
-    """A symbolic link, by what it holds."""
-
-    target: str
-
-
-Content = bytes | Link
+# Of a file, or the target of a symbolic link.
+Content = bytes | str
 
 
 def lay_tree(repository: str | Path, checkout: str | Path) -> list[Path]:
-    """Write every recipe to ``<checkout>/egs2/lamer_ssl/<task>``.
+    """Write every recipe to ``<checkout>/egs2/lamer_ssl/<task>``; return what changed.
 
-    Files of others are never overwritten; run again, it changes only what changed
-    here. ``egs2/README.md`` gets a row and ``db.sh`` the corpora it lacks.
+    Files of others are never overwritten; run again, it changes only what changed here.
+    ``egs2/README.md`` gets a row and ``db.sh`` the corpora it lacks.
 
     Args:
         repository: This project's top directory.
         checkout: ESPnet's.
-
-    Returns:
-        Paths that were written.
 
     Raises:
         RecipeError: It is no ESPnet checkout, or a file of others is in the way; then
@@ -153,7 +143,7 @@ def _content(
         for name in names:
             source = home if (template / home / name).exists() else "asr1"
             if (template / source / name).exists():
-                yield name, Link(f"../../TEMPLATE/{source}/{name}")
+                yield name, f"../../TEMPLATE/{source}/{name}"
     for name in COPIES:
         for source in (task, "asr1"):
             if (template / source / name).is_file():
@@ -238,9 +228,9 @@ def _write(
 
 def _put(path: Path, content: Content) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, Link):
+    if isinstance(content, str):
         path.unlink(missing_ok=True)
-        os.symlink(content.target, path)
+        os.symlink(content, path)
         return
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
@@ -249,14 +239,14 @@ def _put(path: Path, content: Content) -> None:
 
 
 def _digest(content: Content) -> str:
-    if isinstance(content, Link):
-        return f"link to {content.target}"
+    if isinstance(content, str):
+        return f"link to {content}"
     return hashlib.sha256(content).hexdigest()
 
 
 def _digest_at(path: Path) -> str | None:
     if path.is_symlink():
-        return _digest(Link(os.readlink(path)))
+        return _digest(os.readlink(path))
     if path.is_dir():
         return "a folder"
     return _digest(path.read_bytes()) if path.exists() else None

@@ -1,7 +1,6 @@
 """Features of a trained model in a file: NumPy's npz, or Kaldi's ark with its scp."""
 
 import logging
-import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -63,11 +62,7 @@ FORMATS = {"npz": npz_file, "ark": ark_file}
 
 
 def read_waveform(path: str) -> np.ndarray:
-    """Return a file as float32 ``[n]``, 16 kHz mono; such a file comes as it is.
-
-    Raises:
-        Unusable: It cannot be read.
-    """
+    """Return a file as float32 ``[n]``, 16 kHz mono; such a file comes as it is."""
     with open_audio(path) as source:
         samples = decode(source, check=False)  # [n, channels]
         if source.file.samplerate == SAMPLE_RATE and samples.shape[1] == 1:
@@ -76,11 +71,7 @@ def read_waveform(path: str) -> np.ndarray:
 
 
 def audio_ids(paths: Iterable[str]) -> dict[str, str]:
-    """Name audio files by their stems.
-
-    Raises:
-        RecipeError: Two have the same.
-    """
+    """Name audio files by their stems; two with the same are refused."""
     table: dict[str, str] = {}
     for path in paths:
         utt = Path(path).stem
@@ -135,9 +126,7 @@ def write_features(
     model = model.to(device)
     frames = 0
     with FORMATS[file_format](Path(output)) as store:
-        for utt, path in tqdm(
-            utterances.items(), desc="features", disable=not sys.stderr.isatty()
-        ):
+        for utt, path in tqdm(utterances.items(), desc="features", disable=None):
             states = _states(model, utt, path, device)
             array = torch.stack([states[k][0] for k in chosen]).float().cpu().numpy()
             store(utt, array if layer == "all" else array[0])

@@ -67,11 +67,7 @@ def write_huggingface(
 
 
 def describe(upstream: Upstream) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return ``config.json`` of the backbone and all tensors under transformers' names.
-
-    Raises:
-        RecipeError: The model is not ours.
-    """
+    """Return ``config.json`` of the backbone and all tensors by transformers' names."""
     if not isinstance(upstream, Upstream):
         raise RecipeError(
             f"{type(upstream).__name__}: expected a HuBERT with or without experts, as "

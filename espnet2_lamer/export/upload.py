@@ -48,8 +48,7 @@ def upload_files(
     Args:
         repo: ``user/name``; empty: nothing is uploaded.
         files: As :func:`repository_files` returns them.
-        dry_run: Only log repository, files and sizes; neither network nor token is
-            used.
+        dry_run: Only log repository, files and sizes; no network, no token.
         private: Of a repository that is made here.
 
     Raises:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from espnet2_lamer.convert.espnet_experiment import read_config
+from espnet2_lamer.convert.espnet_experiment import model_file, read_config
 from espnet2_lamer.convert.load import public_name
 from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.evaluation.tokens import BPE_MODEL
@@ -19,7 +19,6 @@ from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.packed_check import check_package
 from espnet2_lamer.recipe.scoring import DECODE_CONFIG
 from espnet2_lamer.units.codebook import load_codebook
-from espnet2_lamer.upstream import model_file
 
 
 def _terms(options: Options) -> tuple[str, list[str], list[str]]:

@@ -60,13 +60,9 @@ class Codebook:
         return Codebook, (self.centroids, self.metadata, self.sha256)
 
     def assign(self, x) -> np.ndarray:
-        """Nearest centroid of each frame: ``argmin_k |c_k|^2 - 2 x c_k``.
+        """Nearest centroids ``[T]`` of ``[T, D]``: ``argmin_k |c_k|^2 - 2 x c_k``.
 
-        Args:
-            x: Features ``[T, D]``, an array or a tensor on any device.
-
-        Returns:
-            Units ``[T]``, int64; the lower unit wins a tie.
+        Frames are an array or a tensor on any device; the lower unit wins a tie.
         """
         import torch
 
@@ -229,12 +225,6 @@ def import_kmeans(
     Such a file is a pickle: opening it runs what its author put in. The result,
     ``codebook.npz``, holds no pickle. The file does not say which teacher and layer it
     was learned on; only the dimension can be checked.
-
-    Args:
-        path: File of fairseq's ``learn_kmeans.py`` or of ESPnet's.
-        teacher: The teacher, at the layer, that the k-means was learned on.
-        output: ``codebook.npz``.
-        trust_pickle: Say that the file's origin is trusted.
 
     Raises:
         RecipeError: Not trusted, not readable, not a k-means, or of another dimension

@@ -97,13 +97,10 @@ def sample_utterances(
     hours_per_lang: float,
     seed: int,
 ) -> list[str]:
-    """Draw utterances of each language, uniformly, until ``hours_per_lang`` is met.
+    """Draw ids of each language, uniformly, until ``hours_per_lang`` is met.
 
     A language's draw depends on its own utterances and the seed only. A language with
-    less speech than asked for is taken whole.
-
-    Returns:
-        Utterance ids in the order of ``wav_scp``.
+    less speech than asked for is taken whole. The order is that of ``wav_scp``.
     """
     by_lang: dict[str, list[str]] = {}
     for utt in wav_scp:
@@ -136,7 +133,7 @@ def dump_features(
     """Write teacher features of (a sample of) the utterances as float32 shards.
 
     A run that was killed goes on with the shards that are not done yet; the directory
-    is complete when ``index.json`` is there.
+    is complete when ``index.json``, whose path is returned, is there.
 
     Args:
         teacher: Extracts the features.
@@ -146,11 +143,7 @@ def dump_features(
         hours_per_lang: Hours to sample from each language, all when None.
         seed: Seed of the sample.
         shard_utts: Utterances in a shard; by default 100, fewer of a small corpus.
-        nj: Number of processes on this machine; see
-            :func:`espnet2_lamer.parallel.workers` for those of a cluster.
-
-    Returns:
-        The path of ``index.json``.
+        nj: Processes of this machine, or see :func:`espnet2_lamer.parallel.workers`.
 
     Raises:
         RecipeError: Audio is missing, broken or too short, or has no language.
@@ -279,10 +272,7 @@ class FeatureStore:
         )
 
     def take(self, frames: np.ndarray) -> np.ndarray:
-        """Copy single frames by their number in the store, ``[len(frames), D]``.
-
-        Rows come in increasing frame number.
-        """
+        """Copy single frames ``[n, D]`` by their numbers, in increasing order."""
         frames = np.sort(frames)
         # Where each shard's frames begin and end in the sorted numbers.
         edges = np.searchsorted(frames, self._starts)

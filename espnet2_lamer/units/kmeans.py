@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from joblib import Parallel, delayed
+from tqdm import tqdm
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path
@@ -126,10 +128,8 @@ def learn_kmeans(
     _loop(store, model, progress, config, state)
 
     quality = codebook_quality(model.centroids, model.counts, validation)
-    quality |= {
-        "steps": progress.steps,
-        "passes": progress.epoch + bool(progress.block),
-    }
+    passes = progress.epoch + bool(progress.block)
+    quality |= {"steps": progress.steps, "passes": passes}
     metadata = {
         **teacher_metadata(store.teacher),
         "K": config.n_clusters,
@@ -153,12 +153,9 @@ def _samples(
     if store.frames <= start_size + config.batch_size:
         everything = store.take(np.arange(store.frames))
         return everything, everything
-    picked = rng.choice(
-        store.frames, start_size + config.batch_size, replace=False, shuffle=True
-    )
-    return store.take(picked[: config.batch_size]), store.take(
-        picked[config.batch_size :]
-    )
+    size = config.batch_size
+    picked = rng.choice(store.frames, start_size + size, replace=False, shuffle=True)
+    return store.take(picked[:size]), store.take(picked[size:])
 
 
 @contextmanager
@@ -189,16 +186,9 @@ def _best_start(
 
     ``centroids`` and ``progress`` hold the best one so far; each new one is saved.
     """
-    from joblib import Parallel, delayed
-    from tqdm import tqdm
-
     seeds = np.random.SeedSequence(config.seed).generate_state(config.n_init)
-    bar = tqdm(
-        desc="k-means++",
-        total=config.n_init,
-        initial=progress.starts,
-        disable=not sys.stderr.isatty(),
-    )
+    done, total = progress.starts, config.n_init
+    bar = tqdm(desc="k-means++", total=total, initial=done, disable=None)
     # In order, so that of two equal ones the same is kept however many run at a time.
     parallel = Parallel(n_jobs=nj, return_as="generator", pre_dispatch="all")
     with bar, parallel:
@@ -235,11 +225,9 @@ def _loop(
     config: KmeansConfig,
     state: "_State",
 ) -> None:
-    from tqdm import tqdm
-
     # scikit-learn's smoothing: a window of half the frames of the store.
     alpha = min(1.0, 2 * config.batch_size / (store.frames + 1))
-    bar = tqdm(desc="k-means", initial=progress.steps, disable=not sys.stderr.isatty())
+    bar = tqdm(desc="k-means", initial=progress.steps, disable=None)
     while progress.epoch < config.max_passes:
         order = store.blocks(config.batch_size, config.seed, progress.epoch)
         while progress.block < len(order):
@@ -267,17 +255,12 @@ def _converged(
     return progress.no_improvement >= config.max_no_improvement
 
 
+@dataclass(frozen=True)
 class _State:
-    """What a killed run goes on from.
+    """What a killed run goes on from, unless it is of another ``run`` (a hash)."""
 
-    Args:
-        path: The file.
-        run: Hash of features and settings; a state of others is not used.
-    """
-
-    def __init__(self, path: Path, run: str):
-        self.path = path
-        self._run = run
+    path: Path
+    run: str
 
     def save(
         self, centroids: np.ndarray, counts: np.ndarray, progress: _Progress
@@ -289,7 +272,7 @@ class _State:
                 centroids=centroids,
                 counts=counts,
                 progress=np.array(json.dumps(asdict(progress))),
-                run=np.array(self._run),
+                run=np.array(self.run),
             )
 
     def load(self) -> tuple[np.ndarray, np.ndarray, _Progress] | None:
@@ -298,18 +281,13 @@ class _State:
             return None
         try:
             with np.load(self.path, allow_pickle=False) as state:
-                if str(state["run"]) != self._run:
-                    logging.warning(
-                        "%s: of other features or settings, not used", self.path
-                    )
+                if str(state["run"]) != self.run:
+                    text = "%s: of other features or settings, not used"
+                    logging.warning(text, self.path)
                     return None
                 progress = _Progress(**json.loads(str(state["progress"])))
-                logging.info(
-                    "%s: going on after %d starts and %d steps",
-                    self.path,
-                    progress.starts,
-                    progress.steps,
-                )
+                done = f"{progress.starts} starts and {progress.steps} steps"
+                logging.info("%s: going on after %s", self.path, done)
                 return state["centroids"], state["counts"], progress
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
             logging.warning("%s: not readable, starting over", self.path)
@@ -368,8 +346,6 @@ class TorchSteps:
     """
 
     def __init__(self, centroids: np.ndarray, counts: np.ndarray, device: str):
-        import torch
-
         self._device = device
         self._centroids = torch.tensor(centroids, device=device)  # [K, D]
         self._counts = torch.tensor(counts, device=device)  # [K]
@@ -386,19 +362,14 @@ class TorchSteps:
 
     def step(self, block: np.ndarray) -> float:
         """As :class:`SklearnSteps`."""
-        import torch
-
         with exact_float32(), torch.inference_mode():
             x = torch.tensor(block, device=self._device)  # [n, D]
             units, _ = self._nearest(x)
             won = torch.nn.functional.one_hot(units, len(self._counts)).to(x.dtype)
             total = self._counts + won.sum(0)
             moved = self._centroids * self._counts[:, None] + won.T @ x
-            self._centroids = torch.where(
-                total[:, None] > 0,
-                moved / total.clamp(min=1)[:, None],
-                self._centroids,
-            )
+            mean = moved / total.clamp(min=1)[:, None]
+            self._centroids = torch.where(total[:, None] > 0, mean, self._centroids)
             self._counts = total
             _, distances = self._nearest(x)
             return float(distances.mean(dtype=torch.float64))
@@ -413,11 +384,7 @@ class TorchSteps:
 def make_steps(
     centroids: np.ndarray, counts: np.ndarray, seed: int, device: str = "cpu"
 ) -> SklearnSteps | TorchSteps:
-    """Go on from these centroids and frame counts on a device.
-
-    Raises:
-        RecipeError: There is no such device.
-    """
+    """Go on from these centroids and frame counts on a device."""
     check_device(device)
     if device == "cpu":
         return SklearnSteps(centroids, counts, seed)

@@ -39,8 +39,7 @@ def assign_units(
 
     Features are never stored. A run that was killed goes on from the shards in
     ``<output>.shards``; bytes do not depend on ``nj``, nor on whether the shards were
-    made here or by a cluster (:func:`espnet2_lamer.parallel.workers`). The throughput
-    is logged beside that of the teacher's forward alone.
+    made here or by a cluster (:func:`espnet2_lamer.parallel.workers`).
 
     Args:
         teacher: The teacher the codebook was learned on.
@@ -218,11 +217,7 @@ def iterate_labels(
 
 
 def read_sidecar(text_km: str | Path) -> dict[str, Any]:
-    """Read ``text.km.json`` and check that it describes this ``text.km``.
-
-    Raises:
-        RecipeError: It is missing, unreadable, or the hash of ``text.km`` differs.
-    """
+    """Read ``text.km.json``, which must hold the hash of this ``text.km``."""
     text_km = Path(text_km)
     path = sidecar_path(text_km)
     for file in (text_km, path):

@@ -3,12 +3,14 @@
 import json
 import logging
 import re
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from joblib import Parallel, delayed
+from tqdm import tqdm
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path, write_json
@@ -60,13 +62,7 @@ class Shards:
     def check_space(self, needed: float, what: str, way_out: str) -> None:
         """Refuse to begin what the disk cannot hold; finished shards are counted.
 
-        Args:
-            needed: Bytes of all shards.
-            what: As :func:`espnet2_lamer.fileio.system.check_space`.
-            way_out: Likewise.
-
-        Raises:
-            RecipeError: Less is free.
+        See :func:`espnet2_lamer.fileio.system.check_space`.
         """
         there = bytes_of(self.directory.glob(f"*{self.suffix}"))
         check_space(self.directory, needed - there, what, way_out)
@@ -93,9 +89,6 @@ class Shards:
         Raises:
             RecipeError: ``nj`` is 0, or another run writes there.
         """
-        from joblib import Parallel, delayed
-        from tqdm import tqdm
-
         check_processes(nj)
         self.directory.mkdir(parents=True, exist_ok=True)
         names = [f"{number:05d}" for number in range(len(parts))]
@@ -113,7 +106,7 @@ class Shards:
             desc=description,
             total=len(parts),
             initial=len(parts) - len(todo),
-            disable=not sys.stderr.isatty(),
+            disable=None,
         )
         for name, marker in bar:
             markers[name] = marker

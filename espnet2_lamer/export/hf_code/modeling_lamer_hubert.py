@@ -171,15 +171,11 @@ class LamerHubertModel(HubertModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> tuple | BaseModelOutput:
-        """Encode waveforms.
+        """Encode waveforms ``[B, n]`` as the feature extractor gives them.
 
-        Args:
-            input_values: Waveforms ``[B, n]`` as the feature extractor gives them.
-            attention_mask: 1 for real samples, 0 for padding ``[B, n]``.
-            mask_time_indices: Frames to replace by the mask embedding ``[B, T]``.
-            output_attentions: As in transformers.
-            output_hidden_states: As in transformers.
-            return_dict: As in transformers.
+        ``attention_mask [B, n]`` is 1 for real samples, ``mask_time_indices [B, T]``
+        tells frames to replace by the mask embedding; other arguments are
+        transformers'.
 
         Returns:
             ``last_hidden_state [B, T, D]`` (frames beyond an utterance are undefined)
