@@ -43,17 +43,11 @@ def held_out_folds(
     folds: int = FOLDS,
     seed: int = 0,
 ) -> Folds:
-    """Divide utterances so that each part has every language in its share.
+    """Divide utterances ``[U]`` so that each part has every language in its share.
 
-    Speakers are kept together where every language has at least two of them. Otherwise,
-    or where speakers are not known (empty), single utterances are divided.
-
-    Args:
-        utts: Utterance ids ``[U]``.
-        langs: Their languages ``[U]``.
-        speakers: Their speakers ``[U]``.
-        folds: Most parts; fewer where a language has fewer speakers.
-        seed: Of the division.
+    Speakers are kept together where every language has at least two of them, and there
+    are fewer parts where a language has fewer. Otherwise, or where speakers are not
+    known (empty), single utterances are divided.
 
     Raises:
         RecipeError: A language has a single utterance.
@@ -89,18 +83,10 @@ def language_probe(
 ) -> Measure:
     """Classify utterances by language, each by a probe that did not see its part.
 
-    The probe is multinomial logistic regression on vectors standardised with the mean
-    and deviation of its training part, by L-BFGS with an L2 penalty of weight 1 on the
-    summed loss.
-
-    Args:
-        vectors: ``[U, D]``, such as the mean of a state over an utterance's frames.
-        langs: Languages ``[U]``, at least two.
-        folds: See :func:`held_out_folds`.
-        seed: Of the bootstrap.
-
-    Returns:
-        Accuracy in per cent; its interval draws speakers where parts are of speakers.
+    The probe is multinomial logistic regression on ``vectors [U, D]`` (such as the mean
+    of a state over an utterance's frames), standardised with the mean and deviation of
+    its training part, by L-BFGS with an L2 penalty of weight 1 on the summed loss.
+    Accuracy is in per cent; its interval draws speakers where parts are of speakers.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression

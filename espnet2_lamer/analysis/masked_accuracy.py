@@ -23,14 +23,10 @@ def masked_accuracy(
 ) -> dict[str, Measure]:
     """Rate, in per cent, of masked frames whose unit is predicted, per language.
 
-    The masks depend on ``seed`` and the utterance only, so two models see the same
-    ones and can be compared utterance by utterance.
-
-    Args:
-        model: ``LamerHubertPretrainModel`` in eval mode.
-        data_dir: With ``wav.scp`` and ``text.km``.
-        utt2lang: Language of every utterance to measure.
-        seed: Of masks and bootstrap.
+    The masks depend on ``seed`` and the utterance only, so two models see the same ones
+    and can be compared utterance by utterance. The model is a
+    ``LamerHubertPretrainModel`` in eval mode; the directory has ``wav.scp`` and
+    ``text.km``; ``utt2lang`` names what to measure.
     """
     encoder = model.encoder
     collate = LamerCollate(

@@ -78,62 +78,51 @@ def plot_lines(
     save_picture(picture, path, dpi=110)
 
 
-def plot_layers(
-    rows: Sequence[Row], path: str | Path, value: str = "mean_gate"
-) -> None:
+def plot_layers(rows: Sequence[Row], path: str | Path) -> None:
     """Draw one panel per language: a row per layer, a column per expert.
 
-    Args:
-        rows: :meth:`espnet2_lamer.analysis.routing.RoutingStatistics.table`.
-        path: The PNG to write.
-        value: Which column: ``mean_gate``, ``mean_prob`` or ``dispatch_share``.
-            Experts that a layer does not have are hatched.
+    ``rows`` are a :meth:`~espnet2_lamer.analysis.routing.RoutingStatistics.table`; the
+    cells are mean gates. Experts that a layer does not have are hatched.
 
     Raises:
         RecipeError: There are no rows, because no layer has a router.
     """
-    routers, langs, cells = _cells(rows, value, path)
+    routers, langs, cells = _cells(rows, path)
     panels = {
         lang: [cells.get((router, lang), []) for router in routers] for lang in langs
     }
-    names = list(routers.values())
-    _draw(panels, names, "layer", value, path, columns=min(len(langs), 4))
+    _draw(panels, list(routers.values()), "layer", path, columns=min(len(langs), 4))
 
 
-def plot_languages(
-    rows: Sequence[Row],
-    path: str | Path,
-    layers: Sequence[int] | None = None,
-    value: str = "mean_gate",
-) -> None:
+def plot_languages(rows: Sequence[Row], path: str | Path) -> None:
     """Draw one panel per layer: a row per language (Lamer-SSL, Fig. 2).
 
-    By default there are four layers, from the shallowest to the deepest with a router
-    (the paper: 1, 9, 13, 21). Else as :func:`plot_layers`.
+    There are at most four, from the shallowest to the deepest layer with a router (the
+    paper: 1, 9, 13, 21); else as :func:`plot_layers`.
     """
-    if layers is None:
-        present = sorted({row["layer"] for row in rows})
-        steps = np.linspace(0, len(present) - 1, min(4, len(present)))
-        layers = [present[round(step)] for step in steps] if present else []
-    chosen = [row for row in rows if row["layer"] in layers]
-    routers, langs, cells = _cells(chosen, value, path)
+    present = sorted({row["layer"] for row in rows})
+    steps = np.linspace(0, len(present) - 1, min(4, len(present)))
+    layers = [present[round(step)] for step in steps]
+    routers, langs, cells = _cells([r for r in rows if r["layer"] in layers], path)
     panels = {
         f"layer {name}": [cells.get((router, lang), []) for lang in langs]
         for router, name in routers.items()
     }
-    _draw(panels, langs, "", value, path, columns=1)
+    _draw(panels, langs, "", path, columns=1)
 
 
 def _cells(
-    rows: Sequence[Row], value: str, path: str | Path
+    rows: Sequence[Row], path: str | Path
 ) -> tuple[dict[Router, str], list[str], dict[tuple[Router, str], Sequence[float]]]:
-    """Routers and their names, languages, and the values of each pair of them."""
+    """Routers and their names, languages, and the mean gates of each pair of them."""
     if not rows:
         raise RecipeError(
-            f"{path}: nothing to draw, no layer asked for has a router; a model with "
-            "at most one expert a layer has none"
+            f"{path}: nothing to draw, no layer has a router; a model with at most one "
+            "expert a layer has none"
         )
-    cells = {((row["layer"], row["router"]), row["lang"]): row[value] for row in rows}
+    cells = {
+        ((row["layer"], row["router"]), row["lang"]): row["mean_gate"] for row in rows
+    }
     short = {"ffn": "", "intermediate_dense": " in", "output_dense": " out"}
     routers = {
         (layer, name): f"{layer}{short.get(name, ' ' + name)}"
@@ -146,7 +135,6 @@ def _draw(
     panels: Mapping[str, Sequence[Sequence[float]]],
     row_names: Sequence[str],
     row_axis: str,
-    value: str,
     path: str | Path,
     columns: int,
 ) -> None:
@@ -173,7 +161,7 @@ def _draw(
         fontsize=10,
     )
     bar = picture.colorbar(image, ax=grid, shrink=0.9, pad=0.02, aspect=30)
-    bar.set_label(value.replace("_", " "), fontsize=9)
+    bar.set_label("mean gate", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     save_picture(picture, path)
 

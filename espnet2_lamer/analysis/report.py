@@ -6,7 +6,6 @@ import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from espnet2_lamer.metrics.measure import Measure
 OWN_BASE = "the model with its experts switched off"
 # Of a loaded model: it has no head, and nothing of it trains.
 _ABSENT = ("trainable", "head")
-_TEMPLATE = "report.html.jinja"
 
 
 def report_on(
@@ -42,19 +40,10 @@ def report_on(
     """Listen to the speech and collect every figure: what ``report.json`` holds.
 
     Parts that the model or the speech does not allow are None, and ``notes`` says why;
-    see :doc:`/analysis`.
-
-    Args:
-        model: From :func:`espnet2_lamer.load_model`.
-        base: Likewise; None: the model without its experts, where it has any.
-        speech: What to listen to.
-        layers: States that are compared with the base's.
-        names: ``model`` and ``base`` as the user gave them.
-        device: Where to compute.
-        seed: Of splits, bootstrap and shufflings.
-
-    Raises:
-        RecipeError: See :func:`~espnet2_lamer.analysis.listening.listen`.
+    see :doc:`/analysis`. Arguments are those of
+    :func:`~espnet2_lamer.analysis.listening.listen`, but that without ``base`` the
+    model's experts are switched off, where it has any, and ``names`` are ``model`` and
+    ``base`` as the user gave them.
     """
     notes: list[str] = []
     compared = base
@@ -217,8 +206,8 @@ def render_page(report: dict[str, Any]) -> str:
 
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     environment.filters |= {"count": _count, "share": _share, "p": _p}
-    source = files("espnet2_lamer.analysis").joinpath(_TEMPLATE)
-    template = environment.from_string(source.read_text(encoding="utf-8"))
+    source = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
+    template = environment.from_string(source)
     loaded = report["model"]["parameters"]
     trained = report["model"]["parameters_in_training"] or {}
     return template.render(

@@ -41,13 +41,10 @@ class RoutingStatistics:
         gates_per_layer: "Mapping[int, Tensor]",
         router: str = "ffn",
     ) -> None:
-        """Add the real frames of one utterance.
+        """Add the real frames ``[T, N]`` of one utterance per layer index.
 
-        Args:
-            lang: Language of the utterance.
-            probs_per_layer: Router softmax ``[T, N]`` per layer index.
-            gates_per_layer: Gates ``[T, N]`` per layer index, 0 where not selected.
-            router: Name of the routers within their layers.
+        Gates are 0 where an expert was not selected; ``router`` is the name within the
+        layer.
         """
         for layer, probs in probs_per_layer.items():
             p = probs.detach().double().cpu().numpy()
@@ -195,13 +192,8 @@ def expert_language_information(
     """Estimate the information, its interval and its chance level.
 
     Frames of an utterance are not independent, so utterances are drawn and shuffled,
-    not frames.
-
-    Args:
-        counts: Frames per first expert of every utterance ``[U][N]``.
-        langs: Languages ``[U]``.
-        seed: Of draws and shufflings.
-        resamples: How many of each.
+    not frames. ``counts [U][N]`` are an utterance's frames per first expert, ``langs
+    [U]`` its language.
     """
     table = np.stack(counts).astype(np.float64)
     names, owner = np.unique(np.asarray(langs), return_inverse=True)

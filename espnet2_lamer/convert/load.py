@@ -127,14 +127,9 @@ def load_hubert(source: str | Path) -> Wav2Vec2Model:
 
 
 def read_architecture(source: str | Path, fetch: bool = True) -> dict[str, Any]:
-    """Describe a checkpoint's network without loading weights, as a dry run needs.
+    """Describe a checkpoint's network for ``build_hubert``, without loading weights.
 
-    Args:
-        source: As for :func:`load_hubert`; only an id's configuration is fetched.
-        fetch: Without, not even that.
-
-    Returns:
-        Arguments of :func:`espnet2_lamer.convert.architecture.build_hubert`.
+    Only an id's configuration is fetched; without ``fetch`` not even that.
     """
     reader, where = _locate(source, weights=False, fetch=fetch)
     with clear_errors(source):

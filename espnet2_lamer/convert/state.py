@@ -99,9 +99,8 @@ def fill_hubert(
         source: For error messages.
 
     Raises:
-        RecipeError: ``state`` is no such mapping, a tensor is not of plain
-            floating-point numbers, two names become one, the architecture is
-            impossible, or tensors are missing, unexpected or wrongly shaped.
+        RecipeError: The architecture is impossible, or tensors are missing, unexpected,
+            found twice, wrongly shaped or not of plain floating-point numbers.
     """
     tensors = _rename(state, new_name, source)
     mask_embedding = tensors.pop(mask_name, None)

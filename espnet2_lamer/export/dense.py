@@ -149,14 +149,8 @@ def language_speech(
 ) -> list[str]:
     """Choose paths of at most so many utterances of one language, evenly over the list.
 
-    Args:
-        wav_scp: ``utt path`` lines. An ``utt2lang`` beside it says which are of the
-            language; without one all are.
-        language: As ``utt2lang`` spells it (ISO 639-3).
-        at_most: How many to take.
-
-    Raises:
-        RecipeError: There are none.
+    An ``utt2lang`` beside ``wav_scp`` says which are of the language (ISO 639-3);
+    without one all are. None at all is refused.
     """
     paths = read_wav_scp(wav_scp)
     utt2lang = Path(wav_scp).with_name("utt2lang")
@@ -204,11 +198,8 @@ def write_dense(
     dense = merge_experts(upstream, gates)
     measured = deviation(upstream, dense, _read(paths[1::2] or paths, "deviation"))
     table = measured.table()
-    logging.info(
-        "relative error of every state against the routed model, %d utterances of %s, "
-        "%d frames:\n%s",
-        *(measured.utterances, language, measured.frames, table),
-    )
+    size = f"{measured.utterances} utterances of {language}, {measured.frames} frames"
+    logging.info("relative error of every state, %s:\n%s", size, table)
     config, state = describe(dense)
     config["lamer_dense"] = {"language": language, **asdict(measured)}
     more = (

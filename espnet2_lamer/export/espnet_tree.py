@@ -56,12 +56,9 @@ Content = bytes | str
 def lay_tree(repository: str | Path, checkout: str | Path) -> list[Path]:
     """Write every recipe to ``<checkout>/egs2/lamer_ssl/<task>``; return what changed.
 
-    Files of others are never overwritten; run again, it changes only what changed here.
-    ``egs2/README.md`` gets a row and ``db.sh`` the corpora it lacks.
-
-    Args:
-        repository: This project's top directory.
-        checkout: ESPnet's.
+    Files of others are never overwritten; run again, it changes only what changed in
+    ``repository``, this project's top directory. ``egs2/README.md`` gets a row and
+    ``db.sh`` the corpora it lacks.
 
     Raises:
         RecipeError: It is no ESPnet checkout, or a file of others is in the way; then
@@ -153,16 +150,11 @@ def _content(
     yield "local/path.sh", (shared / "path.sh").read_bytes()
     yield "local/corpora.sh", (shared / "corpora.sh").read_bytes()
     yield "README.md", _readme(recipe, shared, task)
+    found = {path for pattern in PATTERNS for path in recipe.glob(pattern)}
     texts = {
-        name: (recipe / name).read_text(encoding="utf-8")
-        for name in sorted(
-            {
-                path.relative_to(recipe).as_posix()
-                for pattern in PATTERNS
-                for path in recipe.glob(pattern)
-                if _belongs(path.relative_to(recipe), task)
-            }
-        )
+        path.relative_to(recipe).as_posix(): path.read_text(encoding="utf-8")
+        for path in sorted(found)
+        if _belongs(path.relative_to(recipe), task)
     }
     options = repository / "egs2" / CORPUS / "utils/options.sh"
     texts["local/options.sh"] = options.read_text(encoding="utf-8")

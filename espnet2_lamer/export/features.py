@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import kaldiio
 import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from espnet2_lamer.asr.frontend.states import MIN_SAMPLES, selected_states
-from espnet2_lamer.data.audio import SAMPLE_RATE, read_16k
+from espnet2_lamer.asr.frontend.states import selected_states
+from espnet2_lamer.constants import RECEPTIVE_FIELD, SAMPLE_RATE
+from espnet2_lamer.data.audio import read_16k
 from espnet2_lamer.data.audio_decoding import Unusable, decode, open_audio
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path, write_text
@@ -39,8 +41,6 @@ def npz_file(output: Path) -> Iterator[Store]:
 @contextmanager
 def ark_file(output: Path) -> Iterator[Store]:
     """Write a Kaldi ark of matrices ``[T, D]``, and the scp that says where each is."""
-    import kaldiio
-
     scp = output.with_suffix(".scp")
     if scp == output:
         raise RecipeError(f"--output {output}: expected the ark; its .scp goes beside")
@@ -114,15 +114,14 @@ def write_features(
         raise RecipeError(
             f"--format: found {file_format!r}, expected one of {sorted(FORMATS)}"
         )
-    if file_format == "ark":
-        if layer == "all":
-            raise RecipeError("--layer all: an ark holds matrices; use --format npz")
-        for utt in utterances:
-            if not utt or any(c.isspace() for c in utt):
-                raise RecipeError(
-                    f"{utterances[utt]}: its id {utt!r} has a space, which an ark "
-                    "cannot hold; list it in a wav.scp"
-                )
+    if file_format == "ark" and layer == "all":
+        raise RecipeError("--layer all: an ark holds matrices; use --format npz")
+    for utt, path in utterances.items() if file_format == "ark" else ():
+        if utt.split() != [utt]:
+            raise RecipeError(
+                f"{path}: its id {utt!r} has a space, which an ark cannot hold; list "
+                "it in a wav.scp"
+            )
     model = model.to(device)
     frames = 0
     with FORMATS[file_format](Path(output)) as store:
@@ -131,10 +130,8 @@ def write_features(
             array = torch.stack([states[k][0] for k in chosen]).float().cpu().numpy()
             store(utt, array if layer == "all" else array[0])
             frames += array.shape[1]
-    logging.info(
-        "wrote %s: layer %s, %d utterances, %d frames of %d values",
-        *(output, layer, len(utterances), frames, model.dim),
-    )
+    size = f"{len(utterances)} utterances, {frames} frames of {model.dim} values"
+    logging.info("wrote %s: layer %s, %s", output, layer, size)
 
 
 def _states(model: nn.Module, utt: str, path: str, device: str) -> list[torch.Tensor]:
@@ -142,10 +139,10 @@ def _states(model: nn.Module, utt: str, path: str, device: str) -> list[torch.Te
         wave = read_waveform(path)
     except Unusable as error:
         raise RecipeError(f"{path}: utterance {utt!r}: {error}") from error
-    if len(wave) < MIN_SAMPLES:
+    if len(wave) < RECEPTIVE_FIELD:
         raise RecipeError(
             f"{path}: utterance {utt!r} has {len(wave)} samples at 16 kHz, expected at "
-            f"least {MIN_SAMPLES}; leave it out"
+            f"least {RECEPTIVE_FIELD}; leave it out"
         )
     waves = torch.from_numpy(wave)[None].to(device)
     # Lengths as S3PRL's upstreams want them; nothing is padded.

@@ -56,8 +56,7 @@ def write_s3prl(
         base: Overrides ``encoder_conf.base``.
 
     Raises:
-        RecipeError: ``source`` is something else, or ``directory`` holds something
-            else.
+        RecipeError: ``source`` or what ``directory`` holds is something else.
     """
     source, directory = Path(source), Path(directory)
     refuse_other_content(directory, "upstream")

@@ -36,19 +36,11 @@ MEMBERS = {
 def write_full_model(
     config: str | Path, model_file: str | Path, output_dir: str | Path
 ) -> tuple[Path, Path]:
-    """Write config and weights of a pretraining that need no base checkpoint.
+    """Write ``config.yaml`` and ``model.pth`` of a pretraining that need no base.
 
-    An experiment's epoch files hold what was trained and the base's hash only. Here
-    the base's tensors join them, and ``encoder_conf`` describes the architecture
-    instead of naming the base.
-
-    Args:
-        config: ``config.yaml`` of the experiment.
-        model_file: One of its epoch files.
-        output_dir: Receives the ``config.yaml`` and ``model.pth`` that are returned.
-
-    Raises:
-        RecipeError: The base is not the one that the experiment was trained on.
+    An experiment's epoch files hold what was trained and the base's hash only. Here the
+    base's tensors join them, and ``encoder_conf`` describes the architecture instead of
+    naming the base, which must be the one that the experiment was trained on.
     """
     settings = read_config(Path(config).parent)
     state = read_state(Path(model_file))
@@ -111,7 +103,9 @@ def pack_model(
         if not path.is_file():
             raise RecipeError(f"{path}: file not found; train the model first")
     extra = _option_members(options)
-    settings = _portable_config(config, extra)
+    settings = {k: v for k, v in read_yaml(config).items() if k not in TRAINING_KEYS}
+    files = {path.resolve(): name for name, path in extra.items()}
+    settings = _replace_paths(settings, "", config, files)
     check_packed_config(kind, settings, config, extra)
     check_state_dict(model_file)
     config_key, model_key = MEMBERS[kind]
@@ -161,33 +155,21 @@ def _option_members(options: Iterable[str | Path]) -> dict[str, Path]:
     return members
 
 
-def _portable_config(config: Path, extra: Mapping[str, Path]) -> dict[str, Any]:
-    settings = read_yaml(config)
-    settings = {k: v for k, v in settings.items() if k not in TRAINING_KEYS}
-    roots = (Path.cwd(), config.parent)
-    files = {path.resolve(): name for name, path in extra.items()}
-    return _replace_paths(settings, "", config, roots, files)
-
-
 def _replace_paths(
-    value: Any,
-    key: str,
-    config: Path,
-    roots: tuple[Path, ...],
-    files: Mapping[Path, str],
+    value: Any, key: str, config: Path, files: Mapping[Path, str]
 ) -> Any:
     if isinstance(value, dict):
         return {
-            k: _replace_paths(v, f"{key}.{k}".lstrip("."), config, roots, files)
+            k: _replace_paths(v, f"{key}.{k}".lstrip("."), config, files)
             for k, v in value.items()
         }
     if isinstance(value, list):
         if key == "token_list":  # symbols may look like anything, "/" included
             return value
         return [
-            _replace_paths(v, f"{key}[{i}]", config, roots, files)
-            for i, v in enumerate(value)
+            _replace_paths(v, f"{key}[{i}]", config, files) for i, v in enumerate(value)
         ]
+    roots = (Path.cwd(), config.parent)
     if not isinstance(value, str) or not _names_a_path(value, roots):
         return value
     for root in roots:

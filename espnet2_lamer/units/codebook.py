@@ -177,20 +177,15 @@ def mean_inertia(frames: np.ndarray, centroids: np.ndarray) -> float:
 def codebook_quality(
     centroids: np.ndarray, counts: np.ndarray, frames: np.ndarray
 ) -> dict[str, Any]:
-    """Measure centroids.
-
-    Args:
-        centroids: ``[K, D]``.
-        counts: Frames that each centroid won while it learned, ``[K]``.
-        frames: Held-out sample ``[n, D]``.
+    """Measure centroids ``[K, D]`` on a held-out sample ``frames [n, D]``.
 
     Returns:
         ``K``; ``inertia`` (mean squared distance of the sample to its centroids) and
         ``explained``, the share of the sample's variance that the centroids account
-        for; ``dead`` centroids, which never won a frame; ``used_in_sample``; and the
-        ``silhouette``, mean (b - a) / max(a, b) with a the mean distance within the own
-        cluster and b to the next one, on ``silhouette_frames`` of the sample (None when
-        they fall into fewer than two clusters).
+        for; ``dead`` centroids, which by ``counts [K]`` never won a frame while they
+        learned; ``used_in_sample``; and ``silhouette``, mean (b - a) / max(a, b) with a
+        the mean distance within the own cluster and b to the next one, on
+        ``silhouette_frames`` of the sample (None where these are in one cluster).
     """
     import sklearn
     from sklearn.metrics import silhouette_score

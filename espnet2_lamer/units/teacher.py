@@ -62,9 +62,9 @@ class Teacher:
     def batch_samples(self) -> int:
         """Samples that may go through together; 0 means one utterance at a time.
 
-        Only utterances of equal length share a batch, on a GPU. On a CPU a batch is no
-        faster, and alone an utterance has the same features to the bit whatever else
-        is in the corpus.
+        On a GPU utterances of equal length share a batch. On a CPU that is no faster,
+        and alone an utterance has the same features to the bit whatever else is in the
+        corpus.
         """
         return 0 if self.device == "cpu" else GPU_BATCH_SECONDS * SAMPLE_RATE
 
@@ -235,15 +235,8 @@ def stop_at(upstream: nn.Module, layer: int, states: int) -> int:
     S3PRL computes every layer. Upstreams differ in how they collect states (hooks,
     outputs) and in what follows the last block, so the shorter network is tried on a
     noise signal, with ``layer`` blocks and with one more, and kept only when the state
-    is the same.
-
-    Args:
-        upstream: S3PRL's expert, on the CPU.
-        layer: Wanted hidden state.
-        states: How many hidden states it has.
-
-    Returns:
-        The number of blocks that run from now on.
+    is the same. Of an upstream on the CPU with so many hidden ``states``; returns how
+    many blocks run from now on.
     """
     stacks = [
         (module, name, child)

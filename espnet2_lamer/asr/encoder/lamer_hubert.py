@@ -117,29 +117,11 @@ class LamerHubertEncoder(TorchAudioHuBERTPretrainEncoder):
         if num_classes is None:
             raise RecipeError("num_classes: found null, expected the number of units")
         if base is None:
+            given = locals()
+            shapes = extractor_conv_layer_config or LARGE["extractor_conv_layer_config"]
             wav2vec2 = build_hubert(
-                {
-                    "normalize_waveform": normalize_waveform,
-                    "extractor_mode": extractor_mode,
-                    "extractor_conv_layer_config": [
-                        list(shape)
-                        for shape in extractor_conv_layer_config
-                        or LARGE["extractor_conv_layer_config"]
-                    ],
-                    "extractor_conv_bias": extractor_conv_bias,
-                    "encoder_embed_dim": encoder_embed_dim,
-                    "encoder_projection_dropout": encoder_projection_dropout,
-                    "encoder_pos_conv_kernel": encoder_pos_conv_kernel,
-                    "encoder_pos_conv_groups": encoder_pos_conv_groups,
-                    "encoder_num_layers": encoder_num_layers,
-                    "encoder_num_heads": encoder_num_heads,
-                    "encoder_attention_dropout": encoder_attention_dropout,
-                    "encoder_ff_interm_features": encoder_ff_interm_features,
-                    "encoder_ff_interm_dropout": encoder_ff_interm_dropout,
-                    "encoder_dropout": encoder_dropout,
-                    "encoder_layer_norm_first": encoder_layer_norm_first,
-                    "encoder_layer_drop": encoder_layer_drop,
-                }
+                {key: given[key] for key in ("normalize_waveform", *LARGE)}
+                | {"extractor_conv_layer_config": [list(shape) for shape in shapes]}
             )
             base_sha256 = None
         else:

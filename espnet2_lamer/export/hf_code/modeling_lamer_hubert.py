@@ -182,25 +182,21 @@ class LamerHubertModel(HubertModel):
             and, if asked for, ``hidden_states`` and ``attentions``.
         """
         config = self.config
-        if output_attentions is None:
-            output_attentions = config.output_attentions
-        if output_hidden_states is None:
-            output_hidden_states = config.output_hidden_states
         if return_dict is None:
             return_dict = getattr(config, "return_dict", True)
         options = {
-            "output_attentions": output_attentions,
-            "output_hidden_states": output_hidden_states,
+            "output_attentions": config.output_attentions
+            if output_attentions is None
+            else output_attentions,
+            "output_hidden_states": config.output_hidden_states
+            if output_hidden_states is None
+            else output_hidden_states,
         }
-        over_time = config.feat_extract_norm == "group"
-        if attention_mask is not None and over_time and not attention_mask.all():
-            outputs = self._one_by_one(
-                input_values, attention_mask, mask_time_indices, options
-            )
-        else:
-            outputs = self._encode(
-                input_values, attention_mask, mask_time_indices, options
-            )
+        alone = attention_mask is not None and config.feat_extract_norm == "group"
+        encode = self._encode
+        if alone and not attention_mask.all():
+            encode = self._one_by_one
+        outputs = encode(input_values, attention_mask, mask_time_indices, options)
         return outputs if return_dict else outputs.to_tuple()
 
     def _encode(

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from espnet2_lamer import load_model
-from espnet2_lamer.asr.frontend.states import HOP, stretch_to_grid
+from espnet2_lamer.asr.frontend.states import stretch_to_grid
+from espnet2_lamer.constants import STRIDE
 
 
 class UpstreamExpert(nn.Module):
@@ -34,7 +35,7 @@ class UpstreamExpert(nn.Module):
 
     def get_downsample_rates(self, key: str | None = None) -> int:
         """Samples per frame."""
-        return HOP
+        return STRIDE
 
     def forward(self, wavs: list[Tensor]) -> dict[str, list[Tensor]]:
         """Map waveforms ``[n]`` to ``hidden_states``: L + 1 tensors ``[B, T, D]``."""
