@@ -23,14 +23,7 @@ if TYPE_CHECKING:
 # dimensions.
 SILHOUETTE_FRAMES = 10_000
 METADATA_KEYS = (
-    "teacher",
-    "teacher_sha256",
-    "layer",
-    "normalisation",
-    "K",
-    "seed",
-    "frames",
-    "inertia",
+    "teacher teacher_sha256 layer normalisation K seed frames inertia".split()
 )
 
 
@@ -233,7 +226,19 @@ def import_kmeans(
             f"--joblib {path}: reading this file unpickles it, which runs any code its "
             "author put in; if you trust where it comes from, add --trust_pickle"
         )
-    model = _unpickle(path)
+    import joblib
+    from sklearn.exceptions import InconsistentVersionWarning
+
+    try:
+        with warnings.catch_warnings():
+            # Of the model only its centroids are used, and those do not change.
+            warnings.simplefilter("ignore", InconsistentVersionWarning)
+            model = joblib.load(path)
+    except Exception as error:  # a pickle can fail in any way, and so can code in it
+        raise RecipeError(
+            f"--joblib {path}: cannot be unpickled ({type(error).__name__}: {error}); "
+            "expected what joblib.dump wrote for a scikit-learn k-means"
+        ) from error
     centroids = np.asarray(getattr(model, "cluster_centers_", None))
     if centroids.ndim != 2 or not np.issubdtype(centroids.dtype, np.floating):
         raise RecipeError(
@@ -262,20 +267,3 @@ def import_kmeans(
     save_codebook(output, centroids, metadata)
     logging.info("%s: %d centroids of %s", output, len(centroids), path)
     return load_codebook(output)
-
-
-def _unpickle(path: Path):
-    import joblib
-    from sklearn.exceptions import InconsistentVersionWarning
-
-    try:
-        with warnings.catch_warnings():
-            # Of the model only its centroids are used, and those do not change.
-            warnings.simplefilter("ignore", InconsistentVersionWarning)
-            return joblib.load(path)
-    # A pickle can fail in any way, and so can the code in it.
-    except Exception as error:
-        raise RecipeError(
-            f"--joblib {path}: cannot be unpickled ({type(error).__name__}: {error}); "
-            "expected what joblib.dump wrote for a scikit-learn k-means"
-        ) from error

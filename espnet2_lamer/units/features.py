@@ -323,7 +323,3 @@ class BlockOrder:
         """Return block ``block`` as float32 ``[about size, D]``."""
         runs = self._parts[block]
         return self._store.take(np.concatenate([np.arange(*run) for run in runs]))
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """Iterate over all blocks."""
-        return (self[block] for block in range(len(self)))
