@@ -12,7 +12,6 @@ from typing import Any
 from torch import nn
 
 from espnet2_lamer.analysis.language_probe import (
-    Folds,
     chance_level,
     held_out_folds,
     language_probe,
@@ -21,7 +20,6 @@ from espnet2_lamer.analysis.listening import Heard, has_experts, has_routers, li
 from espnet2_lamer.analysis.plots import Line, plot_languages, plot_layers, plot_lines
 from espnet2_lamer.analysis.speech_set import SpeechSet
 from espnet2_lamer.layers import LamerFeedForward, parameter_report
-from espnet2_lamer.metrics.measure import Measure
 
 OWN_BASE = "the model with its experts switched off"
 # Of a loaded model: it has no head, and nothing of it trains.
@@ -75,36 +73,25 @@ def report_on(
 
 
 def _model(model: nn.Module, source: str | None) -> dict[str, Any]:
-    counts = {
-        key: value
-        for key, value in parameter_report(model).items()
-        if not key.startswith(_ABSENT)
-    }
-    experts = {
-        m.layer + 1: m.num_experts
-        for m in model.modules()
-        if isinstance(m, LamerFeedForward)
-    }
+    counts = parameter_report(model)
+    routed = [m for m in model.modules() if isinstance(m, LamerFeedForward)]
+    experts = {m.layer + 1: m.num_experts for m in routed}
     lamer = getattr(model, "lamer", None)
+    options = ("rank", "alpha", "top_k", "targets", "router", "balance")
     trained = Path(source or "") / "parameters.json"
     return {
         "source": source,
         "kind": "S3PRL upstream" if hasattr(model, "source") else "HuBERT",
         "layers": model.num_layers,
         "dim": model.dim,
-        "parameters": counts,
+        "parameters": {k: v for k, v in counts.items() if not k.startswith(_ABSENT)},
         "parameters_in_training": (
             json.loads(trained.read_text(encoding="utf-8"))
             if trained.is_file()
             else None
         ),
         "experts": [experts.get(k, 0) for k in range(1, model.num_layers + 1)],
-        "options": {
-            key: (lamer or {}).get(key)
-            for key in ("rank", "alpha", "top_k", "targets", "router", "balance")
-        }
-        if lamer
-        else None,
+        "options": {key: lamer.get(key) for key in options} if lamer else None,
     }
 
 
@@ -152,11 +139,9 @@ def _language_probe(heard: Heard, seed: int, notes: list[str]) -> dict[str, Any]
             "language."
         )
         return None
+    utts = [u.utt_id for u in heard.utterances]
     folds = held_out_folds(
-        [u.utt_id for u in heard.utterances],
-        langs,
-        [u.speaker for u in heard.utterances],
-        seed=seed,
+        utts, langs, [u.speaker for u in heard.utterances], seed=seed
     )
     if not folds.by_speaker:
         notes.append(
@@ -167,37 +152,27 @@ def _language_probe(heard: Heard, seed: int, notes: list[str]) -> dict[str, Any]
     systems = {"model": heard.vectors}
     if heard.base_vectors is not None:
         systems["base"] = heard.base_vectors
-    measured = {
-        name: [
-            language_probe(vectors[:, state], langs, folds, seed)
-            for state in range(vectors.shape[1])
-        ]
-        for name, vectors in systems.items()
-    }
+    layers = []
+    for state in range(heard.vectors.shape[1]):
+        measures = {
+            name: language_probe(vectors[:, state], langs, folds, seed)
+            for name, vectors in systems.items()
+        }
+        row: dict[str, Any] = {"layer": state}
+        for name, measure in measures.items():
+            row[name] = {"value": measure.value, "interval": list(measure.interval)}
+        if "base" in measures:
+            test = measures["model"].compare(measures["base"])
+            row |= {"difference": 100 * test.difference, "p": test.p_two_sided}
+        layers.append(row)
     return {
         "chance": chance_level(langs, folds),
         "folds": folds.number,
         "by_speaker": folds.by_speaker,
         "drawn": len(set(folds.owners)),
         "utterances": len(langs),
-        "layers": [
-            _probe_row(state, measured, folds)
-            for state in range(heard.vectors.shape[1])
-        ],
+        "layers": layers,
     }
-
-
-def _probe_row(
-    state: int, measured: dict[str, list[Measure]], folds: Folds
-) -> dict[str, Any]:
-    row: dict[str, Any] = {"layer": state}
-    for name, measures in measured.items():
-        measure = measures[state]
-        row[name] = {"value": measure.value, "interval": list(measure.interval)}
-    if "base" in measured:
-        test = measured["model"][state].compare(measured["base"][state])
-        row |= {"difference": 100 * test.difference, "p": test.p_two_sided}
-    return row
 
 
 def render_page(report: dict[str, Any]) -> str:

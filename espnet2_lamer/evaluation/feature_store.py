@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -220,7 +220,8 @@ def _store(
     work = partial(_write_shard, upstream.to(device).eval(), layer, plan.dtype, device)
     name = f"features {Path(data_dir).name}"
     # In this process: workers would need the upstream's weights.
-    markers = shards.make(_parts(plan.samples), work, 1, name)
+    parts = [*_groups(plan.samples, _spoken, _SHARD_SECONDS * SAMPLE_RATE)]
+    markers = shards.make(parts, work, 1, name)
     entries = {
         utt: (f"{directory / marker['file']}:{offset}", f"{length},{width}")
         for marker in markers
@@ -259,21 +260,27 @@ def count_samples(wav_scp: Path) -> Samples:
     return found
 
 
-def _shortest_first(samples: Samples) -> Samples:
-    return sorted(samples, key=lambda item: (item[2], item[0]))
+def _groups(
+    samples: Samples, size: Callable[[Samples], int], most: float
+) -> Iterator[Samples]:
+    """Put utterances together, shortest first, while the size in samples allows it."""
+    group: Samples = []
+    for item in sorted(samples, key=lambda item: (item[2], item[0])):
+        if group and size([*group, item]) > most:
+            yield group
+            group = []
+        group.append(item)
+    if group:
+        yield group
 
 
-def _parts(samples: Samples) -> list[Samples]:
-    """Cut the utterances, by length, into shards of about ten minutes."""
-    parts: list[Samples] = [[]]
-    seconds = 0.0
-    for item in _shortest_first(samples):
-        seconds += item[2] / SAMPLE_RATE
-        if parts[-1] and seconds > _SHARD_SECONDS:
-            parts.append([])
-            seconds = item[2] / SAMPLE_RATE
-        parts[-1].append(item)
-    return parts
+def _spoken(group: Samples) -> int:
+    return sum(count for _, _, count in group)
+
+
+def _width(group: Samples) -> int:
+    # Whole seconds: on a CPU every new shape compiles new kernels.
+    return -(-group[-1][2] // SAMPLE_RATE) * SAMPLE_RATE
 
 
 def read_batches(
@@ -283,29 +290,14 @@ def read_batches(
 
     A batch holds at most 40 s including padding, or one utterance.
     """
-    pending: Samples = []
-
-    def width(count: int) -> int:
-        # Whole seconds: on a CPU every new shape compiles new kernels.
-        return -(-count // SAMPLE_RATE) * SAMPLE_RATE
-
-    def load() -> tuple[list[str], torch.Tensor, torch.Tensor]:
-        wavs = torch.zeros(len(pending), width(pending[-1][2]))
-        for row, (_, path, count) in enumerate(pending):
-            wavs[row, :count] = torch.from_numpy(
-                soundfile.read(path, dtype="float32")[0]
-            )
-        lengths = torch.tensor([count for _, _, count in pending])
-        return [utt for utt, _, _ in pending], wavs, lengths
-
-    for item in _shortest_first(samples):
-        size = (len(pending) + 1) * width(item[2])
-        if pending and size > _BATCH_SECONDS * SAMPLE_RATE:
-            yield load()
-            pending = []
-        pending.append(item)
-    if pending:
-        yield load()
+    most = _BATCH_SECONDS * SAMPLE_RATE
+    for group in _groups(samples, lambda group: len(group) * _width(group), most):
+        wavs = torch.zeros(len(group), _width(group))
+        for wav, (_, path, count) in zip(wavs, group, strict=True):
+            speech = soundfile.read(path, dtype="float32")[0]
+            wav[:count] = torch.from_numpy(speech)
+        lengths = torch.tensor([count for _, _, count in group])
+        yield [utt for utt, _, _ in group], wavs, lengths
 
 
 def _compute(
@@ -349,5 +341,5 @@ def _write_shard(
                 {utt: array},
                 write_function="numpy" if dtype == "float16" else None,
             )
-    audio = sum(count for _, _, count in samples) / SAMPLE_RATE
+    audio = _spoken(samples) / SAMPLE_RATE
     return {"utts": utts, "audio": audio, "forward": seconds}

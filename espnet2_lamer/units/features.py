@@ -228,15 +228,15 @@ class FeatureStore:
 
     def __init__(self, directory: str | Path):
         self.directory = Path(directory)
-        index_file = self.directory / "index.json"
-        with clear_errors(index_file):
-            self._read(_read_index(index_file))
+        path = self.directory / "index.json"
+        with clear_errors(path):
+            self._read(path, _read_index(path))
 
-    def _read(self, index: dict[str, Any]) -> None:
+    def _read(self, index_path: Path, index: dict[str, Any]) -> None:
         if index.get("dtype") != "float32":
             raise RecipeError(
-                f"{self.directory}/index.json: dtype {index.get('dtype')!r}, "
-                "expected 'float32'; run dump_features"
+                f"{index_path}: dtype {index.get('dtype')!r}, expected 'float32'; run "
+                "dump_features"
             )
         self.dim: int = index["dim"]
         self.teacher: dict[str, Any] = index.get("teacher", {})
@@ -246,8 +246,8 @@ class FeatureStore:
         for file, frames in dict(self._shards).items():
             if Path(file).name != file:
                 raise RecipeError(
-                    f"{self.directory}/index.json: file: found {file!r}, expected the "
-                    "name of a shard in the same folder"
+                    f"{index_path}: file: found {file!r}, expected the name of a shard "
+                    "in the same folder"
                 )
             path = self.directory / file
             found = path.stat().st_size if path.is_file() else 0
