@@ -14,7 +14,7 @@ from torchaudio.models import Wav2Vec2Model
 
 from espnet2_lamer.convert.architecture import ARGUMENTS, PLAIN
 from espnet2_lamer.convert.inert_pickle import Inert, load_inert
-from espnet2_lamer.convert.state import fill_hubert
+from espnet2_lamer.convert.state import fill_hubert, replace_prefix
 from espnet2_lamer.errors import RecipeError
 
 MASK_EMBEDDING = "mask_emb"
@@ -58,10 +58,7 @@ def torchaudio_name(key: str) -> str | None:
         layer, part, name = match.groups()
         part = LAYER_PARTS.get(part, part)
         return f"encoder.transformer.layers.{layer}.{part}.{name}"
-    for theirs, ours in PREFIXES.items():
-        if key.startswith(theirs):
-            return ours + key[len(theirs) :]
-    return key
+    return replace_prefix(key, PREFIXES.items())
 
 
 def fields(node: Any) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from torchaudio.models import Wav2Vec2Model
 
 from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.convert.architecture import ARGUMENTS, PLAIN
-from espnet2_lamer.convert.state import fill_hubert, read_tensors
+from espnet2_lamer.convert.state import fill_hubert, read_tensors, replace_prefix
 from espnet2_lamer.errors import RecipeError, short_reason
 from espnet2_lamer.fileio.atomic import atomic_dir
 
@@ -111,19 +111,12 @@ def load(directory: Path) -> Wav2Vec2Model:
 
 def _new_name(key: str) -> str:
     # Fine-tuned exports carry the backbone under "hubert.".
-    key = key.removeprefix("hubert.")
-    for theirs, ours in PREFIXES:
-        if key.startswith(theirs):
-            return ours + key[len(theirs) :]
-    return key
+    return replace_prefix(key.removeprefix("hubert."), PREFIXES)
 
 
 def hugging_face_name(key: str) -> str:
     """Name of a tensor of torchaudio's model in a Hugging Face state dict."""
-    for theirs, ours in reversed(PREFIXES):
-        if key.startswith(ours):
-            return theirs + key[len(ours) :]
-    return key
+    return replace_prefix(key, [(ours, theirs) for theirs, ours in reversed(PREFIXES)])
 
 
 def hubert_config(architecture: dict[str, Any]) -> dict[str, Any]:

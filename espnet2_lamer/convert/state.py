@@ -1,6 +1,6 @@
 """From the tensors of a file to a filled model: strict keys, whatever the format."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
                 "expected plain values"
             )
     return state
+
+
+def replace_prefix(name: str, prefixes: Iterable[tuple[str, str]]) -> str:
+    """Put the second of the first pair that fits in place of its first."""
+    for old, new in prefixes:
+        if name.startswith(old):
+            return new + name[len(old) :]
+    return name
 
 
 def _rename(
