@@ -34,6 +34,8 @@ apidoc_modules = [
         "path": "../espnet2_lamer",
         "destination": "api",
         "module_first": True,
+        # Packages have no __init__.py where it would say nothing.
+        "implicit_namespaces": True,
         "automodule_options": {"members", "show-inheritance"},
     }
 ]

@@ -30,14 +30,12 @@ _NLTK_ARCHIVES = ("taggers/averaged_perceptron_tagger_eng.zip", "corpora/cmudict
 def quiet_nltk() -> None:
     """Let ESPnet's tasks be imported without a download attempt by NLTK.
 
-    ``import espnet2.bin.asr_train`` (any task) imports ``g2p_en``, which downloads a
-    tagger and a dictionary when NLTK does not find their archives: printed errors
-    without a network, a hang behind some firewalls. It only asks whether the files
-    exist, and English grapheme-to-phoneme conversion is no part of this recipe, so
-    two empty archives in the user's cache directory answer it.
-
-    Sets ``NLTK_DATA`` (child processes inherit it); does nothing when it is set
-    already. Real data in NLTK's usual places is still found first.
+    Any task imports ``g2p_en``, which downloads a tagger and a dictionary when NLTK
+    does not find their archives: printed errors without a network, a hang behind some
+    firewalls. It only asks whether the files exist, and English grapheme-to-phoneme
+    conversion is no part of this recipe, so two empty archives in the user's cache
+    directory answer it. ``NLTK_DATA`` names them, and before them NLTK's usual places
+    with real data; where it is set already, nothing happens.
     """
     if os.environ.get("NLTK_DATA"):
         return
@@ -48,12 +46,8 @@ def quiet_nltk() -> None:
         ours = _write_empty_archives(
             Path(tempfile.gettempdir()) / f"espnet2_lamer-{os.getuid()}" / "nltk_data"
         )
-    usual = [
-        Path.home() / "nltk_data",
-        Path(sys.prefix) / "nltk_data",
-        Path("/usr/share/nltk_data"),
-        Path("/usr/local/share/nltk_data"),
-    ]
+    parents = [Path.home(), sys.prefix, "/usr/share", "/usr/local/share"]
+    usual = [Path(parent) / "nltk_data" for parent in parents]
     present = [str(path) for path in usual if path.is_dir()]
     os.environ["NLTK_DATA"] = os.pathsep.join([*present, str(ours)])
 
@@ -79,7 +73,7 @@ def patch_torchaudio_for_s3prl() -> None:
     import torchaudio
 
     if not hasattr(torchaudio, "set_audio_backend"):
-        torchaudio.set_audio_backend = _ignore_audio_backend
+        torchaudio.set_audio_backend = lambda backend: None
     name = "torchaudio.sox_effects"
     if name not in sys.modules and importlib.util.find_spec(name) is None:
         module = types.ModuleType(name, "Stand-in for what torchaudio 2.9 removed.")
@@ -87,10 +81,6 @@ def patch_torchaudio_for_s3prl() -> None:
         module.apply_effects_file = _no_sox_effects
         sys.modules[name] = module
         torchaudio.sox_effects = module
-
-
-def _ignore_audio_backend(backend: str | None) -> None:
-    """Stand in for ``torchaudio.set_audio_backend``."""
 
 
 def _no_sox_effects(*args: object, **kwargs: object) -> None:
@@ -109,8 +99,8 @@ def prepare_espnet() -> None:
     protect()
     quiet_nltk()
     torch.serialization.add_safe_globals(reporter_types())
-    read_plain_option_values()
-    read_no_commands_with_kaldiio()
+    _read_plain_option_values()
+    _read_no_commands_with_kaldiio()
 
 
 def reporter_types() -> list[type]:
@@ -123,28 +113,22 @@ def reporter_types() -> list[type]:
     ]
 
 
-def read_plain_option_values() -> None:
+def _read_plain_option_values() -> None:
     """Let ESPnet read ``--encoder_conf KEY=VALUE`` and its like as plain YAML.
 
-    It hands values to ``eval`` and to YAML's loader of Python objects. The recipe
-    makes such options of names and paths, which may stand in another's experiment
-    definition.
+    It hands values to ``eval`` and to YAML's loader of Python objects, and the recipe
+    makes some of names that another's experiment definition holds.
     """
     from espnet2.utils import nested_dict_action
 
-    nested_dict_action.eval = _plain_python
-    nested_dict_action.yaml = types.SimpleNamespace(load=_plain_yaml, Loader=None)
+    nested_dict_action.eval = lambda text, *_: ast.literal_eval(text)
+    nested_dict_action.yaml = types.SimpleNamespace(
+        load=lambda text, Loader: parse_yaml(text, f"option value {text!r}"),  # noqa: N803
+        Loader=None,
+    )
 
 
-def _plain_python(text: str, *_: object) -> object:
-    return ast.literal_eval(text)
-
-
-def _plain_yaml(text: str, Loader: None) -> object:  # noqa: N803
-    return parse_yaml(text, f"option value {text!r}")
-
-
-def read_no_commands_with_kaldiio() -> None:
+def _read_no_commands_with_kaldiio() -> None:
     """Let kaldiio, the reader of ESPnet's ``kaldi_ark`` data, read files alone.
 
     An entry ``command |`` of an scp file is run by a shell, and an ark may hold a

@@ -13,7 +13,6 @@ import pickle
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
 from typing import Any, TextIO
 
 from espnet2_lamer.errors import RecipeError
@@ -62,8 +61,8 @@ def run_each(
     """Call a function with each tuple of arguments, ``nj`` calls at a time.
 
     Worth it for calls that take seconds, such as training a head: models of that size
-    gain little from a second thread, everything from a second process. What workers
-    log goes where this process logs to.
+    gain little from a second thread, everything from a second process. What workers log
+    goes where this process logs to.
 
     Args:
         function: Of a module, so that workers find it.
@@ -86,40 +85,27 @@ def run_each(
     processes = min(effective_n_jobs(nj), len(calls))
     if processes < 2:
         return [function(*arguments) for arguments in calls]
-    places, trust = _log_places(), s3prl_files_trusted()
+    here = logging.getLogger().level, _log_places(), s3prl_files_trusted()
     with workers():
         found = Parallel(n_jobs=processes, return_as="generator")(
-            delayed(_call_logged)(places, trust, function, arguments)
-            for arguments in calls
+            delayed(_call_logged)(*here, function, arguments) for arguments in calls
         )
-        disable = not sys.stderr.isatty()
-        return list(tqdm(found, desc=description, total=len(calls), disable=disable))
+        return list(tqdm(found, desc=description, total=len(calls), disable=None))
 
 
-@dataclass(frozen=True)
-class _LogPlace:
-    """A log file, or standard error, and how lines are written there."""
-
-    file: str | None
-    level: int
-    formatter: logging.Formatter | None
-    filters: list[Any]
-
-
-def _log_places() -> tuple[int, list[_LogPlace]]:
-    root = logging.getLogger()
-    places = []
-    for handler in root.handlers:
-        file = getattr(handler, "baseFilename", None)
-        if file or getattr(handler, "stream", None) is sys.stderr:
-            places.append(
-                _LogPlace(file, handler.level, handler.formatter, handler.filters)
-            )
-    return root.level, places
+def _log_places() -> list[tuple]:
+    """Log files and standard error, and how lines are written there."""
+    return [
+        (file, handler.level, handler.formatter, handler.filters)
+        for handler in logging.getLogger().handlers
+        if (file := getattr(handler, "baseFilename", None))
+        or getattr(handler, "stream", None) is sys.stderr
+    ]
 
 
 def _call_logged(
-    places: tuple[int, list[_LogPlace]],
+    level: int,
+    places: list[tuple],
     trust: bool,
     function: Callable[..., Any],
     arguments: tuple,
@@ -130,14 +116,10 @@ def _call_logged(
     root.handlers = []
     try:
         with redirect_stderr(_NoTerminal(sys.stderr)):
-            root.setLevel(places[0])
-            for place in places[1]:
-                handler = logging.StreamHandler()
-                if place.file:
-                    handler = LogFile(place.file)
-                handler.setLevel(place.level)
-                handler.setFormatter(place.formatter)
-                handler.filters = place.filters
+            root.setLevel(level)
+            for file, *look in places:
+                handler = LogFile(file) if file else logging.StreamHandler()
+                handler.level, handler.formatter, handler.filters = look
                 root.addHandler(handler)
             with trusting_s3prl_files(trust):
                 return function(*arguments)
@@ -314,10 +296,8 @@ def _check(client, address: str) -> None:
 
 
 def _versions() -> dict[str, str | None]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+    distributions = importlib.metadata.distributions
+    return {
+        name: next((found.version for found in distributions(name=name)), None)
+        for name in _PACKAGES
+    }

@@ -1,6 +1,7 @@
 """``load_model``: a trained model as a frozen feature extractor with L + 1 states."""
 
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,19 +10,13 @@ from torch import nn
 
 from espnet2_lamer.asr.upstream import S3prlUpstream, Upstream
 from espnet2_lamer.convert import load_hubert
-from espnet2_lamer.convert.espnet_experiment import (
-    CONFIG,
-    STOCK,
-    read_config,
-)
+from espnet2_lamer.convert.espnet_experiment import CONFIG, STOCK, read_config
+from espnet2_lamer.convert.packed import unpack_model
 from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import parse_yaml
-from espnet2_lamer.fileio.trust import (
-    S3PRL_PREFIX,
-    protect,
-    trusting_s3prl_files,
-)
+from espnet2_lamer.fileio.trust import S3PRL_PREFIX, protect, trusting_s3prl_files
+from espnet2_lamer.tasks.adapter import load_adapter
 from espnet2_lamer.tasks.pretrained import (
     as_upstream,
     load_experiment,
@@ -62,21 +57,15 @@ def load_model(
     if path.is_file() and path.suffix == ".zip":
         return _load_zip(path, base)
     if path.is_file() and path.suffix == ".safetensors":
-        from espnet2_lamer.tasks.adapter import load_adapter
-
         return load_adapter(path, base)
     if path.suffix == ".pth" and path.is_file() and (path.parent / CONFIG).is_file():
         return load_experiment(path.parent, base, path.name)
-    if (path / "config.yaml").is_file() and read_config(path).get("encoder") != STOCK:
+    if (path / CONFIG).is_file() and read_config(path).get("encoder") != STOCK:
         return load_experiment(path, base)
     return Upstream(load_hubert(source))
 
 
 def _load_zip(path: Path, base: str | Path | None) -> Upstream:
-    import tempfile
-
-    from espnet2_lamer.convert.packed import unpack_model
-
     with tempfile.TemporaryDirectory() as directory:
         try:
             return _load_unpacked(path, unpack_model(path, directory), base)

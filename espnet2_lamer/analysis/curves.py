@@ -1,56 +1,106 @@
-"""Training curves of ESPnet experiments as CSV and PNG."""
+"""What a training logged over its epochs, as CSV and PNG."""
 
 import csv
 import io
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from espnet2_lamer.fileio.atomic import atomic_path, write_text
+from espnet2_lamer.analysis.plots import Line, plot_lines
+from espnet2_lamer.fileio.atomic import write_text
 from espnet2_lamer.train.monitor import read_curves
+
+MEASURES = {"cka": "CKA to the base", "probe": "phone accuracy"}
+COLUMNS = ("epoch", "updates", "language", "layer", *MEASURES, "probe_of_base")
 
 
 def write_curves(
     experiments: Mapping[str, Path], csv_path: Path, keys: tuple[str, ...]
 ) -> None:
-    """Write the curves of several experiments to a CSV and a PNG beside it.
-
-    Args:
-        experiments: Experiment directories by name.
-        csv_path: ``NAME.csv``; the picture is ``NAME.png``.
-        keys: Which figures, one panel each.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    """Write values of several experiments to a CSV, and drawn to a PNG beside it."""
     curves = {name: read_curves(path) for name, path in experiments.items()}
+    _write_csv(
+        csv_path,
+        ("experiment", "epoch", "phase", *keys),
+        (row | {"experiment": name} for name, rows in curves.items() for row in rows),
+    )
+    panels: dict[str, list[Line]] = {key: [] for key in keys}
+    for number, (name, rows) in enumerate(curves.items()):
+        for phase, style in (("train", ":"), ("valid", "-")):
+            for key, lines in panels.items():
+                points = [row for row in rows if row["phase"] == phase and key in row]
+                lines.append(
+                    Line(
+                        [row["epoch"] for row in points],
+                        [row[key] for row in points],
+                        label=f"{name}, {phase}",
+                        style=style,
+                        colour=f"C{number}",
+                    )
+                )
+    plot_lines({"": panels}, csv_path.with_suffix(".png"), "epoch")
+
+
+def read_forgetting(path: Path) -> list[dict[str, Any]]:
+    """Read ``forgetting.jsonl``: a row per validation, language and layer.
+
+    The keys are :data:`COLUMNS`; without phones ``probe`` and ``probe_of_base`` are
+    ``None``.
+    """
+    rows = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        line = json.loads(text)
+        for lang in line["cka"]:
+            for index, layer in enumerate(line["layers"]):
+                row = {"epoch": line["epoch"], "updates": line["updates"]}
+                row |= {"language": lang, "layer": layer}
+                for key in (*MEASURES, "probe_of_base"):
+                    values = line[key].get(lang)
+                    row[key] = None if values is None else values[index]
+                rows.append(row)
+    return rows
+
+
+def write_forgetting_curves(path: Path, csv_path: Path, langs: Sequence[str]) -> None:
+    """Write CKA and phone probe of a training to a CSV and a PNG beside it.
+
+    Panels follow the order of ``langs``; other languages come after them.
+    """
+    rows = read_forgetting(path)
+    _write_csv(csv_path, COLUMNS, rows)
+    found = {row["language"] for row in rows}
+    langs = [lang for lang in langs if lang in found] + sorted(found - set(langs))
+    drawn: dict[str, dict[str, list[Line]]] = {}
+    for key, name in MEASURES.items():
+        measured = [row for row in rows if row[key] is not None]
+        if not measured:
+            continue
+        drawn[name] = {lang: [] for lang in langs}
+        for number, layer in enumerate(sorted({row["layer"] for row in rows})):
+            for lang, lines in drawn[name].items():
+                points = [
+                    row
+                    for row in measured
+                    if (row["language"], row["layer"]) == (lang, layer)
+                ]
+                updates, colour = [row["updates"] for row in points], f"C{number}"
+                values = [row[key] for row in points]
+                lines.append(Line(updates, values, f"layer {layer}", colour=colour))
+                if key == "probe":
+                    base = [row["probe_of_base"] for row in points]
+                    lines.append(Line(updates, base, style="--", colour=colour))
+    note = "dashed: the base" if MEASURES["probe"] in drawn else ""
+    plot_lines(drawn, csv_path.with_suffix(".png"), "updates", note=note)
+
+
+def _write_csv(
+    path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
+) -> None:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["experiment", "epoch", "phase", *keys])
-    for name, rows in curves.items():
-        for row in rows:
-            values = [f"{row[key]:.5g}" if key in row else "" for key in keys]
-            writer.writerow([name, row["epoch"], row["phase"], *values])
-    write_text(csv_path, buffer.getvalue())
-    figure, axes = pyplot.subplots(
-        1, len(keys), figsize=(4.5 * len(keys), 3.5), squeeze=False
-    )
-    for axis, key in zip(axes[0], keys, strict=True):
-        for number, (name, rows) in enumerate(curves.items()):
-            for phase, style in (("train", ":"), ("valid", "-")):
-                points = [r for r in rows if r["phase"] == phase and key in r]
-                axis.plot(
-                    [r["epoch"] for r in points],
-                    [r[key] for r in points],
-                    style,
-                    color=f"C{number}",
-                    label=f"{name}, {phase}",
-                )
-        axis.set_xlabel("epoch")
-        axis.set_title(key)
-    axes[0][0].legend(fontsize=7)
-    figure.tight_layout()
-    with atomic_path(csv_path.with_suffix(".png")) as temporary:
-        figure.savefig(temporary, format="png", dpi=80)
-    pyplot.close(figure)
+    writer.writerow(columns)
+    for row in rows:
+        values = [row.get(column, "") for column in columns]
+        writer.writerow(f"{v:.5g}" if isinstance(v, float) else v for v in values)
+    write_text(path, buffer.getvalue())

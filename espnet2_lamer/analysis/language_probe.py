@@ -1,7 +1,7 @@
-"""Linear language probe: which layers tell the language of an utterance."""
+"""Which layers tell the language of an utterance: a linear probe, and separability."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,17 +43,11 @@ def held_out_folds(
     folds: int = FOLDS,
     seed: int = 0,
 ) -> Folds:
-    """Divide utterances so that each part has every language in its share.
+    """Divide utterances ``[U]`` so that each part has every language in its share.
 
-    Speakers are kept together where every language has at least two of them. Otherwise,
-    or where speakers are not known, single utterances are divided.
-
-    Args:
-        utts: Utterance ids ``[U]``.
-        langs: Their languages ``[U]``.
-        speakers: Their speakers ``[U]``; an empty one is a speaker of its own.
-        folds: Most parts; fewer where a language has fewer speakers.
-        seed: Of the division.
+    Speakers are kept together where every language has at least two of them, and there
+    are fewer parts where a language has fewer. Otherwise, or where speakers are not
+    known (empty), single utterances are divided.
 
     Raises:
         RecipeError: A language has a single utterance.
@@ -89,19 +83,10 @@ def language_probe(
 ) -> Measure:
     """Classify utterances by language, each by a probe that did not see its part.
 
-    The probe is multinomial logistic regression on vectors standardised with the mean
-    and deviation of its training part, by L-BFGS with an L2 penalty of weight 1 on the
-    summed loss.
-
-    Args:
-        vectors: One vector per utterance ``[U, D]``, such as the mean of a state over
-            its frames.
-        langs: Languages ``[U]``, at least two.
-        folds: See :func:`held_out_folds`.
-        seed: Of the bootstrap.
-
-    Returns:
-        Accuracy in per cent; its interval draws speakers where parts are of speakers.
+    The probe is multinomial logistic regression on ``vectors [U, D]`` (such as the mean
+    of a state over an utterance's frames), standardised with the mean and deviation of
+    its training part, by L-BFGS with an L2 penalty of weight 1 on the summed loss.
+    Accuracy is in per cent; its interval draws speakers where parts are of speakers.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -143,3 +128,32 @@ def _measure(right: NDArray[np.bool_], folds: Folds, seed: int) -> Measure:
         hits, count = parts.get(owner, (0, 0))
         parts[owner] = (hits + correct, count + 1)
     return Measure.of_rate(parts, seed=seed)
+
+
+def fisher_ratio(groups: Mapping[str, ArrayLike] | Sequence[ArrayLike]) -> float:
+    r"""Separability of languages: scatter between them over scatter within.
+
+    With vectors :math:`x_{cu} [D]` of utterance u in language c, means :math:`m_c` of
+    each language and m of all,
+
+    .. math::
+        J = \frac{\sum_c n_c \lVert m_c - m \rVert^2}
+                 {\sum_c \sum_u \lVert x_{cu} - m_c \rVert^2}
+
+    the ratio of the traces of Fisher's scatter matrices. It does not change when all
+    vectors are shifted, rotated or scaled.
+
+    Raises:
+        ValueError: Fewer than two languages or one without utterances, or no vector
+            differs from its language's mean.
+    """
+    arrays = list(groups.values()) if isinstance(groups, Mapping) else list(groups)
+    arrays = [np.asarray(array, dtype=np.float64) for array in arrays]
+    if len(arrays) < 2 or min(map(len, arrays)) == 0:
+        raise ValueError("expected two or more languages with utterances")
+    mean = np.concatenate(arrays).mean(axis=0)
+    between = sum(len(x) * np.sum((x.mean(axis=0) - mean) ** 2) for x in arrays)
+    within = sum(np.sum((x - x.mean(axis=0)) ** 2) for x in arrays)
+    if within == 0:
+        raise ValueError("utterances of a language do not differ")
+    return float(between / within)

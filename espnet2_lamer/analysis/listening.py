@@ -1,9 +1,8 @@
 """One pass of a model, and of its base, over speech: what all figures come from."""
 
-import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,10 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from espnet2_lamer.analysis.expert_language import ExpertChoices
 from espnet2_lamer.analysis.language_probe import held_out_folds
 from espnet2_lamer.analysis.routing import RoutingStatistics
 from espnet2_lamer.analysis.speech_set import SpeechSet, phones_of, read_waveform
+from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.data.sets import Utterance
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers import LamerFeedForward, experts_off, record_routing
@@ -32,24 +31,6 @@ Frames = NDArray[np.float32]
 
 
 @dataclass
-class Forgetting:
-    """One language, the model against its base.
-
-    Attributes:
-        layers: States compared.
-        cka: Linear CKA to the base, per layer.
-        phone_probe: Per layer what :func:`compare_probes` returns; empty without
-            phones.
-        note: Why there is no phone probe, or how its utterances were divided.
-    """
-
-    layers: list[int]
-    cka: list[float] = field(default_factory=list)
-    phone_probe: list[dict[str, Any]] = field(default_factory=list)
-    note: str = ""
-
-
-@dataclass
 class Heard:
     """What one pass over the speech found.
 
@@ -58,8 +39,9 @@ class Heard:
         vectors: Mean of every state over an utterance's frames ``[U, L + 1, D]``.
         base_vectors: The same of the base, or None.
         routing: Statistics of the routers; without rows where there is none.
-        choices: First experts per utterance.
-        forgetting: Per language; empty without a base.
+        forgetting: Per language the ``layers`` compared, their linear ``cka`` to the
+            base, a ``phone_probe`` of both systems each, and a ``note`` on the probe:
+            why there is none, or how utterances were divided. Empty without a base.
         seconds: Speech heard per language.
     """
 
@@ -67,8 +49,7 @@ class Heard:
     vectors: Frames
     base_vectors: Frames | None
     routing: RoutingStatistics
-    choices: ExpertChoices
-    forgetting: dict[str, Forgetting]
+    forgetting: dict[str, dict[str, Any]]
     seconds: dict[str, float]
 
 
@@ -120,29 +101,25 @@ def listen(
         vectors=np.zeros(0, np.float32),
         base_vectors=None,
         routing=RoutingStatistics(),
-        choices=ExpertChoices(),
         forgetting={},
         seconds=dict.fromkeys(speech.langs, 0.0),
     )
     vectors: list[Frames] = []
     base_vectors: list[Frames] = []
-    bar = tqdm(
-        total=len(heard.utterances), desc="listen", disable=not sys.stderr.isatty()
-    )
-    with bar:
+    with tqdm(total=len(heard.utterances), desc="listen", disable=None) as bar:
         for lang in speech.langs:
             language = _Language(lang, layers)
             for utterance in speech.utterances[lang]:
                 samples, cut = read_waveform(utterance)
-                heard.seconds[lang] += len(samples) / 16_000
+                heard.seconds[lang] += len(samples) / SAMPLE_RATE
                 wave = torch.from_numpy(samples)[None].to(device)
                 with record_routing(model) as record:
                     states = _states(model, wave)
-                heard.choices.add(lang, record)
                 heard.routing.add_record([lang], record, torch.tensor([len(states[0])]))
                 vectors.append(_means(states))
                 if base is not None:
-                    with _as_base(base, model):
+                    off = experts_off(model) if base is model else nullcontext()
+                    with off:
                         base_states = _states(base, wave)
                     base_vectors.append(_means(base_states))
                     phones = phones_of(speech, utterance, len(samples), cut)
@@ -156,18 +133,19 @@ def listen(
     return heard
 
 
-def compare_probes(layer: int, model: PhoneProbe, base: PhoneProbe) -> dict[str, Any]:
+def _compare_probes(layer: int, model: PhoneProbe, base: PhoneProbe) -> dict[str, Any]:
     """Put two phone probes on the same utterances side by side, in per cent."""
     test = model.accuracy.compare(base.accuracy)
-    assert test is not None  # both have parts
-    return {
-        "layer": layer,
-        "model": _plain(model),
-        "base": _plain(base),
-        "difference": 100 * test.difference,
-        "interval": [100 * bound for bound in test.interval],
-        "p": test.p_two_sided,
-    }
+    row: dict[str, Any] = {"layer": layer}
+    for name, probe in (("model", model), ("base", base)):
+        # Without the values of single utterances.
+        fields = asdict(probe)
+        measure = fields.pop("accuracy")
+        row[name] = {key: measure[key] for key in ("value", "interval", "count")}
+        row[name] |= fields
+    row["difference"] = 100 * test.difference
+    row["interval"] = [100 * bound for bound in test.interval]
+    return row | {"p": test.p_two_sided}
 
 
 class _Language:
@@ -179,9 +157,9 @@ class _Language:
         self.cka = [LinearCKA() for _ in layers]
         self.utterances: list[Utterance] = []
         self.phones: dict[str, Phones] = {}
-        # Per system and layer the frames of every utterance.
-        self.frames: list[list[dict[str, Frames]]] = [
-            [{} for _ in layers] for _ in range(2)
+        # Per layer the frames of every utterance, of the model and of its base.
+        self.frames: list[tuple[dict[str, Frames], dict[str, Frames]]] = [
+            ({}, {}) for _ in layers
         ]
         self.kept = 0
 
@@ -202,43 +180,34 @@ class _Language:
         self.kept += count
         self.utterances.append(utterance)
         self.phones[utterance.utt_id] = phones
-        for index, pair in enumerate(pairs):
-            for system in (0, 1):
+        for both, pair in zip(self.frames, pairs, strict=True):
+            for frames, state in zip(both, pair, strict=True):
                 # A copy: a view would keep the whole state.
-                self.frames[system][index][utterance.utt_id] = pair[system].copy()
+                frames[utterance.utt_id] = state.copy()
 
-    def forgetting(self, seed: int) -> Forgetting:
-        result = Forgetting(self.layers)
+    def forgetting(self, seed: int) -> dict[str, Any]:
         try:
-            result.cka = [cka.value() for cka in self.cka]
+            cka = [cka.value() for cka in self.cka]
         except ValueError as error:
             raise RecipeError(f"{self.lang}: CKA to the base: {error}") from error
+        result = {"layers": self.layers, "cka": cka, "phone_probe": []}
         if not self.utterances:
-            result.note = "no phones.ctm, or no line of it for these utterances"
-            return result
+            note = "no phones.ctm, or no line of it for these utterances"
+            return result | {"note": note}
         utts = [u.utt_id for u in self.utterances]
+        langs, speakers = [self.lang] * len(utts), [u.speaker for u in self.utterances]
         try:
-            folds = held_out_folds(
-                utts,
-                [self.lang] * len(utts),
-                [u.speaker for u in self.utterances],
-                _PHONE_FOLDS,
-                seed,
-            )
+            folds = held_out_folds(utts, langs, speakers, _PHONE_FOLDS, seed)
             test = {u for u, part in zip(utts, folds.part, strict=True) if part == 0}
-            for index, layer in enumerate(self.layers):
-                probes = [
-                    self._probe(self.frames[system][index], test, seed)
-                    for system in (0, 1)
-                ]
-                result.phone_probe.append(compare_probes(layer, *probes))
+            probes = [
+                _compare_probes(layer, *(self._probe(f, test, seed) for f in frames))
+                for layer, frames in zip(self.layers, self.frames, strict=True)
+            ]
         except RecipeError as error:
-            result.phone_probe = []
-            result.note = str(error)
-            return result
+            return result | {"note": str(error)}
         held_out = "other speakers" if folds.by_speaker else "other utterances"
-        result.note = f"tested on {len(test)} utterances of {held_out}"
-        return result
+        note = f"tested on {len(test)} utterances of {held_out}"
+        return result | {"phone_probe": probes, "note": note}
 
     def _probe(self, frames: dict[str, Frames], test: set[str], seed: int):
         split = [{u: f for u, f in frames.items() if (u in test) == t} for t in (0, 1)]
@@ -259,14 +228,3 @@ def _states(model: nn.Module, wave: torch.Tensor) -> list[Frames]:
 
 def _means(states: list[Frames]) -> Frames:
     return np.stack([state.mean(axis=0, dtype=np.float32) for state in states])
-
-
-def _as_base(base: nn.Module, model: nn.Module) -> AbstractContextManager[Any]:
-    return experts_off(model) if base is model else nullcontext()
-
-
-def _plain(probe: PhoneProbe) -> dict[str, Any]:
-    """A probe's figures without those of single utterances."""
-    fields = asdict(probe)
-    measure = fields.pop("accuracy")
-    return {key: measure[key] for key in ("value", "interval", "count")} | fields

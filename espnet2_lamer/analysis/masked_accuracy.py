@@ -1,6 +1,5 @@
 """Masked accuracy of a pretraining model, per utterance, under fixed masks."""
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import soundfile
 import torch
 from tqdm import tqdm
 
+from espnet2_lamer.constants import STRIDE
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.metrics.measure import Measure
 from espnet2_lamer.train.collate import LABEL_PADDING, LamerCollate
@@ -20,36 +20,27 @@ def masked_accuracy(
     utt2lang: Mapping[str, str],
     seed: int = 0,
 ) -> dict[str, Measure]:
-    """Share of masked frames whose unit is predicted, per language.
+    """Rate, in per cent, of masked frames whose unit is predicted, per language.
 
-    The masks depend on ``seed`` and the utterance only, so two models see the same
-    ones and can be compared utterance by utterance.
-
-    Args:
-        model: ``LamerHubertPretrainModel`` in eval mode.
-        data_dir: With ``wav.scp`` and ``text.km``.
-        utt2lang: Language of every utterance to measure.
-        seed: Seed of the masks.
-
-    Returns:
-        Per language a rate in per cent with its bootstrap interval.
+    The masks depend on ``seed`` and the utterance only, so two models see the same ones
+    and can be compared utterance by utterance. The model is a
+    ``LamerHubertPretrainModel`` in eval mode; the directory has ``wav.scp`` and
+    ``text.km``; ``utt2lang`` names what to measure.
     """
     encoder = model.encoder
     collate = LamerCollate(
         max_samples=0,
-        bucket=320,
+        bucket=STRIDE,
         mask_prob=encoder.mask_prob,
         mask_length=encoder.mask_length,
         seed=seed,
         epoch=0,
         train=False,
     )
-    audio = read_table(data_dir / "wav.scp", "stage 2")
-    units = read_table(data_dir / "text.km", "stage 5")
+    audio = read_table(data_dir / "wav.scp")
+    units = read_table(data_dir / "text.km", "assign_units")
     parts: dict[str, dict[str, tuple[float, float]]] = {}
-    for utt, lang in tqdm(
-        utt2lang.items(), desc="masked accuracy", disable=not sys.stderr.isatty()
-    ):
+    for utt, lang in tqdm(utt2lang.items(), desc="masked accuracy", disable=None):
         speech, _ = soundfile.read(audio[utt], dtype="float32")
         labels = np.array(units[utt].split(), dtype=np.int64)
         _, batch = collate([(utt, {"speech": speech, "text": labels})])

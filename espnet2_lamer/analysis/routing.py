@@ -1,4 +1,4 @@
-"""Which experts a language uses: routing statistics per layer, expert and language."""
+"""Which experts a language uses, and how much an expert tells about the language."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,27 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import entr
 
 from espnet2_lamer.fileio.atomic import write_json
+from espnet2_lamer.metrics import information
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from espnet2_lamer.layers.feed_forward import RoutingRecord
 
-
-@dataclass
-class _Sums:
-    """Sums over one language's frames at one router, each ``[N]``."""
-
-    frames: int
-    gates: NDArray[np.float64]
-    probs: NDArray[np.float64]
-    dispatched: NDArray[np.int64]
-    first: NDArray[np.int64]
-    entropy: float
+RESAMPLES = 1000
 
 
 class RoutingStatistics:
@@ -37,7 +28,11 @@ class RoutingStatistics:
     """
 
     def __init__(self) -> None:
-        self._sums: dict[tuple[int, str], dict[str, _Sums]] = {}
+        # Per router and language, over its frames: their number, sums ``[N]`` of gates,
+        # probabilities, selections and first places, and the sum of entropies.
+        self._sums: dict[tuple[int, str], dict[str, dict[str, Any]]] = {}
+        # Per router and utterance its language, and how often each expert came first.
+        self._choices: dict[tuple[int, str], list[tuple[str, NDArray[np.int64]]]] = {}
 
     def add(
         self,
@@ -46,13 +41,10 @@ class RoutingStatistics:
         gates_per_layer: "Mapping[int, Tensor]",
         router: str = "ffn",
     ) -> None:
-        """Add the real frames of one utterance.
+        """Add the real frames ``[T, N]`` of one utterance per layer index.
 
-        Args:
-            lang: Language of the utterance.
-            probs_per_layer: Router softmax ``[T, N]`` per layer index.
-            gates_per_layer: Gates ``[T, N]`` per layer index, 0 where not selected.
-            router: Name of the routers within their layers.
+        Gates are 0 where an expert was not selected; ``router`` is the name within the
+        layer.
         """
         for layer, probs in probs_per_layer.items():
             p = probs.detach().double().cpu().numpy()
@@ -61,31 +53,25 @@ class RoutingStatistics:
                 continue
             experts = p.shape[-1]
             first = np.bincount(p.argmax(axis=-1), minlength=experts)
-            uncertainty = float(entr(p).sum())
-            new = _Sums(len(p), g.sum(0), p.sum(0), (g > 0).sum(0), first, uncertainty)
-            by_lang = self._sums.setdefault((layer, router), {})
-            if lang not in by_lang:
-                by_lang[lang] = new
-                continue
-            old = by_lang[lang]
-            by_lang[lang] = _Sums(
-                old.frames + new.frames,
-                old.gates + new.gates,
-                old.probs + new.probs,
-                old.dispatched + new.dispatched,
-                old.first + new.first,
-                old.entropy + new.entropy,
-            )
+            new = {
+                "frames": len(p),
+                "gates": g.sum(0),
+                "probs": p.sum(0),
+                "dispatched": (g > 0).sum(0),
+                "first": first,
+                "entropy": float(entr(p).sum()),
+            }
+            self._choices.setdefault((layer, router), []).append((lang, first))
+            sums = self._sums.setdefault((layer, router), {})
+            old = sums.setdefault(lang, dict.fromkeys(new, 0))
+            sums[lang] = {key: old[key] + value for key, value in new.items()}
 
     def add_record(
         self, langs: Sequence[str], record: "RoutingRecord", lengths: "Tensor"
     ) -> None:
-        """Add a batch recorded by :func:`espnet2_lamer.layers.record_routing`.
+        """Add a batch that :func:`espnet2_lamer.layers.record_routing` recorded.
 
-        Args:
-            langs: Language of each utterance, ``[B]``.
-            record: What the routers gave, ``[B, T, N]`` each.
-            lengths: Real frames of each utterance, ``[B]``.
+        ``langs`` and ``lengths`` (real frames) are those of its utterances ``[B]``.
         """
         frames = [int(n) for n in lengths]
         for routing in record:
@@ -110,11 +96,11 @@ class RoutingStatistics:
                 "layer": layer + 1,
                 "router": router,
                 "lang": lang,
-                "frames": s.frames,
-                "experts": len(s.gates),
-                "mean_gate": (s.gates / s.frames).tolist(),
-                "mean_prob": (s.probs / s.frames).tolist(),
-                "dispatch_share": (s.dispatched / s.dispatched.sum()).tolist(),
+                "frames": s["frames"],
+                "experts": len(s["gates"]),
+                "mean_gate": (s["gates"] / s["frames"]).tolist(),
+                "mean_prob": (s["probs"] / s["frames"]).tolist(),
+                "dispatch_share": (s["dispatched"] / s["dispatched"].sum()).tolist(),
             }
             for (layer, router), by_lang in sorted(self._sums.items())
             for lang, s in sorted(by_lang.items())
@@ -139,9 +125,9 @@ class RoutingStatistics:
         """
         rows = []
         for (layer, router), by_lang in sorted(self._sums.items()):
-            langs = sorted(by_lang)
-            counts = np.stack([by_lang[lang].first for lang in langs])
-            dispatched = np.sum([by_lang[lang].dispatched for lang in langs], axis=0)
+            sums = [s for _, s in sorted(by_lang.items())]
+            counts = np.stack([s["first"] for s in sums])
+            dispatched = np.sum([s["dispatched"] for s in sums], axis=0)
             rows.append(
                 {
                     "layer": layer + 1,
@@ -149,31 +135,95 @@ class RoutingStatistics:
                     "frames": int(counts.sum()),
                     "experts": counts.shape[1],
                     "mutual_information": mutual_information(counts),
-                    "language_entropy": entropy(counts.sum(axis=1)),
+                    # Not -0.0 where there is one language, or one expert.
+                    "language_entropy": information.entropy(counts.sum(axis=1)) + 0.0,
                     "load": (dispatched * len(dispatched) / dispatched.sum()).tolist(),
-                    "load_entropy": entropy(dispatched),
-                    "routing_entropy": sum(s.entropy for s in by_lang.values())
+                    "load_entropy": information.entropy(dispatched) + 0.0,
+                    "routing_entropy": sum(s["entropy"] for s in by_lang.values())
                     / int(counts.sum()),
                     "dead_experts": (np.flatnonzero(dispatched == 0) + 1).tolist(),
                 }
             )
         return rows
 
+    def information(self, seed: int = 0) -> dict[tuple[int, str], "Information"]:
+        """What each router, by layer index from 0 and name, tells of the language."""
+        found = {}
+        for router, chosen in sorted(self._choices.items()):
+            langs, counts = zip(*chosen, strict=True)
+            found[router] = expert_language_information(counts, langs, seed)
+        return found
+
     def save(self, path: str | Path) -> None:
         """Write ``{"table": ..., "layers": ...}`` as JSON."""
         write_json(path, {"table": self.table(), "layers": self.layers()})
 
 
-def entropy(counts: NDArray[Any]) -> float:
-    """Entropy, in nats, of the distribution that counts ``[K]`` are proportional to."""
-    shares = counts[counts > 0] / counts.sum()
-    return float(-(shares * np.log(shares)).sum()) + 0.0
-
-
 def mutual_information(counts: NDArray[Any]) -> float:
-    """Plug-in mutual information, in nats, of a table of counts ``[L, K]``.
+    """Plug-in mutual information, in nats, of a table of counts ``[L, K]``; not < 0."""
+    return max(0.0, information.mutual_information(counts))
 
-    It equals H(row) + H(column) - H(row, column), and is never negative.
+
+@dataclass(frozen=True)
+class Information:
+    """Mutual information between a frame's first expert and its language, in nats.
+
+    Attributes:
+        value: Plug-in estimate over all frames.
+        interval: Central 95 % of it over bootstrap draws of utterances within each
+            language. The estimate and its draws are biased upwards, so compare with
+            ``chance``.
+        chance: Mean of the estimate when languages are shuffled among utterances.
+        p: Share of shufflings, this one included, that reach ``value``.
     """
-    joint = entropy(counts.ravel())
-    return max(0.0, entropy(counts.sum(1)) + entropy(counts.sum(0)) - joint)
+
+    value: float
+    interval: tuple[float, float]
+    chance: float
+    p: float
+
+
+def expert_language_information(
+    counts: Sequence[NDArray[np.int64]],
+    langs: Sequence[str],
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Information:
+    """Estimate the information, its interval and its chance level.
+
+    Frames of an utterance are not independent, so utterances are drawn and shuffled,
+    not frames. ``counts [U][N]`` are an utterance's frames per first expert, ``langs
+    [U]`` its language.
+    """
+    table = np.stack(counts).astype(np.float64)
+    names, owner = np.unique(np.asarray(langs), return_inverse=True)
+    indicator = np.eye(len(names))[owner]
+    value = mutual_information(indicator.T @ table)
+    rng = np.random.default_rng(seed)
+    members = [np.flatnonzero(owner == lang) for lang in range(len(names))]
+    drawn = _information(
+        [
+            [table[rng.choice(m, len(m))].sum(axis=0) for m in members]
+            for _ in range(resamples)
+        ]
+    )
+    shuffled = _information(
+        [indicator[rng.permutation(len(owner))].T @ table for _ in range(resamples)]
+    )
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    # Sums in another order differ in the last digit; that is no larger value.
+    reached = np.count_nonzero(shuffled >= value - 1e-12)
+    return Information(
+        value=value,
+        interval=(float(low), float(high)),
+        chance=float(shuffled.mean()),
+        p=(1 + reached) / (resamples + 1),
+    )
+
+
+def _information(tables: ArrayLike) -> NDArray[np.float64]:
+    """Plug-in mutual information of tables of counts ``[R, L, N]``, in nats ``[R]``."""
+    joint = np.asarray(tables)
+    joint = joint / joint.sum(axis=(1, 2), keepdims=True)
+    marginals = entr(joint.sum(axis=1)).sum(-1) + entr(joint.sum(axis=2)).sum(-1)
+    return marginals - entr(joint).sum(axis=(1, 2))

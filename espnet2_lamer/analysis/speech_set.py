@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from espnet2_lamer.constants import num_frames
-from espnet2_lamer.data.audio import SAMPLE_RATE, read_16k
+from espnet2_lamer.constants import RECEPTIVE_FIELD, SAMPLE_RATE, num_frames
+from espnet2_lamer.data.audio import read_16k
 from espnet2_lamer.data.audio_decoding import Unusable
 from espnet2_lamer.data.manifest import read_folder, read_manifest
 from espnet2_lamer.data.sets import Utterance, language_code
@@ -22,8 +22,6 @@ from espnet2_lamer.metrics.probe import Phones, frame_phones
 MIN_UTTERANCES = 4
 # Of longer utterances only the beginning, so that memory and time are bounded.
 MAX_SECONDS = 20
-# A shorter one does not fill HuBERT's first frame.
-_MIN_SAMPLES = 400
 
 
 @dataclass(frozen=True)
@@ -115,10 +113,7 @@ def read_speech_set(
 
 
 def read_waveform(utterance: Utterance) -> tuple[NDArray[np.float32], bool]:
-    """Read an utterance at 16 kHz, mono, at most :data:`MAX_SECONDS` of it.
-
-    Returns:
-        Samples ``[n]``, and whether it was longer.
+    """Read samples ``[n]`` at 16 kHz, mono, and whether :data:`MAX_SECONDS` cut them.
 
     Raises:
         RecipeError: It cannot be read, or is too short for one frame.
@@ -131,10 +126,10 @@ def read_waveform(utterance: Utterance) -> tuple[NDArray[np.float32], bool]:
             f"{error}; paths of wav.scp are relative to the current folder, those of a "
             "manifest to its own"
         ) from None
-    if len(samples) < _MIN_SAMPLES:
+    if len(samples) < RECEPTIVE_FIELD:
         raise RecipeError(
             f"{utterance.path}: utterance {utterance.utt_id!r} has {len(samples)} "
-            f"samples, expected at least {_MIN_SAMPLES} (one frame); leave it out"
+            f"samples, expected at least {RECEPTIVE_FIELD} (one frame); leave it out"
         )
     most = MAX_SECONDS * SAMPLE_RATE
     return np.ascontiguousarray(samples[:most], np.float32), len(samples) > most
@@ -145,12 +140,8 @@ def phones_of(
 ) -> Phones | None:
     """Return the phones of an utterance's frames, or None where they are not known.
 
-    Args:
-        speech: The set that it is from.
-        utterance: The utterance.
-        samples: How many samples of it are used.
-        cut: Whether there are more; only then phones are cut, too, so that phones of
-            other audio are found out.
+    Where its ``samples`` were ``cut``, phones are cut, too; only then, so that phones
+    of other audio are found out.
     """
     phones = speech.phones.get(utterance.utt_id)
     return phones[: num_frames(samples)] if phones is not None and cut else phones
@@ -185,7 +176,7 @@ def _rows(data: Path) -> tuple[list[Utterance], Path]:
                 utt_id=utt,
                 path=path,
                 lang=where[tables["utt2lang"][utt]],
-                # Stage 1 writes the utterance's id where the speaker is not known.
+                # Corpora with unknown speakers have the utterance's id there.
                 speaker="" if speaker == utt else speaker,
                 source=tables["utt2source"].get(utt, ""),
                 where=str(data / "wav.scp"),

@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from espnet2_lamer.constants import STRIDE
 from espnet2_lamer.convert.architecture import build_hubert
-from espnet2_lamer.convert.s3prl import load_s3prl
+from espnet2_lamer.convert.load import load_s3prl
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.trust import split_s3prl
 from espnet2_lamer.layers import LamerConfig, add_lamer
@@ -151,7 +151,7 @@ class S3prlUpstream(FrozenUpstream):
     frames.
 
     Args:
-        source: As :func:`~espnet2_lamer.convert.s3prl.load_s3prl`.
+        source: As :func:`~espnet2_lamer.convert.load.load_s3prl`.
 
     Raises:
         RecipeError: As there, or its states differ in width or frame rate.

@@ -60,8 +60,7 @@ def get_parser() -> argparse.ArgumentParser:
 def main(cmd: list[str] | None = None) -> None:
     """Run the command line."""
     args = get_parser().parse_args(cmd)
-    from espnet2_lamer.analysis.model_report import report_on
-    from espnet2_lamer.analysis.report_page import render_page, summary
+    from espnet2_lamer.analysis.report import render_page, report_on, summary
     from espnet2_lamer.analysis.speech_set import read_speech_set
     from espnet2_lamer.fileio.atomic import write_json, write_text
     from espnet2_lamer.metrics.depths import compared_layers

@@ -78,8 +78,7 @@ def main(cmd: Sequence[str] | None = None) -> None:
 def _zoo(args: argparse.Namespace) -> None:
     from espnet2_lamer.convert.espnet_experiment import model_file
     from espnet2_lamer.export.card import model_card
-    from espnet2_lamer.export.full import write_full_model
-    from espnet2_lamer.export.zoo import pack_model
+    from espnet2_lamer.export.zoo import pack_model, write_full_model
     from espnet2_lamer.fileio.hashing import sha256_file
 
     directory = args.experiment
@@ -142,7 +141,7 @@ def _model(args: argparse.Namespace) -> Any:
 
 
 def _origin(args: argparse.Namespace) -> Any:
-    from espnet2_lamer.export.huggingface_card import Origin
+    from espnet2_lamer.export.card import Origin
 
     return Origin(args.name, args.languages, args.license, args.note)
 

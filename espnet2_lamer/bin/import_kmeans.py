@@ -37,7 +37,7 @@ def get_parser() -> argparse.ArgumentParser:
 def main(cmd: list[str] | None = None) -> None:
     """Run the command line."""
     args = get_parser().parse_args(cmd)
-    from espnet2_lamer.units.joblib_kmeans import import_kmeans
+    from espnet2_lamer.units.codebook import import_kmeans
     from espnet2_lamer.units.teacher import load_teacher
 
     import_kmeans(

@@ -1,52 +1,81 @@
-"""Build a HuBERT from a plain description of its architecture."""
+"""HuBERT's architecture: one table for every format, and the model built from it."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchaudio.models import Wav2Vec2Model, wav2vec2_model
-from torchaudio.models.wav2vec2.components import FeatureExtractor
+from torchaudio.models.wav2vec2.components import (
+    ConvolutionalPositionalEmbedding,
+    FeatureExtractor,
+)
 
-from espnet2_lamer.convert.positional import PositionalEmbedding
 
-# torchaudio's factory arguments; the defaults are HuBERT-Large's.
-LARGE: dict[str, Any] = {
-    "extractor_mode": "layer_norm",
-    "extractor_conv_layer_config": [[512, 10, 5]]
-    + [[512, 3, 2]] * 4
-    + [[512, 2, 2]] * 2,
-    "extractor_conv_bias": True,
-    "encoder_embed_dim": 1024,
-    "encoder_projection_dropout": 0.0,
-    "encoder_pos_conv_kernel": 128,
-    "encoder_pos_conv_groups": 16,
-    "encoder_num_layers": 24,
-    "encoder_num_heads": 16,
-    "encoder_attention_dropout": 0.0,
-    "encoder_ff_interm_features": 4096,
-    "encoder_ff_interm_dropout": 0.0,
-    "encoder_dropout": 0.0,
-    "encoder_layer_norm_first": True,
-    "encoder_layer_drop": 0.0,
+@dataclass(frozen=True)
+class Argument:
+    """An argument of torchaudio's factory, and what other formats call it.
+
+    Attributes:
+        default: HuBERT-Large's.
+        huggingface: Key of ``config.json``; ``conv_dim`` has two more beside it.
+        fairseq: Key of fairseq's ``HubertConfig``.
+    """
+
+    default: Any
+    huggingface: str = ""
+    fairseq: str = ""
+
+
+LARGE_CONVOLUTIONS = [[512, 10, 5], *[[512, 3, 2]] * 4, *[[512, 2, 2]] * 2]
+#: By torchaudio's name, which ESPnet has as well.
+ARGUMENTS = {
+    "extractor_mode": Argument("layer_norm", "feat_extract_norm", "extractor_mode"),
+    "extractor_conv_layer_config": Argument(
+        LARGE_CONVOLUTIONS, "conv_dim", "conv_feature_layers"
+    ),
+    "extractor_conv_bias": Argument(True, "conv_bias", "conv_bias"),
+    "encoder_embed_dim": Argument(1024, "hidden_size", "encoder_embed_dim"),
+    "encoder_projection_dropout": Argument(0.0),
+    "encoder_pos_conv_kernel": Argument(128, "num_conv_pos_embeddings", "conv_pos"),
+    "encoder_pos_conv_groups": Argument(
+        16, "num_conv_pos_embedding_groups", "conv_pos_groups"
+    ),
+    "encoder_num_layers": Argument(24, "num_hidden_layers", "encoder_layers"),
+    "encoder_num_heads": Argument(16, "num_attention_heads", "encoder_attention_heads"),
+    "encoder_attention_dropout": Argument(0.0),
+    "encoder_ff_interm_features": Argument(
+        4096, "intermediate_size", "encoder_ffn_embed_dim"
+    ),
+    "encoder_ff_interm_dropout": Argument(0.0),
+    "encoder_dropout": Argument(0.0),
+    "encoder_layer_norm_first": Argument(
+        True, "do_stable_layer_norm", "layer_norm_first"
+    ),
+    "encoder_layer_drop": Argument(0.0),
 }
+LARGE: dict[str, Any] = {key: argument.default for key, argument in ARGUMENTS.items()}
 # What a checkpoint decides. Dropout and layer drop are options of a training, not of
 # weights: whatever the format, a loaded model has none.
-STRUCTURE = tuple(key for key in LARGE if "drop" not in key)
+STRUCTURE = tuple(key for key in ARGUMENTS if "drop" not in key)
+# Those that need no translation but of their names.
+PLAIN = tuple(key for key in STRUCTURE if type(LARGE[key]) in (int, bool))
 # Far above any HuBERT, low enough that a wrong number cannot hang the program.
 MAX_LAYERS = 256
 MAX_SIZE = 2**16
+# Fewest channels per group for which oneDNN's bf16 convolution was right.
+SAFE_CHANNELS = 16
 
 
 def normalize_waveform(waveforms: Tensor, lengths: Tensor | None) -> Tensor:
     """Zero mean and unit variance over each utterance's valid samples.
 
-    Args:
-        waveforms: ``[B, n]``; padding may hold anything, NaN included.
-        lengths: Valid samples ``[B]``, or ``None`` when all are valid.
+    Variance is biased, eps 1e-5, as ``torch.nn.functional.layer_norm`` over one
+    utterance.
 
-    Returns:
-        ``[B, n]`` with zeros in the padding; variance is biased, eps 1e-5, as
-        ``torch.nn.functional.layer_norm`` over one utterance.
+    Args:
+        waveforms: ``[B, n]``; padding may hold anything, NaN included, and becomes 0.
+        lengths: Valid samples ``[B]``, or ``None`` when all are valid.
     """
     if lengths is None:
         return nn.functional.layer_norm(waveforms, waveforms.shape[-1:])
@@ -61,17 +90,11 @@ def normalize_waveform(waveforms: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def strided_conv(x: Tensor, conv: nn.Conv1d) -> Tensor:
-    """Unpadded 1-D convolution over frame-major input, as a few matrix products.
+    """Map ``[B, T, C_in]`` to ``[B, (T - k) // s + 1, C_out]`` by matrix products.
 
-    The kernel is cut into pieces as wide as the stride; each piece multiplies the
-    non-overlapping blocks of the input, so neither input nor output is transposed.
-
-    Args:
-        x: ``[B, T, C_in]``.
-        conv: Its weight ``[C_out, C_in, k]``, bias and stride s are used.
-
-    Returns:
-        ``[B, (T - k) // s + 1, C_out]``.
+    An unpadded 1-D convolution, frame-major: the kernel is cut into pieces as wide as
+    the stride, and each multiplies the non-overlapping blocks of the input, so neither
+    input nor output is transposed.
     """
     kernel, stride = conv.kernel_size[0], conv.stride[0]
     batch, length, channels = x.shape
@@ -104,10 +127,7 @@ class HubertFeatureExtractor(FeatureExtractor):
     frame-major, which spares the transposes around every LayerNorm (2-3x on a CPU).
     Parameter names are torchaudio's.
 
-    Args:
-        conv_layers: torchaudio's convolution blocks.
-        normalize_waveform: Whether to normalise each utterance.
-        frame_major: Whether every block has a LayerNorm.
+    ``frame_major`` says that every block has a LayerNorm.
     """
 
     def __init__(
@@ -141,30 +161,47 @@ class HubertFeatureExtractor(FeatureExtractor):
         return x, length
 
 
+class PositionalEmbedding(ConvolutionalPositionalEmbedding):
+    """torchaudio's, except that narrow groups are convolved in float32 on a CPU.
+
+    On CPUs with bf16 instructions (seen with torch 2.11 on AVX-512 BF16 and AMX) a
+    grouped convolution with fewer than 16 channels per group and an even kernel
+    returns values and gradients that have nothing to do with the right ones.
+    HuBERT-Base and Large have 48 and 64 channels per group; tiny models do not.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map frames ``[B, T, D]`` to position embeddings ``[B, T, D]``."""
+        channels = self.conv.in_channels // self.conv.groups
+        if x.device.type != "cpu" or channels >= SAFE_CHANNELS:
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float()).to(x.dtype)
+
+
 def _check_sizes(architecture: dict[str, Any]) -> None:
-    for key in STRUCTURE:
+    sizes = []
+    for key in PLAIN:
         if type(LARGE[key]) is int:
-            limit = MAX_LAYERS if key.endswith("layers") else MAX_SIZE
-            _check_size(key, architecture[key], limit)
-    layers = architecture["extractor_conv_layer_config"]
+            most = MAX_LAYERS if key.endswith("layers") else MAX_SIZE
+            sizes.append((key, architecture[key], most))
+    key = "extractor_conv_layer_config"
+    layers = architecture[key]
     if not isinstance(layers, list | tuple) or not 0 < len(layers) <= MAX_LAYERS:
         raise ValueError(
-            f"extractor_conv_layer_config: found {str(layers)[:80]}, expected a list "
-            f"of 1 to {MAX_LAYERS} convolutions"
+            f"{key}: found {str(layers)[:80]}, expected a list of 1 to {MAX_LAYERS} "
+            "convolutions"
         )
     for index, layer in enumerate(layers):
         if not isinstance(layer, list | tuple) or len(layer) != 3:
             raise ValueError(
-                f"extractor_conv_layer_config[{index}]: found {str(layer)[:80]}, "
-                "expected [channels, kernel, stride]"
+                f"{key}[{index}]: found {str(layer)[:80]}, expected [channels, kernel, "
+                "stride]"
             )
-        for value in layer:
-            _check_size(f"extractor_conv_layer_config[{index}]", value, MAX_SIZE)
-
-
-def _check_size(key: str, value: Any, limit: int) -> None:
-    if not isinstance(value, int) or not 0 < value <= limit:
-        raise ValueError(f"{key}: found {value!r}, expected 1 to {limit}")
+        sizes += [(f"{key}[{index}]", value, MAX_SIZE) for value in layer]
+    for key, value, most in sizes:
+        if not isinstance(value, int) or not 0 < value <= most:
+            raise ValueError(f"{key}: found {value!r}, expected 1 to {most}")
 
 
 def build_hubert(architecture: dict[str, Any]) -> Wav2Vec2Model:

@@ -8,7 +8,7 @@ from typing import Any
 from torchaudio.models import Wav2Vec2Model
 
 from espnet2_lamer.convert.architecture import STRUCTURE
-from espnet2_lamer.convert.state import fill_hubert, read_tensors, rename
+from espnet2_lamer.convert.state import fill_hubert, read_tensors
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import clear_errors, read_yaml
 
@@ -23,11 +23,7 @@ COUNTERS = ("encoder.global_step", "training_batches")
 
 
 def model_file(experiment: Path, config: dict[str, Any]) -> Path:
-    """Return the model file of an experiment that its own criterion calls best.
-
-    Raises:
-        RecipeError: There is none.
-    """
+    """Return the file of an experiment that its own criterion calls best, or refuse."""
     names = ["model.pth"]
     with clear_errors(f"{experiment / CONFIG}: best_model_criterion"):
         for phase, key, _ in config.get("best_model_criterion") or []:
@@ -38,16 +34,12 @@ def model_file(experiment: Path, config: dict[str, Any]) -> Path:
                 return experiment / name
     raise RecipeError(
         f"{experiment}: found none of {', '.join(names)}; training has not finished "
-        "an epoch (stage 7)"
+        "an epoch"
     )
 
 
 def read_config(experiment: Path) -> dict[str, Any]:
-    """Read ``config.yaml``.
-
-    Raises:
-        RecipeError: It is missing or no YAML mapping.
-    """
+    """Read ``config.yaml``, a mapping."""
     return read_yaml(experiment / CONFIG)
 
 
@@ -69,8 +61,12 @@ def read_architecture(
     if not isinstance(conf, dict):
         raise RecipeError(f"{path}: encoder_conf: found {conf!r}, expected a mapping")
     if encoder == STOCK:
+        from espnet2.asr.encoder.hubert_encoder import TorchAudioHuBERTPretrainEncoder
+
         _refuse_preparation(config, path)
-        stated = _stock_defaults() | conf | {"normalize_waveform": False}
+        parameters = inspect.signature(TorchAudioHuBERTPretrainEncoder).parameters
+        defaults = {key: parameters[key].default for key in STRUCTURE}
+        stated = defaults | conf | {"normalize_waveform": False}
     elif conf.get("lamer") is not None:
         raise RecipeError(
             f"{path}: encoder_conf.lamer: found LoRA experts, expected a plain HuBERT; "
@@ -78,7 +74,11 @@ def read_architecture(
             "python -m espnet2_lamer.bin.export"
         )
     elif conf.get("base") is not None:
-        return _base_architecture(of_base, conf["base"], path)
+        # Trained as a whole from a base: the network is the base's.
+        try:
+            return of_base(conf["base"])
+        except RecipeError as error:
+            raise RecipeError(f"{path}: encoder_conf.base: {error}") from error
     else:
         stated = conf
     # What ours leaves out, or sets to null, is HuBERT-Large's; build_hubert knows it.
@@ -87,13 +87,6 @@ def read_architecture(
         for key in (*STRUCTURE, "normalize_waveform")
         if stated.get(key) is not None
     }
-
-
-def _stock_defaults() -> dict[str, Any]:
-    from espnet2.asr.encoder.hubert_encoder import TorchAudioHuBERTPretrainEncoder
-
-    parameters = inspect.signature(TorchAudioHuBERTPretrainEncoder).parameters
-    return {key: parameters[key].default for key in STRUCTURE}
 
 
 def _refuse_preparation(config: dict[str, Any], path: Path) -> None:
@@ -109,16 +102,6 @@ def _refuse_preparation(config: dict[str, Any], path: Path) -> None:
             )
 
 
-def _base_architecture(
-    of_base: Callable[[str], dict[str, Any]], base: str, path: Path
-) -> dict[str, Any]:
-    # Trained as a whole from a base: the network is the base's.
-    try:
-        return of_base(base)
-    except RecipeError as error:
-        raise RecipeError(f"{path}: encoder_conf.base: {error}") from error
-
-
 def weights_file(experiment: Path) -> Path:
     """The file whose SHA-256 identifies the checkpoint."""
     return model_file(experiment, read_config(experiment))
@@ -131,13 +114,8 @@ def _torchaudio_name(key: str) -> str | None:
 
 
 def load(experiment: Path, of_base: Callable[[str], dict[str, Any]]) -> Wav2Vec2Model:
-    """Load the backbone of an experiment; every key of it must match.
-
-    Raises:
-        RecipeError: It is not a plain HuBERT, damaged, or keys do not match.
-    """
+    """Load the backbone of a plain HuBERT's experiment; every key of it must match."""
     architecture = read_architecture(experiment, of_base)
     path = weights_file(experiment)
-    state = rename(read_tensors(path), _torchaudio_name, path)
-    mask_embedding = state.pop(MASK_EMBEDDING, None)
-    return fill_hubert(architecture, state, mask_embedding, path)
+    state = read_tensors(path)
+    return fill_hubert(architecture, state, _torchaudio_name, MASK_EMBEDDING, path)

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torchaudio.models import Wav2Vec2Model
 
-from espnet2_lamer.convert.state import fill_hubert, read_tensors, rename
+from espnet2_lamer.constants import SAMPLE_RATE
+from espnet2_lamer.convert.architecture import ARGUMENTS, PLAIN
+from espnet2_lamer.convert.state import fill_hubert, read_tensors, replace_prefix
 from espnet2_lamer.errors import RecipeError, short_reason
 from espnet2_lamer.fileio.atomic import atomic_dir
 
@@ -25,6 +27,7 @@ PREFIXES = (
     ("encoder.", "encoder.transformer."),
 )
 MASK_EMBEDDING = "masked_spec_embed"
+CONVOLUTIONS = ("conv_dim", "conv_kernel", "conv_stride")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -40,48 +43,32 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def read_architecture(directory: Path) -> dict[str, Any]:
     """Translate ``config.json`` and ``preprocessor_config.json``."""
-    config = _read_json(directory / "config.json")
+    path = directory / "config.json"
+    config = _read_json(path)
     if config.get("model_type") != "hubert":
         raise RecipeError(
-            f"{directory / 'config.json'}: model_type: found "
-            f"{config.get('model_type')!r}, expected 'hubert'"
+            f"{path}: model_type: found {config.get('model_type')!r}, expected 'hubert'"
         )
     for key in ("hidden_act", "feat_extract_activation"):
         if config.get(key, "gelu") != "gelu":
             raise RecipeError(
-                f"{directory / 'config.json'}: {key}: found {config[key]!r}, expected "
-                "'gelu', the only activation of HuBERT"
+                f"{path}: {key}: found {config[key]!r}, expected 'gelu', the only "
+                "activation of HuBERT"
             )
     try:
-        architecture = {
-            "extractor_mode": f"{config['feat_extract_norm']}_norm",
-            "extractor_conv_layer_config": [
-                list(shape)
-                for shape in zip(
-                    config["conv_dim"],
-                    config["conv_kernel"],
-                    config["conv_stride"],
-                    strict=True,
-                )
-            ],
-            "extractor_conv_bias": config["conv_bias"],
-            "encoder_embed_dim": config["hidden_size"],
-            "encoder_pos_conv_kernel": config["num_conv_pos_embeddings"],
-            "encoder_pos_conv_groups": config["num_conv_pos_embedding_groups"],
-            "encoder_num_layers": config["num_hidden_layers"],
-            "encoder_num_heads": config["num_attention_heads"],
-            "encoder_ff_interm_features": config["intermediate_size"],
-            "encoder_layer_norm_first": config["do_stable_layer_norm"],
-        }
+        architecture = {key: config[ARGUMENTS[key].huggingface] for key in PLAIN}
+        architecture["extractor_mode"] = f"{config['feat_extract_norm']}_norm"
+        shapes = zip(*(config[key] for key in CONVOLUTIONS), strict=True)
+        architecture["extractor_conv_layer_config"] = [list(shape) for shape in shapes]
     except KeyError as error:
         raise RecipeError(
-            f"{directory / 'config.json'}: key {error} is missing; a HuBERT "
-            "configuration of transformers has it"
+            f"{path}: key {error} is missing; a HuBERT configuration of transformers "
+            "has it"
         ) from error
     except (TypeError, ValueError) as error:
         raise RecipeError(
-            f"{directory / 'config.json'}: conv_dim, conv_kernel and conv_stride: "
-            f"expected lists of equal length ({error})"
+            f"{path}: {', '.join(CONVOLUTIONS)}: expected lists of equal length "
+            f"({error})"
         ) from error
     preprocessor = directory / "preprocessor_config.json"
     if preprocessor.is_file():
@@ -96,24 +83,6 @@ def read_architecture(directory: Path) -> dict[str, Any]:
     return architecture | {"normalize_waveform": normalize}
 
 
-def _read_weights(directory: Path) -> dict[str, Tensor]:
-    for name in WEIGHT_FILES:
-        path = directory / name
-        if not path.is_file():
-            continue
-        if not name.endswith(".safetensors"):
-            return read_tensors(path)
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except Exception as error:
-            raise RecipeError(
-                f"{path}: cannot be read ({short_reason(error)})"
-            ) from error
-    raise RecipeError(f"{directory}: found none of {', '.join(WEIGHT_FILES)}")
-
-
 def weights_file(directory: Path) -> Path:
     """The file whose SHA-256 identifies the checkpoint."""
     for name in WEIGHT_FILES:
@@ -123,57 +92,45 @@ def weights_file(directory: Path) -> Path:
 
 
 def load(directory: Path) -> Wav2Vec2Model:
-    """Load a ``HubertModel`` directory; every key must match.
-
-    Raises:
-        RecipeError: A file is missing or damaged, or keys are missing or unexpected.
-    """
+    """Load a ``HubertModel`` directory; every key must match."""
     architecture = read_architecture(directory)
-    state = rename(_read_weights(directory), _new_name, directory)
-    mask_embedding = state.pop(MASK_EMBEDDING, None)
-    return fill_hubert(architecture, state, mask_embedding, directory)
+    path = weights_file(directory)
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        try:
+            state = load_file(path)
+        except Exception as error:
+            raise RecipeError(
+                f"{path}: cannot be read ({short_reason(error)})"
+            ) from error
+    else:
+        state = read_tensors(path)
+    return fill_hubert(architecture, state, _new_name, MASK_EMBEDDING, directory)
 
 
 def _new_name(key: str) -> str:
     # Fine-tuned exports carry the backbone under "hubert.".
-    key = key.removeprefix("hubert.")
-    for theirs, ours in PREFIXES:
-        if key.startswith(theirs):
-            return ours + key[len(theirs) :]
-    return key
+    return replace_prefix(key.removeprefix("hubert."), PREFIXES)
 
 
 def hugging_face_name(key: str) -> str:
     """Name of a tensor of torchaudio's model in a Hugging Face state dict."""
-    for theirs, ours in reversed(PREFIXES):
-        if key.startswith(ours):
-            return theirs + key[len(ours) :]
-    return key
+    return replace_prefix(key, [(ours, theirs) for theirs, ours in reversed(PREFIXES)])
 
 
 def hubert_config(architecture: dict[str, Any]) -> dict[str, Any]:
     """``config.json`` of a plain ``HubertModel``."""
-    dims, kernels, strides = zip(
-        *architecture["extractor_conv_layer_config"], strict=True
-    )
+    layers = zip(*architecture["extractor_conv_layer_config"], strict=True)
     return {
         "architectures": ["HubertModel"],
         "model_type": "hubert",
         "feat_extract_norm": architecture["extractor_mode"].removesuffix("_norm"),
         "feat_extract_activation": "gelu",
-        "conv_dim": dims,
-        "conv_kernel": kernels,
-        "conv_stride": strides,
-        "conv_bias": architecture["extractor_conv_bias"],
-        "num_feat_extract_layers": len(dims),
-        "hidden_size": architecture["encoder_embed_dim"],
+        **dict(zip(CONVOLUTIONS, layers, strict=True)),
+        "num_feat_extract_layers": len(architecture["extractor_conv_layer_config"]),
+        **{ARGUMENTS[key].huggingface: architecture[key] for key in PLAIN},
         "hidden_act": "gelu",
-        "num_conv_pos_embeddings": architecture["encoder_pos_conv_kernel"],
-        "num_conv_pos_embedding_groups": architecture["encoder_pos_conv_groups"],
-        "num_hidden_layers": architecture["encoder_num_layers"],
-        "num_attention_heads": architecture["encoder_num_heads"],
-        "intermediate_size": architecture["encoder_ff_interm_features"],
-        "do_stable_layer_norm": architecture["encoder_layer_norm_first"],
         "layer_norm_eps": 1e-5,
         # transformers would drop layers and mask spans in train() otherwise.
         "layerdrop": 0.0,
@@ -194,7 +151,7 @@ def preprocessor_config(architecture: dict[str, Any]) -> dict[str, Any]:
         "padding_side": "right",
         "padding_value": 0.0,
         "return_attention_mask": architecture["extractor_mode"] == "layer_norm",
-        "sampling_rate": 16000,
+        "sampling_rate": SAMPLE_RATE,
     }
 
 
@@ -205,14 +162,10 @@ def write_directory(
     state: dict[str, Tensor],
     files: Mapping[str, str] | None = None,
 ) -> None:
-    """Write what ``from_pretrained`` reads.
+    """Write what ``from_pretrained`` reads, whole or not at all.
 
-    Args:
-        directory: Appears whole or not at all.
-        config: ``config.json``.
-        preprocessor: ``preprocessor_config.json``.
-        state: ``model.safetensors``; tensors must not share memory.
-        files: Texts of more files, by name.
+    Tensors of ``state`` must not share memory; ``files`` are texts of more files, by
+    name.
     """
     from safetensors.torch import save_file
 
@@ -234,13 +187,7 @@ def write_directory(
 def save_huggingface(
     model: Wav2Vec2Model, directory: str | Path, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write ``model`` as a directory that transformers' ``HubertModel`` loads.
-
-    Args:
-        model: Plain HuBERT from :func:`build_hubert` or :func:`load_hubert`.
-        directory: Appears whole or not at all.
-        dtype: Of the stored weights.
-    """
+    """Write a plain HuBERT as a directory that transformers' ``HubertModel`` loads."""
     state = {
         hugging_face_name(key): value.detach().to(dtype).contiguous()
         for key, value in model.state_dict().items()

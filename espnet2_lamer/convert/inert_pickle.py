@@ -128,9 +128,8 @@ def _only(stand_ins: list[tuple[Any, str]]) -> Iterator[None]:
 def load_inert(path: Path, tensors: bool = True) -> Any:
     """Return the object that ``torch.save`` wrote, foreign objects as :class:`Inert`.
 
-    Args:
-        path: File in torch's zip format or in the one before it.
-        tensors: Without, tensors have their shapes but no values.
+    The file may be in torch's zip format or in the one before it. Without ``tensors``
+    they have their shapes but no values.
 
     Raises:
         RecipeError: It is damaged, or not built from plain data and such objects.

@@ -1,4 +1,4 @@
-"""``load_hubert``: one entry for every checkpoint format."""
+"""``load_hubert``: one entry for every checkpoint format, and what names one."""
 
 import re
 from functools import partial
@@ -6,14 +6,27 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import torch
 from torchaudio.models import Wav2Vec2Model
 
-from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.compat import patch_torchaudio_for_s3prl, quiet_nltk
+from espnet2_lamer.convert import (
+    espnet_experiment,
+    fairseq,
+    huggingface,
+    torchaudio_bundle,
+)
+from espnet2_lamer.errors import RecipeError, short_reason
 from espnet2_lamer.fileio.foreign import clear_errors
+from espnet2_lamer.fileio.hashing import sha256_file
+from espnet2_lamer.fileio.trust import protect, split_s3prl
 
 CONFIG_FILES = ["*.json"]
 WEIGHT_FILES = ["*.safetensors", "pytorch_model.bin"]
 _ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_BUNDLE = re.compile(f"({re.escape(torchaudio_bundle.PREFIX)})?HUBERT_[A-Z0-9_]+")
+# Where huggingface_hub keeps what it fetched.
+_CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/")
 # Files that look like a checkpoint and are not one, and what to do.
 NOT_ALONE = {
     ".bin": "found a file of a Hugging Face directory, give the directory",
@@ -23,19 +36,10 @@ NOT_ALONE = {
 }
 
 
-def local_directory(
+def _local_directory(
     source: str | Path, weights: bool = True, fetch: bool = True
 ) -> Path:
-    """Return the local directory of a Hugging Face checkpoint, fetching an id once.
-
-    Args:
-        source: Directory or id.
-        weights: Without, only the configuration of an id is fetched.
-        fetch: Without, an id is looked for in Hugging Face's cache only.
-
-    Raises:
-        RecipeError: Neither a directory nor an id that can be fetched.
-    """
+    """Return the local directory of a Hugging Face checkpoint, fetching an id once."""
     path = Path(source)
     if path.is_dir():
         return path
@@ -71,26 +75,17 @@ def _locate(
 
     Each of them has ``read_architecture``, ``load`` and ``weights_file``.
     """
-    from espnet2_lamer.convert import (
-        espnet_experiment,
-        fairseq,
-        huggingface,
-        torchaudio_bundle,
-    )
-
     name, path = str(source), Path(source)
     bundle = name.removeprefix(torchaudio_bundle.PREFIX)
-    if bundle != name or (
-        not path.exists() and re.fullmatch("HUBERT_[A-Z0-9_]+", name)
-    ):
+    if bundle != name or (_BUNDLE.fullmatch(name) and not path.exists()):
         if weights and not fetch:
-            torchaudio_bundle.require_cached(bundle)
+            torchaudio_bundle.weights_file(bundle, fetch=False)
         return torchaudio_bundle, bundle
     if path.is_file():
         if path.suffix in NOT_ALONE:
             raise RecipeError(f"{source}: {NOT_ALONE[path.suffix]}")
         return fairseq, path
-    directory = local_directory(source, weights, fetch)
+    directory = _local_directory(source, weights, fetch)
     if (directory / "config.json").is_file():
         return huggingface, directory
     if (directory / espnet_experiment.CONFIG).is_file():
@@ -132,17 +127,9 @@ def load_hubert(source: str | Path) -> Wav2Vec2Model:
 
 
 def read_architecture(source: str | Path, fetch: bool = True) -> dict[str, Any]:
-    """Describe a checkpoint's network without loading weights, as a dry run needs.
+    """Describe a checkpoint's network for ``build_hubert``, without loading weights.
 
-    Args:
-        source: As for :func:`load_hubert`; only an id's configuration is fetched.
-        fetch: Without, not even that.
-
-    Returns:
-        Arguments of :func:`espnet2_lamer.convert.architecture.build_hubert`.
-
-    Raises:
-        RecipeError: Not found, damaged, or not a HuBERT.
+    Only an id's configuration is fetched; without ``fetch`` not even that.
     """
     reader, where = _locate(source, weights=False, fetch=fetch)
     with clear_errors(source):
@@ -156,8 +143,6 @@ def _named_base(name: str) -> dict[str, Any]:
 
 def source_sha256(source: str | Path) -> str:
     """SHA-256 of the weights file behind ``source``: its identity in metadata."""
-    from espnet2_lamer.fileio.hashing import sha256_file
-
     reader, where = _locate(source)
     return sha256_file(reader.weights_file(where))
 
@@ -165,17 +150,60 @@ def source_sha256(source: str | Path) -> str:
 def local_source(source: str | Path, fetch: bool = True) -> str:
     """Return what names the same checkpoint from now on, fetching an id once.
 
-    An id becomes the directory it was fetched to; anything else stays as it is.
-
-    Args:
-        source: As for :func:`load_hubert`.
-        fetch: Without, it must be on this machine: for names that a file of others
-            gives.
-
-    Raises:
-        RecipeError: Not found.
+    An id becomes the directory it was fetched to; anything else stays as it is. Without
+    ``fetch`` it must be on this machine: for names that a file of others gives.
     """
-    from espnet2_lamer.convert import huggingface
-
     reader, where = _locate(source, fetch=fetch)
     return str(where if reader is huggingface else source)
+
+
+def can_be_fetched(name: str) -> bool:
+    """Whether a name may be a Hugging Face id or a torchaudio bundle.
+
+    Names come from files of others: nothing else may decide what is read here.
+    """
+    return bool(_ID.fullmatch(name) or _BUNDLE.fullmatch(name))
+
+
+def public_name(source: str) -> str:
+    """Name a checkpoint without the directories of this machine.
+
+    Names that are public already (Hugging Face id, torchaudio bundle, ``s3prl:NAME``)
+    stay as they are, a directory in Hugging Face's cache gets its id, any other path
+    its last part.
+    """
+    if source.startswith("s3prl:") or can_be_fetched(source):
+        return source
+    if cached := _CACHED.search(source):
+        return "/".join(cached.groups())
+    return source.rstrip("/").rpartition("/")[2]
+
+
+def load_s3prl(source: str) -> Any:
+    """Build an ``s3prl.nn.S3PRLUpstream`` of ``s3prl:NAME``.
+
+    ``s3prl:NAME:FILE`` needs :func:`~espnet2_lamer.fileio.trust.trusting_s3prl_files`.
+
+    Raises:
+        RecipeError: The file is not trusted, or S3PRL does not know the upstream or
+            cannot load it.
+    """
+    name, file = split_s3prl(source)
+    protect()
+    quiet_nltk()
+    patch_torchaudio_for_s3prl()
+    from s3prl.nn import S3PRLUpstream
+
+    if name not in S3PRLUpstream.available_names():
+        raise RecipeError(
+            f"upstream {source!r}: S3PRL has no upstream {name!r}; s3prl.hub lists "
+            "their names"
+        )
+    # A head and its upstream must not share random numbers.
+    with torch.random.fork_rng(devices=[]):
+        try:
+            return S3PRLUpstream(name, *file)
+        except Exception as error:  # every upstream fails in its own way
+            raise RecipeError(
+                f"upstream {source!r}: S3PRL cannot load it ({short_reason(error)})"
+            ) from error

@@ -1,4 +1,10 @@
-"""Model zips of the ESPnet model zoo: checked, then unpacked."""
+"""Model zips of the ESPnet model zoo: what they may ask for, checked, then unpacked.
+
+Building a model from a config, ESPnet fetches and opens what its parts ask for: S3PRL
+upstreams, Hugging Face and fairseq models, Whisper by name, statistics, token lists. A
+packed model is another's file, so only parts that are known to read nothing are let
+through, and files only where they are members of the zip.
+"""
 
 import logging
 from collections.abc import Container, Mapping
@@ -6,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from espnet2_lamer.convert.packed_config import check_packed_config, without_training
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.archive import COMPLETE, META, check_zip, extract_zip
 from espnet2_lamer.fileio.atomic import write_text
@@ -22,36 +27,106 @@ _CONFIGS = {
     "lm_train_config": "lm",
 }
 _WEIGHTS = ("asr_model_file", "ssl_model_file", "lm_file")
+# Where one machine kept its training files; building and using a model needs none.
+TRAINING_KEYS = (
+    "config output_dir init_param monitor_control expand_from train_shape_file "
+    "train_data_path_and_name_and_type valid_data_path_and_name_and_type "
+    "valid_shape_file rir_scp noise_scp non_linguistic_symbols"
+).split()
+
+
+def _one_of(words: str) -> tuple[str | None, ...]:
+    """No part, or one of these."""
+    return (None, *words.split())
+
+
+_COMMON: dict[str, tuple[Any, ...]] = {
+    "specaug": (None, "specaug"),
+    "normalize": (None, "utterance_mvn", "global_mvn"),
+    # LoRA of ESPnet's own; it looks its targets up by evaluating text.
+    "use_adapter": (None, False),
+    "use_lora": (None, False),
+}
+# Per task and key of the config: the names of ESPnet 202511 and ours whose classes
+# open nothing but what _FILES lists. Keys that are not here choose no class.
+_PARTS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "asr": _COMMON
+    | {
+        "frontend": _one_of("default sliding_window wav2vec_cnn lamer_upstream"),
+        "preencoder": _one_of("sinc linear"),
+        "encoder": _one_of(
+            "conformer transformer transformer_multispkr contextual_block_transformer "
+            "contextual_block_conformer vgg_rnn rnn branchformer e_branchformer "
+            "multiconv_conformer torchaudiohubert whisper_lora"
+        ),
+        "postencoder": _one_of("length_adaptor"),
+        "decoder": _one_of(
+            "transformer lightweight_conv lightweight_conv2d dynamic_conv "
+            "dynamic_conv2d rnn transducer mlm s4 linear_decoder whisper_lora"
+        ),
+        "model": (None, "espnet", "maskctc", "pit_espnet", "whisper_lora"),
+        "preprocessor": (None, "default", "multi"),
+        # The others fetch a tokenizer or a dictionary by name.
+        "token_type": _one_of("bpe char word whisper_en whisper_multilingual"),
+    },
+    "ssl": _COMMON
+    | {
+        "frontend": (None, "default", "sliding_window"),
+        "preencoder": (None, "sinc"),
+        "encoder": ("lamer_hubert", "torchaudio_hubert"),
+        "model": ("lamer", "torchaudio"),
+    },
+    "lm": {
+        "lm": ("seq_rnn", "transformer"),
+        "model": (None, "lm", "lm_multitask"),
+        "token_type": (None, "bpe", "char", "word"),
+    },
+}
+# Keys that name a checkpoint, and where our classes would read or write.
+_NULL = (
+    ("encoder_conf", "base"),
+    ("encoder_conf", "whisper"),
+    ("decoder_conf", "whisper"),
+    ("frontend_conf", "upstream"),
+    ("model_conf", "experts"),
+    ("model_conf", "teacher_cache"),
+)
+# Keys whose value is a file; ESPnet's own Whisper vocabularies are names.
+_FILES = ("token_list", "bpemodel")
+_NAMES = ("whisper_en", "whisper_multilingual")
 
 
 def unpack_model(archive: str | Path, cachedir: str | Path) -> dict[str, str]:
     """Check a model zip and unpack it below ``cachedir``, once per content.
 
-    What the zip holds decides nothing else: ESPnet's loaders find in the returned
-    files only parts that fetch, open and run nothing, and weights without pickled
-    objects.
-
-    ``ModelDownloader`` keys its cache by the archive's path, so that a zip packed
-    anew under the same name loads the old model; here the key is the content.
+    What the zip holds decides nothing else: ESPnet's loaders find in the returned files
+    only parts that fetch, open and run nothing, and weights without pickled objects.
+    ``ModelDownloader`` keys its cache by the archive's path, so that a zip packed anew
+    under the same name loads the old model; here the key is the content.
 
     Args:
         archive: A zip that :func:`pack_model` or ``espnet2.bin.pack`` wrote.
         cachedir: Directory for unpacked models.
 
     Returns:
-        Paths by ESPnet's argument names, e.g. ``asr_train_config``,
-        ``asr_model_file``.
+        Paths by ESPnet's argument names: ``asr_train_config``, ``asr_model_file`` ...
 
     Raises:
         RecipeError: As :func:`~espnet2_lamer.fileio.archive.check_zip` and
-            :func:`~espnet2_lamer.convert.packed_config.check_packed_config`, or the
-            weights hold more than tensors.
+            :func:`check_packed_config`, or the weights hold more than tensors.
     """
     from filelock import FileLock
 
     protect()
     meta = check_zip(archive)
-    _check_entries(archive, meta)
+    for key, known in (("yaml_files", _CONFIGS), ("files", _WEIGHTS)):
+        for option in meta[key]:
+            if option not in known:
+                # ESPnet's classes would get it as another argument than a model's.
+                raise RecipeError(
+                    f"{archive}: {META}: {key}: found {option!r}, expected some of "
+                    f"{', '.join(known)}"
+                )
     # Absolute: ESPnet writes these paths into the unpacked config.
     target = Path(cachedir).absolute() / sha256_file(archive)[:16]
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -65,21 +140,15 @@ def unpack_model(archive: str | Path, cachedir: str | Path) -> dict[str, str]:
         if changed is None or changed:
             complete.unlink(missing_ok=True)
             extract_zip(archive, target, meta, partial(_checked, archive, meta))
-            _check_weights(archive, target, meta)
+            for name in set(meta["files"].values()):
+                try:
+                    check_state_dict(target / name)
+                except RecipeError as error:
+                    reason = str(error).removeprefix(f"{target / name}: ")
+                    raise RecipeError(f"{archive}: {name}: {reason}") from error
             write_text(complete, checksums(target))
     entries = {**meta["yaml_files"], **meta["files"]}
     return {option: str(target / name) for option, name in entries.items()}
-
-
-def _check_entries(archive: str | Path, meta: Mapping[str, Any]) -> None:
-    """Refuse what ESPnet's classes would get as other arguments than a model's."""
-    for key, known in (("yaml_files", _CONFIGS), ("files", _WEIGHTS)):
-        for option in meta[key]:
-            if option not in known:
-                raise RecipeError(
-                    f"{archive}: {META}: {key}: found {option!r}, expected some of "
-                    f"{', '.join(known)}"
-                )
 
 
 def _checked(
@@ -89,20 +158,22 @@ def _checked(
     settings: dict[str, Any],
     members: Container[str],
 ) -> dict[str, Any]:
-    """Return a member's settings for unpacking, if all tasks that use it may."""
+    """Return a member's settings for unpacking, if all tasks that use it may.
+
+    Keys that name training files are emptied: loading a model needs none of them, a
+    training that starts from the config would read them.
+    """
     for option, member in meta["yaml_files"].items():
         if member == name:
             check_packed_config(_CONFIGS[option], settings, archive, members)
-    return without_training(settings, archive)
-
-
-def _check_weights(archive: str | Path, target: Path, meta: Mapping[str, Any]) -> None:
-    for name in set(meta["files"].values()):
-        try:
-            check_state_dict(target / name)
-        except RecipeError as error:
-            reason = str(error).removeprefix(f"{target / name}: ")
-            raise RecipeError(f"{archive}: {name}: {reason}") from error
+    emptied = {
+        key: [] if isinstance(value, list) else None
+        for key, value in settings.items()
+        if key in TRAINING_KEYS and value
+    }
+    if emptied:
+        logging.info("%s: left out of the config: %s", archive, ", ".join(emptied))
+    return {**settings, **emptied}
 
 
 def check_state_dict(model_file: Path) -> None:
@@ -117,3 +188,94 @@ def check_state_dict(model_file: Path) -> None:
             f"{model_file}: expected a state dict of tensors; pack a model file, not a "
             "training checkpoint"
         )
+
+
+def check_packed_config(
+    task: str, config: Mapping[str, Any], source: object, members: Container[str]
+) -> None:
+    """Refuse a config that makes ESPnet fetch, open or run more than its own zip.
+
+    Args:
+        task: ``"asr"``, ``"ssl"`` or ``"lm"``.
+        config: Content of ``config.yaml``.
+        source: Where it is from, for messages.
+        members: Values that name a file of the zip.
+
+    Raises:
+        RecipeError: With the key, what was found and what is expected.
+    """
+    for key, allowed in _PARTS[task].items():
+        found = config.get(key)
+        # Not "in": 0 and False are equal, and a list is no key.
+        if not any(type(found) is type(name) and found == name for name in allowed):
+            names = ", ".join("null" if x is None else str(x) for x in allowed)
+            why = ""
+            if found == "stored_features":
+                why = ", which reads features from disk; pack the final model"
+            raise RecipeError(
+                f"{source}: {key}: found {_short(found)}{why}; expected one of {names}:"
+                " parts of a packed model that read no other file"
+            )
+    for section, key in _NULL:
+        value = _section(config, section, source).get(key)
+        if value is not None and value != {}:
+            raise RecipeError(
+                f"{source}: {section}.{key}: found {_short(value)}, expected null: the "
+                "model would load another checkpoint; a packed model is self-contained"
+            )
+    upstream = _section(config, "frontend_conf", source).get("upstream_conf")
+    if upstream is not None and not (
+        isinstance(upstream, Mapping) and "s3prl" not in upstream
+    ):
+        raise RecipeError(
+            f"{source}: frontend_conf.upstream_conf: found {_short(upstream)}, "
+            "expected the architecture of one of this package's models: an S3PRL "
+            "upstream is built by S3PRL, which fetches it"
+        )
+    for key in _FILES:
+        value = config.get(key)
+        if key == "token_list" and isinstance(value, list):
+            continue
+        known = isinstance(value, str) and (value in _NAMES or value in members)
+        if value is not None and not known:
+            raise _outside(source, key, value)
+    for key, value in config.items():
+        if key.endswith("_conf"):
+            _check_strings(value, key, source, members)
+
+
+def _section(config: Mapping[str, Any], key: str, source: object) -> Mapping[str, Any]:
+    value = config.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise RecipeError(f"{source}: {key}: found {_short(value)}, expected a mapping")
+    return value
+
+
+def _check_strings(
+    value: Any, key: str, source: object, members: Container[str]
+) -> None:
+    """What constructors get: their texts are names of methods, never places."""
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            _check_strings(part, f"{key}.{name}", source, members)
+    elif isinstance(value, list | tuple):
+        for number, part in enumerate(value):
+            _check_strings(part, f"{key}[{number}]", source, members)
+    elif isinstance(value, str) and value not in members:
+        a_place = value.startswith(("~", ".", "s3prl:")) or "/" in value
+        a_symbol = value.startswith("<")  # such as </s>
+        if (a_place and not a_symbol) or key == "normalize_conf.stats_file":
+            raise _outside(source, key, value)
+
+
+def _outside(source: object, key: str, value: Any) -> RecipeError:
+    return RecipeError(
+        f"{source}: {key}: found {_short(value)}, expected null or a file of the zip: "
+        "a packed model reads nothing else"
+    )
+
+
+def _short(value: Any) -> str:
+    return repr(value)[:80]

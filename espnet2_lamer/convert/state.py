@@ -1,6 +1,6 @@
 """From the tensors of a file to a filled model: strict keys, whatever the format."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,58 +33,47 @@ def read_tensors(path: Path) -> Any:
         raise RecipeError(f"{path}: cannot be read ({short_reason(error)})") from error
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Return a file's mapping of names to tensors.
-
-    Raises:
-        RecipeError: It is damaged, or holds anything else.
-    """
-    state = read_tensors(path)
-    if not isinstance(state, Mapping):
-        raise RecipeError(
-            f"{path}: found {type(state).__name__}, expected a mapping of parameter "
-            "names to tensors"
-        )
-    for key, value in state.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise RecipeError(
-                f"{path}: {key}: found {type(value).__name__}, expected a tensor under "
-                "a parameter's name"
-            )
-        if value.layout is not torch.strided or value.is_meta:
-            raise RecipeError(
-                f"{path}: {key}: found a {value.layout} tensor on {value.device}, "
-                "expected plain values"
-            )
-    return dict(state)
-
-
-def rename(
-    state: Any, new_name: Callable[[str], str | None], source: object
-) -> dict[str, Tensor]:
-    """Give tensors the names of torchaudio's model.
-
-    Args:
-        state: What a file holds: a mapping of names to tensors.
-        new_name: Maps a name of the file to torchaudio's; ``None`` leaves it out.
-        source: For error messages.
-
-    Raises:
-        RecipeError: It is no such mapping, a tensor is not of plain floating-point
-            numbers, or two names become one.
-    """
+def _named_tensors(state: Any, source: object) -> Iterator[tuple[str, Tensor]]:
+    """Yield what a state dict holds, or refuse what is none."""
     if not isinstance(state, Mapping):
         raise RecipeError(
             f"{source}: found {type(state).__name__}, expected a mapping of parameter "
             "names to tensors"
         )
-    renamed: dict[str, Tensor] = {}
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise RecipeError(
                 f"{source}: {key}: found {type(value).__name__}, expected a tensor "
                 "under a parameter's name"
             )
+        yield key, value
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Return a file's mapping of names to tensors; anything else is refused."""
+    state = dict(_named_tensors(read_tensors(path), path))
+    for key, value in state.items():
+        if value.layout is not torch.strided or value.is_meta:
+            raise RecipeError(
+                f"{path}: {key}: found a {value.layout} tensor on {value.device}, "
+                "expected plain values"
+            )
+    return state
+
+
+def replace_prefix(name: str, prefixes: Iterable[tuple[str, str]]) -> str:
+    """Put the second of the first pair that fits in place of its first."""
+    for old, new in prefixes:
+        if name.startswith(old):
+            return new + name[len(old) :]
+    return name
+
+
+def _rename(
+    state: Any, new_name: Callable[[str], str | None], source: object
+) -> dict[str, Tensor]:
+    renamed: dict[str, Tensor] = {}
+    for key, value in _named_tensors(state, source):
         name = new_name(key)
         if name is None:
             continue
@@ -103,27 +92,31 @@ def rename(
 
 def fill_hubert(
     architecture: dict[str, Any],
-    state: dict[str, Tensor],
-    mask_embedding: Tensor | None,
+    state: Any,
+    new_name: Callable[[str], str | None],
+    mask_name: str | None,
     source: object,
 ) -> Wav2Vec2Model:
-    """Build the model and load every tensor of it.
+    """Build the model and load every tensor of a checkpoint.
 
     Args:
         architecture: For :func:`build_hubert`.
-        state: Tensors under torchaudio's names.
-        mask_embedding: ``[D]``, or ``None`` where the checkpoint has none.
+        state: What the file holds: a mapping of names to tensors.
+        new_name: Maps a name of the file to torchaudio's; ``None`` leaves it out.
+        mask_name: What ``new_name`` calls the mask embedding ``[D]``, if anything.
         source: For error messages.
 
     Raises:
-        RecipeError: Impossible architecture; missing, unexpected or wrongly shaped
-            tensors.
+        RecipeError: The architecture is impossible, or tensors are missing, unexpected,
+            found twice, wrongly shaped or not of plain floating-point numbers.
     """
+    tensors = _rename(state, new_name, source)
+    mask_embedding = tensors.pop(mask_name, None)
     try:
         # Nothing is allocated before the sizes are known to be the file's own.
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             planned = build_hubert(architecture)
-        check_fit(planned.state_dict(), state, source)
+        check_fit(planned.state_dict(), tensors, source)
         model = build_hubert(architecture)
     except RecipeError:
         raise
@@ -131,7 +124,7 @@ def fill_hubert(
         raise RecipeError(
             f"{source}: no HuBERT can be built with {architecture}: {error}"
         ) from error
-    model.load_state_dict(state)
+    model.load_state_dict(tensors)
     if mask_embedding is not None:
         expected = (model.architecture["encoder_embed_dim"],)
         if tuple(mask_embedding.shape) != expected:
@@ -146,11 +139,7 @@ def fill_hubert(
 def check_fit(
     expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: object
 ) -> None:
-    """Compare names and shapes of a model's tensors with those of a file.
-
-    Raises:
-        RecipeError: Missing, unexpected or wrongly shaped tensors, by name.
-    """
+    """Refuse tensors that are missing, unexpected or wrongly shaped, by name."""
     problems = [f"missing {key}" for key in sorted(set(expected) - set(state))]
     problems += [f"unexpected {key}" for key in sorted(set(state) - set(expected))]
     problems += [

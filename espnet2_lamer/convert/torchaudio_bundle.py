@@ -8,7 +8,7 @@ import torchaudio
 from torchaudio.models import Wav2Vec2Model
 
 from espnet2_lamer.convert.architecture import STRUCTURE
-from espnet2_lamer.convert.state import fill_hubert, rename
+from espnet2_lamer.convert.state import fill_hubert
 from espnet2_lamer.errors import RecipeError, short_reason
 
 PREFIX = "torchaudio:"
@@ -30,11 +30,7 @@ def _find(name: str) -> Any:
 
 
 def read_architecture(name: str) -> dict[str, Any]:
-    """Translate what torchaudio knows of the bundle; nothing is fetched.
-
-    Raises:
-        RecipeError: Unknown name.
-    """
+    """Translate what torchaudio knows of the bundle; nothing is fetched."""
     bundle = _find(name)
     architecture = {key: bundle._params[key] for key in STRUCTURE}
     architecture["extractor_conv_layer_config"] = [
@@ -43,15 +39,21 @@ def read_architecture(name: str) -> dict[str, Any]:
     return architecture | {"normalize_waveform": bundle._normalize_waveform}
 
 
-def _cached(bundle: Any) -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints" / Path(bundle._path).name
+def _cached(name: str) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(_find(name)._path).name
 
 
-def require_cached(name: str) -> None:
-    """Raise ``RecipeError`` unless the bundle was fetched already."""
-    path = _cached(_find(name))
+def weights_file(name: str, fetch: bool = True) -> Path:
+    """The file in torch's cache whose SHA-256 identifies the checkpoint.
+
+    Without ``fetch`` it must be there already.
+    """
+    path = _cached(name)
     if not path.is_file():
-        raise RecipeError(f"{name}: {path} not found")
+        if not fetch:
+            raise RecipeError(f"{name}: {path} not found")
+        _read(name, "meta")
+    return path
 
 
 def _read(name: str, map_location: str) -> Any:
@@ -60,27 +62,14 @@ def _read(name: str, map_location: str) -> Any:
     try:
         return bundle._get_state_dict(options)
     except Exception as error:
-        path = _cached(bundle)
+        path = _cached(name)
         problem = "cannot be read" if path.is_file() else "cannot be fetched"
         raise RecipeError(
             f"{name}: {path}: {problem} ({short_reason(error)})"
         ) from error
 
 
-def weights_file(name: str) -> Path:
-    """The file in torch's cache whose SHA-256 identifies the checkpoint."""
-    path = _cached(_find(name))
-    if not path.is_file():
-        _read(name, "meta")
-    return path
-
-
 def load(name: str) -> Wav2Vec2Model:
-    """Load a bundle, which is fetched once; every key must match.
-
-    Raises:
-        RecipeError: Unknown name, not fetched, damaged, or keys do not match.
-    """
-    state = rename(_read(name, "cpu"), str, name)
+    """Load a bundle, which is fetched once; every key must match."""
     # torchaudio publishes no mask embedding.
-    return fill_hubert(read_architecture(name), state, None, name)
+    return fill_hubert(read_architecture(name), _read(name, "cpu"), str, None, name)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from espnet2_lamer import __version__
-from espnet2_lamer.convert.names import public_name
+from espnet2_lamer.convert.load import public_name
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path
 from espnet2_lamer.tasks.adapter import (

@@ -1,16 +1,19 @@
-"""The model card of a published model: README.md with Hugging Face front matter."""
+"""Model cards of published models: README.md with Hugging Face front matter."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import yaml
+
+from espnet2_lamer.layers import LamerConfig
 
 _TASKS = {
     "asr": ("automatic-speech-recognition", "speech recognition"),
     "ssl": ("feature-extraction", "self-supervised speech representation"),
 }
-
-_USE = {
-    "asr": """\
+_ASR_USE = """\
 from espnet2.bin.asr_inference import Speech2Text
 import espnet2_lamer, soundfile
 from espnet2_lamer.convert.packed import unpack_model
@@ -18,20 +21,46 @@ from espnet2_lamer.convert.packed import unpack_model
 espnet2_lamer.register()
 model = Speech2Text(**unpack_model("{name}.zip", "models"), beam_size=1, ctc_weight=1.0)
 print(model(soundfile.read("speech.wav")[0])[0][0])
-""",
-    "ssl": """\
+"""
+_SSL_USE = """\
 import espnet2_lamer, soundfile, torch
 
 model = espnet2_lamer.load_model("{name}.zip")
 speech = torch.tensor(soundfile.read("speech.wav", dtype="float32")[0])[None]
 states, lengths = model.extract_features(speech, torch.tensor([speech.shape[1]]))
-""",
-}
+"""
+_TRANSFORMERS_USE = """\
+import soundfile, torch
+from transformers import {extractor}, {model}
 
-_ABOUT = (
-    "a HuBERT extended to new languages with layer-aware mixtures of LoRA experts by "
-    "the Lamer-SSL recipe ([arXiv 2602.12746](https://arxiv.org/abs/2602.12746))"
-)
+directory = "{name}"  # a path, or an id of the Hub
+extractor = {extractor}.from_pretrained(directory{trust})
+model = {model}.from_pretrained(directory{trust}).eval()
+speech, rate = soundfile.read("speech.wav")  # 16 kHz, mono
+inputs = extractor(speech, sampling_rate=rate, return_tensors="pt")
+with torch.no_grad():
+    states = model(**inputs, output_hidden_states=True).hidden_states
+"""
+_RECIPE = "the Lamer-SSL recipe ([arXiv 2602.12746](https://arxiv.org/abs/2602.12746))"
+
+
+@dataclass
+class Origin:
+    """Where a model comes from.
+
+    Attributes:
+        name: Of the model; ``None`` takes the directory's.
+        languages: ISO 639-3 codes.
+        licence: Hugging Face's id of the licence under which the weights may be used.
+            A teacher's or a corpus's terms bind the model trained with them
+            (mHuBERT-147: ``cc-by-nc-sa-4.0``).
+        notes: What a user must know: origin and licence of teacher, base and data.
+    """
+
+    name: str | None = None
+    languages: Sequence[str] = ()
+    licence: str = "apache-2.0"
+    notes: Sequence[str] = field(default_factory=list)
 
 
 def model_card(
@@ -47,16 +76,14 @@ def model_card(
     use: str | None = None,
     tag: str = "lamer-ssl",
 ) -> str:
-    """Return the text of a model card.
+    """Return the card of an ESPnet model.
 
     Args:
         kind: ``"asr"`` or ``"ssl"``.
         name: Name of the model, also of its zip.
-        languages: ISO 639-3 codes.
-        licence: Hugging Face's id of the licence under which the weights may be used.
-            A teacher's or a corpus's terms bind the model trained with them
-            (mHuBERT-147: ``cc-by-nc-sa-4.0``).
-        notes: What a user must know: origin and licence of teacher, base and data.
+        languages: As in :class:`Origin`, like the next two.
+        licence: Likewise.
+        notes: Likewise.
         results: Markdown of the results; its headings are moved one level down.
         datasets: Ids of the data on Hugging Face.
         about: What the model is; default: a HuBERT of this recipe.
@@ -68,27 +95,92 @@ def model_card(
         "library_name": "espnet",
         "pipeline_tag": task,
         "tags": ["espnet", "audio", task, tag],
-        "language": list(languages),
-        "license": licence,
     }
+    about = about or (
+        "a HuBERT extended to new languages with layer-aware mixtures of LoRA experts "
+        f"by {_RECIPE}"
+    )
+    use = use or (_ASR_USE if kind == "asr" else _SSL_USE).format(name=name)
+    card = _card(
+        front,
+        Origin(name, languages, licence, notes),
+        [f"An ESPnet model for {meaning}: {about}."],
+        [
+            "With the package `espnet2_lamer` installed; 16 kHz mono speech.",
+            f"```python\n{use}```",
+            "Set the environment variable `TORCH_FORCE_WEIGHTS_ONLY_LOAD=1` so that "
+            "nothing in a downloaded file is executed.",
+        ],
+        datasets,
+    )
+    if results:
+        card += f"\n## Results\n\n{_lower_headings(results.strip())}\n"
+    return card
+
+
+def hugging_face_card(
+    directory: str | Path,
+    origin: Origin | None,
+    lamer: LamerConfig | None,
+    more: Sequence[str] = (),
+) -> str:
+    """Return the card of a directory for transformers.
+
+    ``lamer`` has the options of its experts, ``None`` for a plain ``HubertModel``;
+    paragraphs of ``more`` follow what it is. ``origin`` may name it otherwise.
+    """
+    origin = origin or Origin()
+    name = origin.name or Path(directory).absolute().name
+    front = {
+        "library_name": "transformers",
+        "pipeline_tag": "feature-extraction",
+        "tags": ["hubert", "speech", "feature-extraction", "lamer-ssl"],
+    }
+    if lamer is None:
+        model, extractor, trust = "HubertModel", "Wav2Vec2FeatureExtractor", ""
+        what = "A plain `HubertModel`."
+    else:
+        model, extractor = "AutoModel", "AutoFeatureExtractor"
+        trust = ", trust_remote_code=True"
+        routing = "all of them" if lamer.top_k is None else f"top {lamer.top_k}"
+        what = (
+            f"HuBERT with LoRA experts in its feed-forward networks: allocation "
+            f"{lamer.allocation}, rank {lamer.rank}, {routing}. The code in this "
+            "directory needs transformers and torch only. "
+            "`hidden_states[k]` is the output of layer k, 0 the transformer's input."
+        )
+    use = _TRANSFORMERS_USE.format(
+        extractor=extractor, model=model, trust=trust, name=name
+    )
+    return _card(
+        front,
+        Origin(name, origin.languages, origin.licence, origin.notes),
+        [f"{what} Made by {_RECIPE}.", *more],
+        [f"```python\n{use}```"],
+    )
+
+
+def _card(
+    front: dict[str, Any],
+    origin: Origin,
+    about: Sequence[str],
+    use: Sequence[str],
+    datasets: Sequence[str] = (),
+) -> str:
+    front |= {"language": list(origin.languages), "license": origin.licence}
     if datasets:
         front["datasets"] = list(datasets)
-    parts = [
-        "---\n" + yaml.safe_dump(front, sort_keys=False) + "---\n",
-        f"# {name}\n",
-        f"An ESPnet model for {meaning}: {about or _ABOUT}.\n",
-        "## Use\n",
-        "With the package `espnet2_lamer` installed; 16 kHz mono speech.\n",
-        "```python\n" + (use or _USE[kind].format(name=name)) + "```\n",
-        "Set the environment variable `TORCH_FORCE_WEIGHTS_ONLY_LOAD=1` so that "
-        "nothing in a downloaded file is executed.\n",
-        "## Licence and origin\n",
-        f"- Weights: {licence}\n" + "".join(f"- {note}\n" for note in notes),
+    notes = [f"Weights: {origin.licence}", *origin.notes]
+    paragraphs = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
+        f"# {origin.name}",
+        *about,
+        "## Use",
+        *use,
+        "## Licence and origin",
+        "\n".join(f"- {note}" for note in notes),
     ]
-    if results:
-        parts.append("## Results\n")
-        parts.append(_lower_headings(results.strip()) + "\n")
-    return "\n".join(parts)
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def _lower_headings(markdown: str) -> str:

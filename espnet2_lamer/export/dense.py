@@ -8,7 +8,6 @@ it is gets measured on speech that the means were not taken from.
 """
 
 import logging
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,13 +19,13 @@ from tqdm import tqdm
 from espnet2_lamer.analysis.routing import RoutingStatistics
 from espnet2_lamer.asr.upstream import Upstream
 from espnet2_lamer.convert.architecture import build_hubert
-from espnet2_lamer.convert.huggingface import preprocessor_config
+from espnet2_lamer.convert.huggingface import preprocessor_config, write_directory
 from espnet2_lamer.data.audio_decoding import Unusable
 from espnet2_lamer.data.speech import read_wav_scp
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.export.card import Origin, hugging_face_card
 from espnet2_lamer.export.features import read_waveform
-from espnet2_lamer.export.huggingface import describe, write
-from espnet2_lamer.export.huggingface_card import Origin, hugging_face_card
+from espnet2_lamer.export.huggingface import describe, refuse_other_content
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.layers import LamerFeedForward, experts_off, record_routing
 from espnet2_lamer.layers.config import LINEARS
@@ -61,13 +60,7 @@ class Deviation:
 
 
 def mean_gates(upstream: Upstream, speech: Iterable[Tensor], language: str) -> Gates:
-    """Average every router's gates over the frames of a language.
-
-    Args:
-        upstream: The routed model.
-        speech: Waveforms ``[n]``, 16 kHz.
-        language: Its name, for the statistics.
-    """
+    """Average every router's gates over waveforms ``[n]`` of a language, 16 kHz."""
     statistics = RoutingStatistics()
     for wave in speech:
         with record_routing(upstream) as record:
@@ -83,10 +76,6 @@ def mean_gates(upstream: Upstream, speech: Iterable[Tensor], language: str) -> G
 
 def merge_experts(upstream: Upstream, gates: Gates) -> Upstream:
     """Return a plain HuBERT with the experts inside its Linears.
-
-    Args:
-        upstream: The routed model; it is left as it is.
-        gates: Mean gates of all its routers.
 
     Raises:
         RecipeError: It has no experts, or some that are not beside a Linear.
@@ -136,13 +125,7 @@ def _merged(linear: LoRAExpertLinear, gates: Tensor | None) -> Tensor:
 
 @torch.no_grad()
 def deviation(routed: Upstream, dense: Upstream, speech: Iterable[Tensor]) -> Deviation:
-    """Measure how far the dense model's states are from the routed model's.
-
-    Args:
-        routed: With experts.
-        dense: Without.
-        speech: Waveforms ``[n]``, 16 kHz.
-    """
+    """Measure how far states are from the routed model's, on waveforms ``[n]``."""
     size = routed.num_layers + 1
     squares = torch.zeros(3, size, dtype=torch.float64)
     utterances = frames = 0
@@ -164,19 +147,10 @@ def deviation(routed: Upstream, dense: Upstream, speech: Iterable[Tensor]) -> De
 def language_speech(
     wav_scp: str | Path, language: str, at_most: int = AT_MOST
 ) -> list[str]:
-    """Choose utterances of one language, evenly over the list.
+    """Choose paths of at most so many utterances of one language, evenly over the list.
 
-    Args:
-        wav_scp: ``utt path`` lines. An ``utt2lang`` beside it says which are of the
-            language; without one all are.
-        language: As ``utt2lang`` spells it (ISO 639-3).
-        at_most: How many to take.
-
-    Returns:
-        Their paths.
-
-    Raises:
-        RecipeError: There are none.
+    An ``utt2lang`` beside ``wav_scp`` says which are of the language (ISO 639-3);
+    without one all are. None at all is refused.
     """
     paths = read_wav_scp(wav_scp)
     utt2lang = Path(wav_scp).with_name("utt2lang")
@@ -195,7 +169,7 @@ def language_speech(
 
 
 def _read(paths: Sequence[str], title: str) -> Iterator[Tensor]:
-    for path in tqdm(paths, desc=title, disable=not sys.stderr.isatty()):
+    for path in tqdm(paths, desc=title, disable=None):
         try:
             yield torch.from_numpy(read_waveform(path))
         except Unusable as error:
@@ -211,30 +185,21 @@ def write_dense(
 ) -> Deviation:
     """Write one language's plain ``HubertModel`` and say how good it is.
 
-    Gates are averaged over every other utterance; the deviation is measured on the
-    rest (with a single utterance, on that one), printed, and written into ``README.md``
-    and ``config.json`` (``lamer_dense``).
-
-    Args:
-        upstream: The routed model.
-        directory: To write, atomically.
-        language: ISO 639-3.
-        paths: Audio of that language.
-        origin: For the card.
+    Gates are averaged over every other utterance of ``paths``; the deviation is
+    measured on the rest (with a single utterance, on that one), printed, and written
+    into ``README.md`` and ``config.json`` (``lamer_dense``).
 
     Raises:
-        RecipeError: As :func:`merge_experts`, audio cannot be read, or ``directory``
-            holds something else.
+        RecipeError: ``directory`` holds something else, audio cannot be read, or as
+            :func:`merge_experts`.
     """
+    refuse_other_content(Path(directory), "preprocessor_config.json")
     gates = mean_gates(upstream, _read(paths[::2], "mean gates"), language)
     dense = merge_experts(upstream, gates)
     measured = deviation(upstream, dense, _read(paths[1::2] or paths, "deviation"))
     table = measured.table()
-    logging.info(
-        "relative error of every state against the routed model, %d utterances of %s, "
-        "%d frames:\n%s",
-        *(measured.utterances, language, measured.frames, table),
-    )
+    size = f"{measured.utterances} utterances of {language}, {measured.frames} frames"
+    logging.info("relative error of every state, %s:\n%s", size, table)
     config, state = describe(dense)
     config["lamer_dense"] = {"language": language, **asdict(measured)}
     more = (
@@ -247,11 +212,6 @@ def write_dense(
         table,
     )
     card = hugging_face_card(directory, origin, None, more)
-    write(
-        directory,
-        config,
-        preprocessor_config(dense.wav2vec2.architecture),
-        state,
-        {"README.md": card},
-    )
+    preprocessor = preprocessor_config(dense.wav2vec2.architecture)
+    write_directory(directory, config, preprocessor, state, {"README.md": card})
     return measured

@@ -6,11 +6,9 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.export.espnet_index import add_row, add_variables
 from espnet2_lamer.fileio.atomic import atomic_dir, atomic_path, write_json, write_text
 
 CORPUS = "lamer_ssl"
@@ -22,9 +20,9 @@ ASR_LINKS = ("db.sh", "pyscripts", "steps", "utils")
 COPIES = ("cmd.sh", "conf/pbs.conf", "conf/queue.conf", "conf/slurm.conf")
 # Own files; conf and local are links here and folders there.
 PATTERNS = (
-    *("run.sh", "mini/README.md", "mini/SHA256SUMS", "mini/*/*.json"),
-    *("conf/**/*.yaml", "conf/**/*.sh", "local/*.py"),
-)
+    "run.sh mini/README.md mini/SHA256SUMS mini/*/*.json conf/**/*.yaml conf/**/*.sh "
+    "local/*.py"
+).split()
 # ESPnet's tests build every conf/train*.yaml with classes of its own.
 _CONFIG = re.compile(r"(?<![\w/])conf/train_")
 # Each must be found, or run.sh changed and this list must follow.
@@ -40,29 +38,28 @@ _SHELL = (
     ('"${python}" -m', "${python} -m"),
 )
 
+# What a new recipe adds to the table of egs2/README.md.
+ROW = (
+    "| lamer_ssl | Lamer-SSL: Common Voice, THCHS-30, AISHELL-1/3, FLEURS, ML-SUPERB | "
+    "SSL/ASR/LID | ENG, CMN, YUE | https://arxiv.org/abs/2602.12746 | |"
+)
+# Names of corpora in db.sh; AISHELL-1 is AISHELL there.
+VARIABLES = (
+    "AISHELL AISHELL3 COMMONVOICE FLEURS MHUBERT147_AUDIO MHUBERT147_MANIFEST MLSUPERB "
+    "THCHS30"
+).split()
 
-@dataclass(frozen=True)
-class Link:
-    """A symbolic link, by what it holds."""
 
-    target: str
-
-
-Content = bytes | Link
+# Of a file, or the target of a symbolic link.
+Content = bytes | str
 
 
 def lay_tree(repository: str | Path, checkout: str | Path) -> list[Path]:
-    """Write every recipe to ``<checkout>/egs2/lamer_ssl/<task>``.
+    """Write every recipe to ``<checkout>/egs2/lamer_ssl/<task>``; return what changed.
 
-    Files of others are never overwritten; run again, it changes only what changed
-    here. ``egs2/README.md`` gets a row and ``db.sh`` the corpora it lacks.
-
-    Args:
-        repository: This project's top directory.
-        checkout: ESPnet's.
-
-    Returns:
-        Paths that were written.
+    Files of others are never overwritten; run again, it changes only what changed in
+    ``repository``, this project's top directory. ``egs2/README.md`` gets a row and
+    ``db.sh`` the corpora it lacks.
 
     Raises:
         RecipeError: It is no ESPnet checkout, or a file of others is in the way; then
@@ -144,7 +141,7 @@ def _content(
         for name in names:
             source = home if (template / home / name).exists() else "asr1"
             if (template / source / name).exists():
-                yield name, Link(f"../../TEMPLATE/{source}/{name}")
+                yield name, f"../../TEMPLATE/{source}/{name}"
     for name in COPIES:
         for source in (task, "asr1"):
             if (template / source / name).is_file():
@@ -154,16 +151,11 @@ def _content(
     yield "local/path.sh", (shared / "path.sh").read_bytes()
     yield "local/corpora.sh", (shared / "corpora.sh").read_bytes()
     yield "README.md", _readme(recipe, shared, task)
+    found = {path for pattern in PATTERNS for path in recipe.glob(pattern)}
     texts = {
-        name: (recipe / name).read_text(encoding="utf-8")
-        for name in sorted(
-            {
-                path.relative_to(recipe).as_posix()
-                for pattern in PATTERNS
-                for path in recipe.glob(pattern)
-                if _belongs(path.relative_to(recipe), task)
-            }
-        )
+        path.relative_to(recipe).as_posix(): path.read_text(encoding="utf-8")
+        for path in sorted(found)
+        if _belongs(path.relative_to(recipe), task)
     }
     options = repository / "egs2" / CORPUS / "utils/options.sh"
     texts["local/options.sh"] = options.read_text(encoding="utf-8")
@@ -195,13 +187,11 @@ def _belongs(path: Path, task: str) -> bool:
 
 def _readme(recipe: Path, shared: Path, task: str) -> bytes:
     """The recipe's README, and its results below, as ESPnet has them."""
-    if task == "ssl1":
-        parts = [(shared / "README.md").read_text(encoding="utf-8")]
-    else:
-        parts = [(recipe / "README.md").read_text(encoding="utf-8")]
+    paths = [(shared if task == "ssl1" else recipe) / "README.md"]
     if (recipe / "RESULTS.md").is_file():
-        parts.append((recipe / "RESULTS.md").read_text(encoding="utf-8"))
-    text = "\n\n".join(part.strip() for part in parts) + "\n"
+        paths.append(recipe / "RESULTS.md")
+    texts = (path.read_text(encoding="utf-8").strip() for path in paths)
+    text = "\n\n".join(texts) + "\n"
     # Links to files of this repository lead nowhere there.
     text = re.sub(r"\[([^]]+)\]\((?!https?://|#)[^)]*\)", r"\1", text)
     return _CONFIG.sub("conf/tuning/train_", text).encode()
@@ -231,9 +221,9 @@ def _write(
 
 def _put(path: Path, content: Content) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, Link):
+    if isinstance(content, str):
         path.unlink(missing_ok=True)
-        os.symlink(content.target, path)
+        os.symlink(content, path)
         return
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
@@ -242,14 +232,52 @@ def _put(path: Path, content: Content) -> None:
 
 
 def _digest(content: Content) -> str:
-    if isinstance(content, Link):
-        return f"link to {content.target}"
+    if isinstance(content, str):
+        return f"link to {content}"
     return hashlib.sha256(content).hexdigest()
 
 
 def _digest_at(path: Path) -> str | None:
     if path.is_symlink():
-        return _digest(Link(os.readlink(path)))
+        return _digest(os.readlink(path))
     if path.is_dir():
         return "a folder"
     return _digest(path.read_bytes()) if path.exists() else None
+
+
+def add_row(text: str) -> str:
+    """Add the recipe to the table of ``egs2/README.md``, in alphabetical order.
+
+    The text is unchanged where the row is there or where there is no table.
+    """
+    lines = text.split("\n")
+    rows = [
+        (number, line.split("|")[1].strip().lower())
+        for number, line in enumerate(lines)
+        if line.startswith("|") and line.count("|") > 2
+    ]
+    # Heading and rule.
+    rows = rows[2:]
+    names = [name for _, name in rows]
+    if not rows or "lamer_ssl" in names:
+        return text
+    after = [number for number, name in rows if name < "lamer_ssl"]
+    place = after[-1] + 1 if after else rows[0][0]
+    return "\n".join([*lines[:place], ROW, *lines[place:]])
+
+
+def add_variables(text: str) -> str:
+    """Add the corpora that ``db.sh`` lacks, before what belongs to single sites.
+
+    A variable that is set anywhere in the text is left alone.
+    """
+    missing = [
+        name for name in VARIABLES if not re.search(rf"^\s*{name}=", text, re.MULTILINE)
+    ]
+    if not missing:
+        return text
+    added = "".join(f"{name}=\n" for name in missing)
+    site = re.search(r"\n*^(# For only|if )", text, re.MULTILINE)
+    if site is None:
+        return text.rstrip("\n") + "\n" + added
+    return text[: site.start()].rstrip("\n") + "\n" + added + text[site.start() :]

@@ -1,20 +1,20 @@
 """Features of a trained model in a file: NumPy's npz, or Kaldi's ark with its scp."""
 
 import logging
-import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import kaldiio
 import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from espnet2_lamer.asr.frontend.states import selected_states
-from espnet2_lamer.constants import RECEPTIVE_FIELD
-from espnet2_lamer.data.audio import SAMPLE_RATE, read_16k
+from espnet2_lamer.constants import RECEPTIVE_FIELD, SAMPLE_RATE
+from espnet2_lamer.data.audio import read_16k
 from espnet2_lamer.data.audio_decoding import Unusable, decode, open_audio
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path, write_text
@@ -41,8 +41,6 @@ def npz_file(output: Path) -> Iterator[Store]:
 @contextmanager
 def ark_file(output: Path) -> Iterator[Store]:
     """Write a Kaldi ark of matrices ``[T, D]``, and the scp that says where each is."""
-    import kaldiio
-
     scp = output.with_suffix(".scp")
     if scp == output:
         raise RecipeError(f"--output {output}: expected the ark; its .scp goes beside")
@@ -64,11 +62,7 @@ FORMATS = {"npz": npz_file, "ark": ark_file}
 
 
 def read_waveform(path: str) -> np.ndarray:
-    """Return a file as float32 ``[n]``, 16 kHz mono; such a file comes as it is.
-
-    Raises:
-        Unusable: It cannot be read.
-    """
+    """Return a file as float32 ``[n]``, 16 kHz mono; such a file comes as it is."""
     with open_audio(path) as source:
         samples = decode(source, check=False)  # [n, channels]
         if source.file.samplerate == SAMPLE_RATE and samples.shape[1] == 1:
@@ -77,11 +71,7 @@ def read_waveform(path: str) -> np.ndarray:
 
 
 def audio_ids(paths: Iterable[str]) -> dict[str, str]:
-    """Name audio files by their stems.
-
-    Raises:
-        RecipeError: Two have the same.
-    """
+    """Name audio files by their stems; two with the same are refused."""
     table: dict[str, str] = {}
     for path in paths:
         utt = Path(path).stem
@@ -124,29 +114,24 @@ def write_features(
         raise RecipeError(
             f"--format: found {file_format!r}, expected one of {sorted(FORMATS)}"
         )
-    if file_format == "ark":
-        if layer == "all":
-            raise RecipeError("--layer all: an ark holds matrices; use --format npz")
-        for utt in utterances:
-            if not utt or any(c.isspace() for c in utt):
-                raise RecipeError(
-                    f"{utterances[utt]}: its id {utt!r} has a space, which an ark "
-                    "cannot hold; list it in a wav.scp"
-                )
+    if file_format == "ark" and layer == "all":
+        raise RecipeError("--layer all: an ark holds matrices; use --format npz")
+    for utt, path in utterances.items() if file_format == "ark" else ():
+        if utt.split() != [utt]:
+            raise RecipeError(
+                f"{path}: its id {utt!r} has a space, which an ark cannot hold; list "
+                "it in a wav.scp"
+            )
     model = model.to(device)
     frames = 0
     with FORMATS[file_format](Path(output)) as store:
-        for utt, path in tqdm(
-            utterances.items(), desc="features", disable=not sys.stderr.isatty()
-        ):
+        for utt, path in tqdm(utterances.items(), desc="features", disable=None):
             states = _states(model, utt, path, device)
             array = torch.stack([states[k][0] for k in chosen]).float().cpu().numpy()
             store(utt, array if layer == "all" else array[0])
             frames += array.shape[1]
-    logging.info(
-        "wrote %s: layer %s, %d utterances, %d frames of %d values",
-        *(output, layer, len(utterances), frames, model.dim),
-    )
+    size = f"{len(utterances)} utterances, {frames} frames of {model.dim} values"
+    logging.info("wrote %s: layer %s, %s", output, layer, size)
 
 
 def _states(model: nn.Module, utt: str, path: str, device: str) -> list[torch.Tensor]:

@@ -14,13 +14,10 @@ from espnet2_lamer.convert.huggingface import (
     write_directory,
 )
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.export.huggingface_card import Origin, hugging_face_card
+from espnet2_lamer.export.card import Origin, hugging_face_card
 from espnet2_lamer.layers import LamerConfig, parse_allocation
 
 CODE = Path(__file__).parent / "hf_code"
-CONFIGURATION = "configuration_lamer_hubert"
-FEATURES = "feature_extraction_lamer_hubert"
-MODELING = "modeling_lamer_hubert"
 
 
 def write_huggingface(
@@ -49,30 +46,28 @@ def write_huggingface(
             "architectures": ["LamerHubertModel"],
             "model_type": "lamer_hubert",
             "auto_map": {
-                "AutoConfig": f"{CONFIGURATION}.LamerHubertConfig",
-                "AutoModel": f"{MODELING}.LamerHubertModel",
+                "AutoConfig": "configuration_lamer_hubert.LamerHubertConfig",
+                "AutoModel": "modeling_lamer_hubert.LamerHubertModel",
             },
         }
         preprocessor |= {
             "feature_extractor_type": "LamerHubertFeatureExtractor",
             "auto_map": {
-                "AutoFeatureExtractor": f"{FEATURES}.LamerHubertFeatureExtractor"
+                "AutoFeatureExtractor": "feature_extraction_lamer_hubert."
+                "LamerHubertFeatureExtractor"
             },
             # The model runs a padded batch right in both families.
             "return_attention_mask": True,
         }
-        for name in (CONFIGURATION, FEATURES, MODELING):
-            source = CODE / f"{name}.py"
+        for source in sorted(CODE.glob("*_lamer_hubert.py")):
             files[source.name] = source.read_text(encoding="utf-8")
-    write(directory, config, preprocessor, state, files)
+    directory = Path(directory)
+    refuse_other_content(directory, "preprocessor_config.json")
+    write_directory(directory, config, preprocessor, state, files)
 
 
 def describe(upstream: Upstream) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return ``config.json`` of the backbone and all tensors under transformers' names.
-
-    Raises:
-        RecipeError: The model is not ours.
-    """
+    """Return ``config.json`` of the backbone and all tensors by transformers' names."""
     if not isinstance(upstream, Upstream):
         raise RecipeError(
             f"{type(upstream).__name__}: expected a HuBERT with or without experts, as "
@@ -94,29 +89,8 @@ def describe(upstream: Upstream) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, state
 
 
-def write(
-    directory: str | Path,
-    config: dict[str, Any],
-    preprocessor: dict[str, Any],
-    state: dict[str, Tensor],
-    files: dict[str, str],
-) -> None:
-    """Write the directory unless it holds anything but an earlier export.
-
-    Raises:
-        RecipeError: It does.
-    """
-    directory = Path(directory)
-    refuse_other_content(directory, "preprocessor_config.json")
-    write_directory(directory, config, preprocessor, state, files)
-
-
 def refuse_other_content(directory: Path, marker: str) -> None:
-    """Refuse to replace a file, or a directory that has content but no ``marker``.
-
-    Raises:
-        RecipeError: It would be replaced.
-    """
+    """Refuse to replace a file, or a directory that has content but no ``marker``."""
     if directory.is_dir():
         if (directory / marker).exists() or not any(directory.iterdir()):
             return

@@ -12,11 +12,10 @@ from espnet2_lamer.convert.espnet_experiment import (
     model_file,
     read_config,
 )
-from espnet2_lamer.convert.packed import unpack_model
-from espnet2_lamer.convert.packed_config import TRAINING_KEYS
+from espnet2_lamer.convert.packed import TRAINING_KEYS, unpack_model
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.export.full import write_full_model
 from espnet2_lamer.export.huggingface import refuse_other_content
+from espnet2_lamer.export.zoo import write_full_model
 from espnet2_lamer.fileio.atomic import atomic_dir, write_text
 from espnet2_lamer.s3prl_hub import lamer_ssl
 from espnet2_lamer.upstream import load_model
@@ -57,17 +56,22 @@ def write_s3prl(
         base: Overrides ``encoder_conf.base``.
 
     Raises:
-        RecipeError: ``source`` is something else, or ``directory`` holds something
-            else.
+        RecipeError: ``source`` or what ``directory`` holds is something else.
     """
     source, directory = Path(source), Path(directory)
     refuse_other_content(directory, "upstream")
     with tempfile.TemporaryDirectory() as scratch, atomic_dir(directory) as temporary:
         if source.is_file() and source.suffix == ".zip":
-            _copy_zip(source, temporary, Path(scratch))
+            load_model(source)  # refuses what is not whole, or no pretraining model
+            members = unpack_model(source, scratch)
+            shutil.copyfile(members["ssl_train_config"], temporary / CONFIG)
+            shutil.copyfile(members["ssl_model_file"], temporary / "model.pth")
         else:
             config = _config(source, base, Path(scratch))
-            weights = source / epoch_file if epoch_file else _best(source)
+            if epoch_file:
+                weights = source / epoch_file
+            else:
+                weights = model_file(source, read_config(source))
             config, _ = write_full_model(config, weights, temporary)
             settings = read_config(config.parent)
             kept = {k: v for k, v in settings.items() if k not in TRAINING_KEYS}
@@ -79,17 +83,6 @@ def write_s3prl(
             shutil.copyfile(path, target / path.name)
         readme = README.format(name=directory.absolute().name)
         (temporary / "README.md").write_text(readme, encoding="utf-8")
-
-
-def _copy_zip(source: Path, target: Path, scratch: Path) -> None:
-    load_model(source)  # refuses what is not whole, or not a pretraining model
-    members = unpack_model(source, scratch)
-    shutil.copyfile(members["ssl_train_config"], target / CONFIG)
-    shutil.copyfile(members["ssl_model_file"], target / "model.pth")
-
-
-def _best(experiment: Path) -> Path:
-    return model_file(experiment, read_config(experiment))
 
 
 def _config(experiment: Path, base: str | Path | None, scratch: Path) -> Path:

@@ -1,6 +1,5 @@
 """Upload to the Hugging Face Hub: one repository, one commit, said beforehand."""
 
-import io
 import logging
 import zipfile
 from collections.abc import Mapping
@@ -9,27 +8,20 @@ from pathlib import Path
 from espnet2_lamer.errors import RecipeError
 
 
-def repository_files(packages: Mapping[str, Path], front: str) -> dict[str, Path]:
-    """Lay packages out as one repository.
+def repository_files(
+    packages: Mapping[str, Path], front: str
+) -> dict[str, Path | zipfile.Path]:
+    """Lay packages out as one repository: path in it -> file, or member of a zip.
 
-    Args:
-        packages: Zips, adapter files and directories by name.
-        front: The zip whose members lie at the top, so that the repository's page
-            shows its card and ``ModelDownloader`` takes the repository's id.
-
-    Returns:
-        Path in the repository -> the file, or ``zip/member`` for those of ``front``.
-        The files of a directory lie in a folder of its name; a zip or other file keeps
-        its name.
+    The members of the zip ``front`` lie at the top, so that the repository's page shows
+    its card and ``ModelDownloader`` takes the repository's id. The files of a directory
+    lie in a folder of its name; a zip or other file keeps its name.
     """
-    files: dict[str, Path] = {}
+    files: dict[str, Path | zipfile.Path] = {}
     if front in packages and packages[front].suffix == ".zip":
-        with zipfile.ZipFile(packages[front]) as archive:
-            files |= {
-                name: packages[front] / name
-                for name in archive.namelist()
-                if not name.endswith("/")
-            }
+        top = zipfile.Path(packages[front])
+        names = [name for name in top.root.namelist() if not name.endswith("/")]
+        files |= {name: top / name for name in names}
     for name, path in packages.items():
         if path.is_dir():
             inside = sorted(file for file in path.rglob("*") if file.is_file())
@@ -41,16 +33,16 @@ def repository_files(packages: Mapping[str, Path], front: str) -> dict[str, Path
 
 
 def upload_files(
-    repo: str, files: Mapping[str, Path], dry_run: bool = False, private: bool = False
+    repo: str,
+    files: Mapping[str, Path | zipfile.Path],
+    dry_run: bool = False,
 ) -> None:
     """Upload files in one commit; the repository is made if it is not there.
 
     Args:
         repo: ``user/name``; empty: nothing is uploaded.
         files: As :func:`repository_files` returns them.
-        dry_run: Only log repository, files and sizes; neither network nor token is
-            used.
-        private: Of a repository that is made here.
+        dry_run: Only log repository, files and sizes; no network, no token.
 
     Raises:
         RecipeError: A file is missing, the repository's name is impossible, there is
@@ -85,42 +77,26 @@ def upload_files(
             f"--hf_repo {repo}: found no token, expected one that may write there: set "
             "HF_TOKEN, or log in with `hf auth login`; --dry_run true needs none"
         )
-    operations = [
-        CommitOperationAdd(path_in_repo=name, path_or_fileobj=_content(path))
+    contents = {
+        name: path.read_bytes() if isinstance(path, zipfile.Path) else path
         for name, path in files.items()
-    ]
+    }
+    operations = [CommitOperationAdd(*item) for item in contents.items()]
     try:
         api = HfApi()
-        api.create_repo(repo, exist_ok=True, private=private)
+        api.create_repo(repo, exist_ok=True, private=False)
         api.create_commit(repo, operations, commit_message="Upload by lamer_ssl")
     except Exception as error:  # network, rights, quota: the Hub's words say which
         raise RecipeError(
             f"--hf_repo {repo}: upload failed ({error}); set HF_TOKEN to a token that "
-            "may write there, then run stage 14 again"
+            "may write there, then upload again"
         ) from error
     logging.info("uploaded to https://huggingface.co/%s", repo)
 
 
-def _inside_zip(path: Path) -> tuple[Path, str] | None:
-    """Split ``package.zip/member``."""
-    for parent in path.parents:
-        if parent.suffix == ".zip" and parent.is_file():
-            return parent, path.relative_to(parent).as_posix()
-    return None
-
-
-def _size(path: Path) -> int:
+def _size(path: Path | zipfile.Path) -> int:
+    if isinstance(path, zipfile.Path):
+        return path.root.getinfo(path.at).file_size
     if path.is_file():
         return path.stat().st_size
-    if found := _inside_zip(path):
-        with zipfile.ZipFile(found[0]) as archive:
-            return archive.getinfo(found[1]).file_size
-    raise RecipeError(f"{path}: file not found; stage 13 makes it")
-
-
-def _content(path: Path) -> Path | io.BufferedIOBase:
-    if path.is_file():
-        return path
-    archive, member = _inside_zip(path)
-    with zipfile.ZipFile(archive) as opened:
-        return io.BytesIO(opened.read(member))
+    raise RecipeError(f"{path}: file not found; pack the model again")

@@ -1,4 +1,4 @@
-"""ESPnet model zoo: one self-contained zip per trained model, and its way back."""
+"""ESPnet model zoo: one self-contained zip per trained model."""
 
 import os
 import platform
@@ -6,33 +6,58 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import espnet
+import torch
 import yaml
 
 from espnet2_lamer import __version__
-from espnet2_lamer.convert.packed import check_state_dict, unpack_model
-from espnet2_lamer.convert.packed_config import (
+from espnet2_lamer.convert.espnet_experiment import read_config
+from espnet2_lamer.convert.packed import (
     TRAINING_KEYS,
     check_packed_config,
+    check_state_dict,
 )
+from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.fileio.archive import (
-    META,
-    write_archive,
-)
-from espnet2_lamer.fileio.checksum import (
-    checksum_line,
-    sidecar,
-)
+from espnet2_lamer.fileio.archive import META, write_archive
+from espnet2_lamer.fileio.atomic import write_text
+from espnet2_lamer.fileio.checksum import checked_file, checksum_line, sidecar
 from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file
-
-__all__ = ["pack_model", "unpack_model"]
+from espnet2_lamer.tasks.pretrained import restore_pretraining_model
 
 # Names as in espnet2.bin.pack: the arguments of ESPnet's inference classes.
 MEMBERS = {
     "asr": ("asr_train_config", "asr_model_file"),
     "ssl": ("ssl_train_config", "ssl_model_file"),
 }
+
+
+def write_full_model(
+    config: str | Path, model_file: str | Path, output_dir: str | Path
+) -> tuple[Path, Path]:
+    """Write ``config.yaml`` and ``model.pth`` of a pretraining that need no base.
+
+    An experiment's epoch files hold what was trained and the base's hash only. Here the
+    base's tensors join them, and ``encoder_conf`` describes the architecture instead of
+    naming the base, which must be the one that the experiment was trained on.
+    """
+    settings = read_config(Path(config).parent)
+    state = read_state(Path(model_file))
+    model = restore_pretraining_model(settings, state, None, Path(config))
+    model.encoder.write_base = True
+    settings["encoder_conf"] = {
+        **settings["encoder_conf"],
+        **model.encoder.architecture,
+        "base": None,
+    }
+    output_dir = Path(output_dir)
+    paths = output_dir / "config.yaml", output_dir / "model.pth"
+    write_text(paths[0], yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    with checked_file(paths[1]) as handle:
+        # Through a handle: given a path, torch writes its name into the file.
+        torch.save(model.state_dict(), handle)
+    return paths
 
 
 def pack_model(
@@ -78,7 +103,9 @@ def pack_model(
         if not path.is_file():
             raise RecipeError(f"{path}: file not found; train the model first")
     extra = _option_members(options)
-    settings = _portable_config(config, extra)
+    settings = {k: v for k, v in read_yaml(config).items() if k not in TRAINING_KEYS}
+    files = {path.resolve(): name for name, path in extra.items()}
+    settings = _replace_paths(settings, "", config, files)
     check_packed_config(kind, settings, config, extra)
     check_state_dict(model_file)
     config_key, model_key = MEMBERS[kind]
@@ -88,7 +115,8 @@ def pack_model(
         "yaml_files": {config_key: "config.yaml"},
         "espnet2_lamer": __version__,
         "python": platform.python_version(),
-        **_library_versions(),
+        "espnet": espnet.__version__,
+        "torch": str(torch.__version__),
     }
     members: dict[str, Path | bytes] = {
         META: _dump(meta),
@@ -127,33 +155,21 @@ def _option_members(options: Iterable[str | Path]) -> dict[str, Path]:
     return members
 
 
-def _portable_config(config: Path, extra: Mapping[str, Path]) -> dict[str, Any]:
-    settings = read_yaml(config)
-    settings = {k: v for k, v in settings.items() if k not in TRAINING_KEYS}
-    roots = (Path.cwd(), config.parent)
-    files = {path.resolve(): name for name, path in extra.items()}
-    return _replace_paths(settings, "", config, roots, files)
-
-
 def _replace_paths(
-    value: Any,
-    key: str,
-    config: Path,
-    roots: tuple[Path, ...],
-    files: Mapping[Path, str],
+    value: Any, key: str, config: Path, files: Mapping[Path, str]
 ) -> Any:
     if isinstance(value, dict):
         return {
-            k: _replace_paths(v, f"{key}.{k}".lstrip("."), config, roots, files)
+            k: _replace_paths(v, f"{key}.{k}".lstrip("."), config, files)
             for k, v in value.items()
         }
     if isinstance(value, list):
         if key == "token_list":  # symbols may look like anything, "/" included
             return value
         return [
-            _replace_paths(v, f"{key}[{i}]", config, roots, files)
-            for i, v in enumerate(value)
+            _replace_paths(v, f"{key}[{i}]", config, files) for i, v in enumerate(value)
         ]
+    roots = (Path.cwd(), config.parent)
     if not isinstance(value, str) or not _names_a_path(value, roots):
         return value
     for root in roots:
@@ -173,13 +189,6 @@ def _names_a_path(value: str, roots: tuple[Path, ...]) -> bool:
     # A word such as "valid" may also be the name of a folder nearby.
     exists = os.path.exists if "/" in value else os.path.isfile
     return any(exists(root / value) for root in roots)
-
-
-def _library_versions() -> dict[str, str]:
-    import espnet
-    import torch
-
-    return {"espnet": espnet.__version__, "torch": str(torch.__version__)}
 
 
 def _dump(value: Any) -> bytes:

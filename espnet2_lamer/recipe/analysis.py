@@ -11,12 +11,14 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from espnet2_lamer.analysis.curves import read_curves, write_curves
-from espnet2_lamer.analysis.expert_language import ExpertChoices
-from espnet2_lamer.analysis.forgetting_curves import write_forgetting_curves
-from espnet2_lamer.analysis.heatmap import plot_languages, plot_layers
+from espnet2_lamer.analysis.curves import (
+    read_curves,
+    write_curves,
+    write_forgetting_curves,
+)
 from espnet2_lamer.analysis.listening import has_routers
 from espnet2_lamer.analysis.masked_accuracy import masked_accuracy
+from espnet2_lamer.analysis.plots import plot_languages, plot_layers
 from espnet2_lamer.analysis.routing import RoutingStatistics
 from espnet2_lamer.convert.load import read_architecture
 from espnet2_lamer.fileio.atomic import write_json
@@ -53,15 +55,14 @@ def _read(audio: dict[str, str], utts: list[str], title: str):
 
 def _routing(options: Options, dev: Path, utt2lang: dict[str, str]) -> None:
     model = load_model(options.ssl_experiment)
-    statistics, choices = RoutingStatistics(), ExpertChoices()
+    statistics = RoutingStatistics()
     audio = read_table(dev / "wav.scp")
     for utt, speech, length in _read(audio, sorted(utt2lang), "routing"):
         with record_routing(model) as record:
             _, frames = model.extract_features(speech, length)
         statistics.add_record([utt2lang[utt]], record, frames)
-        choices.add(utt2lang[utt], record)
     statistics.save(options.analysis / "routing.json")
-    found = choices.information(options.seed)
+    found = statistics.information(options.seed)
     write_json(
         options.analysis / "expert_language.json",
         [

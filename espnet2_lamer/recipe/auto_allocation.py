@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from espnet2_lamer.analysis.separability import fisher_ratio
+from espnet2_lamer.analysis.language_probe import fisher_ratio
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table
@@ -37,9 +37,9 @@ def automatic_allocation(options: Options) -> str:
     The number of experts is that of the config's own allocation. Layer l gets the
     fewest that routing needs (top_k, 1 for soft routing) and a share of the rest in
     proportion to the Fisher ratio of languages in its states
-    (:func:`~espnet2_lamer.analysis.separability.fisher_ratio`), computed of the frozen
-    base on a seeded sample of the pretraining speech. Written to ``allocation.json`` of
-    the experiment.
+    (:func:`~espnet2_lamer.analysis.language_probe.fisher_ratio`), computed of the
+    frozen base on a seeded sample of the pretraining speech. Written to
+    ``allocation.json`` of the experiment.
 
     Returns:
         One count per layer, separated by commas.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from espnet2_lamer.convert.espnet_experiment import model_file, read_config
-from espnet2_lamer.convert.names import public_name
+from espnet2_lamer.convert.load import public_name
 from espnet2_lamer.convert.packed import unpack_model
 from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.errors import RecipeError
@@ -16,9 +16,8 @@ from espnet2_lamer.evaluation.runs import Run
 from espnet2_lamer.evaluation.tokens import BPE_MODEL
 from espnet2_lamer.export.adapter import write_adapter
 from espnet2_lamer.export.card import model_card
-from espnet2_lamer.export.full import write_full_model
 from espnet2_lamer.export.upload import repository_files, upload_files
-from espnet2_lamer.export.zoo import pack_model
+from espnet2_lamer.export.zoo import pack_model, write_full_model
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.recipe.benchmark import adapter_files, packages, planned_runs

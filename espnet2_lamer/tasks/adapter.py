@@ -15,8 +15,7 @@ from espnet2_lamer.asr.upstream import Upstream
 from espnet2_lamer.convert import load_hubert
 from espnet2_lamer.convert.architecture import build_hubert
 from espnet2_lamer.convert.espnet_experiment import HUBERT
-from espnet2_lamer.convert.load import local_source, source_sha256
-from espnet2_lamer.convert.names import can_be_fetched
+from espnet2_lamer.convert.load import can_be_fetched, local_source, source_sha256
 from espnet2_lamer.convert.state import check_fit
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import clear_errors

@@ -1,11 +1,13 @@
-"""The codebook: centroids, where they come from, and nearest-centroid assignment."""
+"""The codebook: centroids, where they come from, how good they are, assignment."""
 
 import json
+import logging
 import os
+import warnings
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,15 +16,14 @@ from espnet2_lamer.fileio.atomic import atomic_path
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.precision import exact_float32, single_thread
 
+if TYPE_CHECKING:
+    from espnet2_lamer.units.teacher import Teacher
+
+# The cost of a silhouette grows with the square of the sample: 10 s of one core for 768
+# dimensions.
+SILHOUETTE_FRAMES = 10_000
 METADATA_KEYS = (
-    "teacher",
-    "teacher_sha256",
-    "layer",
-    "normalisation",
-    "K",
-    "seed",
-    "frames",
-    "inertia",
+    "teacher teacher_sha256 layer normalisation K seed frames inertia".split()
 )
 
 
@@ -52,13 +53,9 @@ class Codebook:
         return Codebook, (self.centroids, self.metadata, self.sha256)
 
     def assign(self, x) -> np.ndarray:
-        """Nearest centroid of each frame: ``argmin_k |c_k|^2 - 2 x c_k``.
+        """Nearest centroids ``[T]`` of ``[T, D]``: ``argmin_k |c_k|^2 - 2 x c_k``.
 
-        Args:
-            x: Features ``[T, D]``, an array or a tensor on any device.
-
-        Returns:
-            Units ``[T]``, int64; the lower unit wins a tie.
+        Frames are an array or a tensor on any device; the lower unit wins a tie.
         """
         import torch
 
@@ -80,26 +77,27 @@ class Codebook:
 
     def check_teacher(self, identity: dict[str, Any], dim: int, path: str) -> None:
         """Raise RecipeError unless the codebook was learned on this teacher."""
-        found = {
-            "sha256": identity["sha256"],
-            "layer": identity["layer"],
-            "normalisation": identity["normalisation"],
-            "dim": dim,
-        }
-        expected = {
-            "sha256": self.metadata["teacher_sha256"],
-            "layer": self.metadata["layer"],
-            "normalisation": self.metadata["normalisation"],
-            "dim": self.centroids.shape[1],
-        }
-        for key, value in expected.items():
-            if found[key] != value:
+        expected = {**self.metadata, "dim": self.centroids.shape[1]}
+        found = {**teacher_metadata(identity), "dim": dim}
+        for key in ("teacher_sha256", "layer", "normalisation", "dim"):
+            if expected[key] != found[key]:
+                name = key.removeprefix("teacher_")
                 raise RecipeError(
-                    f"{path}: learned on teacher {self.metadata['teacher']} with "
-                    f"{key} {value!r}, but teacher {identity['source']} has {key} "
+                    f"{path}: learned on teacher {expected['teacher']} with {name} "
+                    f"{expected[key]!r}, but teacher {found['teacher']} has {name} "
                     f"{found[key]!r}; use the same teacher and layer, or learn a new "
                     "codebook"
                 )
+
+
+def teacher_metadata(identity: dict[str, Any]) -> dict[str, Any]:
+    """What a codebook's metadata say of the teacher that it was learned on."""
+    return {
+        "teacher": identity.get("source"),
+        "teacher_sha256": identity.get("sha256"),
+        "layer": identity.get("layer"),
+        "normalisation": identity.get("normalisation"),
+    }
 
 
 def save_codebook(
@@ -160,3 +158,112 @@ def _load_known(path: str, sha256: str) -> Codebook:
             "the codebook changed meanwhile, run the same command again"
         )
     return book
+
+
+def mean_inertia(frames: np.ndarray, centroids: np.ndarray) -> float:
+    """Mean squared distance of frames ``[n, D]`` to their nearest centroid."""
+    units = Codebook(np.asarray(centroids, np.float32), {}, "").assign(frames)
+    squares = np.square(frames - centroids[units], dtype=np.float64)
+    return float(squares.sum(1).mean())
+
+
+def codebook_quality(
+    centroids: np.ndarray, counts: np.ndarray, frames: np.ndarray
+) -> dict[str, Any]:
+    """Measure centroids ``[K, D]`` on a held-out sample ``frames [n, D]``.
+
+    Returns:
+        ``K``; ``inertia`` (mean squared distance of the sample to its centroids) and
+        ``explained``, the share of the sample's variance that the centroids account
+        for; ``dead`` centroids, which by ``counts [K]`` never won a frame while they
+        learned; ``used_in_sample``; and ``silhouette``, mean (b - a) / max(a, b) with a
+        the mean distance within the own cluster and b to the next one, on
+        ``silhouette_frames`` of the sample (None where these are in one cluster).
+    """
+    import sklearn
+    from sklearn.metrics import silhouette_score
+
+    units = Codebook(np.asarray(centroids, np.float32), {}, "").assign(frames)
+    used = len(np.unique(units))
+    silhouette = None
+    some = slice(None, None, -(-len(frames) // SILHOUETTE_FRAMES))
+    if 1 < len(np.unique(units[some])) < len(units[some]):
+        # Distances of all pairs, in blocks of so many MiB.
+        with sklearn.config_context(working_memory=128):
+            silhouette = float(silhouette_score(frames[some], units[some]))
+    inertia = mean_inertia(frames, centroids)
+    variance = float(frames.var(axis=0, dtype=np.float64).sum())
+    return {
+        "K": len(centroids),
+        "inertia": inertia,
+        "explained": 1 - inertia / variance if variance else 0.0,
+        "dead": int((counts == 0).sum()),
+        "sample": len(frames),
+        "used_in_sample": used,
+        "silhouette": silhouette,
+        "silhouette_frames": len(units[some]),
+    }
+
+
+def import_kmeans(
+    path: str | Path, teacher: "Teacher", output: str | Path, trust_pickle: bool = False
+) -> Codebook:
+    """Turn a joblib file of a scikit-learn (MiniBatch)KMeans into a codebook.
+
+    Such a file is a pickle: opening it runs what its author put in. The result,
+    ``codebook.npz``, holds no pickle. The file does not say which teacher and layer it
+    was learned on; only the dimension can be checked.
+
+    Raises:
+        RecipeError: Not trusted, not readable, not a k-means, or of another dimension
+            than the teacher's features.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RecipeError(f"--joblib {path}: file not found")
+    if not trust_pickle:
+        raise RecipeError(
+            f"--joblib {path}: reading this file unpickles it, which runs any code its "
+            "author put in; if you trust where it comes from, add --trust_pickle"
+        )
+    import joblib
+    from sklearn.exceptions import InconsistentVersionWarning
+
+    try:
+        with warnings.catch_warnings():
+            # Of the model only its centroids are used, and those do not change.
+            warnings.simplefilter("ignore", InconsistentVersionWarning)
+            model = joblib.load(path)
+    except Exception as error:  # a pickle can fail in any way, and so can code in it
+        raise RecipeError(
+            f"--joblib {path}: cannot be unpickled ({type(error).__name__}: {error}); "
+            "expected what joblib.dump wrote for a scikit-learn k-means"
+        ) from error
+    centroids = np.asarray(getattr(model, "cluster_centers_", None))
+    if centroids.ndim != 2 or not np.issubdtype(centroids.dtype, np.floating):
+        raise RecipeError(
+            f"--joblib {path}: found a {type(model).__name__}, expected a fitted "
+            "KMeans or MiniBatchKMeans of scikit-learn"
+        )
+    if not np.isfinite(centroids).all():
+        raise RecipeError(f"--joblib {path}: has centroids that are not finite")
+    if centroids.shape[1] != teacher.dim:
+        raise RecipeError(
+            f"--joblib {path}: centroids of dimension {centroids.shape[1]}, but "
+            f"teacher {teacher.identity['source']} layer {teacher.identity['layer']} "
+            f"gives {teacher.dim}; name the teacher and layer it was learned on"
+        )
+    seed = getattr(model, "random_state", None)
+    metadata = {
+        **teacher_metadata(teacher.identity),
+        "K": len(centroids),
+        "seed": int(seed) if isinstance(seed, int | np.integer) else None,
+        # Not in the file, or of the author's last batch only.
+        "frames": None,
+        "inertia": None,
+        "imported_from": path.name,
+        "imported_sha256": sha256_file(path),
+    }
+    save_codebook(output, centroids, metadata)
+    logging.info("%s: %d centroids of %s", output, len(centroids), path)
+    return load_codebook(output)

@@ -1,7 +1,9 @@
-"""Teacher features on disk: a sampled dump in shards, read back in bounded memory."""
+"""Teacher features: extracted shard by shard, dumped, read back in bounded memory."""
 
 import json
 import logging
+import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -9,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from espnet2_lamer.constants import num_frames
+from espnet2_lamer.constants import SAMPLE_RATE, num_frames
 from espnet2_lamer.data.speech import (
-    SAMPLE_RATE,
     count_samples,
     file_sizes,
+    read_speech,
     read_wav_scp,
 )
 from espnet2_lamer.errors import RecipeError
@@ -21,9 +23,7 @@ from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.fileio.foreign import clear_errors
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
-from espnet2_lamer.fileio.system import bytes_of, check_space
-from espnet2_lamer.units.extract import Extractor
-from espnet2_lamer.units.shards import remove_unlisted, run_shards, shard_size, split
+from espnet2_lamer.units.shards import Shards, is_whole, shard_size, split
 from espnet2_lamer.units.teacher import Teacher
 
 # ISO 639-2: a language that is not known.
@@ -34,19 +34,73 @@ LONGEST_CHUNK = 100
 CHUNKS = 100_000
 
 
+class Extractor:
+    """Runs a teacher over utterances and keeps the time of its forward pass.
+
+    Attributes:
+        audio: Seconds of speech so far.
+        forward: Seconds the teacher took for it.
+    """
+
+    def __init__(self, teacher: Teacher):
+        self.teacher = teacher
+        self.audio = 0.0
+        self.forward = 0.0
+
+    def __call__(self, rows: Sequence) -> Iterator[tuple[Sequence, Any]]:
+        """Yield each row ``(utt, path, ...)`` with its features, in the given order.
+
+        Features are tensors ``[T, D]`` on the teacher's device. On a GPU, utterances of
+        equal length go through together; see :attr:`Teacher.batch_samples`.
+
+        Raises:
+            RecipeError: Audio is missing, broken or too short; the utterance is named.
+        """
+        if not self.teacher.batch_samples:
+            for row in rows:
+                yield row, self._forward([row], read_speech(*row[:2])[None])[0]
+            return
+        by_length: dict[int, list[int]] = defaultdict(list)
+        samples = [read_speech(*row[:2]) for row in rows]
+        for number, signal in enumerate(samples):
+            by_length[len(signal)].append(number)
+        features: dict[int, Any] = {}
+        for length, numbers in sorted(by_length.items()):
+            size = max(1, self.teacher.batch_samples // max(1, length))
+            for batch in split(numbers, size):
+                found = self._forward(
+                    [rows[n] for n in batch], np.stack([samples[n] for n in batch])
+                )
+                features.update(zip(batch, found, strict=True))
+        for number, row in enumerate(rows):
+            yield row, features.pop(number)
+
+    def _forward(self, rows: Sequence, samples: np.ndarray):
+        started = time.perf_counter()
+        try:
+            features = self.teacher.forward_batch(samples)
+        except RecipeError as error:
+            utt, audio, *_ = rows[0]
+            raise RecipeError(f"{audio}: utterance {utt!r}: {error}") from error
+        self.forward += time.perf_counter() - started
+        self.audio += samples.size / SAMPLE_RATE
+        return features
+
+    def facts(self) -> dict[str, float]:
+        """What a shard's marker tells about speed."""
+        return {"audio": self.audio, "forward": self.forward}
+
+
 def sample_utterances(
     wav_scp: Mapping[str, str],
     utt2lang: Mapping[str, str],
     hours_per_lang: float,
     seed: int,
 ) -> list[str]:
-    """Draw utterances of each language, uniformly, until ``hours_per_lang`` is met.
+    """Draw ids of each language, uniformly, until ``hours_per_lang`` is met.
 
     A language's draw depends on its own utterances and the seed only. A language with
-    less speech than asked for is taken whole.
-
-    Returns:
-        Utterance ids in the order of ``wav_scp``.
+    less speech than asked for is taken whole. The order is that of ``wav_scp``.
     """
     by_lang: dict[str, list[str]] = {}
     for utt in wav_scp:
@@ -79,7 +133,7 @@ def dump_features(
     """Write teacher features of (a sample of) the utterances as float32 shards.
 
     A run that was killed goes on with the shards that are not done yet; the directory
-    is complete when ``index.json`` is there.
+    is complete when ``index.json``, whose path is returned, is there.
 
     Args:
         teacher: Extracts the features.
@@ -89,11 +143,7 @@ def dump_features(
         hours_per_lang: Hours to sample from each language, all when None.
         seed: Seed of the sample.
         shard_utts: Utterances in a shard; by default 100, fewer of a small corpus.
-        nj: Number of processes on this machine; see
-            :func:`espnet2_lamer.parallel.workers` for those of a cluster.
-
-    Returns:
-        The path of ``index.json``.
+        nj: Processes of this machine, or see :func:`espnet2_lamer.parallel.workers`.
 
     Raises:
         RecipeError: Audio is missing, broken or too short, or has no language.
@@ -101,7 +151,7 @@ def dump_features(
     scp = read_wav_scp(wav_scp)
     langs = dict.fromkeys(scp, UNKNOWN_LANGUAGE)
     if utt2lang is not None:
-        table = read_table(utt2lang, made_by="stage 2")
+        table = read_table(utt2lang)
         missing = [utt for utt in scp if utt not in table]
         if missing:
             raise RecipeError(
@@ -112,55 +162,39 @@ def dump_features(
     utts = list(scp)
     if hours_per_lang is not None:
         utts = sample_utterances(scp, langs, hours_per_lang, seed)
-    rows = [
-        [*row, langs[row[0]]] for row in file_sizes(utts, scp)
-    ]  # utt, path, bytes, lang
+    # Utterance, path, bytes, language.
+    rows = [[*row, langs[row[0]]] for row in file_sizes(utts, scp)]
     shard_utts = shard_utts or shard_size(len(rows), 100)
     plan = sha256_value([teacher.identity, teacher.device, shard_utts, rows])
-
-    output = Path(output)
-    index_path = output / "index.json"
-    if _is_done(index_path, plan):
-        logging.info("%s: done already", output)
-        return index_path
-    samples = (count_samples(utt, scp[utt]) for utt in utts)
-    needed = 4 * teacher.dim * sum(map(num_frames, samples))
-    check_space(
-        output,
-        needed - bytes_of(output.glob("*.bin")),
+    shards = Shards(Path(output), plan, ".bin")
+    index_path = shards.directory / "index.json"
+    if index_path.is_file():
+        index = _read_index(index_path)
+        whole = (is_whole(shards.directory, shard) for shard in index["shards"])
+        if index.get("plan") == plan and all(whole):
+            logging.info("%s: done already", output)
+            return index_path
+    frames = sum(num_frames(count_samples(utt, scp[utt])) for utt in utts)
+    shards.check_space(
+        4 * teacher.dim * frames,
         "teacher features",
         "lower --kmeans_hours, or name another folder with --dumpdir (--output)",
     )
     index_path.unlink(missing_ok=True)
     work = partial(_dump_shard, teacher)
-    markers = run_shards(
-        output, plan, split(rows, shard_utts), work, ".bin", nj, "features"
-    )
+    markers = shards.make(split(rows, shard_utts), work, nj, "features")
+    listed = ("file", "frames", "sha256", "utts")
     index = {
         "dim": teacher.dim,
         "dtype": "float32",
         "frames": sum(marker["frames"] for marker in markers),
         "teacher": teacher.identity,
         "plan": plan,
-        "shards": [
-            {key: marker[key] for key in ("file", "frames", "sha256", "utts")}
-            for marker in markers
-        ],
+        "shards": [{key: marker[key] for key in listed} for marker in markers],
     }
     write_json(index_path, index)
-    remove_unlisted(output, {"index.json", *(m["file"] for m in markers)})
+    shards.clean(keep={"index.json", *(marker["file"] for marker in markers)})
     return index_path
-
-
-def _is_done(index_path: Path, plan: str) -> bool:
-    if not index_path.is_file():
-        return False
-    index = _read_index(index_path)
-    return index.get("plan") == plan and all(
-        (index_path.parent / shard["file"]).is_file()
-        and sha256_file(index_path.parent / shard["file"]) == shard["sha256"]
-        for shard in index["shards"]
-    )
 
 
 def _dump_shard(teacher: Teacher, rows: Sequence, path: Path) -> dict[str, Any]:
@@ -194,15 +228,15 @@ class FeatureStore:
 
     def __init__(self, directory: str | Path):
         self.directory = Path(directory)
-        index_file = self.directory / "index.json"
-        with clear_errors(index_file):
-            self._read(_read_index(index_file))
+        path = self.directory / "index.json"
+        with clear_errors(path):
+            self._read(path, _read_index(path))
 
-    def _read(self, index: dict[str, Any]) -> None:
+    def _read(self, index_path: Path, index: dict[str, Any]) -> None:
         if index.get("dtype") != "float32":
             raise RecipeError(
-                f"{self.directory}/index.json: dtype {index.get('dtype')!r}, "
-                "expected 'float32'; run dump_features"
+                f"{index_path}: dtype {index.get('dtype')!r}, expected 'float32'; run "
+                "dump_features"
             )
         self.dim: int = index["dim"]
         self.teacher: dict[str, Any] = index.get("teacher", {})
@@ -212,8 +246,8 @@ class FeatureStore:
         for file, frames in dict(self._shards).items():
             if Path(file).name != file:
                 raise RecipeError(
-                    f"{self.directory}/index.json: file: found {file!r}, expected the "
-                    "name of a shard in the same folder"
+                    f"{index_path}: file: found {file!r}, expected the name of a shard "
+                    "in the same folder"
                 )
             path = self.directory / file
             found = path.stat().st_size if path.is_file() else 0
@@ -238,10 +272,7 @@ class FeatureStore:
         )
 
     def take(self, frames: np.ndarray) -> np.ndarray:
-        """Copy single frames by their number in the store, ``[len(frames), D]``.
-
-        Rows come in increasing frame number.
-        """
+        """Copy single frames ``[n, D]`` by their numbers, in increasing order."""
         frames = np.sort(frames)
         # Where each shard's frames begin and end in the sorted numbers.
         edges = np.searchsorted(frames, self._starts)
@@ -292,7 +323,3 @@ class BlockOrder:
         """Return block ``block`` as float32 ``[about size, D]``."""
         runs = self._parts[block]
         return self._store.take(np.concatenate([np.arange(*run) for run in runs]))
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """Iterate over all blocks."""
-        return (self[block] for block in range(len(self)))

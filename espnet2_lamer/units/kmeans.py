@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,16 +10,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from joblib import Parallel, delayed
+from tqdm import tqdm
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path
 from espnet2_lamer.fileio.hashing import sha256_value
 from espnet2_lamer.parallel import check_processes
-from espnet2_lamer.units.codebook import Codebook, load_codebook, save_codebook
-from espnet2_lamer.units.codebook_quality import codebook_quality, mean_inertia
+from espnet2_lamer.precision import exact_float32
+from espnet2_lamer.units.codebook import (
+    Codebook,
+    codebook_quality,
+    load_codebook,
+    mean_inertia,
+    save_codebook,
+    teacher_metadata,
+)
 from espnet2_lamer.units.features import FeatureStore
 from espnet2_lamer.units.quality import figures, write_quality
-from espnet2_lamer.units.steps import Steps, make_steps
 from espnet2_lamer.units.teacher import check_device
 
 SAVE_EVERY = 200
@@ -79,7 +87,7 @@ def learn_kmeans(
     Args:
         features: Directory of :func:`~espnet2_lamer.units.features.dump_features`.
         output: ``codebook.npz``; ``codebook.quality.json`` and ``.md`` hold
-            :func:`~espnet2_lamer.units.codebook_quality.codebook_quality`.
+            :func:`~espnet2_lamer.units.codebook.codebook_quality`.
         config: Settings.
         nj: Processes for the k-means++ starts; the result does not depend on it.
         device: ``cpu``, or ``cuda`` for the same steps in torch on a GPU.
@@ -120,16 +128,10 @@ def learn_kmeans(
     _loop(store, model, progress, config, state)
 
     quality = codebook_quality(model.centroids, model.counts, validation)
-    quality |= {
-        "steps": progress.steps,
-        "passes": progress.epoch + bool(progress.block),
-    }
-    teacher = store.teacher
+    passes = progress.epoch + bool(progress.block)
+    quality |= {"steps": progress.steps, "passes": passes}
     metadata = {
-        "teacher": teacher.get("source"),
-        "teacher_sha256": teacher.get("sha256"),
-        "layer": teacher.get("layer"),
-        "normalisation": teacher.get("normalisation"),
+        **teacher_metadata(store.teacher),
         "K": config.n_clusters,
         "seed": config.seed,
         "frames": store.frames,
@@ -151,12 +153,9 @@ def _samples(
     if store.frames <= start_size + config.batch_size:
         everything = store.take(np.arange(store.frames))
         return everything, everything
-    picked = rng.choice(
-        store.frames, start_size + config.batch_size, replace=False, shuffle=True
-    )
-    return store.take(picked[: config.batch_size]), store.take(
-        picked[config.batch_size :]
-    )
+    size = config.batch_size
+    picked = rng.choice(store.frames, start_size + size, replace=False, shuffle=True)
+    return store.take(picked[:size]), store.take(picked[size:])
 
 
 @contextmanager
@@ -187,16 +186,9 @@ def _best_start(
 
     ``centroids`` and ``progress`` hold the best one so far; each new one is saved.
     """
-    from joblib import Parallel, delayed
-    from tqdm import tqdm
-
     seeds = np.random.SeedSequence(config.seed).generate_state(config.n_init)
-    bar = tqdm(
-        desc="k-means++",
-        total=config.n_init,
-        initial=progress.starts,
-        disable=not sys.stderr.isatty(),
-    )
+    done, total = progress.starts, config.n_init
+    bar = tqdm(desc="k-means++", total=total, initial=done, disable=None)
     # In order, so that of two equal ones the same is kept however many run at a time.
     parallel = Parallel(n_jobs=nj, return_as="generator", pre_dispatch="all")
     with bar, parallel:
@@ -228,16 +220,14 @@ def _start(sample: Path, n_clusters: int, seed: int) -> tuple[np.ndarray, float]
 
 def _loop(
     store: FeatureStore,
-    model: Steps,
+    model: "SklearnSteps | TorchSteps",
     progress: _Progress,
     config: KmeansConfig,
     state: "_State",
 ) -> None:
-    from tqdm import tqdm
-
     # scikit-learn's smoothing: a window of half the frames of the store.
     alpha = min(1.0, 2 * config.batch_size / (store.frames + 1))
-    bar = tqdm(desc="k-means", initial=progress.steps, disable=not sys.stderr.isatty())
+    bar = tqdm(desc="k-means", initial=progress.steps, disable=None)
     while progress.epoch < config.max_passes:
         order = store.blocks(config.batch_size, config.seed, progress.epoch)
         while progress.block < len(order):
@@ -265,17 +255,12 @@ def _converged(
     return progress.no_improvement >= config.max_no_improvement
 
 
+@dataclass(frozen=True)
 class _State:
-    """What a killed run goes on from.
+    """What a killed run goes on from, unless it is of another ``run`` (a hash)."""
 
-    Args:
-        path: The file.
-        run: Hash of features and settings; a state of others is not used.
-    """
-
-    def __init__(self, path: Path, run: str):
-        self.path = path
-        self._run = run
+    path: Path
+    run: str
 
     def save(
         self, centroids: np.ndarray, counts: np.ndarray, progress: _Progress
@@ -287,7 +272,7 @@ class _State:
                 centroids=centroids,
                 counts=counts,
                 progress=np.array(json.dumps(asdict(progress))),
-                run=np.array(self._run),
+                run=np.array(self.run),
             )
 
     def load(self) -> tuple[np.ndarray, np.ndarray, _Progress] | None:
@@ -296,19 +281,111 @@ class _State:
             return None
         try:
             with np.load(self.path, allow_pickle=False) as state:
-                if str(state["run"]) != self._run:
-                    logging.warning(
-                        "%s: of other features or settings, not used", self.path
-                    )
+                if str(state["run"]) != self.run:
+                    text = "%s: of other features or settings, not used"
+                    logging.warning(text, self.path)
                     return None
                 progress = _Progress(**json.loads(str(state["progress"])))
-                logging.info(
-                    "%s: going on after %d starts and %d steps",
-                    self.path,
-                    progress.starts,
-                    progress.steps,
-                )
+                done = f"{progress.starts} starts and {progress.steps} steps"
+                logging.info("%s: going on after %s", self.path, done)
                 return state["centroids"], state["counts"], progress
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
             logging.warning("%s: not readable, starting over", self.path)
             return None
+
+
+class SklearnSteps:
+    """Centroids that move with every block of frames.
+
+    ``MiniBatchKMeans.partial_fit`` without reassignment of small clusters.
+    """
+
+    def __init__(self, centroids: np.ndarray, counts: np.ndarray, seed: int):
+        from sklearn.cluster import MiniBatchKMeans
+
+        self._model = MiniBatchKMeans(
+            n_clusters=len(centroids),
+            init=centroids,
+            n_init=1,
+            reassignment_ratio=0.0,
+            compute_labels=True,  # after the step, for the inertia below
+            random_state=seed,
+        )
+        # The first call sets scikit-learn's inner state up; what it learned is
+        # replaced.
+        self._model.partial_fit(centroids)
+        self._model.cluster_centers_[:] = centroids
+        self._model._counts[:] = counts
+
+    @property
+    def centroids(self) -> np.ndarray:
+        """Centroids now, ``[K, D]`` float32."""
+        return self._model.cluster_centers_
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Frames that each has won, ``[K]`` float32."""
+        return self._model._counts
+
+    def step(self, block: np.ndarray) -> float:
+        """Move the centroids; mean squared distance of ``[n, D]`` after that."""
+        self._model.partial_fit(block)
+        # Its own inertia is a float32 sum over threads, in any order: a run that is
+        # repeated could stop elsewhere.
+        difference = block - self._model.cluster_centers_[self._model.labels_]
+        return float(np.square(difference, out=difference).mean(0, np.float64).sum())
+
+
+class TorchSteps:
+    """The same step in torch, for a GPU.
+
+    No other maintained library has it: k-means in cuML, cuVS and faiss moves centroids
+    once per pass over one array and cannot be resumed; mini-batch k-means is an open
+    request (NVIDIA/cuml#5079, NVIDIA/cuvs#1223). Sums over the frames of a cluster are
+    a matrix product, since ``index_add`` on a GPU adds in any order.
+    """
+
+    def __init__(self, centroids: np.ndarray, counts: np.ndarray, device: str):
+        self._device = device
+        self._centroids = torch.tensor(centroids, device=device)  # [K, D]
+        self._counts = torch.tensor(counts, device=device)  # [K]
+
+    @property
+    def centroids(self) -> np.ndarray:
+        """As :class:`SklearnSteps`."""
+        return self._centroids.cpu().numpy()
+
+    @property
+    def counts(self) -> np.ndarray:
+        """As :class:`SklearnSteps`."""
+        return self._counts.cpu().numpy()
+
+    def step(self, block: np.ndarray) -> float:
+        """As :class:`SklearnSteps`."""
+        with exact_float32(), torch.inference_mode():
+            x = torch.tensor(block, device=self._device)  # [n, D]
+            units, _ = self._nearest(x)
+            won = torch.nn.functional.one_hot(units, len(self._counts)).to(x.dtype)
+            total = self._counts + won.sum(0)
+            moved = self._centroids * self._counts[:, None] + won.T @ x
+            mean = moved / total.clamp(min=1)[:, None]
+            self._centroids = torch.where(total[:, None] > 0, mean, self._centroids)
+            self._counts = total
+            _, distances = self._nearest(x)
+            return float(distances.mean(dtype=torch.float64))
+
+    def _nearest(self, x):
+        """Nearest centroid of each frame ``[n]`` and its squared distance ``[n]``."""
+        norms = self._centroids.square().sum(1)
+        scores, units = (norms - 2 * (x @ self._centroids.T)).min(1)
+        return units, (scores + x.square().sum(1)).clamp(min=0)
+
+
+def make_steps(
+    centroids: np.ndarray, counts: np.ndarray, seed: int, device: str = "cpu"
+) -> SklearnSteps | TorchSteps:
+    """Go on from these centroids and frame counts on a device."""
+    check_device(device)
+    if device == "cpu":
+        return SklearnSteps(centroids, counts, seed)
+    return TorchSteps(centroids, counts, device)

@@ -16,8 +16,8 @@ from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
 from espnet2_lamer.fileio.text import text_lines
 from espnet2_lamer.units.codebook import Codebook, load_codebook
-from espnet2_lamer.units.extract import Extractor
-from espnet2_lamer.units.shards import run_shards, shard_size, split
+from espnet2_lamer.units.features import Extractor
+from espnet2_lamer.units.shards import Shards, shard_size, split
 from espnet2_lamer.units.teacher import Teacher
 
 
@@ -39,8 +39,7 @@ def assign_units(
 
     Features are never stored. A run that was killed goes on from the shards in
     ``<output>.shards``; bytes do not depend on ``nj``, nor on whether the shards were
-    made here or by a cluster (:func:`espnet2_lamer.parallel.workers`). The throughput
-    is logged beside that of the teacher's forward alone.
+    made here or by a cluster (:func:`espnet2_lamer.parallel.workers`).
 
     Args:
         teacher: The teacher the codebook was learned on.
@@ -64,23 +63,20 @@ def assign_units(
     rows = file_sizes(scp, scp)
     shard_utts = shard_utts or shard_size(len(rows), 200)
     output = Path(output)
-    shards = output.with_name(output.name + ".shards")
     plan = sha256_value(
         [teacher.identity, teacher.device, book.sha256, shard_utts, rows]
     )
+    shards = Shards(output.with_name(output.name + ".shards"), plan, ".txt")
     finished = _finished(output, plan)
     if finished:
         logging.info("%s: done already", output)
-        shutil.rmtree(shards, ignore_errors=True)
+        shutil.rmtree(shards.directory, ignore_errors=True)
         return finished
     work = partial(_label_shard, teacher, book)
-    markers = run_shards(
-        shards, plan, split(rows, shard_utts), work, ".txt", nj, "units"
-    )
-
+    markers = shards.make(split(rows, shard_utts), work, nj, "units")
     with atomic_path(output) as temporary, open(temporary, "wb") as merged:
         for marker in markers:
-            with open(shards / marker["file"], "rb") as shard:
+            with open(shards.directory / marker["file"], "rb") as shard:
                 shutil.copyfileobj(shard, merged)
     sidecar = {
         "codebook_sha256": book.sha256,
@@ -95,7 +91,7 @@ def assign_units(
     write_json(sidecar_path(output), sidecar)
     write_json(_marker_path(output), {"plan": plan, "sha256": sidecar["sha256"]})
     # Workers that a killed run left behind may still write there.
-    shutil.rmtree(shards, ignore_errors=True)
+    shutil.rmtree(shards.directory, ignore_errors=True)
     return sidecar
 
 
@@ -165,11 +161,11 @@ def check_labels(
         raise RecipeError(
             f"{sidecar_path(text_km)}: codebook_sha256 is "
             f"{sidecar.get('codebook_sha256')}, expected {codebook_sha256}: the labels "
-            "come from another codebook, and its units mean something else; run stage "
-            "5 again"
+            "come from another codebook, and its units mean something else; assign "
+            "units again"
         )
     if not isinstance(utt2num_samples, Mapping):
-        table = read_table(utt2num_samples, made_by="stage 2")
+        table = read_table(utt2num_samples)
         utt2num_samples = {utt: int(value) for utt, value in table.items()}
     missing = set(utt2num_samples)
     for utt, units in iterate_labels(text_km, n_clusters):
@@ -221,11 +217,7 @@ def iterate_labels(
 
 
 def read_sidecar(text_km: str | Path) -> dict[str, Any]:
-    """Read ``text.km.json`` and check that it describes this ``text.km``.
-
-    Raises:
-        RecipeError: It is missing, unreadable, or the hash of ``text.km`` differs.
-    """
+    """Read ``text.km.json``, which must hold the hash of this ``text.km``."""
     text_km = Path(text_km)
     path = sidecar_path(text_km)
     for file in (text_km, path):

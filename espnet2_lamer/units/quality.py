@@ -2,19 +2,16 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from espnet2_lamer.constants import RECEPTIVE_FIELD, STRIDE
-from espnet2_lamer.data.speech import SAMPLE_RATE
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json, write_text
 from espnet2_lamer.fileio.datadir import read_table
-from espnet2_lamer.fileio.text import text_lines
 from espnet2_lamer.metrics.information import entropy, phone_scores
+from espnet2_lamer.metrics.probe import frame_phones
 from espnet2_lamer.units.labels import iterate_labels
 
 # Frames that no phone covers.
@@ -32,8 +29,8 @@ def label_quality(
     Args:
         text_km: ``utt u1 u2 ...`` lines.
         n_clusters: Number of classes ``K``.
-        phones_ctm: ``utt 1 start duration phone`` lines in seconds. Frame t is centred
-            at (320 t + 200) / 16000 s; an utterance without phones is not counted.
+        phones_ctm: See :func:`~espnet2_lamer.metrics.probe.frame_phones`; an utterance
+            without phones is not counted.
         utt2lang: ``utt lang`` lines.
 
     Returns:
@@ -50,8 +47,8 @@ def label_quality(
     bigrams = np.zeros((n_clusters, n_clusters), dtype=np.int64)
     by_phone: dict[str, np.ndarray] = defaultdict(lambda: np.zeros_like(unigrams))
     by_lang: dict[str, np.ndarray] = defaultdict(lambda: np.zeros_like(unigrams))
-    phones = _read_ctm(phones_ctm) if phones_ctm else {}
-    langs = read_table(utt2lang, made_by="stage 2") if utt2lang else {}
+    phones = frame_phones(phones_ctm) if phones_ctm else {}
+    langs = read_table(utt2lang) if utt2lang else {}
     utterances = runs = with_phones = 0
     for utt, tokens in iterate_labels(text_km, n_clusters):
         units = np.array([int(token) for token in tokens])
@@ -62,8 +59,12 @@ def label_quality(
         runs += 1 + int((units[1:] != units[:-1]).sum())
         if utt in phones:
             with_phones += 1
-            for phone, index in _frame_phones(phones[utt], len(units)):
-                by_phone[phone] += np.bincount(units[index], minlength=n_clusters)
+            spoken = [phone or SILENCE for phone in phones[utt][: len(units)]]
+            spoken += [SILENCE] * (len(units) - len(spoken))
+            names, which = np.unique(spoken, return_inverse=True)
+            for number, phone in enumerate(names.tolist()):
+                of_phone = units[which == number]
+                by_phone[phone] += np.bincount(of_phone, minlength=n_clusters)
         if langs:
             if utt not in langs:
                 raise RecipeError(f"{utt2lang}: no language for {utt!r}; add it")
@@ -102,16 +103,12 @@ def label_quality(
 
 def write_quality(report: dict[str, Any], output: str | Path) -> None:
     """Write the report as JSON to ``output`` and as a table beside it (``.md``)."""
-    rows = "".join(
-        f"| {key} | {value:.4f} |\n"
-        if isinstance(value, float)
-        else f"| {key} | {value} |\n"
-        for key, value in report.items()
-    )
     write_json(output, report)
-    write_text(
-        Path(output).with_suffix(".md"), "| measure | value |\n|---|---|\n" + rows
-    )
+    lines = ["| measure | value |", "|---|---|"]
+    for key, value in report.items():
+        shown = f"{value:.4f}" if isinstance(value, float) else value
+        lines.append(f"| {key} | {shown} |")
+    write_text(Path(output).with_suffix(".md"), "\n".join(lines) + "\n")
 
 
 def figures(report: dict[str, Any]) -> str:
@@ -120,35 +117,3 @@ def figures(report: dict[str, Any]) -> str:
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
         for key, value in report.items()
     )
-
-
-def _read_ctm(path: str | Path) -> dict[str, list[tuple[float, float, str]]]:
-    """``utt -> [(start, end, phone)]`` in seconds, by time."""
-    path = Path(path)
-    if not path.is_file():
-        raise RecipeError(f"{path}: file not found; phones.ctm is made by stage 1")
-    phones: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
-    for number, line in text_lines(path):
-        try:
-            utt, _, start, duration, phone = line.split()
-            begin = float(start)
-            phones[utt].append((begin, begin + float(duration), phone))
-        except ValueError as error:
-            raise RecipeError(
-                f"{path}:{number}: {line.strip()!r}, expected `utt 1 start_s "
-                f"dur_s phone` ({error})"
-            ) from error
-    return {utt: sorted(rows) for utt, rows in phones.items()}
-
-
-def _frame_phones(
-    rows: list[tuple[float, float, str]], frames: int
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Each phone of an utterance with the numbers of its frames."""
-    centres = (np.arange(frames) * STRIDE + RECEPTIVE_FIELD / 2) / SAMPLE_RATE
-    starts, ends, names = zip(*rows, strict=True)
-    index = np.searchsorted(np.array(starts), centres, side="right") - 1
-    covered = (index >= 0) & (centres < np.array(ends)[index])
-    labels = np.where(covered, np.array(names)[index], SILENCE)
-    for phone in np.unique(labels):
-        yield str(phone), np.flatnonzero(labels == phone)

@@ -1,17 +1,21 @@
-"""Resumable sharded work: each shard is a file and a marker with its hash."""
+"""Work cut into shards that a killed run goes on with: every store is made so."""
 
 import json
 import logging
 import re
-import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from joblib import Parallel, delayed
+from tqdm import tqdm
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path, write_json
 from espnet2_lamer.fileio.hashing import sha256_file
+from espnet2_lamer.fileio.system import bytes_of, check_space
 from espnet2_lamer.parallel import check_processes
 
 # Shards of a small corpus, at least.
@@ -32,79 +36,133 @@ def split(items: Sequence, size: int) -> list[Sequence]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def run_shards(
-    directory: Path,
-    plan: str,
-    parts: Sequence,
-    work: Work,
-    suffix: str,
-    nj: int,
-    description: str,
-) -> list[dict[str, Any]]:
-    """Make one file per part in ``directory``, in parallel, and go on where one left.
+def is_whole(directory: Path, shard: dict[str, Any]) -> bool:
+    """Whether the ``file`` of a shard is there and has its ``sha256``."""
+    path = directory / shard["file"]
+    return path.is_file() and sha256_file(path) == shard["sha256"]
 
-    A shard counts as done when its marker names this ``plan`` and the file still has
-    the hash in the marker. The engine is joblib's current backend: local processes, or
-    a Dask cluster inside :func:`espnet2_lamer.parallel.workers`.
 
-    Args:
+@dataclass(frozen=True)
+class Shards:
+    """Files of a directory, one per part of the work, and a marker beside each.
+
+    A shard counts as done when its marker names this plan and the file still has the
+    hash in the marker.
+
+    Attributes:
         directory: Holds ``00000<suffix>`` and its marker ``00000.done.json`` and so on.
         plan: Hash of all that determines the content of the shards.
-        parts: What to do in each shard.
-        work: ``work(part, path)`` writes ``path`` and returns facts for the marker,
-            among them ``audio`` and ``forward``: seconds of speech, and seconds that
-            the teacher took.
         suffix: File name suffix of the shards.
-        nj: Number of processes.
-        description: Label of the progress bar and of the throughput that is logged.
-
-    Returns:
-        The markers in the order of ``parts``: ``file``, ``sha256`` and the facts.
-
-    Raises:
-        RecipeError: ``nj`` is 0, or another run writes there.
     """
-    from joblib import Parallel, delayed
-    from tqdm import tqdm
 
-    check_processes(nj)
-    directory.mkdir(parents=True, exist_ok=True)
-    names = [f"{number:05d}" for number in range(len(parts))]
-    markers = {name: _done(directory, name, plan) for name in names}
-    todo = [(n, part) for n, part in zip(names, parts, strict=True) if not markers[n]]
-    if 0 < len(todo) < len(parts):
-        logging.info("%s: %d shards to go", directory, len(todo))
-    calls = (delayed(_run_one)(directory, n, plan, p, work, suffix) for n, p in todo)
-    started = time.perf_counter()
-    # All at once: workers that a batch system starts later find work too.
-    parallel = Parallel(n_jobs=nj, return_as="generator_unordered", pre_dispatch="all")
-    done = parallel(calls)
-    bar = tqdm(
-        done,
-        desc=description,
-        total=len(parts),
-        initial=len(parts) - len(todo),
-        disable=not sys.stderr.isatty(),
-    )
-    for name, marker in bar:
-        markers[name] = marker
-    for name in names:
-        _check_marker(directory, name, plan)
-    made = [markers[name] for name, _ in todo]
-    if made:
-        logging.info(
-            "%s: %s", description, throughput(made, time.perf_counter() - started)
+    directory: Path
+    plan: str
+    suffix: str
+
+    def check_space(self, needed: float, what: str, way_out: str) -> None:
+        """Refuse to begin what the disk cannot hold; finished shards are counted.
+
+        See :func:`espnet2_lamer.fileio.system.check_space`.
+        """
+        there = bytes_of(self.directory.glob(f"*{self.suffix}"))
+        check_space(self.directory, needed - there, what, way_out)
+
+    def make(
+        self, parts: Sequence, work: Work, nj: int, description: str
+    ) -> list[dict[str, Any]]:
+        """Make one file per part, in parallel, and go on where one left.
+
+        The engine is joblib's current backend: local processes, or a Dask cluster
+        inside :func:`espnet2_lamer.parallel.workers`.
+
+        Args:
+            parts: What to do in each shard.
+            work: ``work(part, path)`` writes ``path`` and returns facts for the marker,
+                among them ``audio`` and ``forward``: seconds of speech, and seconds
+                that the network took.
+            nj: Number of processes.
+            description: Of the progress bar and of the throughput that is logged.
+
+        Returns:
+            The markers in the order of ``parts``: ``file``, ``sha256`` and the facts.
+
+        Raises:
+            RecipeError: ``nj`` is 0, or another run writes there.
+        """
+        check_processes(nj)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        names = [f"{number:05d}" for number in range(len(parts))]
+        markers = {name: self._done(name) for name in names}
+        todo = [(n, p) for n, p in zip(names, parts, strict=True) if not markers[n]]
+        if 0 < len(todo) < len(parts):
+            logging.info("%s: %d shards to go", self.directory, len(todo))
+        started = time.perf_counter()
+        # All at once: workers that a batch system starts later find work too.
+        parallel = Parallel(
+            n_jobs=nj, return_as="generator_unordered", pre_dispatch="all"
         )
-    return [{k: v for k, v in markers[n].items() if k != "plan"} for n in names]
+        bar = tqdm(
+            parallel(delayed(self._make_one)(name, part, work) for name, part in todo),
+            desc=description,
+            total=len(parts),
+            initial=len(parts) - len(todo),
+            disable=None,
+        )
+        for name, marker in bar:
+            markers[name] = marker
+        for name in names:
+            if self._read(name)["plan"] != self.plan:
+                raise RecipeError(
+                    f"{self._marker(name)}: another run with other inputs or options "
+                    "writes there, such as a worker that outlived a killed run; wait "
+                    "for its end, then run the same command again"
+                )
+        made = [markers[name] for name, _ in todo]
+        if made:
+            speed = throughput(made, time.perf_counter() - started)
+            logging.info("%s: %s", description, speed)
+        return [{k: v for k, v in markers[n].items() if k != "plan"} for n in names]
+
+    def clean(self, keep: set[str]) -> None:
+        """Delete what work on shards left, but ``keep``; files of others stay."""
+        ours = re.compile(r"\d{5,}\.[a-z.]+|\.\d{5,}\..+\.tmp")
+        for path in self.directory.iterdir():
+            if path.name not in keep and ours.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+
+    def _marker(self, name: str) -> Path:
+        return self.directory / f"{name}.done.json"
+
+    def _read(self, name: str) -> dict[str, Any]:
+        return json.loads(self._marker(name).read_text(encoding="utf-8"))
+
+    def _done(self, name: str) -> dict[str, Any] | None:
+        try:
+            marker = self._read(name)
+            same = marker["plan"] == self.plan
+            return marker if same and is_whole(self.directory, marker) else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _make_one(self, name: str, part: Any, work: Work) -> tuple[str, dict[str, Any]]:
+        file = name + self.suffix
+        started = time.perf_counter()
+        with atomic_path(self.directory / file) as temporary:
+            facts = work(part, temporary)
+            sha256 = sha256_file(temporary)
+        marker = {
+            "plan": self.plan,
+            "file": file,
+            "sha256": sha256,
+            "seconds": time.perf_counter() - started,
+            **facts,
+        }
+        write_json(self._marker(name), marker)
+        return name, marker
 
 
 def throughput(markers: Sequence[dict[str, Any]], seconds: float) -> str:
-    """Speed of finished shards, beside that of the teacher's forward alone.
-
-    Args:
-        markers: Of the shards.
-        seconds: Wall-clock time in which they were made.
-    """
+    """Speed of shards finished in ``seconds``, beside that of the forward alone."""
     audio, forward, work = (
         sum(marker[key] for marker in markers)
         for key in ("audio", "forward", "seconds")
@@ -112,54 +170,5 @@ def throughput(markers: Sequence[dict[str, Any]], seconds: float) -> str:
     return (
         f"{audio / 3600:.2f} h of speech in {seconds:.1f} s, "
         f"{audio / seconds:.1f} s per second; {forward / work:.1%} of the work was the "
-        f"teacher's forward (alone {audio / forward:.1f} s per second and process)"
+        f"network's forward (alone {audio / forward:.1f} s per second and process)"
     )
-
-
-def _marker_path(directory: Path, name: str) -> Path:
-    return directory / f"{name}.done.json"
-
-
-def _check_marker(directory: Path, name: str, plan: str) -> None:
-    path = _marker_path(directory, name)
-    marker = json.loads(path.read_text(encoding="utf-8"))
-    if marker["plan"] != plan:
-        raise RecipeError(
-            f"{path}: another run with other inputs or options writes there, such as a "
-            "worker that outlived a killed run; wait for its end, then run the same "
-            "command again"
-        )
-
-
-def _done(directory: Path, name: str, plan: str) -> dict[str, Any] | None:
-    try:
-        marker = json.loads(_marker_path(directory, name).read_text(encoding="utf-8"))
-        if marker["plan"] != plan:
-            return None
-        whole = sha256_file(directory / marker["file"]) == marker["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return marker if whole else None
-
-
-def _run_one(directory, name, plan, part, work, suffix):
-    file = name + suffix
-    started = time.perf_counter()
-    with atomic_path(directory / file) as temporary:
-        facts = work(part, temporary)
-        sha256 = sha256_file(temporary)
-    seconds = time.perf_counter() - started
-    marker = {"plan": plan, "file": file, "sha256": sha256, "seconds": seconds, **facts}
-    write_json(_marker_path(directory, name), marker)
-    return name, marker
-
-
-def remove_unlisted(directory: Path, keep: set[str]) -> None:
-    """Delete what :func:`run_shards` left: markers, temporaries, shards no longer used.
-
-    Other files in the directory are not touched.
-    """
-    ours = re.compile(r"\d{5,}\.[a-z.]+|\.\d{5,}\..+\.tmp")
-    for path in directory.iterdir():
-        if path.name not in keep and ours.fullmatch(path.name):
-            path.unlink(missing_ok=True)

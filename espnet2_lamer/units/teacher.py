@@ -9,10 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torchaudio.compliance.kaldi import mfcc
+from torchaudio.functional import compute_deltas
 
-from espnet2_lamer.constants import RECEPTIVE_FIELD, STRIDE, num_frames
-from espnet2_lamer.convert.s3prl import load_s3prl
-from espnet2_lamer.data.speech import SAMPLE_RATE
+from espnet2_lamer.constants import (
+    RECEPTIVE_FIELD,
+    SAMPLE_RATE,
+    STRIDE,
+    num_frames,
+)
+from espnet2_lamer.convert.load import load_s3prl
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.hashing import sha256_tensors, sha256_value
 from espnet2_lamer.fileio.trust import (
@@ -48,34 +54,26 @@ class Teacher:
 
     def __reduce__(self):
         """Pickle as a call of :func:`load_teacher`."""
-        source, layer = self.identity["source"], self.identity["layer"]
-        return load_teacher, (
-            *(absolute_source(source), layer, self.device),
-            self.trust_s3prl_files,
-        )
+        source = absolute_source(self.identity["source"])
+        layer, trust = self.identity["layer"], self.trust_s3prl_files
+        return load_teacher, (source, layer, self.device, trust)
 
     @property
     def batch_samples(self) -> int:
         """Samples that may go through together; 0 means one utterance at a time.
 
-        Only utterances of equal length share a batch, on a GPU. On a CPU a batch is no
-        faster, and alone an utterance has the same features to the bit whatever else
-        is in the corpus.
+        On a GPU utterances of equal length share a batch. On a CPU that is no faster,
+        and alone an utterance has the same features to the bit whatever else is in the
+        corpus.
         """
         return 0 if self.device == "cpu" else GPU_BATCH_SECONDS * SAMPLE_RATE
 
     def forward(self, samples: np.ndarray) -> np.ndarray:
-        """Return features ``[num_frames(n), D]`` of samples ``[n]`` at 16 kHz.
-
-        Raises:
-            RecipeError: There are fewer samples than one frame needs.
-        """
+        """Return features ``[num_frames(n), D]`` of samples ``[n]`` at 16 kHz."""
         return self.forward_batch(samples[None])[0].cpu().numpy()
 
     def forward_batch(self, samples: np.ndarray):
-        """Return a tensor ``[B, num_frames(n), D]`` for samples ``[B, n]`` at 16 kHz.
-
-        The tensor is on the teacher's device.
+        """Return a tensor ``[B, num_frames(n), D]`` for samples ``[B, n]``.
 
         Raises:
             RecipeError: There are fewer samples than one frame needs.
@@ -128,7 +126,7 @@ class MfccTeacher(Teacher):
     """
 
     _conf = {
-        "sample_frequency": 16000.0,
+        "sample_frequency": float(SAMPLE_RATE),
         "frame_length": 25.0,
         "frame_shift": 20.0,
         "snip_edges": True,
@@ -150,10 +148,6 @@ class MfccTeacher(Teacher):
         return torch.stack([self._of_one(waveform) for waveform in waveforms])
 
     def _of_one(self, waveform):
-        import torch
-        from torchaudio.compliance.kaldi import mfcc
-        from torchaudio.functional import compute_deltas
-
         static = mfcc(waveform[None], **self._conf).T  # [13, T]
         delta = compute_deltas(static)
         features = torch.cat([static, delta, compute_deltas(delta)]).T  # [T, 39]
@@ -167,14 +161,8 @@ class HubertTeacher(Teacher):
     """Output of transformer block ``layer`` (from 1) of a HuBERT; stops there.
 
     Nothing is ever padded: group norm in the feature extractor would mix padding into
-    the statistics of a padded batch.
-
-    Args:
-        source: Where the model comes from, as given.
-        layer: Block whose output is the feature.
-        device: ``cpu`` or ``cuda``.
-        model: From ``load_hubert`` or ``load_model``; normalises waveforms itself.
-        sha256: Hash of the weights; None to hash those that are used.
+    the statistics of a padded batch. Without ``sha256`` the weights that are used are
+    hashed.
     """
 
     def __init__(
@@ -203,31 +191,11 @@ class HubertTeacher(Teacher):
         return states[-1]
 
 
-# What an upstream that misses a block may raise.
-_FAILURES = (
-    AssertionError,
-    AttributeError,
-    IndexError,
-    KeyError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-
-
 class S3prlTeacher(Teacher):
     """Hidden state ``layer`` (0 is the transformer's input) of an S3PRL upstream.
 
     S3PRL's own wrapper repeats the last frame to have one for every 320 samples begun;
     here the upstream itself is called, for the frames it really has.
-
-    Args:
-        source: As :func:`~espnet2_lamer.convert.s3prl.load_s3prl`.
-        layer: Index of the hidden state.
-        device: ``cpu`` or ``cuda``.
-
-    Raises:
-        RecipeError: As there, or it lacks the layer, or HuBERT's frame rate.
     """
 
     def __init__(self, source: str, layer: int | None, device: str):
@@ -267,15 +235,8 @@ def stop_at(upstream: nn.Module, layer: int, states: int) -> int:
     S3PRL computes every layer. Upstreams differ in how they collect states (hooks,
     outputs) and in what follows the last block, so the shorter network is tried on a
     noise signal, with ``layer`` blocks and with one more, and kept only when the state
-    is the same.
-
-    Args:
-        upstream: S3PRL's expert, on the CPU.
-        layer: Wanted hidden state.
-        states: How many hidden states it has.
-
-    Returns:
-        The number of blocks that run from now on.
+    is the same. Of an upstream on the CPU with so many hidden ``states``; returns how
+    many blocks run from now on.
     """
     stacks = [
         (module, name, child)
@@ -298,7 +259,7 @@ def stop_at(upstream: nn.Module, layer: int, states: int) -> int:
         try:
             if torch.equal(state(), expected):
                 return keep
-        except _FAILURES:
+        except Exception:  # each upstream misses a block in its own way
             pass
     setattr(parent, name, blocks)
     return states - 1

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from espnet2_lamer.analysis.expert_language import (
-    ExpertChoices,
+from espnet2_lamer.analysis.routing import (
+    RoutingStatistics,
     expert_language_information,
+    mutual_information,
 )
-from espnet2_lamer.analysis.routing import mutual_information
 from espnet2_lamer.layers.feed_forward import RoutingRecord
 
 LANGS = ["cmn"] * 20 + ["eng"] * 20
@@ -44,15 +44,15 @@ def test_an_expert_per_utterance_is_no_sign_of_languages():
 
 
 def test_choices_are_counted_per_utterance_and_router():
-    choices = ExpertChoices()
+    statistics = RoutingStatistics()
     for lang, expert in (("cmn", 0), ("eng", 2), ("eng", 2)):
         probs = torch.full((1, 6, 3), 0.1)
         probs[..., expert] = 0.8
         record = RoutingRecord()
         record.add(1, "ffn", probs, probs)
         record.add(3, "ffn", torch.full((1, 6, 2), 0.5), torch.full((1, 6, 2), 0.5))
-        choices.add(lang, record)
-    found = choices.information()
+        statistics.add_record([lang], record, torch.tensor([6]))
+    found = statistics.information()
     assert list(found) == [(1, "ffn"), (3, "ffn")]
     assert found[1, "ffn"].value == pytest.approx(
         math.log(3) - 2 / 3 * math.log(2)  # entropy of 1/3, 2/3

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from espnet2_lamer.analysis.heatmap import plot_languages, plot_layers
+from espnet2_lamer.analysis.plots import plot_languages, plot_layers
 from espnet2_lamer.analysis.routing import (
     RoutingStatistics,
-    entropy,
     mutual_information,
 )
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers.feed_forward import RoutingRecord
+from espnet2_lamer.metrics.information import entropy
 
 
 def top2(probs):

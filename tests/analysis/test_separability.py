@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from espnet2_lamer.analysis.separability import fisher_ratio
+from espnet2_lamer.analysis.language_probe import fisher_ratio
 
 
 def make(seed, distance=1.0, dim=6):

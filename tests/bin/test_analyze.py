@@ -12,8 +12,7 @@ import soundfile
 import torch
 import yaml
 
-from espnet2_lamer.analysis.model_report import OWN_BASE, report_on
-from espnet2_lamer.analysis.report_page import render_page, summary
+from espnet2_lamer.analysis.report import OWN_BASE, render_page, report_on, summary
 from espnet2_lamer.analysis.speech_set import read_speech_set
 from espnet2_lamer.asr.upstream import Upstream
 from espnet2_lamer.bin import analyze

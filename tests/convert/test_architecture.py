@@ -10,11 +10,11 @@ from torchaudio.models import wav2vec2_model
 
 from espnet2_lamer.convert.architecture import (
     LARGE,
+    PositionalEmbedding,
     build_hubert,
     normalize_waveform,
     strided_conv,
 )
-from espnet2_lamer.convert.positional import PositionalEmbedding
 from tests.tiny_hubert import ARCHITECTURE
 
 TINY = {

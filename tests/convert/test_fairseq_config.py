@@ -3,7 +3,7 @@
 import pytest
 
 from espnet2_lamer.convert import load_hubert
-from espnet2_lamer.convert.fairseq_config import evaluate_layers
+from espnet2_lamer.convert.fairseq import evaluate_layers
 from espnet2_lamer.errors import RecipeError
 
 

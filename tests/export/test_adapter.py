@@ -10,7 +10,7 @@ import yaml
 
 import espnet2_lamer
 from espnet2_lamer.convert.espnet_experiment import read_config
-from espnet2_lamer.convert.names import can_be_fetched, public_name
+from espnet2_lamer.convert.load import can_be_fetched, public_name
 from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.export import adapter as module

@@ -17,8 +17,7 @@ import yaml
 
 from espnet2_lamer.bin.espnet_tree import main
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.export.espnet_index import VARIABLES, add_row, add_variables
-from espnet2_lamer.export.espnet_tree import lay_tree
+from espnet2_lamer.export.espnet_tree import VARIABLES, add_row, add_variables, lay_tree
 
 ROOT = Path(__file__).parents[2]
 # Globs that its configuration test builds with stock classes.

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.export.card import Origin
 from espnet2_lamer.export.dense import mean_gates, merge_experts
 from espnet2_lamer.export.huggingface import write_huggingface
-from espnet2_lamer.export.huggingface_card import Origin
 from tests.export.family import BIAS, GROUP_NORM, build, fresh_process, padded, speech
 
 FAMILY = {

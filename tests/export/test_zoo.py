@@ -12,8 +12,7 @@ import yaml
 import espnet2_lamer
 from espnet2_lamer.convert.packed import unpack_model
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.export.full import write_full_model
-from espnet2_lamer.export.zoo import pack_model
+from espnet2_lamer.export.zoo import pack_model, write_full_model
 from tests.damage import flip_bit
 from tests.export.tiny import write_base, write_experiment
 

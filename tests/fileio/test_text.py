@@ -11,7 +11,6 @@ from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.text import read_text, text_lines, utf8_tables
 from espnet2_lamer.metrics.probe import frame_phones
-from espnet2_lamer.units.quality import _read_ctm
 
 
 def test_any_unicode_is_read_and_a_mark_at_the_start_left_out(tmp_path):
@@ -28,8 +27,7 @@ READERS = {
     "table": (read_table, b"utt0 x\n"),
     "manifest": (read_manifest, b"utt_id\tpath\tlang\ttext\n"),
     "clusters": (lambda path: dominant_units(path, {"utt1"}), b"utt0 1\n"),
-    "phones": (_read_ctm, b"utt0 1 0 0.1 a\n"),
-    "aligned phones": (frame_phones, b"utt0 1 0 0.1 a\n"),
+    "phones": (frame_phones, b"utt0 1 0 0.1 a\n"),
     "transcript": (
         lambda path: list(read_transcript(path, "eng", "x")),
         b"\n",

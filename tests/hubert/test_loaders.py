@@ -187,7 +187,7 @@ def test_no_loader_forgets_experts_that_the_config_forgot(loader, experiment):
 
 @pytest.mark.parametrize("loader", LOADERS)
 def test_an_exported_model_needs_no_base_in_any_loader(loader, trained, tmp_path):
-    from espnet2_lamer.export.full import write_full_model
+    from espnet2_lamer.export.zoo import write_full_model
 
     directory, expected = trained
     config, weights = files(directory / "exp")

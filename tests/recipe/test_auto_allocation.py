@@ -9,7 +9,7 @@ import soundfile
 import torch
 import yaml
 
-from espnet2_lamer.analysis.separability import fisher_ratio
+from espnet2_lamer.analysis.language_probe import fisher_ratio
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers.config import apportion
 

@@ -20,15 +20,15 @@ from tests.cluster import Cluster, wait_until
 
 def read_slowly():
     """Let a worker take a tenth of a second to read an utterance."""
-    from espnet2_lamer.units import extract
+    from espnet2_lamer.units import features
 
-    real = extract.read_speech
+    real = features.read_speech
 
     def slow(*args):
         time.sleep(0.1)
         return real(*args)
 
-    extract.read_speech = slow
+    features.read_speech = slow
 
 
 @pytest.fixture(scope="module")
@@ -115,4 +115,4 @@ def test_the_command_line_labels_on_a_cluster(
     )
     assert (tmp_path / "b.km").read_bytes() == (tmp_path / "alone.km").read_bytes()
     assert f"--dask {cluster.address}: 2 workers" in caplog.text
-    assert "of the work was the teacher's forward" in caplog.text
+    assert "of the work was the network's forward" in caplog.text

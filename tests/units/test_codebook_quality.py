@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from espnet2_lamer.units import codebook_quality as module
-from espnet2_lamer.units.codebook_quality import codebook_quality
+from espnet2_lamer.units import codebook as module
+from espnet2_lamer.units.codebook import codebook_quality
 
 
 def data(seed, frames=60, clusters=5, dim=3):

@@ -5,7 +5,7 @@ import pytest
 import soundfile
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.units.extract import Extractor
+from espnet2_lamer.units.features import Extractor
 from espnet2_lamer.units.teacher import HubertTeacher, load_teacher
 
 LENGTHS = [4000, 8000, 4000, 3999, 8000, 4000, 400]

@@ -8,8 +8,7 @@ from sklearn.cluster import KMeans, MiniBatchKMeans
 from espnet2_lamer.bin import import_kmeans as import_kmeans_bin
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.hashing import sha256_file
-from espnet2_lamer.units.codebook import load_codebook
-from espnet2_lamer.units.joblib_kmeans import import_kmeans
+from espnet2_lamer.units.codebook import import_kmeans, load_codebook
 
 
 def frames(dim=39):

@@ -9,8 +9,7 @@ from sklearn.cluster import MiniBatchKMeans
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.units import kmeans as kmeans_module
-from espnet2_lamer.units.kmeans import KmeansConfig, learn_kmeans
-from espnet2_lamer.units.steps import TorchSteps
+from espnet2_lamer.units.kmeans import KmeansConfig, TorchSteps, learn_kmeans
 
 
 def write_store(directory, frames, shards=3):

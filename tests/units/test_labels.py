@@ -98,13 +98,13 @@ def test_sidecar_tells_origin_and_size(speech, mfcc, codebook, labels):
 
 SLOW_RUN = """
 import sys, time
-from espnet2_lamer.units import extract, labels
+from espnet2_lamer.units import features, labels
 from espnet2_lamer.units.teacher import load_teacher
-real = extract.read_speech
+real = features.read_speech
 def slow(*args):
     time.sleep(0.2)
     return real(*args)
-extract.read_speech = slow
+features.read_speech = slow
 labels.assign_units(load_teacher("mfcc"), *sys.argv[1:], shard_utts=3)
 """
 

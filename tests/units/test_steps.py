@@ -5,7 +5,7 @@ import pytest
 from sklearn.cluster import MiniBatchKMeans
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.units.steps import SklearnSteps, TorchSteps, make_steps
+from espnet2_lamer.units.kmeans import SklearnSteps, TorchSteps, make_steps
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 

@@ -156,9 +156,11 @@ class LamerHubertEncoder(FrozenBase, TorchAudioHuBERTPretrainEncoder):
         if num_classes is None:
             raise RecipeError("num_classes: found null, expected the number of units")
         if base is None:
-            names = ("normalize_waveform", *LARGE)
-            architecture = {k: given[k] for k in names if given[k] is not None}
-            wav2vec2 = build_hubert(architecture)
+            shapes = extractor_conv_layer_config or LARGE["extractor_conv_layer_config"]
+            wav2vec2 = build_hubert(
+                {key: given[key] for key in ("normalize_waveform", *LARGE)}
+                | {"extractor_conv_layer_config": [list(shape) for shape in shapes]}
+            )
             base_sha256 = None
         else:
             try:

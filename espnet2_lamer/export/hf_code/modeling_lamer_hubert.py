@@ -171,40 +171,32 @@ class LamerHubertModel(HubertModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> tuple | BaseModelOutput:
-        """Encode waveforms.
+        """Encode waveforms ``[B, n]`` as the feature extractor gives them.
 
-        Args:
-            input_values: Waveforms ``[B, n]`` as the feature extractor gives them.
-            attention_mask: 1 for real samples, 0 for padding ``[B, n]``.
-            mask_time_indices: Frames to replace by the mask embedding ``[B, T]``.
-            output_attentions: As in transformers.
-            output_hidden_states: As in transformers.
-            return_dict: As in transformers.
+        ``attention_mask [B, n]`` is 1 for real samples, ``mask_time_indices [B, T]``
+        tells frames to replace by the mask embedding; other arguments are
+        transformers'.
 
         Returns:
             ``last_hidden_state [B, T, D]`` (frames beyond an utterance are undefined)
             and, if asked for, ``hidden_states`` and ``attentions``.
         """
         config = self.config
-        if output_attentions is None:
-            output_attentions = config.output_attentions
-        if output_hidden_states is None:
-            output_hidden_states = config.output_hidden_states
         if return_dict is None:
             return_dict = getattr(config, "return_dict", True)
         options = {
-            "output_attentions": output_attentions,
-            "output_hidden_states": output_hidden_states,
+            "output_attentions": config.output_attentions
+            if output_attentions is None
+            else output_attentions,
+            "output_hidden_states": config.output_hidden_states
+            if output_hidden_states is None
+            else output_hidden_states,
         }
-        over_time = config.feat_extract_norm == "group"
-        if attention_mask is not None and over_time and not attention_mask.all():
-            outputs = self._one_by_one(
-                input_values, attention_mask, mask_time_indices, options
-            )
-        else:
-            outputs = self._encode(
-                input_values, attention_mask, mask_time_indices, options
-            )
+        alone = attention_mask is not None and config.feat_extract_norm == "group"
+        encode = self._encode
+        if alone and not attention_mask.all():
+            encode = self._one_by_one
+        outputs = encode(input_values, attention_mask, mask_time_indices, options)
         return outputs if return_dict else outputs.to_tuple()
 
     def _encode(

@@ -15,15 +15,12 @@ class UpstreamExpert(nn.Module):
     State 0 is the transformer's input, k the output of layer k, L after the final
     LayerNorm unless the model says otherwise. Every utterance has ``ceil(samples /
     320)`` frames, its last one repeated as S3PRL does for a whole batch, so that
-    features do not depend on what an utterance was batched with; frames after those
-    are zero. The model stays frozen and in eval mode, whatever ``train()`` says.
+    features do not depend on what an utterance was batched with; frames after those are
+    zero. The model stays frozen and in eval mode, whatever ``train()`` says.
 
-    Args:
-        ckpt: ``model.pth`` with ``config.yaml`` beside it, the directory of both, or a
-            model-zoo zip.
-        model_config: Not used; S3PRL passes it.
-        base: Where the frozen base is, for a training's own epoch files.
-        kwargs: Not used; S3PRL passes more.
+    ``ckpt`` is ``model.pth`` with ``config.yaml`` beside it, the directory of both, or
+    a model-zoo zip; ``base`` tells where the frozen base is, for a training's own epoch
+    files. What else S3PRL passes is not used.
     """
 
     def __init__(

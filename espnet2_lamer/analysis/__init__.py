@@ -1,1 +1,0 @@
-"""Analysis of a trained model: phone probe, CKA, routing statistics and heat-maps."""

@@ -1,0 +1,293 @@
+"""What is measured about one model on one set of speech: plain values, and one page."""
+
+import base64
+import json
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from espnet2_lamer.analysis.language_probe import (
+    chance_level,
+    held_out_folds,
+    language_probe,
+)
+from espnet2_lamer.analysis.listening import Heard, has_experts, has_routers, listen
+from espnet2_lamer.analysis.plots import Line, plot_languages, plot_layers, plot_lines
+from espnet2_lamer.analysis.speech_set import SpeechSet
+from espnet2_lamer.layers import LamerFeedForward, parameter_report
+
+OWN_BASE = "the model with its experts switched off"
+# Of a loaded model: it has no head, and nothing of it trains.
+_ABSENT = ("trainable", "head")
+
+
+def report_on(
+    model: nn.Module,
+    base: nn.Module | None,
+    speech: SpeechSet,
+    layers: list[int],
+    names: dict[str, str | None],
+    device: str = "cpu",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Listen to the speech and collect every figure: what ``report.json`` holds.
+
+    Parts that the model or the speech does not allow are None, and ``notes`` says why;
+    see :doc:`/analysis`. Arguments are those of
+    :func:`~espnet2_lamer.analysis.listening.listen`, but that without ``base`` the
+    model's experts are switched off, where it has any, and ``names`` are ``model`` and
+    ``base`` as the user gave them.
+    """
+    notes: list[str] = []
+    compared = base
+    if base is None and has_experts(model):
+        compared = model
+    if compared is None:
+        notes.append(
+            "Nothing is said about forgetting: the model has no experts that could be "
+            "switched off, and no --base was given."
+        )
+    if speech.confounded:
+        notes.append(
+            "Channel-confounded: no source of the speech covers two languages, so the "
+            "recording tells the language. Figures that tell languages apart are no "
+            "evidence about languages."
+        )
+    heard = listen(model, compared, speech, layers, device, seed)
+    base_name = names["base"] or (OWN_BASE if compared is not None else None)
+    return {
+        "model": _model(model, names["model"]),
+        "base": base_name,
+        "data": _data(speech, heard),
+        "seed": seed,
+        "routing": _routing(model, heard, seed, notes),
+        "language_probe": _language_probe(heard, seed, notes),
+        "forgetting": heard.forgetting or None,
+        "notes": notes,
+    }
+
+
+def _model(model: nn.Module, source: str | None) -> dict[str, Any]:
+    counts = parameter_report(model)
+    routed = [m for m in model.modules() if isinstance(m, LamerFeedForward)]
+    experts = {m.layer + 1: m.num_experts for m in routed}
+    lamer = getattr(model, "lamer", None)
+    options = ("rank", "alpha", "top_k", "targets", "router", "balance")
+    trained = Path(source or "") / "parameters.json"
+    return {
+        "source": source,
+        "kind": "S3PRL upstream" if hasattr(model, "source") else "HuBERT",
+        "layers": model.num_layers,
+        "dim": model.dim,
+        "parameters": {k: v for k, v in counts.items() if not k.startswith(_ABSENT)},
+        "parameters_in_training": (
+            json.loads(trained.read_text(encoding="utf-8"))
+            if trained.is_file()
+            else None
+        ),
+        "experts": [experts.get(k, 0) for k in range(1, model.num_layers + 1)],
+        "options": {key: lamer.get(key) for key in options} if lamer else None,
+    }
+
+
+def _data(speech: SpeechSet, heard: Heard) -> dict[str, Any]:
+    return {
+        "source": speech.source,
+        "languages": {
+            lang: {
+                "utterances": len(utterances),
+                "available": speech.available[lang],
+                "seconds": round(heard.seconds[lang], 2),
+                "speakers": len({u.speaker for u in utterances if u.speaker}) or None,
+                "with_phones": sum(u.utt_id in speech.phones for u in utterances),
+            }
+            for lang, utterances in speech.utterances.items()
+        },
+        "speakers_known": speech.speakers_known,
+        "channel_confounded": speech.confounded,
+    }
+
+
+def _routing(
+    model: nn.Module, heard: Heard, seed: int, notes: list[str]
+) -> dict[str, Any] | None:
+    if not has_routers(model):
+        notes.append(
+            "Nothing is said about routing: no layer chooses between experts (that "
+            "takes two or more in a layer)."
+        )
+        return None
+    information = heard.routing.information(seed)
+    rows = []
+    for row in heard.routing.layers():
+        found = asdict(information[row["layer"] - 1, row["router"]])
+        row["mutual_information"] = found.pop("value")
+        rows.append(row | {f"information_{key}": v for key, v in found.items()})
+    return {"layers": rows, "table": heard.routing.table()}
+
+
+def _language_probe(heard: Heard, seed: int, notes: list[str]) -> dict[str, Any] | None:
+    langs = [u.lang for u in heard.utterances]
+    if len(set(langs)) < 2:
+        notes.append(
+            "Nothing is said about telling languages apart: the speech has one "
+            "language."
+        )
+        return None
+    utts = [u.utt_id for u in heard.utterances]
+    folds = held_out_folds(
+        utts, langs, [u.speaker for u in heard.utterances], seed=seed
+    )
+    if not folds.by_speaker:
+        notes.append(
+            "The language probe is tested on other utterances, not on other speakers: "
+            "speakers are not known, or a language has one speaker only. It may tell "
+            "speakers or recordings instead of languages."
+        )
+    systems = {"model": heard.vectors}
+    if heard.base_vectors is not None:
+        systems["base"] = heard.base_vectors
+    layers = []
+    for state in range(heard.vectors.shape[1]):
+        measures = {
+            name: language_probe(vectors[:, state], langs, folds, seed)
+            for name, vectors in systems.items()
+        }
+        row: dict[str, Any] = {"layer": state}
+        for name, measure in measures.items():
+            row[name] = {"value": measure.value, "interval": list(measure.interval)}
+        if "base" in measures:
+            test = measures["model"].compare(measures["base"])
+            row |= {"difference": 100 * test.difference, "p": test.p_two_sided}
+        layers.append(row)
+    return {
+        "chance": chance_level(langs, folds),
+        "folds": folds.number,
+        "by_speaker": folds.by_speaker,
+        "drawn": len(set(folds.owners)),
+        "utterances": len(langs),
+        "layers": layers,
+    }
+
+
+def render_page(report: dict[str, Any]) -> str:
+    """Render what :func:`report_on` found as HTML with its pictures inside."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    environment.filters |= {"count": _count, "share": _share, "p": _p}
+    source = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
+    template = environment.from_string(source)
+    loaded = report["model"]["parameters"]
+    trained = report["model"]["parameters_in_training"] or {}
+    return template.render(
+        report=report,
+        parameters={key: loaded.get(key) for key in dict.fromkeys([*loaded, *trained])},
+        summary=summary(report),
+        images=_images(report),
+    )
+
+
+def summary(report: dict[str, Any]) -> list[str]:
+    """Say in a few sentences what was found."""
+    lines = []
+    if report["routing"]:
+        rows = report["routing"]["layers"]
+        dead = sum(len(row["dead_experts"]) for row in rows)
+        lines.append(
+            f"{dead} of {sum(row['experts'] for row in rows)} experts are dead."
+        )
+        most = max(rows, key=lambda row: row["mutual_information"])
+        lines.append(
+            f"The choice of experts tells most about the language in layer "
+            f"{most['layer']}: {most['mutual_information']:.4f} nats (chance "
+            f"{most['information_chance']:.4f}, p {_p(most['information_p'])})."
+        )
+    if probe := report["language_probe"]:
+        best = max(probe["layers"], key=lambda row: row["model"]["value"])
+        low, high = best["model"]["interval"]
+        lines.append(
+            f"The language is told best by layer {best['layer']}: "
+            f"{best['model']['value']:.1f} % of utterances ({low:.1f} to {high:.1f}; "
+            f"chance {probe['chance']:.1f})."
+        )
+    for lang, found in (report["forgetting"] or {}).items():
+        line = f"{lang}: CKA to the base {min(found['cka']):.3f} or more"
+        if rows := found["phone_probe"]:
+            worst = min(rows, key=lambda row: row["difference"])
+            line += (
+                f"; phone accuracy differs most downwards in layer {worst['layer']}: "
+                f"{worst['base']['value']:.1f} to {worst['model']['value']:.1f} % "
+                f"(p {_p(worst['p'])}, the worst of {len(rows)} layers)"
+            )
+        lines.append(line + ".")
+    return lines
+
+
+def _images(report: dict[str, Any]) -> dict[str, str]:
+    """Draw the plots of the parts that are there, each as a data URI."""
+    images: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+
+        def draw(name: str, plot: Callable[[Path], None]) -> None:
+            path = Path(folder) / f"{name}.png"
+            plot(path)
+            content = base64.b64encode(path.read_bytes()).decode()
+            images[name] = f"data:image/png;base64,{content}"
+
+        if report["routing"]:
+            table = report["routing"]["table"]
+            draw("layers", lambda path: plot_layers(table, path))
+            draw("languages", lambda path: plot_languages(table, path))
+        if probe := report["language_probe"]:
+            rows = probe["layers"]
+            lines = [_line(rows, n) for n in ("model", "base") if n in rows[0]]
+            panels = {"accuracy (%)": {"language": lines}}
+            chance = probe["chance"]
+            draw("probe", lambda path: plot_lines(panels, path, "layer", chance))
+        if forgetting := report["forgetting"]:
+            cka = [
+                Line(found["layers"], found["cka"], lang, colour=f"C{number}")
+                for number, (lang, found) in enumerate(forgetting.items())
+            ]
+            draw("cka", lambda path: plot_lines({"CKA": {"all": cka}}, path, "layer"))
+            phones = {
+                lang: [_line(found["phone_probe"], name) for name in ("model", "base")]
+                for lang, found in forgetting.items()
+                if found["phone_probe"]
+            }
+            images["phones"] = ""
+            if phones:
+                rows_of = {"frame accuracy (%)": phones}
+                draw("phones", lambda path: plot_lines(rows_of, path, "layer"))
+    return images
+
+
+def _line(rows: list[dict[str, Any]], name: str) -> Line:
+    return Line(
+        [row["layer"] for row in rows],
+        [row[name]["value"] for row in rows],
+        name,
+        [row[name]["interval"] for row in rows],
+        style="o--" if name == "base" else "o-",
+        colour="0.45" if name == "base" else "C0",
+    )
+
+
+def _count(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.2f} %"
+
+
+def _share(value: float, experts: int) -> str:
+    return f"{value / math.log(experts):.2f}"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,1 +1,0 @@
-"""Trained models for others: the ways out of an experiment directory."""

@@ -1,1 +1,0 @@
-"""Code that travels with a Hugging Face export: needs transformers and torch only."""

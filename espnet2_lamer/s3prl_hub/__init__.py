@@ -1,1 +1,0 @@
-"""What goes into the folder ``upstream`` of an S3PRL checkout."""

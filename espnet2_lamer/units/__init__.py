@@ -1,1 +1,0 @@
-"""Pseudo-labels: teacher features, k-means codebook, units and their quality."""
