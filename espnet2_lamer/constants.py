@@ -1,4 +1,7 @@
-"""How many HuBERT frames an utterance has."""
+"""The rate of all audio, and how many HuBERT frames an utterance has."""
+
+#: Samples a second.
+SAMPLE_RATE = 16000
 
 #: Samples that one frame sees, and samples between frames, at 16 kHz.
 RECEPTIVE_FIELD = 400

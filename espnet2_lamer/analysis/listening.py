@@ -159,14 +159,13 @@ def listen(
 def compare_probes(layer: int, model: PhoneProbe, base: PhoneProbe) -> dict[str, Any]:
     """Put two phone probes on the same utterances side by side, in per cent."""
     test = model.accuracy.compare(base.accuracy)
-    assert test is not None  # both have parts
     return {
         "layer": layer,
         "model": _plain(model),
         "base": _plain(base),
-        "difference": 100 * test.difference,
-        "interval": [100 * bound for bound in test.interval],
-        "p": test.p_two_sided,
+        "difference": test.value,
+        "interval": list(test.interval),
+        "p": test.p,
     }
 
 

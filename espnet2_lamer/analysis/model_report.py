@@ -201,5 +201,5 @@ def _probe_row(
         row[name] = {"value": measure.value, "interval": list(measure.interval)}
     if "base" in measured:
         test = measured["model"][state].compare(measured["base"][state])
-        row |= {"difference": 100 * test.difference, "p": test.p_two_sided}
+        row |= {"difference": test.value, "p": test.p}
     return row

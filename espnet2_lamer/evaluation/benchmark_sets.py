@@ -1,12 +1,12 @@
-"""What the sets of stage 9 share: their texts, their record, subsets of them."""
+"""What all evaluation sets share: their texts, their record, subsets of them."""
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from espnet2_lamer.data.audio import SAMPLE_RATE
+from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.data.formatting import FormattedSet
 from espnet2_lamer.data.sampling import sample_replay
 from espnet2_lamer.data.seeds import seed_of
@@ -23,6 +23,7 @@ _TEXTS = ("text", PLAIN_TEXT, "text.raw")
 _TABLES = ("wav.scp", "utt2lang", "utt2num_samples", *_TEXTS)
 #: Units whose text is the normalised transcript.
 PLAIN_UNITS = ("char", "word", "bpe")
+_MADE_BY = "the formatting of evaluation sets"
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,17 @@ def write_record(directory: str | Path, info: SetInfo) -> dict[str, Any]:
     return record
 
 
+def write_sets(
+    raw: Path, ready: Mapping[str, tuple[FormattedSet, SetInfo]]
+) -> dict[str, dict[str, Any]]:
+    """Write formatted sets by name, with their records, which are returned."""
+    records = {}
+    for name, (formatted, info) in ready.items():
+        formatted.write(raw / name)
+        records[name] = write_record(raw / name, info)
+    return records
+
+
 def convert_text(
     formatted: FormattedSet,
     unit: str,
@@ -79,7 +91,7 @@ def convert_text(
 
     Args:
         formatted: Changed in place.
-        unit: See ``evaluation.units.to_units``.
+        unit: See :func:`~espnet2_lamer.evaluation.text_units.to_units`.
         lang: ISO 639-3 code.
         directory: Named in errors.
         normalize: What is done to a transcript before it becomes units.
@@ -91,7 +103,11 @@ def convert_text(
     raw = formatted.tables["text"]
     pronunciations = formatted.tables["romanisation"]
     if unit == "phone":
-        pronunciations = _phone_strings(formatted.ctm) or pronunciations
+        phones: dict[str, str] = {}
+        for line in formatted.ctm:
+            utt, _, _, _, phone = line.split()
+            phones[utt] = f"{phones[utt]} {phone}" if utt in phones else phone
+        pronunciations = phones or pronunciations
     converted = {}
     for utt, text in raw.items():
         try:
@@ -107,14 +123,6 @@ def convert_text(
     formatted.tables["text"] = converted
     formatted.tables[PLAIN_TEXT] = {utt: plain(text) for utt, text in raw.items()}
     formatted.tables["text.raw"] = raw
-
-
-def _phone_strings(ctm: list[str]) -> dict[str, str]:
-    phones: dict[str, list[str]] = {}
-    for line in ctm:
-        utt, _, _, _, phone = line.split()
-        phones.setdefault(utt, []).append(phone)
-    return {utt: " ".join(names) for utt, names in phones.items()}
 
 
 def has_units(
@@ -138,22 +146,31 @@ def read_texts(directory: str | Path, unit: str) -> dict[str, str]:
     """Return a formatted set's text in a unit.
 
     Raises:
-        RecipeError: The set has no text in it, or an utterance of ``wav.scp`` has no
-            line or an empty one.
+        RecipeError: See :func:`read_whole`.
     """
-    directory = Path(directory)
     name = PLAIN_TEXT if unit in PLAIN_UNITS else "text"
     # Sets made by hand may have nothing but `text`.
-    path = directory / name if (directory / name).is_file() else directory / "text"
-    texts = read_table(path, "stage 9")
-    utts = read_table(directory / "wav.scp", "stage 9")
+    name = name if (Path(directory) / name).is_file() else "text"
+    return read_whole(directory, name, "text")
+
+
+def read_whole(directory: str | Path, name: str, what: str) -> dict[str, str]:
+    """Return a formatted set's table in the order of its ``wav.scp``.
+
+    Raises:
+        RecipeError: A file is missing, or an utterance of ``wav.scp`` has no line in
+            it or an empty one.
+    """
+    path = Path(directory) / name
+    table = read_table(path, _MADE_BY)
+    utts = read_table(path.with_name("wav.scp"), _MADE_BY)
     for utt in utts:
-        if not texts.get(utt):
+        if not table.get(utt):
             raise RecipeError(
-                f"{path}: {utt}: no text; every utterance of wav.scp needs one: drop "
-                "it or rerun stage 9"
+                f"{path}: {utt}: no {what}; every utterance of wav.scp needs one: drop "
+                "it or make the evaluation sets anew"
             )
-    return {utt: texts[utt] for utt in utts}
+    return {utt: table[utt] for utt in utts}
 
 
 def write_subset(
@@ -186,7 +203,7 @@ def write_subset(
 
 def durations(directory: str | Path) -> dict[str, float]:
     """Return the seconds of every utterance of a formatted set."""
-    samples = read_table(Path(directory) / "utt2num_samples", "stage 9")
+    samples = read_table(Path(directory) / "utt2num_samples", _MADE_BY)
     return {utt: int(count) / SAMPLE_RATE for utt, count in samples.items()}
 
 
@@ -200,7 +217,6 @@ def write_budget(train: str | Path, budget: str, seed: int) -> dict[str, Any]:
     record = json.loads((train / RECORD).read_text(encoding="utf-8"))
     values = {f.name: record[f.name] for f in fields(SetInfo)}
     info = SetInfo(**values | {"budget": budget, "seed": seed})
-    minutes = BUDGETS[budget]
     drawn = seed_of(seed, "budget", info.lang)
-    utts = sample_replay(durations(train), minutes / 60, drawn)
+    utts = sample_replay(durations(train), BUDGETS[budget] / 60, drawn)
     return write_subset(train, train.with_name(f"{train.name}_{budget}"), utts, info)

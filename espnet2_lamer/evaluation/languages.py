@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
-from espnet2_lamer.evaluation.mlsuperb_protocol import FEW_SHOT
 from espnet2_lamer.evaluation.scoring import (
     LANGUAGE_TAG,
     LidScore,
@@ -22,11 +21,6 @@ Groups = Mapping[str, Mapping[str, float]]
 UNSPACED = ("cmn", "jpn", "tha", "yue")
 #: The challenge of ML-SUPERB 2.0 reports the mean of so many worst languages.
 WORST = 15
-
-
-def few_shot_group(lang: str) -> str:
-    """Name the official scripts' group of a language: trained or few-shot."""
-    return "few-shot languages" if lang in FEW_SHOT else "trained languages"
 
 
 def utterance_rates(
@@ -64,8 +58,8 @@ def utterance_rates(
 def identification_rates(score: LidScore) -> dict[str, dict[str, float]]:
     """Return 1 or 0 for every utterance, by true language."""
     groups: dict[str, dict[str, float]] = {}
-    for utt, lang in score.languages.items():
-        groups.setdefault(lang, {})[utt] = float(score.found[utt] == lang)
+    for utt, (right, _) in score.measure.parts.items():
+        groups.setdefault(score.languages[utt], {})[utt] = float(right)
     return groups
 
 

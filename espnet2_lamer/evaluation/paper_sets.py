@@ -1,4 +1,4 @@
-"""Stage 9 for the paper's sets: CommonVoice and FLEURS in ML-SUPERB's sizes.
+"""The paper's evaluation sets: CommonVoice and FLEURS in ML-SUPERB's sizes.
 
 Per language and corpus one hour of training speech (or ten minutes of it) and ten
 minutes each of development and test speech, drawn once with a fixed seed (Lamer-SSL,
@@ -25,7 +25,7 @@ from espnet2_lamer.evaluation.benchmark_sets import (
     convert_text,
     durations,
     has_units,
-    write_record,
+    write_sets,
     write_subset,
 )
 from espnet2_lamer.evaluation.runs import BUDGETS
@@ -67,8 +67,8 @@ def prepare_paper_sets(
     of the longer ones. Every list goes to ``<dump_dir>/raw/lists/<set>.txt``.
 
     Args:
-        data_dir: Output of stage 1 with ``eval/<corpus>/<split>_<lang>``.
-        dump_dir: Root of the dump; converted audio is shared with stage 2.
+        data_dir: Prepared data with ``eval/<corpus>/<split>_<lang>``.
+        dump_dir: Root of the dump; converted audio is shared with pretraining.
         langs: ISO 639-3 codes.
         units: Language to unit.
         budgets: Of ``10min`` and ``1h``.
@@ -85,7 +85,7 @@ def prepare_paper_sets(
         What ``paper.json`` holds: the record of every set.
 
     Raises:
-        RecipeError: A set of stage 1 is missing or has no text, a list names an
+        RecipeError: A prepared set is missing or has no text, a list names an
             utterance that is not there, a held-out utterance is in the pretraining
             data, or too much audio is unusable. Nothing is written then.
     """
@@ -99,7 +99,9 @@ def prepare_paper_sets(
                 raise RecipeError(
                     f"--units: none for {lang}; found {', '.join(sorted(units))}"
                 )
-            pretraining = _pretraining(data_dir, lang)
+            pretraining: dict[str, str] = {}
+            if (data_dir / f"train_{lang}" / "wav.scp").is_file():
+                pretraining = read_table(data_dir / f"train_{lang}" / "wav.scp")
             for split in SPLITS:
                 source = _source(data_dir, corpus, lang, split)
                 budget = budgets[0] if split == "train" else ""
@@ -127,9 +129,7 @@ def prepare_paper_sets(
     for skipped in bad:
         skipped.write()
     report: dict = {"seed": seed, "corpora": list(corpora), "sets": {}}
-    for name, (formatted, info) in ready.items():
-        formatted.write(raw / name)
-        report["sets"][name] = write_record(raw / name, info)
+    report["sets"] |= write_sets(raw, ready)
     number = len(corpora) * len(langs)
     for corpus in corpora:
         for lang in langs:
@@ -163,15 +163,10 @@ def _source(data_dir: Path, corpus: str, lang: str, split: str) -> Path:
     for name in ("wav.scp", "text"):
         if not (directory / name).is_file():
             raise RecipeError(
-                f"{directory / name}: file not found; it is made by stage 1 with "
+                f"{directory / name}: file not found; data preparation makes it with "
                 f"{corpus} in --corpus, if {corpus} has the language {lang}"
             )
     return directory
-
-
-def _pretraining(data_dir: Path, lang: str) -> dict[str, str]:
-    path = data_dir / f"train_{lang}" / "wav.scp"
-    return read_table(path) if path.is_file() else {}
 
 
 def _refuse_overlap(
@@ -183,8 +178,8 @@ def _refuse_overlap(
     if both:
         raise RecipeError(
             f"{source / 'wav.scp'}: {len(both)} utterances are in train_{lang}, which "
-            f"pretraining uses, e.g. {both[0]}; rerun stage 1, which leaves the "
-            "corpora's dev and test lists out"
+            f"pretraining uses, e.g. {both[0]}; prepare the data anew, which leaves "
+            "the corpora's dev and test lists out"
         )
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.results import TRACKS, Figure, Results
+from espnet2_lamer.evaluation.results import Results, TaskFigure
+from espnet2_lamer.evaluation.runs import TRACKS
 from espnet2_lamer.fileio.picture import new_picture, save_picture
 
 Confusion = Mapping[str, Mapping[str, int]]
@@ -19,7 +20,7 @@ _WIDEST_INCHES = 40.0
 
 
 def write_plots(
-    directory: str | Path, results: Results, figures: Sequence[Figure]
+    directory: str | Path, results: Results, figures: Sequence[TaskFigure]
 ) -> list[Path]:
     """Draw what :func:`~espnet2_lamer.evaluation.results.collect_figures` returned.
 
@@ -36,11 +37,7 @@ def write_plots(
     written = []
     for track in TRACKS:
         for kind in ("error rate", "accuracy"):
-            chosen = [
-                f
-                for f in figures
-                if f.task and f.task.track == track and f.kind == kind
-            ]
+            chosen = [f for f in figures if f.task.track == track and f.kind == kind]
             if chosen:
                 path = directory / f"{kind.replace(' ', '_')}_{track}.png"
                 plot_rates(chosen, path)
@@ -62,7 +59,7 @@ def write_plots(
     return written
 
 
-def plot_rates(figures: Sequence[Figure], path: str | Path) -> None:
+def plot_rates(figures: Sequence[TaskFigure], path: str | Path) -> None:
     """Draw one point with its 95 % interval per test set and system.
 
     Args:
@@ -145,8 +142,8 @@ def plot_confusion(confusions: Mapping[str, Confusion], path: str | Path) -> Non
     save_picture(picture, path)
 
 
-def _test_name(figure: Figure) -> str:
+def _test_name(figure: TaskFigure) -> str:
     lines = [figure.label, f"({figure.unit})"]
-    if figure.task is not None and figure.task.train:
+    if figure.task.train:
         lines.append(f"trained on {figure.task.train}")
     return "\n".join(lines)

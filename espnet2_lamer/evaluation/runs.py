@@ -1,16 +1,23 @@
-"""A run: one head on one frozen upstream, its experiment directory and its record."""
+"""A run: one head on one frozen upstream, its record, and which runs are scored."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
 
 RECORD = "run.json"
-TRACKS = ("asr", "multi_asr", "lid", "asr_lid")
+#: Tracks in the order of the tables, with their headings.
+TRACKS: Mapping[str, str] = {
+    "asr": "Monolingual speech recognition",
+    "multi_asr": "Multilingual speech recognition",
+    "lid": "Language identification",
+    "asr_lid": "Speech recognition with language identification",
+}
 #: What the heads of a track write, see ``evaluation.tokens.read_targets``.
 TARGETS: Mapping[str, str] = {
     "asr": "text",
@@ -69,6 +76,11 @@ class Run:
     learning_rate: float | None = None
 
     @property
+    def head(self) -> str:
+        """Name of the run without its seed and learning rate."""
+        return replace(self, seed=0, learning_rate=None).name
+
+    @property
     def name(self) -> str:
         """Name of the experiment directory: everything in which two runs may differ."""
         if self.track == "asr":
@@ -119,10 +131,82 @@ class Run:
             return cls(**values)
         except FileNotFoundError:
             raise RecipeError(
-                f"{path}: file not found; it is written by stages 10 and 11"
+                f"{path}: file not found; it is written when a head is trained"
             ) from None
         except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
             raise RecipeError(
                 f"{path}: not a record of a run ({error}); expected the keys name, "
                 f"{', '.join(f.name for f in fields(cls))}; train the run again"
             ) from error
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What one learning rate gave.
+
+    Attributes:
+        head: Name of the run without seed and learning rate.
+        system: Its upstream.
+        learning_rate: The rate; None is the config's own.
+        dev_loss: Best loss on the dev set, mean over seeds.
+        chosen: Whether it is the head's best.
+    """
+
+    head: str
+    system: str
+    learning_rate: float | None
+    dev_loss: float
+    chosen: bool
+
+
+def choose_rates(
+    runs: Sequence[Run], expdir: str | Path
+) -> tuple[list[Run], list[Rate]]:
+    """Keep each head's runs at its best learning rate.
+
+    ML-SUPERB's hidden set is evaluated at several learning rates, everything else
+    fixed, and the best result counts. Here the best is the one with the lowest dev
+    loss, mean over seeds: test sets choose nothing.
+
+    Args:
+        runs: Trained runs.
+        expdir: Parent of their directories, for ``training.json``.
+
+    Returns:
+        The runs that are scored, in their order, and what every rate gave, empty where
+        no head has more than one.
+
+    Raises:
+        RecipeError: A run of a sweep was not trained.
+    """
+    heads: dict[str, dict[float | None, list[Run]]] = {}
+    for run in runs:
+        heads.setdefault(run.head, {}).setdefault(run.learning_rate, []).append(run)
+    best: dict[str, float | None] = {}
+    rates = []
+    for head, by_rate in heads.items():
+        if len(by_rate) == 1:
+            best[head] = next(iter(by_rate))
+            continue
+        losses = {
+            rate: fmean(_dev_loss(run, expdir) for run in trained)
+            for rate, trained in by_rate.items()
+        }
+        best[head] = min(losses, key=losses.__getitem__)
+        rates += [
+            Rate(head, by_rate[rate][0].system, rate, loss, rate == best[head])
+            for rate, loss in losses.items()
+        ]
+    chosen = [run for run in runs if run.learning_rate == best[run.head]]
+    return chosen, rates
+
+
+def _dev_loss(run: Run, expdir: str | Path) -> float:
+    path = run.directory(expdir) / "training.json"
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8"))["valid_loss"])
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise RecipeError(
+            f"{path}: no dev loss of this run ({error!r}); it is written "
+            "when training ends"
+        ) from error

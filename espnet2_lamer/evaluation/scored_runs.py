@@ -4,18 +4,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from espnet2_lamer.evaluation.languages import (
     Groups,
-    few_shot_group,
     identification_rates,
     language_figures,
     mean_of_groups,
     utterance_rates,
 )
-from espnet2_lamer.evaluation.mlsuperb_protocol import MONOLINGUAL
+from espnet2_lamer.evaluation.mlsuperb import few_shot_group
 from espnet2_lamer.evaluation.results import MeasureTable, Results, Task
 from espnet2_lamer.evaluation.runs import Run
 from espnet2_lamer.evaluation.scoring import (
@@ -25,14 +23,11 @@ from espnet2_lamer.evaluation.scoring import (
     lid_accuracy,
     score_files,
 )
-from espnet2_lamer.evaluation.superb_score import METRICS, PUBLISHED, superb_score
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.metrics.measure import Measure
 
 #: How a language is chosen in track ``lid``, by the folder of its hypotheses.
 DECISIONS = {"most_probable_tag": "most probable tag", "first_tag": "first tag"}
-#: The decision of the official script.
-OFFICIAL_DECISION = "first tag"
 BPE = "bpe (scored in characters)"
 
 
@@ -81,7 +76,7 @@ def score_run(
     for label, sets in run.tests.items():
         here = run.directory(expdir) / f"decode_{label}"
         ref = here / "ref" / "text"
-        utt2lang = read_table(here / "ref" / "utt2lang", "stage 12")
+        utt2lang = read_table(here / "ref" / "utt2lang", "decoding")
         corpora = sorted({_corpus(Path(raw) / name) for name in sets})
         for folder in DECISIONS if run.track == "lid" else ("free",):
             hyp = here / folder / "1best_recog" / "text"
@@ -95,16 +90,13 @@ def score_run(
                 found = lid_accuracy(ref, hyp)
                 rates["accuracy"] = identification_rates(found)
             unit = DECISIONS.get(folder) or (BPE if run.unit == "bpe" else run.unit)
-            task = Task(run.track, label, unit, training_speech(run))
+            # What a head was trained on: corpus, amount, mixture.
+            amount = "all speech" if run.budget == "all" else run.budget
+            words = filter(None, (run.corpus, amount, run.lid_reading))
+            task = Task(run.track, label, unit, " ".join(words))
             corpus = corpora[0] if len(corpora) == 1 else "all corpora"
             tests.append(ScoredTest(run, task, corpus, utt2lang, score, found, rates))
     return tests
-
-
-def training_speech(run: Run) -> str:
-    """Say in a few words what a head was trained on: corpus, amount, mixture."""
-    amount = "all speech" if run.budget == "all" else run.budget
-    return " ".join(filter(None, (run.corpus, amount, run.lid_reading)))
 
 
 def fill_results(results: Results, tests: Sequence[ScoredTest]) -> None:
@@ -117,32 +109,30 @@ def fill_results(results: Results, tests: Sequence[ScoredTest]) -> None:
     identification: dict[Task, dict[str, dict[int, LidScore]]] = {}
     heads: dict[tuple[Task, str], str] = {}
     for test in tests:
-        parts: dict[str, tuple[Any, Any]] = {"": (test.score, test.found)}
-        if len(set(test.utt2lang.values())) > 1:
-            groupings = [str]
-            if test.run.benchmark == "mlsuperb":
-                groupings.insert(0, few_shot_group)
-            for group in groupings:
-                split = [
-                    by_language(s, test.utt2lang, group) if s is not None else {}
-                    for s in (test.score, test.found)
-                ]
-                for name in split[0] or split[1]:
-                    parts[name] = (split[0].get(name), split[1].get(name))
-        for part, (score, found) in parts.items():
-            task = replace(test.task, part=part)
-            system, seed = test.run.system, test.run.seed
-            if score is not None:
-                recognition.setdefault(task, {}).setdefault(system, {})[seed] = score
-            if found is not None:
-                decided = task if score is None else replace(task, unit="first tag")
-                row = identification.setdefault(decided, {})
-                row.setdefault(system, {})[seed] = found
-                heads[decided, system] = describe_head(test.run)
-            heads[task, system] = describe_head(test.run)
+        system, seed = test.run.system, test.run.seed
+        for scored, score in ((recognition, test.score), (identification, test.found)):
+            if score is None:
+                continue
+            whole = test.task
+            if test.score is not None and score is test.found:
+                whole = replace(whole, unit="first tag")
+            for task, part in _parts(test, whole, score).items():
+                scored.setdefault(task, {}).setdefault(system, {})[seed] = part
+                heads[task, system] = describe_head(test.run)
     results.recognition = recognition
     results.identification = identification
     results.heads = heads
+
+
+def _parts(test: ScoredTest, whole: Task, score: Score | LidScore) -> dict[Task, Any]:
+    parts = {whole: score}
+    if len(set(test.utt2lang.values())) > 1:
+        if test.run.benchmark == "mlsuperb":
+            for name, part in by_language(score, test.utt2lang, few_shot_group).items():
+                parts[replace(whole, part=name, group=True)] = part
+        for lang, part in by_language(score, test.utt2lang).items():
+            parts[replace(whole, part=lang)] = part
+    return parts
 
 
 def describe_head(run: Run) -> str:
@@ -163,6 +153,7 @@ def language_table(
     Returns:
         The table, or None when no track has more than one language.
     """
+    # collected[row, kind][system][seed][lang][utt]
     collected: dict[tuple[str, str], dict[str, dict[int, dict[str, Any]]]] = {}
     units: dict[tuple[str, str], dict[str, str]] = {}
     for test in tests:
@@ -172,29 +163,34 @@ def language_table(
             by_lang = by_seed.setdefault(test.run.seed, {})
             # One utterance may be in the test set of several monolingual heads.
             where = f"{test.run.corpus}/{test.task.test}/"
+            unit = test.task.unit if kind == "error rate" else "language"
             for lang, values in groups.items():
                 renamed = {where + utt: value for utt, value in values.items()}
                 by_lang.setdefault(lang, {}).update(renamed)
-                units.setdefault(row, {})[lang] = _language_unit(test, kind)
+                units.setdefault(row, {})[lang] = unit
     rows: dict[str, dict[str, Measure]] = {}
     row_units: dict[str, str] = {}
     for (name, kind), systems in collected.items():
-        if len(units[name, kind]) < 2:
+        by_lang = units[name, kind]
+        if len(by_lang) < 2:
             continue
+        named = ", ".join(f"{lang} {unit}" for lang, unit in sorted(by_lang.items()))
+        if len(set(by_lang.values())) == 1:
+            named = next(iter(by_lang.values()))
         for system, trainings in systems.items():
             groups = mean_of_groups(list(trainings.values()))
             figures = language_figures(groups, seed, kind == "accuracy")
             for what, measure in figures.items():
                 label = f"{name}: {kind}, {what}"
                 rows.setdefault(label, {})[system] = measure
-                row_units[label] = _units(units[name, kind])
+                row_units[label] = named
     if not rows:
         return None
     return MeasureTable(
         "Over languages",
         "error rate or LID accuracy (%)",
         rows,
-        list(baselines),
+        baselines,
         "As ML-SUPERB 2.0: the mean over a language's utterances, then over languages; "
         "in characters without punctuation, and without spaces in cmn, jpn, tha, yue. "
         "The deviation is the sample standard deviation over languages. Different "
@@ -205,96 +201,15 @@ def language_table(
 
 def _language_row(test: ScoredTest) -> str:
     """Name what is averaged over languages: heads of one kind on sets of one kind."""
-    words = [test.run.track, test.task.train, f"on {test.task.test}"]
-    if test.run.track == "asr":
-        # In the official benchmark a language has its own training corpus.
-        official = test.run.benchmark == "mlsuperb"
-        words[1] = test.run.budget if official else test.task.train
-        words[2] = f"on {test.corpus}" if test.corpus and not official else ""
-    if test.run.track == "lid":
-        words.append(f"({test.task.unit})")
-    return " ".join(filter(None, words))
-
-
-def _language_unit(test: ScoredTest, kind: str) -> str:
-    return test.task.unit if kind == "error rate" else "language"
-
-
-def superb_table(tests: Sequence[ScoredTest]) -> MeasureTable | None:
-    """Give the official benchmark's figures and overall score per system.
-
-    The scale runs from the published FBANK to the best of the published systems and
-    those scored here.
-
-    Returns:
-        The table; None when no system has all four tracks of one budget.
-    """
-    rows: dict[str, dict[str, Measure]] = {}
-    for budget in PUBLISHED:
-        metrics = _metrics([t for t in tests if t.run.budget == budget])
-        complete = {s: m for s, m in metrics.items() if set(METRICS) <= set(m)}
-        pool = {**PUBLISHED[budget], **{f"{s} (here)": m for s, m in complete.items()}}
-        for system, values in complete.items():
-            for name in METRICS:
-                rows.setdefault(f"{budget}: {name}", {})[system] = Measure(values[name])
-            score = Measure(superb_score(values, pool))
-            rows.setdefault(f"{budget}: SUPERB score", {})[system] = score
-    if not rows:
-        return None
-    langs = {
-        lang
-        for test in tests
-        if test.run.track != "asr"
-        for lang in test.utt2lang.values()
-    }
-    return MeasureTable(
-        "ML-SUPERB",
-        "figure (%; the score: 0 to 1000)",
-        rows,
-        [],
-        "The official averages: monolingual error rates within a language, then over "
-        "languages; the multilingual tracks corpus-level over trained and over "
-        f"few-shot languages ({len(langs)} here, 143 in the benchmark). The SUPERB "
-        "score is 0 for FBANK and 1000 for the best "
-        f"of {', '.join(sorted(PUBLISHED['1h']))} and the systems here.",
-    )
-
-
-def _metrics(tests: Sequence[ScoredTest]) -> dict[str, dict[str, float]]:
-    """``metrics[system][name]`` of the official benchmark, means over seeds."""
-    found: dict[str, dict[str, list[float]]] = {}
-    mono: dict[str, dict[str, list[float]]] = {}
-    for test in tests:
-        run = test.run
-        if run.benchmark != "mlsuperb":
-            continue
-        if run.track == "asr" and test.score is not None:
-            rates = mono.setdefault(run.system, {}).setdefault(test.task.test, [])
-            rates.append(test.score.error_rate)
-            continue
-        if run.track == "lid" and test.task.unit != OFFICIAL_DECISION:
-            continue
-        values = found.setdefault(run.system, {})
-        prefix = "joint" if run.track == "asr_lid" else "multi"
-        if test.score is not None:
-            groups = by_language(test.score, test.utt2lang, few_shot_group)
-            for group, kind in (("trained", "CER"), ("few-shot", "few-shot CER")):
-                if score := groups.get(f"{group} languages"):
-                    values.setdefault(f"{prefix} {kind}", []).append(score.error_rate)
-        if test.found is not None:
-            groups = by_language(test.found, test.utt2lang, few_shot_group)
-            name = "LID accuracy" if run.track == "lid" else "joint accuracy"
-            if score := groups.get("trained languages"):
-                values.setdefault(name, []).append(score.accuracy)
-    for system, rates_of in mono.items():
-        # As mono_superb_score.py, which refuses to average when one is missing.
-        if set(MONOLINGUAL) <= set(rates_of):
-            by_lang: dict[str, list[float]] = {}
-            for name, (lang, _) in MONOLINGUAL.items():
-                by_lang.setdefault(lang, []).append(fmean(rates_of[name]))
-            average = fmean(map(fmean, by_lang.values()))
-            found.setdefault(system, {})["mono CER"] = [average]
-    return {s: {n: fmean(v) for n, v in row.items()} for s, row in found.items()}
+    run = test.run
+    train, where = test.task.train, f"on {test.task.test}"
+    if run.track == "asr":
+        where = f"on {test.corpus}" if test.corpus else ""
+        if run.benchmark == "mlsuperb":
+            # A language has its own training corpus.
+            train, where = run.budget, ""
+    decision = f"({test.task.unit})" if run.track == "lid" else ""
+    return " ".join(filter(None, (run.track, train, where, decision)))
 
 
 def _corpus(directory: Path) -> str:
@@ -302,10 +217,3 @@ def _corpus(directory: Path) -> str:
     if not path.is_file():
         return ""
     return json.loads(path.read_text(encoding="utf-8")).get("corpus", "")
-
-
-def _units(by_lang: Mapping[str, str]) -> str:
-    units = sorted(set(by_lang.values()))
-    if len(units) == 1:
-        return units[0]
-    return ", ".join(f"{lang} {unit}" for lang, unit in sorted(by_lang.items()))

@@ -11,6 +11,7 @@ from espnet2_lamer.evaluation.text_units import UNITS
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.metrics.alignment import Counts, error_counts, sclite_counts
 from espnet2_lamer.metrics.bootstrap import rate_interval, wilson_interval
+from espnet2_lamer.metrics.measure import Measure
 
 SPACE = "<space>"
 UNKNOWN_LANGUAGE = "[UNK]"
@@ -51,25 +52,21 @@ class Score:
         )
         return cls(unit, counts, (100 * low, 100 * high), sclite)
 
-    def subset(self, utts: Collection[str], seed: int = 0) -> "Score":
+    def subset(self, utts: Collection[str]) -> "Score":
         """Score of some of the utterances, such as those of one language."""
         kept = [utt for utt in self.counts if utt in utts]
-        return self.of_counts(
-            self.unit,
-            {utt: self.counts[utt] for utt in kept},
-            {utt: self.sclite[utt] for utt in kept},
-            seed,
-        )
-
-    @property
-    def total(self) -> Counts:
-        """Counts summed over utterances."""
-        return _sum(self.counts.values())
+        counts = {utt: self.counts[utt] for utt in kept}
+        return self.of_counts(self.unit, counts, {u: self.sclite[u] for u in kept})
 
     @property
     def sclite_total(self) -> Counts:
         """Counts along sclite's alignment, summed over utterances."""
         return _sum(self.sclite.values())
+
+    @property
+    def total(self) -> Counts:
+        """Counts summed over utterances."""
+        return _sum(self.counts.values())
 
     @property
     def errors(self) -> int:
@@ -97,15 +94,16 @@ class Score:
         wrong = sum(c.errors > 0 for c in self.counts.values())
         return 100 * wrong / self.utterances
 
+    @property
+    def measure(self) -> Measure:
+        """The error rate as a figure."""
+        parts = {u: (c.errors, c.ref_length) for u, c in self.counts.items()}
+        return Measure(self.error_rate, self.interval, self.utterances, parts)
+
     def summary(self) -> dict[str, Any]:
         """The figures that ``bin.score`` writes."""
-        return {
-            "errors": self.errors,
-            "ref_length": self.ref_length,
-            "error_rate": self.error_rate,
-            "interval": list(self.interval),
-            "utterances": self.utterances,
-        }
+        names = ("errors", "ref_length", "error_rate", "interval", "utterances")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -137,11 +135,6 @@ class LidScore:
         return self.of_languages(kept, {utt: self.found[utt] for utt in kept})
 
     @property
-    def correct(self) -> dict[str, bool]:
-        """Whether the language was found, per utterance id."""
-        return {utt: self.found[utt] == lang for utt, lang in self.languages.items()}
-
-    @property
     def confusion(self) -> dict[str, dict[str, int]]:
         """``confusion[true][found]`` utterance counts, both sorted."""
         rows: dict[str, dict[str, int]] = {}
@@ -151,20 +144,25 @@ class LidScore:
         return {lang: dict(sorted(rows[lang].items())) for lang in sorted(rows)}
 
     @property
-    def utterances(self) -> int:
-        """Number of utterances."""
-        return len(self.languages)
+    def measure(self) -> Measure:
+        """The accuracy, per cent of utterances whose language was found, as a figure.
+
+        Its parts are 1 or 0 correct of 1.
+        """
+        parts = {u: (int(self.found[u] == t), 1) for u, t in self.languages.items()}
+        accuracy = 100 * sum(right for right, _ in parts.values()) / len(parts)
+        return Measure(accuracy, self.interval, len(parts), parts)
 
     @property
     def accuracy(self) -> float:
         """Per cent of utterances whose language was found."""
-        return 100 * sum(self.correct.values()) / self.utterances
+        return self.measure.value
 
     @property
     def majority(self) -> float:
         """Accuracy, per cent, of always answering the most frequent language."""
         classes = (sum(found.values()) for found in self.confusion.values())
-        return 100 * max(classes) / self.utterances
+        return 100 * max(classes) / len(self.languages)
 
 
 def tokenize(line: str, unit: str, remove_tags: bool = False) -> list[str]:

@@ -1,9 +1,13 @@
-"""ML-SUPERB's overall score of a system, between FBANK and the best published."""
+"""ML-SUPERB's official averages, and its overall score of a system."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.evaluation.mlsuperb import FEW_SHOT, MONOLINGUAL
+from espnet2_lamer.evaluation.results import MeasureTable
+from espnet2_lamer.evaluation.scored_runs import ScoredTest
+from espnet2_lamer.metrics.measure import Measure
 
 #: A task's metrics; error rates and accuracies in per cent.
 TASKS = {
@@ -13,6 +17,7 @@ TASKS = {
     "multilingual ASR+LID": ("joint accuracy", "joint CER", "joint few-shot CER"),
 }
 METRICS = tuple(metric for metrics in TASKS.values() for metric in metrics)
+HIGHER_IS_BETTER = ("LID accuracy", "joint accuracy")
 FLOOR = "FBANK"
 
 # Published figures in the order of METRICS: ML-SUPERB (arXiv 2305.10615), the findings
@@ -105,8 +110,86 @@ def superb_score(
     for names in TASKS.values():
         shares = []
         for name in names:
-            choose = max if name.endswith("accuracy") else min
+            choose = max if name in HIGHER_IS_BETTER else min
             best = choose(system[name] for system in pool.values())
             shares.append((metrics[name] - floor[name]) / (best - floor[name]))
         tasks.append(fmean(shares))
     return 1000 * fmean(tasks)
+
+
+def superb_table(tests: Sequence[ScoredTest]) -> MeasureTable | None:
+    """Give the official benchmark's figures and overall score per system.
+
+    The scale runs from the published FBANK to the best of the published systems and
+    those scored here.
+
+    Returns:
+        The table; None when no system has all four tracks of one budget.
+    """
+    rows: dict[str, dict[str, Measure]] = {}
+    for budget in PUBLISHED:
+        metrics = _metrics([t for t in tests if t.run.budget == budget])
+        complete = {s: m for s, m in metrics.items() if set(METRICS) <= set(m)}
+        pool = {**PUBLISHED[budget], **{f"{s} (here)": m for s, m in complete.items()}}
+        for system, values in complete.items():
+            for name in METRICS:
+                rows.setdefault(f"{budget}: {name}", {})[system] = Measure(values[name])
+            score = Measure(superb_score(values, pool))
+            rows.setdefault(f"{budget}: SUPERB score", {})[system] = score
+    if not rows:
+        return None
+    langs = {
+        lang
+        for test in tests
+        if test.run.track != "asr"
+        for lang in test.utt2lang.values()
+    }
+    return MeasureTable(
+        "ML-SUPERB",
+        "figure (%; the score: 0 to 1000)",
+        rows,
+        note="The official averages: monolingual error rates within a language, then "
+        "over languages; the multilingual tracks corpus-level over trained and over "
+        f"few-shot languages ({len(langs)} here, 143 in the benchmark). The SUPERB "
+        "score is 0 for FBANK and 1000 for the best "
+        f"of {', '.join(sorted(PUBLISHED['1h']))} and the systems here.",
+    )
+
+
+def _metrics(tests: Sequence[ScoredTest]) -> dict[str, dict[str, float]]:
+    """``metrics[system][name]`` of the official benchmark, means over seeds."""
+    found: dict[str, dict[str, list[float]]] = {}
+    mono: dict[str, dict[str, list[float]]] = {}
+    for test in tests:
+        run = test.run
+        if run.benchmark != "mlsuperb":
+            continue
+        if run.track == "asr":
+            rates = mono.setdefault(run.system, {}).setdefault(test.task.test, [])
+            rates.append(test.score.error_rate)
+            continue
+        # The official script decides by the first tag.
+        if run.track == "lid" and test.task.unit != "first tag":
+            continue
+        values = found.setdefault(run.system, {})
+        few = {utt for utt, lang in test.utt2lang.items() if lang in FEW_SHOT}
+        trained = test.utt2lang.keys() - few
+        prefix = "joint" if run.track == "asr_lid" else "multi"
+        if test.score is not None:
+            for utts, kind in ((trained, "CER"), (few, "few-shot CER")):
+                if utts:
+                    rate = test.score.subset(utts).error_rate
+                    values.setdefault(f"{prefix} {kind}", []).append(rate)
+        if test.found is not None and trained:
+            name = "LID accuracy" if run.track == "lid" else "joint accuracy"
+            accuracy = test.found.subset(trained).accuracy
+            values.setdefault(name, []).append(accuracy)
+    for system, rates_of in mono.items():
+        # As mono_superb_score.py, which refuses to average when one is missing.
+        if set(MONOLINGUAL) <= set(rates_of):
+            by_lang: dict[str, list[float]] = {}
+            for name, (lang, _) in MONOLINGUAL.items():
+                by_lang.setdefault(lang, []).append(fmean(rates_of[name]))
+            average = fmean(map(fmean, by_lang.values()))
+            found.setdefault(system, {})["mono CER"] = [average]
+    return {s: {n: fmean(v) for n, v in row.items()} for s, row in found.items()}

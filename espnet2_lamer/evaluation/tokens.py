@@ -8,9 +8,8 @@ from pathlib import Path
 
 from espnet2_lamer.compat import quiet_nltk
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.benchmark_sets import read_texts
+from espnet2_lamer.evaluation.benchmark_sets import read_texts, read_whole
 from espnet2_lamer.fileio.atomic import atomic_path, write_text
-from espnet2_lamer.fileio.datadir import read_table
 
 TARGETS = ("text", "lang", "lang_text")
 #: Name of the SentencePiece model in an experiment's ``data`` and ``final``.
@@ -61,38 +60,27 @@ def token_type_of(unit: str) -> str:
     return unit if unit in ("char", "bpe") else "word"
 
 
-def language_tag(lang: str) -> str:
-    """Return the tag that stands for a language, e.g. ``[eng]``."""
-    return f"[{lang}]"
-
-
 def read_targets(directory: str | Path, target: str, unit: str) -> dict[str, str]:
     """Return what a head shall write for every utterance of a data directory.
 
     Args:
         directory: Has ``wav.scp``, and ``utt2lang`` or texts, see
-            ``data.benchmark_sets.read_texts``.
+            :func:`~espnet2_lamer.evaluation.benchmark_sets.read_texts`.
         target: ``text``, ``lang``: the tag of the language, or ``lang_text``: both.
         unit: Of the text.
 
     Raises:
         RecipeError: A file is missing, or an utterance of ``wav.scp`` has none.
     """
-    parts = [] if target == "text" else [_read_tags(Path(directory))]
-    parts += [] if target == "lang" else [read_texts(directory, unit)]
-    return {utt: " ".join(part[utt] for part in parts) for utt in parts[0]}
-
-
-def _read_tags(directory: Path) -> dict[str, str]:
-    langs = read_table(directory / "utt2lang", "stage 9")
-    utts = read_table(directory / "wav.scp", "stage 9")
-    for utt in utts:
-        if not langs.get(utt):
-            raise RecipeError(
-                f"{directory / 'utt2lang'}: {utt}: no lang; every utterance of wav.scp "
-                "needs one: drop it or rerun stage 9"
-            )
-    return {utt: language_tag(langs[utt]) for utt in utts}
+    if target == "text":
+        return read_texts(directory, unit)
+    langs = read_whole(directory, "utt2lang", "lang")
+    # The tag that stands for a language, e.g. [eng].
+    tags = {utt: f"[{lang}]" for utt, lang in langs.items()}
+    if target == "lang":
+        return tags
+    texts = read_texts(directory, unit)
+    return {utt: f"{tag} {texts[utt]}" for utt, tag in tags.items()}
 
 
 def build_vocabulary(
@@ -116,7 +104,9 @@ def build_vocabulary(
     """
     directory = Path(directory)
     if not any(text.strip() for text in texts):
-        raise RecipeError(f"{directory}: no training text; see stage 9's report")
+        raise RecipeError(
+            f"{directory}: no training text; see the evaluation sets' report"
+        )
     if token_type == "bpe":
         return _build_bpe(texts, directory, tags, nbpe)
     nlsyms = None
@@ -184,5 +174,5 @@ def check_targets(
     lengths = {utt: len(tokenizer.text2tokens(text)) for utt, text in texts.items()}
     empty = [utt for utt, length in lengths.items() if not length]
     if empty:
-        raise RecipeError(f"{where}: {empty[0]}: text without tokens; rerun stage 9")
+        raise RecipeError(f"{where}: {empty[0]}: text without tokens")
     return lengths

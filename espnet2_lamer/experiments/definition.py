@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.experiments.measures import UNDIRECTED
+from espnet2_lamer.experiments.measures import KINDS
 from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.recipe.options import Options
 
@@ -19,6 +19,8 @@ OWN = (
     # Only who starts the run says what is trusted.
     "trust_s3prl_files",
 )
+# Kinds of which neither direction is better.
+_UNDIRECTED = tuple(name for name, kind in KINDS.items() if kind.better == "neither")
 EXPECTATIONS = ("better", "worse", "higher", "lower", "equal")
 _KEYS = {
     *("title", "source", "note", "defaults", "seeds", "minutes", "data_minutes"),
@@ -242,7 +244,7 @@ def _claim(path: Path, value: Any, values: Mapping[str, Any]) -> Claim:
             f"({', '.join(EXPECTATIONS)}) and, unless it is the baseline, than"
         )
     claim = Claim(**{key: str(text) for key, text in fields.items()})
-    if claim.measure.startswith(UNDIRECTED) and claim.expect in ("better", "worse"):
+    if claim.measure.startswith(_UNDIRECTED) and claim.expect in ("better", "worse"):
         raise RecipeError(
             f"{path}: claims: {claim.text!r}: expect: found {claim.expect}, expected "
             f"higher, lower or equal: of {claim.measure} neither direction is better"

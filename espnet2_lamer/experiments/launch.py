@@ -13,8 +13,8 @@ import yaml
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.experiments.cells import Cell, Data, place
+from espnet2_lamer.experiments.matrix import Store
 from espnet2_lamer.experiments.measures import CellMeasure, read_measures
-from espnet2_lamer.experiments.store import Store
 from espnet2_lamer.fileio.atomic import write_text
 
 #: Name of every cell's pretraining in its own directory.

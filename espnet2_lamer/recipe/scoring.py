@@ -8,20 +8,20 @@ from pathlib import Path
 from espnet2_lamer.evaluation.head_decoding import decode_run
 from espnet2_lamer.evaluation.plots import write_plots
 from espnet2_lamer.evaluation.results import (
-    Figure,
     MeasureTable,
     Results,
+    TaskFigure,
     collect_figures,
+    describe_environment,
+    write_results,
 )
-from espnet2_lamer.evaluation.runs import Run
+from espnet2_lamer.evaluation.runs import Rate, Run, choose_rates
 from espnet2_lamer.evaluation.scored_runs import (
     fill_results,
     language_table,
     score_run,
-    superb_table,
 )
-from espnet2_lamer.evaluation.sweep import Rate, choose_rates
-from espnet2_lamer.evaluation.tables import describe_environment, write_results
+from espnet2_lamer.evaluation.superb_score import superb_table
 from espnet2_lamer.metrics.measure import Measure
 from espnet2_lamer.parallel import run_each
 from espnet2_lamer.recipe.analysis import read_measure
@@ -71,9 +71,9 @@ def score(options: Options) -> None:
     logging.info("results: %s, %d plots", options.results / "RESULTS.md", len(pictures))
 
 
-def _log(figures: Sequence[Figure]) -> None:
+def _log(figures: Sequence[TaskFigure]) -> None:
     for f in figures:
-        if f.task is None or f.task.part or f.measure.interval is None:
+        if not f.task.track or f.task.part or f.measure.interval is None:
             continue
         logging.info(
             "%s, %s, %s, %s: %s %.1f %% (%.1f-%.1f), %d utterances",
@@ -114,7 +114,7 @@ def _masked_table(options: Options) -> list[MeasureTable]:
             "Masked prediction",
             "masked accuracy (%)",
             rows,
-            "head-only control",
+            ["head-only control"],
             "Same units, data, masks and number of updates; the control trains the "
             "head on the frozen base.",
         )
@@ -138,7 +138,7 @@ def _forgetting_tables(options: Options) -> list[MeasureTable]:
                 "Forgetting: linear phone probe",
                 "frame accuracy (%)",
                 rows,
-                "base",
+                ["base"],
                 f"{where} Replayed languages ({', '.join(options.replay_langs)}) show "
                 "what was kept, new ones what was gained.",
             )
@@ -154,7 +154,7 @@ def _forgetting_tables(options: Options) -> list[MeasureTable]:
                 }
                 for lang, values in saved["cka"].items()
             },
-            "base",
+            ["base"],
             f"{where} 1 means unchanged up to rotation and scale.",
         )
     )

@@ -5,8 +5,6 @@ import json
 import numpy as np
 import pytest
 import soundfile
-
-from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.mlsuperb_protocol import (
     DATASETS,
     FEW_SHOT,
@@ -14,6 +12,8 @@ from espnet2_lamer.evaluation.mlsuperb_protocol import (
     few_shot_utterances,
 )
 from espnet2_lamer.evaluation.mlsuperb_tree import prepare_mlsuperb, scan_tree
+
+from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.text_units import official_text
 from espnet2_lamer.fileio.datadir import read_table
 

@@ -4,7 +4,12 @@ import pytest
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.plots import plot_confusion, plot_rates, write_plots
-from espnet2_lamer.evaluation.results import Figure, Results, Task, collect_figures
+from espnet2_lamer.evaluation.results import (
+    Results,
+    Task,
+    TaskFigure,
+    collect_figures,
+)
 from espnet2_lamer.evaluation.scoring import LidScore
 from espnet2_lamer.metrics.measure import Measure
 
@@ -12,7 +17,9 @@ from espnet2_lamer.metrics.measure import Measure
 def figure(system, test, value, interval, track="asr"):
     task = Task(track, test, "char", "all speech")
     measure = Measure(value, interval, 9)
-    return Figure("T", test, "char", system, measure, 9, (), "error rate", task)
+    return TaskFigure(
+        *("T", test, "char", system, measure), task=task, kind="error rate"
+    )
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from espnet2_lamer.data.sampling import sample_balanced, sample_replay
 from espnet2_lamer.data.seeds import seed_of
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.benchmark_sets import SetInfo, write_subset
-from espnet2_lamer.evaluation.mlsuperb import prepare_asr_data
+from espnet2_lamer.evaluation.own_sets import prepare_asr_data
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.recipe.whisper.options import SPLITS, WhisperOptions
@@ -28,7 +28,7 @@ def select(options: WhisperOptions) -> None:
 
     Raises:
         RecipeError: An utterance may be longer than Whisper's window, or see
-            :func:`~espnet2_lamer.evaluation.mlsuperb.prepare_asr_data`.
+            :func:`~espnet2_lamer.evaluation.own_sets.prepare_asr_data`.
     """
     if options.max_duration > WINDOW_SECONDS:
         raise RecipeError(

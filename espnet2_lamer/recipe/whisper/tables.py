@@ -15,9 +15,10 @@ from espnet2_lamer.evaluation.results import (
     Results,
     Task,
     collect_figures,
+    describe_environment,
+    write_results,
 )
 from espnet2_lamer.evaluation.scoring import LidScore, Score
-from espnet2_lamer.evaluation.tables import describe_environment, write_results
 from espnet2_lamer.fileio.text import read_text
 from espnet2_lamer.metrics.measure import Measure
 from espnet2_lamer.recipe.whisper.data import channel_confounded
