@@ -188,7 +188,8 @@ def test_lid_accuracy_counts_first_tags_and_missing_tags_as_unknown(tmp_path):
     hyp = write(tmp_path / "hyp", a="[eng]", b="[cmn] [eng]", c="[cmn]", d="")
     score = lid_accuracy(ref, hyp)
     assert (score.accuracy, score.majority) == (50.0, 50.0)
-    assert score.correct == {"a": True, "b": True, "c": False, "d": False}
+    right = {utt: part[0] for utt, part in score.measure.parts.items()}
+    assert right == {"a": 1, "b": 1, "c": 0, "d": 0}
     assert score.confusion == {
         "cmn": {"cmn": 1},
         "eng": {"eng": 1},
