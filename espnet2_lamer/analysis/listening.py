@@ -19,8 +19,8 @@ from espnet2_lamer.analysis.speech_set import SpeechSet, phones_of, read_wavefor
 from espnet2_lamer.data.sets import Utterance
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers import LamerFeedForward, experts_off, record_routing
-from espnet2_lamer.metrics.cka import LinearCKA
 from espnet2_lamer.metrics.probe import PhoneProbe, Phones, phone_probe
+from espnet2_lamer.metrics.similarity import LinearCKA
 
 # Frames of a language that are kept in memory for the phone probe: 640 MB for four
 # layers of a Large model and its base.

@@ -89,8 +89,7 @@ def main(cmd: list[str] | None = None) -> None:
         RecipeError: The definition is wrong, or a cell failed.
     """
     args = get_parser().parse_args(cmd)
-    from espnet2_lamer.experiments.cells import plan_cells
-    from espnet2_lamer.experiments.definition import read_definition
+    from espnet2_lamer.experiments.definition import plan_cells, read_definition
     from espnet2_lamer.experiments.launch import measure_cell, prepare_data, run_cell
     from espnet2_lamer.experiments.matrix import Matrix, Store
 

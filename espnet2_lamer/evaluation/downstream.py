@@ -1,6 +1,12 @@
-"""Train ML-SUPERB heads on stored features through ESPnet's ASR task."""
+"""Train ML-SUPERB heads on stored features through ESPnet's ASR task.
 
+A trained head is written as a waveform-in model that needs no other file.
+"""
+
+import argparse
+import copy
 import logging
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
-from espnet2_lamer.convert.state import read_tensors
+from espnet2_lamer.constants import SAMPLE_RATE
+from espnet2_lamer.convert.state import read_state, read_tensors
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.feature_store import (
     StorePlan,
@@ -17,9 +25,9 @@ from espnet2_lamer.evaluation.feature_store import (
     store_features,
     upstream_fingerprint,
 )
-from espnet2_lamer.evaluation.final_model import write_final
-from espnet2_lamer.evaluation.provenance import made_from, put_aside
+from espnet2_lamer.evaluation.runs import made_from, put_aside
 from espnet2_lamer.evaluation.tokens import (
+    BPE_MODEL,
     TARGETS,
     Vocabulary,
     build_vocabulary,
@@ -27,7 +35,8 @@ from espnet2_lamer.evaluation.tokens import (
     read_targets,
     token_type_of,
 )
-from espnet2_lamer.fileio.atomic import write_json
+from espnet2_lamer.fileio.atomic import atomic_dir, write_json
+from espnet2_lamer.fileio.checksum import checked_file
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
@@ -36,6 +45,16 @@ from espnet2_lamer.train.console import espnet_log
 
 #: Stores of one head, training and development speech together, in 10^9 bytes.
 FEATURE_STORE_GB = 50.0
+# Options that say where a head was trained, not what it is: not in final/config.yaml.
+_LOCAL_OPTIONS = {
+    "config": None,
+    "output_dir": None,
+    "train_data_path_and_name_and_type": [],
+    "valid_data_path_and_name_and_type": [],
+    "train_shape_file": [],
+    "valid_shape_file": [],
+    "non_linguistic_symbols": None,
+}
 
 
 @dataclass(frozen=True)
@@ -134,8 +153,12 @@ def train_head(
     plans = {
         name: [
             plan_store(
-                *(upstream, options.layer, directory, store_root, options.store_dtype),
-                fingerprint=fingerprint,
+                upstream,
+                options.layer,
+                directory,
+                store_root,
+                options.store_dtype,
+                fingerprint,
             )
             for directory in found
         ]
@@ -184,21 +207,10 @@ def train_head(
         if record is not None:
             write_json(output_dir / "run.json", record)
         plan = plans["train"][0]
-        frontend = [
-            "--frontend",
-            "stored_features",
-            "--frontend_conf",
-            f"dim={plan.dim}",
-        ]
-        frontend += ["--frontend_conf", f"num_states={plan.num_states}"]
-        if not stored:
-            frontend = ["--frontend", "lamer_upstream"]
-            frontend += ["--frontend_conf", f"upstream={source}"]
-            frontend += ["--frontend_conf", f"layer={options.layer}"]
-        command = _espnet_options(
-            data, output_dir, Path(config), plan.dim, vocabulary, options, stored
-        )
-        _run_espnet([*command, *frontend], output_dir)
+        command = _espnet_options(data, output_dir, Path(config), vocabulary, options)
+        command += ["--preencoder_conf", f"input_size={plan.dim}"]
+        command += _input_options(data, plan, None if stored else source, options.layer)
+        _run_espnet(command, output_dir)
         write_final(output_dir, upstream, options.layer, vocabulary, inputs)
     return final
 
@@ -253,7 +265,9 @@ def _may_store(
     logging.warning(
         "%s: %.1f GB of features are more than --feature_store_gb %g: the upstream "
         "runs in every epoch, which gives the same head many times more slowly",
-        *(output_dir, total, limit),
+        output_dir,
+        total,
+        limit,
     )
     return False
 
@@ -282,8 +296,13 @@ def _write_stored(
     shape: dict[str, str] = {}
     for source, plan in zip(dirs, plans, strict=True):
         store = store_features(
-            *(upstream, options.layer, source, plan.directory.parent),
-            *(options.store_dtype, device, plan),
+            upstream,
+            options.layer,
+            source,
+            plan.directory.parent,
+            options.store_dtype,
+            device,
+            plan,
         )
         scp |= read_table(store.scp)
         shape |= read_table(store.shape)
@@ -310,32 +329,34 @@ def _espnet_options(
     data: Path,
     output_dir: Path,
     config: Path,
-    dim: int,
     vocabulary: Vocabulary,
     head: HeadOptions,
-    stored: bool,
 ) -> list[str]:
-    options = [
-        *("--config", str(config), "--output_dir", str(output_dir)),
-        *("--resume", "true", "--seed", str(head.seed), "--ngpu", str(head.ngpu)),
-        *vocabulary.options(data),
-        *("--preencoder_conf", f"input_size={dim}"),
-    ]
-    settings = read_yaml(config)
+    options = ["--config", str(config), "--output_dir", str(output_dir)]
+    options += ["--resume", "true", "--seed", str(head.seed), "--ngpu", str(head.ngpu)]
+    options += vocabulary.options(data)
     if head.learning_rate is not None:
         options += ["--optim_conf", f"lr={head.learning_rate}"]
-        if "max_lr" in (settings.get("scheduler_conf") or {}):
+        if "max_lr" in (read_yaml(config).get("scheduler_conf") or {}):
             options += ["--scheduler_conf", f"max_lr={head.learning_rate}"]
-    kind = "kaldi_ark" if stored else "sound"
+    return options
+
+
+def _input_options(
+    data: Path, plan: StorePlan, source: str | Path | None, layer: int | str
+) -> list[str]:
+    """Say what the head reads: stored features, or audio through the upstream."""
+    kind = "kaldi_ark" if source is None else "sound"
+    options = ["--frontend", "stored_features" if source is None else "lamer_upstream"]
+    conf = {"dim": plan.dim, "num_states": plan.num_states}
+    if source is not None:
+        conf = {"upstream": source, "layer": layer}
+    for key, value in conf.items():
+        options += ["--frontend_conf", f"{key}={value}"]
     for espnet_name, name in (("train", "train"), ("valid", "dev")):
-        for file, key, type_ in (
-            ("feats.scp", "speech", kind),
-            ("text", "text", "text"),
-        ):
-            options += [
-                f"--{espnet_name}_data_path_and_name_and_type",
-                f"{data / name / file},{key},{type_}",
-            ]
+        for file in (f"feats.scp,speech,{kind}", "text,text,text"):
+            option = f"--{espnet_name}_data_path_and_name_and_type"
+            options += [option, str(data / name / file)]
         for shape in ("speech_shape", "text_shape"):
             options += [f"--{espnet_name}_shape_file", str(data / name / shape)]
     return options
@@ -372,3 +393,68 @@ def _run_espnet(cmd: list[str], output_dir: Path) -> None:
         stats[epoch]["valid"]["loss"],
         100 * stats[epoch]["valid"].get("cer_ctc", float("nan")),
     )
+
+
+def write_final(
+    output_dir: Path,
+    upstream: torch.nn.Module,
+    layer: int | str,
+    vocabulary: Vocabulary,
+    inputs: dict[str, Any],
+) -> None:
+    """Rewrite config and averaged checkpoint to ``frontend: lamer_upstream``.
+
+    ``final/{config.yaml,model.pth}``, and ``bpe.model`` for unit ``bpe``, need no
+    other file; ``final/inputs.json`` says what they were made from.
+
+    Raises:
+        RecipeError: Training left no averaged checkpoint, or one that does not fit.
+    """
+    averaged = output_dir / "valid.loss.ave.pth"
+    if not averaged.is_file():
+        raise RecipeError(
+            f"{output_dir}: training wrote no {averaged.name}; read "
+            f"{output_dir / 'train.log'}"
+        )
+    head = read_state(averaged)
+    config = read_yaml(output_dir / "config.yaml")
+    config |= _LOCAL_OPTIONS
+    config["frontend"] = "lamer_upstream"
+    config["frontend_conf"] = {
+        "upstream_conf": upstream.architecture(),
+        "layer": layer,
+        "fs": SAMPLE_RATE,
+    }
+    if vocabulary.bpe_model is not None:
+        config["bpemodel"] = str(output_dir / "final" / BPE_MODEL)
+    weights = {
+        f"frontend.upstream.{key}": value.detach().cpu().clone()
+        for key, value in upstream.state_dict().items()
+    }
+    weights |= head
+    _check_loads(config, weights, output_dir)
+    with atomic_dir(output_dir / "final") as directory:
+        (directory / "config.yaml").write_text(
+            yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
+            encoding="utf-8",
+        )
+        with checked_file(directory / "model.pth") as stream:
+            torch.save(weights, stream)
+        if vocabulary.bpe_model is not None:
+            shutil.copyfile(vocabulary.bpe_model, directory / BPE_MODEL)
+        write_json(directory / "inputs.json", inputs)
+
+
+def _check_loads(
+    config: dict[str, Any], weights: dict[str, torch.Tensor], output_dir: Path
+) -> None:
+    from espnet2_lamer.tasks.asr import LamerASRTask
+
+    model = LamerASRTask.build_model(argparse.Namespace(**copy.deepcopy(config)))
+    result = model.load_state_dict(weights, strict=False)
+    if result.missing_keys or result.unexpected_keys:
+        raise RecipeError(
+            f"{output_dir}: head and upstream do not make a whole model: missing "
+            f"{result.missing_keys[:3]}, unexpected {result.unexpected_keys[:3]}; "
+            "remove the directory and train again"
+        )

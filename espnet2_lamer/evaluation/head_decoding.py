@@ -11,20 +11,21 @@ from tqdm import tqdm
 
 from espnet2_lamer.compat import quiet_nltk
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.ctc_prefix import greedy_prefix_search
-from espnet2_lamer.evaluation.feature_store import count_samples, read_batches
-from espnet2_lamer.evaluation.identification import (
+from espnet2_lamer.evaluation.ctc import (
+    greedy_prefix_search,
     language_tags,
     most_probable_tag,
 )
-from espnet2_lamer.evaluation.provenance import made_from
-from espnet2_lamer.evaluation.runs import TARGETS, Run
+from espnet2_lamer.evaluation.feature_store import count_samples, read_batches
+from espnet2_lamer.evaluation.runs import TARGETS, Run, made_from
 from espnet2_lamer.evaluation.tokens import BPE_MODEL, read_targets
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.foreign import check_weights, read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file
 
+#: ML-SUPERB's setting.
+GREEDY = {"beam_size": 1, "ctc_weight": 1.0, "lm_weight": 0.0}
 #: Text, tokens and token ids, separated by spaces.
 Hypothesis = tuple[str, str, str]
 
@@ -32,11 +33,10 @@ Hypothesis = tuple[str, str, str]
 def decode(
     final_dir: str | Path,
     wav_scp: str | Path,
-    output_dir: str | Path,
+    outputs: Mapping[Path, bool],
     config: str | Path,
     device: str = "cpu",
-    closed_set: bool = False,
-) -> Path:
+) -> list[Path]:
     """Decode every utterance and write ESPnet's ``1best_recog``.
 
     The model is loaded and its encoder run exactly as ``Speech2Text`` does, one
@@ -48,43 +48,20 @@ def decode(
     Args:
         final_dir: ``config.yaml`` and ``model.pth`` of :func:`train_head`.
         wav_scp: ``utt path`` of 16 kHz mono files.
-        output_dir: Gets ``1best_recog/{text,token,token_int}``.
+        outputs: Directories that get ``1best_recog/{text,token,token_int}``, and
+            whether it holds the most probable language tag instead of a free
+            hypothesis, see :func:`most_probable_tag`. The model runs once for all.
         config: ESPnet decoding config (``beam_size``, ``ctc_weight``, ...).
         device: Where the model runs.
-        closed_set: For LID: write the most probable language tag instead of a free
-            hypothesis, see :func:`most_probable_tag`.
 
     Returns:
-        ``output_dir/1best_recog/text``. It is left as it is when it was made from the
-        same model, audio list and config.
-    """
-    outputs = {Path(output_dir): closed_set}
-    return decode_together(final_dir, wav_scp, outputs, config, device)[0]
-
-
-def decode_together(
-    final_dir: str | Path,
-    wav_scp: str | Path,
-    outputs: Mapping[Path, bool],
-    config: str | Path,
-    device: str = "cpu",
-) -> list[Path]:
-    """As :func:`decode`, for several decisions on one run of the model.
-
-    Args:
-        final_dir: As for :func:`decode`.
-        wav_scp: Likewise.
-        outputs: Output directory -> ``closed_set``.
-        config: As for :func:`decode`.
-        device: Likewise.
-
-    Returns:
-        The text files, in the order of ``outputs``.
+        The text files, in the order of ``outputs``. They are left as they are when
+        they were made from the same model, audio list and config.
     """
     final_dir = Path(final_dir)
     for path in (final_dir / "config.yaml", final_dir / "model.pth"):
         if not path.is_file():
-            raise RecipeError(f"{path}: file not found; it is made by stages 10 and 11")
+            raise RecipeError(f"{path}: file not found; training a head makes it")
     options = read_yaml(config)
     samples = count_samples(Path(wav_scp))
     common = {
@@ -108,19 +85,12 @@ def decode_together(
         closed_sets = [inputs[result]["closed_set"] for result in missing]
         found = decode_decisions(final_dir, samples, options, device, closed_sets)
         for result, hypotheses in zip(missing, found, strict=True):
-            _write_recognised(result, hypotheses, inputs[result])
+            with atomic_dir(result) as directory:
+                for column, name in enumerate(("text", "token", "token_int")):
+                    table = {utt: hyp[column] for utt, hyp in hypotheses.items()}
+                    write_table(directory / name, table)
+                write_json(directory / "inputs.json", inputs[result])
     return [result / "text" for result in inputs]
-
-
-def _write_recognised(
-    result: Path, hypotheses: Mapping[str, Hypothesis], inputs: dict[str, Any]
-) -> None:
-    with atomic_dir(result) as directory:
-        for column, name in enumerate(("text", "token", "token_int")):
-            write_table(
-                directory / name, {utt: hyp[column] for utt, hyp in hypotheses.items()}
-            )
-        write_json(directory / "inputs.json", inputs)
 
 
 def decode_run(
@@ -158,7 +128,7 @@ def decode_run(
     for label, sets in run.tests.items():
         here = experiment / f"decode_{label}"
         reference = write_reference(run, [Path(raw_dir) / s for s in sets], here)
-        texts = decode_together(
+        texts = decode(
             experiment / "final",
             reference / "wav.scp",
             {here / decision: closed for decision, closed in decisions.items()},
@@ -175,11 +145,10 @@ def write_reference(run: Run, directories: Sequence[Path], here: Path) -> Path:
     Raises:
         RecipeError: A set is missing, an utterance without text, or one in two sets.
     """
-    tables: dict[str, dict[str, str]] = {
-        name: {} for name in ("wav.scp", "text", "utt2lang", "utt2set")
-    }
+    names = ("wav.scp", "text", "utt2lang", "utt2set")
+    tables: dict[str, dict[str, str]] = {name: {} for name in names}
     for directory in directories:
-        audio = read_table(directory / "wav.scp", "stage 9")
+        audio = read_table(directory / "wav.scp", "the formatting of evaluation sets")
         twice = sorted(audio.keys() & tables["wav.scp"].keys())
         if twice:
             raise RecipeError(
@@ -188,7 +157,7 @@ def write_reference(run: Run, directories: Sequence[Path], here: Path) -> Path:
             )
         tables["wav.scp"] |= audio
         tables["text"] |= read_targets(directory, TARGETS[run.track], run.unit)
-        tables["utt2lang"] |= read_table(directory / "utt2lang", "stage 9")
+        tables["utt2lang"] |= read_table(directory / "utt2lang")
         tables["utt2set"] |= dict.fromkeys(audio, directory.name)
     with atomic_dir(here / "ref") as temporary:
         for name, table in tables.items():
@@ -201,10 +170,9 @@ def decode_utterances(
     samples: list[tuple[str, str, int]],
     options: dict[str, Any],
     device: str = "cpu",
-    closed_set: bool = False,
 ) -> dict[str, Hypothesis]:
     """Return text, tokens and token ids (space-separated) per utterance."""
-    return decode_decisions(final_dir, samples, options, device, [closed_set])[0]
+    return decode_decisions(final_dir, samples, options, device, [False])[0]
 
 
 def decode_decisions(
@@ -214,23 +182,20 @@ def decode_decisions(
     device: str,
     closed_sets: Sequence[bool],
 ) -> list[dict[str, Hypothesis]]:
-    """As :func:`decode_utterances`, for each value of ``closed_set``."""
+    """Return hypotheses for each decision: free, or a tag of the closed set."""
     speech2text = load_speech2text(final_dir, options, device)
     model = speech2text.asr_model
     frontend, model.frontend = model.frontend, None
-    greedy = _is_greedy_ctc(options)
+    greedy = options == GREEDY
     found: list[dict[str, Hypothesis]] = [{} for _ in closed_sets]
-    total = sum(count for _, _, count in samples)
-    with (
-        torch.no_grad(),
-        tqdm(
-            total=total,
-            unit="sample",
-            unit_scale=True,
-            desc="decoding",
-            disable=not sys.stderr.isatty(),
-        ) as progress,
-    ):
+    progress = tqdm(
+        total=sum(count for _, _, count in samples),
+        unit="sample",
+        unit_scale=True,
+        desc="decoding",
+        disable=not sys.stderr.isatty(),
+    )
+    with torch.no_grad(), progress:
         for utts, wavs, lengths in read_batches(samples):
             feats, frames = frontend(wavs.to(device), lengths.to(device))
             for utt, feat, count in zip(utts, feats, frames.tolist(), strict=True):
@@ -294,8 +259,3 @@ def _as_columns(
     text: str | None, tokens: Sequence[str], ids: Sequence[int]
 ) -> Hypothesis:
     return text or "", " ".join(tokens), " ".join(map(str, ids))
-
-
-def _is_greedy_ctc(options: dict[str, Any]) -> bool:
-    greedy = {"beam_size": 1, "ctc_weight": 1.0, "lm_weight": 0.0}
-    return options == greedy

@@ -33,12 +33,6 @@ def utterance_rates(
     tags are left out. As in its script, an utterance whose reference is then empty is
     skipped. Other units are compared token by token.
 
-    Args:
-        ref: Reference ``text``.
-        hyp: Hypotheses of the same utterances.
-        unit: One of :data:`espnet2_lamer.evaluation.text_units.UNITS`.
-        utt2lang: Language per utterance id.
-
     Raises:
         RecipeError: A file is missing or empty, or an utterance is on one side only.
     """
@@ -82,11 +76,6 @@ def language_figures(
     As ``egs2/ml_superb2/asr1/local/score.py``: a language's rate is the mean over its
     utterances (not corpus-level as in ML-SUPERB 1.0), and the deviation is the sample
     standard deviation over languages.
-
-    Args:
-        groups: Values as fractions; at least one language.
-        seed: Seed of the bootstrap.
-        higher_is_better: True for accuracies.
 
     Returns:
         Figures in per cent by name: ``mean over languages`` with its interval,

@@ -1,6 +1,7 @@
-"""A run: one head on one frozen upstream, its record, and which runs are scored."""
+"""A run: one head on one frozen upstream, its record, and whether it is up to date."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -8,7 +9,8 @@ from statistics import fmean
 from typing import Any
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.fileio.atomic import write_json
+from espnet2_lamer.fileio.atomic import rename_old, write_json
+from espnet2_lamer.fileio.hashing import sha256_file
 
 RECORD = "run.json"
 #: Tracks in the order of the tables, with their headings.
@@ -112,10 +114,7 @@ class Run:
 
     @classmethod
     def read(cls, path: str | Path) -> "Run":
-        """Read ``run.json``.
-
-        Args:
-            path: The file, or the experiment directory.
+        """Read ``run.json``, or the one of an experiment directory.
 
         Raises:
             RecipeError: It is missing, or no such record.
@@ -166,11 +165,7 @@ def choose_rates(
 
     ML-SUPERB's hidden set is evaluated at several learning rates, everything else
     fixed, and the best result counts. Here the best is the one with the lowest dev
-    loss, mean over seeds: test sets choose nothing.
-
-    Args:
-        runs: Trained runs.
-        expdir: Parent of their directories, for ``training.json``.
+    loss, mean over seeds, as ``training.json`` says: test sets choose nothing.
 
     Returns:
         The runs that are scored, in their order, and what every rate gave, empty where
@@ -210,3 +205,22 @@ def _dev_loss(run: Run, expdir: str | Path) -> float:
             f"{path}: no dev loss of this run ({error!r}); it is written "
             "when training ends"
         ) from error
+
+
+def made_from(path: Path, inputs: Mapping[str, Any]) -> bool:
+    """Tell whether ``path`` records exactly ``inputs`` (``False`` without a file)."""
+    if not path.is_file():
+        return False
+    # Through JSON, which turns tuples into lists and keys into strings.
+    return json.loads(path.read_text(encoding="utf-8")) == json.loads(
+        json.dumps(inputs)
+    )
+
+
+def put_aside(directory: Path) -> None:
+    """Rename a directory after what its ``inputs.json`` records; nothing is lost."""
+    tag = sha256_file(directory / "inputs.json")[:8]
+    target = rename_old(directory, tag)
+    logging.info(
+        "%s: inputs changed, training anew; the earlier one is %s", directory, target
+    )

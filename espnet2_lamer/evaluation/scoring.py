@@ -1,7 +1,7 @@
 """Error rates and language-identification accuracy of hypothesis files."""
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,12 +61,12 @@ class Score:
     @property
     def sclite_total(self) -> Counts:
         """Counts along sclite's alignment, summed over utterances."""
-        return _sum(self.sclite.values())
+        return Counts(*map(sum, zip(*self.sclite.values(), strict=True)))
 
     @property
     def total(self) -> Counts:
         """Counts summed over utterances."""
-        return _sum(self.counts.values())
+        return Counts(*map(sum, zip(*self.counts.values(), strict=True)))
 
     @property
     def errors(self) -> int:
@@ -173,12 +173,9 @@ def tokenize(line: str, unit: str, remove_tags: bool = False) -> list[str]:
     --token_type char``); so does ``bpe``, whose pieces are joined to plain text. The
     other units split on white space.
 
-    Args:
-        line: A transcript.
-        unit: One of :data:`espnet2_lamer.evaluation.text_units.UNITS`.
-        remove_tags: Leave language tags out, as ESPnet's scoring does with
-            ``--remove_non_linguistic_symbols``: the space after a tag stays, and in
-            ``char`` it counts. Normalised transcripts hold no other brackets.
+    With ``remove_tags`` language tags are left out, as ESPnet's scoring does with
+    ``--remove_non_linguistic_symbols``: the space after a tag stays, and in ``char`` it
+    counts. Normalised transcripts hold no other brackets.
     """
     line = " ".join(line.split())
     if remove_tags:
@@ -202,7 +199,7 @@ def score_files(
         hyp: Hypotheses for exactly the same utterances; they may be empty.
         unit: How lines are split, see :func:`tokenize`.
         seed: Seed of the bootstrap interval.
-        remove_tags: Leave language tags out on both sides, see :func:`tokenize`.
+        remove_tags: Leave language tags out on both sides.
 
     Raises:
         RecipeError: Unknown unit, a missing or empty file, an utterance on one side
@@ -240,9 +237,8 @@ def language_tag(text: str) -> str:
 def lid_accuracy(ref: str | Path, hyp: str | Path) -> LidScore:
     """Language-identification accuracy, as ML-SUPERB's scoring script counts it.
 
-    Args:
-        ref: Reference, ``utt_id [lang] ...`` lines with exactly one tag each.
-        hyp: Hypotheses for the same utterances; see :func:`language_tag`.
+    References are ``utt_id [lang] ...`` lines with exactly one tag each; for hypotheses
+    see :func:`language_tag`.
 
     Raises:
         RecipeError: A missing or empty file, an utterance on one side only, or a
@@ -270,23 +266,11 @@ def by_language(
     """Split a score by language, or by what ``group`` says of a language.
 
     The official scripts score such groups corpus-level too (``split_results.py``).
-
-    Args:
-        score: Of a test set with several languages.
-        utt2lang: Language per utterance id.
-        group: Name of the group that a language belongs to.
-
-    Returns:
-        A score per group, by name.
     """
     utts: dict[str, set[str]] = {}
     for utt, lang in utt2lang.items():
         utts.setdefault(group(lang), set()).add(utt)
     return {name: score.subset(utts[name]) for name in sorted(utts)}
-
-
-def _sum(counts: Iterable[Counts]) -> Counts:
-    return Counts(*map(sum, zip(*counts, strict=True)))
 
 
 def read_pair(
@@ -300,21 +284,16 @@ def read_pair(
     references, hypotheses = read_table(ref), read_table(hyp, made_by="decoding")
     if not references:
         raise RecipeError(f"{ref}: no utterances to score")
-    _require_all(references, hypotheses, hyp, ref)
-    _require_all(hypotheses, references, ref, hyp)
+    for path, other, lost in (
+        (hyp, ref, references.keys() - hypotheses.keys()),
+        (ref, hyp, hypotheses.keys() - references.keys()),
+    ):
+        if lost:
+            shown = ", ".join(map(repr, sorted(lost)[:5])) + ", ..." * (len(lost) > 5)
+            raise RecipeError(
+                f"{path}: {len(lost)} utterance(s) of {other} missing: {shown}; both "
+                "files must hold the same utterances"
+            )
     # Byte order, so that the bootstrap does not depend on the order of the lines.
-    return {utt: references[utt] for utt in sorted(references, key=str.encode)}, (
-        hypotheses
-    )
-
-
-def _require_all(
-    needed: Iterable[str], present: Mapping[str, str], path: str | Path, other: Any
-) -> None:
-    missing = [utt for utt in needed if utt not in present]
-    if missing:
-        shown = ", ".join(map(repr, missing[:5])) + (", ..." if missing[5:] else "")
-        raise RecipeError(
-            f"{path}: {len(missing)} utterance(s) of {other} missing: {shown}; both "
-            "files must hold the same utterances"
-        )
+    order = sorted(references, key=str.encode)
+    return {utt: references[utt] for utt in order}, hypotheses

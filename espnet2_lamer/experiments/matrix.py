@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.experiments.cells import Cell, Data
-from espnet2_lamer.experiments.definition import Definition
+from espnet2_lamer.experiments.definition import Cell, Data, Definition
 from espnet2_lamer.experiments.measures import CellMeasure
 from espnet2_lamer.fileio.atomic import write_json
 
@@ -30,30 +30,23 @@ class Record:
     """What a finished cell found.
 
     Attributes:
-        key: Of the cell.
         measures: Figures by name.
         seconds: How long it took, all its starts together.
-        finished: When.
         commit: Commit it ran at, or "".
         machine: What it ran on.
     """
 
-    key: str
     measures: dict[str, CellMeasure]
     seconds: float
-    finished: str
     commit: str
     machine: str
 
 
 class Store:
-    """Directories of data and cells below one ``--expdir``.
+    """Directories of data and cells below ``root``, one ``--expdir``.
 
     ``data/KEY`` and ``cells/KEY`` are where commands run; a file ``record.json`` in
     them, written by rename, says that they are done; ``failed.json`` says why not.
-
-    Args:
-        root: The directory.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -82,10 +75,8 @@ class Store:
             return None
         measures = [CellMeasure.from_dict(m) for m in found["measures"]]
         return Record(
-            key=key,
             measures={m.name: m for m in measures},
             seconds=found["seconds"],
-            finished=found["finished"],
             commit=found.get("commit", ""),
             machine=found.get("machine", ""),
         )
@@ -129,22 +120,18 @@ class Store:
         A command that is started inside and keeps the descriptor holds it too, so an
         orphan of a killed process keeps others out until it ends.
 
-        Args:
-            directory: Of a cell or data; made if it is not there.
-            wait: Whether to wait for who has it.
-
         Yields:
             The descriptor; None when another process has it and ``wait`` is false.
         """
         directory.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT)
         try:
-            try:
-                mode = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
-                fcntl.flock(descriptor, mode)
-            except BlockingIOError:
-                yield None
-                return
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            os.close(descriptor)
+            yield None
+            return
+        try:
             yield descriptor
         finally:
             os.close(descriptor)
@@ -209,10 +196,7 @@ class Matrix:
         """Say where a cell stands."""
         if self.store.record(cell.key) is not None:
             return Status("done")
-        for directory in (
-            self.store.cell(cell.key),
-            self.store.data(cell.data.key),
-        ):
+        for directory in (self.store.cell(cell.key), self.store.data(cell.data.key)):
             failure = self.store.failure(directory)
             if failure is not None and self.store.read(directory) is None:
                 return Status("failed", failure["error"], failure["log"])
@@ -295,7 +279,10 @@ class Matrix:
                 logging.info(
                     "%s: left out, it would take about %.1f min and %.1f of %g are "
                     "left",
-                    *(cell.label, need, max(0.0, budget - spent), budget),
+                    cell.label,
+                    need,
+                    max(0.0, budget - spent),
+                    budget,
                 )
                 continue
             if not (self._prepare(cell) and self._run_one(cell)):
@@ -304,10 +291,7 @@ class Matrix:
         return failed
 
     def remeasure(self, measure: Callable[[Cell], Sequence[CellMeasure]]) -> None:
-        """Replace the figures of all finished cells.
-
-        Args:
-            measure: Reads a cell's figures from the files it left.
+        """Replace the figures of all finished cells by what ``measure`` reads.
 
         Raises:
             RecipeError: A cell's files are gone; its record stays as it was.
@@ -346,12 +330,9 @@ class Matrix:
                 return True
             logging.info("data %s: starts", cell.data.key)
             description = {"key": cell.data.key, "options": dict(cell.data.options)}
-            return self._work(
-                directory,
-                description,
-                f"data {cell.data.key}",
-                lambda: self.run_data(cell.data, lock),
-            )
+            label = f"data {cell.data.key}"
+            work = partial(self.run_data, cell.data, lock)
+            return self._work(directory, description, label, work)
 
     def _run_one(self, cell: Cell) -> bool:
         directory = self.store.cell(cell.key)
@@ -362,18 +343,15 @@ class Matrix:
             if self.store.record(cell.key) is not None:
                 return True
             logging.info("%s: starts, log %s", cell.label, directory / "log.txt")
-            return self._work(
-                directory,
-                {
-                    "key": cell.key,
-                    "seed": cell.seed,
-                    "data": cell.data.key,
-                    "options": dict(cell.options),
-                    "configs": {name: dict(c) for name, c in cell.configs.items()},
-                },
-                cell.label,
-                lambda: self.run_cell(cell, lock),
-            )
+            description = {
+                "key": cell.key,
+                "seed": cell.seed,
+                "data": cell.data.key,
+                "options": dict(cell.options),
+                "configs": {name: dict(c) for name, c in cell.configs.items()},
+            }
+            work = partial(self.run_cell, cell, lock)
+            return self._work(directory, description, cell.label, work)
 
     def _work(
         self,

@@ -67,8 +67,7 @@ def rate_interval(
 
     Args:
         numerators: Per-utterance errors (or correct items), ``[utterances]``.
-        denominators: Per-utterance reference lengths, ``[utterances]``; sum > 0 in
-            every resample, so none may be zero.
+        denominators: Per-utterance reference lengths, ``[utterances]``; none is zero.
         resamples: Number of resamples.
         seed: Seed of the draws.
         level: Coverage aimed at.
@@ -97,18 +96,8 @@ def paired_bootstrap(
     .. math::
         \Delta^* = \sum_{u \in draw} (e_u - b_u) \Big/ \sum_{u \in draw} n_u .
 
-    Args:
-        numerators: Per-utterance errors of the system, ``[utterances]``.
-        baseline_numerators: Those of the baseline, in the same order.
-        denominators: Per-utterance reference lengths.
-        resamples: Number of resamples.
-        seed: Seed of the draws.
-
     Returns:
         The difference of the rates as fractions, with :func:`two_sided` as p.
-
-    Raises:
-        ValueError: As in :func:`rate_interval`.
     """
     extra = np.asarray(numerators, np.float64) - np.asarray(baseline_numerators)
     draws = _rates(extra, denominators, resamples, seed)
@@ -125,14 +114,6 @@ def macro_interval(
 
     .. math:: M^* = \frac{1}{G} \sum_g \frac{1}{n_g} \sum_{u \in draw_g} r_{gu} .
 
-    Args:
-        groups: Per group a vector of values per utterance.
-        resamples: Number of resamples.
-        seed: Seed of the draws.
-
-    Returns:
-        Lower and upper bound in the values' own scale.
-
     Raises:
         ValueError: No groups, or an empty one.
     """
@@ -147,16 +128,8 @@ def paired_macro_bootstrap(
 ) -> Difference:
     """Test whether a mean of group means differs from a baseline's.
 
-    Both are evaluated on the same draws of utterances within groups.
-
-    Args:
-        groups: Per group a vector of values per utterance.
-        baseline_groups: The baseline's, in the same order.
-        resamples: Number of resamples.
-        seed: Seed of the draws.
-
-    Returns:
-        The difference in the values' own scale.
+    Both are evaluated on the same draws of utterances within groups, whose values are
+    in the same order.
 
     Raises:
         ValueError: Groups are missing, empty, or of different sizes.
@@ -198,10 +171,6 @@ def mcnemar_exact(correct: ArrayLike, baseline_correct: ArrayLike) -> float:
     under equal accuracy b is binomial with b + c trials of probability 1/2:
 
     .. math:: p = \min\Big(1, 2 \sum_{i=0}^{\min(b, c)} \binom{b+c}{i} 2^{-(b+c)}\Big)
-
-    Args:
-        correct: Whether the system is right, ``[utterances]`` of bool.
-        baseline_correct: Whether the baseline is, in the same order.
 
     Raises:
         ValueError: The two have different lengths.

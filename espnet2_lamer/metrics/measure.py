@@ -96,17 +96,25 @@ class Measure:
         Raises:
             ValueError: The utterances or their denominators differ.
         """
-        if not self.parts or not baseline.parts:
+        if not self._tested_with(baseline):
             return Difference(self.value - baseline.value)
+        test = self._test(baseline, seed)
+        low, high = test.interval
+        value = self.value - baseline.value
+        return replace(test, value=value, interval=(100 * low, 100 * high))
+
+    def _tested_with(self, baseline: "Measure") -> bool:
+        return bool(self.parts and baseline.parts)
+
+    def _test(self, baseline: "Measure", seed: int) -> Difference:
         self.require_same_utterances(baseline)
         utts = sorted(self.parts)
-        test = paired_bootstrap(
+        return paired_bootstrap(
             [self.parts[u][0] for u in utts],
             [baseline.parts[u][0] for u in utts],
             [self.parts[u][1] for u in utts],
             seed=seed,
         )
-        return self._in_per_cent(test, baseline)
 
     def require_same_utterances(self, other: "Measure") -> None:
         """Raise a ValueError where utterances or their denominators differ."""
@@ -116,11 +124,6 @@ class Measure:
         )
         if ours != theirs:
             raise ValueError("the two measures are not over the same utterances")
-
-    def _in_per_cent(self, test: Difference, baseline: "Measure") -> Difference:
-        low, high = test.interval
-        value = self.value - baseline.value
-        return replace(test, value=value, interval=(100 * low, 100 * high))
 
 
 @dataclass(frozen=True)
@@ -151,26 +154,22 @@ class MacroMeasure(Measure):
             groups=groups,
         )
 
-    def compare(self, baseline: Measure, seed: int = 0) -> Difference:
-        """Paired bootstrap within languages.
+    def _tested_with(self, baseline: Measure) -> bool:
+        return isinstance(baseline, MacroMeasure)
 
-        Raises:
-            ValueError: The languages or their utterances differ.
-        """
-        if not isinstance(baseline, MacroMeasure):
-            return Difference(self.value - baseline.value)
+    def _test(self, baseline: Measure, seed: int) -> Difference:
+        """Paired bootstrap within languages."""
         ours, theirs = self.groups, baseline.groups
-        if {n: set(g) for n, g in ours.items()} != {
-            n: set(g) for n, g in theirs.items()
-        }:
+        if any(
+            ours.get(n, {}).keys() != theirs.get(n, {}).keys() for n in {*ours, *theirs}
+        ):
             raise ValueError("the two measures are not over the same utterances")
         order = [(name, list(ours[name])) for name in sorted(ours)]
-        test = paired_macro_bootstrap(
+        return paired_macro_bootstrap(
             [[ours[name][utt] for utt in utts] for name, utts in order],
             [[theirs[name][utt] for utt in utts] for name, utts in order],
             seed=seed,
         )
-        return self._in_per_cent(test, baseline)
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from espnet2_lamer.constants import RECEPTIVE_FIELD, SAMPLE_RATE, STRIDE
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.text import text_lines
 from espnet2_lamer.metrics.measure import Measure
 
-SAMPLE_RATE = 16_000
-_FRAME_SHIFT = 320
-_FRAME_CENTRE = 200
+_FRAME_CENTRE = RECEPTIVE_FIELD // 2
 # Iterations of L-BFGS. Fixed, so that every model's probe gets the same budget.
 _ITERATIONS = 100
 # A last phone may end after the last frame's centre by a little, not by more.
@@ -60,7 +59,9 @@ def frame_phones(phones_ctm: str | Path) -> dict[str, list[str | None]]:
     """
     path = Path(phones_ctm)
     if not path.is_file():
-        raise RecipeError(f"{path}: file not found; it is made by stage 1")
+        raise RecipeError(
+            f"{path}: file not found; it comes with the timed phones of a corpus"
+        )
     aligned: dict[str, list[str | None]] = {}
     for number, line in text_lines(path):
         try:
@@ -98,8 +99,8 @@ def phone_probe(
         train_features: ``[T, D]`` per utterance id (arrays or CPU tensors).
         train_phones: Per utterance id its frames' phones, see :func:`frame_phones`.
             Utterances that are not in it are left out.
-        test_features: As ``train_features``, for other utterances.
-        test_phones: As ``train_phones``.
+        test_features: Likewise, for other utterances.
+        test_phones: Likewise.
         max_frames: More training frames than these are sampled down.
         seed: Seed of that sample and of the bootstrap.
         ridge: Use a ridge classifier instead, which is solved at once (the phones'
@@ -166,7 +167,7 @@ def phone_probe(
 def _first_frame(seconds: float) -> int:
     """Index of the first frame whose centre is not before a point in time."""
     samples = round(seconds * SAMPLE_RATE)
-    return max(0, math.ceil((samples - _FRAME_CENTRE) / _FRAME_SHIFT))
+    return max(0, math.ceil((samples - _FRAME_CENTRE) / STRIDE))
 
 
 def _labelled_frames(

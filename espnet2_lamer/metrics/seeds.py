@@ -111,11 +111,6 @@ def resampled_means(
     Draws depend on the numbers of seeds and utterances only, so two systems get the
     same. Figures without utterances are drawn over seeds alone.
 
-    Args:
-        figures: Per seed the measures whose mean the figure is.
-        resamples: Number of resamples R.
-        seed: Of the draws.
-
     Returns:
         ``[R]``; None for one seed without utterances: nothing varies.
 
@@ -133,9 +128,8 @@ def resampled_means(
     stretch = _stretch(len(figures))
     for g in range(groups):
         column = [measures[g] for measures in figures]
-        if not with_parts:
-            rates = np.array([[m.value for m in column]])  # [1, S]
-        else:
+        rates = np.array([[m.value for m in column]])  # [1, S]
+        if with_parts:
             utts = sorted(column[0].parts)
             if any(sorted(m.parts) != utts for m in column):
                 raise ValueError("the seeds are not over the same utterances")

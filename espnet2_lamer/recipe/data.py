@@ -118,8 +118,7 @@ def format_evaluation(options: Options) -> None:
 
 
 def _format_own(options: Options) -> None:
-    from espnet2_lamer.evaluation.benchmark_sets import write_budget
-    from espnet2_lamer.evaluation.own_sets import prepare_asr_data
+    from espnet2_lamer.evaluation.benchmark_sets import prepare_asr_data, write_budget
     from espnet2_lamer.recipe.benchmark import eval_langs
 
     langs = eval_langs(options)

@@ -20,9 +20,8 @@ from espnet2_lamer.errors import short_reason
 from espnet2_lamer.fileio.atomic import append_text, atomic_path, write_text
 from espnet2_lamer.hubert.distributed import is_distributed
 from espnet2_lamer.layers import experts_off
-from espnet2_lamer.metrics.cka import LinearCKA
-from espnet2_lamer.metrics.depths import compared_layers
 from espnet2_lamer.metrics.probe import Phones, phone_probe
+from espnet2_lamer.metrics.similarity import LinearCKA, compared_layers
 from espnet2_lamer.train.curves import (
     ControlCurve,
     beside_control,

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.own_sets import prepare_asr_data
+from espnet2_lamer.evaluation.benchmark_sets import prepare_asr_data
 from espnet2_lamer.fileio.datadir import read_table, write_table
 
 _UNITS = {"eng": "char", "cmn": "pinyin"}

@@ -11,7 +11,7 @@ import yaml
 
 from espnet2_lamer.convert.state import read_tensors
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.provenance import made_from, put_aside
+from espnet2_lamer.evaluation.runs import made_from, put_aside
 from espnet2_lamer.fileio.atomic import write_json, write_text
 from espnet2_lamer.fileio.checksum import check_file, checked_file
 from espnet2_lamer.fileio.datadir import read_table, write_table

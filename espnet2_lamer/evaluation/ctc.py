@@ -1,7 +1,13 @@
-"""CTC prefix search with one hypothesis: what ESPnet's decoder does with beam 1."""
+"""Decisions from CTC posteriors: a prefix search, and the language of a closed set."""
+
+import re
+from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
+TAG = re.compile(r"\[[a-z_]+\]")
 _LOG_ZERO = -1e10
 
 
@@ -88,3 +94,35 @@ def _extend(
         ends_token[t] = log_add(before_token, phi_list[t - 1]) + token_list[t]
         ends_blank[t] = log_add(before_token, before_blank) + blank_list[t]
     return np.array(ends_token), np.array(ends_blank)
+
+
+def language_tags(tokens: Sequence[str]) -> list[int]:
+    """Return the ids of the language tags (``[eng]``) in a token list."""
+    return [index for index, token in enumerate(tokens) if TAG.fullmatch(token)]
+
+
+def most_probable_tag(log_probs: Tensor, tags: Sequence[int], blank: int = 0) -> int:
+    r"""Choose :math:`\arg\max_l P_{CTC}([l] \mid x)`.
+
+    The official script takes the first tag of a free hypothesis, and a hypothesis
+    without one is wrong. A head with little training knows the language long before
+    its tag wins against blank; this decision shows what it knows.
+
+    Args:
+        log_probs: ``[T, V]`` log posteriors of one utterance.
+        tags: Token ids to choose from.
+        blank: Id of CTC's blank.
+
+    Returns:
+        The id of the tag whose one-token sequence has the largest total probability.
+    """
+    count = len(tags)
+    losses = torch.nn.functional.ctc_loss(
+        log_probs.float()[:, None].expand(-1, count, -1),
+        torch.tensor(tags)[:, None],
+        torch.full((count,), len(log_probs)),
+        torch.ones(count, dtype=torch.long),
+        blank=blank,
+        reduction="none",
+    )
+    return tags[int(losses.argmin())]
