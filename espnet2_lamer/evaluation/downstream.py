@@ -124,8 +124,8 @@ def train_head(
     Args:
         upstream: What ``espnet2_lamer.load_model`` accepts, or its result.
         train_dir: Data directory with ``wav.scp`` and ``text`` (or ``utt2lang``), or
-            several that are trained on together.
-        dev_dir: Likewise; chooses the checkpoints.
+            several that are trained on together. dev_dir: likewise; chooses the
+            checkpoints.
         store_root: Where feature stores live, shared by all heads.
         output_dir: ESPnet experiment directory of this head.
         config: ESPnet ASR config with head and schedule.
@@ -197,10 +197,7 @@ def train_head(
         for name in dirs:
             _write_texts(data / name, texts[name], vocabulary)
             if stored:
-                device = "cuda" if options.ngpu else "cpu"
-                _write_stored(
-                    data / name, upstream, dirs[name], plans[name], device, options
-                )
+                _write_stored(data / name, upstream, dirs[name], plans[name], options)
             else:
                 _write_audio(data / name, plans[name])
         write_json(inputs_file, inputs)
@@ -211,7 +208,7 @@ def train_head(
         command += ["--preencoder_conf", f"input_size={plan.dim}"]
         command += _input_options(data, plan, None if stored else source, options.layer)
         _run_espnet(command, output_dir)
-        write_final(output_dir, upstream, options.layer, vocabulary, inputs)
+        _write_final(output_dir, upstream, options.layer, vocabulary, inputs)
     return final
 
 
@@ -239,11 +236,7 @@ def _may_store(
     source: str | Path | None,
     output_dir: Path,
 ) -> bool:
-    """Say how large the features are, and whether they are stored.
-
-    Raises:
-        RecipeError: They are not, and nothing says where the upstream comes from.
-    """
+    """Say how large the features are, and whether they are stored."""
     every = [plan for part in plans.values() for plan in part]
     missing = sum(plan.gigabytes for plan in every if not plan.stored)
     total = sum(plan.gigabytes for plan in every)
@@ -288,7 +281,6 @@ def _write_stored(
     upstream: torch.nn.Module,
     dirs: Sequence[Path],
     plans: Sequence[StorePlan],
-    device: str,
     options: HeadOptions,
 ) -> None:
     """Write what ESPnet reads of the stores: features and their shapes."""
@@ -301,7 +293,7 @@ def _write_stored(
             source,
             plan.directory.parent,
             options.store_dtype,
-            device,
+            "cuda" if options.ngpu else "cpu",
             plan,
         )
         scp |= read_table(store.scp)
@@ -395,7 +387,7 @@ def _run_espnet(cmd: list[str], output_dir: Path) -> None:
     )
 
 
-def write_final(
+def _write_final(
     output_dir: Path,
     upstream: torch.nn.Module,
     layer: int | str,
@@ -406,9 +398,6 @@ def write_final(
 
     ``final/{config.yaml,model.pth}``, and ``bpe.model`` for unit ``bpe``, need no
     other file; ``final/inputs.json`` says what they were made from.
-
-    Raises:
-        RecipeError: Training left no averaged checkpoint, or one that does not fit.
     """
     averaged = output_dir / "valid.loss.ave.pth"
     if not averaged.is_file():
@@ -432,22 +421,6 @@ def write_final(
         for key, value in upstream.state_dict().items()
     }
     weights |= head
-    _check_loads(config, weights, output_dir)
-    with atomic_dir(output_dir / "final") as directory:
-        (directory / "config.yaml").write_text(
-            yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
-            encoding="utf-8",
-        )
-        with checked_file(directory / "model.pth") as stream:
-            torch.save(weights, stream)
-        if vocabulary.bpe_model is not None:
-            shutil.copyfile(vocabulary.bpe_model, directory / BPE_MODEL)
-        write_json(directory / "inputs.json", inputs)
-
-
-def _check_loads(
-    config: dict[str, Any], weights: dict[str, torch.Tensor], output_dir: Path
-) -> None:
     from espnet2_lamer.tasks.asr import LamerASRTask
 
     model = LamerASRTask.build_model(argparse.Namespace(**copy.deepcopy(config)))
@@ -458,3 +431,13 @@ def _check_loads(
             f"{result.missing_keys[:3]}, unexpected {result.unexpected_keys[:3]}; "
             "remove the directory and train again"
         )
+    with atomic_dir(output_dir / "final") as directory:
+        (directory / "config.yaml").write_text(
+            yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
+            encoding="utf-8",
+        )
+        with checked_file(directory / "model.pth") as stream:
+            torch.save(weights, stream)
+        if vocabulary.bpe_model is not None:
+            shutil.copyfile(vocabulary.bpe_model, directory / BPE_MODEL)
+        write_json(directory / "inputs.json", inputs)

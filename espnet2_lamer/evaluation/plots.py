@@ -22,16 +22,11 @@ _WIDEST_INCHES = 40.0
 def write_plots(
     directory: str | Path, results: Results, figures: Sequence[TaskFigure]
 ) -> list[Path]:
-    """Draw what :func:`~espnet2_lamer.evaluation.results.collect_figures` returned.
-
-    Args:
-        directory: Gets ``error_rate_TRACK.png``, ``accuracy_TRACK.png`` and one
-            ``confusion_TASK.png`` per LID test.
-        results: Confusions and the order of systems.
-        figures: All figures; those without a task are not drawn.
+    """Draw figures of heads, and the confusions of language identification.
 
     Returns:
-        The files written.
+        The files written: ``error_rate_TRACK.png``, ``accuracy_TRACK.png`` and one
+        ``confusion_TASK.png`` per LID test.
     """
     directory = Path(directory)
     written = []
@@ -61,10 +56,6 @@ def write_plots(
 
 def plot_rates(figures: Sequence[TaskFigure], path: str | Path) -> None:
     """Draw one point with its 95 % interval per test set and system.
-
-    Args:
-        figures: Of one track and one kind; at least one.
-        path: The PNG to write.
 
     Raises:
         RecipeError: There is nothing to draw.
@@ -102,11 +93,8 @@ def plot_rates(figures: Sequence[TaskFigure], path: str | Path) -> None:
 def plot_confusion(confusions: Mapping[str, Confusion], path: str | Path) -> None:
     """Draw one panel per system: true language down, language found across.
 
-    Colours are shares of the true language's utterances; the numbers are counts.
-
-    Args:
-        confusions: ``confusions[system][true][found]``; at least one.
-        path: The PNG to write.
+    Colours are shares of the true language's utterances; the numbers are counts, of
+    ``confusions[system][true][found]``.
 
     Raises:
         RecipeError: There is nothing to draw.

@@ -3,8 +3,9 @@
 import platform
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from espnet2_lamer.metrics.tables import (
     span,
 )
 
+#: A cell of a table's column.
+Column = Callable[["TaskFigure"], str]
 _RATE_NAMES = {"char": "CER", "bpe": "CER", "word": "WER"}
 #: More languages than these are in results.csv and results.json alone.
 _MANY = 12
@@ -36,6 +39,16 @@ _HOW_TO_READ = (
     "exact test. The tables per system at the end have sclite's columns, counted along "
     "sclite's alignment (costs 4, 3, 3), which may find more errors than the edit "
     "distance where errors are dense."
+)
+#: Caveats of the recipes' notes.
+SYNTHETIC = (
+    "Synthetic formant speech (espeak-ng): it shows that the pipeline learns and says "
+    "nothing about human speech."
+)
+CONFOUNDED = (
+    "channel-confounded: no source covers two languages, so a model can tell the "
+    "languages apart by their recordings. LID accuracy on this data is no evidence, "
+    "and gains on it are weak evidence."
 )
 _SEEDS = (
     "Where heads were trained with several seeds, a figure is their mean, its interval "
@@ -134,18 +147,23 @@ class TaskFigure(Figure):
     Attributes:
         task: What the head was trained for and tested on; without a track in further
             tables.
-        kind: "error rate" or "accuracy", or "" in further tables.
-        tokens: Number of reference tokens of an error rate, None otherwise.
-        majority: How well the most frequent language alone would do, per cent, of an
-            accuracy; None otherwise.
+        score: Of the first training; None in further tables.
         head: See :attr:`Results.heads`.
     """
 
     task: Task = Task("", "", "")
-    kind: str = ""
-    tokens: int | None = None
-    majority: float | None = None
+    score: Score | LidScore | None = None
     head: str = ""
+
+    @property
+    def kind(self) -> str:
+        """``error rate``, ``accuracy``, or "" in further tables."""
+        return self.score.kind if self.score else ""
+
+    @property
+    def tokens(self) -> int | None:
+        """Number of reference tokens of an error rate, None otherwise."""
+        return self.score.ref_length if isinstance(self.score, Score) else None
 
 
 def collect_figures(results: Results) -> list[TaskFigure]:
@@ -170,17 +188,10 @@ def collect_figures(results: Results) -> list[TaskFigure]:
     for table in results.tables:
         for label, row in table.rows.items():
             unit = table.units.get(label, "")
-            figures += [
-                TaskFigure(
-                    table.title,
-                    label,
-                    unit,
-                    system,
-                    measure,
-                    _compared(row, system, table.references, label),
-                )
-                for system, measure in row.items()
-            ]
+            for system, measure in row.items():
+                compared = _compared(row, system, table.references, label)
+                figure = TaskFigure(table.title, label, unit, system, measure, compared)
+                figures.append(figure)
     return figures
 
 
@@ -188,32 +199,21 @@ def _of_task(
     results: Results, task: Task, row: Mapping[str, Mapping[int, Score | LidScore]]
 ) -> list[TaskFigure]:
     """Return a task's figure of every system that was scored on it."""
-    trainings = {
+    measures = {
         system: {seed: score.measure for seed, score in row[system].items()}
         for system in results.systems
         if system in row
     }
-    measures = {s: Measure.of_seeds([*m.values()]) for s, m in trainings.items()}
+    means = {s: Measure.of_seeds([*found.values()]) for s, found in measures.items()}
     figures = []
-    for system, measure in measures.items():
+    for system, mean in means.items():
         score = next(iter(row[system].values()))
-        identified = isinstance(score, LidScore)
-        figures.append(
-            TaskFigure(
-                TRACKS[task.track],
-                task.label,
-                task.unit,
-                system,
-                measure,
-                _compared(measures, system, results.baselines, task.label, identified),
-                {seed: m.value for seed, m in trainings[system].items()},
-                task=task,
-                kind="accuracy" if identified else "error rate",
-                tokens=None if identified else score.ref_length,
-                majority=score.majority if identified else None,
-                head=results.heads.get((task, system), ""),
-            )
-        )
+        exact = isinstance(score, LidScore)
+        compared = _compared(means, system, results.baselines, task.label, exact)
+        trainings = {seed: m.value for seed, m in measures[system].items()}
+        head = results.heads.get((task, system), "")
+        what = (TRACKS[task.track], task.label, task.unit, system)
+        figures.append(TaskFigure(*what, mean, compared, trainings, task, score, head))
     return figures
 
 
@@ -249,9 +249,7 @@ def _compared(
 def describe_environment(directory: str | Path = ".") -> dict[str, str]:
     """Return the "Environments" lines ESPnet's ``show_asr_result.sh`` writes.
 
-    Args:
-        directory: A directory of the git checkout whose commit is named; the git
-            lines are left out when it is in none.
+    The commit is that of the git checkout that ``directory`` is in, if any.
     """
     environment = {
         "date": time.strftime("%a %b %e %H:%M:%S %Z %Y"),
@@ -275,10 +273,7 @@ def write_results(
 ) -> None:
     """Write RESULTS.md, results.json and results.csv into ``directory``.
 
-    Args:
-        directory: Where they go.
-        results: What they say.
-        figures: What ``collect_figures(results)`` returned, where that is at hand.
+    ``figures`` are what ``collect_figures(results)`` returned, where that is at hand.
 
     Raises:
         RecipeError: See :func:`collect_figures`.
@@ -339,10 +334,11 @@ def _scores(scored: Scored) -> Iterable[tuple[dict[str, Any], Any]]:
 
 def as_csv(figures: Sequence[TaskFigure]) -> str:
     """Return the figures as CSV, one line per figure and comparison."""
-    columns = ["table", "label", "unit", "system", "value", "low", "high"]
-    columns += ["utterances", "tokens", "reference", "difference", "difference_low"]
-    columns += ["difference_high", "p", "test", "measure", "track", "train", "part"]
-    columns += ["head", "seeds", "deviation", "note"]
+    columns = (
+        "table label unit system value low high utterances tokens reference difference "
+        "difference_low difference_high p test measure track train part head seeds "
+        "deviation note"
+    ).split()
     lines = []
     for f in figures:
         low, high = bounds(f.measure.interval)
@@ -411,70 +407,82 @@ def _track_section(
         figures = [f for f in figures if not f.task.part or f.task.group]
         lines += [f"{len(parts) - 1} parts of the test sets: results.csv.", ""]
     described = any(f.head or f.task.train for f in figures)
-    for kind, more, value in (
-        ("error rate", "tokens", "error rate (%)"),
-        ("accuracy", "largest class (%)", "accuracy (%)"),
-    ):
-        rows = []
-        for f in figures:
-            if f.kind != kind:
-                continue
-            size = _count(f.tokens) if f.majority is None else number(f.majority)
-            start = [f.label, f.unit, f.system, _count(f.measure.count), size]
-            end = [f.task.train or "-", f.head or "-"] if described else []
-            rows.append((f, start, end))
-        if rows:
-            columns = ["test set", "unit", results.column, "utterances", more, value]
-            end = ["trained on", "head"] if described else []
-            lines += _figure_table(columns, end, results.baselines, rows)
+    more: dict[str, Column] = {}
+    if described:
+        more["trained on"] = lambda f: f.task.train or "-"
+        more["head"] = lambda f: f.head or "-"
+    sizes: dict[str, tuple[str, Column]] = {
+        "error rate": ("tokens", lambda f: _count(f.tokens)),
+        "accuracy": ("largest class (%)", lambda f: number(f.score.majority)),
+    }
+    for kind, (size, size_of) in sizes.items():
+        mine = [f for f in figures if f.kind == kind]
+        columns: dict[str, Column] = {
+            "test set": lambda f: f.label,
+            "unit": lambda f: f.unit,
+            results.column: lambda f: f.system,
+            "utterances": lambda f: _count(f.measure.count),
+            size: size_of,
+            **_value_columns(mine, f"{kind} (%)", results.baselines),
+            **more,
+        }
+        lines += _figure_table(mine, columns) if mine else []
     return lines
 
 
 def _measure_section(table: MeasureTable, figures: Sequence[TaskFigure]) -> list[str]:
-    lines = [f"### {table.title}", ""]
-    lines += [table.note, ""] if table.note else []
-    columns = ["measured on", *(["unit"] if table.units else []), "system"]
-    columns += ["utterances", table.measure]
-    rows = []
-    for f in figures:
-        if not f.task.track and f.table == table.title:
-            unit = [f.unit] if table.units else []
-            start = [f.label, *unit, f.system, _count(f.measure.count)]
-            rows.append((f, start, []))
-    return lines + _figure_table(columns, [], table.references, rows)
+    mine = [f for f in figures if not f.task.track and f.table == table.title]
+    columns: dict[str, Column] = {"measured on": lambda f: f.label}
+    if table.units:
+        columns["unit"] = lambda f: f.unit
+    columns["system"] = lambda f: f.system
+    columns["utterances"] = lambda f: _count(f.measure.count)
+    columns |= _value_columns(mine, table.measure, table.references)
+    note = [table.note, ""] if table.note else []
+    return [f"### {table.title}", "", *note, *_figure_table(mine, columns)]
+
+
+def _value_columns(
+    figures: Sequence[TaskFigure], name: str, references: Sequence[str]
+) -> dict[str, Column]:
+    columns: dict[str, Column] = {name: _value}
+    columns["95 % interval"] = lambda f: span(f.measure.interval)
+    if any(f.measure.seeds > 1 for f in figures):
+        columns["sd"] = _deviation
+    # A reference that is compared with nothing would be a column of dashes.
+    compared = {c.reference for f in figures for c in f.comparisons}
+    for reference in references:
+        if reference in compared:
+            columns[f"vs {reference}"] = partial(_versus, reference=reference)
+    return columns
 
 
 def _figure_table(
-    start: Sequence[str],
-    end: Sequence[str],
-    references: Sequence[str],
-    rows: Sequence[tuple[TaskFigure, list[str], list[str]]],
+    figures: Sequence[TaskFigure], columns: Mapping[str, Column]
 ) -> list[str]:
-    """Lay figures out between their first and last cells."""
-    # A reference that is compared with nothing would be a column of dashes.
-    compared = {c.reference for f, _, _ in rows for c in f.comparisons}
-    references = [r for r in references if r in compared]
-    seeds = any(f.measure.seeds > 1 for f, _, _ in rows)
-    body = []
-    for f, first, last in rows:
-        note = f" ({f.measure.note})" if f.measure.note else ""
-        cells = [*first, number(f.measure.value) + note, span(f.measure.interval)]
-        if seeds:
-            spread = number(f.measure.deviation)
-            several = f.measure.deviation is not None
-            cells.append(f"{spread} ({f.measure.seeds} seeds)" if several else spread)
-        by_reference = {c.reference: _difference(c) for c in f.comparisons}
-        cells += [by_reference.get(r, "-") for r in references]
-        body.append(cells + last)
-    header = [*start, "95 % interval", *(["sd"] if seeds else [])]
-    return markdown_table([*header, *(f"vs {r}" for r in references), *end], body)
+    rows = [[cell(figure) for cell in columns.values()] for figure in figures]
+    return markdown_table([*columns], rows)
 
 
-def _difference(difference: Difference) -> str:
-    text = number(difference.value, "+")
-    if difference.p is None:
-        return text
-    return f"{text} (p {p_value(difference.p, '= ')})"
+def _value(figure: TaskFigure) -> str:
+    note = figure.measure.note
+    return number(figure.measure.value) + (f" ({note})" if note else "")
+
+
+def _deviation(figure: TaskFigure) -> str:
+    measure = figure.measure
+    if measure.deviation is None:
+        return "-"
+    return f"{number(measure.deviation)} ({measure.seeds} seeds)"
+
+
+def _versus(figure: TaskFigure, reference: str) -> str:
+    for difference in figure.comparisons:
+        if difference.reference == reference:
+            value = number(difference.value, "+")
+            p = "" if difference.p is None else f" (p {p_value(difference.p, '= ')})"
+            return value + p
+    return "-"
 
 
 def _parameters(results: Results) -> list[str]:
@@ -497,11 +505,10 @@ def _system_section(results: Results, system: str, what: str) -> list[str]:
         return []
     lines = [f"## {system}", "", f"- {what}", ""]
     for unit in dict.fromkeys(task.unit for task, _, _ in scores):
-        name = _RATE_NAMES.get(unit.split()[0], "TER")
-        lines += [f"### {name} (unit: {unit})", ""]
         rows = [[n, *_sclite(score)] for task, n, score in scores if task.unit == unit]
+        name = _RATE_NAMES.get(unit.split()[0], "TER")
         columns = "dataset|Snt|Wrd|Corr|Sub|Del|Ins|Err|S.Err".split("|")
-        lines += markdown_table(columns, rows)
+        lines += [f"### {name} (unit: {unit})", "", *markdown_table(columns, rows)]
     for task, name, score in identified:
         if len(score.confusion) <= _MANY and not task.part:
             lines += [f"### LID: {name}, {task.unit}", "", *_confusion(score)]

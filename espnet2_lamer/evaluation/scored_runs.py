@@ -6,22 +6,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from espnet2_lamer.evaluation.languages import (
-    Groups,
-    identification_rates,
-    language_figures,
-    mean_of_groups,
-    utterance_rates,
-)
 from espnet2_lamer.evaluation.mlsuperb import few_shot_group
 from espnet2_lamer.evaluation.results import MeasureTable, Results, Task
 from espnet2_lamer.evaluation.runs import Run
 from espnet2_lamer.evaluation.scoring import (
+    Groups,
     LidScore,
     Score,
     by_language,
+    identification_rates,
+    language_figures,
     lid_accuracy,
+    mean_of_groups,
     score_files,
+    utterance_rates,
 )
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.metrics.measure import Measure

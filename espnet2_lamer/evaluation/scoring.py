@@ -1,22 +1,31 @@
-"""Error rates and language-identification accuracy of hypothesis files."""
+"""Error rates and language identification of hypothesis files, also over languages."""
 
 import re
-from collections.abc import Callable, Collection, Mapping
+import unicodedata
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import fmean, stdev
+from typing import Any, ClassVar
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.text_units import UNITS
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.metrics.alignment import Counts, error_counts, sclite_counts
 from espnet2_lamer.metrics.bootstrap import rate_interval, wilson_interval
-from espnet2_lamer.metrics.measure import Measure
+from espnet2_lamer.metrics.measure import MacroMeasure, Measure
 
 SPACE = "<space>"
 UNKNOWN_LANGUAGE = "[UNK]"
 # Hypotheses of these units are plain text, counted in characters.
 _CHARACTERS = ("char", "bpe")
+#: Values per language and utterance id, as fractions.
+Groups = Mapping[str, Mapping[str, float]]
+
+#: Languages whose spaces ML-SUPERB 2.0 does not score.
+UNSPACED = ("cmn", "jpn", "tha", "yue")
+#: The challenge of ML-SUPERB 2.0 reports the mean of so many worst languages.
+WORST = 15
 LANGUAGE_TAG = re.compile(r"\[[a-z]{3}(?:_[a-z]{3})?\]")
 
 
@@ -31,6 +40,7 @@ class Score:
         sclite: Counts along sclite's alignment, per utterance id.
     """
 
+    kind: ClassVar[str] = "error rate"
     unit: str
     counts: Mapping[str, Counts]
     interval: tuple[float, float]
@@ -59,14 +69,14 @@ class Score:
         return self.of_counts(self.unit, counts, {u: self.sclite[u] for u in kept})
 
     @property
-    def sclite_total(self) -> Counts:
-        """Counts along sclite's alignment, summed over utterances."""
-        return Counts(*map(sum, zip(*self.sclite.values(), strict=True)))
-
-    @property
     def total(self) -> Counts:
         """Counts summed over utterances."""
         return Counts(*map(sum, zip(*self.counts.values(), strict=True)))
+
+    @property
+    def sclite_total(self) -> Counts:
+        """Counts along sclite's alignment, summed over utterances."""
+        return Counts(*map(sum, zip(*self.sclite.values(), strict=True)))
 
     @property
     def errors(self) -> int:
@@ -116,6 +126,7 @@ class LidScore:
         interval: Wilson 95 % interval of the accuracy, per cent.
     """
 
+    kind: ClassVar[str] = "accuracy"
     languages: Mapping[str, str]
     found: Mapping[str, str]
     interval: tuple[float, float]
@@ -297,3 +308,91 @@ def read_pair(
     # Byte order, so that the bootstrap does not depend on the order of the lines.
     order = sorted(references, key=str.encode)
     return {utt: references[utt] for utt in order}, hypotheses
+
+
+def utterance_rates(
+    ref: str | Path, hyp: str | Path, unit: str, utt2lang: Mapping[str, str]
+) -> dict[str, dict[str, float]]:
+    """Return the error rate of every utterance, by language.
+
+    In characters (``char``, ``bpe``) after ML-SUPERB 2.0's normalisation: no Unicode
+    punctuation, upper case, no spaces in the languages of :data:`UNSPACED`; language
+    tags are left out. As in its script, an utterance whose reference is then empty is
+    skipped. Other units are compared token by token.
+
+    Raises:
+        RecipeError: A file is missing or empty, or an utterance is on one side only.
+    """
+    references, hypotheses = read_pair(ref, hyp)
+    groups: dict[str, dict[str, float]] = {}
+    for utt, reference in references.items():
+        lang = utt2lang[utt]
+        wanted, found = (
+            _tokens(text, unit, lang) for text in (reference, hypotheses[utt])
+        )
+        if wanted:
+            errors = error_counts(wanted, found).errors
+            groups.setdefault(lang, {})[utt] = errors / len(wanted)
+    return groups
+
+
+def identification_rates(score: LidScore) -> dict[str, dict[str, float]]:
+    """Return 1 or 0 for every utterance, by true language."""
+    groups: dict[str, dict[str, float]] = {}
+    for utt, (right, _) in score.measure.parts.items():
+        groups.setdefault(score.languages[utt], {})[utt] = float(right)
+    return groups
+
+
+def mean_of_groups(trainings: Sequence[Groups]) -> Groups:
+    """Average the utterances' values of several trainings on one test set."""
+    first, *others = trainings
+    if not others:
+        return first
+    return {
+        lang: {utt: fmean(t[lang][utt] for t in trainings) for utt in utts}
+        for lang, utts in first.items()
+    }
+
+
+def language_figures(
+    groups: Groups, seed: int = 0, higher_is_better: bool = False
+) -> dict[str, Measure]:
+    """Summarise languages: their mean, the worst one, and how far they lie apart.
+
+    As ``egs2/ml_superb2/asr1/local/score.py``: a language's rate is the mean over its
+    utterances (not corpus-level as in ML-SUPERB 1.0), and the deviation is the sample
+    standard deviation over languages.
+
+    Returns:
+        Figures in per cent by name: ``mean over languages`` with its interval,
+        ``worst language`` (its note names it), ``mean of the 15 worst languages``
+        where there are more, ``deviation over languages`` where there are several.
+    """
+    rates = {lang: 100 * fmean(values.values()) for lang, values in groups.items()}
+    ordered = sorted(rates, key=lambda lang: (rates[lang], lang))
+    if not higher_is_better:
+        ordered.reverse()
+    count = sum(map(len, groups.values()))
+    worst = ordered[0]
+    figures: dict[str, Measure] = {
+        "mean over languages": MacroMeasure.of_groups(groups, seed),
+        "worst language": Measure(rates[worst], count=len(groups[worst]), note=worst),
+    }
+    if len(ordered) > WORST:
+        figures[f"mean of the {WORST} worst languages"] = Measure(
+            fmean(rates[lang] for lang in ordered[:WORST]), count=count
+        )
+    if len(ordered) > 1:
+        spread = stdev(rates.values())
+        figures["deviation over languages"] = Measure(spread, count=count)
+    return figures
+
+
+def _tokens(text: str, unit: str, lang: str) -> list[str]:
+    if unit not in ("char", "bpe"):
+        return tokenize(text, unit, remove_tags=True)
+    line = LANGUAGE_TAG.sub("", text)
+    line = "".join(line.split()) if lang in UNSPACED else line
+    kept = (c for c in line if not unicodedata.category(c).startswith("P"))
+    return list("".join(kept).upper().strip())

@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from espnet2_lamer.compat import quiet_nltk
@@ -117,13 +117,13 @@ def build_vocabulary(
     tokenizer = vocabulary.tokenizer()
     counts = Counter(token for text in texts for token in tokenizer.text2tokens(text))
     ordered = sorted(counts, key=lambda token: (-counts[token], token))
+    return replace(vocabulary, tokens=_write_tokens(ordered, directory))
+
+
+def _write_tokens(ordered: Sequence[str], directory: Path) -> tuple[str, ...]:
     tokens = ("<blank>", "<unk>", *ordered, "<sos/eos>")
-    _write_tokens(tokens, directory)
-    return Vocabulary(token_type, tokens, nlsyms=nlsyms)
-
-
-def _write_tokens(tokens: Sequence[str], directory: Path) -> None:
     write_text(directory / "tokens.txt", "".join(f"{token}\n" for token in tokens))
+    return tokens
 
 
 def _build_bpe(
@@ -156,8 +156,7 @@ def _build_bpe(
     names = [pieces.id_to_piece(index) for index in range(len(pieces))]
     # As ESPnet: its own <unk>, and no sentence marks, which CTC does not need.
     ordered = [n for n in names if n not in ("<unk>", "<s>", "</s>")]
-    tokens = ("<blank>", "<unk>", *ordered, "<sos/eos>")
-    _write_tokens(tokens, directory)
+    tokens = _write_tokens(ordered, directory)
     logging.info("%s: %d pieces of %d training texts", model, len(ordered), len(texts))
     return Vocabulary("bpe", tokens, bpe_model=model)
 

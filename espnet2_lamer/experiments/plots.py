@@ -21,10 +21,6 @@ def plot_differences(tables: Tables, path: str | Path) -> bool:
     interval leaves 0 out. Left out is what has no better direction, and what is of no
     language: layer by layer, the share that trains.
 
-    Args:
-        tables: The figures.
-        path: The PNG to write.
-
     Returns:
         Whether there was a difference to draw; nothing is written otherwise.
     """

@@ -8,7 +8,7 @@ import yaml
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation import head_decoding
-from espnet2_lamer.evaluation.ctc import greedy_prefix_search
+from espnet2_lamer.evaluation.head_decoding import greedy_prefix_search
 from espnet2_lamer.fileio.datadir import read_table
 from tests.evaluation.tiny_head import (
     GREEDY,

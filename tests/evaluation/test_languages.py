@@ -7,14 +7,14 @@ import unicodedata
 
 import pytest
 
-from espnet2_lamer.evaluation.languages import (
+from espnet2_lamer.evaluation.mlsuperb import few_shot_group
+from espnet2_lamer.evaluation.scoring import (
     identification_rates,
     language_figures,
+    lid_accuracy,
     mean_of_groups,
     utterance_rates,
 )
-from espnet2_lamer.evaluation.mlsuperb import few_shot_group
-from espnet2_lamer.evaluation.scoring import lid_accuracy
 from espnet2_lamer.fileio.datadir import write_table
 
 LANGS = [*(f"l{chr(97 + i // 5)}{chr(97 + i % 5)}" for i in range(18)), "cmn", "yue"]

@@ -10,16 +10,15 @@ from espnet2_lamer.evaluation.results import (
     TaskFigure,
     collect_figures,
 )
-from espnet2_lamer.evaluation.scoring import LidScore
+from espnet2_lamer.evaluation.scoring import LidScore, Score
 from espnet2_lamer.metrics.measure import Measure
 
 
 def figure(system, test, value, interval, track="asr"):
     task = Task(track, test, "char", "all speech")
     measure = Measure(value, interval, 9)
-    return TaskFigure(
-        *("T", test, "char", system, measure), task=task, kind="error rate"
-    )
+    score = Score("char", {}, interval, {})
+    return TaskFigure("T", test, "char", system, measure, task=task, score=score)
 
 
 @pytest.fixture
