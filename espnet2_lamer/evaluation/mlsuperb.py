@@ -107,12 +107,9 @@ def scan_tree(
 ) -> dict[tuple[str, str], Path]:
     """Find the (data set, language) pairs of a tree.
 
-    Args:
-        root: The tree, ``MLSUPERB`` of ``db.sh``.
-        langs: ISO 639-3 codes, or ``all``.
-
     Returns:
-        Folder of each pair, in the order of the official data sets.
+        Folder of each pair with one of ``langs`` (or ``all``), in the order of the
+        official data sets.
 
     Raises:
         RecipeError: No tree of this layout, or a language that is not in it.
@@ -154,11 +151,8 @@ def scan_tree(
             f"--eval_langs: {missing[0]} is in no data set of {root}; it has "
             f"{', '.join(sorted(known))}"
         )
-    return {
-        pair: folder
-        for pair, folder in pairs.items()
-        if "all" in langs or pair[1] in langs
-    }
+    wanted = known if "all" in langs else langs
+    return {pair: folder for pair, folder in pairs.items() if pair[1] in wanted}
 
 
 def set_name(dataset: str, lang: str, split: str, budget: str = "") -> str:
@@ -179,8 +173,7 @@ def read_transcript(path: Path, lang: str, dataset: str) -> Iterator[Utterance]:
             "the download, or leave the language out of --eval_langs"
         )
     seen: set[str] = set()
-    lines = read_text(path).split("\n")
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         fields = line.strip().split(maxsplit=2)

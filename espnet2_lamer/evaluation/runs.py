@@ -47,17 +47,17 @@ class Run:
         corpus: Corpus of the training set; empty where there is one only, and for
             tracks that mix them.
         langs: ISO 639-3 codes of the training set.
-        unit: Unit of the text, see ``evaluation.units``; ``lang`` for LID.
+        unit: Unit of the text; ``lang`` for LID.
         system: The upstream's name in tables.
-        upstream: What was loaded, see ``evaluation.upstreams``.
+        upstream: What was loaded.
         layer: State index, or ``"all"`` for the learned weighted sum.
+        config: Head and schedule.
+        train_sets: Data directories below ``dump/raw``. dev_sets: likewise.
+        tests: Name of a test set in tables to data directories below ``dump/raw``.
         lid_reading: Of mixed tracks of the paper's sets: whether the budget counts for
             each set (``per_set``) or for all together (``total``).
         seed: Of the head's training.
         learning_rate: Instead of the config's, or None.
-        config: Head and schedule.
-        train_sets: Data directories below ``dump/raw``. dev_sets: likewise.
-        tests: Name of a test set in tables to data directories below ``dump/raw``.
     """
 
     track: str
@@ -141,14 +141,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Rate:
-    """What one learning rate gave.
+    """What a learning rate (None: the config's own) gave a head of a system.
 
-    Attributes:
-        head: Name of the run without seed and learning rate.
-        system: Its upstream.
-        learning_rate: The rate; None is the config's own.
-        dev_loss: Best loss on the dev set, mean over seeds.
-        chosen: Whether it is the head's best.
+    ``dev_loss`` is the best on the dev set, mean over seeds; ``chosen``: the head's best.
     """
 
     head: str

@@ -31,11 +31,9 @@ BPE = "bpe (scored in characters)"
 
 @dataclass(frozen=True)
 class ScoredTest:
-    """One test of one run.
+    """One test of one run, with what it was tested on.
 
     Attributes:
-        run: The head.
-        task: What it was tested on.
         corpus: Corpora of the test set, for the figures over languages.
         utt2lang: True language per utterance.
         score: Error rate, None for track ``lid``.

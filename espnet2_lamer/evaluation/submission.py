@@ -57,13 +57,6 @@ def write_submission(
     as one zip archive (multilingual.superbbenchmark.org/rules, "Submission example").
     Names below a task's folder are ours: the page shows them only in an example file.
 
-    Args:
-        output: The zip to write, atomically.
-        system: Its name, for the README inside.
-        predictions: At least one for every track and budget asked for.
-        tracks: Tracks that must be there.
-        budgets: Likewise.
-
     Raises:
         RecipeError: A track is missing in a budget, two predictions have one place,
             or hypotheses and reference differ in their utterances.

@@ -57,10 +57,8 @@ def superb_score(
     with the best value per metric over the pool (ML-SUPERB, arXiv 2305.10615); the
     score of every system moves when a better one joins the pool.
 
-    Args:
-        metrics: The system's figures, by the names in :data:`METRICS`.
-        pool: Figures of the systems that set the scale; has FBANK, and normally the
-            system itself.
+    ``metrics`` are the system's, by the names in :data:`METRICS`; the pool has FBANK,
+    and normally the system itself.
 
     Raises:
         RecipeError: A metric is missing, or FBANK is not in the pool.

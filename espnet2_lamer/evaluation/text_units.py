@@ -49,12 +49,8 @@ def official_text(text: str, brackets: bool = False) -> str:
     """Normalise a transcript exactly as ML-SUPERB's scripts do.
 
     The characters of ``string.punctuation`` go, the rest is upper-cased; punctuation
-    outside ASCII stays.
-
-    Args:
-        text: The transcript.
-        brackets: As the multilingual script, which deletes ``[...]`` first; the
-            monolingual one does not.
+    outside ASCII stays. With ``brackets`` as the multilingual script, which deletes
+    ``[...]`` first; the monolingual one does not.
     """
     if brackets:
         text = _BRACKETED.sub("", text)

@@ -19,13 +19,9 @@ _NLSYMS = "nlsyms.txt"
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """How texts become tokens.
+    """How texts become tokens: ESPnet's token type, token list (blank first).
 
-    Attributes:
-        token_type: ESPnet's: ``char``, ``word`` or ``bpe``.
-        tokens: Token list, blank first, sos/eos last.
-        bpe_model: SentencePiece model, for ``bpe``.
-        nlsyms: File of tags that are one token each, for ``char``.
+    ``bpe`` has a SentencePiece model, ``char`` a file of tags that are one token each.
     """
 
     token_type: str
@@ -63,11 +59,7 @@ def token_type_of(unit: str) -> str:
 def read_targets(directory: str | Path, target: str, unit: str) -> dict[str, str]:
     """Return what a head shall write for every utterance of a data directory.
 
-    Args:
-        directory: Has ``wav.scp``, and ``utt2lang`` or texts, see
-            :func:`~espnet2_lamer.evaluation.benchmark_sets.read_texts`.
-        target: ``text``, ``lang``: the tag of the language, or ``lang_text``: both.
-        unit: Of the text.
+    ``target`` is ``text``, ``lang``: the tag of the language, or ``lang_text``: both.
 
     Raises:
         RecipeError: A file is missing, or an utterance of ``wav.scp`` has none.

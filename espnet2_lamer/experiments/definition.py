@@ -43,12 +43,9 @@ class System:
     """One row of the tables: options that are the same in all its cells.
 
     Attributes:
-        name: Its name in tables.
-        description: What it is, in a few words.
         data: Options of run.sh that stages 0-6 and 9 depend on.
         cell: Other options of run.sh, of stages 7 to 12.
         configs: Per option of :data:`CONFIGS` its ``file`` and the ``change`` to it.
-        seeds: Seeds of its cells.
         minutes: Estimated time of a cell before any was run.
     """
 
@@ -65,13 +62,9 @@ class System:
 class Claim:
     """A sentence of a paper that the experiment may confirm.
 
-    Attributes:
-        text: The sentence.
-        system: Whose figure it is about.
-        than: The system it is compared with; default is the baseline.
-        measure: Name of the figure, as in the tables.
-        expect: One of :data:`EXPECTATIONS`; ``higher`` or ``lower`` where neither is
-            better, as of CKA.
+    ``measure`` is a figure of ``system``, by its name in the tables, that is compared
+    with the same of ``than``, by default the baseline; ``expect`` is one of
+    :data:`EXPECTATIONS`, ``higher`` or ``lower`` where neither is better, as of CKA.
     """
 
     text: str
@@ -115,10 +108,7 @@ class Definition:
 class Data:
     """Results of stages 0-6 and 9 that cells share.
 
-    Attributes:
-        key: Names its directory.
-        options: Options of run.sh.
-        needs: Keys of the cells that it reads.
+    ``key`` names its directory; ``needs`` are keys of the cells that it reads.
     """
 
     key: str
@@ -134,7 +124,6 @@ class Cell:
 
     Attributes:
         key: Names its directory; a hash of everything below but ``system``.
-        system: Row of the table.
         seed: Seed of stages 7 to 12.
         data: What it is trained and tested on.
         options: Options of run.sh, those of the data included.

@@ -27,13 +27,9 @@ RunData = Callable[[Data, int], Any]
 
 @dataclass(frozen=True)
 class Record:
-    """What a finished cell found.
+    """What a finished cell found: figures by name, seconds of all its starts.
 
-    Attributes:
-        measures: Figures by name.
-        seconds: How long it took, all its starts together.
-        commit: Commit it ran at, or "".
-        machine: What it ran on.
+    ``commit`` and ``machine`` say what it ran at and on.
     """
 
     measures: dict[str, CellMeasure]
@@ -150,12 +146,9 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Status:
-    """Where a cell stands.
+    """Where a cell stands: ``done``, ``failed``, ``not run`` or ``running`` elsewhere.
 
-    Attributes:
-        state: ``done``, ``failed``, ``not run`` or ``running`` (in another process).
-        why: Reason of a failure, or what a cell waits for.
-        log: Where to read more, or "".
+    ``why`` is the reason of a failure, or what it waits for; ``log`` says more.
     """
 
     state: str
@@ -204,10 +197,10 @@ class Matrix:
         return Status("not run", f"needs {waits}" if waits else "")
 
     def _waits(self, cell: Cell) -> str:
+        labels = {c.key: c.label for c in self.cells}
         for key in (*cell.needs, *cell.data.needs):
             if self.store.record(key) is None:
-                labels = [c.label for c in self.cells if c.key == key]
-                return labels[0] if labels else key
+                return labels.get(key, key)
         return ""
 
     def minutes(self, cell: Cell) -> float:

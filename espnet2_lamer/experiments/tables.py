@@ -11,7 +11,7 @@ from espnet2_lamer.experiments.matrix import Matrix, Status
 from espnet2_lamer.experiments.measures import KINDS, CellMeasure, Kind
 from espnet2_lamer.metrics.bootstrap import Difference
 from espnet2_lamer.metrics.measure import Figure
-from espnet2_lamer.metrics.seeds import BySeed, compare, means, summarise
+from espnet2_lamer.metrics.seeds import compare, means, summarise
 from espnet2_lamer.metrics.tables import (
     bounds,
     csv_text,
@@ -42,12 +42,10 @@ _DIRECTIONS = {
 
 @dataclass(frozen=True)
 class Measured:
-    """What one table is about: a figure of all systems.
+    """What one table is about: ``figures[system][seed]``, and one of them.
 
-    Attributes:
-        name: What it is called.
-        figures: By system and seed; several figures stand for their mean.
-        sample: One of them, for its kind, language and layer.
+    Several figures of a seed stand for their mean; ``sample`` tells kind, language and
+    layer of all.
     """
 
     name: str
@@ -69,9 +67,8 @@ class Measured:
 class Row(Figure):
     """One figure of one system; its measure is None where no cell was run.
 
-    Attributes:
-        of: What all systems' figures have in common.
-        null: What chance alone would give, mean over seeds, or None.
+    ``of`` is what all systems' figures have in common, ``null`` what chance alone would
+    give, mean over seeds.
     """
 
     of: Measured | None = None
@@ -127,12 +124,12 @@ class Tables:
         self.verdicts = [self._verdict(claim) for claim in self.definition.claims]
 
     def _rows(self, measured: Measured) -> Iterable[Row]:
-        baseline = measured.figures.get(self.definition.baseline)
+        baseline = self.definition.baseline
         for system in self.definition.systems:
             figures = measured.figures.get(system, {})
             difference = None
-            if figures and baseline and system != self.definition.baseline:
-                difference = _compare(measured.name, system, figures, baseline)
+            if system != baseline:
+                difference = self._difference(measured, system, baseline)
             nulls = [m.null for group in figures.values() for m in group]
             yield Row(
                 table=measured.name,
@@ -157,9 +154,10 @@ class Tables:
         self, measured: Measured, system: str, than: str
     ) -> Difference | None:
         mine, theirs = measured.figures.get(system), measured.figures.get(than)
-        if not mine or not theirs:
-            return None
-        return _compare(measured.name, system, mine, theirs)
+        try:
+            return compare(mine, theirs) if mine and theirs else None
+        except ValueError as error:
+            raise RecipeError(f"{measured.name}, {system}: {error}") from error
 
     def transfer(self) -> dict[str, Any]:
         r"""Phone probe and ASR error of every language after every step of a sequence.
@@ -182,12 +180,11 @@ class Tables:
                 continue
             own = [step for step in before if steps[step] == lang]
             rows = [self.row(measured.name, step) for step in steps]
+            backward = self._difference(measured, last, own[0]) if own else None
             matrix[measured.name] = {
                 "lang": lang,
                 "steps": {r.system: r.measure and r.measure.value for r in rows},
-                "backward_transfer": self._difference(measured, last, own[0])
-                if own
-                else None,
+                "backward_transfer": backward,
             }
         return matrix
 
@@ -197,11 +194,8 @@ class Tables:
             **self.head(),
             "rows": [_flat(row) for row in self.rows],
             "verdicts": [
-                {
-                    **vars(v.claim),
-                    "verdict": v.verdict,
-                    "difference": _plain(v.difference),
-                }
+                vars(v.claim)
+                | {"verdict": v.verdict, "difference": _plain(v.difference)}
                 for v in self.verdicts
             ],
             "transfer": {
@@ -209,12 +203,8 @@ class Tables:
                 for name, entry in self.transfer().items()
             },
             "cells": [
-                {
-                    "system": cell.system,
-                    "seed": cell.seed,
-                    "key": cell.key,
-                    **vars(self.statuses[cell.system, cell.seed]),
-                }
+                {"system": cell.system, "seed": cell.seed, "key": cell.key}
+                | vars(self.statuses[cell.system, cell.seed])
                 for cell in self.matrix.cells
             ],
         }
@@ -299,13 +289,6 @@ def with_averages(
             yield f"{kind} {AVERAGE}", same, sample
 
 
-def _compare(name: str, system: str, mine: BySeed, theirs: BySeed) -> Difference | None:
-    try:
-        return compare(mine, theirs)
-    except ValueError as error:
-        raise RecipeError(f"{name}, {system}: {error}") from error
-
-
 def _plain(difference: Difference | None) -> dict[str, Any] | None:
     if difference is None:
         return None
@@ -342,10 +325,8 @@ def _flat(row: Row) -> dict[str, Any]:
 def markdown(tables: Tables, picture: str | None = None) -> str:
     """Lay an experiment out as a page.
 
-    Args:
-        tables: All figures.
-        picture: File beside the page that
-            :func:`~espnet2_lamer.experiments.plots.plot_differences` drew, if any.
+    ``picture`` is the file beside the page that
+    :func:`~espnet2_lamer.experiments.plots.plot_differences` drew, if any.
     """
     head, definition = tables.head(), tables.definition
     lines = [f"# {head['title']}", ""]
@@ -455,11 +436,9 @@ def _transfer(tables: Tables) -> list[str]:
     rows = []
     for name, entry in tables.transfer().items():
         measured = tables.measured[name]
+        digits = measured.kind.digits
         values = [entry["steps"].get(step) for step in steps]
-        cells = [
-            NOT_RUN if v is None else number(v, digits=measured.kind.digits)
-            for v in values
-        ]
+        cells = [NOT_RUN if v is None else number(v, digits=digits) for v in values]
         transfer = _difference(entry["backward_transfer"], measured)[:3]
         rows.append([name, *cells, *transfer])
     header = [f"{step} ({lang})" for step, lang in steps.items()]

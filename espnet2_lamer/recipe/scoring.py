@@ -79,14 +79,8 @@ def _log(figures: Sequence[TaskFigure]) -> None:
             continue
         logging.info(
             "%s, %s, %s, %s: %s %.1f %% (%.1f-%.1f), %d utterances",
-            f.system,
-            f.task.track,
-            f.label,
-            f.unit,
-            f.kind,
-            f.measure.value,
-            *f.measure.interval,
-            f.measure.count,
+            *(f.system, f.task.track, f.label, f.unit, f.kind, f.measure.value),
+            *(*f.measure.interval, f.measure.count),
         )
 
 
