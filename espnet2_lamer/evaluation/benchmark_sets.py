@@ -81,46 +81,56 @@ def write_sets(
     return records
 
 
-def convert_text(
-    formatted: FormattedSet,
-    unit: str,
-    lang: str,
-    directory: Path,
+def collect(
+    source: Path,
+    info: SetInfo,
+    raw: Path,
+    limits: tuple[float, float],
+    nj: int,
+    keep: Callable[[str], bool] | None = None,
+    skipped: SkippedAudio | None = None,
     normalize: Callable[[str], str] = normalize_text,
     plain: Callable[[str], str] = normalize_text,
-) -> None:
-    """Turn transcripts into units; keep them as ``text.char`` and ``text.raw`` too.
+) -> FormattedSet:
+    """Convert a prepared set's audio, and turn its transcripts into units.
+
+    Transcripts are kept as ``text.char`` and ``text.raw`` too.
 
     Args:
-        formatted: Changed in place.
-        unit: See :func:`~espnet2_lamer.evaluation.text_units.to_units`.
-        lang: ISO 639-3 code.
-        directory: Named in errors.
+        source: The prepared set.
+        info: Its unit and language.
+        raw: Gets the audio.
+        limits: Shortest and longest utterance in seconds.
+        nj: Processes.
+        keep: Whether an utterance is taken.
+        skipped: Takes unusable audio.
         normalize: What is done to a transcript before it becomes units.
         plain: What is done to it for ``text.char``.
 
     Raises:
         RecipeError: A transcript has no text in this unit.
     """
-    raw = formatted.tables["text"]
+    formatted = collect_set([source], raw / "audio", *limits, nj, keep, skipped)
+    raw_text = formatted.tables["text"]
     pronunciations = formatted.tables["romanisation"]
-    if unit == "phone":
+    if info.unit == "phone":
         phones: dict[str, str] = {}
         for line in formatted.ctm:
             utt, _, _, _, phone = line.split()
             phones[utt] = f"{phones[utt]} {phone}" if utt in phones else phone
         pronunciations = phones or pronunciations
-    target = "char" if unit in PLAIN_UNITS else unit
+    unit = "char" if info.unit in PLAIN_UNITS else info.unit
     converted = {}
-    for utt, text in raw.items():
+    for utt, text in raw_text.items():
         try:
             read = pronunciations.get(utt)
-            converted[utt] = to_units(text, target, lang, read, normalize)
+            converted[utt] = to_units(text, unit, info.lang, read, normalize)
         except RecipeError as error:
-            raise RecipeError(f"{directory / 'text'}: {utt}: {error}") from None
+            raise RecipeError(f"{source / 'text'}: {utt}: {error}") from None
     formatted.tables["text"] = converted
-    formatted.tables[PLAIN_TEXT] = {utt: plain(text) for utt, text in raw.items()}
-    formatted.tables["text.raw"] = raw
+    formatted.tables[PLAIN_TEXT] = {utt: plain(text) for utt, text in raw_text.items()}
+    formatted.tables["text.raw"] = raw_text
+    return formatted
 
 
 def has_units(
@@ -285,12 +295,11 @@ def prepare_asr_data(
                 )
                 drawn = seed_of(seed, "asr", lang)
                 keep = sample_replay(seconds, max_minutes / 60, drawn)
-            formatted = collect_set(
-                [directory], raw / "audio", min_s, max_s, nj, keep.__contains__, skipped
-            )
-            convert_text(formatted, unit, lang, directory)
             budget = "all" if split == "train" else ""
             info = SetInfo("own", "", lang, split, unit, budget, seed)
+            limits = (min_s, max_s)
+            wanted = keep.__contains__
+            formatted = collect(directory, info, raw, limits, nj, wanted, skipped)
             ready[f"asr_{lang}_{split}"] = formatted, info
             bad = skipped.counts[directory.name]
             counts = {**formatted.report[lang], "no_text": no_text, "bad_audio": bad}

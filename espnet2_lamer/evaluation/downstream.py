@@ -66,7 +66,7 @@ class HeadOptions:
             sum.
         target: ``text``; ``lang``: the one word ``[eng]`` of ``utt2lang``, as
             ML-SUPERB's LID; ``lang_text``: the tag, then the text.
-        unit: Of the text, see ``evaluation.units``.
+        unit: Of the text.
         store_dtype: ``float32`` or ``float16`` of stored features.
         feature_store_gb: Where the features of a head would take more, the upstream
             runs in every epoch instead. 0: always.
@@ -194,12 +194,11 @@ def train_head(
             options.nbpe,
         )
         stored = _may_store(plans, options.feature_store_gb, source, output_dir)
-        for name in dirs:
-            _write_texts(data / name, texts[name], vocabulary)
+        for name, found in dirs.items():
+            tables = _audio(plans[name])
             if stored:
-                _write_stored(data / name, upstream, dirs[name], plans[name], options)
-            else:
-                _write_audio(data / name, plans[name])
+                tables = _stored(upstream, found, plans[name], options)
+            _write_data(data / name, texts[name], vocabulary, tables)
         write_json(inputs_file, inputs)
         if record is not None:
             write_json(output_dir / "run.json", record)
@@ -242,10 +241,7 @@ def _may_store(
     total = sum(plan.gigabytes for plan in every)
     logging.info(
         "%s: features take %.3f GB, %.3f GB of it are there; limit %g GB",
-        output_dir,
-        total,
-        total - missing,
-        limit,
+        *(output_dir, total, total - missing, limit),
     )
     if not missing or total <= limit:
         return True
@@ -258,32 +254,33 @@ def _may_store(
     logging.warning(
         "%s: %.1f GB of features are more than --feature_store_gb %g: the upstream "
         "runs in every epoch, which gives the same head many times more slowly",
-        output_dir,
-        total,
-        limit,
+        *(output_dir, total, limit),
     )
     return False
 
 
-def _write_texts(
-    directory: Path, texts: dict[str, str], vocabulary: Vocabulary
-) -> None:
-    lengths = check_targets(texts, vocabulary, str(directory / "text"))
-    write_table(directory / "text", texts)
-    size = len(vocabulary.tokens)
-    write_table(
-        directory / "text_shape", {utt: f"{n},{size}" for utt, n in lengths.items()}
-    )
-
-
-def _write_stored(
+def _write_data(
     directory: Path,
+    texts: dict[str, str],
+    vocabulary: Vocabulary,
+    tables: Sequence[Mapping[str, str]],
+) -> None:
+    """Write what ESPnet reads: texts, speech (the two ``tables``), their shapes."""
+    lengths = check_targets(texts, vocabulary, str(directory / "text"))
+    size = len(vocabulary.tokens)
+    text_shape = {utt: f"{n},{size}" for utt, n in lengths.items()}
+    names = ("text", "text_shape", "feats.scp", "speech_shape")
+    for name, table in zip(names, (texts, text_shape, *tables), strict=True):
+        write_table(directory / name, table)
+
+
+def _stored(
     upstream: torch.nn.Module,
     dirs: Sequence[Path],
     plans: Sequence[StorePlan],
     options: HeadOptions,
-) -> None:
-    """Write what ESPnet reads of the stores: features and their shapes."""
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Store features; return where they are, and their shapes."""
     scp: dict[str, str] = {}
     shape: dict[str, str] = {}
     for source, plan in zip(dirs, plans, strict=True):
@@ -298,23 +295,20 @@ def _write_stored(
         )
         scp |= read_table(store.scp)
         shape |= read_table(store.shape)
-    write_table(directory / "feats.scp", scp)
-    write_table(directory / "speech_shape", shape)
+    return scp, shape
 
 
-def _write_audio(directory: Path, plans: Sequence[StorePlan]) -> None:
-    """Write what ESPnet reads when the upstream runs in training.
+def _audio(plans: Sequence[StorePlan]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return audio for an upstream that runs in training, and shapes.
 
     Shapes are those of the features, so that both paths have the same batches.
     """
     wavs, shape = {}, {}
     for plan in plans:
-        width = plan.dim * plan.num_states
         for utt, path, samples in plan.samples:
             wavs[utt] = path
-            shape[utt] = f"{-(-samples // plan.hop)},{width}"
-    write_table(directory / "feats.scp", wavs)
-    write_table(directory / "speech_shape", shape)
+            shape[utt] = f"{-(-samples // plan.hop)},{plan.dim * plan.num_states}"
+    return wavs, shape
 
 
 def _espnet_options(
@@ -368,21 +362,12 @@ def _run_espnet(cmd: list[str], output_dir: Path) -> None:
     checkpoint = read_tensors(output_dir / "checkpoint.pth")
     stats = checkpoint["reporter"]["stats"]
     epoch = min(stats, key=lambda e: stats[e]["valid"]["loss"])
-    write_json(
-        output_dir / "training.json",
-        {
-            "epochs": len(stats),
-            "best_epoch": epoch,
-            "valid_loss": float(stats[epoch]["valid"]["loss"]),
-        },
-    )
+    loss = float(stats[epoch]["valid"]["loss"])
+    report = {"epochs": len(stats), "best_epoch": epoch, "valid_loss": loss}
+    write_json(output_dir / "training.json", report)
     logging.info(
         "%s: %d epochs in %.1f s; best on dev: epoch %d, loss %.3f, error rate %.1f %%",
-        output_dir,
-        len(stats),
-        time.monotonic() - start,
-        epoch,
-        stats[epoch]["valid"]["loss"],
+        *(output_dir, len(stats), time.monotonic() - start, epoch, loss),
         100 * stats[epoch]["valid"].get("cer_ctc", float("nan")),
     )
 

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import soundfile
 
-from espnet2_lamer.data.formatting import FormattedSet, collect_set
+from espnet2_lamer.data.formatting import FormattedSet
 from espnet2_lamer.data.sets import Utterance, write_set
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.benchmark_sets import (
     SetInfo,
-    convert_text,
+    collect,
     has_units,
     write_sets,
 )
@@ -127,16 +127,11 @@ def scan_tree(
             f"{root}: found {found}, expected folders such as {', '.join(DATASETS[:5])}"
             " of ML-SUPERB; correct MLSUPERB in db.sh"
         )
-    unknown = [
-        name
-        for name in present
-        if name not in DATASETS and any((root / name).glob("*/transcript_*.txt"))
-    ]
-    if unknown:
-        raise RecipeError(
-            f"{root / unknown[0]}: unknown data set; ML-SUPERB has "
-            f"{', '.join(DATASETS)}"
-        )
+    for name in sorted({*present} - {*DATASETS}):
+        if any((root / name).glob("*/transcript_*.txt")):
+            raise RecipeError(
+                f"{root / name}: unknown data set; ML-SUPERB has {', '.join(DATASETS)}"
+            )
     pairs = {
         (dataset, folder.name): folder
         for dataset in DATASETS
@@ -288,7 +283,8 @@ def _collect(
     limits = (SHORTEST_TRAIN, LONGEST_TRAIN)
     if info.split == "test":
         limits = (_SHORTEST_TEST, float("inf"))
-    formatted = collect_set([source], raw / "audio", *limits, nj)
-    convert_text(formatted, unit, lang, source, normalize=official_text, plain=plain)
+    formatted = collect(
+        source, info, raw, limits, nj, normalize=official_text, plain=plain
+    )
     counts = {**formatted.report[lang], "no_samples": empty, "no_text": silent}
     return formatted, counts

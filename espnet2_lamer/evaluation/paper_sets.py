@@ -15,7 +15,7 @@ import numpy as np
 
 from espnet2_lamer.data.audio import header_seconds
 from espnet2_lamer.data.corpora import CORPORA, EVAL_DIR
-from espnet2_lamer.data.formatting import FormattedSet, collect_set
+from espnet2_lamer.data.formatting import FormattedSet
 from espnet2_lamer.data.sampling import sample_replay
 from espnet2_lamer.data.seeds import seed_of
 from espnet2_lamer.data.sets import SPLITS
@@ -23,7 +23,7 @@ from espnet2_lamer.data.skipped import SkippedAudio
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.benchmark_sets import (
     SetInfo,
-    convert_text,
+    collect,
     durations,
     has_units,
     unit_of,
@@ -111,17 +111,9 @@ def prepare_paper_sets(
                 # One of a drawn set may be bad, however small the set.
                 one = 100.001 / len(utts) if max_bad_audio else 0.0
                 skipped = SkippedAudio(report_file, max(max_bad_audio, one))
-                formatted = collect_set(
-                    [source],
-                    raw / "audio",
-                    _SHORTEST,
-                    _LONGEST,
-                    nj,
-                    utts.__contains__,
-                    skipped,
-                )
+                limits, wanted = (_SHORTEST, _LONGEST), utts.__contains__
+                formatted = collect(source, info, raw, limits, nj, wanted, skipped)
                 bad += [skipped] if skipped.counts else []
-                convert_text(formatted, unit, lang, source)
                 ready[name] = formatted, info
     for skipped in bad:
         skipped.write()

@@ -143,7 +143,7 @@ class Run:
 class Rate:
     """What a learning rate (None: the config's own) gave a head of a system.
 
-    ``dev_loss`` is the best on the dev set, mean over seeds; ``chosen``: the head's best.
+    ``dev_loss`` is the best on the dev set, mean over seeds; the lowest is chosen.
     """
 
     head: str

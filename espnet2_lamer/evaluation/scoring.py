@@ -2,8 +2,10 @@
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, ClassVar
@@ -12,7 +14,7 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.text_units import UNITS
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.metrics.alignment import Counts, error_counts, sclite_counts
-from espnet2_lamer.metrics.bootstrap import rate_interval, wilson_interval
+from espnet2_lamer.metrics.bootstrap import wilson_interval
 from espnet2_lamer.metrics.measure import MacroMeasure, Measure
 
 SPACE = "<space>"
@@ -34,39 +36,27 @@ class Score:
     """Corpus-level error rate of one hypothesis file.
 
     Attributes:
-        unit: What was counted, one of :data:`.text_units.UNITS`.
         counts: Alignment counts per utterance id, in byte order of the ids.
-        interval: Bootstrap 95 % interval of the error rate, per cent.
         sclite: Counts along sclite's alignment, per utterance id.
+        seed: Of the bootstrap.
     """
 
     kind: ClassVar[str] = "error rate"
-    unit: str
     counts: Mapping[str, Counts]
-    interval: tuple[float, float]
     sclite: Mapping[str, Counts]
-
-    @classmethod
-    def of_counts(
-        cls,
-        unit: str,
-        counts: Mapping[str, Counts],
-        sclite: Mapping[str, Counts],
-        seed: int = 0,
-    ) -> "Score":
-        """Make a score with its bootstrap interval."""
-        low, high = rate_interval(
-            [c.errors for c in counts.values()],
-            [c.ref_length for c in counts.values()],
-            seed=seed,
-        )
-        return cls(unit, counts, (100 * low, 100 * high), sclite)
+    seed: int = 0
 
     def subset(self, utts: Collection[str]) -> "Score":
         """Score of some of the utterances, such as those of one language."""
         kept = [utt for utt in self.counts if utt in utts]
         counts = {utt: self.counts[utt] for utt in kept}
-        return self.of_counts(self.unit, counts, {u: self.sclite[u] for u in kept})
+        return Score(counts, {utt: self.sclite[utt] for utt in kept})
+
+    @cached_property
+    def measure(self) -> Measure:
+        """The error rate as a figure, with its bootstrap interval."""
+        parts = {u: (c.errors, c.ref_length) for u, c in self.counts.items()}
+        return Measure.of_rate(parts, self.seed)
 
     @property
     def total(self) -> Counts:
@@ -91,7 +81,12 @@ class Score:
     @property
     def error_rate(self) -> float:
         """100 * errors / ref_length."""
-        return 100 * self.errors / self.ref_length
+        return self.measure.value
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the error rate, per cent."""
+        return self.measure.interval
 
     @property
     def utterances(self) -> int:
@@ -103,12 +98,6 @@ class Score:
         """Per cent of utterances with at least one error."""
         wrong = sum(c.errors > 0 for c in self.counts.values())
         return 100 * wrong / self.utterances
-
-    @property
-    def measure(self) -> Measure:
-        """The error rate as a figure."""
-        parts = {u: (c.errors, c.ref_length) for u, c in self.counts.items()}
-        return Measure(self.error_rate, self.interval, self.utterances, parts)
 
     def summary(self) -> dict[str, Any]:
         """The figures that ``bin.score`` writes."""
@@ -123,46 +112,25 @@ class LidScore:
     Attributes:
         languages: True language per utterance id, in byte order of the ids.
         found: Language found per utterance id; ``UNK`` where there is no tag.
-        interval: Wilson 95 % interval of the accuracy, per cent.
     """
 
     kind: ClassVar[str] = "accuracy"
     languages: Mapping[str, str]
     found: Mapping[str, str]
-    interval: tuple[float, float]
-
-    @classmethod
-    def of_languages(
-        cls, languages: Mapping[str, str], found: Mapping[str, str]
-    ) -> "LidScore":
-        """Make a score with its interval; both have the same utterances."""
-        correct = sum(found[utt] == lang for utt, lang in languages.items())
-        low, high = wilson_interval(correct, len(languages))
-        return cls(languages, found, (100 * low, 100 * high))
 
     def subset(self, utts: Collection[str]) -> "LidScore":
         """Score of some of the utterances, such as those of one language."""
         kept = {utt: lang for utt, lang in self.languages.items() if utt in utts}
-        return self.of_languages(kept, {utt: self.found[utt] for utt in kept})
+        return LidScore(kept, {utt: self.found[utt] for utt in kept})
 
-    @property
-    def confusion(self) -> dict[str, dict[str, int]]:
-        """``confusion[true][found]`` utterance counts, both sorted."""
-        rows: dict[str, dict[str, int]] = {}
-        for utt, lang in self.languages.items():
-            row = rows.setdefault(lang, {})
-            row[self.found[utt]] = row.get(self.found[utt], 0) + 1
-        return {lang: dict(sorted(rows[lang].items())) for lang in sorted(rows)}
-
-    @property
+    @cached_property
     def measure(self) -> Measure:
-        """The accuracy, per cent of utterances whose language was found, as a figure.
-
-        Its parts are 1 or 0 correct of 1.
-        """
+        """Per cent of utterances whose language was found, with Wilson's interval."""
         parts = {u: (int(self.found[u] == t), 1) for u, t in self.languages.items()}
-        accuracy = 100 * sum(right for right, _ in parts.values()) / len(parts)
-        return Measure(accuracy, self.interval, len(parts), parts)
+        correct = sum(right for right, _ in parts.values())
+        low, high = wilson_interval(correct, len(parts))
+        interval = (100 * low, 100 * high)
+        return Measure(100 * correct / len(parts), interval, len(parts), parts)
 
     @property
     def accuracy(self) -> float:
@@ -170,10 +138,19 @@ class LidScore:
         return self.measure.value
 
     @property
+    def confusion(self) -> dict[str, dict[str, int]]:
+        """``confusion[true][found]`` utterance counts, both sorted."""
+        pairs = Counter((lang, self.found[utt]) for utt, lang in self.languages.items())
+        rows: dict[str, dict[str, int]] = {}
+        for lang, found in sorted(pairs):
+            rows.setdefault(lang, {})[found] = pairs[lang, found]
+        return rows
+
+    @property
     def majority(self) -> float:
         """Accuracy, per cent, of always answering the most frequent language."""
-        classes = (sum(found.values()) for found in self.confusion.values())
-        return 100 * max(classes) / len(self.languages)
+        (_, most), *_ = Counter(self.languages.values()).most_common(1)
+        return 100 * most / len(self.languages)
 
 
 def tokenize(line: str, unit: str, remove_tags: bool = False) -> list[str]:
@@ -230,7 +207,7 @@ def score_files(
         found = tokenize(hypotheses[utt], unit, remove_tags)
         counts[utt] = error_counts(tokens, found)
         sclite[utt] = sclite_counts(tokens, found)
-    return Score.of_counts(unit, counts, sclite, seed)
+    return Score(counts, sclite, seed)
 
 
 def language_tag(text: str) -> str:
@@ -266,7 +243,7 @@ def lid_accuracy(ref: str | Path, hyp: str | Path) -> LidScore:
             )
         languages[utt] = tags[0].strip("[]")
     found = {utt: language_tag(hypotheses[utt]).strip("[]") for utt in references}
-    return LidScore.of_languages(languages, found)
+    return LidScore(languages, found)
 
 
 def by_language(
@@ -327,11 +304,9 @@ def utterance_rates(
     groups: dict[str, dict[str, float]] = {}
     for utt, reference in references.items():
         lang = utt2lang[utt]
-        wanted, found = (
-            _tokens(text, unit, lang) for text in (reference, hypotheses[utt])
-        )
+        wanted = _tokens(reference, unit, lang)
         if wanted:
-            errors = error_counts(wanted, found).errors
+            errors = error_counts(wanted, _tokens(hypotheses[utt], unit, lang)).errors
             groups.setdefault(lang, {})[utt] = errors / len(wanted)
     return groups
 
@@ -390,7 +365,7 @@ def language_figures(
 
 
 def _tokens(text: str, unit: str, lang: str) -> list[str]:
-    if unit not in ("char", "bpe"):
+    if unit not in _CHARACTERS:
         return tokenize(text, unit, remove_tags=True)
     line = LANGUAGE_TAG.sub("", text)
     line = "".join(line.split()) if lang in UNSPACED else line

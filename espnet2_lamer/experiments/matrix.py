@@ -25,19 +25,6 @@ RunCell = Callable[[Cell, int], Sequence[CellMeasure]]
 RunData = Callable[[Data, int], Any]
 
 
-@dataclass(frozen=True)
-class Record:
-    """What a finished cell found: figures by name, seconds of all its starts.
-
-    ``commit`` and ``machine`` say what it ran at and on.
-    """
-
-    measures: dict[str, CellMeasure]
-    seconds: float
-    commit: str
-    machine: str
-
-
 class Store:
     """Directories of data and cells below ``root``, one ``--expdir``.
 
@@ -60,26 +47,24 @@ class Store:
         """``--expdir`` of a cell."""
         return self.cell(key) / "exp"
 
-    def read(self, directory: Path) -> dict[str, Any] | None:
-        """Return the record in a directory; None if it is not done."""
-        return _read(directory / "record.json")
+    def read(self, directory: Path, name: str = "record.json") -> dict[str, Any] | None:
+        """Return a file of a cell or data; None if it is not there, or torn."""
+        try:
+            return json.loads((directory / name).read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
 
-    def record(self, key: str) -> Record | None:
-        """Return what a cell found; None if it is not done."""
+    def record(self, key: str) -> dict[str, Any] | None:
+        """Return what a cell found, its figures by name; None if it is not done.
+
+        ``seconds`` are of all its starts together, ``commit`` and ``machine`` say what
+        it ran at and on.
+        """
         found = self.read(self.cell(key))
         if found is None or found.get("key") != key:
             return None
         measures = [CellMeasure.from_dict(m) for m in found["measures"]]
-        return Record(
-            measures={m.name: m for m in measures},
-            seconds=found["seconds"],
-            commit=found.get("commit", ""),
-            machine=found.get("machine", ""),
-        )
-
-    def failure(self, directory: Path) -> dict[str, Any] | None:
-        """Return why a cell or data failed last time; None if it did not."""
-        return _read(directory / "failed.json")
+        return {**found, "measures": {m.name: m for m in measures}}
 
     def start(self, directory: Path, description: dict[str, Any]) -> None:
         """Note what runs in a directory, and forget an earlier failure."""
@@ -88,7 +73,7 @@ class Store:
 
     def spent(self, directory: Path) -> float:
         """Seconds that killed or failed starts took, as far as they are known."""
-        return float((_read(directory / "spent.json") or {}).get("seconds", 0.0))
+        return float((self.read(directory, "spent.json") or {}).get("seconds", 0.0))
 
     def spend(self, directory: Path, seconds: float) -> None:
         """Note the seconds of a start that did not finish."""
@@ -111,7 +96,7 @@ class Store:
 
     @contextmanager
     def lock(self, directory: Path, wait: bool) -> Iterator[int | None]:
-        """Hold a directory's lock.
+        """Hold the lock of a directory, which is made if it is not there.
 
         A command that is started inside and keeps the descriptor holds it too, so an
         orphan of a killed process keeps others out until it ends.
@@ -137,16 +122,9 @@ def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-
-
 @dataclass(frozen=True)
 class Status:
-    """Where a cell stands: ``done``, ``failed``, ``not run`` or ``running`` elsewhere.
+    """Where a cell stands: ``done``, ``failed`` or ``not run``.
 
     ``why`` is the reason of a failure, or what it waits for; ``log`` says more.
     """
@@ -190,7 +168,7 @@ class Matrix:
         if self.store.record(cell.key) is not None:
             return Status("done")
         for directory in (self.store.cell(cell.key), self.store.data(cell.data.key)):
-            failure = self.store.failure(directory)
+            failure = self.store.read(directory, "failed.json")
             if failure is not None and self.store.read(directory) is None:
                 return Status("failed", failure["error"], failure["log"])
         waits = self._waits(cell)
@@ -205,8 +183,8 @@ class Matrix:
 
     def minutes(self, cell: Cell) -> float:
         """Estimate a cell's time: its system's cells, else all, else the definition."""
-        done = [(c, self.store.record(c.key)) for c in self.cells]
-        known = [(c, r.seconds / 60) for c, r in done if r is not None]
+        records = [(c, self.store.record(c.key)) for c in self.cells]
+        known = [(c, r["seconds"] / 60) for c, r in records if r is not None]
         own = [minutes for c, minutes in known if c.system == cell.system]
         if own:
             return fmean(own)
@@ -228,18 +206,15 @@ class Matrix:
             if state.state == "done":
                 lines.append(f"{cell.label}: done ({cell.key})")
                 continue
+            extra = 0.0 if cell.data.key in seen else self.data_minutes(cell.data)
+            seen.add(cell.data.key)
+            if extra:
+                lines.append(f"data {cell.data.key}: about {extra:.1f} min")
             minutes = self.minutes(cell)
-            if cell.data.key not in seen:
-                seen.add(cell.data.key)
-                extra = self.data_minutes(cell.data)
-                if extra:
-                    total += extra
-                    lines.append(f"data {cell.data.key}: about {extra:.1f} min")
-            total += minutes
+            total += extra + minutes
             why = f", {state.state}: {state.why}" if state.why else ""
             lines.append(f"{cell.label}: about {minutes:.1f} min ({cell.key}{why})")
-        lines.append(f"in all about {total:.0f} min")
-        return lines
+        return [*lines, f"in all about {total:.0f} min"]
 
     def run(
         self,
@@ -272,10 +247,7 @@ class Matrix:
                 logging.info(
                     "%s: left out, it would take about %.1f min and %.1f of %g are "
                     "left",
-                    cell.label,
-                    need,
-                    max(0.0, budget - spent),
-                    budget,
+                    *(cell.label, need, max(0.0, budget - spent), budget),
                 )
                 continue
             if not (self._prepare(cell) and self._run_one(cell)):
@@ -299,14 +271,13 @@ class Matrix:
             self.store.remeasure(self.store.cell(cell.key), measures)
 
     def _chosen(self, pattern: str) -> list[Cell]:
+        names = [f"{cell.system}/{cell.seed}" for cell in self.cells]
         chosen = [
             cell
-            for cell in self.cells
-            if fnmatch.fnmatch(f"{cell.system}/{cell.seed}", pattern)
-            or fnmatch.fnmatch(cell.system, pattern)
+            for cell, name in zip(self.cells, names, strict=True)
+            if fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(cell.system, pattern)
         ]
         if not chosen:
-            names = [f"{cell.system}/{cell.seed}" for cell in self.cells]
             raise RecipeError(
                 f"--cells: found {pattern!r}, which matches no cell; expected a "
                 f"pattern of some of {', '.join(names)}"
@@ -321,11 +292,12 @@ class Matrix:
         with self.store.lock(directory, wait=True) as lock:
             if self.store.read(directory) is not None:
                 return True
-            logging.info("data %s: starts", cell.data.key)
-            description = {"key": cell.data.key, "options": dict(cell.data.options)}
             label = f"data {cell.data.key}"
-            work = partial(self.run_data, cell.data, lock)
-            return self._work(directory, description, label, work)
+            logging.info("%s: starts", label)
+            self.store.start(
+                directory, {"key": cell.data.key, "options": dict(cell.data.options)}
+            )
+            return self._work(directory, label, partial(self.run_data, cell.data, lock))
 
     def _run_one(self, cell: Cell) -> bool:
         directory = self.store.cell(cell.key)
@@ -336,25 +308,22 @@ class Matrix:
             if self.store.record(cell.key) is not None:
                 return True
             logging.info("%s: starts, log %s", cell.label, directory / "log.txt")
-            description = {
-                "key": cell.key,
-                "seed": cell.seed,
-                "data": cell.data.key,
-                "options": dict(cell.options),
-                "configs": {name: dict(c) for name, c in cell.configs.items()},
-            }
-            work = partial(self.run_cell, cell, lock)
-            return self._work(directory, description, cell.label, work)
+            self.store.start(
+                directory,
+                {
+                    "key": cell.key,
+                    "seed": cell.seed,
+                    "data": cell.data.key,
+                    "options": dict(cell.options),
+                    "configs": {name: dict(c) for name, c in cell.configs.items()},
+                },
+            )
+            return self._work(directory, cell.label, partial(self.run_cell, cell, lock))
 
     def _work(
-        self,
-        directory: Path,
-        description: dict[str, Any],
-        label: str,
-        work: Callable[[], Sequence[CellMeasure]],
+        self, directory: Path, label: str, work: Callable[[], Sequence[CellMeasure]]
     ) -> bool:
         """Do the work and write its record, or why there is none."""
-        self.store.start(directory, description)
         started = time.monotonic()
         finished = False
         try:

@@ -110,10 +110,10 @@ class Tables:
             record = matrix.store.record(cell.key)
             if record is None:
                 continue
-            self.seconds += record.seconds
-            if record.machine:
-                self.machines[f"{record.machine} ({record.commit[:12]})"] = None
-            for name, group, sample in with_averages(record.measures):
+            self.seconds += record["seconds"]
+            if machine := record.get("machine"):
+                self.machines[f"{machine} ({record.get('commit', '')[:12]})"] = None
+            for name, group, sample in with_averages(record["measures"]):
                 measured = found.setdefault(name, Measured(name, {}, sample))
                 measured.figures.setdefault(cell.system, {})[cell.seed] = group
         order = [*KINDS]

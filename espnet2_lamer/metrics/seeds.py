@@ -143,7 +143,7 @@ def resampled_means(
 
 
 def _stretch(seeds: int) -> float:
-    """Return c_S of :func:`resampled_means`; 1 for one seed, which does not vary."""
+    """c_S of :func:`resampled_means`; 1 for one seed, which does not vary."""
     from scipy.stats import norm, t
 
     if seeds == 1:

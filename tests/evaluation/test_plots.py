@@ -17,7 +17,7 @@ from espnet2_lamer.metrics.measure import Measure
 def figure(system, test, value, interval, track="asr"):
     task = Task(track, test, "char", "all speech")
     measure = Measure(value, interval, 9)
-    score = Score("char", {}, interval, {})
+    score = Score({}, {})
     return TaskFigure("T", test, "char", system, measure, task=task, score=score)
 
 
@@ -74,7 +74,7 @@ def test_a_confusion_picture_has_a_panel_per_system_and_the_counts(tmp_path, dra
 
 def test_the_pictures_of_a_run_have_one_name_per_track_and_lid_test(tmp_path):
     found = {"a": "eng", "b": "cmn"}
-    lid = LidScore.of_languages({"a": "eng", "b": "eng"}, found)
+    lid = LidScore({"a": "eng", "b": "eng"}, found)
     task = Task("lid", "all", "first tag", "1h total")
     part = Task("lid", "all", "first tag", "1h total", "eng")
     results = Results(

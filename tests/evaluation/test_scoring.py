@@ -199,7 +199,7 @@ def test_lid_accuracy_counts_first_tags_and_missing_tags_as_unknown(tmp_path):
     z, n = 1.959963984540054, 4
     half = z * (0.25 / n + z**2 / (4 * n**2)) ** 0.5
     bounds = [(0.5 + z**2 / (2 * n) + s * half) / (1 + z**2 / n) for s in (-1, 1)]
-    assert score.interval == pytest.approx([100 * b for b in bounds])
+    assert score.measure.interval == pytest.approx([100 * b for b in bounds])
 
 
 def test_a_score_splits_by_language_into_corpus_level_scores(tmp_path):

@@ -107,6 +107,4 @@ def identified(options: WhisperOptions, run: str) -> LidScore | None:
         true |= dict.fromkeys(languages, lang)
         found |= languages
     utts = sorted(true, key=str.encode)
-    return LidScore.of_languages(
-        {utt: true[utt] for utt in utts}, {utt: found[utt] for utt in utts}
-    )
+    return LidScore({utt: true[utt] for utt in utts}, found)
