@@ -1,8 +1,7 @@
-"""The rate of all audio, and how many HuBERT frames an utterance has."""
+"""The sampling rate of all speech, and how many HuBERT frames an utterance has."""
 
-#: Samples a second.
+#: In Hz.
 SAMPLE_RATE = 16000
-
 #: Samples that one frame sees, and samples between frames, at 16 kHz.
 RECEPTIVE_FIELD = 400
 STRIDE = 320

@@ -94,18 +94,9 @@ def collect(
 ) -> FormattedSet:
     """Convert a prepared set's audio, and turn its transcripts into units.
 
-    Transcripts are kept as ``text.char`` and ``text.raw`` too.
-
-    Args:
-        source: The prepared set.
-        info: Its unit and language.
-        raw: Gets the audio.
-        limits: Shortest and longest utterance in seconds.
-        nj: Processes.
-        keep: Whether an utterance is taken.
-        skipped: Takes unusable audio.
-        normalize: What is done to a transcript before it becomes units.
-        plain: What is done to it for ``text.char``.
+    ``keep`` says whether an utterance is taken, ``skipped`` takes unusable audio, and
+    ``limits`` are seconds. A transcript is normalised before it becomes units; it is
+    kept as ``text.char``, where ``plain`` normalises it, and as ``text.raw``.
 
     Raises:
         RecipeError: A transcript has no text in this unit.

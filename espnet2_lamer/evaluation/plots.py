@@ -46,8 +46,8 @@ def write_plots(
             for system in results.systems
             if system in row
         }
-        words = (task.track, task.test, task.unit, task.train)
-        name = re.sub(r"\W+", "_", " ".join(filter(None, words)))
+        words = filter(None, (task.track, task.test, task.unit, task.train))
+        name = re.sub(r"\W+", "_", " ".join(words))
         path = directory / f"confusion_{name}.png"
         plot_confusion(confusions, path)
         written.append(path)
@@ -102,9 +102,7 @@ def plot_confusion(confusions: Mapping[str, Confusion], path: str | Path) -> Non
     if not confusions:
         raise RecipeError(f"{path}: no confusion to draw")
     true = sorted({lang for rows in confusions.values() for lang in rows})
-    names = {
-        name for rows in confusions.values() for row in rows.values() for name in row
-    }
+    names = {n for rows in confusions.values() for row in rows.values() for n in row}
     found = [*true, *sorted(names - {*true})]
     cell = 0.42 if len(found) <= _NUMBERED else 0.12
     side = len(found) * cell + 1.2

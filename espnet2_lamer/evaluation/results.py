@@ -3,9 +3,8 @@
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,13 @@ from espnet2_lamer.metrics.measure import Figure, Measure
 from espnet2_lamer.metrics.tables import (
     bounds,
     csv_text,
+    markdown_records,
     markdown_table,
     number,
     p_value,
     span,
 )
 
-#: A cell of a table's column.
-Column = Callable[["TaskFigure"], str]
 _RATE_NAMES = {"char": "CER", "bpe": "CER", "word": "WER"}
 #: More languages than these are in results.csv and results.json alone.
 _MANY = 12
@@ -295,20 +293,8 @@ def as_json(results: Results, figures: Sequence[TaskFigure]) -> dict[str, Any]:
         "notes": list(results.notes),
         "figures": [
             _record(f)
-            | {
-                "interval": f.measure.interval,
-                "trainings": dict(f.trainings),
-                "comparisons": [
-                    {
-                        "reference": c.reference,
-                        "difference": c.value,
-                        "interval": c.interval,
-                        "p": c.p,
-                        "test": c.test,
-                    }
-                    for c in f.comparisons
-                ],
-            }
+            | {"interval": f.measure.interval, "trainings": dict(f.trainings)}
+            | {"comparisons": [_compared_with(c, "interval") for c in f.comparisons]}
             for f in figures
         ],
         "counts": [
@@ -321,15 +307,6 @@ def as_json(results: Results, figures: Sequence[TaskFigure]) -> dict[str, Any]:
         ],
         "parameters": {m: dict(report) for m, report in results.parameters.items()},
     }
-
-
-def _scores(scored: Scored) -> Iterable[tuple[dict[str, Any], Any]]:
-    for task, row in scored.items():
-        named = {name: getattr(task, name) for name in ("track", "label", "unit")}
-        named["train"] = task.train
-        for system, trainings in row.items():
-            for seed, score in trainings.items():
-                yield {**named, "system": system, "seed": seed}, score
 
 
 def as_csv(figures: Sequence[TaskFigure]) -> str:
@@ -345,12 +322,8 @@ def as_csv(figures: Sequence[TaskFigure]) -> str:
         line = _record(f) | {"low": low, "high": high}
         for c in f.comparisons:
             low, high = bounds(c.interval)
-            lines.append(
-                line
-                | {"reference": c.reference, "difference": c.value}
-                | {"difference_low": low, "difference_high": high}
-                | {"p": c.p, "test": c.test}
-            )
+            ends = {"difference_low": low, "difference_high": high}
+            lines.append(line | _compared_with(c) | ends)
         lines += [] if f.comparisons else [line]
     return csv_text(lines, columns)
 
@@ -359,10 +332,9 @@ def _record(figure: TaskFigure) -> dict[str, Any]:
     """What a figure is, in the words of results.json and results.csv."""
     measure, task = figure.measure, figure.task
     return {
-        "table": figure.table,
-        "label": figure.label,
-        "unit": figure.unit,
-        "system": figure.system,
+        **{
+            name: getattr(figure, name) for name in ("table", "label", "unit", "system")
+        },
         "value": measure.value,
         "utterances": measure.count,
         "tokens": figure.tokens,
@@ -371,10 +343,22 @@ def _record(figure: TaskFigure) -> dict[str, Any]:
         "train": task.train,
         "part": task.part,
         "head": figure.head,
-        "seeds": measure.seeds,
-        "deviation": measure.deviation,
-        "note": measure.note,
+        **{name: getattr(measure, name) for name in ("seeds", "deviation", "note")},
     }
+
+
+def _compared_with(difference: Difference, *more: str) -> dict[str, Any]:
+    start = {"reference": difference.reference, "difference": difference.value}
+    return start | {name: getattr(difference, name) for name in (*more, "p", "test")}
+
+
+def _scores(scored: Scored) -> Iterable[tuple[dict[str, Any], Any]]:
+    """Yield every training's score with what it is of."""
+    for task, row in scored.items():
+        named = {n: getattr(task, n) for n in ("track", "label", "unit", "train")}
+        for system, trainings in row.items():
+            for seed, score in trainings.items():
+                yield {**named, "system": system, "seed": seed}, score
 
 
 def markdown(results: Results, figures: Sequence[TaskFigure]) -> str:
@@ -406,83 +390,62 @@ def _track_section(
     if len(parts) > _MANY:
         figures = [f for f in figures if not f.task.part or f.task.group]
         lines += [f"{len(parts) - 1} parts of the test sets: results.csv.", ""]
-    described = any(f.head or f.task.train for f in figures)
-    more: dict[str, Column] = {}
-    if described:
-        more["trained on"] = lambda f: f.task.train or "-"
-        more["head"] = lambda f: f.head or "-"
-    sizes: dict[str, tuple[str, Column]] = {
-        "error rate": ("tokens", lambda f: _count(f.tokens)),
-        "accuracy": ("largest class (%)", lambda f: number(f.score.majority)),
-    }
-    for kind, (size, size_of) in sizes.items():
-        mine = [f for f in figures if f.kind == kind]
-        columns: dict[str, Column] = {
-            "test set": lambda f: f.label,
-            "unit": lambda f: f.unit,
-            results.column: lambda f: f.system,
-            "utterances": lambda f: _count(f.measure.count),
-            size: size_of,
-            **_value_columns(mine, f"{kind} (%)", results.baselines),
-            **more,
-        }
-        lines += _figure_table(mine, columns) if mine else []
+    for kind, size in (("error rate", "tokens"), ("accuracy", "largest class (%)")):
+        rows = [
+            {
+                "test set": f.label,
+                "unit": f.unit,
+                results.column: f.system,
+                "utterances": _count(f.measure.count),
+                size: number(f.score.majority) if f.tokens is None else str(f.tokens),
+                **_cells(f, f"{kind} (%)"),
+            }
+            for f in figures
+            if f.kind == kind
+        ]
+        lines += _figure_table(rows, results.baselines) if rows else []
     return lines
 
 
 def _measure_section(table: MeasureTable, figures: Sequence[TaskFigure]) -> list[str]:
-    mine = [f for f in figures if not f.task.track and f.table == table.title]
-    columns: dict[str, Column] = {"measured on": lambda f: f.label}
-    if table.units:
-        columns["unit"] = lambda f: f.unit
-    columns["system"] = lambda f: f.system
-    columns["utterances"] = lambda f: _count(f.measure.count)
-    columns |= _value_columns(mine, table.measure, table.references)
+    rows = [
+        {
+            "measured on": f.label,
+            **({"unit": f.unit} if table.units else {}),
+            "system": f.system,
+            "utterances": _count(f.measure.count),
+            **_cells(f, table.measure),
+        }
+        for f in figures
+        if not f.task.track and f.table == table.title
+    ]
     note = [table.note, ""] if table.note else []
-    return [f"### {table.title}", "", *note, *_figure_table(mine, columns)]
+    return [f"### {table.title}", "", *note, *_figure_table(rows, table.references)]
 
 
-def _value_columns(
-    figures: Sequence[TaskFigure], name: str, references: Sequence[str]
-) -> dict[str, Column]:
-    columns: dict[str, Column] = {name: _value}
-    columns["95 % interval"] = lambda f: span(f.measure.interval)
-    if any(f.measure.seeds > 1 for f in figures):
-        columns["sd"] = _deviation
-    # A reference that is compared with nothing would be a column of dashes.
-    compared = {c.reference for f in figures for c in f.comparisons}
-    for reference in references:
-        if reference in compared:
-            columns[f"vs {reference}"] = partial(_versus, reference=reference)
-    return columns
+def _cells(figure: TaskFigure, name: str) -> dict[str, str]:
+    """Return a figure's value, and what a table says of it beside."""
+    measure = figure.measure
+    note = f" ({measure.note})" if measure.note else ""
+    cells = {name: number(measure.value) + note}
+    cells["95 % interval"] = span(measure.interval)
+    if measure.deviation is not None:
+        cells["sd"] = f"{number(measure.deviation)} ({measure.seeds} seeds)"
+    for c in figure.comparisons:
+        p = "" if c.p is None else f" (p {p_value(c.p, '= ')})"
+        cells[f"vs {c.reference}"] = number(c.value, "+") + p
+    if figure.task.train or figure.head:
+        cells["trained on"] = figure.task.train or "-"
+        cells["head"] = figure.head or "-"
+    return cells
 
 
 def _figure_table(
-    figures: Sequence[TaskFigure], columns: Mapping[str, Column]
+    rows: Sequence[Mapping[str, str]], references: Sequence[str]
 ) -> list[str]:
-    rows = [[cell(figure) for cell in columns.values()] for figure in figures]
-    return markdown_table([*columns], rows)
-
-
-def _value(figure: TaskFigure) -> str:
-    note = figure.measure.note
-    return number(figure.measure.value) + (f" ({note})" if note else "")
-
-
-def _deviation(figure: TaskFigure) -> str:
-    measure = figure.measure
-    if measure.deviation is None:
-        return "-"
-    return f"{number(measure.deviation)} ({measure.seeds} seeds)"
-
-
-def _versus(figure: TaskFigure, reference: str) -> str:
-    for difference in figure.comparisons:
-        if difference.reference == reference:
-            value = number(difference.value, "+")
-            p = "" if difference.p is None else f" (p {p_value(difference.p, '= ')})"
-            return value + p
-    return "-"
+    last = ["sd", *(f"vs {r}" for r in references), "trained on", "head"]
+    first = [name for name in rows[0] if name not in last] if rows else []
+    return markdown_records(rows, [*first, *last])
 
 
 def _parameters(results: Results) -> list[str]:

@@ -207,9 +207,8 @@ def made_from(path: Path, inputs: Mapping[str, Any]) -> bool:
     if not path.is_file():
         return False
     # Through JSON, which turns tuples into lists and keys into strings.
-    return json.loads(path.read_text(encoding="utf-8")) == json.loads(
-        json.dumps(inputs)
-    )
+    recorded = json.loads(path.read_text(encoding="utf-8"))
+    return recorded == json.loads(json.dumps(inputs))
 
 
 def put_aside(directory: Path) -> None:

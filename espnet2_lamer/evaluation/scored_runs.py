@@ -1,12 +1,14 @@
-"""From decoded runs to the tables: score every test of every run and group them."""
+"""From decoded runs to the tables: scores of every test, and ML-SUPERB's averages."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from espnet2_lamer.evaluation.mlsuperb import few_shot_group
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.evaluation.mlsuperb import FEW_SHOT, MONOLINGUAL, few_shot_group
 from espnet2_lamer.evaluation.results import MeasureTable, Results, Task
 from espnet2_lamer.evaluation.runs import Run
 from espnet2_lamer.evaluation.scoring import (
@@ -27,6 +29,40 @@ from espnet2_lamer.metrics.measure import Measure
 #: How a language is chosen in track ``lid``, by the folder of its hypotheses.
 DECISIONS = {"most_probable_tag": "most probable tag", "first_tag": "first tag"}
 BPE = "bpe (scored in characters)"
+#: A task's metrics; error rates and accuracies in per cent.
+TASKS = {
+    "monolingual ASR": ("mono CER",),
+    "multilingual ASR": ("multi CER", "multi few-shot CER"),
+    "LID": ("LID accuracy",),
+    "multilingual ASR+LID": ("joint accuracy", "joint CER", "joint few-shot CER"),
+}
+METRICS = tuple(metric for metrics in TASKS.values() for metric in metrics)
+HIGHER_IS_BETTER = ("LID accuracy", "joint accuracy")
+FLOOR = "FBANK"
+
+# Published figures in the order of METRICS, of 10 min and of 1 h: ML-SUPERB (arXiv
+# 2305.10615), the findings
+# of its 2023 challenge (2310.05513), mHuBERT-147 (2406.06371), XEUS (2407.00837).
+_PUBLISHED = """
+FBANK: 72.1 62.4 58.3 11.1 35.9 62.0 58.9, 63.7 59.3 57.4 9.3 43.5 58.6 58.1
+HuBERT-base: 42.8 39.8 44.5 61.2 71.5 39.2 43.8, 35.3 31.4 42.7 86.1 86.0 30.9 41.8
+HuBERT-large: 38.2 44.4 48.2 46.5 55.4 45.6 49.3, 32.2 37.7 43.5 64.1 77.7 35.1 41.8
+HuBERT-base-cmn: 43.1 40.8 45.4 49.3 75.1 37.7 43.5, 35.6 43.2 46.6 85.3 86.1 31.8 42.1
+XLS-R-300M: 39.7 29.2 40.9 66.9 55.6 28.4 42.1, 30.6 22.0 39.3 87.9 85.6 22.9 42.4
+MMS-300M: 33.8 28.7 36.5 62.3 71.9 31.5 30.9, 30.5 24.0 36.5 84.3 74.3 30.0 29.2
+MMS-1B: 33.3 21.3 30.2 84.8 73.3 26.0 25.4, 25.7 18.1 30.8 86.1 74.8 25.5 24.8
+w2v-BERT 2.0 v2: 41.0 26.6 34.3 70.7 83.2 24.2 34.3, 29.2 20.3 35.3 86.8 90.6 20.3 34.0
+mHuBERT-147 it2: 35.9 25.4 34.2 74.8 81.0 26.3 33.9, 27.6 22.5 33.8 90.1 89.0 23.6 34.4
+mHuBERT-147: 34.2 23.6 33.2 85.3 81.4 26.2 34.9, 26.3 22.0 32.9 91.0 90.0 22.1 33.5
+XEUS: 30.3 21.1 33.4 81.5 86.4 22.9 32.7, 25.1 20.1 34.1 87.3 91.3 19.6 32.8
+"""
+#: ``PUBLISHED[budget][system][metric]``.
+PUBLISHED: dict[str, dict[str, dict[str, float]]] = {"10min": {}, "1h": {}}
+for _line in _PUBLISHED.strip().splitlines():
+    _system, _, _figures = _line.partition(": ")
+    for _budget, _row in zip(PUBLISHED, _figures.split(", "), strict=True):
+        _values = zip(METRICS, map(float, _row.split()), strict=True)
+        PUBLISHED[_budget][_system] = dict(_values)
 
 
 @dataclass(frozen=True)
@@ -134,8 +170,7 @@ def _parts(test: ScoredTest, whole: Task, score: Score | LidScore) -> dict[Task,
 def describe_head(run: Run) -> str:
     """Say what a head reads, and its learning rate where that is not the config's."""
     layer = "weighted sum" if run.layer == "all" else f"layer {run.layer}"
-    rate = "" if run.learning_rate is None else f", lr {run.learning_rate:g}"
-    return layer + rate
+    return layer if run.learning_rate is None else f"{layer}, lr {run.learning_rate:g}"
 
 
 def language_table(
@@ -213,3 +248,118 @@ def _corpus(directory: Path) -> str:
     if not path.is_file():
         return ""
     return json.loads(path.read_text(encoding="utf-8")).get("corpus", "")
+
+
+def superb_score(
+    metrics: Mapping[str, float], pool: Mapping[str, Mapping[str, float]]
+) -> float:
+    r"""Return a system's SUPERB score, 0 for FBANK and 1000 for the best of all.
+
+    .. math::
+        1000 \cdot \operatorname{mean}_{tasks} \operatorname{mean}_{metrics}
+        \frac{x - x_{FBANK}}{x_{best} - x_{FBANK}}
+
+    with the best value per metric over the pool (ML-SUPERB, arXiv 2305.10615); the
+    score of every system moves when a better one joins the pool.
+
+    ``metrics`` are the system's, by the names in :data:`METRICS`; the pool has FBANK,
+    and normally the system itself.
+
+    Raises:
+        RecipeError: A metric is missing, or FBANK is not in the pool.
+    """
+    missing = [name for name in METRICS if name not in metrics]
+    if missing or FLOOR not in pool:
+        raise RecipeError(
+            "SUPERB score: "
+            + (f"no {', '.join(missing)}" if missing else f"no {FLOOR} in the pool")
+            + "; it needs all four tasks and the floor they are measured from"
+        )
+    floor = pool[FLOOR]
+    tasks = []
+    for names in TASKS.values():
+        shares = []
+        for name in names:
+            choose = max if name in HIGHER_IS_BETTER else min
+            best = choose(system[name] for system in pool.values())
+            shares.append((metrics[name] - floor[name]) / (best - floor[name]))
+        tasks.append(fmean(shares))
+    return 1000 * fmean(tasks)
+
+
+def superb_table(tests: Sequence[ScoredTest]) -> MeasureTable | None:
+    """Give the official benchmark's figures and overall score per system.
+
+    The scale runs from the published FBANK to the best of the published systems and
+    those scored here.
+
+    Returns:
+        The table; None when no system has all four tracks of one budget.
+    """
+    rows: dict[str, dict[str, Measure]] = {}
+    for budget in PUBLISHED:
+        metrics = _metrics([t for t in tests if t.run.budget == budget])
+        complete = {s: m for s, m in metrics.items() if set(METRICS) <= set(m)}
+        pool = {**PUBLISHED[budget], **{f"{s} (here)": m for s, m in complete.items()}}
+        for system, values in complete.items():
+            for name in METRICS:
+                rows.setdefault(f"{budget}: {name}", {})[system] = Measure(values[name])
+            score = Measure(superb_score(values, pool))
+            rows.setdefault(f"{budget}: SUPERB score", {})[system] = score
+    if not rows:
+        return None
+    langs = {
+        lang
+        for test in tests
+        if test.run.track != "asr"
+        for lang in test.utt2lang.values()
+    }
+    return MeasureTable(
+        "ML-SUPERB",
+        "figure (%; the score: 0 to 1000)",
+        rows,
+        note="The official averages: monolingual error rates within a language, then "
+        "over languages; the multilingual tracks corpus-level over trained and over "
+        f"few-shot languages ({len(langs)} here, 143 in the benchmark). The SUPERB "
+        "score is 0 for FBANK and 1000 for the best "
+        f"of {', '.join(sorted(PUBLISHED['1h']))} and the systems here.",
+    )
+
+
+def _metrics(tests: Sequence[ScoredTest]) -> dict[str, dict[str, float]]:
+    """``metrics[system][name]`` of the official benchmark, means over seeds."""
+    found: dict[str, dict[str, list[float]]] = {}
+    mono: dict[str, dict[str, list[float]]] = {}
+    for test in tests:
+        run = test.run
+        if run.benchmark != "mlsuperb":
+            continue
+        if run.track == "asr":
+            rates = mono.setdefault(run.system, {}).setdefault(test.task.test, [])
+            rates.append(test.score.error_rate)
+            continue
+        # The official script decides by the first tag.
+        if run.track == "lid" and test.task.unit != "first tag":
+            continue
+        values = found.setdefault(run.system, {})
+        few = {utt for utt, lang in test.utt2lang.items() if lang in FEW_SHOT}
+        trained = test.utt2lang.keys() - few
+        prefix = "joint" if run.track == "asr_lid" else "multi"
+        if test.score is not None:
+            for utts, kind in ((trained, "CER"), (few, "few-shot CER")):
+                if utts:
+                    rate = test.score.subset(utts).error_rate
+                    values.setdefault(f"{prefix} {kind}", []).append(rate)
+        if test.found is not None and trained:
+            name = "LID accuracy" if run.track == "lid" else "joint accuracy"
+            accuracy = test.found.subset(trained).accuracy
+            values.setdefault(name, []).append(accuracy)
+    for system, rates_of in mono.items():
+        # As mono_superb_score.py, which refuses to average when one is missing.
+        if set(MONOLINGUAL) <= set(rates_of):
+            by_lang: dict[str, list[float]] = {}
+            for name, (lang, _) in MONOLINGUAL.items():
+                by_lang.setdefault(lang, []).append(fmean(rates_of[name]))
+            average = fmean(map(fmean, by_lang.values()))
+            found.setdefault(system, {})["mono CER"] = [average]
+    return {s: {n: fmean(v) for n, v in row.items()} for s, row in found.items()}

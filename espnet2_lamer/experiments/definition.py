@@ -33,7 +33,6 @@ _KEYS = set(
     "title source note defaults seeds minutes data_minutes data cell configs systems "
     "baseline claims transfer".split()
 )
-_SYSTEM_KEYS = {"description", "data", "cell", "configs", "seeds", "minutes"}
 _OPTIONS = {option.name for option in fields(Options)}
 _REFERENCE = re.compile(r"\{cell:([^{}]+)\}")
 
@@ -240,14 +239,12 @@ def _system(
 ) -> System:
     where = f"systems.{name}"
     own = _mapping(path, where, own)
-    _check_keys(path, own, _SYSTEM_KEYS)
-    parts = {
-        key: merge(
-            _mapping(path, key, values.get(key) or {}),
-            _mapping(path, f"{where}.{key}", own.get(key) or {}),
-        )
-        for key in ("data", "cell", "configs")
-    }
+    _check_keys(path, own, {field.name for field in fields(System)} - {"name"})
+    parts = {}
+    for key in ("data", "cell", "configs"):
+        below = _mapping(path, key, values.get(key) or {})
+        mine = _mapping(path, f"{where}.{key}", own.get(key) or {})
+        parts[key] = merge(below, mine)
     for key, allowed in (("data", "seed"), ("cell", "skip_stages")):
         for option in parts[key]:
             if option not in (*_OPTIONS, *OWN):

@@ -34,8 +34,7 @@ def prepare_data(
 ) -> Sequence[CellMeasure]:
     """Run stages 0-6 and 9 of shared data.
 
-    ``lock`` is a descriptor that the process keeps, ``speed`` are options of run.sh
-    that change no result.
+    The process keeps ``lock``, a descriptor; options in ``speed`` change no result.
 
     Raises:
         RecipeError: It failed; names the log.
@@ -67,8 +66,6 @@ def run_cell(
 
     The cell's directory gets config files, links to the shared data, and an experiment
     directory of its own; killed and started again it goes on as the recipe does.
-
-    ``lock`` and ``speed`` are as in :func:`prepare_data`.
 
     Raises:
         RecipeError: It failed; names the log.

@@ -252,11 +252,8 @@ def judge(difference: Difference, better: str, expect: str) -> str:
     are equal cannot be shown by a test: it does not hold when the interval leaves 0
     out.
 
-    Args:
-        difference: System minus the one it is compared with.
-        better: ``higher`` or ``lower`` values are better, or ``neither``, for which
-            claims expect ``higher``, ``lower`` or ``equal``.
-        expect: ``better``, ``worse``, ``higher``, ``lower`` or ``equal``.
+    ``better`` says which values are: ``higher``, ``lower`` or ``neither``; a claim may
+    expect ``better`` or ``worse`` only where one is.
     """
     if difference.interval is None or len(difference.seeds) < 2:
         return "cannot be told (one seed)"

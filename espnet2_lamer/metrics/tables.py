@@ -10,6 +10,18 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list
     return ["|" + "|".join(line) + "|" for line in lines] + [""]
 
 
+def markdown_records(
+    rows: Sequence[Mapping[str, str]], columns: Iterable[str]
+) -> list[str]:
+    """Return the lines of a Markdown table of cells by column.
+
+    Columns that no row has are left out; what one row lacks is a "-".
+    """
+    present = [name for name in columns if any(name in row for row in rows)]
+    body = [[row.get(name, "-") for name in present] for row in rows]
+    return markdown_table(present, body)
+
+
 def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     """Return rows as CSV; None is an empty cell."""
     from pandas import DataFrame

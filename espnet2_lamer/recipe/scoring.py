@@ -22,8 +22,8 @@ from espnet2_lamer.evaluation.scored_runs import (
     fill_results,
     language_table,
     score_run,
+    superb_table,
 )
-from espnet2_lamer.evaluation.superb_score import superb_table
 from espnet2_lamer.metrics.measure import Measure
 from espnet2_lamer.parallel import run_each
 from espnet2_lamer.recipe.analysis import read_measure

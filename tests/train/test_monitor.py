@@ -13,8 +13,8 @@ from espnet2.train.reporter import Reporter
 from espnet2_lamer.asr.encoder.lamer_hubert import LamerHubertEncoder
 from espnet2_lamer.asr.upstream import Upstream
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.metrics.similarity import LinearCKA
 from espnet2_lamer.metrics.probe import phone_probe
+from espnet2_lamer.metrics.similarity import LinearCKA
 from espnet2_lamer.train.monitor import RIDGE, ForgettingMonitor, build_monitor
 from espnet2_lamer.train.monitor_sample import MAX_SAMPLES, monitor_sample
 from tests.tiny_hubert import ARCHITECTURE
