@@ -295,11 +295,15 @@ def prepare_asr_data(
             bad = skipped.counts[directory.name]
             counts = {**formatted.report[lang], "no_text": no_text, "bad_audio": bad}
             report["languages"][lang][split] = counts
+            what = f"{lang} {split} ({unit})"
+            size = f"{counts['utterances']} utterances, {counts['hours']:.3f} h"
             logging.info(
-                "%s %s (%s): %d utterances, %.3f h; dropped: %d without text, %d too "
-                "short, %d too long",
-                *(lang, split, unit, counts["utterances"], counts["hours"]),
-                *(no_text, counts["dropped_short"], counts["dropped_long"]),
+                "%s: %s; dropped: %d without text, %d too short, %d too long",
+                what,
+                size,
+                no_text,
+                counts["dropped_short"],
+                counts["dropped_long"],
             )
     # All languages are checked before anything is written.
     write_sets(raw, ready)

@@ -239,10 +239,8 @@ def _may_store(
     every = [plan for part in plans.values() for plan in part]
     missing = sum(plan.gigabytes for plan in every if not plan.stored)
     total = sum(plan.gigabytes for plan in every)
-    logging.info(
-        "%s: features take %.3f GB, %.3f GB of it are there; limit %g GB",
-        *(output_dir, total, total - missing, limit),
-    )
+    size = f"{total:.3f} GB, {total - missing:.3f} GB of it are there"
+    logging.info("%s: features take %s; limit %g GB", output_dir, size, limit)
     if not missing or total <= limit:
         return True
     if source is None:
@@ -254,7 +252,9 @@ def _may_store(
     logging.warning(
         "%s: %.1f GB of features are more than --feature_store_gb %g: the upstream "
         "runs in every epoch, which gives the same head many times more slowly",
-        *(output_dir, total, limit),
+        output_dir,
+        total,
+        limit,
     )
     return False
 
@@ -365,11 +365,10 @@ def _run_espnet(cmd: list[str], output_dir: Path) -> None:
     loss = float(stats[epoch]["valid"]["loss"])
     report = {"epochs": len(stats), "best_epoch": epoch, "valid_loss": loss}
     write_json(output_dir / "training.json", report)
-    logging.info(
-        "%s: %d epochs in %.1f s; best on dev: epoch %d, loss %.3f, error rate %.1f %%",
-        *(output_dir, len(stats), time.monotonic() - start, epoch, loss),
-        100 * stats[epoch]["valid"].get("cer_ctc", float("nan")),
-    )
+    rate = 100 * stats[epoch]["valid"].get("cer_ctc", float("nan"))
+    best = f"epoch {epoch}, loss {loss:.3f}, error rate {rate:.1f} %"
+    took = f"{len(stats)} epochs in {time.monotonic() - start:.1f} s"
+    logging.info("%s: %s; best on dev: %s", output_dir, took, best)
 
 
 def _write_final(

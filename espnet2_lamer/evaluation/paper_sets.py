@@ -124,10 +124,8 @@ def prepare_paper_sets(
     for name, record in records.items():
         utts = sorted(read_table(raw / name / "wav.scp"), key=str.encode)
         write_text(raw / LISTS / f"{name}.txt", "".join(f"{utt}\n" for utt in utts))
-        logging.info(
-            "%s (%s): %d utterances, %.1f min",
-            *(name, record["unit"], record["utterances"], record["seconds"] / 60),
-        )
+        size = f"{record['utterances']} utterances, {record['seconds'] / 60:.1f} min"
+        logging.info("%s (%s): %s", name, record["unit"], size)
     report = {"seed": seed, "corpora": list(corpora), "sets": records}
     write_json(raw / "paper.json", report)
     return report

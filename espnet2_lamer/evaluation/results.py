@@ -118,12 +118,9 @@ class Results:
             systems, such as "layer 22".
         tables: Masked accuracy, forgetting, figures over languages and the like.
         parameters: ``layers.parameter_report`` by model.
-        environment: Lines of the "Environments" section, see
-            :func:`describe_environment`.
-        notes: Caveats that a reader of the numbers must know, such as "synthetic
-            formant speech" or "channel-confounded".
-        column: What a system is called in the tables of recognition and
-            identification.
+        environment: See :func:`describe_environment`.
+        notes: Caveats that a reader of the numbers must know.
+        column: What a system is called in the tables of heads.
     """
 
     systems: Mapping[str, str]

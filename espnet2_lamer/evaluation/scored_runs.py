@@ -91,11 +91,8 @@ def score_run(
 ) -> list[ScoredTest]:
     """Score all tests of a decoded run.
 
-    Args:
-        run: Decoded into ``decode_<test>`` below its directory.
-        expdir: Parent of the run's directory.
-        raw: Where the formatted sets are, with ``set.json``.
-        seed: Seed of the bootstrap.
+    It was decoded into ``decode_<test>`` below its directory; ``raw`` has the formatted
+    sets with ``set.json``.
 
     Returns:
         A :class:`ScoredTest` per test set; for track ``lid`` one per decision.

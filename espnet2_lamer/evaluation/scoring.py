@@ -182,12 +182,9 @@ def score_files(
 ) -> Score:
     """Score a Kaldi-style hypothesis ``text`` against a reference ``text``.
 
-    Args:
-        ref: Reference, ``utt_id text`` lines already in units.
-        hyp: Hypotheses for exactly the same utterances; they may be empty.
-        unit: How lines are split, see :func:`tokenize`.
-        seed: Seed of the bootstrap interval.
-        remove_tags: Leave language tags out on both sides.
+    Both are ``utt_id text`` lines in units, of exactly the same utterances; hypotheses
+    may be empty. For ``unit`` and ``remove_tags`` see :func:`tokenize`; ``seed`` is of
+    the bootstrap interval.
 
     Raises:
         RecipeError: Unknown unit, a missing or empty file, an utterance on one side

@@ -121,7 +121,7 @@ def _write_tokens(ordered: Sequence[str], directory: Path) -> tuple[str, ...]:
 def _build_bpe(
     texts: Sequence[str], directory: Path, tags: Sequence[str], nbpe: int
 ) -> Vocabulary:
-    """Train SentencePiece with ESPnet's settings (asr.sh, stage 5)."""
+    """Train SentencePiece with ESPnet's settings (those of asr.sh)."""
     import sentencepiece
 
     model = directory / BPE_MODEL

@@ -78,13 +78,9 @@ class Definition:
     """An experiment.
 
     Attributes:
-        name: Stem of the file.
-        title: Heading of its tables.
         source: Where the question comes from, e.g. "Lamer-SSL, Table 2".
         note: What a reader must know of the figures.
-        systems: Rows by name, in order.
-        baseline: The system that the others are tested against.
-        claims: What is judged.
+        systems: Rows by name, in order; the others are tested against ``baseline``.
         data_minutes: Estimated time of stages 0-6 and 9.
         transfer: For the transfer matrix: systems in the order in which each continues
             the one before, and the language that each of them learnt.
@@ -124,7 +120,6 @@ class Cell:
     Attributes:
         key: Names its directory; a hash of everything below but ``system``.
         seed: Seed of stages 7 to 12.
-        data: What it is trained and tested on.
         options: Options of run.sh, those of the data included.
         configs: Content of the config files, by option.
         needs: Keys of the cells that it reads.

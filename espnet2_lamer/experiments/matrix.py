@@ -135,15 +135,10 @@ class Status:
 
 
 class Matrix:
-    """The cells of one definition, and what is known of them.
+    """The cells of one definition, each after those it reads, and where they stand.
 
-    Args:
-        definition: The experiment.
-        cells: Its cells, each after those it reads.
-        store: Where they are.
-        run_data: Makes shared data.
-        run_cell: Runs a cell.
-        about: Written into records: ``commit`` and ``machine``.
+    ``run_data`` makes shared data, ``run_cell`` runs a cell; ``about`` (``commit`` and
+    ``machine``) is written into records.
     """
 
     def __init__(
@@ -244,10 +239,12 @@ class Matrix:
             need = self.minutes(cell) + self.data_minutes(cell.data)
             spent = (time.monotonic() - started) / 60
             if budget is not None and spent + need > budget:
+                left = f"{max(0.0, budget - spent):.1f} of {budget:g}"
                 logging.info(
-                    "%s: left out, it would take about %.1f min and %.1f of %g are "
-                    "left",
-                    *(cell.label, need, max(0.0, budget - spent), budget),
+                    "%s: left out, it would take about %.1f min and %s are left",
+                    cell.label,
+                    need,
+                    left,
                 )
                 continue
             if not (self._prepare(cell) and self._run_one(cell)):

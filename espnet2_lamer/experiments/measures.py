@@ -121,10 +121,8 @@ def read_measures(
 ) -> list[CellMeasure]:
     """Collect all figures of a cell whose pretraining is tagged ``lamer``.
 
-    Args:
-        expdir: Its ``--expdir``.
-        raw: ``dump/raw``.
-        seed: Of the scoring's own intervals, which are not used here.
+    ``raw`` is ``dump/raw``; ``seed`` is of the scoring's own intervals, which are not
+    used here.
 
     Raises:
         RecipeError: There are none.

@@ -90,12 +90,7 @@ class Verdict:
 
 
 class Tables:
-    """All figures of an experiment at one moment.
-
-    Args:
-        matrix: The cells.
-        header: Lines of the head: command, commit, machine, time.
-    """
+    """All figures of a matrix at one moment; ``header`` are lines of the head."""
 
     def __init__(self, matrix: Matrix, header: Mapping[str, str]) -> None:
         self.matrix = matrix

@@ -180,7 +180,6 @@ class Figure:
         table: What it measures: the title of its table.
         label: Test set, language or what was measured.
         unit: What is counted; "" where the table says it.
-        system: Whose figure it is.
         measure: Value, interval, number of utterances, seeds; None: not measured.
         comparisons: Against each reference system that has the same figure.
         trainings: Value per seed, when several were averaged.

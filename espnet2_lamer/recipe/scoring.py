@@ -77,11 +77,10 @@ def _log(figures: Sequence[TaskFigure]) -> None:
     for f in figures:
         if not f.task.track or f.task.part or f.measure.interval is None:
             continue
-        logging.info(
-            "%s, %s, %s, %s: %s %.1f %% (%.1f-%.1f), %d utterances",
-            *(f.system, f.task.track, f.label, f.unit, f.kind, f.measure.value),
-            *(*f.measure.interval, f.measure.count),
-        )
+        low, high = f.measure.interval
+        what = f"{f.system}, {f.task.track}, {f.label}, {f.unit}: {f.kind}"
+        found = f"{f.measure.value:.1f} % ({low:.1f}-{high:.1f})"
+        logging.info("%s %s, %d utterances", what, found, f.measure.count)
 
 
 def _read(path: Path):

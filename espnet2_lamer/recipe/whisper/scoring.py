@@ -46,11 +46,10 @@ def score(options: WhisperOptions) -> None:
                     found = score_unit(options, run, lang, unit)
                     by_unit = summary.setdefault(run, {}).setdefault(lang, {})
                     by_unit[unit] = found.summary()
-                    logging.info(
-                        "%s, %s, %s: %.1f %% (%.1f-%.1f), %d utterances",
-                        *(run, lang, unit, found.error_rate, *found.interval),
-                        found.utterances,
-                    )
+                    low, high = found.interval
+                    rate = f"{found.error_rate:.1f} % ({low:.1f}-{high:.1f})"
+                    what = f"{run}, {lang}, {unit}: {rate}"
+                    logging.info("%s, %d utterances", what, found.utterances)
     write_json(options.expdir / "scores.json", summary)
 
 
