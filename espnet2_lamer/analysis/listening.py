@@ -18,8 +18,8 @@ from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.data.sets import Utterance
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers import LamerFeedForward, experts_off, record_routing
-from espnet2_lamer.metrics.cka import LinearCKA
 from espnet2_lamer.metrics.probe import PhoneProbe, Phones, phone_probe
+from espnet2_lamer.metrics.similarity import LinearCKA
 
 # Frames of a language that are kept in memory for the phone probe: 640 MB for four
 # layers of a Large model and its base.
@@ -143,9 +143,9 @@ def _compare_probes(layer: int, model: PhoneProbe, base: PhoneProbe) -> dict[str
         measure = fields.pop("accuracy")
         row[name] = {key: measure[key] for key in ("value", "interval", "count")}
         row[name] |= fields
-    row["difference"] = 100 * test.difference
-    row["interval"] = [100 * bound for bound in test.interval]
-    return row | {"p": test.p_two_sided}
+    row["difference"] = test.value
+    row["interval"] = list(test.interval)
+    return row | {"p": test.p}
 
 
 class _Language:

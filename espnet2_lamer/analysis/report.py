@@ -163,7 +163,7 @@ def _language_probe(heard: Heard, seed: int, notes: list[str]) -> dict[str, Any]
             row[name] = {"value": measure.value, "interval": list(measure.interval)}
         if "base" in measures:
             test = measures["model"].compare(measures["base"])
-            row |= {"difference": 100 * test.difference, "p": test.p_two_sided}
+            row |= {"difference": test.value, "p": test.p}
         layers.append(row)
     return {
         "chance": chance_level(langs, folds),

@@ -63,7 +63,7 @@ def main(cmd: list[str] | None = None) -> None:
     from espnet2_lamer.analysis.report import render_page, report_on, summary
     from espnet2_lamer.analysis.speech_set import read_speech_set
     from espnet2_lamer.fileio.atomic import write_json, write_text
-    from espnet2_lamer.metrics.depths import compared_layers
+    from espnet2_lamer.metrics.similarity import compared_layers
     from espnet2_lamer.upstream import load_model
 
     speech = read_speech_set(args.data, args.langs, args.max_utts, args.seed)

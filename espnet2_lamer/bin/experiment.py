@@ -89,11 +89,9 @@ def main(cmd: list[str] | None = None) -> None:
         RecipeError: The definition is wrong, or a cell failed.
     """
     args = get_parser().parse_args(cmd)
-    from espnet2_lamer.experiments.cells import plan_cells
-    from espnet2_lamer.experiments.definition import read_definition
+    from espnet2_lamer.experiments.definition import plan_cells, read_definition
     from espnet2_lamer.experiments.launch import measure_cell, prepare_data, run_cell
-    from espnet2_lamer.experiments.matrix import Matrix
-    from espnet2_lamer.experiments.store import Store
+    from espnet2_lamer.experiments.matrix import Matrix, Store
 
     recipe = Path(args.recipe).absolute()
     if not (recipe / "run.sh").is_file():
@@ -164,8 +162,7 @@ def _options(words: list[str]) -> dict[str, str]:
 
 def _write(matrix, header: dict[str, str], directory: Path) -> None:
     from espnet2_lamer.experiments.plots import plot_differences
-    from espnet2_lamer.experiments.report import markdown
-    from espnet2_lamer.experiments.tables import Tables
+    from espnet2_lamer.experiments.tables import Tables, markdown
     from espnet2_lamer.fileio.atomic import write_json, write_text
 
     now = time.strftime("%Y-%m-%d %H:%M:%S %Z")

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from espnet2_lamer.bin.common import get_argument_parser, run_main
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.mlsuperb_protocol import MONOLINGUAL
-from espnet2_lamer.evaluation.runs import RECORD, Run
+from espnet2_lamer.evaluation.mlsuperb import MONOLINGUAL
+from espnet2_lamer.evaluation.runs import RECORD, Run, choose_rates
 from espnet2_lamer.evaluation.submission import FOLDERS, Prediction, write_submission
-from espnet2_lamer.evaluation.sweep import choose_rates
 
 
 def get_parser() -> argparse.ArgumentParser:

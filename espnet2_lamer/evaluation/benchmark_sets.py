@@ -1,14 +1,17 @@
-"""What the sets of stage 9 share: their texts, their record, subsets of them."""
+"""Evaluation sets: what all benchmarks share, and the sets of one's own data."""
 
 import json
-from collections.abc import Callable, Collection
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from espnet2_lamer.data.audio import SAMPLE_RATE
-from espnet2_lamer.data.formatting import FormattedSet
+from espnet2_lamer.constants import SAMPLE_RATE
+from espnet2_lamer.data.audio import SkippedAudio, header_seconds
+from espnet2_lamer.data.formatting import FormattedSet, collect_set
 from espnet2_lamer.data.sampling import sample_replay, seed_of
+from espnet2_lamer.data.sets import SPLITS
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.runs import BUDGETS
 from espnet2_lamer.evaluation.text_units import NoUnitsError, normalize_text, to_units
@@ -18,10 +21,10 @@ from espnet2_lamer.fileio.datadir import read_table, write_spk2utt, write_table
 RECORD = "set.json"
 #: The normalised transcript, for units that are made of characters.
 PLAIN_TEXT = "text.char"
-_TEXTS = ("text", PLAIN_TEXT, "text.raw")
-_TABLES = ("wav.scp", "utt2lang", "utt2num_samples", *_TEXTS)
 #: Units whose text is the normalised transcript.
 PLAIN_UNITS = ("char", "word", "bpe")
+_MADE_BY = "the formatting of evaluation sets"
+_TABLES = "wav.scp utt2lang utt2num_samples text text.char text.raw utt2spk".split()
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,8 @@ class SetInfo:
     normalisation: str = "all punctuation"
 
 
-def write_record(directory: str | Path, info: SetInfo) -> dict[str, Any]:
+def write_record(directory: Path, info: SetInfo) -> dict[str, Any]:
     """Write ``set.json`` into a formatted set: its description and its size."""
-    directory = Path(directory)
     samples = read_table(directory / "utt2num_samples")
     record = {
         "name": directory.name,
@@ -66,54 +68,58 @@ def write_record(directory: str | Path, info: SetInfo) -> dict[str, Any]:
     return record
 
 
-def convert_text(
-    formatted: FormattedSet,
-    unit: str,
-    lang: str,
-    directory: Path,
+def write_sets(
+    raw: Path, ready: Mapping[str, tuple[FormattedSet, SetInfo]]
+) -> dict[str, dict[str, Any]]:
+    """Write formatted sets by name, with their records, which are returned."""
+    records = {}
+    for name, (formatted, info) in ready.items():
+        formatted.write(raw / name)
+        records[name] = write_record(raw / name, info)
+    return records
+
+
+def collect(
+    source: Path,
+    info: SetInfo,
+    raw: Path,
+    limits: tuple[float, float],
+    nj: int,
+    keep: Callable[[str], bool] | None = None,
+    skipped: SkippedAudio | None = None,
     normalize: Callable[[str], str] = normalize_text,
     plain: Callable[[str], str] = normalize_text,
-) -> None:
-    """Turn transcripts into units; keep them as ``text.char`` and ``text.raw`` too.
+) -> FormattedSet:
+    """Convert a prepared set's audio, and turn its transcripts into units.
 
-    Args:
-        formatted: Changed in place.
-        unit: See ``evaluation.units.to_units``.
-        lang: ISO 639-3 code.
-        directory: Named in errors.
-        normalize: What is done to a transcript before it becomes units.
-        plain: What is done to it for ``text.char``.
+    ``keep`` says whether an utterance is taken, ``skipped`` takes unusable audio, and
+    ``limits`` are seconds. A transcript is normalised before it becomes units; it is
+    kept as ``text.char``, where ``plain`` normalises it, and as ``text.raw``.
 
     Raises:
         RecipeError: A transcript has no text in this unit.
     """
-    raw = formatted.tables["text"]
+    formatted = collect_set([source], raw / "audio", *limits, nj, keep, skipped)
+    raw_text = formatted.tables["text"]
     pronunciations = formatted.tables["romanisation"]
-    if unit == "phone":
-        pronunciations = _phone_strings(formatted.ctm) or pronunciations
+    if info.unit == "phone":
+        phones: dict[str, str] = {}
+        for line in formatted.ctm:
+            utt, _, _, _, phone = line.split()
+            phones[utt] = f"{phones[utt]} {phone}" if utt in phones else phone
+        pronunciations = phones or pronunciations
+    unit = "char" if info.unit in PLAIN_UNITS else info.unit
     converted = {}
-    for utt, text in raw.items():
+    for utt, text in raw_text.items():
         try:
-            converted[utt] = to_units(
-                text,
-                "char" if unit in PLAIN_UNITS else unit,
-                lang,
-                romanisation=pronunciations.get(utt),
-                normalize=normalize,
-            )
+            read = pronunciations.get(utt)
+            converted[utt] = to_units(text, unit, info.lang, read, normalize)
         except RecipeError as error:
-            raise RecipeError(f"{directory / 'text'}: {utt}: {error}") from None
+            raise RecipeError(f"{source / 'text'}: {utt}: {error}") from None
     formatted.tables["text"] = converted
-    formatted.tables[PLAIN_TEXT] = {utt: plain(text) for utt, text in raw.items()}
-    formatted.tables["text.raw"] = raw
-
-
-def _phone_strings(ctm: list[str]) -> dict[str, str]:
-    phones: dict[str, list[str]] = {}
-    for line in ctm:
-        utt, _, _, _, phone = line.split()
-        phones.setdefault(utt, []).append(phone)
-    return {utt: " ".join(names) for utt, names in phones.items()}
+    formatted.tables[PLAIN_TEXT] = {utt: plain(text) for utt, text in raw_text.items()}
+    formatted.tables["text.raw"] = raw_text
+    return formatted
 
 
 def has_units(
@@ -124,35 +130,47 @@ def has_units(
     Raises:
         RecipeError: The unit does not exist or does not fit the language.
     """
-    if not normalize(text):
-        return False
     try:
-        to_units(text, unit, lang, normalize=normalize)
+        return bool(normalize(text) and to_units(text, unit, lang, None, normalize))
     except NoUnitsError:
         return False
-    return True
 
 
 def read_texts(directory: str | Path, unit: str) -> dict[str, str]:
     """Return a formatted set's text in a unit.
 
     Raises:
-        RecipeError: The set has no text in it, or an utterance of ``wav.scp`` has no
-            line or an empty one.
+        RecipeError: See :func:`read_whole`.
     """
-    directory = Path(directory)
     name = PLAIN_TEXT if unit in PLAIN_UNITS else "text"
     # Sets made by hand may have nothing but `text`.
-    path = directory / name if (directory / name).is_file() else directory / "text"
-    texts = read_table(path, "stage 9")
-    utts = read_table(directory / "wav.scp", "stage 9")
+    name = name if (Path(directory) / name).is_file() else "text"
+    return read_whole(directory, name, "text")
+
+
+def read_whole(directory: str | Path, name: str, what: str) -> dict[str, str]:
+    """Return a formatted set's table in the order of its ``wav.scp``.
+
+    Raises:
+        RecipeError: A file is missing, or an utterance of ``wav.scp`` has no line in
+            it or an empty one.
+    """
+    path = Path(directory) / name
+    table = read_table(path, _MADE_BY)
+    utts = read_table(path.with_name("wav.scp"), _MADE_BY)
     for utt in utts:
-        if not texts.get(utt):
+        if not table.get(utt):
             raise RecipeError(
-                f"{path}: {utt}: no text; every utterance of wav.scp needs one: drop "
-                "it or rerun stage 9"
+                f"{path}: {utt}: no {what}; every utterance of wav.scp needs one: drop "
+                "it or make the evaluation sets anew"
             )
-    return {utt: texts[utt] for utt in utts}
+    return {utt: table[utt] for utt in utts}
+
+
+def durations(directory: Path) -> dict[str, float]:
+    """Return the seconds of every utterance of a formatted set."""
+    samples = read_table(directory / "utt2num_samples", _MADE_BY)
+    return {utt: int(count) / SAMPLE_RATE for utt, count in samples.items()}
 
 
 def write_subset(
@@ -171,35 +189,147 @@ def write_subset(
             f"{len(utts)} listed utterances); the list belongs to other data"
         )
     with atomic_dir(target) as temporary:
-        for name in (*_TABLES, "utt2spk"):
-            path = source / name
+        for path in (source / name for name in _TABLES):
             if not path.is_file():
                 continue
             table = {u: v for u, v in read_table(path).items() if u in utts}
-            if name == "utt2spk":
+            if path.name == "utt2spk":
                 write_spk2utt(temporary, table)
             else:
-                write_table(temporary / name, table)
+                write_table(temporary / path.name, table)
     return write_record(target, info)
 
 
-def durations(directory: str | Path) -> dict[str, float]:
-    """Return the seconds of every utterance of a formatted set."""
-    samples = read_table(Path(directory) / "utt2num_samples", "stage 9")
-    return {utt: int(count) / SAMPLE_RATE for utt, count in samples.items()}
-
-
-def write_budget(train: str | Path, budget: str, seed: int) -> dict[str, Any]:
+def write_budget(train: Path, budget: str, seed: int) -> dict[str, Any]:
     """Write ``<train>_<budget>``: as many utterances of a training set as last so long.
 
     Raises:
         RecipeError: The set is missing.
     """
-    train = Path(train)
     record = json.loads((train / RECORD).read_text(encoding="utf-8"))
     values = {f.name: record[f.name] for f in fields(SetInfo)}
     info = SetInfo(**values | {"budget": budget, "seed": seed})
-    minutes = BUDGETS[budget]
     drawn = seed_of(seed, "budget", info.lang)
-    utts = sample_replay(durations(train), minutes / 60, drawn)
+    utts = sample_replay(durations(train), BUDGETS[budget] / 60, drawn)
     return write_subset(train, train.with_name(f"{train.name}_{budget}"), utts, info)
+
+
+def unit_of(lang: str, units: Mapping[str, str]) -> str:
+    """Return the unit of a language.
+
+    Raises:
+        RecipeError: There is none.
+    """
+    if lang not in units:
+        raise RecipeError(
+            f"--units: none for language {lang}; found {', '.join(sorted(units))}"
+        )
+    return units[lang]
+
+
+def prepare_asr_data(
+    data_dir: str | Path,
+    dump_dir: str | Path,
+    langs: Sequence[str],
+    units: Mapping[str, str],
+    seed: int = 0,
+    max_minutes: float | None = None,
+    min_s: float = 0.1,
+    max_s: float = 30.0,
+    nj: int = 1,
+    max_bad_audio: float = 1.0,
+) -> dict:
+    """Write ``<dump_dir>/raw/asr_<lang>_{train,dev,test}`` and ``asr.json``.
+
+    Reads ``<data_dir>/asr_<split>_<lang>``, or ``<split>_<lang>`` where the former does
+    not exist. Utterances without text are left out and counted. ``text`` holds units,
+    ``text.raw`` the transcript. Unusable audio is left out, warned about, counted
+    (``bad_audio``) and listed in ``<dump_dir>/raw/skipped_audio_asr.tsv``; scores of a
+    test set that lacks some are not exactly comparable with others'.
+
+    Args:
+        data_dir: Prepared data.
+        dump_dir: Root of the dump; converted audio is shared with pretraining.
+        langs: ISO 639-3 codes.
+        units: Language to unit of its text.
+        seed: Draws the training set where ``max_minutes`` limits it.
+        max_minutes: Most training speech per language (ML-SUPERB: 10 or 60).
+        min_s: Shortest utterance in seconds. max_s: longest.
+        nj: Processes.
+        max_bad_audio: Per cent of a set's files that may be unusable.
+
+    Returns:
+        What ``asr.json`` holds: per language the unit and per split the counts.
+
+    Raises:
+        RecipeError: A set is missing or without text, no unit for a language, a
+            transcript that has no units, too much unusable audio.
+    """
+    data_dir, raw = Path(data_dir), Path(dump_dir) / "raw"
+    ready: dict[str, tuple[FormattedSet, SetInfo]] = {}
+    report: dict = {"seed": seed, "max_minutes": max_minutes, "languages": {}}
+    skipped = SkippedAudio(raw / "skipped_audio_asr.tsv", max_bad_audio)
+    for lang in langs:
+        unit = unit_of(lang, units)
+        report["languages"][lang] = {"unit": unit}
+        for split in SPLITS:
+            directory = _source_dir(data_dir, split, lang)
+            keep, no_text = _with_text(directory, lang)
+            if split == "train" and max_minutes is not None:
+                wavs = read_table(directory / "wav.scp")
+                seconds = header_seconds(
+                    {utt: path for utt, path in wavs.items() if utt in keep},
+                    directory / "wav.scp",
+                    skipped=skipped,
+                )
+                drawn = seed_of(seed, "asr", lang)
+                keep = sample_replay(seconds, max_minutes / 60, drawn)
+            budget = "all" if split == "train" else ""
+            info = SetInfo("own", "", lang, split, unit, budget, seed)
+            limits = (min_s, max_s)
+            wanted = keep.__contains__
+            formatted = collect(directory, info, raw, limits, nj, wanted, skipped)
+            ready[f"asr_{lang}_{split}"] = formatted, info
+            bad = skipped.counts[directory.name]
+            counts = {**formatted.report[lang], "no_text": no_text, "bad_audio": bad}
+            report["languages"][lang][split] = counts
+            what = f"{lang} {split} ({unit})"
+            size = f"{counts['utterances']} utterances, {counts['hours']:.3f} h"
+            logging.info(
+                "%s: %s; dropped: %d without text, %d too short, %d too long",
+                what,
+                size,
+                no_text,
+                counts["dropped_short"],
+                counts["dropped_long"],
+            )
+    # All languages are checked before anything is written.
+    write_sets(raw, ready)
+    skipped.write()
+    write_json(raw / "asr.json", report)
+    return report
+
+
+def _source_dir(data_dir: Path, split: str, lang: str) -> Path:
+    for name in (f"asr_{split}_{lang}", f"{split}_{lang}"):
+        if (data_dir / name / "wav.scp").is_file():
+            return data_dir / name
+    raise RecipeError(
+        f"{data_dir / f'{split}_{lang}' / 'wav.scp'}: file not found, and no "
+        f"asr_{split}_{lang} either; language {lang} needs {split} utterances with "
+        "text, which data preparation makes"
+    )
+
+
+def _with_text(directory: Path, lang: str) -> tuple[set[str], int]:
+    wavs = read_table(directory / "wav.scp")
+    path = directory / "text"
+    texts = read_table(path) if path.is_file() else {}
+    keep = {utt for utt in wavs if normalize_text(texts.get(utt, ""))}
+    if not keep:
+        raise RecipeError(
+            f"{path}: none of {len(wavs)} {lang} utterances has text, so speech "
+            f"recognition cannot be trained and scored; add transcripts, or leave "
+            f"{lang} out of the languages"
+        )
+    return keep, len(wavs) - len(keep)

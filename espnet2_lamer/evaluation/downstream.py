@@ -1,6 +1,12 @@
-"""Train ML-SUPERB heads on stored features through ESPnet's ASR task."""
+"""Train ML-SUPERB heads on stored features through ESPnet's ASR task.
 
+A trained head is written as a waveform-in model that needs no other file.
+"""
+
+import argparse
+import copy
 import logging
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
-from espnet2_lamer.convert.state import read_tensors
+from espnet2_lamer.constants import SAMPLE_RATE
+from espnet2_lamer.convert.state import read_state, read_tensors
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.feature_store import (
     StorePlan,
@@ -17,9 +25,9 @@ from espnet2_lamer.evaluation.feature_store import (
     store_features,
     upstream_fingerprint,
 )
-from espnet2_lamer.evaluation.final_model import write_final
-from espnet2_lamer.evaluation.provenance import made_from, put_aside
+from espnet2_lamer.evaluation.runs import made_from, put_aside
 from espnet2_lamer.evaluation.tokens import (
+    BPE_MODEL,
     TARGETS,
     Vocabulary,
     build_vocabulary,
@@ -27,7 +35,8 @@ from espnet2_lamer.evaluation.tokens import (
     read_targets,
     token_type_of,
 )
-from espnet2_lamer.fileio.atomic import write_json
+from espnet2_lamer.fileio.atomic import atomic_dir, write_json
+from espnet2_lamer.fileio.checksum import checked_file
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
@@ -36,6 +45,16 @@ from espnet2_lamer.train.console import espnet_log
 
 #: Stores of one head, training and development speech together, in 10^9 bytes.
 FEATURE_STORE_GB = 50.0
+# Options that say where a head was trained, not what it is: not in final/config.yaml.
+_LOCAL_OPTIONS = {
+    "config": None,
+    "output_dir": None,
+    "train_data_path_and_name_and_type": [],
+    "valid_data_path_and_name_and_type": [],
+    "train_shape_file": [],
+    "valid_shape_file": [],
+    "non_linguistic_symbols": None,
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +66,7 @@ class HeadOptions:
             sum.
         target: ``text``; ``lang``: the one word ``[eng]`` of ``utt2lang``, as
             ML-SUPERB's LID; ``lang_text``: the tag, then the text.
-        unit: Of the text, see ``evaluation.units``.
+        unit: Of the text.
         store_dtype: ``float32`` or ``float16`` of stored features.
         feature_store_gb: Where the features of a head would take more, the upstream
             runs in every epoch instead. 0: always.
@@ -105,8 +124,8 @@ def train_head(
     Args:
         upstream: What ``espnet2_lamer.load_model`` accepts, or its result.
         train_dir: Data directory with ``wav.scp`` and ``text`` (or ``utt2lang``), or
-            several that are trained on together.
-        dev_dir: Likewise; chooses the checkpoints.
+            several that are trained on together. dev_dir: likewise; chooses the
+            checkpoints.
         store_root: Where feature stores live, shared by all heads.
         output_dir: ESPnet experiment directory of this head.
         config: ESPnet ASR config with head and schedule.
@@ -134,8 +153,12 @@ def train_head(
     plans = {
         name: [
             plan_store(
-                *(upstream, options.layer, directory, store_root, options.store_dtype),
-                fingerprint=fingerprint,
+                upstream,
+                options.layer,
+                directory,
+                store_root,
+                options.store_dtype,
+                fingerprint,
             )
             for directory in found
         ]
@@ -171,35 +194,20 @@ def train_head(
             options.nbpe,
         )
         stored = _may_store(plans, options.feature_store_gb, source, output_dir)
-        for name in dirs:
-            _write_texts(data / name, texts[name], vocabulary)
+        for name, found in dirs.items():
+            tables = _audio(plans[name])
             if stored:
-                device = "cuda" if options.ngpu else "cpu"
-                _write_stored(
-                    data / name, upstream, dirs[name], plans[name], device, options
-                )
-            else:
-                _write_audio(data / name, plans[name])
+                tables = _stored(upstream, found, plans[name], options)
+            _write_data(data / name, texts[name], vocabulary, tables)
         write_json(inputs_file, inputs)
         if record is not None:
             write_json(output_dir / "run.json", record)
         plan = plans["train"][0]
-        frontend = [
-            "--frontend",
-            "stored_features",
-            "--frontend_conf",
-            f"dim={plan.dim}",
-        ]
-        frontend += ["--frontend_conf", f"num_states={plan.num_states}"]
-        if not stored:
-            frontend = ["--frontend", "lamer_upstream"]
-            frontend += ["--frontend_conf", f"upstream={source}"]
-            frontend += ["--frontend_conf", f"layer={options.layer}"]
-        command = _espnet_options(
-            data, output_dir, Path(config), plan.dim, vocabulary, options, stored
-        )
-        _run_espnet([*command, *frontend], output_dir)
-        write_final(output_dir, upstream, options.layer, vocabulary, inputs)
+        command = _espnet_options(data, output_dir, Path(config), vocabulary, options)
+        command += ["--preencoder_conf", f"input_size={plan.dim}"]
+        command += _input_options(data, plan, None if stored else source, options.layer)
+        _run_espnet(command, output_dir)
+        _write_final(output_dir, upstream, options.layer, vocabulary, inputs)
     return final
 
 
@@ -227,21 +235,12 @@ def _may_store(
     source: str | Path | None,
     output_dir: Path,
 ) -> bool:
-    """Say how large the features are, and whether they are stored.
-
-    Raises:
-        RecipeError: They are not, and nothing says where the upstream comes from.
-    """
+    """Say how large the features are, and whether they are stored."""
     every = [plan for part in plans.values() for plan in part]
     missing = sum(plan.gigabytes for plan in every if not plan.stored)
     total = sum(plan.gigabytes for plan in every)
-    logging.info(
-        "%s: features take %.3f GB, %.3f GB of it are there; limit %g GB",
-        output_dir,
-        total,
-        total - missing,
-        limit,
-    )
+    size = f"{total:.3f} GB, {total - missing:.3f} GB of it are there"
+    logging.info("%s: features take %s; limit %g GB", output_dir, size, limit)
     if not missing or total <= limit:
         return True
     if source is None:
@@ -253,89 +252,97 @@ def _may_store(
     logging.warning(
         "%s: %.1f GB of features are more than --feature_store_gb %g: the upstream "
         "runs in every epoch, which gives the same head many times more slowly",
-        *(output_dir, total, limit),
+        output_dir,
+        total,
+        limit,
     )
     return False
 
 
-def _write_texts(
-    directory: Path, texts: dict[str, str], vocabulary: Vocabulary
-) -> None:
-    lengths = check_targets(texts, vocabulary, str(directory / "text"))
-    write_table(directory / "text", texts)
-    size = len(vocabulary.tokens)
-    write_table(
-        directory / "text_shape", {utt: f"{n},{size}" for utt, n in lengths.items()}
-    )
-
-
-def _write_stored(
+def _write_data(
     directory: Path,
+    texts: dict[str, str],
+    vocabulary: Vocabulary,
+    tables: Sequence[Mapping[str, str]],
+) -> None:
+    """Write what ESPnet reads: texts, speech (the two ``tables``), their shapes."""
+    lengths = check_targets(texts, vocabulary, str(directory / "text"))
+    size = len(vocabulary.tokens)
+    text_shape = {utt: f"{n},{size}" for utt, n in lengths.items()}
+    names = ("text", "text_shape", "feats.scp", "speech_shape")
+    for name, table in zip(names, (texts, text_shape, *tables), strict=True):
+        write_table(directory / name, table)
+
+
+def _stored(
     upstream: torch.nn.Module,
     dirs: Sequence[Path],
     plans: Sequence[StorePlan],
-    device: str,
     options: HeadOptions,
-) -> None:
-    """Write what ESPnet reads of the stores: features and their shapes."""
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Store features; return where they are, and their shapes."""
     scp: dict[str, str] = {}
     shape: dict[str, str] = {}
     for source, plan in zip(dirs, plans, strict=True):
         store = store_features(
-            *(upstream, options.layer, source, plan.directory.parent),
-            *(options.store_dtype, device, plan),
+            upstream,
+            options.layer,
+            source,
+            plan.directory.parent,
+            options.store_dtype,
+            "cuda" if options.ngpu else "cpu",
+            plan,
         )
         scp |= read_table(store.scp)
         shape |= read_table(store.shape)
-    write_table(directory / "feats.scp", scp)
-    write_table(directory / "speech_shape", shape)
+    return scp, shape
 
 
-def _write_audio(directory: Path, plans: Sequence[StorePlan]) -> None:
-    """Write what ESPnet reads when the upstream runs in training.
+def _audio(plans: Sequence[StorePlan]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return audio for an upstream that runs in training, and shapes.
 
     Shapes are those of the features, so that both paths have the same batches.
     """
     wavs, shape = {}, {}
     for plan in plans:
-        width = plan.dim * plan.num_states
         for utt, path, samples in plan.samples:
             wavs[utt] = path
-            shape[utt] = f"{-(-samples // plan.hop)},{width}"
-    write_table(directory / "feats.scp", wavs)
-    write_table(directory / "speech_shape", shape)
+            shape[utt] = f"{-(-samples // plan.hop)},{plan.dim * plan.num_states}"
+    return wavs, shape
 
 
 def _espnet_options(
     data: Path,
     output_dir: Path,
     config: Path,
-    dim: int,
     vocabulary: Vocabulary,
     head: HeadOptions,
-    stored: bool,
 ) -> list[str]:
-    options = [
-        *("--config", str(config), "--output_dir", str(output_dir)),
-        *("--resume", "true", "--seed", str(head.seed), "--ngpu", str(head.ngpu)),
-        *vocabulary.options(data),
-        *("--preencoder_conf", f"input_size={dim}"),
-    ]
-    settings = read_yaml(config)
+    options = ["--config", str(config), "--output_dir", str(output_dir)]
+    options += ["--resume", "true", "--seed", str(head.seed), "--ngpu", str(head.ngpu)]
+    options += vocabulary.options(data)
     if head.learning_rate is not None:
         options += ["--optim_conf", f"lr={head.learning_rate}"]
-        if "max_lr" in (settings.get("scheduler_conf") or {}):
+        if "max_lr" in (read_yaml(config).get("scheduler_conf") or {}):
             options += ["--scheduler_conf", f"max_lr={head.learning_rate}"]
-    kind = "kaldi_ark" if stored else "sound"
+    return options
+
+
+def _input_options(
+    data: Path, plan: StorePlan, source: str | Path | None, layer: int | str
+) -> list[str]:
+    """Say what the head reads: stored features, or audio through the upstream."""
+    kind = "kaldi_ark" if source is None else "sound"
+    options = ["--frontend", "stored_features" if source is None else "lamer_upstream"]
+    conf = {"dim": plan.dim, "num_states": plan.num_states}
+    if source is not None:
+        conf = {"upstream": source, "layer": layer}
+    for key, value in conf.items():
+        options += ["--frontend_conf", f"{key}={value}"]
     for espnet_name, name in (("train", "train"), ("valid", "dev")):
-        for file, key, type_ in (
-            ("feats.scp", "speech", kind),
-            ("text", "text", "text"),
-        ):
-            options += [
-                f"--{espnet_name}_data_path_and_name_and_type",
-                f"{data / name / file},{key},{type_}",
-            ]
+        for file in (f"feats.scp,speech,{kind}", "text,text,text"):
+            option = f"--{espnet_name}_data_path_and_name_and_type"
+            options += [option, str(data / name / file)]
         for shape in ("speech_shape", "text_shape"):
             options += [f"--{espnet_name}_shape_file", str(data / name / shape)]
     return options
@@ -355,20 +362,66 @@ def _run_espnet(cmd: list[str], output_dir: Path) -> None:
     checkpoint = read_tensors(output_dir / "checkpoint.pth")
     stats = checkpoint["reporter"]["stats"]
     epoch = min(stats, key=lambda e: stats[e]["valid"]["loss"])
-    write_json(
-        output_dir / "training.json",
-        {
-            "epochs": len(stats),
-            "best_epoch": epoch,
-            "valid_loss": float(stats[epoch]["valid"]["loss"]),
-        },
-    )
-    logging.info(
-        "%s: %d epochs in %.1f s; best on dev: epoch %d, loss %.3f, error rate %.1f %%",
-        output_dir,
-        len(stats),
-        time.monotonic() - start,
-        epoch,
-        stats[epoch]["valid"]["loss"],
-        100 * stats[epoch]["valid"].get("cer_ctc", float("nan")),
-    )
+    loss = float(stats[epoch]["valid"]["loss"])
+    report = {"epochs": len(stats), "best_epoch": epoch, "valid_loss": loss}
+    write_json(output_dir / "training.json", report)
+    rate = 100 * stats[epoch]["valid"].get("cer_ctc", float("nan"))
+    best = f"epoch {epoch}, loss {loss:.3f}, error rate {rate:.1f} %"
+    took = f"{len(stats)} epochs in {time.monotonic() - start:.1f} s"
+    logging.info("%s: %s; best on dev: %s", output_dir, took, best)
+
+
+def _write_final(
+    output_dir: Path,
+    upstream: torch.nn.Module,
+    layer: int | str,
+    vocabulary: Vocabulary,
+    inputs: dict[str, Any],
+) -> None:
+    """Rewrite config and averaged checkpoint to ``frontend: lamer_upstream``.
+
+    ``final/{config.yaml,model.pth}``, and ``bpe.model`` for unit ``bpe``, need no
+    other file; ``final/inputs.json`` says what they were made from.
+    """
+    averaged = output_dir / "valid.loss.ave.pth"
+    if not averaged.is_file():
+        raise RecipeError(
+            f"{output_dir}: training wrote no {averaged.name}; read "
+            f"{output_dir / 'train.log'}"
+        )
+    head = read_state(averaged)
+    config = read_yaml(output_dir / "config.yaml")
+    config |= _LOCAL_OPTIONS
+    config["frontend"] = "lamer_upstream"
+    config["frontend_conf"] = {
+        "upstream_conf": upstream.architecture(),
+        "layer": layer,
+        "fs": SAMPLE_RATE,
+    }
+    if vocabulary.bpe_model is not None:
+        config["bpemodel"] = str(output_dir / "final" / BPE_MODEL)
+    weights = {
+        f"frontend.upstream.{key}": value.detach().cpu().clone()
+        for key, value in upstream.state_dict().items()
+    }
+    weights |= head
+    from espnet2_lamer.tasks.asr import LamerASRTask
+
+    model = LamerASRTask.build_model(argparse.Namespace(**copy.deepcopy(config)))
+    result = model.load_state_dict(weights, strict=False)
+    if result.missing_keys or result.unexpected_keys:
+        raise RecipeError(
+            f"{output_dir}: head and upstream do not make a whole model: missing "
+            f"{result.missing_keys[:3]}, unexpected {result.unexpected_keys[:3]}; "
+            "remove the directory and train again"
+        )
+    with atomic_dir(output_dir / "final") as directory:
+        (directory / "config.yaml").write_text(
+            yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
+            encoding="utf-8",
+        )
+        with checked_file(directory / "model.pth") as stream:
+            torch.save(weights, stream)
+        if vocabulary.bpe_model is not None:
+            shutil.copyfile(vocabulary.bpe_model, directory / BPE_MODEL)
+        write_json(directory / "inputs.json", inputs)

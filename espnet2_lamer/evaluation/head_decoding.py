@@ -1,42 +1,41 @@
 """Decode waveforms with a finished head, in this process."""
 
 import logging
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from espnet2_lamer.compat import quiet_nltk
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.ctc_prefix import greedy_prefix_search
 from espnet2_lamer.evaluation.feature_store import count_samples, read_batches
-from espnet2_lamer.evaluation.identification import (
-    language_tags,
-    most_probable_tag,
-)
-from espnet2_lamer.evaluation.provenance import made_from
-from espnet2_lamer.evaluation.runs import TARGETS, Run
+from espnet2_lamer.evaluation.runs import TARGETS, Run, made_from
 from espnet2_lamer.evaluation.tokens import BPE_MODEL, read_targets
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.foreign import check_weights, read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file
 
+TAG = re.compile(r"\[[a-z_]+\]")
+#: ML-SUPERB's setting.
+GREEDY = {"beam_size": 1, "ctc_weight": 1.0, "lm_weight": 0.0}
 #: Text, tokens and token ids, separated by spaces.
 Hypothesis = tuple[str, str, str]
+_LOG_ZERO = -1e10
 
 
 def decode(
     final_dir: str | Path,
     wav_scp: str | Path,
-    output_dir: str | Path,
+    outputs: Mapping[Path, bool],
     config: str | Path,
     device: str = "cpu",
-    closed_set: bool = False,
-) -> Path:
+) -> list[Path]:
     """Decode every utterance and write ESPnet's ``1best_recog``.
 
     The model is loaded and its encoder run exactly as ``Speech2Text`` does, one
@@ -48,43 +47,20 @@ def decode(
     Args:
         final_dir: ``config.yaml`` and ``model.pth`` of :func:`train_head`.
         wav_scp: ``utt path`` of 16 kHz mono files.
-        output_dir: Gets ``1best_recog/{text,token,token_int}``.
+        outputs: Directories that get ``1best_recog/{text,token,token_int}``, and
+            whether it holds the most probable language tag instead of a free
+            hypothesis, see :func:`most_probable_tag`. The model runs once for all.
         config: ESPnet decoding config (``beam_size``, ``ctc_weight``, ...).
         device: Where the model runs.
-        closed_set: For LID: write the most probable language tag instead of a free
-            hypothesis, see :func:`most_probable_tag`.
 
     Returns:
-        ``output_dir/1best_recog/text``. It is left as it is when it was made from the
-        same model, audio list and config.
-    """
-    outputs = {Path(output_dir): closed_set}
-    return decode_together(final_dir, wav_scp, outputs, config, device)[0]
-
-
-def decode_together(
-    final_dir: str | Path,
-    wav_scp: str | Path,
-    outputs: Mapping[Path, bool],
-    config: str | Path,
-    device: str = "cpu",
-) -> list[Path]:
-    """As :func:`decode`, for several decisions on one run of the model.
-
-    Args:
-        final_dir: As for :func:`decode`.
-        wav_scp: Likewise.
-        outputs: Output directory -> ``closed_set``.
-        config: As for :func:`decode`.
-        device: Likewise.
-
-    Returns:
-        The text files, in the order of ``outputs``.
+        The text files, in the order of ``outputs``. They are left as they are when
+        they were made from the same model, audio list and config.
     """
     final_dir = Path(final_dir)
     for path in (final_dir / "config.yaml", final_dir / "model.pth"):
         if not path.is_file():
-            raise RecipeError(f"{path}: file not found; it is made by stages 10 and 11")
+            raise RecipeError(f"{path}: file not found; training a head makes it")
     options = read_yaml(config)
     samples = count_samples(Path(wav_scp))
     common = {
@@ -108,19 +84,12 @@ def decode_together(
         closed_sets = [inputs[result]["closed_set"] for result in missing]
         found = decode_decisions(final_dir, samples, options, device, closed_sets)
         for result, hypotheses in zip(missing, found, strict=True):
-            _write_recognised(result, hypotheses, inputs[result])
+            with atomic_dir(result) as directory:
+                for column, name in enumerate(("text", "token", "token_int")):
+                    table = {utt: hyp[column] for utt, hyp in hypotheses.items()}
+                    write_table(directory / name, table)
+                write_json(directory / "inputs.json", inputs[result])
     return [result / "text" for result in inputs]
-
-
-def _write_recognised(
-    result: Path, hypotheses: Mapping[str, Hypothesis], inputs: dict[str, Any]
-) -> None:
-    with atomic_dir(result) as directory:
-        for column, name in enumerate(("text", "token", "token_int")):
-            write_table(
-                directory / name, {utt: hyp[column] for utt, hyp in hypotheses.items()}
-            )
-        write_json(directory / "inputs.json", inputs)
 
 
 def decode_run(
@@ -135,13 +104,6 @@ def decode_run(
     ``<run>/decode_<label>/ref/{wav.scp,text,utt2lang,utt2set}`` is the reference, its
     text in the run's unit, after the language tag for ``asr_lid`` and the tag alone for
     ``lid``. ``<run>/decode_<label>/<decision>/1best_recog/text`` is the hypothesis.
-
-    Args:
-        run: With a finished head in ``<expdir>/<run.name>/final``.
-        expdir: Parent of the experiment directories.
-        raw_dir: Parent of the data directories.
-        config: ESPnet decoding config.
-        device: Where the model runs.
 
     Returns:
         Hypothesis file by test label and decision: ``free``, or for LID ``first_tag``
@@ -158,7 +120,7 @@ def decode_run(
     for label, sets in run.tests.items():
         here = experiment / f"decode_{label}"
         reference = write_reference(run, [Path(raw_dir) / s for s in sets], here)
-        texts = decode_together(
+        texts = decode(
             experiment / "final",
             reference / "wav.scp",
             {here / decision: closed for decision, closed in decisions.items()},
@@ -175,11 +137,10 @@ def write_reference(run: Run, directories: Sequence[Path], here: Path) -> Path:
     Raises:
         RecipeError: A set is missing, an utterance without text, or one in two sets.
     """
-    tables: dict[str, dict[str, str]] = {
-        name: {} for name in ("wav.scp", "text", "utt2lang", "utt2set")
-    }
+    names = ("wav.scp", "text", "utt2lang", "utt2set")
+    tables: dict[str, dict[str, str]] = {name: {} for name in names}
     for directory in directories:
-        audio = read_table(directory / "wav.scp", "stage 9")
+        audio = read_table(directory / "wav.scp", "the formatting of evaluation sets")
         twice = sorted(audio.keys() & tables["wav.scp"].keys())
         if twice:
             raise RecipeError(
@@ -188,7 +149,7 @@ def write_reference(run: Run, directories: Sequence[Path], here: Path) -> Path:
             )
         tables["wav.scp"] |= audio
         tables["text"] |= read_targets(directory, TARGETS[run.track], run.unit)
-        tables["utt2lang"] |= read_table(directory / "utt2lang", "stage 9")
+        tables["utt2lang"] |= read_table(directory / "utt2lang")
         tables["utt2set"] |= dict.fromkeys(audio, directory.name)
     with atomic_dir(here / "ref") as temporary:
         for name, table in tables.items():
@@ -201,10 +162,9 @@ def decode_utterances(
     samples: list[tuple[str, str, int]],
     options: dict[str, Any],
     device: str = "cpu",
-    closed_set: bool = False,
 ) -> dict[str, Hypothesis]:
     """Return text, tokens and token ids (space-separated) per utterance."""
-    return decode_decisions(final_dir, samples, options, device, [closed_set])[0]
+    return decode_decisions(final_dir, samples, options, device, [False])[0]
 
 
 def decode_decisions(
@@ -214,32 +174,34 @@ def decode_decisions(
     device: str,
     closed_sets: Sequence[bool],
 ) -> list[dict[str, Hypothesis]]:
-    """As :func:`decode_utterances`, for each value of ``closed_set``."""
+    """Return hypotheses for each decision: free, or a tag of the closed set."""
     speech2text = load_speech2text(final_dir, options, device)
     model = speech2text.asr_model
     frontend, model.frontend = model.frontend, None
-    greedy = _is_greedy_ctc(options)
+    greedy = options == GREEDY
+    tags = language_tags(model.token_list)
     found: list[dict[str, Hypothesis]] = [{} for _ in closed_sets]
-    total = sum(count for _, _, count in samples)
-    with (
-        torch.no_grad(),
-        tqdm(
-            total=total,
-            unit="sample",
-            unit_scale=True,
-            desc="decoding",
-            disable=not sys.stderr.isatty(),
-        ) as progress,
-    ):
+    progress = tqdm(
+        total=sum(count for _, _, count in samples),
+        unit="sample",
+        unit_scale=True,
+        desc="decoding",
+        disable=not sys.stderr.isatty(),
+    )
+    with torch.no_grad(), progress:
         for utts, wavs, lengths in read_batches(samples):
             feats, frames = frontend(wavs.to(device), lengths.to(device))
             for utt, feat, count in zip(utts, feats, frames.tolist(), strict=True):
                 feat = feat[:count]
                 if greedy or any(closed_sets):
-                    log_probs = _ctc_log_probs(model, feat)
+                    length = torch.tensor([len(feat)])
+                    encoded, _ = model.encode(feat[None], length)
+                    log_probs = model.ctc.log_softmax(encoded)[0].cpu()
                 for hypotheses, closed_set in zip(found, closed_sets, strict=True):
                     if closed_set:
-                        hypotheses[utt] = _identify(model, log_probs)
+                        best = most_probable_tag(log_probs, tags, model.blank_id)
+                        token = model.token_list[best]
+                        hypotheses[utt] = token, token, str(best)
                     elif greedy:
                         hypotheses[utt] = _search(speech2text, log_probs)
                     else:
@@ -271,23 +233,11 @@ def load_speech2text(
     )
 
 
-def _ctc_log_probs(model: Any, feats: torch.Tensor) -> torch.Tensor:
-    encoded, _ = model.encode(feats[None], torch.tensor([len(feats)]))
-    return model.ctc.log_softmax(encoded)[0].cpu()
-
-
 def _search(speech2text: Any, log_probs: torch.Tensor) -> Hypothesis:
     model = speech2text.asr_model
     ids = greedy_prefix_search(log_probs.numpy(), model.blank_id, model.eos)
     tokens = speech2text.converter.ids2tokens(ids)
     return _as_columns(speech2text.tokenizer.tokens2text(tokens), tokens, ids)
-
-
-def _identify(model: Any, log_probs: torch.Tensor) -> Hypothesis:
-    tags = language_tags(model.token_list)
-    best = most_probable_tag(log_probs, tags, model.blank_id)
-    token = model.token_list[best]
-    return token, token, str(best)
 
 
 def _as_columns(
@@ -296,6 +246,117 @@ def _as_columns(
     return text or "", " ".join(tokens), " ".join(map(str, ids))
 
 
-def _is_greedy_ctc(options: dict[str, Any]) -> bool:
-    greedy = {"beam_size": 1, "ctc_weight": 1.0, "lm_weight": 0.0}
-    return options == greedy
+def greedy_prefix_search(
+    log_probs: np.ndarray, blank: int = 0, eos: int = -1
+) -> list[int]:
+    """Grow the prefix of highest CTC prefix probability until ending is likelier.
+
+    The same search as ``espnet2.bin.asr_inference`` with ``beam_size: 1`` and
+    ``ctc_weight: 1.0`` (Watanabe et al., 2017, Algorithm 2), without its loop over
+    frames for every token of the vocabulary: the score of a continuation needs only
+    the forward variables of the prefix, so all continuations are one logsumexp, and
+    the forward variables are updated for the chosen one alone. It is not arg-max
+    decoding: it sums over alignments. One difference: ESPnet prints a stray
+    ``<sos/eos>`` when a search ends at the very last frame; this one does not.
+
+    Args:
+        log_probs: ``[T, V]`` log posteriors of one utterance.
+        blank: Its id.
+        eos: Id of ``<sos/eos>``, whose score is that of ending here.
+
+    Returns:
+        Token ids without blank and eos.
+    """
+    log_probs = log_probs.astype(np.float64)
+    frames, vocabulary = log_probs.shape
+    eos %= vocabulary
+    blanks = log_probs[:, blank]
+    # Log probability of the prefix with the last frame being its last token / blank.
+    ends_token = np.full(frames, _LOG_ZERO)
+    ends_blank = np.cumsum(blanks)
+    prefix: list[int] = []
+    # ESPnet allows one step per frame and ends a hypothesis at the last one.
+    for _ in range(frames):
+        total = np.logaddexp(ends_token, ends_blank)
+        start = max(len(prefix), 1)
+        # phi[t - 1]: the prefix is complete before frame t, where a token starts. A
+        # repeated token needs a blank in between.
+        scores = _logsumexp(total[start - 1 : -1, None] + log_probs[start:])
+        if prefix:
+            last = prefix[-1]
+            scores[last] = _logsumexp(
+                ends_blank[start - 1 : -1] + log_probs[start:, last]
+            )
+        else:
+            scores = np.logaddexp(scores, log_probs[0])
+        scores[blank] = _LOG_ZERO
+        scores[eos] = total[-1]
+        best = int(scores.argmax())
+        if best == eos:
+            break
+        phi = ends_blank if prefix and best == prefix[-1] else total
+        ends_token, ends_blank = _extend(
+            phi, log_probs[:, best], blanks, start, first=not prefix
+        )
+        prefix.append(best)
+    return prefix
+
+
+def _logsumexp(values: np.ndarray) -> np.ndarray:
+    if len(values) == 0:
+        return np.full(values.shape[1:], _LOG_ZERO)
+    peak = values.max(axis=0)
+    return peak + np.log(np.exp(values - peak).sum(axis=0))
+
+
+def _extend(
+    phi: np.ndarray, token: np.ndarray, blanks: np.ndarray, start: int, first: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Forward variables ``[T]`` of the prefix extended by one token."""
+    from math import exp, log1p
+
+    def log_add(a: float, b: float) -> float:
+        low, high = (a, b) if a < b else (b, a)
+        return high + log1p(exp(low - high))
+
+    ends_token = [_LOG_ZERO] * len(phi)
+    ends_blank = [_LOG_ZERO] * len(phi)
+    if first:
+        ends_token[0] = float(token[0])
+    phi_list, token_list, blank_list = phi.tolist(), token.tolist(), blanks.tolist()
+    for t in range(start, len(phi)):
+        before_token, before_blank = ends_token[t - 1], ends_blank[t - 1]
+        ends_token[t] = log_add(before_token, phi_list[t - 1]) + token_list[t]
+        ends_blank[t] = log_add(before_token, before_blank) + blank_list[t]
+    return np.array(ends_token), np.array(ends_blank)
+
+
+def language_tags(tokens: Sequence[str]) -> list[int]:
+    """Return the ids of the language tags (``[eng]``) in a token list."""
+    return [index for index, token in enumerate(tokens) if TAG.fullmatch(token)]
+
+
+def most_probable_tag(
+    log_probs: torch.Tensor, tags: Sequence[int], blank: int = 0
+) -> int:
+    r"""Choose :math:`\arg\max_l P_{CTC}([l] \mid x)`.
+
+    The official script takes the first tag of a free hypothesis, and a hypothesis
+    without one is wrong. A head with little training knows the language long before
+    its tag wins against blank; this decision shows what it knows.
+
+    Args:
+        log_probs: ``[T, V]`` log posteriors of one utterance.
+        tags: Token ids to choose from; their one-token sequences are compared.
+        blank: Id of CTC's blank.
+    """
+    count = len(tags)
+    losses = torch.nn.functional.ctc_loss(
+        log_probs.float()[:, None].expand(-1, count, -1),
+        torch.tensor(tags)[:, None],
+        torch.full((count,), len(log_probs)),
+        torch.ones(count, dtype=torch.long),
+        blank=blank,
+        reduction="none",
+    )
+    return tags[int(losses.argmin())]

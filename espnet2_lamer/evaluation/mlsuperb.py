@@ -1,143 +1,290 @@
-"""Stage 9: per-language ASR and LID sets in the manner of ML-SUPERB."""
+"""ML-SUPERB's own data, ``<data set>/<language>/{wav,transcript_*.txt}``, and choices.
+
+A transcript has lines ``utterance-id <ignored> text``. Development and test sets are
+the ten-minute lists, whatever the amount of training speech. Data sets, monolingual
+tasks and reserved languages are those of espnet
+egs2/ml_superb/asr1/local/{data_prep,single_lang_data_prep}.py.
+"""
 
 import logging
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from espnet2_lamer.data.audio import SkippedAudio, header_seconds
-from espnet2_lamer.data.formatting import FormattedSet, collect_set
-from espnet2_lamer.data.sampling import sample_replay, seed_of
+import soundfile
+
+from espnet2_lamer.data.formatting import FormattedSet
+from espnet2_lamer.data.sets import Utterance, write_set
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.benchmark_sets import SetInfo, convert_text, write_record
-from espnet2_lamer.evaluation.text_units import normalize_text
+from espnet2_lamer.evaluation.benchmark_sets import (
+    SetInfo,
+    collect,
+    has_units,
+    write_sets,
+)
+from espnet2_lamer.evaluation.text_units import default_unit, official_text
 from espnet2_lamer.fileio.atomic import write_json
-from espnet2_lamer.fileio.datadir import read_table
+from espnet2_lamer.fileio.text import read_text
 
-SPLITS = ("train", "dev", "test")
+#: ESPnet's asr.sh drops longer and shorter utterances, but never from test sets.
+LONGEST_TRAIN, SHORTEST_TRAIN = 20.0, 0.1
+# What an upstream needs.
+_SHORTEST_TEST = 0.025
+_UTTERANCE = re.compile(r"[\w.-]+")
+#: Folders of the data.
+DATASETS = tuple(
+    "ALFFA LAD M-AILABS NST commonvoice fleurs googlei18n_asr googlei18n_tts mls nchlt "
+    "swc voxforge mexico-el voxpopuli".split()
+)
+#: The thirteen monolingual tasks: name to language and data set of its training speech.
+MONOLINGUAL = {
+    "eng1": ("eng", "mls"),
+    "eng2": ("eng", "nchlt"),
+    "eng3": ("eng", "voxpopuli"),
+    "fra1": ("fra", "voxforge"),
+    "fra2": ("fra", "voxpopuli"),
+    "deu1": ("deu", "swc"),
+    "deu2": ("deu", "voxpopuli"),
+    "rus": ("rus", "M-AILABS"),
+    "swa": ("swa", "ALFFA"),
+    "swe": ("swe", "NST"),
+    "jpn": ("jpn", "commonvoice"),
+    "cmn": ("cmn", "fleurs"),
+    "xty": ("xty", "mexico-el"),
+}
+# Per reserved language the training utterances of the multilingual tracks, as the
+# prefix and the number of utterance ids: cv_lit_000026 is "cv 26".
+_FEW_SHOT = """
+bos fleurs 67 fleurs 78 fleurs 80 fleurs 88 fleurs 90
+ceb fleurs 54 fleurs 64 fleurs 69 fleurs 71 fleurs 80
+dan NST 7 NST 72 cv 158 fleurs 58 fleurs 71
+epo cv 6 cv 39 cv 63 cv 66 cv 76
+frr cv 23 cv 86 cv 95 cv 102 cv 104
+ful fleurs 55 fleurs 59 fleurs 67 fleurs 76 fleurs 81
+kaz cv 80 cv 97 cv 111 fleurs 36 fleurs 66
+kea fleurs 52 fleurs 70 fleurs 78 fleurs 83 fleurs 85
+lit cv 26 cv 105 fleurs 97 mls 40 voxpopuli 1707
+luo fleurs 56 fleurs 62 fleurs 67 fleurs 73 fleurs 77
+srp cv 78 cv 145 fleurs 68 fleurs 93 fleurs 105
+sun googlei18n-asr 1 googlei18n-asr 7 googlei18n-asr 41 googlei18n-asr 99 \
+googlei18n-asr 106
+tok cv 4 cv 11 cv 30 cv 84 cv 101
+tos mexico-el 6 mexico-el 122 mexico-el 152 mexico-el 496 mexico-el 563
+tsn googlei18n-tts 26 googlei18n-tts 44 googlei18n-tts 108 nchlt 1 nchlt 32
+tso nchlt 35 nchlt 40 nchlt 89 nchlt 104 nchlt 125
+tur cv 95 cv 101 fleurs 60 fleurs 69 fleurs 95
+umb fleurs 28 fleurs 29 fleurs 33 fleurs 40 fleurs 47
+vie cv 105 cv 128 fleurs 67 fleurs 68 fleurs 77
+zul fleurs 49 fleurs 57 nchlt 27 nchlt 90 nchlt 104
+"""
 
 
-def prepare_asr_data(
+#: The twenty reserved languages and their five training utterances each.
+FEW_SHOT: dict[str, frozenset[str]] = {
+    lang: frozenset(
+        f"{name}_{lang}_{int(number):06d}"
+        for name, number in zip(rest[::2], rest[1::2], strict=True)
+    )
+    for lang, *rest in map(str.split, _FEW_SHOT.strip().splitlines())
+}
+
+
+def few_shot_group(lang: str) -> str:
+    """Name the official scripts' group of a language: trained or few-shot."""
+    return "few-shot languages" if lang in FEW_SHOT else "trained languages"
+
+
+def few_shot_utterances(dataset: str, lang: str) -> frozenset[str]:
+    """Return the training utterances of a reserved language that a data set has."""
+    prefix = "cv" if dataset == "commonvoice" else dataset.replace("18n_", "18n-")
+    return frozenset(u for u in FEW_SHOT[lang] if u.startswith(f"{prefix}_{lang}_"))
+
+
+def scan_tree(
+    root: str | Path, langs: Sequence[str] = ("all",)
+) -> dict[tuple[str, str], Path]:
+    """Find the (data set, language) pairs of a tree.
+
+    Returns:
+        Folder of each pair with one of ``langs`` (or ``all``), in the order of the
+        official data sets.
+
+    Raises:
+        RecipeError: No tree of this layout, or a language that is not in it.
+    """
+    if not str(root) or str(root) == ".":
+        raise RecipeError(
+            "MLSUPERB is not set; write the path of ML-SUPERB's data into db.sh, or "
+            "choose --benchmark own or paper"
+        )
+    root = Path(root)
+    present = sorted(p.name for p in root.iterdir()) if root.is_dir() else []
+    if not set(present) & set(DATASETS):
+        found = ", ".join(present[:8]) or "nothing"
+        raise RecipeError(
+            f"{root}: found {found}, expected folders such as {', '.join(DATASETS[:5])}"
+            " of ML-SUPERB; correct MLSUPERB in db.sh"
+        )
+    for name in sorted({*present} - {*DATASETS}):
+        if any((root / name).glob("*/transcript_*.txt")):
+            raise RecipeError(
+                f"{root / name}: unknown data set; ML-SUPERB has {', '.join(DATASETS)}"
+            )
+    pairs = {
+        (dataset, folder.name): folder
+        for dataset in DATASETS
+        if (root / dataset).is_dir()
+        for folder in sorted((root / dataset).iterdir())
+        if folder.is_dir()
+    }
+    known = {lang for _, lang in pairs}
+    missing = [lang for lang in langs if lang != "all" and lang not in known]
+    if missing:
+        raise RecipeError(
+            f"--eval_langs: {missing[0]} is in no data set of {root}; it has "
+            f"{', '.join(sorted(known))}"
+        )
+    wanted = known if "all" in langs else langs
+    return {pair: folder for pair, folder in pairs.items() if pair[1] in wanted}
+
+
+def set_name(dataset: str, lang: str, split: str, budget: str = "") -> str:
+    """Name of a formatted set below ``dump/raw``."""
+    return "_".join(filter(None, ("mlsuperb", dataset, lang, split, budget)))
+
+
+def read_transcript(path: Path, lang: str, dataset: str) -> Iterator[Utterance]:
+    """Read one list; the audio lies in ``wav/`` beside it.
+
+    Raises:
+        RecipeError: The file or a wav is missing, a line has no text, or an id occurs
+            twice.
+    """
+    if not path.is_file():
+        raise RecipeError(
+            f"{path}: file not found; every language of ML-SUPERB has one: complete "
+            "the download, or leave the language out of --eval_langs"
+        )
+    seen: set[str] = set()
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        fields = line.strip().split(maxsplit=2)
+        where = f"{path}:{number}"
+        if len(fields) < 3:
+            raise RecipeError(
+                f"{where}: found {line.strip()!r}, expected an utterance id, a field "
+                "that is not used, and the transcript; repair the line"
+            )
+        utt, _, text = fields
+        if not _UTTERANCE.fullmatch(utt) or utt in seen:
+            problem = "occurs twice" if utt in seen else "is no utterance id"
+            raise RecipeError(f"{where}: {utt!r} {problem}; repair the list")
+        seen.add(utt)
+        wav = path.parent / "wav" / f"{utt}.wav"
+        if not wav.is_file():
+            raise RecipeError(f"{where}: {wav} not found; complete the download")
+        yield Utterance(utt, str(wav.absolute()), lang, text=text, source=dataset)
+
+
+def prepare_mlsuperb(
+    root: str | Path,
     data_dir: str | Path,
     dump_dir: str | Path,
     langs: Sequence[str],
     units: Mapping[str, str],
-    seed: int = 0,
-    max_minutes: float | None = None,
-    min_s: float = 0.1,
-    max_s: float = 30.0,
+    budgets: Iterable[str],
     nj: int = 1,
-    max_bad_audio: float = 1.0,
 ) -> dict:
-    """Write ``<dump_dir>/raw/asr_<lang>_{train,dev,test}`` and ``asr.json``.
+    """Write ``<dump_dir>/raw/mlsuperb_<data set>_<lang>_*`` and ``mlsuperb.json``.
 
-    Reads ``<data_dir>/asr_<split>_<lang>``, or ``<split>_<lang>`` where the former does
-    not exist. Utterances without text are left out and counted. ``text`` holds units,
-    ``text.raw`` the transcript.
-
-    Unusable audio is left out, warned about, counted (``bad_audio``) and listed in
-    ``<dump_dir>/raw/skipped_audio_asr.tsv``; scores of a test set that lacks some are
-    not exactly comparable with others'.
+    ``text`` holds the language's unit made from the text of the monolingual script,
+    ``text.char`` the text of the multilingual one. Files without samples are left out,
+    as are (not from test sets) those outside 0.1-20 s, and utterances whose text is
+    nothing but punctuation; all are counted. A reserved language also gets sets
+    ``*_few`` with its five training utterances.
 
     Args:
-        data_dir: Output of stage 1.
-        dump_dir: Root of the dump; converted audio is shared with stage 2.
-        langs: ISO 639-3 codes.
-        units: Language to unit, see ``evaluation.units``.
-        seed: Draws the training set where ``max_minutes`` limits it.
-        max_minutes: Most training speech per language (ML-SUPERB: 10 or 60).
-        min_s: Shortest utterance in seconds. max_s: longest.
+        root: The tree.
+        data_dir: Gets the sets before their audio is converted, in ``mlsuperb/``.
+        dump_dir: Root of the dump.
+        langs: ISO 639-3 codes, or ``all``.
+        units: Language to unit; others get their default.
+        budgets: ``10min`` and ``1h``.
         nj: Processes.
-        max_bad_audio: Per cent of a set's files that may be unusable.
 
     Returns:
-        What ``asr.json`` holds: per language the unit and per split the counts.
+        What ``mlsuperb.json`` holds: the counts of every set.
 
     Raises:
-        RecipeError: A set is missing or without text, no unit for a language, a
-            transcript that has no units, too much unusable audio.
+        RecipeError: The tree is not as it should be; nothing is written to the dump.
     """
-    data_dir, raw = Path(data_dir), Path(dump_dir) / "raw"
-    ready: dict[str, FormattedSet] = {}
-    report: dict = {"seed": seed, "max_minutes": max_minutes, "languages": {}}
-    skipped = SkippedAudio(raw / "skipped_audio_asr.tsv", max_bad_audio)
-    for lang in langs:
-        if lang not in units:
-            raise RecipeError(
-                f"units: none for language {lang}; found {', '.join(sorted(units))}"
-            )
-        report["languages"][lang] = {"unit": units[lang]}
-        for split in SPLITS:
-            directory = _source_dir(data_dir, split, lang)
-            keep, no_text = _with_text(directory, lang)
-            if split == "train" and max_minutes is not None:
-                chosen_by = seed_of(seed, "asr", lang)
-                keep = _limit(directory, keep, max_minutes, chosen_by, skipped)
-            formatted = collect_set(
-                [directory], raw / "audio", min_s, max_s, nj, keep.__contains__, skipped
-            )
-            convert_text(formatted, units[lang], lang, directory)
-            ready[f"asr_{lang}_{split}"] = formatted
-            bad = skipped.counts[directory.name]
-            counts = {**formatted.report[lang], "no_text": no_text, "bad_audio": bad}
-            report["languages"][lang][split] = counts
-            logging.info(
-                "%s %s (%s): %d utterances, %.3f h; dropped: %d without text, %d too "
-                "short, %d too long",
-                lang,
-                split,
-                units[lang],
-                counts["utterances"],
-                counts["hours"],
-                no_text,
-                counts["dropped_short"],
-                counts["dropped_long"],
-            )
-    # All languages are checked before anything is written.
-    for name, formatted in ready.items():
-        formatted.write(raw / name)
-        _, lang, split = name.split("_")
-        budget = "all" if split == "train" else ""
-        write_record(
-            raw / name, SetInfo("own", "", lang, split, units[lang], budget, seed)
-        )
-    skipped.write()
-    write_json(raw / "asr.json", report)
+    raw = Path(dump_dir) / "raw"
+    ready: dict[str, tuple[FormattedSet, SetInfo]] = {}
+    report: dict = {"root": str(root), "sets": {}}
+    for (dataset, lang), folder in scan_tree(root, langs).items():
+        unit = units.get(lang, default_unit(lang))
+        info = SetInfo("mlsuperb", dataset, lang, "", unit, normalisation="official")
+        lists = {("train", budget): f"transcript_{budget}_train" for budget in budgets}
+        lists |= {(s, ""): f"transcript_10min_{s}" for s in ("dev", "test")}
+        for (split, budget), name in lists.items():
+            utterances = list(read_transcript(folder / f"{name}.txt", lang, dataset))
+            here = replace(info, split=split, budget=budget, few_shot=lang in FEW_SHOT)
+            wanted = {split: utterances}
+            if split == "train" and lang in FEW_SHOT:
+                wanted |= _few(utterances, dataset, lang, folder / f"{name}.txt")
+            for part, chosen in wanted.items():
+                key = set_name(dataset, lang, part, budget)
+                source = Path(data_dir) / "mlsuperb" / key
+                formatted, counts = _collect(source, chosen, here, raw, nj)
+                ready[key] = formatted, here
+                report["sets"][key] = counts
+    write_sets(raw, ready)
+    write_json(raw / "mlsuperb.json", report)
+    logging.info("ML-SUPERB: %d sets from %s", len(ready), root)
     return report
 
 
-def _source_dir(data_dir: Path, split: str, lang: str) -> Path:
-    for name in (f"asr_{split}_{lang}", f"{split}_{lang}"):
-        if (data_dir / name / "wav.scp").is_file():
-            return data_dir / name
-    raise RecipeError(
-        f"{data_dir / f'{split}_{lang}' / 'wav.scp'}: file not found, and no "
-        f"asr_{split}_{lang} either; language {lang} needs {split} utterances with "
-        "text (made by stage 1)"
-    )
-
-
-def _with_text(directory: Path, lang: str) -> tuple[set[str], int]:
-    wavs = read_table(directory / "wav.scp")
-    path = directory / "text"
-    texts = read_table(path) if path.is_file() else {}
-    keep = {utt for utt in wavs if normalize_text(texts.get(utt, ""))}
-    if not keep:
+def _few(
+    utterances: list[Utterance], dataset: str, lang: str, path: Path
+) -> dict[str, list[Utterance]]:
+    wanted = few_shot_utterances(dataset, lang)
+    few = [u for u in utterances if u.utt_id in wanted]
+    if wanted and not few:
         raise RecipeError(
-            f"{path}: none of {len(wavs)} {lang} utterances has text, so speech "
-            f"recognition cannot be trained and scored; add transcripts, or leave "
-            f"{lang} out of the languages"
+            f"{path}: found none of {', '.join(sorted(wanted))}, on which ML-SUPERB "
+            f"trains the reserved language {lang}; complete the download"
         )
-    return keep, len(wavs) - len(keep)
+    return {"train_few": few} if few else {}
 
 
-def _limit(
-    directory: Path,
-    utts: set[str],
-    minutes: float,
-    seed: int,
-    skipped: SkippedAudio,
-) -> set[str]:
-    wav_scp = directory / "wav.scp"
-    wavs = {u: path for u, path in read_table(wav_scp).items() if u in utts}
-    seconds = header_seconds(wavs, wav_scp, skipped=skipped)
-    return sample_replay(seconds, minutes / 60, seed)
+def _collect(
+    source: Path, utterances: list[Utterance], info: SetInfo, raw: Path, nj: int
+) -> tuple[FormattedSet, dict]:
+    unit, lang = info.unit, info.lang
+    plain = partial(official_text, brackets=True)
+    usable, empty, silent = [], 0, 0
+    for utterance in utterances:
+        text = utterance.text
+        if not plain(text) or not has_units(text, unit, lang, official_text):
+            silent += 1
+        elif not soundfile.info(utterance.path).frames:
+            empty += 1
+        else:
+            usable.append(utterance)
+    if not usable:
+        raise RecipeError(
+            f"{source.name}: no utterance with text and audio ({empty} without "
+            f"samples, {silent} without text); complete the download of ML-SUPERB"
+        )
+    write_set(source, usable)
+    limits = (SHORTEST_TRAIN, LONGEST_TRAIN)
+    if info.split == "test":
+        limits = (_SHORTEST_TEST, float("inf"))
+    formatted = collect(
+        source, info, raw, limits, nj, normalize=official_text, plain=plain
+    )
+    counts = {**formatted.report[lang], "no_samples": empty, "no_text": silent}
+    return formatted, counts

@@ -1,4 +1,4 @@
-"""Stage 9 for the paper's sets: CommonVoice and FLEURS in ML-SUPERB's sizes.
+"""The paper's evaluation sets: CommonVoice and FLEURS in ML-SUPERB's sizes.
 
 Per language and corpus one hour of training speech (or ten minutes of it) and ten
 minutes each of development and test speech, drawn once with a fixed seed (Lamer-SSL,
@@ -8,22 +8,24 @@ comes from the corpora's own lists, which pretraining leaves out.
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from espnet2_lamer.data.audio import SkippedAudio, header_seconds
 from espnet2_lamer.data.corpora import CORPORA, EVAL_DIR
-from espnet2_lamer.data.formatting import FormattedSet, collect_set
+from espnet2_lamer.data.formatting import FormattedSet
 from espnet2_lamer.data.sampling import sample_replay, seed_of
 from espnet2_lamer.data.sets import SPLITS
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.benchmark_sets import (
     SetInfo,
-    convert_text,
+    collect,
     durations,
     has_units,
-    write_record,
+    unit_of,
+    write_sets,
     write_subset,
 )
 from espnet2_lamer.evaluation.runs import BUDGETS
@@ -43,7 +45,7 @@ _BATCH = 64
 
 def set_name(corpus: str, lang: str, split: str, *suffix: str) -> str:
     """Name of a formatted set below ``dump/raw``."""
-    return "_".join(("paper", corpus, lang, split, *suffix))
+    return "_".join(filter(None, ("paper", corpus, lang, split, *suffix)))
 
 
 def prepare_paper_sets(
@@ -65,8 +67,8 @@ def prepare_paper_sets(
     of the longer ones. Every list goes to ``<dump_dir>/raw/lists/<set>.txt``.
 
     Args:
-        data_dir: Output of stage 1 with ``eval/<corpus>/<split>_<lang>``.
-        dump_dir: Root of the dump; converted audio is shared with stage 2.
+        data_dir: Prepared data with ``eval/<corpus>/<split>_<lang>``.
+        dump_dir: Root of the dump; converted audio is shared with pretraining.
         langs: ISO 639-3 codes.
         units: Language to unit.
         budgets: Of ``10min`` and ``1h``.
@@ -83,7 +85,7 @@ def prepare_paper_sets(
         What ``paper.json`` holds: the record of every set.
 
     Raises:
-        RecipeError: A set of stage 1 is missing or has no text, a list names an
+        RecipeError: A prepared set is missing or has no text, a list names an
             utterance that is not there, a held-out utterance is in the pretraining
             data, or too much audio is unusable. Nothing is written then.
     """
@@ -93,52 +95,36 @@ def prepare_paper_sets(
     bad: list[SkippedAudio] = []
     for corpus in corpora:
         for lang in langs:
-            if lang not in units:
-                raise RecipeError(
-                    f"--units: none for {lang}; found {', '.join(sorted(units))}"
-                )
-            pretraining = _pretraining(data_dir, lang)
+            unit = unit_of(lang, units)
             for split in SPLITS:
                 source = _source(data_dir, corpus, lang, split)
                 budget = budgets[0] if split == "train" else ""
-                minutes = _minutes(budget) if budget else _HELD_OUT_MINUTES
-                name = set_name(corpus, lang, split, *filter(None, [budget]))
-                drawn = seed_of(seed, "paper", corpus, lang, split)
-                utts = _choose(
-                    source, minutes, drawn, name, lists_dir, units[lang], lang
-                )
+                name = set_name(corpus, lang, split, budget)
+                info = SetInfo("paper", corpus, lang, split, unit, budget, seed)
+                utts = _choose(source, info, name, lists_dir)
                 if split != "train":
-                    _refuse_overlap(source, utts, pretraining, lang)
+                    _refuse_overlap(source, utts, data_dir / f"train_{lang}")
                 # Sets of the two corpora have the same names: a report for each.
                 report_file = raw / f"skipped_audio_{name}.tsv"
                 # One of a drawn set may be bad, however small the set.
                 one = 100.001 / len(utts) if max_bad_audio else 0.0
                 skipped = SkippedAudio(report_file, max(max_bad_audio, one))
-                limits = (_SHORTEST, _LONGEST)
-                formatted = collect_set(
-                    [source], raw / "audio", *limits, nj, utts.__contains__, skipped
-                )
+                limits, wanted = (_SHORTEST, _LONGEST), utts.__contains__
+                formatted = collect(source, info, raw, limits, nj, wanted, skipped)
                 bad += [skipped] if skipped.counts else []
-                convert_text(formatted, units[lang], lang, source)
-                info = SetInfo("paper", corpus, lang, split, units[lang], budget, seed)
                 ready[name] = formatted, info
     for skipped in bad:
         skipped.write()
-    report: dict = {"seed": seed, "corpora": list(corpora), "sets": {}}
-    for name, (formatted, info) in ready.items():
-        formatted.write(raw / name)
-        report["sets"][name] = write_record(raw / name, info)
-    number = len(corpora) * len(langs)
-    for corpus in corpora:
-        for lang in langs:
-            report["sets"] |= _parts(raw, corpus, lang, budgets, number, units, seed)
-    for name, record in report["sets"].items():
+    records = write_sets(raw, ready)
+    for _, info in ready.values():
+        if info.split == "train":
+            records |= _parts(raw, info, budgets, len(corpora) * len(langs))
+    for name, record in records.items():
         utts = sorted(read_table(raw / name / "wav.scp"), key=str.encode)
         write_text(raw / LISTS / f"{name}.txt", "".join(f"{utt}\n" for utt in utts))
-        logging.info(
-            "%s (%s): %d utterances, %.1f min",
-            *(name, record["unit"], record["utterances"], record["seconds"] / 60),
-        )
+        size = f"{record['utterances']} utterances, {record['seconds'] / 60:.1f} min"
+        logging.info("%s (%s): %s", name, record["unit"], size)
+    report = {"seed": seed, "corpora": list(corpora), "sets": records}
     write_json(raw / "paper.json", report)
     return report
 
@@ -161,41 +147,30 @@ def _source(data_dir: Path, corpus: str, lang: str, split: str) -> Path:
     for name in ("wav.scp", "text"):
         if not (directory / name).is_file():
             raise RecipeError(
-                f"{directory / name}: file not found; it is made by stage 1 with "
+                f"{directory / name}: file not found; data preparation makes it with "
                 f"{corpus} in --corpus, if {corpus} has the language {lang}"
             )
     return directory
 
 
-def _pretraining(data_dir: Path, lang: str) -> dict[str, str]:
-    path = data_dir / f"train_{lang}" / "wav.scp"
-    return read_table(path) if path.is_file() else {}
-
-
-def _refuse_overlap(
-    source: Path, utts: set[str], pretraining: Mapping[str, str], lang: str
-) -> None:
+def _refuse_overlap(source: Path, utts: set[str], train: Path) -> None:
+    path = train / "wav.scp"
+    pretraining = read_table(path) if path.is_file() else {}
     wavs = read_table(source / "wav.scp")
     heard = set(pretraining.values())
     both = sorted(u for u in utts if u in pretraining or wavs[u] in heard)
     if both:
         raise RecipeError(
-            f"{source / 'wav.scp'}: {len(both)} utterances are in train_{lang}, which "
-            f"pretraining uses, e.g. {both[0]}; rerun stage 1, which leaves the "
-            "corpora's dev and test lists out"
+            f"{source / 'wav.scp'}: {len(both)} utterances are in {train.name}, which "
+            f"pretraining uses, e.g. {both[0]}; prepare the data anew, which leaves "
+            "the corpora's dev and test lists out"
         )
 
 
 def _choose(
-    source: Path,
-    minutes: float,
-    seed: int,
-    name: str,
-    lists_dir: str | Path | None,
-    unit: str,
-    lang: str,
+    source: Path, info: SetInfo, name: str, lists_dir: str | Path | None
 ) -> set[str]:
-    """Return the ids of a list, or draw as many as last ``minutes``."""
+    """Return the ids of a list, or draw as many as last long enough."""
     texts = read_table(source / "text")
     wavs = read_table(source / "wav.scp")
     listed = Path(lists_dir) / f"{name}.txt" if lists_dir else None
@@ -208,8 +183,10 @@ def _choose(
                 f"({len(unusable)} of {len(utts)}); the list belongs to other data"
             )
         return utts
+    minutes = _minutes(info.budget) if info.budget else _HELD_OUT_MINUTES
+    drawn = seed_of(info.seed, "paper", info.corpus, info.lang, info.split)
     ranked = sorted((utt for utt in wavs if texts.get(utt)), key=str.encode)
-    order = np.random.default_rng(seed).permutation(len(ranked))
+    order = np.random.default_rng(drawn).permutation(len(ranked))
     usable = [ranked[index] for index in order]
     chosen: set[str] = set()
     total = 0.0
@@ -220,7 +197,7 @@ def _choose(
             if total >= minutes * 60:
                 return chosen
             fits = _SHORTEST <= seconds <= _LONGEST
-            if fits and has_units(texts[utt], unit, lang):
+            if fits and has_units(texts[utt], info.unit, info.lang):
                 chosen.add(utt)
                 total += seconds
     if not chosen:
@@ -233,24 +210,18 @@ def _choose(
 
 
 def _parts(
-    raw: Path,
-    corpus: str,
-    lang: str,
-    budgets: Sequence[str],
-    number: int,
-    units: Mapping[str, str],
-    seed: int,
+    raw: Path, info: SetInfo, budgets: Sequence[str], number: int
 ) -> dict[str, dict]:
-    """Write the shorter training sets of one corpus and language."""
-    longest = raw / set_name(corpus, lang, "train", budgets[0])
+    """Write the shorter training sets of the longest one, shares of ``number`` too."""
+    longest = raw / set_name(info.corpus, info.lang, "train", info.budget)
     seconds = durations(longest)
-    drawn = seed_of(seed, "paper", corpus, lang, "part")
-    wanted = {(budget,): _minutes(budget) for budget in budgets[1:]}
+    drawn = seed_of(info.seed, "paper", info.corpus, info.lang, "part")
+    wanted = {(budget, ""): _minutes(budget) for budget in budgets[1:]}
     wanted |= {(budget, TOTAL): _minutes(budget) / number for budget in budgets}
     records = {}
-    for suffix, minutes in wanted.items():
-        name = set_name(corpus, lang, "train", *suffix)
+    for (budget, total), minutes in wanted.items():
+        name = set_name(info.corpus, info.lang, "train", budget, total)
         utts = sample_replay(seconds, minutes / 60, drawn)
-        info = SetInfo("paper", corpus, lang, "train", units[lang], suffix[0], seed)
-        records[name] = write_subset(longest, raw / name, utts, info)
+        shorter = replace(info, budget=budget)
+        records[name] = write_subset(longest, raw / name, utts, shorter)
     return records

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.results import TRACKS, Figure, Results
+from espnet2_lamer.evaluation.results import Results, TaskFigure
+from espnet2_lamer.evaluation.runs import TRACKS
 from espnet2_lamer.fileio.picture import new_picture, save_picture
 
 Confusion = Mapping[str, Mapping[str, int]]
@@ -19,28 +20,19 @@ _WIDEST_INCHES = 40.0
 
 
 def write_plots(
-    directory: str | Path, results: Results, figures: Sequence[Figure]
+    directory: str | Path, results: Results, figures: Sequence[TaskFigure]
 ) -> list[Path]:
-    """Draw what :func:`~espnet2_lamer.evaluation.results.collect_figures` returned.
-
-    Args:
-        directory: Gets ``error_rate_TRACK.png``, ``accuracy_TRACK.png`` and one
-            ``confusion_TASK.png`` per LID test.
-        results: Confusions and the order of systems.
-        figures: All figures; those without a task are not drawn.
+    """Draw figures of heads, and the confusions of language identification.
 
     Returns:
-        The files written.
+        The files written: ``error_rate_TRACK.png``, ``accuracy_TRACK.png`` and one
+        ``confusion_TASK.png`` per LID test.
     """
     directory = Path(directory)
     written = []
     for track in TRACKS:
         for kind in ("error rate", "accuracy"):
-            chosen = [
-                f
-                for f in figures
-                if f.task and f.task.track == track and f.kind == kind
-            ]
+            chosen = [f for f in figures if f.task.track == track and f.kind == kind]
             if chosen:
                 path = directory / f"{kind.replace(' ', '_')}_{track}.png"
                 plot_rates(chosen, path)
@@ -54,20 +46,16 @@ def write_plots(
             for system in results.systems
             if system in row
         }
-        words = (task.track, task.test, task.unit, task.train)
-        name = re.sub(r"\W+", "_", " ".join(filter(None, words)))
+        words = filter(None, (task.track, task.test, task.unit, task.train))
+        name = re.sub(r"\W+", "_", " ".join(words))
         path = directory / f"confusion_{name}.png"
         plot_confusion(confusions, path)
         written.append(path)
     return written
 
 
-def plot_rates(figures: Sequence[Figure], path: str | Path) -> None:
+def plot_rates(figures: Sequence[TaskFigure], path: str | Path) -> None:
     """Draw one point with its 95 % interval per test set and system.
-
-    Args:
-        figures: Of one track and one kind; at least one.
-        path: The PNG to write.
 
     Raises:
         RecipeError: There is nothing to draw.
@@ -105,11 +93,8 @@ def plot_rates(figures: Sequence[Figure], path: str | Path) -> None:
 def plot_confusion(confusions: Mapping[str, Confusion], path: str | Path) -> None:
     """Draw one panel per system: true language down, language found across.
 
-    Colours are shares of the true language's utterances; the numbers are counts.
-
-    Args:
-        confusions: ``confusions[system][true][found]``; at least one.
-        path: The PNG to write.
+    Colours are shares of the true language's utterances; the numbers are counts, of
+    ``confusions[system][true][found]``.
 
     Raises:
         RecipeError: There is nothing to draw.
@@ -117,9 +102,7 @@ def plot_confusion(confusions: Mapping[str, Confusion], path: str | Path) -> Non
     if not confusions:
         raise RecipeError(f"{path}: no confusion to draw")
     true = sorted({lang for rows in confusions.values() for lang in rows})
-    names = {
-        name for rows in confusions.values() for row in rows.values() for name in row
-    }
+    names = {n for rows in confusions.values() for row in rows.values() for n in row}
     found = [*true, *sorted(names - {*true})]
     cell = 0.42 if len(found) <= _NUMBERED else 0.12
     side = len(found) * cell + 1.2
@@ -145,8 +128,8 @@ def plot_confusion(confusions: Mapping[str, Confusion], path: str | Path) -> Non
     save_picture(picture, path)
 
 
-def _test_name(figure: Figure) -> str:
+def _test_name(figure: TaskFigure) -> str:
     lines = [figure.label, f"({figure.unit})"]
-    if figure.task is not None and figure.task.train:
+    if figure.task.train:
         lines.append(f"trained on {figure.task.train}")
     return "\n".join(lines)

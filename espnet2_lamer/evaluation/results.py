@@ -1,20 +1,57 @@
-"""All figures of a run and their comparisons, before they are laid out."""
+"""RESULTS.md in ESPnet's README format, results.json and results.csv."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import platform
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.evaluation.runs import TRACKS
 from espnet2_lamer.evaluation.scoring import LidScore, Score
-from espnet2_lamer.metrics.bootstrap import mcnemar_exact
-from espnet2_lamer.metrics.measure import Measure
+from espnet2_lamer.fileio.atomic import write_json, write_text
+from espnet2_lamer.metrics.bootstrap import Difference, mcnemar_exact
+from espnet2_lamer.metrics.measure import Figure, Measure
+from espnet2_lamer.metrics.tables import (
+    bounds,
+    csv_text,
+    markdown_records,
+    markdown_table,
+    number,
+    p_value,
+    span,
+)
 
-#: Tracks in the order of the tables, with their headings.
-TRACKS = {
-    "asr": "Monolingual speech recognition",
-    "multi_asr": "Multilingual speech recognition",
-    "lid": "Language identification",
-    "asr_lid": "Speech recognition with language identification",
-}
+_RATE_NAMES = {"char": "CER", "bpe": "CER", "word": "WER"}
+#: More languages than these are in results.csv and results.json alone.
+_MANY = 12
+_HOW_TO_READ = (
+    "Error rates are corpus-level: edit distance over reference tokens of the unit "
+    "named, all utterances together. Intervals are 95 %: error rates and other rates "
+    "by bootstrap over utterances (10,000 resamples), identification accuracy by "
+    'Wilson\'s score. "vs" gives the difference to that system and the two-sided '
+    "p-value of a paired bootstrap over utterances, for identification of McNemar's "
+    "exact test. The tables per system at the end have sclite's columns, counted along "
+    "sclite's alignment (costs 4, 3, 3), which may find more errors than the edit "
+    "distance where errors are dense."
+)
+#: Caveats of the recipes' notes.
+SYNTHETIC = (
+    "Synthetic formant speech (espeak-ng): it shows that the pipeline learns and says "
+    "nothing about human speech."
+)
+CONFOUNDED = (
+    "channel-confounded: no source covers two languages, so a model can tell the "
+    "languages apart by their recordings. LID accuracy on this data is no evidence, "
+    "and gains on it are weak evidence."
+)
+_SEEDS = (
+    "Where heads were trained with several seeds, a figure is their mean, its interval "
+    'and test are over utterances, and "sd" is the standard deviation over seeds.'
+)
 
 
 @dataclass(frozen=True)
@@ -22,11 +59,12 @@ class Task:
     """What heads were trained for and tested on; figures of one task compare.
 
     Attributes:
-        track: One of :data:`TRACKS`.
+        track: One of :data:`~espnet2_lamer.evaluation.runs.TRACKS`.
         test: Name of the test set.
         unit: What is counted: the scoring unit, or for LID how the language is chosen.
         train: Training speech: corpus, amount and how it was mixed.
         part: Language or group of languages when only a part of the test set counts.
+        group: Whether ``part`` is a group of languages.
     """
 
     track: str
@@ -34,6 +72,7 @@ class Task:
     unit: str
     train: str = ""
     part: str = ""
+    group: bool = False
 
     @property
     def label(self) -> str:
@@ -49,7 +88,7 @@ class MeasureTable:
         title: Heading of the table.
         measure: What the figures are, with their unit: "masked accuracy (%)".
         rows: ``rows[label][system]``; the label is a language, or what was measured.
-        reference: Systems the others are compared with, e.g. "head-only control".
+        references: Systems the others are compared with, e.g. "head-only control".
         note: A sentence below the heading that says how to read the figures.
         units: What is counted, by label, where it is not the same in all rows.
     """
@@ -57,47 +96,37 @@ class MeasureTable:
     title: str
     measure: str
     rows: Mapping[str, Mapping[str, Measure]]
-    reference: str | Sequence[str]
+    references: Sequence[str] = ()
     note: str = ""
     units: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def references(self) -> list[str]:
-        """The systems the others are compared with."""
-        if isinstance(self.reference, str):
-            return [self.reference]
-        return list(self.reference)
+
+#: ``scored[task][system][seed]``
+Scored = Mapping[Task, Mapping[str, Mapping[int, Any]]]
 
 
 @dataclass
 class Results:
-    """What a recipe's scoring stage fills in and :func:`write_results` lays out.
+    """What a recipe's scoring fills in and :func:`write_results` lays out.
 
     Attributes:
         systems: What each upstream is, by name; the order is the tables' order.
         baselines: Systems that the others are tested against.
-        recognition: ``recognition[task][system][seed]``.
-        identification: ``identification[task][system][seed]``.
+        recognition: A :class:`Score` per task, system and seed.
+        identification: A :class:`LidScore` likewise.
         heads: How the heads of a task's system were made, where that differs between
             systems, such as "layer 22".
         tables: Masked accuracy, forgetting, figures over languages and the like.
         parameters: ``layers.parameter_report`` by model.
-        environment: Lines of the "Environments" section, see
-            :func:`espnet2_lamer.evaluation.tables.describe_environment`.
-        notes: Caveats that a reader of the numbers must know, such as "synthetic
-            formant speech" or "channel-confounded".
-        column: What a system is called in the tables of recognition and
-            identification.
+        environment: See :func:`describe_environment`.
+        notes: Caveats that a reader of the numbers must know.
+        column: What a system is called in the tables of heads.
     """
 
     systems: Mapping[str, str]
     baselines: Sequence[str] = ()
-    recognition: Mapping[Task, Mapping[str, Mapping[int, Score]]] = field(
-        default_factory=dict
-    )
-    identification: Mapping[Task, Mapping[str, Mapping[int, LidScore]]] = field(
-        default_factory=dict
-    )
+    recognition: Scored = field(default_factory=dict)
+    identification: Scored = field(default_factory=dict)
     heads: Mapping[tuple[Task, str], str] = field(default_factory=dict)
     tables: Sequence[MeasureTable] = ()
     parameters: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -107,193 +136,380 @@ class Results:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A figure against a reference system's; differences in the figure's own unit.
+class TaskFigure(Figure):
+    """A figure of the results, with what is said of heads alone.
 
     Attributes:
-        reference: The system compared with.
-        difference: Figure minus the reference's figure.
-        interval: 95 % interval of the difference, or None.
-        p: Two-sided p-value, or None when there are no per-utterance figures.
-        test: Name of the test that gave ``p``.
-    """
-
-    reference: str
-    difference: float
-    interval: tuple[float, float] | None = None
-    p: float | None = None
-    test: str = ""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One number of the results with everything that qualifies it.
-
-    Attributes:
-        table: Title of its table.
-        label: Test set, language or what was measured.
-        unit: What is counted, see :class:`Task`; "" where the table says it.
-        system: The upstream or model.
-        measure: Value, interval, number of utterances, seeds.
-        tokens: Number of reference tokens for recognition, None otherwise.
-        comparisons: Against each baseline that has the same figure.
-        kind: "error rate", "accuracy", or "" for further tables.
-        task: The task of a head, None for further tables.
+        task: What the head was trained for and tested on; without a track in further
+            tables.
+        score: Of the first training; None in further tables.
         head: See :attr:`Results.heads`.
-        trainings: Value per seed, when several were averaged.
     """
 
-    table: str
-    label: str
-    unit: str
-    system: str
-    measure: Measure
-    tokens: int | None
-    comparisons: tuple[Comparison, ...]
-    kind: str = ""
-    task: Task | None = None
+    task: Task = Task("", "", "")
+    score: Score | LidScore | None = None
     head: str = ""
-    trainings: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """``error rate``, ``accuracy``, or "" in further tables."""
+        return self.score.kind if self.score else ""
+
+    @property
+    def tokens(self) -> int | None:
+        """Number of reference tokens of an error rate, None otherwise."""
+        return self.score.ref_length if isinstance(self.score, Score) else None
 
 
-def collect_figures(results: Results) -> list[Figure]:
+def collect_figures(results: Results) -> list[TaskFigure]:
     """List all figures with their comparisons, table by table, label by label.
 
     Raises:
         RecipeError: A baseline or a scored system is not among the systems, or two
             systems were scored on different utterances.
     """
-    scored = [*results.recognition.values(), *results.identification.values()]
-    for name in (*results.baselines, *(system for row in scored for system in row)):
+    scored = [*results.recognition.items(), *results.identification.items()]
+    for name in (*results.baselines, *(system for _, row in scored for system in row)):
         if name not in results.systems:
             raise RecipeError(
                 f"results: system {name!r} is not described; expected one of "
                 f"{', '.join(results.systems)}"
             )
     figures = []
-    for track, title in TRACKS.items():
-        for task, row in (
-            *results.recognition.items(),
-            *results.identification.items(),
-        ):
+    for track in TRACKS:
+        for task, row in scored:
             if task.track == track:
-                figures += _scored(results, task, row, title)
+                figures += _of_task(results, task, row)
     for table in results.tables:
-        for label, measures in table.rows.items():
-            figures += [
-                Figure(
-                    table=table.title,
-                    label=label,
-                    unit=table.units.get(label, ""),
-                    system=system,
-                    measure=measure,
-                    tokens=None,
-                    comparisons=_against(measures, system, table.references, label),
-                )
-                for system, measure in measures.items()
-            ]
+        for label, row in table.rows.items():
+            unit = table.units.get(label, "")
+            for system, measure in row.items():
+                compared = _compared(row, system, table.references, label)
+                figure = TaskFigure(table.title, label, unit, system, measure, compared)
+                figures.append(figure)
     return figures
 
 
-def _scored(
-    results: Results,
-    task: Task,
-    row: Mapping[str, Mapping[int, Score | LidScore]],
-    title: str,
-) -> list[Figure]:
+def _of_task(
+    results: Results, task: Task, row: Mapping[str, Mapping[int, Score | LidScore]]
+) -> list[TaskFigure]:
     """Return a task's figure of every system that was scored on it."""
     measures = {
-        system: Measure.of_seeds([_measure(score) for score in row[system].values()])
+        system: {seed: score.measure for seed, score in row[system].items()}
         for system in results.systems
         if system in row
     }
+    means = {s: Measure.of_seeds([*found.values()]) for s, found in measures.items()}
     figures = []
-    for system, measure in measures.items():
-        first = next(iter(row[system].values()))
-        identified = isinstance(first, LidScore)
-        figures.append(
-            Figure(
-                table=title,
-                label=task.label,
-                unit=task.unit,
-                system=system,
-                measure=measure,
-                tokens=None if identified else first.ref_length,
-                comparisons=_against(
-                    measures, system, results.baselines, task.label, identified
-                ),
-                kind="accuracy" if identified else "error rate",
-                task=task,
-                head=results.heads.get((task, system), ""),
-                trainings={
-                    seed: _measure(score).value for seed, score in row[system].items()
-                },
-            )
-        )
+    for system, mean in means.items():
+        score = next(iter(row[system].values()))
+        exact = isinstance(score, LidScore)
+        compared = _compared(means, system, results.baselines, task.label, exact)
+        trainings = {seed: m.value for seed, m in measures[system].items()}
+        head = results.heads.get((task, system), "")
+        what = (TRACKS[task.track], task.label, task.unit, system)
+        figures.append(TaskFigure(*what, mean, compared, trainings, task, score, head))
     return figures
 
 
-def _measure(score: Score | LidScore) -> Measure:
-    if isinstance(score, LidScore):
-        return accuracy_measure(score)
-    return error_measure(score)
-
-
-def error_measure(score: Score) -> Measure:
-    """Return an error rate as a figure."""
-    return Measure(
-        value=score.error_rate,
-        interval=score.interval,
-        count=score.utterances,
-        parts={u: (c.errors, c.ref_length) for u, c in score.counts.items()},
-    )
-
-
-def accuracy_measure(score: LidScore) -> Measure:
-    """Return an accuracy as a figure."""
-    return Measure(
-        value=score.accuracy,
-        interval=score.interval,
-        count=score.utterances,
-        parts={u: (int(right), 1) for u, right in score.correct.items()},
-    )
-
-
-def _against(
+def _compared(
     row: Mapping[str, Measure],
     system: str,
     references: Sequence[str],
     label: str,
     identified: bool = False,
-) -> tuple[Comparison, ...]:
-    comparisons = []
+) -> tuple[Difference, ...]:
+    found = []
+    mine = row[system]
     for reference in references:
         if reference == system or reference not in row:
             continue
+        theirs = row[reference]
         try:
-            test = row[system].compare(row[reference])
+            test = replace(mine.compare(theirs), reference=reference)
         except ValueError as error:
             raise RecipeError(
                 f"results: {label}: {system!r} and {reference!r} do not compare: "
                 f"{error}; score both on the same test set"
             ) from error
-        difference = row[system].value - row[reference].value
-        if test is None:
-            comparisons.append(Comparison(reference, difference))
-            continue
-        p, name = test.p_two_sided, "paired bootstrap"
         # McNemar's test counts right and wrong: not defined for means over seeds.
-        if identified and row[system].seeds == row[reference].seeds == 1:
-            utts = sorted(row[system].parts)
-            p, name = (
-                mcnemar_exact(
-                    [row[system].parts[u][0] for u in utts],
-                    [row[reference].parts[u][0] for u in utts],
-                ),
-                "McNemar",
-            )
-        low, high = test.interval
-        comparisons.append(
-            Comparison(reference, difference, (100 * low, 100 * high), p, name)
-        )
-    return tuple(comparisons)
+        if identified and mine.seeds == theirs.seeds == 1:
+            utts = sorted(mine.parts)
+            right = [[m.parts[u][0] for u in utts] for m in (mine, theirs)]
+            test = replace(test, p=mcnemar_exact(*right), test="McNemar")
+        found.append(test)
+    return tuple(found)
+
+
+def describe_environment(directory: str | Path = ".") -> dict[str, str]:
+    """Return the "Environments" lines ESPnet's ``show_asr_result.sh`` writes.
+
+    The commit is that of the git checkout that ``directory`` is in, if any.
+    """
+    environment = {
+        "date": time.strftime("%a %b %e %H:%M:%S %Z %Y"),
+        "python version": platform.python_version(),
+        "espnet version": f"espnet {metadata.version('espnet')}",
+        "pytorch version": f"pytorch {metadata.version('torch')}",
+    }
+    for name, form in (("Git hash", "%H"), ("Commit date", "%cd")):
+        command = ["git", "log", "-1", f"--format={form}"]
+        try:
+            environment[name] = subprocess.run(
+                command, cwd=directory, capture_output=True, text=True, check=True
+            ).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            break
+    return environment
+
+
+def write_results(
+    directory: str | Path, results: Results, figures: Sequence[TaskFigure] | None = None
+) -> None:
+    """Write RESULTS.md, results.json and results.csv into ``directory``.
+
+    ``figures`` are what ``collect_figures(results)`` returned, where that is at hand.
+
+    Raises:
+        RecipeError: See :func:`collect_figures`.
+    """
+    if figures is None:
+        figures = collect_figures(results)
+    directory = Path(directory)
+    write_text(directory / "RESULTS.md", markdown(results, figures))
+    write_json(directory / "results.json", as_json(results, figures))
+    write_text(directory / "results.csv", as_csv(figures))
+
+
+def as_json(results: Results, figures: Sequence[TaskFigure]) -> dict[str, Any]:
+    """Return every figure with its comparisons, and what RESULTS.md says beside."""
+    return {
+        "environment": dict(results.environment),
+        "systems": dict(results.systems),
+        "baselines": list(results.baselines),
+        "notes": list(results.notes),
+        "figures": [
+            _record(f)
+            | {"interval": f.measure.interval, "trainings": dict(f.trainings)}
+            | {"comparisons": [_compared_with(c, "interval") for c in f.comparisons]}
+            for f in figures
+        ],
+        "counts": [
+            {**key, **score.total._asdict(), "sclite": score.sclite_total._asdict()}
+            for key, score in _scores(results.recognition)
+        ],
+        "confusion": [
+            {**key, "confusion": score.confusion}
+            for key, score in _scores(results.identification)
+        ],
+        "parameters": {m: dict(report) for m, report in results.parameters.items()},
+    }
+
+
+def as_csv(figures: Sequence[TaskFigure]) -> str:
+    """Return the figures as CSV, one line per figure and comparison."""
+    columns = (
+        "table label unit system value low high utterances tokens reference difference "
+        "difference_low difference_high p test measure track train part head seeds "
+        "deviation note"
+    ).split()
+    lines = []
+    for f in figures:
+        low, high = bounds(f.measure.interval)
+        line = _record(f) | {"low": low, "high": high}
+        for c in f.comparisons:
+            low, high = bounds(c.interval)
+            ends = {"difference_low": low, "difference_high": high}
+            lines.append(line | _compared_with(c) | ends)
+        lines += [] if f.comparisons else [line]
+    return csv_text(lines, columns)
+
+
+def _record(figure: TaskFigure) -> dict[str, Any]:
+    """What a figure is, in the words of results.json and results.csv."""
+    measure, task = figure.measure, figure.task
+    return {
+        **{
+            name: getattr(figure, name) for name in ("table", "label", "unit", "system")
+        },
+        "value": measure.value,
+        "utterances": measure.count,
+        "tokens": figure.tokens,
+        "measure": figure.kind,
+        "track": task.track,
+        "train": task.train,
+        "part": task.part,
+        "head": figure.head,
+        **{name: getattr(measure, name) for name in ("seeds", "deviation", "note")},
+    }
+
+
+def _compared_with(difference: Difference, *more: str) -> dict[str, Any]:
+    start = {"reference": difference.reference, "difference": difference.value}
+    return start | {name: getattr(difference, name) for name in (*more, "p", "test")}
+
+
+def _scores(scored: Scored) -> Iterable[tuple[dict[str, Any], Any]]:
+    """Yield every training's score with what it is of."""
+    for task, row in scored.items():
+        named = {n: getattr(task, n) for n in ("track", "label", "unit", "train")}
+        for system, trainings in row.items():
+            for seed, score in trainings.items():
+                yield {**named, "system": system, "seed": seed}, score
+
+
+def markdown(results: Results, figures: Sequence[TaskFigure]) -> str:
+    """Lay the results out as RESULTS.md."""
+    lines = ["# RESULTS", "", "## Environments", ""]
+    lines += [f"- {name}: `{value}`" for name, value in results.environment.items()]
+    lines += ["", "## Summary", ""]
+    lines += [f"- {name}: {what}" for name, what in results.systems.items()]
+    lines += [f"- Note: {note}" for note in results.notes]
+    lines += ["", _HOW_TO_READ]
+    lines += [_SEEDS] if any(f.measure.seeds > 1 for f in figures) else []
+    lines.append("")
+    for track, title in TRACKS.items():
+        mine = [f for f in figures if f.task.track == track]
+        lines += _track_section(results, title, mine) if mine else []
+    for table in results.tables:
+        lines += _measure_section(table, figures)
+    lines += _parameters(results)
+    for system, what in results.systems.items():
+        lines += _system_section(results, system, what)
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _track_section(
+    results: Results, title: str, figures: Sequence[TaskFigure]
+) -> list[str]:
+    lines = [f"### {title}", ""]
+    parts = {f.task.part for f in figures}
+    if len(parts) > _MANY:
+        figures = [f for f in figures if not f.task.part or f.task.group]
+        lines += [f"{len(parts) - 1} parts of the test sets: results.csv.", ""]
+    for kind, size in (("error rate", "tokens"), ("accuracy", "largest class (%)")):
+        rows = [
+            {
+                "test set": f.label,
+                "unit": f.unit,
+                results.column: f.system,
+                "utterances": _count(f.measure.count),
+                size: number(f.score.majority) if f.tokens is None else str(f.tokens),
+                **_cells(f, f"{kind} (%)"),
+            }
+            for f in figures
+            if f.kind == kind
+        ]
+        lines += _figure_table(rows, results.baselines) if rows else []
+    return lines
+
+
+def _measure_section(table: MeasureTable, figures: Sequence[TaskFigure]) -> list[str]:
+    rows = [
+        {
+            "measured on": f.label,
+            **({"unit": f.unit} if table.units else {}),
+            "system": f.system,
+            "utterances": _count(f.measure.count),
+            **_cells(f, table.measure),
+        }
+        for f in figures
+        if not f.task.track and f.table == table.title
+    ]
+    note = [table.note, ""] if table.note else []
+    return [f"### {table.title}", "", *note, *_figure_table(rows, table.references)]
+
+
+def _cells(figure: TaskFigure, name: str) -> dict[str, str]:
+    """Return a figure's value, and what a table says of it beside."""
+    measure = figure.measure
+    note = f" ({measure.note})" if measure.note else ""
+    cells = {name: number(measure.value) + note}
+    cells["95 % interval"] = span(measure.interval)
+    if measure.deviation is not None:
+        cells["sd"] = f"{number(measure.deviation)} ({measure.seeds} seeds)"
+    for c in figure.comparisons:
+        p = "" if c.p is None else f" (p {p_value(c.p, '= ')})"
+        cells[f"vs {c.reference}"] = number(c.value, "+") + p
+    if figure.task.train or figure.head:
+        cells["trained on"] = figure.task.train or "-"
+        cells["head"] = figure.head or "-"
+    return cells
+
+
+def _figure_table(
+    rows: Sequence[Mapping[str, str]], references: Sequence[str]
+) -> list[str]:
+    last = ["sd", *(f"vs {r}" for r in references), "trained on", "head"]
+    first = [name for name in rows[0] if name not in last] if rows else []
+    return markdown_records(rows, [*first, *last])
+
+
+def _parameters(results: Results) -> list[str]:
+    if not results.parameters:
+        return []
+    keys = list(dict.fromkeys(k for r in results.parameters.values() for k in r))
+    body = []
+    for key in keys:
+        values = [report.get(key) for report in results.parameters.values()]
+        cells = [f"{v:,}" if isinstance(v, int) else number(v) for v in values]
+        body.append([key.replace("_", " "), *cells])
+    table = markdown_table(["count", *results.parameters], body)
+    return ["### Parameters", "", *table]
+
+
+def _system_section(results: Results, system: str, what: str) -> list[str]:
+    scores = _of_system(results.recognition, system)
+    identified = _of_system(results.identification, system)
+    if not scores and not identified:
+        return []
+    lines = [f"## {system}", "", f"- {what}", ""]
+    for unit in dict.fromkeys(task.unit for task, _, _ in scores):
+        rows = [[n, *_sclite(score)] for task, n, score in scores if task.unit == unit]
+        name = _RATE_NAMES.get(unit.split()[0], "TER")
+        columns = "dataset|Snt|Wrd|Corr|Sub|Del|Ins|Err|S.Err".split("|")
+        lines += [f"### {name} (unit: {unit})", "", *markdown_table(columns, rows)]
+    for task, name, score in identified:
+        if len(score.confusion) <= _MANY and not task.part:
+            lines += [f"### LID: {name}, {task.unit}", "", *_confusion(score)]
+    return lines
+
+
+def _of_system(scored: Scored, system: str) -> list[tuple[Task, str, Any]]:
+    """Every task's scores of a system, with what they are called in its section."""
+    found = []
+    for task, row in scored.items():
+        parts = {t.part for t in scored if (t.track, t.test) == (task.track, task.test)}
+        if task.part and len(parts) > _MANY:
+            continue
+        trainings = row.get(system, {})
+        for seed, score in trainings.items():
+            words = [task.label]
+            words += [] if task.track in ("asr", "lid") else [f"({task.track})"]
+            words += [f"trained on {task.train}"] if task.train else []
+            words += [f"seed {seed}"] if len(trainings) > 1 else []
+            found.append((task, " ".join(words), score))
+    return found
+
+
+def _sclite(score: Score) -> list[str]:
+    total = score.sclite_total
+    counts = (total.cor, total.sub, total.dele, total.ins, total.errors)
+    shares = [100 * count / total.ref_length for count in counts]
+    shares.append(score.sentence_error_rate)
+    sizes = [str(score.utterances), str(total.ref_length)]
+    return sizes + [number(share, digits=1) for share in shares]
+
+
+def _confusion(score: LidScore) -> list[str]:
+    found = list(score.confusion)
+    found += sorted({f for row in score.confusion.values() for f in row} - {*found})
+    body = [
+        [true, *(str(row.get(name, 0)) for name in found)]
+        for true, row in score.confusion.items()
+    ]
+    return markdown_table(["true \\ found", *found], body)
+
+
+def _count(value: int | None) -> str:
+    return "-" if value is None else str(value)

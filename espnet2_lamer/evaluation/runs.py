@@ -1,16 +1,25 @@
-"""A run: one head on one frozen upstream, its experiment directory and its record."""
+"""A run: one head on one frozen upstream, its record, and whether it is up to date."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.fileio.atomic import write_json
+from espnet2_lamer.fileio.atomic import rename_old, write_json
+from espnet2_lamer.fileio.hashing import sha256_file
 
 RECORD = "run.json"
-TRACKS = ("asr", "multi_asr", "lid", "asr_lid")
+#: Tracks in the order of the tables, with their headings.
+TRACKS: Mapping[str, str] = {
+    "asr": "Monolingual speech recognition",
+    "multi_asr": "Multilingual speech recognition",
+    "lid": "Language identification",
+    "asr_lid": "Speech recognition with language identification",
+}
 #: What the heads of a track write, see ``evaluation.tokens.read_targets``.
 TARGETS: Mapping[str, str] = {
     "asr": "text",
@@ -38,17 +47,17 @@ class Run:
         corpus: Corpus of the training set; empty where there is one only, and for
             tracks that mix them.
         langs: ISO 639-3 codes of the training set.
-        unit: Unit of the text, see ``evaluation.units``; ``lang`` for LID.
+        unit: Unit of the text; ``lang`` for LID.
         system: The upstream's name in tables.
-        upstream: What was loaded, see ``evaluation.upstreams``.
+        upstream: What was loaded.
         layer: State index, or ``"all"`` for the learned weighted sum.
+        config: Head and schedule.
+        train_sets: Data directories below ``dump/raw``. dev_sets: likewise.
+        tests: Name of a test set in tables to data directories below ``dump/raw``.
         lid_reading: Of mixed tracks of the paper's sets: whether the budget counts for
             each set (``per_set``) or for all together (``total``).
         seed: Of the head's training.
         learning_rate: Instead of the config's, or None.
-        config: Head and schedule.
-        train_sets: Data directories below ``dump/raw``. dev_sets: likewise.
-        tests: Name of a test set in tables to data directories below ``dump/raw``.
     """
 
     track: str
@@ -67,6 +76,11 @@ class Run:
     lid_reading: str | None = None
     seed: int = 0
     learning_rate: float | None = None
+
+    @property
+    def head(self) -> str:
+        """Name of the run without its seed and learning rate."""
+        return replace(self, seed=0, learning_rate=None).name
 
     @property
     def name(self) -> str:
@@ -100,10 +114,7 @@ class Run:
 
     @classmethod
     def read(cls, path: str | Path) -> "Run":
-        """Read ``run.json``.
-
-        Args:
-            path: The file, or the experiment directory.
+        """Read ``run.json``, or the one of an experiment directory.
 
         Raises:
             RecipeError: It is missing, or no such record.
@@ -119,10 +130,91 @@ class Run:
             return cls(**values)
         except FileNotFoundError:
             raise RecipeError(
-                f"{path}: file not found; it is written by stages 10 and 11"
+                f"{path}: file not found; it is written when a head is trained"
             ) from None
         except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
             raise RecipeError(
                 f"{path}: not a record of a run ({error}); expected the keys name, "
                 f"{', '.join(f.name for f in fields(cls))}; train the run again"
             ) from error
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What a learning rate (None: the config's own) gave a head of a system.
+
+    ``dev_loss`` is the best on the dev set, mean over seeds; the lowest is chosen.
+    """
+
+    head: str
+    system: str
+    learning_rate: float | None
+    dev_loss: float
+    chosen: bool
+
+
+def choose_rates(
+    runs: Sequence[Run], expdir: str | Path
+) -> tuple[list[Run], list[Rate]]:
+    """Keep each head's runs at its best learning rate.
+
+    ML-SUPERB's hidden set is evaluated at several learning rates, everything else
+    fixed, and the best result counts. Here the best is the one with the lowest dev
+    loss, mean over seeds, as ``training.json`` says: test sets choose nothing.
+
+    Returns:
+        The runs that are scored, in their order, and what every rate gave, empty where
+        no head has more than one.
+
+    Raises:
+        RecipeError: A run of a sweep was not trained.
+    """
+    heads: dict[str, dict[float | None, list[Run]]] = {}
+    for run in runs:
+        heads.setdefault(run.head, {}).setdefault(run.learning_rate, []).append(run)
+    best: dict[str, float | None] = {}
+    rates = []
+    for head, by_rate in heads.items():
+        if len(by_rate) == 1:
+            best[head] = next(iter(by_rate))
+            continue
+        losses = {
+            rate: fmean(_dev_loss(run, expdir) for run in trained)
+            for rate, trained in by_rate.items()
+        }
+        best[head] = min(losses, key=losses.__getitem__)
+        rates += [
+            Rate(head, by_rate[rate][0].system, rate, loss, rate == best[head])
+            for rate, loss in losses.items()
+        ]
+    chosen = [run for run in runs if run.learning_rate == best[run.head]]
+    return chosen, rates
+
+
+def _dev_loss(run: Run, expdir: str | Path) -> float:
+    path = run.directory(expdir) / "training.json"
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8"))["valid_loss"])
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise RecipeError(
+            f"{path}: no dev loss of this run ({error!r}); it is written "
+            "when training ends"
+        ) from error
+
+
+def made_from(path: Path, inputs: Mapping[str, Any]) -> bool:
+    """Tell whether ``path`` records exactly ``inputs`` (``False`` without a file)."""
+    if not path.is_file():
+        return False
+    # Through JSON, which turns tuples into lists and keys into strings.
+    recorded = json.loads(path.read_text(encoding="utf-8"))
+    return recorded == json.loads(json.dumps(inputs))
+
+
+def put_aside(directory: Path) -> None:
+    """Rename a directory after what its ``inputs.json`` records; nothing is lost."""
+    tag = sha256_file(directory / "inputs.json")[:8]
+    target = rename_old(directory, tag)
+    logging.info(
+        "%s: inputs changed, training anew; the earlier one is %s", directory, target
+    )

@@ -1,4 +1,4 @@
-"""From decoded runs to the tables: score every test of every run and group them."""
+"""From decoded runs to the tables: scores of every test, and ML-SUPERB's averages."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,42 +7,69 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from espnet2_lamer.evaluation.languages import (
-    Groups,
-    few_shot_group,
-    identification_rates,
-    language_figures,
-    mean_of_groups,
-    utterance_rates,
-)
-from espnet2_lamer.evaluation.mlsuperb_protocol import MONOLINGUAL
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.evaluation.mlsuperb import FEW_SHOT, MONOLINGUAL, few_shot_group
 from espnet2_lamer.evaluation.results import MeasureTable, Results, Task
 from espnet2_lamer.evaluation.runs import Run
 from espnet2_lamer.evaluation.scoring import (
+    Groups,
     LidScore,
     Score,
     by_language,
+    identification_rates,
+    language_figures,
     lid_accuracy,
+    mean_of_groups,
     score_files,
+    utterance_rates,
 )
-from espnet2_lamer.evaluation.superb_score import METRICS, PUBLISHED, superb_score
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.metrics.measure import Measure
 
 #: How a language is chosen in track ``lid``, by the folder of its hypotheses.
 DECISIONS = {"most_probable_tag": "most probable tag", "first_tag": "first tag"}
-#: The decision of the official script.
-OFFICIAL_DECISION = "first tag"
 BPE = "bpe (scored in characters)"
+#: A task's metrics; error rates and accuracies in per cent.
+TASKS = {
+    "monolingual ASR": ("mono CER",),
+    "multilingual ASR": ("multi CER", "multi few-shot CER"),
+    "LID": ("LID accuracy",),
+    "multilingual ASR+LID": ("joint accuracy", "joint CER", "joint few-shot CER"),
+}
+METRICS = tuple(metric for metrics in TASKS.values() for metric in metrics)
+HIGHER_IS_BETTER = ("LID accuracy", "joint accuracy")
+FLOOR = "FBANK"
+
+# Published figures in the order of METRICS, of 10 min and of 1 h: ML-SUPERB (arXiv
+# 2305.10615), the findings
+# of its 2023 challenge (2310.05513), mHuBERT-147 (2406.06371), XEUS (2407.00837).
+_PUBLISHED = """
+FBANK: 72.1 62.4 58.3 11.1 35.9 62.0 58.9, 63.7 59.3 57.4 9.3 43.5 58.6 58.1
+HuBERT-base: 42.8 39.8 44.5 61.2 71.5 39.2 43.8, 35.3 31.4 42.7 86.1 86.0 30.9 41.8
+HuBERT-large: 38.2 44.4 48.2 46.5 55.4 45.6 49.3, 32.2 37.7 43.5 64.1 77.7 35.1 41.8
+HuBERT-base-cmn: 43.1 40.8 45.4 49.3 75.1 37.7 43.5, 35.6 43.2 46.6 85.3 86.1 31.8 42.1
+XLS-R-300M: 39.7 29.2 40.9 66.9 55.6 28.4 42.1, 30.6 22.0 39.3 87.9 85.6 22.9 42.4
+MMS-300M: 33.8 28.7 36.5 62.3 71.9 31.5 30.9, 30.5 24.0 36.5 84.3 74.3 30.0 29.2
+MMS-1B: 33.3 21.3 30.2 84.8 73.3 26.0 25.4, 25.7 18.1 30.8 86.1 74.8 25.5 24.8
+w2v-BERT 2.0 v2: 41.0 26.6 34.3 70.7 83.2 24.2 34.3, 29.2 20.3 35.3 86.8 90.6 20.3 34.0
+mHuBERT-147 it2: 35.9 25.4 34.2 74.8 81.0 26.3 33.9, 27.6 22.5 33.8 90.1 89.0 23.6 34.4
+mHuBERT-147: 34.2 23.6 33.2 85.3 81.4 26.2 34.9, 26.3 22.0 32.9 91.0 90.0 22.1 33.5
+XEUS: 30.3 21.1 33.4 81.5 86.4 22.9 32.7, 25.1 20.1 34.1 87.3 91.3 19.6 32.8
+"""
+#: ``PUBLISHED[budget][system][metric]``.
+PUBLISHED: dict[str, dict[str, dict[str, float]]] = {"10min": {}, "1h": {}}
+for _line in _PUBLISHED.strip().splitlines():
+    _system, _, _figures = _line.partition(": ")
+    for _budget, _row in zip(PUBLISHED, _figures.split(", "), strict=True):
+        _values = zip(METRICS, map(float, _row.split()), strict=True)
+        PUBLISHED[_budget][_system] = dict(_values)
 
 
 @dataclass(frozen=True)
 class ScoredTest:
-    """One test of one run.
+    """One test of one run, with what it was tested on.
 
     Attributes:
-        run: The head.
-        task: What it was tested on.
         corpus: Corpora of the test set, for the figures over languages.
         utt2lang: True language per utterance.
         score: Error rate, None for track ``lid``.
@@ -64,11 +91,8 @@ def score_run(
 ) -> list[ScoredTest]:
     """Score all tests of a decoded run.
 
-    Args:
-        run: Decoded into ``decode_<test>`` below its directory.
-        expdir: Parent of the run's directory.
-        raw: Where the formatted sets are, with ``set.json``.
-        seed: Seed of the bootstrap.
+    It was decoded into ``decode_<test>`` below its directory; ``raw`` has the formatted
+    sets with ``set.json``.
 
     Returns:
         A :class:`ScoredTest` per test set; for track ``lid`` one per decision.
@@ -81,7 +105,7 @@ def score_run(
     for label, sets in run.tests.items():
         here = run.directory(expdir) / f"decode_{label}"
         ref = here / "ref" / "text"
-        utt2lang = read_table(here / "ref" / "utt2lang", "stage 12")
+        utt2lang = read_table(here / "ref" / "utt2lang", "decoding")
         corpora = sorted({_corpus(Path(raw) / name) for name in sets})
         for folder in DECISIONS if run.track == "lid" else ("free",):
             hyp = here / folder / "1best_recog" / "text"
@@ -95,16 +119,13 @@ def score_run(
                 found = lid_accuracy(ref, hyp)
                 rates["accuracy"] = identification_rates(found)
             unit = DECISIONS.get(folder) or (BPE if run.unit == "bpe" else run.unit)
-            task = Task(run.track, label, unit, training_speech(run))
+            # What a head was trained on: corpus, amount, mixture.
+            amount = "all speech" if run.budget == "all" else run.budget
+            words = filter(None, (run.corpus, amount, run.lid_reading))
+            task = Task(run.track, label, unit, " ".join(words))
             corpus = corpora[0] if len(corpora) == 1 else "all corpora"
             tests.append(ScoredTest(run, task, corpus, utt2lang, score, found, rates))
     return tests
-
-
-def training_speech(run: Run) -> str:
-    """Say in a few words what a head was trained on: corpus, amount, mixture."""
-    amount = "all speech" if run.budget == "all" else run.budget
-    return " ".join(filter(None, (run.corpus, amount, run.lid_reading)))
 
 
 def fill_results(results: Results, tests: Sequence[ScoredTest]) -> None:
@@ -117,39 +138,36 @@ def fill_results(results: Results, tests: Sequence[ScoredTest]) -> None:
     identification: dict[Task, dict[str, dict[int, LidScore]]] = {}
     heads: dict[tuple[Task, str], str] = {}
     for test in tests:
-        parts: dict[str, tuple[Any, Any]] = {"": (test.score, test.found)}
-        if len(set(test.utt2lang.values())) > 1:
-            groupings = [str]
-            if test.run.benchmark == "mlsuperb":
-                groupings.insert(0, few_shot_group)
-            for group in groupings:
-                split = [
-                    by_language(s, test.utt2lang, group) if s is not None else {}
-                    for s in (test.score, test.found)
-                ]
-                for name in split[0] or split[1]:
-                    parts[name] = (split[0].get(name), split[1].get(name))
-        for part, (score, found) in parts.items():
-            task = replace(test.task, part=part)
-            system, seed = test.run.system, test.run.seed
-            if score is not None:
-                recognition.setdefault(task, {}).setdefault(system, {})[seed] = score
-            if found is not None:
-                decided = task if score is None else replace(task, unit="first tag")
-                row = identification.setdefault(decided, {})
-                row.setdefault(system, {})[seed] = found
-                heads[decided, system] = describe_head(test.run)
-            heads[task, system] = describe_head(test.run)
+        system, seed = test.run.system, test.run.seed
+        for scored, score in ((recognition, test.score), (identification, test.found)):
+            if score is None:
+                continue
+            whole = test.task
+            if test.score is not None and score is test.found:
+                whole = replace(whole, unit="first tag")
+            for task, part in _parts(test, whole, score).items():
+                scored.setdefault(task, {}).setdefault(system, {})[seed] = part
+                heads[task, system] = describe_head(test.run)
     results.recognition = recognition
     results.identification = identification
     results.heads = heads
 
 
+def _parts(test: ScoredTest, whole: Task, score: Score | LidScore) -> dict[Task, Any]:
+    parts = {whole: score}
+    if len(set(test.utt2lang.values())) > 1:
+        if test.run.benchmark == "mlsuperb":
+            for name, part in by_language(score, test.utt2lang, few_shot_group).items():
+                parts[replace(whole, part=name, group=True)] = part
+        for lang, part in by_language(score, test.utt2lang).items():
+            parts[replace(whole, part=lang)] = part
+    return parts
+
+
 def describe_head(run: Run) -> str:
     """Say what a head reads, and its learning rate where that is not the config's."""
     layer = "weighted sum" if run.layer == "all" else f"layer {run.layer}"
-    rate = "" if run.learning_rate is None else f", lr {run.learning_rate:g}"
-    return layer + rate
+    return layer if run.learning_rate is None else f"{layer}, lr {run.learning_rate:g}"
 
 
 def language_table(
@@ -163,6 +181,7 @@ def language_table(
     Returns:
         The table, or None when no track has more than one language.
     """
+    # collected[row, kind][system][seed][lang][utt]
     collected: dict[tuple[str, str], dict[str, dict[int, dict[str, Any]]]] = {}
     units: dict[tuple[str, str], dict[str, str]] = {}
     for test in tests:
@@ -172,29 +191,34 @@ def language_table(
             by_lang = by_seed.setdefault(test.run.seed, {})
             # One utterance may be in the test set of several monolingual heads.
             where = f"{test.run.corpus}/{test.task.test}/"
+            unit = test.task.unit if kind == "error rate" else "language"
             for lang, values in groups.items():
                 renamed = {where + utt: value for utt, value in values.items()}
                 by_lang.setdefault(lang, {}).update(renamed)
-                units.setdefault(row, {})[lang] = _language_unit(test, kind)
+                units.setdefault(row, {})[lang] = unit
     rows: dict[str, dict[str, Measure]] = {}
     row_units: dict[str, str] = {}
     for (name, kind), systems in collected.items():
-        if len(units[name, kind]) < 2:
+        by_lang = units[name, kind]
+        if len(by_lang) < 2:
             continue
+        named = ", ".join(f"{lang} {unit}" for lang, unit in sorted(by_lang.items()))
+        if len(set(by_lang.values())) == 1:
+            named = next(iter(by_lang.values()))
         for system, trainings in systems.items():
             groups = mean_of_groups(list(trainings.values()))
             figures = language_figures(groups, seed, kind == "accuracy")
             for what, measure in figures.items():
                 label = f"{name}: {kind}, {what}"
                 rows.setdefault(label, {})[system] = measure
-                row_units[label] = _units(units[name, kind])
+                row_units[label] = named
     if not rows:
         return None
     return MeasureTable(
         "Over languages",
         "error rate or LID accuracy (%)",
         rows,
-        list(baselines),
+        baselines,
         "As ML-SUPERB 2.0: the mean over a language's utterances, then over languages; "
         "in characters without punctuation, and without spaces in cmn, jpn, tha, yue. "
         "The deviation is the sample standard deviation over languages. Different "
@@ -205,19 +229,59 @@ def language_table(
 
 def _language_row(test: ScoredTest) -> str:
     """Name what is averaged over languages: heads of one kind on sets of one kind."""
-    words = [test.run.track, test.task.train, f"on {test.task.test}"]
-    if test.run.track == "asr":
-        # In the official benchmark a language has its own training corpus.
-        official = test.run.benchmark == "mlsuperb"
-        words[1] = test.run.budget if official else test.task.train
-        words[2] = f"on {test.corpus}" if test.corpus and not official else ""
-    if test.run.track == "lid":
-        words.append(f"({test.task.unit})")
-    return " ".join(filter(None, words))
+    run = test.run
+    train, where = test.task.train, f"on {test.task.test}"
+    if run.track == "asr":
+        where = f"on {test.corpus}" if test.corpus else ""
+        if run.benchmark == "mlsuperb":
+            # A language has its own training corpus.
+            train, where = run.budget, ""
+    decision = f"({test.task.unit})" if run.track == "lid" else ""
+    return " ".join(filter(None, (run.track, train, where, decision)))
 
 
-def _language_unit(test: ScoredTest, kind: str) -> str:
-    return test.task.unit if kind == "error rate" else "language"
+def _corpus(directory: Path) -> str:
+    path = directory / "set.json"
+    if not path.is_file():
+        return ""
+    return json.loads(path.read_text(encoding="utf-8")).get("corpus", "")
+
+
+def superb_score(
+    metrics: Mapping[str, float], pool: Mapping[str, Mapping[str, float]]
+) -> float:
+    r"""Return a system's SUPERB score, 0 for FBANK and 1000 for the best of all.
+
+    .. math::
+        1000 \cdot \operatorname{mean}_{tasks} \operatorname{mean}_{metrics}
+        \frac{x - x_{FBANK}}{x_{best} - x_{FBANK}}
+
+    with the best value per metric over the pool (ML-SUPERB, arXiv 2305.10615); the
+    score of every system moves when a better one joins the pool.
+
+    ``metrics`` are the system's, by the names in :data:`METRICS`; the pool has FBANK,
+    and normally the system itself.
+
+    Raises:
+        RecipeError: A metric is missing, or FBANK is not in the pool.
+    """
+    missing = [name for name in METRICS if name not in metrics]
+    if missing or FLOOR not in pool:
+        raise RecipeError(
+            "SUPERB score: "
+            + (f"no {', '.join(missing)}" if missing else f"no {FLOOR} in the pool")
+            + "; it needs all four tasks and the floor they are measured from"
+        )
+    floor = pool[FLOOR]
+    tasks = []
+    for names in TASKS.values():
+        shares = []
+        for name in names:
+            choose = max if name in HIGHER_IS_BETTER else min
+            best = choose(system[name] for system in pool.values())
+            shares.append((metrics[name] - floor[name]) / (best - floor[name]))
+        tasks.append(fmean(shares))
+    return 1000 * fmean(tasks)
 
 
 def superb_table(tests: Sequence[ScoredTest]) -> MeasureTable | None:
@@ -251,9 +315,8 @@ def superb_table(tests: Sequence[ScoredTest]) -> MeasureTable | None:
         "ML-SUPERB",
         "figure (%; the score: 0 to 1000)",
         rows,
-        [],
-        "The official averages: monolingual error rates within a language, then over "
-        "languages; the multilingual tracks corpus-level over trained and over "
+        note="The official averages: monolingual error rates within a language, then "
+        "over languages; the multilingual tracks corpus-level over trained and over "
         f"few-shot languages ({len(langs)} here, 143 in the benchmark). The SUPERB "
         "score is 0 for FBANK and 1000 for the best "
         f"of {', '.join(sorted(PUBLISHED['1h']))} and the systems here.",
@@ -268,24 +331,26 @@ def _metrics(tests: Sequence[ScoredTest]) -> dict[str, dict[str, float]]:
         run = test.run
         if run.benchmark != "mlsuperb":
             continue
-        if run.track == "asr" and test.score is not None:
+        if run.track == "asr":
             rates = mono.setdefault(run.system, {}).setdefault(test.task.test, [])
             rates.append(test.score.error_rate)
             continue
-        if run.track == "lid" and test.task.unit != OFFICIAL_DECISION:
+        # The official script decides by the first tag.
+        if run.track == "lid" and test.task.unit != "first tag":
             continue
         values = found.setdefault(run.system, {})
+        few = {utt for utt, lang in test.utt2lang.items() if lang in FEW_SHOT}
+        trained = test.utt2lang.keys() - few
         prefix = "joint" if run.track == "asr_lid" else "multi"
         if test.score is not None:
-            groups = by_language(test.score, test.utt2lang, few_shot_group)
-            for group, kind in (("trained", "CER"), ("few-shot", "few-shot CER")):
-                if score := groups.get(f"{group} languages"):
-                    values.setdefault(f"{prefix} {kind}", []).append(score.error_rate)
-        if test.found is not None:
-            groups = by_language(test.found, test.utt2lang, few_shot_group)
+            for utts, kind in ((trained, "CER"), (few, "few-shot CER")):
+                if utts:
+                    rate = test.score.subset(utts).error_rate
+                    values.setdefault(f"{prefix} {kind}", []).append(rate)
+        if test.found is not None and trained:
             name = "LID accuracy" if run.track == "lid" else "joint accuracy"
-            if score := groups.get("trained languages"):
-                values.setdefault(name, []).append(score.accuracy)
+            accuracy = test.found.subset(trained).accuracy
+            values.setdefault(name, []).append(accuracy)
     for system, rates_of in mono.items():
         # As mono_superb_score.py, which refuses to average when one is missing.
         if set(MONOLINGUAL) <= set(rates_of):
@@ -295,17 +360,3 @@ def _metrics(tests: Sequence[ScoredTest]) -> dict[str, dict[str, float]]:
             average = fmean(map(fmean, by_lang.values()))
             found.setdefault(system, {})["mono CER"] = [average]
     return {s: {n: fmean(v) for n, v in row.items()} for s, row in found.items()}
-
-
-def _corpus(directory: Path) -> str:
-    path = directory / "set.json"
-    if not path.is_file():
-        return ""
-    return json.loads(path.read_text(encoding="utf-8")).get("corpus", "")
-
-
-def _units(by_lang: Mapping[str, str]) -> str:
-    units = sorted(set(by_lang.values()))
-    if len(units) == 1:
-        return units[0]
-    return ", ".join(f"{lang} {unit}" for lang, unit in sorted(by_lang.items()))

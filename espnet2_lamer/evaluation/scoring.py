@@ -1,21 +1,33 @@
-"""Error rates and language-identification accuracy of hypothesis files."""
+"""Error rates and language identification of hypothesis files, also over languages."""
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from statistics import fmean, stdev
+from typing import Any, ClassVar
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.text_units import UNITS
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.metrics.alignment import Counts, error_counts, sclite_counts
-from espnet2_lamer.metrics.bootstrap import rate_interval, wilson_interval
+from espnet2_lamer.metrics.bootstrap import wilson_interval
+from espnet2_lamer.metrics.measure import MacroMeasure, Measure
 
 SPACE = "<space>"
 UNKNOWN_LANGUAGE = "[UNK]"
 # Hypotheses of these units are plain text, counted in characters.
 _CHARACTERS = ("char", "bpe")
+#: Values per language and utterance id, as fractions.
+Groups = Mapping[str, Mapping[str, float]]
+
+#: Languages whose spaces ML-SUPERB 2.0 does not score.
+UNSPACED = ("cmn", "jpn", "tha", "yue")
+#: The challenge of ML-SUPERB 2.0 reports the mean of so many worst languages.
+WORST = 15
 LANGUAGE_TAG = re.compile(r"\[[a-z]{3}(?:_[a-z]{3})?\]")
 
 
@@ -24,52 +36,37 @@ class Score:
     """Corpus-level error rate of one hypothesis file.
 
     Attributes:
-        unit: What was counted, one of :data:`.text_units.UNITS`.
         counts: Alignment counts per utterance id, in byte order of the ids.
-        interval: Bootstrap 95 % interval of the error rate, per cent.
         sclite: Counts along sclite's alignment, per utterance id.
+        seed: Of the bootstrap.
     """
 
-    unit: str
+    kind: ClassVar[str] = "error rate"
     counts: Mapping[str, Counts]
-    interval: tuple[float, float]
     sclite: Mapping[str, Counts]
+    seed: int = 0
 
-    @classmethod
-    def of_counts(
-        cls,
-        unit: str,
-        counts: Mapping[str, Counts],
-        sclite: Mapping[str, Counts],
-        seed: int = 0,
-    ) -> "Score":
-        """Make a score with its bootstrap interval."""
-        low, high = rate_interval(
-            [c.errors for c in counts.values()],
-            [c.ref_length for c in counts.values()],
-            seed=seed,
-        )
-        return cls(unit, counts, (100 * low, 100 * high), sclite)
-
-    def subset(self, utts: Collection[str], seed: int = 0) -> "Score":
+    def subset(self, utts: Collection[str]) -> "Score":
         """Score of some of the utterances, such as those of one language."""
         kept = [utt for utt in self.counts if utt in utts]
-        return self.of_counts(
-            self.unit,
-            {utt: self.counts[utt] for utt in kept},
-            {utt: self.sclite[utt] for utt in kept},
-            seed,
-        )
+        counts = {utt: self.counts[utt] for utt in kept}
+        return Score(counts, {utt: self.sclite[utt] for utt in kept})
+
+    @cached_property
+    def measure(self) -> Measure:
+        """The error rate as a figure, with its bootstrap interval."""
+        parts = {u: (c.errors, c.ref_length) for u, c in self.counts.items()}
+        return Measure.of_rate(parts, self.seed)
 
     @property
     def total(self) -> Counts:
         """Counts summed over utterances."""
-        return _sum(self.counts.values())
+        return Counts(*map(sum, zip(*self.counts.values(), strict=True)))
 
     @property
     def sclite_total(self) -> Counts:
         """Counts along sclite's alignment, summed over utterances."""
-        return _sum(self.sclite.values())
+        return Counts(*map(sum, zip(*self.sclite.values(), strict=True)))
 
     @property
     def errors(self) -> int:
@@ -84,7 +81,12 @@ class Score:
     @property
     def error_rate(self) -> float:
         """100 * errors / ref_length."""
-        return 100 * self.errors / self.ref_length
+        return self.measure.value
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the error rate, per cent."""
+        return self.measure.interval
 
     @property
     def utterances(self) -> int:
@@ -99,13 +101,8 @@ class Score:
 
     def summary(self) -> dict[str, Any]:
         """The figures that ``bin.score`` writes."""
-        return {
-            "errors": self.errors,
-            "ref_length": self.ref_length,
-            "error_rate": self.error_rate,
-            "interval": list(self.interval),
-            "utterances": self.utterances,
-        }
+        names = ("errors", "ref_length", "error_rate", "interval", "utterances")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -115,56 +112,45 @@ class LidScore:
     Attributes:
         languages: True language per utterance id, in byte order of the ids.
         found: Language found per utterance id; ``UNK`` where there is no tag.
-        interval: Wilson 95 % interval of the accuracy, per cent.
     """
 
+    kind: ClassVar[str] = "accuracy"
     languages: Mapping[str, str]
     found: Mapping[str, str]
-    interval: tuple[float, float]
-
-    @classmethod
-    def of_languages(
-        cls, languages: Mapping[str, str], found: Mapping[str, str]
-    ) -> "LidScore":
-        """Make a score with its interval; both have the same utterances."""
-        correct = sum(found[utt] == lang for utt, lang in languages.items())
-        low, high = wilson_interval(correct, len(languages))
-        return cls(languages, found, (100 * low, 100 * high))
 
     def subset(self, utts: Collection[str]) -> "LidScore":
         """Score of some of the utterances, such as those of one language."""
         kept = {utt: lang for utt, lang in self.languages.items() if utt in utts}
-        return self.of_languages(kept, {utt: self.found[utt] for utt in kept})
+        return LidScore(kept, {utt: self.found[utt] for utt in kept})
 
-    @property
-    def correct(self) -> dict[str, bool]:
-        """Whether the language was found, per utterance id."""
-        return {utt: self.found[utt] == lang for utt, lang in self.languages.items()}
-
-    @property
-    def confusion(self) -> dict[str, dict[str, int]]:
-        """``confusion[true][found]`` utterance counts, both sorted."""
-        rows: dict[str, dict[str, int]] = {}
-        for utt, lang in self.languages.items():
-            row = rows.setdefault(lang, {})
-            row[self.found[utt]] = row.get(self.found[utt], 0) + 1
-        return {lang: dict(sorted(rows[lang].items())) for lang in sorted(rows)}
-
-    @property
-    def utterances(self) -> int:
-        """Number of utterances."""
-        return len(self.languages)
+    @cached_property
+    def measure(self) -> Measure:
+        """Per cent of utterances whose language was found, with Wilson's interval."""
+        parts = {u: (int(self.found[u] == t), 1) for u, t in self.languages.items()}
+        correct = sum(right for right, _ in parts.values())
+        low, high = wilson_interval(correct, len(parts))
+        interval = (100 * low, 100 * high)
+        return Measure(100 * correct / len(parts), interval, len(parts), parts)
 
     @property
     def accuracy(self) -> float:
         """Per cent of utterances whose language was found."""
-        return 100 * sum(self.correct.values()) / self.utterances
+        return self.measure.value
+
+    @property
+    def confusion(self) -> dict[str, dict[str, int]]:
+        """``confusion[true][found]`` utterance counts, both sorted."""
+        pairs = Counter((lang, self.found[utt]) for utt, lang in self.languages.items())
+        rows: dict[str, dict[str, int]] = {}
+        for lang, found in sorted(pairs):
+            rows.setdefault(lang, {})[found] = pairs[lang, found]
+        return rows
 
     @property
     def majority(self) -> float:
         """Accuracy, per cent, of always answering the most frequent language."""
-        classes = (sum(found.values()) for found in self.confusion.values())
-        return 100 * max(classes) / self.utterances
+        (_, most), *_ = Counter(self.languages.values()).most_common(1)
+        return 100 * most / len(self.languages)
 
 
 def tokenize(line: str, unit: str, remove_tags: bool = False) -> list[str]:
@@ -175,12 +161,9 @@ def tokenize(line: str, unit: str, remove_tags: bool = False) -> list[str]:
     --token_type char``); so does ``bpe``, whose pieces are joined to plain text. The
     other units split on white space.
 
-    Args:
-        line: A transcript.
-        unit: One of :data:`espnet2_lamer.evaluation.text_units.UNITS`.
-        remove_tags: Leave language tags out, as ESPnet's scoring does with
-            ``--remove_non_linguistic_symbols``: the space after a tag stays, and in
-            ``char`` it counts. Normalised transcripts hold no other brackets.
+    With ``remove_tags`` language tags are left out, as ESPnet's scoring does with
+    ``--remove_non_linguistic_symbols``: the space after a tag stays, and in ``char`` it
+    counts. Normalised transcripts hold no other brackets.
     """
     line = " ".join(line.split())
     if remove_tags:
@@ -199,12 +182,9 @@ def score_files(
 ) -> Score:
     """Score a Kaldi-style hypothesis ``text`` against a reference ``text``.
 
-    Args:
-        ref: Reference, ``utt_id text`` lines already in units.
-        hyp: Hypotheses for exactly the same utterances; they may be empty.
-        unit: How lines are split, see :func:`tokenize`.
-        seed: Seed of the bootstrap interval.
-        remove_tags: Leave language tags out on both sides, see :func:`tokenize`.
+    Both are ``utt_id text`` lines in units, of exactly the same utterances; hypotheses
+    may be empty. For ``unit`` and ``remove_tags`` see :func:`tokenize`; ``seed`` is of
+    the bootstrap interval.
 
     Raises:
         RecipeError: Unknown unit, a missing or empty file, an utterance on one side
@@ -224,7 +204,7 @@ def score_files(
         found = tokenize(hypotheses[utt], unit, remove_tags)
         counts[utt] = error_counts(tokens, found)
         sclite[utt] = sclite_counts(tokens, found)
-    return Score.of_counts(unit, counts, sclite, seed)
+    return Score(counts, sclite, seed)
 
 
 def language_tag(text: str) -> str:
@@ -242,9 +222,8 @@ def language_tag(text: str) -> str:
 def lid_accuracy(ref: str | Path, hyp: str | Path) -> LidScore:
     """Language-identification accuracy, as ML-SUPERB's scoring script counts it.
 
-    Args:
-        ref: Reference, ``utt_id [lang] ...`` lines with exactly one tag each.
-        hyp: Hypotheses for the same utterances; see :func:`language_tag`.
+    References are ``utt_id [lang] ...`` lines with exactly one tag each; for hypotheses
+    see :func:`language_tag`.
 
     Raises:
         RecipeError: A missing or empty file, an utterance on one side only, or a
@@ -261,7 +240,7 @@ def lid_accuracy(ref: str | Path, hyp: str | Path) -> LidScore:
             )
         languages[utt] = tags[0].strip("[]")
     found = {utt: language_tag(hypotheses[utt]).strip("[]") for utt in references}
-    return LidScore.of_languages(languages, found)
+    return LidScore(languages, found)
 
 
 def by_language(
@@ -272,23 +251,11 @@ def by_language(
     """Split a score by language, or by what ``group`` says of a language.
 
     The official scripts score such groups corpus-level too (``split_results.py``).
-
-    Args:
-        score: Of a test set with several languages.
-        utt2lang: Language per utterance id.
-        group: Name of the group that a language belongs to.
-
-    Returns:
-        A score per group, by name.
     """
     utts: dict[str, set[str]] = {}
     for utt, lang in utt2lang.items():
         utts.setdefault(group(lang), set()).add(utt)
     return {name: score.subset(utts[name]) for name in sorted(utts)}
-
-
-def _sum(counts: Iterable[Counts]) -> Counts:
-    return Counts(*map(sum, zip(*counts, strict=True)))
 
 
 def read_pair(
@@ -302,21 +269,102 @@ def read_pair(
     references, hypotheses = read_table(ref), read_table(hyp, made_by="decoding")
     if not references:
         raise RecipeError(f"{ref}: no utterances to score")
-    _require_all(references, hypotheses, hyp, ref)
-    _require_all(hypotheses, references, ref, hyp)
+    for path, other, lost in (
+        (hyp, ref, references.keys() - hypotheses.keys()),
+        (ref, hyp, hypotheses.keys() - references.keys()),
+    ):
+        if lost:
+            shown = ", ".join(map(repr, sorted(lost)[:5])) + ", ..." * (len(lost) > 5)
+            raise RecipeError(
+                f"{path}: {len(lost)} utterance(s) of {other} missing: {shown}; both "
+                "files must hold the same utterances"
+            )
     # Byte order, so that the bootstrap does not depend on the order of the lines.
-    return {utt: references[utt] for utt in sorted(references, key=str.encode)}, (
-        hypotheses
-    )
+    order = sorted(references, key=str.encode)
+    return {utt: references[utt] for utt in order}, hypotheses
 
 
-def _require_all(
-    needed: Iterable[str], present: Mapping[str, str], path: str | Path, other: Any
-) -> None:
-    missing = [utt for utt in needed if utt not in present]
-    if missing:
-        shown = ", ".join(map(repr, missing[:5])) + (", ..." if missing[5:] else "")
-        raise RecipeError(
-            f"{path}: {len(missing)} utterance(s) of {other} missing: {shown}; both "
-            "files must hold the same utterances"
+def utterance_rates(
+    ref: str | Path, hyp: str | Path, unit: str, utt2lang: Mapping[str, str]
+) -> dict[str, dict[str, float]]:
+    """Return the error rate of every utterance, by language.
+
+    In characters (``char``, ``bpe``) after ML-SUPERB 2.0's normalisation: no Unicode
+    punctuation, upper case, no spaces in the languages of :data:`UNSPACED`; language
+    tags are left out. As in its script, an utterance whose reference is then empty is
+    skipped. Other units are compared token by token.
+
+    Raises:
+        RecipeError: A file is missing or empty, or an utterance is on one side only.
+    """
+    references, hypotheses = read_pair(ref, hyp)
+    groups: dict[str, dict[str, float]] = {}
+    for utt, reference in references.items():
+        lang = utt2lang[utt]
+        wanted = _tokens(reference, unit, lang)
+        if wanted:
+            errors = error_counts(wanted, _tokens(hypotheses[utt], unit, lang)).errors
+            groups.setdefault(lang, {})[utt] = errors / len(wanted)
+    return groups
+
+
+def identification_rates(score: LidScore) -> dict[str, dict[str, float]]:
+    """Return 1 or 0 for every utterance, by true language."""
+    groups: dict[str, dict[str, float]] = {}
+    for utt, (right, _) in score.measure.parts.items():
+        groups.setdefault(score.languages[utt], {})[utt] = float(right)
+    return groups
+
+
+def mean_of_groups(trainings: Sequence[Groups]) -> Groups:
+    """Average the utterances' values of several trainings on one test set."""
+    first, *others = trainings
+    if not others:
+        return first
+    return {
+        lang: {utt: fmean(t[lang][utt] for t in trainings) for utt in utts}
+        for lang, utts in first.items()
+    }
+
+
+def language_figures(
+    groups: Groups, seed: int = 0, higher_is_better: bool = False
+) -> dict[str, Measure]:
+    """Summarise languages: their mean, the worst one, and how far they lie apart.
+
+    As ``egs2/ml_superb2/asr1/local/score.py``: a language's rate is the mean over its
+    utterances (not corpus-level as in ML-SUPERB 1.0), and the deviation is the sample
+    standard deviation over languages.
+
+    Returns:
+        Figures in per cent by name: ``mean over languages`` with its interval,
+        ``worst language`` (its note names it), ``mean of the 15 worst languages``
+        where there are more, ``deviation over languages`` where there are several.
+    """
+    rates = {lang: 100 * fmean(values.values()) for lang, values in groups.items()}
+    ordered = sorted(rates, key=lambda lang: (rates[lang], lang))
+    if not higher_is_better:
+        ordered.reverse()
+    count = sum(map(len, groups.values()))
+    worst = ordered[0]
+    figures: dict[str, Measure] = {
+        "mean over languages": MacroMeasure.of_groups(groups, seed),
+        "worst language": Measure(rates[worst], count=len(groups[worst]), note=worst),
+    }
+    if len(ordered) > WORST:
+        figures[f"mean of the {WORST} worst languages"] = Measure(
+            fmean(rates[lang] for lang in ordered[:WORST]), count=count
         )
+    if len(ordered) > 1:
+        spread = stdev(rates.values())
+        figures["deviation over languages"] = Measure(spread, count=count)
+    return figures
+
+
+def _tokens(text: str, unit: str, lang: str) -> list[str]:
+    if unit not in _CHARACTERS:
+        return tokenize(text, unit, remove_tags=True)
+    line = LANGUAGE_TAG.sub("", text)
+    line = "".join(line.split()) if lang in UNSPACED else line
+    kept = (c for c in line if not unicodedata.category(c).startswith("P"))
+    return list("".join(kept).upper().strip())

@@ -1,6 +1,6 @@
 """The archive of prediction files that ML-SUPERB's leaderboard takes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,17 +29,10 @@ Heads: {heads}
 
 @dataclass(frozen=True)
 class Prediction:
-    """Hypotheses of one test set.
+    """Hypotheses ``hyp`` of one test set with its reference ``text``.
 
-    Attributes:
-        track: One of :data:`FOLDERS`.
-        budget: ``10min`` or ``1h``.
-        test: Name of the test set, in the monolingual track that of the official
-            configuration (``eng1``).
-        unit: Scoring unit.
-        ref: Reference ``text``.
-        hyp: Hypotheses of exactly the same utterances.
-        head: The experiment that made them.
+    In the monolingual track ``test`` is the name of the official configuration
+    (``eng1``); ``head`` is the experiment that made the hypotheses.
     """
 
     track: str
@@ -64,13 +57,6 @@ def write_submission(
     as one zip archive (multilingual.superbbenchmark.org/rules, "Submission example").
     Names below a task's folder are ours: the page shows them only in an example file.
 
-    Args:
-        output: The zip to write, atomically.
-        system: Its name, for the README inside.
-        predictions: At least one for every track and budget asked for.
-        tracks: Tracks that must be there.
-        budgets: Budgets that must be there.
-
     Raises:
         RecipeError: A track is missing in a budget, two predictions have one place,
             or hypotheses and reference differ in their utterances.
@@ -85,8 +71,8 @@ def write_submission(
     ]
     if missing:
         raise RecipeError(
-            f"{output}: no predictions of {system} for {', '.join(missing)}; run "
-            "stages 9 to 12 with these tracks and budgets, or ask for fewer"
+            f"{output}: no predictions of {system} for {', '.join(missing)}; train "
+            "and decode heads with these tracks and budgets, or ask for fewer"
         )
     wanted = [p for p in predictions if p.track in tracks and p.budget in budgets]
     members: dict[str, Path | bytes] = {}
@@ -102,22 +88,17 @@ def write_submission(
         # An utterance that is missing would be found only after the upload.
         references, hypotheses = read_pair(prediction.ref, prediction.hyp)
         lines = {utt: hypotheses[utt] for utt in references}
-        members[f"{folder}/text"] = _text(lines)
+        text = "".join(f"{u} {line}".rstrip() + "\n" for u, line in lines.items())
+        members[f"{folder}/text"] = text.encode()
         if prediction.track != "lid":
-            members[f"{folder}/hyp.trn"] = _trn(lines, prediction.unit)
+            # As ESPnet writes it before it calls sclite: tokens, tab,
+            # (speaker-utterance), with the utterance as its own speaker.
+            words = {
+                utt: " ".join(tokenize(line, prediction.unit, remove_tags=True))
+                for utt, line in lines.items()
+            }
+            trn = "".join(f"{found}\t({u}-{u})\n" for u, found in words.items())
+            members[f"{folder}/hyp.trn"] = trn.encode()
     heads = ", ".join(sorted({p.head for p in wanted}))
     members["README.txt"] = _README.format(system=system, heads=heads).encode()
     write_archive(output, members)
-
-
-def _text(lines: Mapping[str, str]) -> bytes:
-    return "".join(f"{u} {text}".rstrip() + "\n" for u, text in lines.items()).encode()
-
-
-def _trn(lines: Mapping[str, str], unit: str) -> bytes:
-    # As ESPnet writes it before it calls sclite: tokens, tab, (speaker-utterance),
-    # with the utterance as its own speaker.
-    return "".join(
-        f"{' '.join(tokenize(text, unit, remove_tags=True))}\t({utt}-{utt})\n"
-        for utt, text in lines.items()
-    ).encode()

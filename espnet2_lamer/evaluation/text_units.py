@@ -49,12 +49,8 @@ def official_text(text: str, brackets: bool = False) -> str:
     """Normalise a transcript exactly as ML-SUPERB's scripts do.
 
     The characters of ``string.punctuation`` go, the rest is upper-cased; punctuation
-    outside ASCII stays.
-
-    Args:
-        text: The transcript.
-        brackets: As the multilingual script, which deletes ``[...]`` first; the
-            monolingual one does not.
+    outside ASCII stays. With ``brackets`` as the multilingual script, which deletes
+    ``[...]`` first; the monolingual one does not.
     """
     if brackets:
         text = _BRACKETED.sub("", text)
@@ -77,11 +73,11 @@ def to_units(
             tone, as ESPnet's ``pypinyin_g2p_phone``, which ML-SUPERB uses; the neutral
             tone has no digit. ``jyutping``: onset and final with its tone.
             ``phone``: the pronunciation as it is.
-        lang: ISO 639-3 code of the transcript. ``pinyin`` fits cmn and yue (for yue:
-            Mandarin readings of the characters), ``jyutping`` yue.
+        lang: ISO 639-3 code. ``pinyin`` fits cmn and yue (for yue: Mandarin readings
+            of the characters), ``jyutping`` yue.
         romanisation: The pronunciation, space-separated: pinyin or jyutping syllables
-            with tone digits (pinyin: 5 neutral, v or u: for ü), or phones. It is
-            preferred over readings looked up from the characters.
+            with tone digits (pinyin: 5 neutral, v or u: for ü), or phones; preferred
+            over readings looked up from the characters.
         normalize: What is done to the transcript first.
 
     Returns:
@@ -101,7 +97,7 @@ def to_units(
     elif unit == "pinyin" and lang in ("cmn", "yue"):
         result = _pinyin_from_characters(normalize(text))
     elif unit == "jyutping" and lang == "yue":
-        result = _jyutping(romanisation or _jyutping_syllables(normalize(text)))
+        result = _jyutping(romanisation, normalize(text))
     elif unit == "phone" and romanisation:
         result = " ".join(romanisation.split())
     elif unit == "phone":
@@ -139,10 +135,8 @@ def _split_pinyin(syllable: str) -> list[str]:
     base, tone = syllable, ""
     if syllable[-1].isdigit():
         base, tone = syllable[:-1], syllable[-1]
-    parts = [
-        get_initials(syllable, strict=True),
-        get_finals(base, strict=True) + tone,
-    ]
+    final = get_finals(base, strict=True) + tone
+    parts = (get_initials(syllable, strict=True), final)
     return [p for p in parts if p and not p.isdigit()]
 
 
@@ -169,18 +163,12 @@ def _pinyin_from_syllables(romanisation: str) -> str:
     return " ".join(tokens)
 
 
-def _jyutping_syllables(text: str) -> str:
+def _jyutping(syllables: str | None, text: str) -> str:
     import pycantonese
 
-    return " ".join(
-        reading or characters
-        for characters, reading in pycantonese.characters_to_jyutping(text)
-    )
-
-
-def _jyutping(syllables: str) -> str:
-    import pycantonese
-
+    if not syllables:
+        read = pycantonese.characters_to_jyutping(text)
+        syllables = " ".join(reading or characters for characters, reading in read)
     tokens: list[str] = []
     for token in syllables.split():
         try:

@@ -3,14 +3,13 @@
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from espnet2_lamer.compat import quiet_nltk
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.benchmark_sets import read_texts
+from espnet2_lamer.evaluation.benchmark_sets import read_texts, read_whole
 from espnet2_lamer.fileio.atomic import atomic_path, write_text
-from espnet2_lamer.fileio.datadir import read_table
 
 TARGETS = ("text", "lang", "lang_text")
 #: Name of the SentencePiece model in an experiment's ``data`` and ``final``.
@@ -20,13 +19,9 @@ _NLSYMS = "nlsyms.txt"
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """How texts become tokens.
+    """How texts become tokens: ESPnet's token type, token list (blank first).
 
-    Attributes:
-        token_type: ESPnet's: ``char``, ``word`` or ``bpe``.
-        tokens: Token list, blank first, sos/eos last.
-        bpe_model: SentencePiece model, for ``bpe``.
-        nlsyms: File of tags that are one token each, for ``char``.
+    ``bpe`` has a SentencePiece model, ``char`` a file of tags that are one token each.
     """
 
     token_type: str
@@ -61,38 +56,23 @@ def token_type_of(unit: str) -> str:
     return unit if unit in ("char", "bpe") else "word"
 
 
-def language_tag(lang: str) -> str:
-    """Return the tag that stands for a language, e.g. ``[eng]``."""
-    return f"[{lang}]"
-
-
 def read_targets(directory: str | Path, target: str, unit: str) -> dict[str, str]:
     """Return what a head shall write for every utterance of a data directory.
 
-    Args:
-        directory: Has ``wav.scp``, and ``utt2lang`` or texts, see
-            ``data.benchmark_sets.read_texts``.
-        target: ``text``, ``lang``: the tag of the language, or ``lang_text``: both.
-        unit: Of the text.
+    ``target`` is ``text``, ``lang``: the tag of the language, or ``lang_text``: both.
 
     Raises:
         RecipeError: A file is missing, or an utterance of ``wav.scp`` has none.
     """
-    parts = [] if target == "text" else [_read_tags(Path(directory))]
-    parts += [] if target == "lang" else [read_texts(directory, unit)]
-    return {utt: " ".join(part[utt] for part in parts) for utt in parts[0]}
-
-
-def _read_tags(directory: Path) -> dict[str, str]:
-    langs = read_table(directory / "utt2lang", "stage 9")
-    utts = read_table(directory / "wav.scp", "stage 9")
-    for utt in utts:
-        if not langs.get(utt):
-            raise RecipeError(
-                f"{directory / 'utt2lang'}: {utt}: no lang; every utterance of wav.scp "
-                "needs one: drop it or rerun stage 9"
-            )
-    return {utt: language_tag(langs[utt]) for utt in utts}
+    if target == "text":
+        return read_texts(directory, unit)
+    langs = read_whole(directory, "utt2lang", "lang")
+    # The tag that stands for a language, e.g. [eng].
+    tags = {utt: f"[{lang}]" for utt, lang in langs.items()}
+    if target == "lang":
+        return tags
+    texts = read_texts(directory, unit)
+    return {utt: f"{tag} {texts[utt]}" for utt, tag in tags.items()}
 
 
 def build_vocabulary(
@@ -116,7 +96,9 @@ def build_vocabulary(
     """
     directory = Path(directory)
     if not any(text.strip() for text in texts):
-        raise RecipeError(f"{directory}: no training text; see stage 9's report")
+        raise RecipeError(
+            f"{directory}: no training text; see the evaluation sets' report"
+        )
     if token_type == "bpe":
         return _build_bpe(texts, directory, tags, nbpe)
     nlsyms = None
@@ -127,19 +109,19 @@ def build_vocabulary(
     tokenizer = vocabulary.tokenizer()
     counts = Counter(token for text in texts for token in tokenizer.text2tokens(text))
     ordered = sorted(counts, key=lambda token: (-counts[token], token))
+    return replace(vocabulary, tokens=_write_tokens(ordered, directory))
+
+
+def _write_tokens(ordered: Sequence[str], directory: Path) -> tuple[str, ...]:
     tokens = ("<blank>", "<unk>", *ordered, "<sos/eos>")
-    _write_tokens(tokens, directory)
-    return Vocabulary(token_type, tokens, nlsyms=nlsyms)
-
-
-def _write_tokens(tokens: Sequence[str], directory: Path) -> None:
     write_text(directory / "tokens.txt", "".join(f"{token}\n" for token in tokens))
+    return tokens
 
 
 def _build_bpe(
     texts: Sequence[str], directory: Path, tags: Sequence[str], nbpe: int
 ) -> Vocabulary:
-    """Train SentencePiece with ESPnet's settings (asr.sh, stage 5)."""
+    """Train SentencePiece with ESPnet's settings (those of asr.sh)."""
     import sentencepiece
 
     model = directory / BPE_MODEL
@@ -166,8 +148,7 @@ def _build_bpe(
     names = [pieces.id_to_piece(index) for index in range(len(pieces))]
     # As ESPnet: its own <unk>, and no sentence marks, which CTC does not need.
     ordered = [n for n in names if n not in ("<unk>", "<s>", "</s>")]
-    tokens = ("<blank>", "<unk>", *ordered, "<sos/eos>")
-    _write_tokens(tokens, directory)
+    tokens = _write_tokens(ordered, directory)
     logging.info("%s: %d pieces of %d training texts", model, len(ordered), len(texts))
     return Vocabulary("bpe", tokens, bpe_model=model)
 
@@ -184,5 +165,5 @@ def check_targets(
     lengths = {utt: len(tokenizer.text2tokens(text)) for utt, text in texts.items()}
     empty = [utt for utt, length in lengths.items() if not length]
     if empty:
-        raise RecipeError(f"{where}: {empty[0]}: text without tokens; rerun stage 9")
+        raise RecipeError(f"{where}: {empty[0]}: text without tokens")
     return lengths

@@ -1,31 +1,40 @@
-"""What an experiment is: a YAML file that names systems, seeds and their options."""
+"""What an experiment is: a YAML file of systems and seeds, and the cells it asks for.
+
+A cell is one training, named by a hash of all that decides its result.
+"""
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.experiments.measures import UNDIRECTED
+from espnet2_lamer.experiments.measures import KINDS
 from espnet2_lamer.fileio.foreign import read_yaml
+from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
 from espnet2_lamer.recipe.options import Options
 
 #: Options of run.sh that name a YAML file which a definition may change.
 CONFIGS = ("ssl_config", "asr_config", "lid_config", "multi_config")
-#: What the tool itself sets for every command.
-OWN = (
-    *("stage", "stop_stage", "skip_stages", "datadir", "dumpdir", "expdir", "python"),
-    # Only who starts the run says what is trusted.
-    "trust_s3prl_files",
+#: What the tool itself sets; only who starts the run says what is trusted.
+OWN = tuple(
+    "stage stop_stage skip_stages datadir dumpdir expdir python "
+    "trust_s3prl_files".split()
 )
 EXPECTATIONS = ("better", "worse", "higher", "lower", "equal")
-_KEYS = {
-    *("title", "source", "note", "defaults", "seeds", "minutes", "data_minutes"),
-    *("data", "cell", "configs", "systems", "baseline", "claims", "transfer"),
-}
+#: What the seed of stages 0-6 and 9 is, whatever a cell's: all share their data.
+DATA_SEED = 0
+# Raised whenever cells measure something else than before: all are then run again.
+_VERSION = 1
+_UNDIRECTED = tuple(name for name, kind in KINDS.items() if kind.better == "neither")
+_KEYS = set(
+    "title source note defaults seeds minutes data_minutes data cell configs systems "
+    "baseline claims transfer".split()
+)
 _OPTIONS = {option.name for option in fields(Options)}
-_SYSTEM_KEYS = {"description", "data", "cell", "configs", "seeds", "minutes"}
+_REFERENCE = re.compile(r"\{cell:([^{}]+)\}")
 
 
 @dataclass(frozen=True)
@@ -33,12 +42,9 @@ class System:
     """One row of the tables: options that are the same in all its cells.
 
     Attributes:
-        name: Its name in tables.
-        description: What it is, in a few words.
         data: Options of run.sh that stages 0-6 and 9 depend on.
         cell: Other options of run.sh, of stages 7 to 12.
         configs: Per option of :data:`CONFIGS` its ``file`` and the ``change`` to it.
-        seeds: Seeds of its cells.
         minutes: Estimated time of a cell before any was run.
     """
 
@@ -55,13 +61,9 @@ class System:
 class Claim:
     """A sentence of a paper that the experiment may confirm.
 
-    Attributes:
-        text: The sentence.
-        system: Whose figure it is about.
-        than: The system it is compared with; default is the baseline.
-        measure: Name of the figure, as in the tables.
-        expect: ``better``, ``worse`` or ``equal``; ``higher`` or ``lower`` where
-            neither is better, as of CKA.
+    ``measure`` is a figure of ``system``, by its name in the tables, that is compared
+    with the same of ``than``, by default the baseline; ``expect`` is one of
+    :data:`EXPECTATIONS`, ``higher`` or ``lower`` where neither is better, as of CKA.
     """
 
     text: str
@@ -76,16 +78,13 @@ class Definition:
     """An experiment.
 
     Attributes:
-        name: Stem of the file.
-        title: Heading of its tables.
         source: Where the question comes from, e.g. "Lamer-SSL, Table 2".
         note: What a reader must know of the figures.
-        systems: Rows by name, in order.
-        baseline: The system that the others are tested against.
-        claims: What is judged.
+        systems: Rows by name, in order; the others are tested against ``baseline``.
         data_minutes: Estimated time of stages 0-6 and 9.
         transfer: For the transfer matrix: systems in the order in which each continues
             the one before, and the language that each of them learnt.
+        seeds: Of systems that have none of their own.
     """
 
     name: str
@@ -94,10 +93,52 @@ class Definition:
     note: str
     systems: Mapping[str, System]
     baseline: str
-    claims: Sequence[Claim] = ()
-    data_minutes: float = 2.0
-    transfer: Mapping[str, str] = field(default_factory=dict)
-    seeds: tuple[int, ...] = field(default=(0,))
+    claims: Sequence[Claim]
+    data_minutes: float
+    transfer: Mapping[str, str]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Results of stages 0-6 and 9 that cells share.
+
+    ``key`` names its directory; ``needs`` are keys of the cells that it reads.
+    """
+
+    key: str
+    options: Mapping[str, Any]
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of one system with one seed.
+
+    Two definitions that ask for the same training have the same cell, which runs once.
+
+    Attributes:
+        key: Names its directory; a hash of everything below but ``system``.
+        seed: Seed of stages 7 to 12.
+        options: Options of run.sh, those of the data included.
+        configs: Content of the config files, by option.
+        needs: Keys of the cells that it reads.
+        minutes: Estimated time.
+    """
+
+    key: str
+    system: str
+    seed: int
+    data: Data
+    options: Mapping[str, Any]
+    configs: Mapping[str, Mapping[str, Any]]
+    needs: tuple[str, ...]
+    minutes: float
+
+    @property
+    def label(self) -> str:
+        """Name in messages."""
+        return f"{self.system}, seed {self.seed}"
 
 
 def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,13 +156,9 @@ def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
 def read_definition(
     path: str | Path, data: Mapping[str, Any] | None = None
 ) -> Definition:
-    """Read and check a definition.
+    """Read and check a definition, with ``data`` on top of its own.
 
     ``defaults: FILE`` names a YAML file beside it whose content lies below.
-
-    Args:
-        path: The file.
-        data: On top of its ``data``.
 
     Raises:
         RecipeError: A file is missing or no mapping, a key is unknown or missing, or
@@ -197,23 +234,20 @@ def _system(
 ) -> System:
     where = f"systems.{name}"
     own = _mapping(path, where, own)
-    _check_keys(path, own, _SYSTEM_KEYS)
-    parts = {
-        key: merge(
-            _mapping(path, key, values.get(key) or {}),
-            _mapping(path, f"{where}.{key}", own.get(key) or {}),
-        )
-        for key in ("data", "cell", "configs")
-    }
-    for key in ("data", "cell"):
+    _check_keys(path, own, {field.name for field in fields(System)} - {"name"})
+    parts = {}
+    for key in ("data", "cell", "configs"):
+        below = _mapping(path, key, values.get(key) or {})
+        mine = _mapping(path, f"{where}.{key}", own.get(key) or {})
+        parts[key] = merge(below, mine)
+    for key, allowed in (("data", "seed"), ("cell", "skip_stages")):
         for option in parts[key]:
             if option not in (*_OPTIONS, *OWN):
                 raise RecipeError(
                     f"{path}: {where}: {key}.{option}: unknown option, expected some "
                     f"of run.sh's: {', '.join(sorted(_OPTIONS))}"
                 )
-            allowed = {"data": ("seed",), "cell": ("skip_stages",)}[key]
-            if option in (*OWN, *CONFIGS, "seed") and option not in allowed:
+            if option in (*OWN, *CONFIGS, "seed") and option != allowed:
                 raise RecipeError(
                     f"{path}: {where}: {key}.{option}: this option is set by the tool; "
                     "seeds stand under seeds, config files under configs"
@@ -234,17 +268,154 @@ def _system(
 
 
 def _claim(path: Path, value: Any, values: Mapping[str, Any]) -> Claim:
-    fields = {"than": values.get("baseline"), **_mapping(path, "claims", value)}
-    expected = {"text", "system", "than", "measure", "expect"}
-    if set(fields) != expected or fields["expect"] not in EXPECTATIONS:
+    found = {"than": values.get("baseline"), **_mapping(path, "claims", value)}
+    expected = {field.name for field in fields(Claim)}
+    if set(found) != expected or found["expect"] not in EXPECTATIONS:
         raise RecipeError(
             f"{path}: claims: found {value!r}, expected text, system, measure, expect "
             f"({', '.join(EXPECTATIONS)}) and, unless it is the baseline, than"
         )
-    claim = Claim(**{key: str(text) for key, text in fields.items()})
-    if claim.measure.startswith(UNDIRECTED) and claim.expect in ("better", "worse"):
+    claim = Claim(**{key: str(text) for key, text in found.items()})
+    if claim.measure.startswith(_UNDIRECTED) and claim.expect in ("better", "worse"):
         raise RecipeError(
             f"{path}: claims: {claim.text!r}: expect: found {claim.expect}, expected "
             f"higher, lower or equal: of {claim.measure} neither direction is better"
         )
     return claim
+
+
+def plan_cells(definition: Definition, recipe: str | Path) -> list[Cell]:
+    """Expand a definition, each cell after those it reads.
+
+    In every option and config ``{cell:SYSTEM}`` stands for the experiment directory of
+    that system's cell with the same seed. Config files are looked for in ``recipe``,
+    the directory of run.sh.
+
+    Raises:
+        RecipeError: A config file is missing, a reference names no cell or itself, or
+            an option belongs under ``data``.
+    """
+    shared = _data_options()
+    for system in definition.systems.values():
+        wrong = sorted(set(system.cell) & shared)
+        if wrong:
+            raise RecipeError(
+                f"{definition.name}: systems.{system.name}: cell.{wrong[0]}: stages "
+                "0-6 and 9, whose results cells share, depend on it; state it under "
+                "data"
+            )
+    cells: dict[tuple[str, int], Cell] = {}
+    # By seed first: an interrupted matrix then has whole columns to compare.
+    for seed in sorted({s for one in definition.systems.values() for s in one.seeds}):
+        for name, system in definition.systems.items():
+            if seed in system.seeds:
+                _add(definition, Path(recipe), name, seed, cells, ())
+    return list(cells.values())
+
+
+def _data_options() -> set[str]:
+    """Options of run.sh that the results of stages 0-6 and 9 depend on."""
+    from espnet2_lamer.recipe.stages import ssl1
+
+    shared = {name for stage in ssl1 if stage.shared for name in stage.options}
+    # Of these only the value is checked, or they are no options of run.sh.
+    shared -= {"seed", "allocation", "asr_layer", "lid_layer"}
+    return shared | {"preset", "corpus", "manifest", "dev_hours", "kmeans_hours"}
+
+
+def _add(
+    definition: Definition,
+    recipe: Path,
+    name: str,
+    seed: int,
+    cells: dict[tuple[str, int], Cell],
+    above: tuple[str, ...],
+) -> Cell:
+    """Plan a cell after those it reads; ``above`` are the systems that read it."""
+    if (name, seed) in cells:
+        return cells[name, seed]
+    if name in above:
+        raise RecipeError(
+            f"{definition.name}: systems.{name}: reads itself ({' -> '.join(above)})"
+        )
+    system = definition.systems.get(name)
+    if system is None or seed not in system.seeds:
+        raise RecipeError(
+            f"{definition.name}: {{cell:{name}}}: found no system of this name with "
+            f"seed {seed}, expected one of {', '.join(definition.systems)}"
+        )
+
+    def key_of(other: str) -> str:
+        return _add(definition, recipe, other, seed, cells, (*above, name)).key
+
+    def resolved(value: Any) -> Any:
+        return map_text(value, _REFERENCE, lambda other: f"<cell {key_of(other)}>")
+
+    def needs(value: Any) -> tuple[str, ...]:
+        found = (n for text in _texts(value) for n in _REFERENCE.findall(text))
+        return tuple(dict.fromkeys(map(key_of, found)))
+
+    configs = {}
+    for option, config in system.configs.items():
+        try:
+            content = read_yaml(recipe / str(config["file"]))
+        except RecipeError as error:
+            raise RecipeError(
+                f"{definition.name}: systems.{name}: configs.{option}.file: {error}"
+            ) from None
+        configs[option] = merge(content, config.get("change") or {})
+    options = resolved({"seed": DATA_SEED, **system.data})
+    data = Data(_data_key(options, recipe), options, needs(system.data))
+    keyed = {"options": resolved(system.cell), "configs": resolved(configs)}
+    content = {"version": _VERSION, "seed": seed, "data": data.key, **keyed}
+    cell = Cell(
+        key=sha256_value(content)[:12],
+        system=name,
+        seed=seed,
+        data=data,
+        options={**data.options, **keyed["options"]},
+        configs=keyed["configs"],
+        needs=needs([system.cell, configs]),
+        minutes=system.minutes,
+    )
+    cells[name, seed] = cell
+    return cell
+
+
+def _data_key(options: Mapping[str, Any], recipe: Path) -> str:
+    content: dict[str, Any] = {"version": 1, "options": dict(options)}
+    preset = recipe / "conf" / "presets" / f"{options.get('preset', 'mini')}.sh"
+    if preset.is_file():
+        content["preset"] = sha256_file(preset)
+    # What the manifest says, not where it lies. A folder of audio is its path.
+    manifest = recipe / str(options.get("manifest", ""))
+    if manifest.is_file():
+        content["options"]["manifest"] = sha256_file(manifest)
+    return sha256_value(content)[:12]
+
+
+def place(value: Any, directory_of: Callable[[str], str | Path]) -> Any:
+    """Put directories in place of the cells' keys that planned options hold."""
+    pattern = re.compile(r"<cell (\w+)>")
+    return map_text(value, pattern, lambda key: str(directory_of(key)))
+
+
+def map_text(value: Any, pattern: re.Pattern[str], change: Callable[[str], str]) -> Any:
+    """Replace a pattern, by its group, in all texts of nested mappings and lists."""
+    if isinstance(value, Mapping):
+        return {key: map_text(part, pattern, change) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [map_text(part, pattern, change) for part in value]
+    if isinstance(value, str):
+        return pattern.sub(lambda match: change(match[1]), value)
+    return value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _texts(part)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,9 +13,9 @@ from typing import Any
 import yaml
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.experiments.cells import Cell, Data, place
+from espnet2_lamer.experiments.definition import Cell, Data, place
+from espnet2_lamer.experiments.matrix import Store
 from espnet2_lamer.experiments.measures import CellMeasure, read_measures
-from espnet2_lamer.experiments.store import Store
 from espnet2_lamer.fileio.atomic import write_text
 
 #: Name of every cell's pretraining in its own directory.
@@ -33,12 +34,7 @@ def prepare_data(
 ) -> Sequence[CellMeasure]:
     """Run stages 0-6 and 9 of shared data.
 
-    Args:
-        data: Its options.
-        store: Where it goes.
-        recipe: Directory of run.sh.
-        lock: Descriptor that the process keeps.
-        speed: Options of run.sh that change no result.
+    The process keeps ``lock``, a descriptor; options in ``speed`` change no result.
 
     Raises:
         RecipeError: It failed; names the log.
@@ -70,13 +66,6 @@ def run_cell(
 
     The cell's directory gets config files, links to the shared data, and an experiment
     directory of its own; killed and started again it goes on as the recipe does.
-
-    Args:
-        cell: What to run; its data are done.
-        store: Where it goes.
-        recipe: Directory of run.sh.
-        lock: Descriptor that the process keeps.
-        speed: Options of run.sh that change no result.
 
     Raises:
         RecipeError: It failed; names the log.
@@ -133,7 +122,7 @@ def run_sh(recipe: Path, options: Mapping[str, Any], log: Path, lock: int) -> No
         command += [f"--{name}", str(value)]
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a", encoding="utf-8") as handle:
-        handle.write(f"# {' '.join(_quote(word) for word in command)}\n")
+        handle.write(f"# {shlex.join(command)}\n")
         handle.flush()
         process = subprocess.Popen(
             command,
@@ -158,24 +147,15 @@ def run_sh(recipe: Path, options: Mapping[str, Any], log: Path, lock: int) -> No
         )
 
 
-def _quote(word: str) -> str:
-    import shlex
-
-    return shlex.quote(word)
-
-
 def _share(directory: Path, shared: Path) -> None:
     """Put what stages 0-6 and 9 made where stages 7 to 12 look for it."""
-    exp, dump = directory / "exp", directory / "dump"
+    exp = directory / "exp"
     exp.mkdir(parents=True, exist_ok=True)
-    dump.mkdir(exist_ok=True)
-    for target, link in (
-        (shared / "dump" / "raw", dump / "raw"),
-        (shared / "dump" / "units", dump / "units"),
-        (shared / "exp" / "random", exp / "random"),
-    ):
+    (directory / "dump").mkdir(exist_ok=True)
+    for name in ("dump/raw", "dump/units", "exp/random"):
+        link = directory / name
         if not link.is_symlink():
-            link.symlink_to(os.path.relpath(target, link.parent))
+            link.symlink_to(os.path.relpath(shared / name, link.parent))
     shutil.copyfile(shared / "exp" / "checkpoints.json", exp / "checkpoints.json")
     # Training writes language numbers beside them.
     if not (exp / "ssl_stats").exists():

@@ -1,4 +1,4 @@
-"""What a cell measured: read from the files of stages 8 and 12, per utterance."""
+"""What a cell measured: read from the files of its analysis and scoring."""
 
 import json
 from collections.abc import Mapping
@@ -7,15 +7,38 @@ from pathlib import Path
 from typing import Any
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.metrics.measure import Parts
 
-#: Per utterance id its (numerator, denominator).
-Parts = Mapping[str, tuple[float, float]]
-BETTER = ("higher", "lower", "neither")
-_CKA = "CKA to base"
-_TRAINABLE = "trainable parameters (%)"
-_INFORMATION = "expert-language information (nats)"
-#: Kinds of which neither direction is better.
-UNDIRECTED = (_CKA, _TRAINABLE, _INFORMATION)
+
+@dataclass(frozen=True)
+class Kind:
+    """What holds for all figures of one kind.
+
+    Attributes:
+        better: ``higher``, ``lower`` or ``neither``.
+        heads_free: Whether no downstream head was trained for it.
+        digits: Decimals in tables.
+    """
+
+    better: str
+    heads_free: bool = True
+    digits: int = 2
+
+
+#: In the order of the tables.
+KINDS = {
+    "phone probe": Kind("higher"),
+    "CKA to base": Kind("neither", digits=3),
+    "masked accuracy": Kind("higher"),
+    "ASR error": Kind("lower", heads_free=False),
+    "LID accuracy": Kind("higher", heads_free=False),
+    "trainable parameters (%)": Kind("neither"),
+    "asr_lid error": Kind("lower", heads_free=False),
+    # A router that uses all its experts has 1 by construction.
+    "busiest expert's load (even: 1)": Kind("lower"),
+    "expert-language information (nats)": Kind("neither", digits=3),
+    "multi_asr error": Kind("lower", heads_free=False),
+}
 
 
 @dataclass(frozen=True)
@@ -23,38 +46,63 @@ class CellMeasure:
     """One figure of one cell.
 
     Attributes:
-        name: E.g. ``"phone probe eng"``.
-        kind: What it is, without the language: ``"phone probe"``.
-        lang: Language, or "" where it is of all.
-        better: ``higher``, ``lower`` or ``neither``.
-        heads_free: Whether no downstream head was trained for it.
+        kind: One of :data:`KINDS`.
         value: The figure, in per cent for rates.
+        lang: Language, the name of a test set that mixes them, or "".
+        test: Name of the test set, where that is not the language.
+        unit: What is counted, or how a language is identified.
+        layer: Of a router, or None.
+        router: Where a layer has several.
         parts: Where it is a rate.
         null: What chance alone would give, or None.
     """
 
-    name: str
     kind: str
-    lang: str
-    better: str
-    heads_free: bool
     value: float
+    lang: str = ""
+    test: str = ""
+    unit: str = ""
+    layer: int | None = None
+    router: str = ""
     parts: Parts = field(default_factory=dict, repr=False)
     null: float | None = None
 
+    @property
+    def name(self) -> str:
+        """What the tables call it, e.g. ``"ASR error eng (char)"``."""
+        words = [self.kind, self.test or self.lang]
+        words += [f"({self.unit})"] if self.unit else []
+        words += [] if self.layer is None else [f"layer {self.layer}"]
+        return " ".join(filter(None, [*words, self.router]))
+
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for a record."""
-        return {**vars(self), "parts": {u: list(p) for u, p in self.parts.items()}}
+        parts = {utt: list(part) for utt, part in self.parts.items()}
+        return {"name": self.name, **vars(self), "parts": parts}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "CellMeasure":
-        """Read what :meth:`as_dict` returned."""
-        parts = {u: tuple(p) for u, p in values["parts"].items()}
-        return cls(**{**values, "parts": parts})
+        """Read what :meth:`as_dict` returned, now or when names held more."""
+        found = {key: values[key] for key in ("kind", "value", "null")}
+        found["parts"] = {utt: tuple(part) for utt, part in values["parts"].items()}
+        if "unit" in values:
+            return cls(
+                **found,
+                **{k: values[k] for k in ("lang", "test", "unit", "layer", "router")},
+            )
+        test, _, unit = values["lang"].partition("(")
+        lang = test.partition(" ")[0]
+        found |= {"lang": lang, "unit": unit.rstrip(")")}
+        found["test"] = "" if test.strip() == lang else test.strip()
+        _, in_layer, place = values["name"].partition(" layer ")
+        if in_layer:
+            layer, _, found["router"] = place.partition(" ")
+            found["layer"] = int(layer)
+        return cls(**found)
 
 
 def rate(
-    kind: str, lang: str, parts: Parts, better: str, heads_free: bool
+    kind: str, lang: str, parts: Parts, unit: str = "", test: str = ""
 ) -> CellMeasure:
     """Make a measure in per cent from its parts; utterances of weight 0 are left out.
 
@@ -65,8 +113,7 @@ def rate(
     if not kept:
         raise RecipeError(f"{kind} {lang}: no utterance has anything to count")
     value = 100 * sum(n for n, _ in kept.values()) / sum(d for _, d in kept.values())
-    name = f"{kind} {lang}".strip()
-    return CellMeasure(name, kind, lang, better, heads_free, value, kept)
+    return CellMeasure(kind, value, lang, test, unit, parts=kept)
 
 
 def read_measures(
@@ -74,91 +121,61 @@ def read_measures(
 ) -> list[CellMeasure]:
     """Collect all figures of a cell whose pretraining is tagged ``lamer``.
 
-    Args:
-        expdir: Its ``--expdir``.
-        raw: ``dump/raw``.
-        seed: Of the scoring's own intervals, which are not used here.
+    ``raw`` is ``dump/raw``; ``seed`` is of the scoring's own intervals, which are not
+    used here.
 
     Raises:
         RecipeError: There are none.
     """
     expdir = Path(expdir)
+    analysis = expdir / "analysis"
+    forgetting = _read(analysis / "forgetting.json", {})
     measures = [
-        *_probes(expdir / "analysis" / "forgetting.json"),
-        *_masked(expdir / "analysis" / "masked_accuracy.json"),
-        *_parameters(expdir / "ssl_lamer" / "parameters.json"),
-        *_routing(expdir / "analysis" / "expert_language.json"),
-        *_loads(expdir / "analysis" / "routing.json"),
-        *_heads(expdir, Path(raw), seed),
+        rate("phone probe", lang, probes["lamer"]["accuracy"]["parts"])
+        for lang, probes in forgetting.get("phone_probe", {}).items()
     ]
-    if not measures:
-        raise RecipeError(
-            f"{expdir}: found no results of stages 8 or 12; expected a cell to run "
-            "at least one of them"
-        )
-    return measures
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _probes(path: Path) -> list[CellMeasure]:
-    saved = _read(path)
-    measures = [
-        rate("phone probe", lang, probes["lamer"]["accuracy"]["parts"], "higher", True)
-        for lang, probes in saved.get("phone_probe", {}).items()
+    measures += [
+        CellMeasure("CKA to base", cka["lamer"], lang)
+        for lang, cka in forgetting.get("cka", {}).items()
     ]
-    return measures + [
-        CellMeasure(f"{_CKA} {lang}", _CKA, lang, "neither", True, cka["lamer"])
-        for lang, cka in saved.get("cka", {}).items()
+    masked = _read(analysis / "masked_accuracy.json", {})
+    measures += [
+        rate("masked accuracy", lang, fields["parts"])
+        for lang, fields in masked.get("ssl_lamer", {}).items()
     ]
-
-
-def _masked(path: Path) -> list[CellMeasure]:
-    return [
-        rate("masked accuracy", lang, fields["parts"], "higher", True)
-        for lang, fields in _read(path).get("ssl_lamer", {}).items()
-    ]
-
-
-def _parameters(path: Path) -> list[CellMeasure]:
-    saved = _read(path)
-    key = "trainable_percent_of_total"
-    if key not in saved:
-        return []
-    return [CellMeasure(_TRAINABLE, _TRAINABLE, "", "neither", True, saved[key])]
-
-
-def _routing(path: Path) -> list[CellMeasure]:
-    rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    share = _read(expdir / "ssl_lamer" / "parameters.json", {}).get(
+        "trainable_percent_of_total"
+    )
+    if share is not None:
+        measures.append(CellMeasure("trainable parameters (%)", share))
+    rows = _read(analysis / "expert_language.json", [])
     several = len({row["router"] for row in rows}) > 1
-    return [
+    measures += [
         CellMeasure(
-            name=f"{_INFORMATION} layer {row['layer']}"
-            + (f" {row['router']}" if several else ""),
-            kind=_INFORMATION,
-            lang="",
-            better="neither",
-            heads_free=True,
-            value=row["value"],
+            "expert-language information (nats)",
+            row["value"],
+            layer=row["layer"],
+            router=row["router"] if several else "",
             null=row["chance"],
         )
         for row in rows
     ]
+    layers = _read(analysis / "routing.json", {}).get("layers", [])
+    if layers:
+        # Mean over routers; 1: all experts get the same.
+        load = sum(max(layer["load"]) for layer in layers) / len(layers)
+        measures.append(CellMeasure("busiest expert's load (even: 1)", load))
+    measures += _heads(expdir, Path(raw), seed)
+    if not measures:
+        raise RecipeError(
+            f"{expdir}: found no results of analysis or scoring; expected a cell to "
+            "run at least one of them"
+        )
+    return measures
 
 
-def _loads(path: Path) -> list[CellMeasure]:
-    """Mean over routers of the busiest expert's load; 1: all experts get the same.
-
-    A router that uses all its experts has 1 by construction.
-    """
-    layers = _read(path).get("layers", [])
-    if not layers:
-        return []
-    kind = "busiest expert's load (even: 1)"
-    value = sum(max(layer["load"]) for layer in layers) / len(layers)
-    return [CellMeasure(kind, kind, "", "lower", True, value)]
+def _read(path: Path, default: Any) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
 
 
 def _heads(expdir: Path, raw: Path, seed: int) -> list[CellMeasure]:
@@ -169,36 +186,14 @@ def _heads(expdir: Path, raw: Path, seed: int) -> list[CellMeasure]:
     for path in sorted(expdir.glob(f"*/{RECORD}")):
         run = Run.read(path)
         for test in score_run(run, expdir, raw, seed):
-            label = f"{test.task.label} ({test.task.unit})"
+            label, unit = test.task.label, test.task.unit
             if test.score is not None:
-                parts = {
-                    u: (c.errors, c.ref_length) for u, c in test.score.counts.items()
-                }
-                kind = "ASR error" if run.track == "asr" else f"{run.track} error"
-                measures.append(rate(kind, label, parts, "lower", False))
+                alone = run.track == "asr"
+                kind = "ASR error" if alone else f"{run.track} error"
+                lang = run.langs[0] if alone else label
+                name = "" if label == lang else label
+                measures.append(rate(kind, lang, test.score.measure.parts, unit, name))
             if test.found is not None:
-                parts = {u: (int(ok), 1) for u, ok in test.found.correct.items()}
-                measures.append(
-                    rate("LID accuracy", f"({test.task.unit})", parts, "higher", False)
-                )
+                parts = test.found.measure.parts
+                measures.append(rate("LID accuracy", "", parts, unit))
     return measures
-
-
-def with_averages(measures: Mapping[str, CellMeasure]) -> dict[str, list[CellMeasure]]:
-    """Group measures for the tables: each alone, and averages over languages.
-
-    An average is of the languages' figures, each with the same weight, as the
-    "avg" of the paper's tables.
-
-    Returns:
-        Name to the measures whose mean it is.
-    """
-    groups = {name: [measure] for name, measure in measures.items()}
-    by_kind: dict[str, list[CellMeasure]] = {}
-    for measure in measures.values():
-        if measure.lang and measure.parts and measure.kind != "LID accuracy":
-            by_kind.setdefault(measure.kind, []).append(measure)
-    for kind, same in by_kind.items():
-        if len(same) > 1:
-            groups[f"{kind} average"] = same
-    return groups

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from espnet2_lamer.experiments.tables import Row, Tables
+from espnet2_lamer.experiments.tables import AVERAGE, Row, Tables
 from espnet2_lamer.fileio.picture import new_picture, save_picture
 
 if TYPE_CHECKING:
@@ -21,22 +21,20 @@ def plot_differences(tables: Tables, path: str | Path) -> bool:
     interval leaves 0 out. Left out is what has no better direction, and what is of no
     language: layer by layer, the share that trains.
 
-    Args:
-        tables: The figures.
-        path: The PNG to write.
-
     Returns:
         Whether there was a difference to draw; nothing is written otherwise.
     """
     grid: dict[str, dict[str, list[Row]]] = {}
     for row in tables.rows:
-        lang = row.measure.removeprefix(row.kind).split()[:1]
-        drawn = row.difference and row.difference.interval and row.better != "neither"
-        if drawn and lang not in ([], ["layer"]):
-            grid.setdefault(row.kind, {}).setdefault(lang[0], []).append(row)
+        drawn = row.difference and row.difference.interval
+        label = row.label or row.unit
+        if drawn and label and row.of.kind.better != "neither":
+            kind = grid.setdefault(row.of.sample.kind, {})
+            kind.setdefault(label, []).append(row)
     if not grid:
         return False
-    langs = sorted({x for panels in grid.values() for x in panels}, key=_averages_first)
+    found = {label for panels in grid.values() for label in panels}
+    langs = sorted(found, key=lambda label: (label != AVERAGE, label))
     systems = list(tables.definition.systems)
     picture = new_picture(
         2.1 * len(langs) + 2.0, (0.2 * len(systems) + 0.75) * len(grid) + 0.5
@@ -67,15 +65,11 @@ def _panel(axes: "Axes", rows: Sequence[Row], systems: Sequence[str]) -> None:
         low, high = found.interval
         colour, fill = _UNTOLD, "white"
         if found.told:
-            improved = (low > 0) == (row.better == "higher")
+            improved = (low > 0) == (row.of.kind.better == "higher")
             colour = fill = _BETTER if improved else _WORSE
         place = systems.index(row.system)
         axes.plot([low, high], [place, place], color=colour, linewidth=1.5)
-        axes.plot(found.mean, place, "o", color=colour, mfc=fill, markersize=4)
+        axes.plot(found.value, place, "o", color=colour, mfc=fill, markersize=4)
     axes.tick_params(labelsize=7)
     axes.grid(axis="x", color="0.92")
     axes.set_axisbelow(True)
-
-
-def _averages_first(lang: str) -> tuple[bool, str]:
-    return lang != "average", lang

@@ -1,49 +1,83 @@
-"""Figures of an experiment, also while cells are missing; CSV and JSON."""
+"""Figures of an experiment, also while cells are missing: Markdown, CSV and JSON."""
 
-import csv
-import io
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.experiments.definition import Claim, Definition
 from espnet2_lamer.experiments.matrix import Matrix, Status
-from espnet2_lamer.experiments.measures import CellMeasure, with_averages
-from espnet2_lamer.experiments.statistics import (
-    Difference,
-    Summary,
-    compare,
-    summarise,
+from espnet2_lamer.experiments.measures import KINDS, CellMeasure, Kind
+from espnet2_lamer.metrics.bootstrap import Difference
+from espnet2_lamer.metrics.measure import Figure
+from espnet2_lamer.metrics.seeds import compare, means, summarise
+from espnet2_lamer.metrics.tables import (
+    bounds,
+    csv_text,
+    markdown_table,
+    number,
+    p_value,
+    span,
 )
 
 NOT_RUN = "not run"
+#: In place of a language.
+AVERAGE = "average"
+_HOW_TO_READ = (
+    "Mean and sd are over seeds; all systems of one seed share data and test sets. "
+    "Intervals are 95 %, by a hierarchical bootstrap: each of 10,000 resamples draws "
+    "seeds, and the same utterances for all of them; what varies with the seed is "
+    "stretched to Student's interval of so many seeds. Differences are paired by seed "
+    "and utterance; p is two-sided, of that bootstrap; p (seeds) is of a paired t test "
+    "over the seeds alone, d their mean difference over its sd. No p is corrected for "
+    "the number of tests. Figures marked with a star need no downstream head."
+)
+_DIRECTIONS = {
+    "higher": "Higher is better.",
+    "lower": "Lower is better.",
+    "neither": "Neither direction is better.",
+}
 
 
 @dataclass(frozen=True)
-class Row:
-    """One figure of one system.
+class Measured:
+    """What one table is about: ``figures[system][seed]``, and one of them.
 
-    Attributes:
-        measure: Name of the figure.
-        kind: See :class:`~espnet2_lamer.experiments.measures.CellMeasure`.
-        better: Likewise.
-        heads_free: Likewise.
-        system: Row.
-        summary: None: not run.
-        difference: To the baseline; None for itself or when either was not run.
-        null: What chance alone would give, mean over seeds, or None.
+    Several figures of a seed stand for their mean; ``sample`` tells kind, language and
+    layer of all.
     """
 
-    measure: str
-    kind: str
-    better: str
-    heads_free: bool
-    system: str
-    summary: Summary | None
-    difference: Difference | None
+    name: str
+    figures: dict[str, dict[int, list[CellMeasure]]]
+    sample: CellMeasure
+
+    @property
+    def kind(self) -> Kind:
+        """What holds for its kind."""
+        return KINDS[self.sample.kind]
+
+    @property
+    def title(self) -> str:
+        """Its name, with a star where it needs no head."""
+        return f"{self.name} \\*" if self.kind.heads_free else self.name
+
+
+@dataclass(frozen=True)
+class Row(Figure):
+    """One figure of one system; its measure is None where no cell was run.
+
+    ``of`` is what all systems' figures have in common, ``null`` what chance alone would
+    give, mean over seeds.
+    """
+
+    of: Measured | None = None
     null: float | None = None
+
+    @property
+    def difference(self) -> Difference | None:
+        """To the baseline; None for itself or when either was not run."""
+        return self.comparisons[0] if self.comparisons else None
 
 
 @dataclass(frozen=True)
@@ -56,68 +90,69 @@ class Verdict:
 
 
 class Tables:
-    """All figures of an experiment at one moment.
-
-    Args:
-        matrix: The cells.
-        header: Lines of the head: command, commit, machine, time.
-    """
+    """All figures of a matrix at one moment; ``header`` are lines of the head."""
 
     def __init__(self, matrix: Matrix, header: Mapping[str, str]) -> None:
         self.matrix = matrix
         self.definition: Definition = matrix.definition
         self.header = dict(header)
         self.statuses: dict[tuple[str, int], Status] = {}
-        # figures[measure][system][seed]
-        self.figures: dict[str, dict[str, dict[int, list[CellMeasure]]]] = {}
         self.machines: dict[str, None] = {}
         self.seconds = 0.0
+        found: dict[str, Measured] = {}
         for cell in matrix.cells:
             self.statuses[cell.system, cell.seed] = matrix.status(cell)
             record = matrix.store.record(cell.key)
             if record is None:
                 continue
-            self.seconds += record.seconds
-            if record.machine:
-                self.machines[f"{record.machine} ({record.commit[:12]})"] = None
-            for name, group in with_averages(record.measures).items():
-                by_system = self.figures.setdefault(name, {})
-                by_system.setdefault(cell.system, {})[cell.seed] = group
-        self.names = sorted(self.figures, key=_order)
-        self.rows = [row for name in self.names for row in self._rows(name)]
+            self.seconds += record["seconds"]
+            if machine := record.get("machine"):
+                self.machines[f"{machine} ({record.get('commit', '')[:12]})"] = None
+            for name, group, sample in with_averages(record["measures"]):
+                measured = found.setdefault(name, Measured(name, {}, sample))
+                measured.figures.setdefault(cell.system, {})[cell.seed] = group
+        order = [*KINDS]
+        self.measured = dict(
+            sorted(found.items(), key=lambda i: (order.index(i[1].sample.kind), i[0]))
+        )
+        self.rows = [row for one in self.measured.values() for row in self._rows(one)]
         self.verdicts = [self._verdict(claim) for claim in self.definition.claims]
 
-    def _rows(self, name: str) -> Iterable[Row]:
-        systems = self.figures[name]
-        sample = next(iter(next(iter(systems.values())).values()))
-        baseline = systems.get(self.definition.baseline)
+    def _rows(self, measured: Measured) -> Iterable[Row]:
+        baseline = self.definition.baseline
         for system in self.definition.systems:
-            figures = systems.get(system)
+            figures = measured.figures.get(system, {})
             difference = None
-            if figures and baseline and system != self.definition.baseline:
-                difference = _compare(name, system, figures, baseline)
-            nulls = [m.null for f in (figures or {}).values() for m in f]
+            if system != baseline:
+                difference = self._difference(measured, system, baseline)
+            nulls = [m.null for group in figures.values() for m in group]
             yield Row(
-                measure=name,
-                kind=sample[0].kind,
-                better=sample[0].better,
-                heads_free=sample[0].heads_free,
+                table=measured.name,
+                label=measured.sample.lang,
+                unit=measured.sample.unit,
                 system=system,
-                summary=summarise(figures) if figures else None,
-                difference=difference,
+                measure=summarise(figures) if figures else None,
+                comparisons=(difference,) if difference else (),
+                trainings=means(figures),
+                of=measured,
                 null=None if not nulls or None in nulls else fmean(nulls),
             )
 
     def _verdict(self, claim: Claim) -> Verdict:
-        systems = self.figures.get(claim.measure, {})
-        mine, theirs = systems.get(claim.system), systems.get(claim.than)
-        if not mine or not theirs:
+        measured = self.measured.get(claim.measure)
+        found = measured and self._difference(measured, claim.system, claim.than)
+        if not found:
             return Verdict(claim, NOT_RUN, None)
-        found = _compare(claim.measure, claim.system, mine, theirs)
-        if found is None:
-            return Verdict(claim, NOT_RUN, None)
-        better = next(iter(mine.values()))[0].better
-        return Verdict(claim, judge(found, better, claim.expect), found)
+        return Verdict(claim, judge(found, measured.kind.better, claim.expect), found)
+
+    def _difference(
+        self, measured: Measured, system: str, than: str
+    ) -> Difference | None:
+        mine, theirs = measured.figures.get(system), measured.figures.get(than)
+        try:
+            return compare(mine, theirs) if mine and theirs else None
+        except ValueError as error:
+            raise RecipeError(f"{measured.name}, {system}: {error}") from error
 
     def transfer(self) -> dict[str, Any]:
         r"""Phone probe and ASR error of every language after every step of a sequence.
@@ -128,23 +163,24 @@ class Tables:
         its own (Lopez-Paz and Ranzato, 2017), a :class:`Difference` of common seeds.
         """
         steps = self.definition.transfer
+        if not steps:
+            return {}
+        *before, last = steps
         matrix: dict[str, Any] = {}
-        for row in self.rows:
-            name = row.measure.removeprefix(row.kind).split()
-            if row.system not in steps or row.kind not in ("phone probe", "ASR error"):
+        for measured in self.measured.values():
+            lang = measured.sample.lang
+            if measured.sample.kind not in ("phone probe", "ASR error"):
                 continue
-            if name[0] == "average":
+            if lang == AVERAGE:
                 continue
-            entry = matrix.setdefault(row.measure, {"lang": name[0], "steps": {}})
-            entry["steps"][row.system] = row.summary and row.summary.mean
-        *before, last = steps or [""]
-        for measure, entry in matrix.items():
-            own = [step for step in before if steps[step] == entry["lang"]]
-            figures = self.figures[measure]
-            found = None
-            if own and {own[0], last} <= set(figures):
-                found = _compare(measure, last, figures[last], figures[own[0]])
-            entry["backward_transfer"] = found
+            own = [step for step in before if steps[step] == lang]
+            rows = [self.row(measured.name, step) for step in steps]
+            backward = self._difference(measured, last, own[0]) if own else None
+            matrix[measured.name] = {
+                "lang": lang,
+                "steps": {r.system: r.measure and r.measure.value for r in rows},
+                "backward_transfer": backward,
+            }
         return matrix
 
     def as_json(self) -> dict[str, Any]:
@@ -153,28 +189,17 @@ class Tables:
             **self.head(),
             "rows": [_flat(row) for row in self.rows],
             "verdicts": [
-                {
-                    **vars(v.claim),
-                    "verdict": v.verdict,
-                    "difference": v.difference and vars(v.difference),
-                }
+                vars(v.claim)
+                | {"verdict": v.verdict, "difference": _plain(v.difference)}
                 for v in self.verdicts
             ],
             "transfer": {
-                measure: {
-                    **entry,
-                    "backward_transfer": entry["backward_transfer"]
-                    and vars(entry["backward_transfer"]),
-                }
-                for measure, entry in self.transfer().items()
+                name: entry | {"backward_transfer": _plain(entry["backward_transfer"])}
+                for name, entry in self.transfer().items()
             },
             "cells": [
-                {
-                    "system": cell.system,
-                    "seed": cell.seed,
-                    "key": cell.key,
-                    **vars(self.statuses[cell.system, cell.seed]),
-                }
+                {"system": cell.system, "seed": cell.seed, "key": cell.key}
+                | vars(self.statuses[cell.system, cell.seed])
                 for cell in self.matrix.cells
             ],
         }
@@ -206,18 +231,12 @@ class Tables:
 
     def row(self, measure: str, system: str) -> Row:
         """Return one figure of one system."""
-        return next(r for r in self.rows if (r.measure, r.system) == (measure, system))
+        return next(r for r in self.rows if (r.table, r.system) == (measure, system))
 
     def as_csv(self) -> str:
         """Return one line per figure and system."""
-        buffer = io.StringIO()
         rows = [_flat(row) for row in self.rows]
-        columns = list(rows[0]) if rows else ["measure", "system"]
-        writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: "" if v is None else v for k, v in row.items()})
-        return buffer.getvalue()
+        return csv_text(rows, [*rows[0]] if rows else ["measure", "system"])
 
 
 def judge(difference: Difference, better: str, expect: str) -> str:
@@ -228,11 +247,8 @@ def judge(difference: Difference, better: str, expect: str) -> str:
     are equal cannot be shown by a test: it does not hold when the interval leaves 0
     out.
 
-    Args:
-        difference: System minus the one it is compared with.
-        better: ``higher`` or ``lower`` values are better, or ``neither``, for which
-            claims expect ``higher``, ``lower`` or ``equal``.
-        expect: ``better``, ``worse``, ``higher``, ``lower`` or ``equal``.
+    ``better`` says which values are: ``higher``, ``lower`` or ``neither``; a claim may
+    expect ``better`` or ``worse`` only where one is.
     """
     if difference.interval is None or len(difference.seeds) < 2:
         return "cannot be told (one seed)"
@@ -246,38 +262,49 @@ def judge(difference: Difference, better: str, expect: str) -> str:
     return "holds" if found == expect else "does not hold"
 
 
-def _compare(name: str, system: str, mine, theirs) -> Difference | None:
-    try:
-        return compare(mine, theirs)
-    except ValueError as error:
-        raise RecipeError(f"{name}, {system}: {error}") from error
+def with_averages(
+    measures: Mapping[str, CellMeasure],
+) -> Iterable[tuple[str, list[CellMeasure], CellMeasure]]:
+    """Yield names and figures: each alone, and averages over languages.
+
+    An average is of the languages' figures, each with the same weight, as the "avg"
+    of the paper's tables.
+    """
+    by_kind: dict[str, list[CellMeasure]] = {}
+    for name, measure in measures.items():
+        yield name, [measure], measure
+        if measure.lang and measure.parts:
+            by_kind.setdefault(measure.kind, []).append(measure)
+    for kind, same in by_kind.items():
+        if len(same) > 1:
+            sample = replace(same[0], lang=AVERAGE, test="", unit="")
+            yield f"{kind} {AVERAGE}", same, sample
 
 
-def _order(name: str) -> tuple[int, str]:
-    """Sort figures by what they tell, old language and averages not torn apart."""
-    kinds = ("phone probe", "CKA", "masked accuracy", "ASR error", "LID", "trainable")
-    for place, kind in enumerate(kinds):
-        if name.startswith(kind):
-            return place, name
-    return len(kinds), name
+def _plain(difference: Difference | None) -> dict[str, Any] | None:
+    if difference is None:
+        return None
+    names = ("interval", "p", "effect", "p_seeds")
+    plain = {name: getattr(difference, name) for name in names}
+    return {"seeds": difference.seeds, "mean": difference.value, **plain}
 
 
 def _flat(row: Row) -> dict[str, Any]:
-    s, d = row.summary, row.difference
-    low, high = (s.interval if s and s.interval else None) or (None, None)
-    d_low, d_high = (d.interval if d and d.interval else None) or (None, None)
+    s, d = row.measure, row.difference
+    low, high = bounds(s and s.interval)
+    d_low, d_high = bounds(d and d.interval)
     return {
-        "measure": row.measure,
-        "better": row.better,
-        "heads_free": row.heads_free,
+        "measure": row.table,
+        "better": row.of.kind.better,
+        "heads_free": row.of.kind.heads_free,
         "system": row.system,
         "state": "run" if s else NOT_RUN,
-        "seeds": " ".join(map(str, s.seeds)) if s else None,
-        "mean": s and s.mean,
+        "seeds": " ".join(map(str, row.trainings)) if s else None,
+        "mean": s and s.value,
         "deviation": s and s.deviation,
         "low": low,
         "high": high,
-        "difference": d and d.mean,
+        "difference": d and d.value,
         "difference_low": d_low,
         "difference_high": d_high,
         "p": d and d.p,
@@ -285,3 +312,154 @@ def _flat(row: Row) -> dict[str, Any]:
         "p_seeds": d and d.p_seeds,
         "by_chance": row.null,
     }
+
+
+def markdown(tables: Tables, picture: str | None = None) -> str:
+    """Lay an experiment out as a page.
+
+    ``picture`` is the file beside the page that
+    :func:`~espnet2_lamer.experiments.plots.plot_differences` drew, if any.
+    """
+    head, definition = tables.head(), tables.definition
+    lines = [f"# {head['title']}", ""]
+    if head["source"]:
+        lines += [f"Source of the question: {head['source']}.", ""]
+    lines += [f"- {name}: `{value}`" for name, value in head["header"].items()]
+    lines += ["", _HOW_TO_READ, ""]
+    if definition.note:
+        lines += [definition.note, ""]
+    lines += _claims(tables)
+    if picture:
+        lines += [f"![Differences to {definition.baseline}]({picture})", ""]
+    compared = [
+        [name, system.description, f"{tables.done(name)} of {len(system.seeds)}"]
+        for name, system in definition.systems.items()
+    ]
+    lines += ["## What was compared", ""]
+    lines += markdown_table(["system", "what it is", "seeds run"], compared)
+    lines += _overview(tables) + _transfer(tables)
+    for measured in tables.measured.values():
+        lines += _details(tables, measured)
+    missing = [
+        f"- {system}, seed {seed}: {status.state}"
+        + (f": {status.why}" if status.why else "")
+        + (f"; log `{status.log}`" if status.log else "")
+        for (system, seed), status in tables.statuses.items()
+        if status.state != "done"
+    ]
+    lines += ["## Cells without a result", "", *missing, ""] if missing else []
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _claims(tables: Tables) -> list[str]:
+    if not tables.verdicts:
+        return []
+    header = ["claim", "measured", "difference", "95 % interval", "p", "verdict"]
+    rows = []
+    for v in tables.verdicts:
+        measured = tables.measured.get(v.claim.measure)
+        about = f"{v.claim.measure}, {v.claim.system} minus {v.claim.than}"
+        cells = _difference(v.difference, measured)[:3]
+        rows.append([v.claim.text, about, *cells, v.verdict])
+    return ["## What holds in small", "", *markdown_table(header, rows)]
+
+
+def _overview(tables: Tables) -> list[str]:
+    systems = list(tables.definition.systems)
+    rows = []
+    for measured in tables.measured.values():
+        # Layer by layer is for the details.
+        if measured.sample.layer is None:
+            found = [tables.row(measured.name, name) for name in systems]
+            rows.append([measured.title, *(_overview_cell(tables, r) for r in found)])
+    if not rows:
+        return []
+    told = (
+        f"Mean ± sd over seeds. Bold: differs from {tables.definition.baseline}, the "
+        "95 % interval of the difference leaves 0 out."
+    )
+    if len({tables.done(name) for name in systems} - {0}) > 1:
+        told += (
+            " Not all systems have the same seeds: compare them by their differences, "
+            "which are of common seeds, not by these means."
+        )
+    table = markdown_table(["measure", *systems], rows)
+    return ["## Overview", "", told, "", *table]
+
+
+def _overview_cell(tables: Tables, row: Row) -> str:
+    if row.measure is None:
+        return _absent(tables, row)
+    digits = row.of.kind.digits
+    value = number(row.measure.value, digits=digits)
+    if row.measure.deviation is not None:
+        value += f" ± {number(row.measure.deviation, digits=digits)}"
+    return f"**{value}**" if row.difference and row.difference.told else value
+
+
+def _details(tables: Tables, measured: Measured) -> list[str]:
+    rows = [row for row in tables.rows if row.of is measured]
+    digits = measured.kind.digits
+    header = ["system", "seeds", "mean", "sd", "95 % interval"]
+    header += [f"minus {tables.definition.baseline}", "95 % interval", "p", "d"]
+    header += ["p (seeds)"]
+    with_null = any(row.null is not None for row in rows)
+    header += ["by chance"] if with_null else []
+    cells = []
+    for row in rows:
+        s = row.measure
+        line = [row.system, str(len(row.trainings))]
+        if s is None:
+            line += [_absent(tables, row), "-", "-"]
+        else:
+            line += [number(v, digits=digits) for v in (s.value, s.deviation)]
+            line.append(span(s.interval, digits=digits))
+        line += _difference(row.difference, measured)
+        line += [number(row.null, digits=digits)] if with_null else []
+        cells.append(line)
+    table = markdown_table(header, cells)
+    return [f"## {measured.title}", "", _DIRECTIONS[measured.kind.better], "", *table]
+
+
+def _transfer(tables: Tables) -> list[str]:
+    steps = tables.definition.transfer
+    if not steps:
+        return []
+    rows = []
+    for name, entry in tables.transfer().items():
+        measured = tables.measured[name]
+        digits = measured.kind.digits
+        values = [entry["steps"].get(step) for step in steps]
+        cells = [NOT_RUN if v is None else number(v, digits=digits) for v in values]
+        transfer = _difference(entry["backward_transfer"], measured)[:3]
+        rows.append([name, *cells, *transfer])
+    header = [f"{step} ({lang})" for step, lang in steps.items()]
+    header += ["backward transfer", "95 % interval", "p"]
+    return [
+        "## Transfer matrix",
+        "",
+        "Each step continues the one before; in brackets what it learnt. Backward "
+        "transfer is the value after the last step minus that after the step that "
+        "learnt the language: what later languages did to it. Phones: higher is "
+        "better; errors: lower is.",
+        "",
+        *markdown_table(["measure", *header], rows),
+    ]
+
+
+def _absent(tables: Tables, row: Row) -> str:
+    """What stands for a figure that is not there."""
+    return "none" if tables.done(row.system) else NOT_RUN
+
+
+def _difference(difference: Difference | None, measured: Measured | None) -> list[str]:
+    if difference is None:
+        return ["-"] * 5
+    d, digits = difference, measured.kind.digits
+    return [
+        number(d.value, "+", digits),
+        span(d.interval, "+", digits),
+        p_value(d.p),
+        number(d.effect),
+        p_value(d.p_seeds),
+    ]

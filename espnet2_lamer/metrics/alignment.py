@@ -30,15 +30,11 @@ def error_counts(ref_tokens: Sequence[str], hyp_tokens: Sequence[str]) -> Counts
     ESPnet) and ``jiwer`` (in ML-SUPERB 2.0) give it. Among the alignments that reach
     it the one with most correct tokens is counted, which makes all four counts unique.
     """
-    from rapidfuzz.distance import Levenshtein
-
-    ref_length, hyp_length = len(ref_tokens), len(hyp_tokens)
     # A substitution costs a hair more than the other edits: `one` is larger than
     # any number of substitutions, so both figures can be read off the distance.
-    one = min(ref_length, hyp_length) + 1
-    distance = Levenshtein.distance(ref_tokens, hyp_tokens, weights=(one, one, one + 1))
-    errors, sub = divmod(distance, one)
-    return _counts(errors, sub, ref_length, hyp_length)
+    one = min(len(ref_tokens), len(hyp_tokens)) + 1
+    errors, sub = divmod(_distance(ref_tokens, hyp_tokens, one, one + 1), one)
+    return _counts(errors, sub, ref_tokens, hyp_tokens)
 
 
 def sclite_counts(ref_tokens: Sequence[str], hyp_tokens: Sequence[str]) -> Counts:
@@ -52,21 +48,24 @@ def sclite_counts(ref_tokens: Sequence[str], hyp_tokens: Sequence[str]) -> Count
     one with fewer errors. sclite folds the case of letters; transcripts here are in
     one case already.
     """
-    from rapidfuzz.distance import Levenshtein
-
-    ref_length, hyp_length = len(ref_tokens), len(hyp_tokens)
     # Each edit costs a hair more than in sclite: `one` is larger than any number of
     # edits, so sclite's cost and the number of errors can be read off the distance.
-    one = ref_length + hyp_length + 1
-    distance = Levenshtein.distance(
-        ref_tokens, hyp_tokens, weights=(3 * one + 1, 3 * one + 1, 4 * one + 1)
-    )
+    one = len(ref_tokens) + len(hyp_tokens) + 1
+    distance = _distance(ref_tokens, hyp_tokens, 3 * one + 1, 4 * one + 1)
     cost, errors = divmod(distance, one)
-    return _counts(errors, cost - 3 * errors, ref_length, hyp_length)
+    return _counts(errors, cost - 3 * errors, ref_tokens, hyp_tokens)
 
 
-def _counts(errors: int, sub: int, ref_length: int, hyp_length: int) -> Counts:
+def _distance(
+    ref: Sequence[str], hyp: Sequence[str], edit: int, substitution: int
+) -> int:
+    from rapidfuzz.distance import Levenshtein
+
+    return Levenshtein.distance(ref, hyp, weights=(edit, edit, substitution))
+
+
+def _counts(errors: int, sub: int, ref: Sequence[str], hyp: Sequence[str]) -> Counts:
     # Insertions less deletions is the difference of the lengths.
-    ins = (errors - sub + hyp_length - ref_length) // 2
+    ins = (errors - sub + len(hyp) - len(ref)) // 2
     dele = errors - sub - ins
-    return Counts(sub, dele, ins, ref_length - sub - dele)
+    return Counts(sub, dele, ins, len(ref) - sub - dele)

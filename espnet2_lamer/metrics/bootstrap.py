@@ -7,25 +7,44 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 RESAMPLES = 10_000
+# Not 0.025 to the last digit, as :func:`rate_interval` has it.
+_TAILS = ((1 - 0.95) / 2, (1 + 0.95) / 2)
 # Bounds the index matrix of one block of resamples to about 16 MB.
 _BLOCK_ELEMENTS = 2_000_000
 
 
 @dataclass(frozen=True)
-class PairedTest:
-    """Outcome of a paired bootstrap test of a system against a baseline.
+class Difference:
+    """A figure of one system minus that of another.
 
     Attributes:
-        difference: Rate of the system minus rate of the baseline, as a fraction.
-        interval: 95 % interval of the difference.
-        p_two_sided: p-value of "the two rates are equal".
-        p_less: p-value of "the system's rate is not below the baseline's".
+        value: In the figure's own unit.
+        interval: Its 95 % interval, or None when it was not estimated.
+        p: p-value of "the two are equal", or None.
+        test: Name of the test that gave ``p``.
+        reference: The other system.
+        seeds: Seeds that both have, where the mean over seeds is compared.
+        effect: Mean difference over the standard deviation of the differences over
+            seeds (Cohen's d of paired values), None for fewer than two seeds.
+        p_seeds: p-value of a paired t test over seeds alone, None likewise.
     """
 
-    difference: float
-    interval: tuple[float, float]
-    p_two_sided: float
-    p_less: float
+    value: float
+    interval: tuple[float, float] | None = None
+    p: float | None = None
+    test: str = ""
+    reference: str = ""
+    seeds: tuple[int, ...] = ()
+    effect: float | None = None
+    p_seeds: float | None = None
+
+    @property
+    def told(self) -> bool:
+        """Whether a difference was shown: two seeds or more, 0 outside the interval."""
+        if self.interval is None or len(self.seeds) < 2:
+            return False
+        low, high = self.interval
+        return not low <= 0 <= high
 
 
 def rate_interval(
@@ -48,8 +67,7 @@ def rate_interval(
 
     Args:
         numerators: Per-utterance errors (or correct items), ``[utterances]``.
-        denominators: Per-utterance reference lengths, ``[utterances]``; sum > 0 in
-            every resample, so none may be zero.
+        denominators: Per-utterance reference lengths, ``[utterances]``; none is zero.
         resamples: Number of resamples.
         seed: Seed of the draws.
         level: Coverage aimed at.
@@ -60,14 +78,8 @@ def rate_interval(
     Raises:
         ValueError: No utterances, unequal lengths, or a denominator below one.
     """
-    errors, lengths = _checked(numerators, denominators)
-    rates = np.concatenate(
-        [
-            errors[draw].sum(axis=1) / lengths[draw].sum(axis=1)
-            for draw in _draws(len(errors), resamples, seed)
-        ]
-    )
-    return _central(rates, level)
+    draws = _rates(numerators, denominators, resamples, seed)
+    return central(draws, (1 - level) / 2, (1 + level) / 2)
 
 
 def paired_bootstrap(
@@ -76,7 +88,7 @@ def paired_bootstrap(
     denominators: ArrayLike,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> PairedTest:
+) -> Difference:
     r"""Test whether a system's rate differs from a baseline's on the same utterances.
 
     Both systems are evaluated on the same draw of utterances (Bisani and Ney, 2004):
@@ -84,31 +96,12 @@ def paired_bootstrap(
     .. math::
         \Delta^* = \sum_{u \in draw} (e_u - b_u) \Big/ \sum_{u \in draw} n_u .
 
-    With R resamples, :math:`p_{less} = (1 + \#\{\Delta^* \ge 0\}) / (R + 1)`,
-    :math:`p_{greater}` likewise with :math:`\le`, and the two-sided
-    :math:`p = \min(1, 2 \min(p_{less}, p_{greater}))`; so p is never 0, and it is 1
-    for identical systems.
-
-    Args:
-        numerators: Per-utterance errors of the system, ``[utterances]``.
-        baseline_numerators: Those of the baseline, in the same order.
-        denominators: Per-utterance reference lengths.
-        resamples: Number of resamples R.
-        seed: Seed of the draws.
-
-    Raises:
-        ValueError: As in :func:`rate_interval`.
+    Returns:
+        The difference of the rates as fractions, with :func:`two_sided` as p.
     """
-    errors, lengths = _checked(numerators, denominators)
-    baseline, _ = _checked(baseline_numerators, denominators)
-    extra = errors - baseline
-    differences = np.concatenate(
-        [
-            extra[draw].sum(axis=1) / lengths[draw].sum(axis=1)
-            for draw in _draws(len(errors), resamples, seed)
-        ]
-    )
-    return _paired_test(float(extra.sum() / lengths.sum()), differences)
+    extra = np.asarray(numerators, np.float64) - np.asarray(baseline_numerators)
+    draws = _rates(extra, denominators, resamples, seed)
+    return _tested(float(extra.sum() / np.sum(denominators)), draws)
 
 
 def macro_interval(
@@ -121,18 +114,10 @@ def macro_interval(
 
     .. math:: M^* = \frac{1}{G} \sum_g \frac{1}{n_g} \sum_{u \in draw_g} r_{gu} .
 
-    Args:
-        groups: Per group a vector of values per utterance.
-        resamples: Number of resamples.
-        seed: Seed of the draws.
-
-    Returns:
-        Lower and upper bound in the values' own scale.
-
     Raises:
         ValueError: No groups, or an empty one.
     """
-    return _central(_macro_means(groups, resamples, seed), 0.95)
+    return central(_macro_means(groups, resamples, seed), *_TAILS)
 
 
 def paired_macro_bootstrap(
@@ -140,17 +125,11 @@ def paired_macro_bootstrap(
     baseline_groups: Sequence[ArrayLike],
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> PairedTest:
+) -> Difference:
     """Test whether a mean of group means differs from a baseline's.
 
-    Both are evaluated on the same draws of utterances within groups; p-values as in
-    :func:`paired_bootstrap`.
-
-    Args:
-        groups: Per group a vector of values per utterance.
-        baseline_groups: The baseline's, in the same order.
-        resamples: Number of resamples.
-        seed: Seed of the draws.
+    Both are evaluated on the same draws of utterances within groups, whose values are
+    in the same order.
 
     Raises:
         ValueError: Groups are missing, empty, or of different sizes.
@@ -159,8 +138,30 @@ def paired_macro_bootstrap(
         np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
         for ours, theirs in zip(groups, baseline_groups, strict=True)
     ]
-    differences = _macro_means(extra, resamples, seed)
-    return _paired_test(float(np.mean([g.mean() for g in extra])), differences)
+    draws = _macro_means(extra, resamples, seed)
+    return _tested(float(np.mean([g.mean() for g in extra])), draws)
+
+
+def two_sided(differences: NDArray[np.float64]) -> float:
+    r"""Two-sided p-value of R resampled differences :math:`\Delta^*`.
+
+    .. math::
+        p = \min\Big(1, 2 \min\Big(\frac{1 + \#\{\Delta^* \ge 0\}}{R + 1},
+            \frac{1 + \#\{\Delta^* \le 0\}}{R + 1}\Big)\Big) ,
+
+    so it is never 0, and it is 1 for identical systems.
+    """
+    above = (1 + np.count_nonzero(differences >= 0)) / (len(differences) + 1)
+    below = (1 + np.count_nonzero(differences <= 0)) / (len(differences) + 1)
+    return min(1.0, 2 * min(above, below))
+
+
+def central(
+    values: NDArray[np.float64], low: float = 0.025, high: float = 0.975
+) -> tuple[float, float]:
+    """Return the bounds of the central part of resampled values."""
+    first, last = np.quantile(values, [low, high])
+    return float(first), float(last)
 
 
 def mcnemar_exact(correct: ArrayLike, baseline_correct: ArrayLike) -> float:
@@ -170,10 +171,6 @@ def mcnemar_exact(correct: ArrayLike, baseline_correct: ArrayLike) -> float:
     under equal accuracy b is binomial with b + c trials of probability 1/2:
 
     .. math:: p = \min\Big(1, 2 \sum_{i=0}^{\min(b, c)} \binom{b+c}{i} 2^{-(b+c)}\Big)
-
-    Args:
-        correct: Whether the system is right, ``[utterances]`` of bool.
-        baseline_correct: Whether the baseline is, in the same order.
 
     Raises:
         ValueError: The two have different lengths.
@@ -199,6 +196,27 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def _rates(
+    numerators: ArrayLike, denominators: ArrayLike, resamples: int, seed: int
+) -> NDArray[np.float64]:
+    """Rate of each resample of utterances, ``[resamples]``."""
+    errors = np.asarray(numerators, dtype=np.float64)
+    lengths = np.asarray(denominators, dtype=np.float64)
+    if errors.shape != lengths.shape or errors.ndim != 1:
+        raise ValueError(
+            f"expected two vectors of one length, found shapes {errors.shape} "
+            f"and {lengths.shape}"
+        )
+    if errors.size == 0:
+        raise ValueError("no utterances")
+    if lengths.min() < 1:
+        raise ValueError(f"denominator {lengths.min():g} is below 1")
+    draws = _draws(len(errors), resamples, seed)
+    return np.concatenate(
+        [errors[draw].sum(axis=1) / lengths[draw].sum(axis=1) for draw in draws]
+    )
+
+
 def _macro_means(
     groups: Sequence[ArrayLike], resamples: int, seed: int
 ) -> NDArray[np.float64]:
@@ -213,33 +231,9 @@ def _macro_means(
     return total / len(arrays)
 
 
-def _paired_test(difference: float, differences: NDArray[np.float64]) -> PairedTest:
-    resamples = len(differences)
-    p_less = (1 + np.count_nonzero(differences >= 0)) / (resamples + 1)
-    p_greater = (1 + np.count_nonzero(differences <= 0)) / (resamples + 1)
-    return PairedTest(
-        difference=difference,
-        interval=_central(differences, 0.95),
-        p_two_sided=min(1.0, 2 * min(p_less, p_greater)),
-        p_less=p_less,
-    )
-
-
-def _checked(
-    numerators: ArrayLike, denominators: ArrayLike
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    errors = np.asarray(numerators, dtype=np.float64)
-    lengths = np.asarray(denominators, dtype=np.float64)
-    if errors.shape != lengths.shape or errors.ndim != 1:
-        raise ValueError(
-            f"expected two vectors of one length, found shapes {errors.shape} "
-            f"and {lengths.shape}"
-        )
-    if errors.size == 0:
-        raise ValueError("no utterances")
-    if lengths.min() < 1:
-        raise ValueError(f"denominator {lengths.min():g} is below 1")
-    return errors, lengths
+def _tested(value: float, draws: NDArray[np.float64]) -> Difference:
+    interval = central(draws, *_TAILS)
+    return Difference(value, interval, two_sided(draws), "paired bootstrap")
 
 
 def _draws(
@@ -250,8 +244,3 @@ def _draws(
     block = max(1, _BLOCK_ELEMENTS // utterances)
     for start in range(0, resamples, block):
         yield rng.integers(utterances, size=(min(block, resamples - start), utterances))
-
-
-def _central(values: NDArray[np.float64], level: float) -> tuple[float, float]:
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)

@@ -5,12 +5,15 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 
 from espnet2_lamer.metrics.bootstrap import (
-    PairedTest,
+    Difference,
     macro_interval,
     paired_bootstrap,
     paired_macro_bootstrap,
     rate_interval,
 )
+
+#: Per utterance id its (numerator, denominator).
+Parts = Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,8 @@ class Measure:
         value: The figure, per cent for rates; with several seeds their mean.
         interval: Its 95 % interval, or None when it was not estimated.
         count: Number of utterances it was measured on, or None.
-        parts: Per utterance id (numerator, denominator) when the figure is a rate,
-            so that two systems can be compared utterance by utterance.
+        parts: Where the figure is a rate, so that two systems can be compared
+            utterance by utterance.
         seeds: Number of trainings whose mean this is.
         deviation: Standard deviation over them (n - 1), None for one training.
         note: What qualifies this one figure, e.g. the language of a maximum.
@@ -31,15 +34,13 @@ class Measure:
     value: float
     interval: tuple[float, float] | None = None
     count: int | None = None
-    parts: Mapping[str, tuple[float, float]] = field(default_factory=dict, repr=False)
+    parts: Parts = field(default_factory=dict, repr=False)
     seeds: int = 1
     deviation: float | None = None
     note: str = ""
 
     @classmethod
-    def of_rate(
-        cls, parts: Mapping[str, tuple[float, float]], seed: int = 0
-    ) -> "Measure":
+    def of_rate(cls, parts: Parts, seed: int = 0) -> "Measure":
         """Make a rate in per cent, with its bootstrap interval, from its parts.
 
         Utterances with denominator 0 (no masked frame, no labelled frame) say
@@ -75,7 +76,7 @@ class Measure:
         if not others:
             return first
         for other in others:
-            _require_same_parts(first, other)
+            first.require_same_utterances(other)
         averaged = cls.of_rate(
             {
                 utt: (fmean(m.parts[utt][0] for m in measures), denominator)
@@ -86,18 +87,27 @@ class Measure:
         deviation = stdev(m.value for m in measures)
         return replace(averaged, seeds=len(measures), deviation=deviation)
 
-    def compare(self, baseline: "Measure", seed: int = 0) -> PairedTest | None:
+    def compare(self, baseline: "Measure", seed: int = 0) -> Difference:
         """Paired bootstrap against a baseline measured on the same utterances.
 
         Returns:
-            The test, differences as fractions; None when either has no parts.
+            The difference in per cent; without a test when either has no parts.
 
         Raises:
             ValueError: The utterances or their denominators differ.
         """
-        if not self.parts or not baseline.parts:
-            return None
-        _require_same_parts(self, baseline)
+        if not self._tested_with(baseline):
+            return Difference(self.value - baseline.value)
+        test = self._test(baseline, seed)
+        low, high = test.interval
+        value = self.value - baseline.value
+        return replace(test, value=value, interval=(100 * low, 100 * high))
+
+    def _tested_with(self, baseline: "Measure") -> bool:
+        return bool(self.parts and baseline.parts)
+
+    def _test(self, baseline: "Measure", seed: int) -> Difference:
+        self.require_same_utterances(baseline)
         utts = sorted(self.parts)
         return paired_bootstrap(
             [self.parts[u][0] for u in utts],
@@ -105,6 +115,15 @@ class Measure:
             [self.parts[u][1] for u in utts],
             seed=seed,
         )
+
+    def require_same_utterances(self, other: "Measure") -> None:
+        """Raise a ValueError where utterances or their denominators differ."""
+        ours, theirs = (
+            {u: denominator for u, (_, denominator) in m.parts.items()}
+            for m in (self, other)
+        )
+        if ours != theirs:
+            raise ValueError("the two measures are not over the same utterances")
 
 
 @dataclass(frozen=True)
@@ -135,18 +154,15 @@ class MacroMeasure(Measure):
             groups=groups,
         )
 
-    def compare(self, baseline: Measure, seed: int = 0) -> PairedTest | None:
-        """Paired bootstrap within languages.
+    def _tested_with(self, baseline: Measure) -> bool:
+        return isinstance(baseline, MacroMeasure)
 
-        Raises:
-            ValueError: The languages or their utterances differ.
-        """
-        if not isinstance(baseline, MacroMeasure):
-            return None
+    def _test(self, baseline: Measure, seed: int) -> Difference:
+        """Paired bootstrap within languages."""
         ours, theirs = self.groups, baseline.groups
-        if {n: set(g) for n, g in ours.items()} != {
-            n: set(g) for n, g in theirs.items()
-        }:
+        if any(
+            ours.get(n, {}).keys() != theirs.get(n, {}).keys() for n in {*ours, *theirs}
+        ):
             raise ValueError("the two measures are not over the same utterances")
         order = [(name, list(ours[name])) for name in sorted(ours)]
         return paired_macro_bootstrap(
@@ -156,8 +172,23 @@ class MacroMeasure(Measure):
         )
 
 
-def _require_same_parts(one: Measure, other: Measure) -> None:
-    if {u: p[1] for u, p in one.parts.items()} != {
-        u: p[1] for u, p in other.parts.items()
-    }:
-        raise ValueError("the two measures are not over the same utterances")
+@dataclass(frozen=True)
+class Figure:
+    """One number of a table, with everything that qualifies it.
+
+    Attributes:
+        table: What it measures: the title of its table.
+        label: Test set, language or what was measured.
+        unit: What is counted; "" where the table says it.
+        measure: Value, interval, number of utterances, seeds; None: not measured.
+        comparisons: Against each reference system that has the same figure.
+        trainings: Value per seed, when several were averaged.
+    """
+
+    table: str
+    label: str
+    unit: str
+    system: str
+    measure: Measure | None
+    comparisons: tuple[Difference, ...] = ()
+    trainings: Mapping[int, float] = field(default_factory=dict)

@@ -10,13 +10,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from espnet2_lamer.constants import RECEPTIVE_FIELD, SAMPLE_RATE, STRIDE
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.text import text_lines
 from espnet2_lamer.metrics.measure import Measure
 
-SAMPLE_RATE = 16_000
-_FRAME_SHIFT = 320
-_FRAME_CENTRE = 200
 # Iterations of L-BFGS. Fixed, so that every model's probe gets the same budget.
 _ITERATIONS = 100
 # A last phone may end after the last frame's centre by a little, not by more.
@@ -30,8 +28,7 @@ class PhoneProbe:
     """Result of a phone probe.
 
     Attributes:
-        accuracy: Frame accuracy on the test utterances, per cent, with its bootstrap
-            interval over utterances and its parts, so that two models compare.
+        accuracy: Frame accuracy on the test utterances, per cent.
         majority: Accuracy of always answering the most frequent training phone.
         phones: Number of phones the probe can answer.
         train_frames: Number of frames it was trained on.
@@ -44,13 +41,10 @@ class PhoneProbe:
 
 
 def frame_phones(phones_ctm: str | Path) -> dict[str, list[str | None]]:
-    """Align a phone CTM to HuBERT frames.
+    """Align a phone CTM, ``utt channel start_s duration_s phone``, to HuBERT frames.
 
     Frame t covers samples 320 t to 320 t + 400 of 16 kHz audio; it gets the phone
     that is spoken at its centre, sample 320 t + 200.
-
-    Args:
-        phones_ctm: ``utt channel start_s duration_s phone`` lines.
 
     Returns:
         Per utterance one phone a frame, up to the last phone; None between phones.
@@ -60,7 +54,9 @@ def frame_phones(phones_ctm: str | Path) -> dict[str, list[str | None]]:
     """
     path = Path(phones_ctm)
     if not path.is_file():
-        raise RecipeError(f"{path}: file not found; it is made by stage 1")
+        raise RecipeError(
+            f"{path}: file not found; it comes with the timed phones of a corpus"
+        )
     aligned: dict[str, list[str | None]] = {}
     for number, line in text_lines(path):
         try:
@@ -98,8 +94,8 @@ def phone_probe(
         train_features: ``[T, D]`` per utterance id (arrays or CPU tensors).
         train_phones: Per utterance id its frames' phones, see :func:`frame_phones`.
             Utterances that are not in it are left out.
-        test_features: As ``train_features``, for other utterances.
-        test_phones: As ``train_phones``.
+        test_features: Likewise, for other utterances.
+        test_phones: Likewise.
         max_frames: More training frames than these are sampled down.
         seed: Seed of that sample and of the bootstrap.
         ridge: Use a ridge classifier instead, which is solved at once (the phones'
@@ -116,10 +112,8 @@ def phone_probe(
 
     features, phones, _ = _labelled_frames(train_features, train_phones, "training")
     if len(features) > max_frames:
-        chosen = np.random.default_rng(seed).choice(
-            len(features), max_frames, replace=False
-        )
-        chosen.sort()
+        rng = np.random.default_rng(seed)
+        chosen = np.sort(rng.choice(len(features), max_frames, replace=False))
         features, phones = features[chosen], phones[chosen]
     names, counts = np.unique(phones, return_counts=True)
     if len(names) < 2:
@@ -145,15 +139,12 @@ def phone_probe(
     right = classifier.predict((tested - mean) / deviation) == truth
     unseen = np.setdiff1d(truth, names)
     if unseen.size:
-        logging.debug(
-            "phone probe: test phones never seen in training count as wrong: %s",
-            " ".join(unseen),
-        )
+        logging.debug("phone probe: never seen in training, wrong: %s", unseen)
     utts, owner = np.unique(owners, return_inverse=True)
-    correct, frames = np.bincount(owner, weights=right), np.bincount(owner)
+    counts_of = zip(np.bincount(owner, right), np.bincount(owner), strict=True)
     parts = {
-        str(utt): (int(c), int(n))
-        for utt, c, n in zip(utts, correct, frames, strict=True)
+        str(utt): (int(correct), int(frames))
+        for utt, (correct, frames) in zip(utts, counts_of, strict=True)
     }
     return PhoneProbe(
         accuracy=Measure.of_rate(parts, seed=seed),
@@ -165,8 +156,8 @@ def phone_probe(
 
 def _first_frame(seconds: float) -> int:
     """Index of the first frame whose centre is not before a point in time."""
-    samples = round(seconds * SAMPLE_RATE)
-    return max(0, math.ceil((samples - _FRAME_CENTRE) / _FRAME_SHIFT))
+    samples = round(seconds * SAMPLE_RATE) - RECEPTIVE_FIELD // 2
+    return max(0, math.ceil(samples / STRIDE))
 
 
 def _labelled_frames(

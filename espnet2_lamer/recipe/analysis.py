@@ -24,9 +24,9 @@ from espnet2_lamer.convert.load import read_architecture
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.layers import record_routing
-from espnet2_lamer.metrics.cka import LinearCKA
 from espnet2_lamer.metrics.measure import Measure
 from espnet2_lamer.metrics.probe import PhoneProbe, frame_phones, phone_probe
+from espnet2_lamer.metrics.similarity import LinearCKA
 from espnet2_lamer.parallel import run_each
 from espnet2_lamer.recipe.checkpoints import base_path
 from espnet2_lamer.recipe.options import Options

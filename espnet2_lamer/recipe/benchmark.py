@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation import mlsuperb_tree, paper_sets
-from espnet2_lamer.evaluation.mlsuperb_protocol import (
+from espnet2_lamer.evaluation import mlsuperb, paper_sets
+from espnet2_lamer.evaluation.mlsuperb import (
     FEW_SHOT,
     MONOLINGUAL,
     few_shot_utterances,
@@ -230,8 +230,8 @@ def _paper(options: Options, track: str, budget: str) -> list[Task]:
 
 def _mlsuperb(options: Options, track: str, budget: str) -> list[Task]:
     langs = eval_langs(options)
-    pairs = list(mlsuperb_tree.scan_tree(options.mlsuperb, langs))
-    name = mlsuperb_tree.set_name
+    pairs = list(mlsuperb.scan_tree(options.mlsuperb, langs))
+    name = mlsuperb.set_name
     if track in MIXED_TRACKS:
 
         def train(dataset: str, lang: str) -> str:

@@ -102,7 +102,7 @@ def format_ssl(options: Options) -> None:
 
 def _mlsuperb_lists(options: Options) -> dict[str, list[Utterance]]:
     """Dev and test lists of ML-SUPERB's data in the languages of pretraining."""
-    from espnet2_lamer.evaluation.mlsuperb_tree import read_transcript, scan_tree
+    from espnet2_lamer.evaluation.mlsuperb import read_transcript, scan_tree
 
     if not options.overlap_tree:
         return {}
@@ -124,8 +124,7 @@ def format_evaluation(options: Options) -> None:
 
 
 def _format_own(options: Options) -> None:
-    from espnet2_lamer.evaluation.benchmark_sets import write_budget
-    from espnet2_lamer.evaluation.mlsuperb import prepare_asr_data
+    from espnet2_lamer.evaluation.benchmark_sets import prepare_asr_data, write_budget
     from espnet2_lamer.recipe.benchmark import eval_langs
 
     langs = eval_langs(options)
@@ -161,7 +160,7 @@ def _format_paper(options: Options) -> None:
 
 
 def _format_mlsuperb(options: Options) -> None:
-    from espnet2_lamer.evaluation.mlsuperb_tree import prepare_mlsuperb
+    from espnet2_lamer.evaluation.mlsuperb import prepare_mlsuperb
     from espnet2_lamer.recipe.benchmark import eval_langs
 
     prepare_mlsuperb(

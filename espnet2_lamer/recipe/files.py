@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from espnet2_lamer.evaluation.mlsuperb_tree import scan_tree
+from espnet2_lamer.evaluation.mlsuperb import scan_tree
 from espnet2_lamer.recipe.benchmark import (
     adapter_files,
     eval_langs,

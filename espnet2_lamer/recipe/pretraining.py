@@ -7,7 +7,7 @@ from pathlib import Path
 
 from espnet2_lamer.constants import num_frames
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.provenance import made_from
+from espnet2_lamer.evaluation.runs import made_from
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.hashing import sha256_file

@@ -1,4 +1,4 @@
-"""Stage 12: decode the test sets, score, and write RESULTS.md."""
+"""Decode the test sets, score, and write RESULTS.md."""
 
 import json
 import logging
@@ -8,20 +8,22 @@ from pathlib import Path
 from espnet2_lamer.evaluation.head_decoding import decode_run
 from espnet2_lamer.evaluation.plots import write_plots
 from espnet2_lamer.evaluation.results import (
-    Figure,
+    CONFOUNDED,
+    SYNTHETIC,
     MeasureTable,
     Results,
+    TaskFigure,
     collect_figures,
+    describe_environment,
+    write_results,
 )
-from espnet2_lamer.evaluation.runs import Run
+from espnet2_lamer.evaluation.runs import Rate, Run, choose_rates
 from espnet2_lamer.evaluation.scored_runs import (
     fill_results,
     language_table,
     score_run,
     superb_table,
 )
-from espnet2_lamer.evaluation.sweep import Rate, choose_rates
-from espnet2_lamer.evaluation.tables import describe_environment, write_results
 from espnet2_lamer.metrics.measure import Measure
 from espnet2_lamer.parallel import run_each
 from espnet2_lamer.recipe.analysis import read_measure
@@ -71,21 +73,14 @@ def score(options: Options) -> None:
     logging.info("results: %s, %d plots", options.results / "RESULTS.md", len(pictures))
 
 
-def _log(figures: Sequence[Figure]) -> None:
+def _log(figures: Sequence[TaskFigure]) -> None:
     for f in figures:
-        if f.task is None or f.task.part or f.measure.interval is None:
+        if not f.task.track or f.task.part or f.measure.interval is None:
             continue
-        logging.info(
-            "%s, %s, %s, %s: %s %.1f %% (%.1f-%.1f), %d utterances",
-            f.system,
-            f.task.track,
-            f.label,
-            f.unit,
-            f.kind,
-            f.measure.value,
-            *f.measure.interval,
-            f.measure.count,
-        )
+        low, high = f.measure.interval
+        what = f"{f.system}, {f.task.track}, {f.label}, {f.unit}: {f.kind}"
+        found = f"{f.measure.value:.1f} % ({low:.1f}-{high:.1f})"
+        logging.info("%s %s, %d utterances", what, found, f.measure.count)
 
 
 def _read(path: Path):
@@ -93,72 +88,55 @@ def _read(path: Path):
 
 
 def _pretraining_tables(options: Options) -> list[MeasureTable]:
-    """What stage 8 found, where the pretraining is among the upstreams."""
+    """What analysis found, where the pretraining is among the upstreams."""
     if "lamer" not in options.upstreams:
         return []
-    return [*_masked_table(options), *_forgetting_tables(options)]
-
-
-def _masked_table(options: Options) -> list[MeasureTable]:
-    saved = _read(options.analysis / "masked_accuracy.json")
     names = {
         options.ssl_experiment.name: options.ssl_tag,
         options.control_experiment.name: "head-only control",
     }
-    rows: dict[str, dict[str, Measure]] = {}
+    masked: dict[str, dict[str, Measure]] = {}
+    saved = _read(options.analysis / "masked_accuracy.json")
     for experiment, measures in saved.items():
         for lang, fields in measures.items():
-            rows.setdefault(lang, {})[names[experiment]] = read_measure(fields)
-    return [
+            masked.setdefault(lang, {})[names[experiment]] = read_measure(fields)
+    tables = [
         MeasureTable(
             "Masked prediction",
             "masked accuracy (%)",
-            rows,
-            "head-only control",
+            masked,
+            ["head-only control"],
             "Same units, data, masks and number of updates; the control trains the "
             "head on the frozen base.",
         )
     ]
-
-
-def _forgetting_tables(options: Options) -> list[MeasureTable]:
-    saved = _read(options.analysis / "forgetting.json")
-    tables = []
-    where = f"Held-out speech, layer {saved['layer']}."
-    if saved["phone_probe"]:
-        rows = {
+    forgetting = _read(options.analysis / "forgetting.json")
+    where = f"Held-out speech, layer {forgetting['layer']}."
+    if forgetting["phone_probe"]:
+        probes = {
             lang: {
-                options.system(name): read_measure(p["accuracy"])
-                for name, p in probes.items()
+                options.system(name): read_measure(probe["accuracy"])
+                for name, probe in found.items()
             }
-            for lang, probes in saved["phone_probe"].items()
+            for lang, found in forgetting["phone_probe"].items()
         }
         tables.append(
             MeasureTable(
                 "Forgetting: linear phone probe",
                 "frame accuracy (%)",
-                rows,
-                "base",
+                probes,
+                ["base"],
                 f"{where} Replayed languages ({', '.join(options.replay_langs)}) show "
                 "what was kept, new ones what was gained.",
             )
         )
-    tables.append(
-        MeasureTable(
-            "Similarity to the base: linear CKA",
-            "CKA",
-            {
-                lang: {
-                    options.system(name): Measure(value)
-                    for name, value in values.items()
-                }
-                for lang, values in saved["cka"].items()
-            },
-            "base",
-            f"{where} 1 means unchanged up to rotation and scale.",
-        )
-    )
-    return tables
+    similar = {
+        lang: {options.system(name): Measure(value) for name, value in found.items()}
+        for lang, found in forgetting["cka"].items()
+    }
+    note = f"{where} 1 means unchanged up to rotation and scale."
+    title = "Similarity to the base: linear CKA"
+    return [*tables, MeasureTable(title, "CKA", similar, ["base"], note)]
 
 
 def _parameters(options: Options) -> dict[str, dict[str, float]]:
@@ -175,18 +153,11 @@ def _parameters(options: Options) -> dict[str, dict[str, float]]:
 def _notes(options: Options, runs: Sequence[Run]) -> list[str]:
     notes = []
     if options.corpus == "mini":
-        notes.append(
-            "Synthetic formant speech (espeak-ng): it shows that the pipeline learns "
-            "and says nothing about human speech."
-        )
+        notes.append(SYNTHETIC)
     statistics = options.datadir / "manifest.json"
     if options.corpus == "manifest" and statistics.is_file():
         if _read(statistics).get("channel_confounded"):
-            notes.append(
-                "channel-confounded: no source covers two languages, so a model can "
-                "tell the languages apart by their recordings. LID accuracy on this "
-                "data is no evidence, and gains on it are weak evidence."
-            )
+            notes.append(CONFOUNDED)
     if any(run.track == "lid" for run in runs):
         notes.append(
             "LID is scored twice: by the language tag with the highest CTC "

@@ -13,7 +13,7 @@ import numpy as np
 from espnet2_lamer.constants import num_frames
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table
-from espnet2_lamer.metrics.information import entropy
+from espnet2_lamer.metrics.similarity import entropy
 
 # Utterances whose language is not known are counted under this name.
 UNKNOWN = ""

@@ -23,9 +23,8 @@ from espnet2_lamer.fileio.atomic import append_text, atomic_path
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.hubert.statistics import is_distributed, keep_json_lines
 from espnet2_lamer.layers import experts_off
-from espnet2_lamer.metrics.cka import LinearCKA
-from espnet2_lamer.metrics.depths import compared_layers
 from espnet2_lamer.metrics.probe import Phones, frame_phones, phone_probe
+from espnet2_lamer.metrics.similarity import LinearCKA, compared_layers
 from espnet2_lamer.train.labels import beside
 
 # L2 penalty of the probe, chosen on the mini base's dev set: few frames, many values.

@@ -10,8 +10,8 @@ import numpy as np
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json, write_text
 from espnet2_lamer.fileio.datadir import read_table
-from espnet2_lamer.metrics.information import entropy, phone_scores
 from espnet2_lamer.metrics.probe import frame_phones
+from espnet2_lamer.metrics.similarity import entropy, phone_scores
 from espnet2_lamer.units.labels import iterate_labels
 
 # Frames that no phone covers.

@@ -14,7 +14,7 @@ from espnet2_lamer.analysis.routing import (
 )
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers.feed_forward import RoutingRecord
-from espnet2_lamer.metrics.information import entropy
+from espnet2_lamer.metrics.similarity import entropy
 
 
 def top2(probs):

@@ -5,6 +5,7 @@ import torch
 import yaml
 
 from espnet2_lamer.asr.upstream import Upstream
+from tests.data.conftest import make_set  # noqa: F401 (a fixture of this folder, too)
 from tests.evaluation.tiny_head import CONFIG, GREEDY, TINY, run_training, write_set
 
 

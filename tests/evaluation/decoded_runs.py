@@ -1,4 +1,4 @@
-"""Decoded runs on disk, as stages 9 to 12 leave them, for tests."""
+"""Decoded runs on disk, as decoding leaves them, for tests."""
 
 import json
 

@@ -160,7 +160,7 @@ def test_a_learning_rate_replaces_the_configs_and_its_schedules(tmp_path):
     for schedule, expected in (({}, 1), ({"scheduler_conf": {"max_lr": 1}}, 2)):
         config.write_text(yaml.safe_dump(CONFIG | schedule))
         options = downstream._espnet_options(
-            tmp_path, tmp_path, config, 16, vocabulary, head, True
+            tmp_path, tmp_path, config, vocabulary, head
         )
         found = [word for word in options if word.endswith("lr=0.0003")]
         assert found == ["lr=0.0003", "max_lr=0.0003"][:expected]

@@ -8,7 +8,7 @@ import yaml
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation import head_decoding
-from espnet2_lamer.evaluation.ctc_prefix import greedy_prefix_search
+from espnet2_lamer.evaluation.head_decoding import greedy_prefix_search
 from espnet2_lamer.fileio.datadir import read_table
 from tests.evaluation.tiny_head import (
     GREEDY,
@@ -18,10 +18,10 @@ from tests.evaluation.tiny_head import (
 
 
 def test_decoding_equals_speech2text_and_is_written_as_espnet_does(trained):
-    result = head_decoding.decode(
+    (result,) = head_decoding.decode(
         trained / "exp/final",
         trained / "dev/wav.scp",
-        trained / "decoded",
+        {trained / "decoded": False},
         trained / "decode.yaml",
     )
     assert result == trained / "decoded/1best_recog/text"
@@ -104,14 +104,15 @@ def test_decoded_set_is_kept_until_model_audio_or_config_changes(
     monkeypatch.setattr(head_decoding, "decode_decisions", fake)
     config = tmp_path / "decode.yaml"
     config.write_text(yaml.safe_dump(GREEDY))
-    arguments = (trained / "exp/final", trained / "dev/wav.scp", tmp_path / "d", config)
+    outputs = {tmp_path / "d": False}
+    arguments = (trained / "exp/final", trained / "dev/wav.scp", outputs, config)
     head_decoding.decode(*arguments)
     head_decoding.decode(*arguments)
     assert len(calls) == 1
     config.write_text(yaml.safe_dump({**GREEDY, "beam_size": 5}))
     head_decoding.decode(*arguments)
     assert len(calls) == 2
-    with pytest.raises(RecipeError, match="made by stages 10 and 11"):
+    with pytest.raises(RecipeError, match="training a head makes it"):
         head_decoding.decode(tmp_path, *arguments[1:])
 
 

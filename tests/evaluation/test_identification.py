@@ -4,7 +4,7 @@ import itertools
 
 import torch
 
-from espnet2_lamer.evaluation.identification import language_tags, most_probable_tag
+from espnet2_lamer.evaluation.head_decoding import language_tags, most_probable_tag
 
 
 def _probability(log_probs, label, blank):

@@ -1,135 +1,204 @@
-"""ASR sets per language."""
+"""ML-SUPERB's own data: a tiny tree of its layout."""
 
 import json
 
+import numpy as np
 import pytest
+import soundfile
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.mlsuperb import prepare_asr_data
-from espnet2_lamer.fileio.datadir import read_table, write_table
+from espnet2_lamer.evaluation.mlsuperb import (
+    DATASETS,
+    FEW_SHOT,
+    MONOLINGUAL,
+    few_shot_utterances,
+    prepare_mlsuperb,
+    scan_tree,
+)
+from espnet2_lamer.evaluation.text_units import official_text
+from espnet2_lamer.fileio.datadir import read_table
 
-_UNITS = {"eng": "char", "cmn": "pinyin"}
+LISTS = ("10min_train", "1h_train", "10min_dev", "10min_test")
 
 
-def _make(make_set, lang, texts, prefix=""):
-    for split in ("train", "dev", "test"):
-        make_set(f"{prefix}{split}", lang, [3.0] * len(texts), texts)
+def write_pair(root, dataset, lang, texts, seconds=1.0, rate=16000):
+    """Write ``<dataset>/<lang>`` with every text in every list."""
+    folder = root / dataset / lang
+    (folder / "wav").mkdir(parents=True)
+    prefix = {"commonvoice": "cv"}.get(dataset, dataset)
+    for kind in LISTS:
+        lines = []
+        for number, text in enumerate(texts):
+            utt = f"{prefix}_{lang}_{LISTS.index(kind)}{number:05d}"
+            noise = np.random.default_rng(number).standard_normal(int(seconds * rate))
+            soundfile.write(folder / "wav" / f"{utt}.wav", 0.1 * noise, rate)
+            lines.append(f"{utt}\t-\t{text}\n")
+        (folder / f"transcript_{kind}.txt").write_text("".join(lines), encoding="utf-8")
+    return folder
 
 
-def _prepare(root, langs=("eng",), **options):
-    return prepare_asr_data(root / "data", root / "dump", langs, _UNITS, **options)
+@pytest.fixture
+def tree(tmp_path):
+    root = tmp_path / "mlsuperb"
+    write_pair(root, "mls", "eng", ["it's [noise] Fine.", "yes"], rate=44100)
+    write_pair(root, "fleurs", "cmn", ["你好，李老师。"])
+    write_pair(root, "commonvoice", "yue", ["佢哋"])
+    return root
 
 
-def test_text_becomes_units_and_the_transcript_is_kept(make_set, tmp_path):
-    _make(make_set, "eng", ["It's fine."])
-    _make(make_set, "cmn", ["老师"])
-    write_table(tmp_path / "data/test_cmn/romanisation", {"cmn_test_000": "lao3 shi1"})
-    report = _prepare(tmp_path, ["eng", "cmn"])
+def prepare(tree, tmp_path, langs=("eng", "cmn"), budgets=("10min", "1h"), **options):
+    units = {"eng": "char", "cmn": "pinyin", "yue": "jyutping"}
+    return prepare_mlsuperb(
+        tree, tmp_path / "data", tmp_path / "dump", langs, units, budgets, **options
+    )
+
+
+def test_every_list_becomes_a_set_of_plain_16_khz_files(tree, tmp_path):
+    prepare(tree, tmp_path)
     raw = tmp_path / "dump/raw"
-    assert read_table(raw / "asr_eng_test/text") == {"eng_test_000": "ITS FINE"}
-    assert read_table(raw / "asr_eng_test/text.raw") == {"eng_test_000": "It's fine."}
-    assert read_table(raw / "asr_cmn_test/text") == {"cmn_test_000": "l ao3 sh i1"}
-    assert report["languages"]["cmn"]["unit"] == "pinyin"
-    assert report == json.loads((raw / "asr.json").read_text())
+    names = {path.name for path in raw.iterdir() if path.is_dir()} - {"audio"}
+    assert names == {
+        f"mlsuperb_{pair}_{part}"
+        for pair in ("mls_eng", "fleurs_cmn")
+        for part in ("train_10min", "train_1h", "dev", "test")
+    }
+    for name in names:
+        for path in read_table(raw / name / "wav.scp").values():
+            info = soundfile.info(path)  # a pipe would be no file
+            assert (info.samplerate, info.channels) == (16000, 1)
+    # 1h training has the ten-minute dev and test lists.
+    dev = read_table(raw / "mlsuperb_mls_eng_dev/wav.scp")
+    assert list(dev) == ["mls_eng_200000", "mls_eng_200001"]
+    record = json.loads((raw / "mlsuperb_fleurs_cmn_train_1h/set.json").read_text())
+    assert record["corpus"] == "fleurs" and record["budget"] == "1h"
+    assert (record["unit"], record["normalisation"]) == ("pinyin", "official")
+    assert (record["utterances"], record["seconds"]) == (1, 1.0)
 
 
-def test_the_given_romanisation_wins_over_looked_up_readings(make_set, tmp_path):
-    _make(make_set, "cmn", ["行"])
-    for split in ("train", "dev", "test"):
-        write_table(
-            tmp_path / f"data/{split}_cmn/romanisation", {f"cmn_{split}_000": "hang2"}
+def test_the_text_is_that_of_the_official_scripts(tree, tmp_path):
+    prepare(tree, tmp_path)
+    raw = tmp_path / "dump/raw"
+    mono = read_table(raw / "mlsuperb_mls_eng_test/text")["mls_eng_300000"]
+    multi = read_table(raw / "mlsuperb_mls_eng_test/text.char")["mls_eng_300000"]
+    # Only the multilingual script takes brackets for a comment.
+    assert (mono, multi) == ("ITS NOISE FINE", "ITS FINE")
+    pinyin = read_table(raw / "mlsuperb_fleurs_cmn_test/text")["fleurs_cmn_300000"]
+    assert [token for token in pinyin.split() if token.isalnum()] == (
+        "n i3 h ao3 l i3 l ao3 sh i1".split()
+    )
+    # Punctuation outside ASCII stays, as it does there.
+    multi = read_table(raw / "mlsuperb_fleurs_cmn_test/text.char")
+    assert multi["fleurs_cmn_300000"] == "你好，李老师。"
+
+
+@pytest.mark.parametrize(
+    ("text", "mono", "multi"),
+    [
+        ("Don't stop!", "DONT STOP", "DONT STOP"),
+        ("a [b] c [d] e", "A B C D E", "A E"),  # from the first bracket to the last
+        ("a [b (c) d] e", "A B C D E", "A B C D E"),
+        ("straße – «ja»", "STRASSE – «JA»", "STRASSE – «JA»"),
+    ],
+)
+def test_official_normalisation(text, mono, multi):
+    """Expected: the two scripts' process_text, white space collapsed."""
+    assert official_text(text) == mono
+    assert official_text(text, brackets=True) == multi
+
+
+def test_test_sets_keep_what_training_drops(tree, tmp_path):
+    folder = tree / "mls/eng/wav"
+    for kind in (0, 3):
+        soundfile.write(folder / f"mls_eng_{kind}00001.wav", np.ones(3200 * 101), 16000)
+    long = np.random.default_rng(0).standard_normal(16000 * 21) * 0.1
+    for kind in (0, 3):
+        soundfile.write(folder / f"mls_eng_{kind}00001.wav", long, 16000)
+    report = prepare(tree, tmp_path)["sets"]
+    assert report["mlsuperb_mls_eng_train_10min"]["utterances"] == 1
+    assert report["mlsuperb_mls_eng_train_10min"]["dropped_long"] == 1
+    assert report["mlsuperb_mls_eng_test"]["utterances"] == 2
+
+
+def test_files_without_samples_or_words_are_left_out_and_counted(tree, tmp_path):
+    soundfile.write(tree / "mls/eng/wav/mls_eng_200000.wav", np.zeros(0), 16000)
+    path = tree / "mls/eng/transcript_10min_dev.txt"
+    wav = tree / "mls/eng/wav/mls_eng_200009.wav"
+    wav.write_bytes((tree / "mls/eng/wav/mls_eng_200001.wav").read_bytes())
+    path.write_text(path.read_text() + "mls_eng_200009 - ...\n")
+    counts = prepare(tree, tmp_path)["sets"]["mlsuperb_mls_eng_dev"]
+    assert (counts["utterances"], counts["no_samples"], counts["no_text"]) == (1, 1, 1)
+
+
+def test_a_reserved_language_has_its_five_training_utterances_apart(tmp_path):
+    root = tmp_path / "tree"
+    folder = write_pair(root, "commonvoice", "epo", ["unu", "du"])
+    lines = (folder / "transcript_10min_train.txt").read_text()
+    for utt in ("cv_epo_000006", "cv_epo_000039"):
+        (folder / "wav" / f"{utt}.wav").write_bytes(
+            (folder / "wav" / "cv_epo_000000.wav").read_bytes()
         )
-    _prepare(tmp_path, ["cmn"])
-    text = read_table(tmp_path / "dump/raw/asr_cmn_train/text")
-    assert text == {"cmn_train_000": "h ang2"}
+        lines += f"{utt} - tri\n"
+    (folder / "transcript_10min_train.txt").write_text(lines)
+    prepare(root, tmp_path, ["all"], ["10min"])
+    raw = tmp_path / "dump/raw"
+    few = raw / "mlsuperb_commonvoice_epo_train_few_10min"
+    assert list(read_table(few / "wav.scp")) == ["cv_epo_000006", "cv_epo_000039"]
+    assert json.loads((few / "set.json").read_text())["few_shot"]
+    assert len(read_table(raw / "mlsuperb_commonvoice_epo_train_10min/wav.scp")) == 4
+    folder.joinpath("transcript_10min_train.txt").write_text(
+        lines.split("cv_epo_00000")[0] + "cv_epo_000000 - u\n"
+    )
+    with pytest.raises(RecipeError, match="found none of cv_epo_000006"):
+        prepare(root, tmp_path, ["all"], ["10min"])
 
 
-def test_utterances_without_text_are_dropped_and_counted(make_set, tmp_path):
-    _make(make_set, "eng", ["one", "", "...", "two"])
-    report = _prepare(tmp_path)["languages"]["eng"]
-    assert report["train"]["utterances"] == 2
-    assert report["train"]["no_text"] == 2
-    wavs = read_table(tmp_path / "dump/raw/asr_eng_train/wav.scp")
-    assert list(wavs) == ["eng_train_000", "eng_train_003"]
+def test_the_protocols_tables_are_whole():
+    assert len(DATASETS) == 14 and len(MONOLINGUAL) == 13 and len(FEW_SHOT) == 20
+    assert {len(utts) for utts in FEW_SHOT.values()} == {5}
+    assert {dataset for _, dataset in MONOLINGUAL.values()} <= set(DATASETS)
+    assert few_shot_utterances("commonvoice", "lit") == {
+        "cv_lit_000026",
+        "cv_lit_000105",
+    }
+    assert len(few_shot_utterances("googlei18n_asr", "sun")) == 5
+    # Every listed utterance belongs to one of the data sets.
+    for lang, utts in FEW_SHOT.items():
+        found = [u for d in DATASETS for u in few_shot_utterances(d, lang)]
+        assert sorted(found) == sorted(utts)
 
 
-def test_sets_made_for_asr_are_preferred(make_set, tmp_path):
-    _make(make_set, "eng", ["plain"])
-    _make(make_set, "eng", ["special"], prefix="asr_")
-    _prepare(tmp_path)
-    text = read_table(tmp_path / "dump/raw/asr_eng_train/text")
-    assert text == {"eng_asr_train_000": "SPECIAL"}
-
-
-def test_training_can_be_limited_in_minutes_and_test_stays_whole(make_set, tmp_path):
-    _make(make_set, "eng", ["a"] * 20)
-    chosen = []
-    for _ in range(2):
-        report = _prepare(tmp_path, max_minutes=0.5)["languages"]["eng"]
-        assert report["train"]["utterances"] == 10
-        assert report["test"]["utterances"] == 20
-        chosen.append(read_table(tmp_path / "dump/raw/asr_eng_train/wav.scp"))
-    assert chosen[0] == chosen[1]
-
-
-def test_phone_units_come_from_the_timed_phones(make_set, tmp_path):
-    _make(make_set, "eng", ["hi"])
-    for split in ("train", "dev", "test"):
-        (tmp_path / f"data/{split}_eng/phones.ctm").write_text(
-            f"eng_{split}_000 1 0.1 0.1 h\neng_{split}_000 1 0.2 0.1 aI\n"
-        )
-    prepare_asr_data(tmp_path / "data", tmp_path / "dump", ["eng"], {"eng": "phone"})
-    text = read_table(tmp_path / "dump/raw/asr_eng_test/text")
-    assert text == {"eng_test_000": "h aI"}
-
-
-@pytest.mark.parametrize("texts", [None, ["", ""]])
-def test_a_language_without_text_is_named_with_its_file(make_set, tmp_path, texts):
-    _make(make_set, "eng", ["one", "two"])
-    _make(make_set, "cmn", ["好", "好"])
-    make_set("dev", "cmn", [3.0, 3.0], texts)
-    if texts is None:
-        (tmp_path / "data/dev_cmn/text").unlink()
-    with pytest.raises(RecipeError, match=r"dev_cmn/text: none of 2 cmn utterances"):
-        _prepare(tmp_path, ["eng", "cmn"])
-    assert not list((tmp_path / "dump").rglob("text"))
-
-
-def test_a_missing_set_is_named(make_set, tmp_path):
-    _make(make_set, "eng", ["one"])
-    (tmp_path / "data/test_eng/wav.scp").unlink()
-    with pytest.raises(RecipeError, match=r"test_eng/wav\.scp: file not found"):
-        _prepare(tmp_path)
-
-
-def test_a_language_without_unit_is_named(tmp_path):
-    with pytest.raises(RecipeError, match="none for language yue; found cmn, eng"):
-        _prepare(tmp_path, ["yue"])
-
-
-def test_a_transcript_without_units_is_named(make_set, tmp_path):
-    _make(make_set, "cmn", ["42"])
-    with pytest.raises(RecipeError, match="train_cmn/text: cmn_train_000: .*42"):
-        _prepare(tmp_path, ["cmn"])
-
-
-def test_bad_audio_is_left_out_counted_and_listed_until_it_is_too_much(
-    make_set, tmp_path, caplog
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda t: "mls_eng_000000\n", "expected an utterance id, a field"),
+        (lambda t: "mls_eng_000000 -\n", "expected an utterance id, a field"),
+        (lambda t: t + t, "'mls_eng_000000' occurs twice"),
+        (lambda t: "mls_eng_999999 - yes\n", "mls_eng_999999.wav not found"),
+        (lambda t: "../x - yes\n", "'../x' is no utterance id"),
+        (lambda t: "mls_eng_000000 - ...\n", "no utterance with text and audio"),
+    ],
+)
+def test_a_bad_transcript_is_named_and_nothing_is_written(
+    tree, tmp_path, spoil, message
 ):
-    _make(make_set, "eng", ["one"] * 10)
-    (tmp_path / "audio/eng_train_003.flac").write_bytes(b"")
-    clip = tmp_path / "audio/eng_test_004.flac"
-    clip.write_bytes(clip.read_bytes()[:-2000])
-    report = _prepare(tmp_path, max_minutes=1.0)["languages"]["eng"]
-    counts = {split: report[split]["bad_audio"] for split in ("train", "dev", "test")}
-    assert counts == {"train": 1, "dev": 0, "test": 1}
-    assert report["test"]["utterances"] == 9
-    lines = (tmp_path / "dump/raw/skipped_audio_asr.tsv").read_text().splitlines()
-    assert [line.split("\t")[:2] for line in lines[1:]] == [
-        ["test_eng", "eng_test_004"],
-        ["train_eng", "eng_train_003"],
-    ]
-    assert "test_eng: 1 of 10 utterances skipped" in caplog.text
-    (tmp_path / "audio/eng_test_005.flac").unlink()
-    with pytest.raises(RecipeError, match="test_eng/wav.scp: 2 of 10 audio files"):
-        _prepare(tmp_path)
+    path = tree / "mls/eng/transcript_10min_train.txt"
+    path.write_text(spoil(path.read_text()))
+    with pytest.raises(RecipeError, match=message):
+        prepare(tree, tmp_path)
+    raw = tmp_path / "dump/raw"
+    assert not raw.exists() or {p.name for p in raw.iterdir()} <= {"audio"}
+
+
+def test_a_missing_list_unknown_language_or_data_set_is_named(tree, tmp_path):
+    with pytest.raises(RecipeError, match="--eval_langs: xyz is in no data set of"):
+        scan_tree(tree, ["eng", "xyz"])
+    (tree / "mls/eng/transcript_10min_dev.txt").unlink()
+    with pytest.raises(RecipeError, match="transcript_10min_dev.txt: file not found"):
+        prepare(tree, tmp_path)
+    write_pair(tree, "librispeech", "eng", ["one"])
+    with pytest.raises(RecipeError, match="librispeech: unknown data set"):
+        scan_tree(tree)
+    with pytest.raises(RecipeError, match="found nothing, expected folders such as"):
+        scan_tree(tmp_path / "empty")
+    with pytest.raises(RecipeError, match="MLSUPERB is not set"):
+        scan_tree("")

@@ -102,7 +102,7 @@ def test_missing_sets_texts_and_lists_of_other_data_are_named(corpora, tmp_path)
         prepare(corpora, budgets=["all"])
     with pytest.raises(RecipeError, match="unknown corpus 'mls'"):
         prepare(corpora, corpora=["mls"])
-    with pytest.raises(RecipeError, match="--units: none for fra"):
+    with pytest.raises(RecipeError, match="--units: none for language fra"):
         prepare(corpora, langs=["fra"])
     lists = tmp_path / "lists"
     lists.mkdir()

@@ -4,15 +4,21 @@ import pytest
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.plots import plot_confusion, plot_rates, write_plots
-from espnet2_lamer.evaluation.results import Figure, Results, Task, collect_figures
-from espnet2_lamer.evaluation.scoring import LidScore
+from espnet2_lamer.evaluation.results import (
+    Results,
+    Task,
+    TaskFigure,
+    collect_figures,
+)
+from espnet2_lamer.evaluation.scoring import LidScore, Score
 from espnet2_lamer.metrics.measure import Measure
 
 
 def figure(system, test, value, interval, track="asr"):
     task = Task(track, test, "char", "all speech")
     measure = Measure(value, interval, 9)
-    return Figure("T", test, "char", system, measure, 9, (), "error rate", task)
+    score = Score({}, {})
+    return TaskFigure("T", test, "char", system, measure, task=task, score=score)
 
 
 @pytest.fixture
@@ -68,7 +74,7 @@ def test_a_confusion_picture_has_a_panel_per_system_and_the_counts(tmp_path, dra
 
 def test_the_pictures_of_a_run_have_one_name_per_track_and_lid_test(tmp_path):
     found = {"a": "eng", "b": "cmn"}
-    lid = LidScore.of_languages({"a": "eng", "b": "eng"}, found)
+    lid = LidScore({"a": "eng", "b": "eng"}, found)
     task = Task("lid", "all", "first tag", "1h total")
     part = Task("lid", "all", "first tag", "1h total", "eng")
     results = Results(

@@ -21,7 +21,7 @@ BASE = ROOT / "egs2/lamer_ssl/ssl1/mini/base"
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     from espnet2_lamer.data.mini import build_mini
-    from espnet2_lamer.evaluation.mlsuperb import prepare_asr_data
+    from espnet2_lamer.evaluation.benchmark_sets import prepare_asr_data
 
     root = tmp_path_factory.mktemp("same_head")
     build_mini(root / "data", nj=1, seed=0, minutes_scale=0.04)

@@ -55,10 +55,10 @@ def test_stored_and_in_the_loop_heads_have_overlapping_intervals(tmp_path):
         )
         config = yaml.safe_load((exp / "config.yaml").read_text())
         assert (config["frontend"], config["specaug"]) == (frontend, "specaug")
-        hypotheses = head_decoding.decode(
+        (hypotheses,) = head_decoding.decode(
             final,
             tmp_path / "test" / "wav.scp",
-            exp / "decode_test",
+            {exp / "decode_test": False},
             tmp_path / "decode.yaml",
         )
         scores.append(score_files(tmp_path / "test" / "text", hypotheses, "char"))

@@ -3,16 +3,18 @@
 import pytest
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.mlsuperb_protocol import MONOLINGUAL
+from espnet2_lamer.evaluation.mlsuperb import MONOLINGUAL
 from espnet2_lamer.evaluation.results import Results, Task, collect_figures
 from espnet2_lamer.evaluation.scored_runs import (
+    METRICS,
+    PUBLISHED,
     describe_head,
     fill_results,
     language_table,
     score_run,
+    superb_score,
     superb_table,
 )
-from espnet2_lamer.evaluation.superb_score import METRICS, PUBLISHED, superb_score
 from tests.evaluation.decoded_runs import decoded_run
 
 

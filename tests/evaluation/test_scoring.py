@@ -188,7 +188,8 @@ def test_lid_accuracy_counts_first_tags_and_missing_tags_as_unknown(tmp_path):
     hyp = write(tmp_path / "hyp", a="[eng]", b="[cmn] [eng]", c="[cmn]", d="")
     score = lid_accuracy(ref, hyp)
     assert (score.accuracy, score.majority) == (50.0, 50.0)
-    assert score.correct == {"a": True, "b": True, "c": False, "d": False}
+    right = {utt: part[0] for utt, part in score.measure.parts.items()}
+    assert right == {"a": 1, "b": 1, "c": 0, "d": 0}
     assert score.confusion == {
         "cmn": {"cmn": 1},
         "eng": {"eng": 1},
@@ -198,7 +199,7 @@ def test_lid_accuracy_counts_first_tags_and_missing_tags_as_unknown(tmp_path):
     z, n = 1.959963984540054, 4
     half = z * (0.25 / n + z**2 / (4 * n**2)) ** 0.5
     bounds = [(0.5 + z**2 / (2 * n) + s * half) / (1 + z**2 / n) for s in (-1, 1)]
-    assert score.interval == pytest.approx([100 * b for b in bounds])
+    assert score.measure.interval == pytest.approx([100 * b for b in bounds])
 
 
 def test_a_score_splits_by_language_into_corpus_level_scores(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.superb_score import METRICS, PUBLISHED, superb_score
+from espnet2_lamer.evaluation.scored_runs import METRICS, PUBLISHED, superb_score
 
 # mHuBERT-147 (arXiv 2406.06371) and XEUS (2407.00837), 10 min / 1 h, one pool.
 SCORES = {

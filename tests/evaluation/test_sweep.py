@@ -6,8 +6,7 @@ from dataclasses import replace
 import pytest
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.runs import Run
-from espnet2_lamer.evaluation.sweep import choose_rates, head_name
+from espnet2_lamer.evaluation.runs import Run, choose_rates
 
 RUN = Run(
     track="asr",
@@ -48,7 +47,7 @@ def test_the_rate_with_the_lowest_mean_dev_loss_over_seeds_is_kept(tmp_path):
         (1e-3, 3.0, False),
         (1e-4, 2.25, True),
     }
-    assert {r.head for r in rates} == {head_name(RUN)}
+    assert {r.head for r in rates} == {RUN.head}
 
 
 def test_one_rate_needs_no_dev_loss_and_makes_no_table(tmp_path):

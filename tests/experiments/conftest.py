@@ -6,11 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from espnet2_lamer.experiments.cells import plan_cells
-from espnet2_lamer.experiments.definition import read_definition
-from espnet2_lamer.experiments.matrix import Matrix
+from espnet2_lamer.experiments.definition import plan_cells, read_definition
+from espnet2_lamer.experiments.matrix import Matrix, Store
 from espnet2_lamer.experiments.measures import CellMeasure, rate
-from espnet2_lamer.experiments.store import Store
 
 DEFINITION = """
 title: Small
@@ -37,8 +35,8 @@ def fake_measures(system, seed, shift=10):
     rng = np.random.default_rng([7, seed])
     errors = {"good": 10, "bad": 10 + shift}.get(system, 5) + rng.integers(0, 5, 8)
     parts = {f"u{i}": (int(e), 50) for i, e in enumerate(errors)}
-    cka = CellMeasure("CKA to base eng", "CKA to base", "eng", "neither", True, 0.5)
-    return [rate("ASR error", "eng", parts, "lower", False), cka]
+    cka = CellMeasure("CKA to base", 0.5, "eng")
+    return [rate("ASR error", "eng", parts), cka]
 
 
 @pytest.fixture

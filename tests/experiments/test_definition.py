@@ -5,8 +5,12 @@ from pathlib import Path
 import pytest
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.experiments.cells import place, plan_cells
-from espnet2_lamer.experiments.definition import merge, read_definition
+from espnet2_lamer.experiments.definition import (
+    merge,
+    place,
+    plan_cells,
+    read_definition,
+)
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = [

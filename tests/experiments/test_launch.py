@@ -10,12 +10,11 @@ import yaml
 
 from espnet2_lamer.bin.experiment import main
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.experiments.cells import plan_cells
-from espnet2_lamer.experiments.definition import read_definition
+from espnet2_lamer.experiments.definition import plan_cells, read_definition
 from espnet2_lamer.experiments.launch import prepare_data, run_cell
-from espnet2_lamer.experiments.matrix import Matrix
-from espnet2_lamer.experiments.measures import read_measures, with_averages
-from espnet2_lamer.experiments.store import Store
+from espnet2_lamer.experiments.matrix import Matrix, Store
+from espnet2_lamer.experiments.measures import KINDS, CellMeasure, read_measures
+from espnet2_lamer.experiments.tables import with_averages
 
 # Stands in for the recipe: says what it was asked, writes what stages leave behind.
 RUN_SH = """#!/usr/bin/env bash
@@ -172,7 +171,7 @@ def test_the_command_in_the_log_can_be_pasted(recipe):
     assert "--stop_stage 12" in first
 
 
-def test_measures_are_read_from_what_stages_8_and_12_write(tmp_path):
+def test_measures_are_read_from_what_analysis_writes(tmp_path):
     analysis = tmp_path / "analysis"
     analysis.mkdir()
     parts = {"a": [3, 4], "b": [1, 4], "c": [0, 0]}
@@ -201,14 +200,14 @@ def test_measures_are_read_from_what_stages_8_and_12_write(tmp_path):
     assert found["masked accuracy eng"].value == 25
     routing = found["expert-language information (nats) layer 2"]
     assert (routing.value, routing.null) == (0.3, 0.1)
-    assert all(m.heads_free for m in found.values())
-    averages = with_averages(found)
+    assert all(KINDS[m.kind].heads_free for m in found.values())
+    averages = {name: group for name, group, _ in with_averages(found)}
     assert [m.lang for m in averages["phone probe average"]] == ["eng", "cmn"]
     assert "masked accuracy average" not in averages
 
 
 def test_a_directory_without_results_is_refused(tmp_path):
-    with pytest.raises(RecipeError, match="no results of stages 8 or 12"):
+    with pytest.raises(RecipeError, match="no results of analysis or scoring"):
         read_measures(tmp_path, tmp_path)
 
 
@@ -233,6 +232,32 @@ def test_recognition_and_identification_are_read_utterance_by_utterance(tmp_path
         path.write_text(text)
     (measure,) = read_measures(tmp_path, tmp_path / "raw")
     assert measure.name == "ASR error eng (char)"
-    assert not measure.heads_free
+    assert (measure.lang, measure.unit) == ("eng", "char")
     assert measure.parts == {"a": (1, 5), "b": (0, 4)}
     assert measure.value == pytest.approx(100 / 9)
+
+
+@pytest.mark.parametrize(
+    ("kind", "label", "fields"),
+    [
+        ("ASR error", "eng (char)", ("eng", "", "char")),
+        ("ASR error", "yue fleurs (jyutping)", ("yue", "yue fleurs", "jyutping")),
+        ("LID accuracy", "(first tag)", ("", "", "first tag")),
+        ("CKA to base", "cmn", ("cmn", "", "")),
+    ],
+)
+def test_records_whose_names_held_language_and_unit_are_read(kind, label, fields):
+    name = f"{kind} {label}"
+    old = {"name": name, "kind": kind, "lang": label, "better": "lower"}
+    old |= {"heads_free": False, "value": 2.0, "parts": {"a": [1, 5]}, "null": None}
+    found = CellMeasure.from_dict(old)
+    assert (found.lang, found.test, found.unit) == fields
+    assert found.name == name
+    assert CellMeasure.from_dict(found.as_dict()) == found
+
+
+def test_records_whose_names_held_layer_and_router_are_read():
+    kind = "expert-language information (nats)"
+    old = {"name": f"{kind} layer 11 ffn", "kind": kind, "lang": "", "value": 0.3}
+    found = CellMeasure.from_dict(old | {"parts": {}, "null": 0.1})
+    assert (found.layer, found.router, found.name) == (11, "ffn", old["name"])

@@ -152,7 +152,7 @@ def test_an_orphan_of_a_killed_process_keeps_its_cell(small, tmp_path):
         f"""
         import subprocess, sys, time
         from pathlib import Path
-        from espnet2_lamer.experiments.store import Store
+        from espnet2_lamer.experiments.matrix import Store
         with Store({str(small.root)!r}).lock(Path({str(directory)!r}), False) as lock:
             child = subprocess.Popen(["sleep", "60"], pass_fds=(lock,))
             print(child.pid, flush=True)

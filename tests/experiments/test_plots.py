@@ -32,7 +32,7 @@ def test_a_point_and_its_interval_are_those_of_the_tables(small, drawn, tmp_path
     _, interval, point = axes.lines
     found = tables.row("ASR error eng", "bad").difference
     assert interval.get_xdata() == pytest.approx(found.interval)
-    assert [*point.get_xdata(), *point.get_ydata()] == [pytest.approx(found.mean), 1]
+    assert [*point.get_xdata(), *point.get_ydata()] == [pytest.approx(found.value), 1]
     assert point.get_markerfacecolor() == point.get_color() == plots._WORSE
 
 
@@ -51,11 +51,14 @@ def test_colour_tells_the_direction_and_a_hollow_point_that_none_is_told(
 ):
     from matplotlib.figure import Figure
 
-    from espnet2_lamer.experiments.statistics import Difference
-    from espnet2_lamer.experiments.tables import Row
+    from espnet2_lamer.experiments.measures import CellMeasure
+    from espnet2_lamer.experiments.tables import Measured, Row
+    from espnet2_lamer.metrics.bootstrap import Difference
 
-    difference = Difference((0, 1), 0.5, interval, 0.5, None, None)
-    row = Row("m eng", "m", better, False, "bad", None, difference)
+    difference = Difference(0.5, interval, 0.5, seeds=(0, 1))
+    kind = {"higher": "phone probe", "lower": "ASR error"}[better]
+    of = Measured("m", {}, CellMeasure(kind, 0.5, "eng"))
+    row = Row("m", "eng", "", "bad", None, (difference,), of=of)
     axes = Figure().subplots()
     plots._panel(axes, [row], ["good", "bad"])
     point = axes.lines[-1]

@@ -7,9 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from espnet2_lamer.experiments.report import markdown
-from espnet2_lamer.experiments.statistics import Difference
-from espnet2_lamer.experiments.tables import Tables, judge
+from espnet2_lamer.experiments.tables import Tables, judge, markdown
+from espnet2_lamer.metrics.bootstrap import Difference
 
 HEADER = {"command": "python -m it", "commit": "abc", "machine": "a box"}
 
@@ -47,9 +46,9 @@ def test_the_head_carries_command_commit_machine_seeds_and_progress(small):
 
 def test_a_system_without_cells_reads_not_run_beside_one_with(small):
     small.matrix().run("good/*")
-    rows = {(r.measure, r.system): r for r in tables(small).rows}
-    assert rows["ASR error eng", "good"].summary.seeds == (0, 1, 2)
-    assert rows["ASR error eng", "bad"].summary is None
+    rows = {(r.table, r.system): r for r in tables(small).rows}
+    assert list(rows["ASR error eng", "good"].trainings) == [0, 1, 2]
+    assert rows["ASR error eng", "bad"].measure is None
     page = markdown(tables(small))
     assert "|bad|0|not run|-|-|-|-|-|-|-|" in page
 
@@ -59,16 +58,16 @@ def test_values_differences_and_claims_are_those_of_the_cells(small):
     found = tables(small)
     row = found.row("ASR error eng", "bad")
     # 10 errors more of 50 tokens in each of the utterances.
-    assert row.difference.mean == pytest.approx(20)
+    assert row.difference.value == pytest.approx(20)
     assert row.difference.interval == pytest.approx((20, 20))
     (verdict,) = found.verdicts
     assert verdict.verdict == "holds"
     page = markdown(found)
     # 20 points worse in every seed; CKA is the same.
-    good, bad = (found.row("ASR error eng", name).summary for name in ("good", "bad"))
+    good, bad = (found.row("ASR error eng", name).measure for name in ("good", "bad"))
     assert (
-        f"|ASR error eng|{good.mean:.2f} ± {good.deviation:.2f}|"
-        f"**{bad.mean:.2f} ± {bad.deviation:.2f}**|"
+        f"|ASR error eng|{good.value:.2f} ± {good.deviation:.2f}|"
+        f"**{bad.value:.2f} ± {bad.deviation:.2f}**|"
     ) in page
     assert "|CKA to base eng \\*|0.500 ± 0.000|0.500 ± 0.000|" in page
     values = json.loads(json.dumps(found.as_json()))
@@ -83,7 +82,7 @@ def test_values_differences_and_claims_are_those_of_the_cells(small):
     )
     for key in ("mean", "deviation", "low", "high", "difference", "p"):
         assert float(csv_row[key]) == json_row[key]
-    assert json_row["mean"] == pytest.approx(np.mean(row.summary.values))
+    assert json_row["mean"] == pytest.approx(np.mean([*row.trainings.values()]))
     assert f"|{json_row['mean']:.2f}|" in markdown(found)
 
 
@@ -136,7 +135,7 @@ def test_the_picture_beside_the_page_is_shown(small):
 def test_a_claim_is_judged_by_the_interval_of_the_difference(
     interval, better, expect, verdict
 ):
-    difference = Difference((0, 1), 1.0, interval, 0.5, None, None)
+    difference = Difference(1.0, interval, 0.5, seeds=(0, 1))
     assert judge(difference, better, expect) == verdict
 
 

@@ -5,7 +5,7 @@ import pytest
 from espnet2_lamer.data.manifest import read_manifest
 from espnet2_lamer.data.sampling import dominant_units
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.mlsuperb_tree import read_transcript
+from espnet2_lamer.evaluation.mlsuperb import read_transcript
 from espnet2_lamer.evaluation.scoring import score_files
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.fileio.foreign import read_yaml

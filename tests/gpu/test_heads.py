@@ -79,7 +79,7 @@ def test_espnets_own_search_runs_there(gpu, hubert_dirs, data, tmp_path):
 def decode(final, data, output, options, device):
     output.mkdir()
     (output / "decode.yaml").write_text(yaml.safe_dump(options))
-    text = head_decoding.decode(
-        final, data / "dev/wav.scp", output, output / "decode.yaml", device
+    (text,) = head_decoding.decode(
+        final, data / "dev/wav.scp", {output: False}, output / "decode.yaml", device
     )
     return read_table(text)

@@ -13,8 +13,8 @@ from espnet2.train.reporter import Reporter
 from espnet2_lamer.asr.encoder.lamer_hubert import LamerHubertEncoder
 from espnet2_lamer.asr.upstream import Upstream
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.metrics.cka import LinearCKA
 from espnet2_lamer.metrics.probe import phone_probe
+from espnet2_lamer.metrics.similarity import LinearCKA
 from espnet2_lamer.train.monitor import (
     MAX_SAMPLES,
     RIDGE,

@@ -7,8 +7,11 @@ from pathlib import Path
 from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.data.sampling import sample_balanced, sample_replay, seed_of
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.benchmark_sets import SetInfo, write_subset
-from espnet2_lamer.evaluation.mlsuperb import prepare_asr_data
+from espnet2_lamer.evaluation.benchmark_sets import (
+    SetInfo,
+    prepare_asr_data,
+    write_subset,
+)
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.recipe.whisper.options import SPLITS, WhisperOptions
@@ -27,7 +30,7 @@ def select(options: WhisperOptions) -> None:
 
     Raises:
         RecipeError: An utterance may be longer than Whisper's window, or see
-            :func:`~espnet2_lamer.evaluation.mlsuperb.prepare_asr_data`.
+            :func:`~espnet2_lamer.evaluation.benchmark_sets.prepare_asr_data`.
     """
     if options.max_duration > WINDOW_SECONDS:
         raise RecipeError(

@@ -1,11 +1,11 @@
-"""Stage 8: error rates of what stage 7 wrote, per system, language and unit."""
+"""Error rates of what was decoded, per system, language and unit."""
 
 import logging
 import unicodedata
 from pathlib import Path
+from typing import Any
 
-from espnet2_lamer.evaluation.languages import UNSPACED
-from espnet2_lamer.evaluation.scoring import LidScore, Score, score_files
+from espnet2_lamer.evaluation.scoring import UNSPACED, LidScore, Score, score_files
 from espnet2_lamer.evaluation.text_units import NoUnitsError, normalize_text, to_units
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
@@ -21,11 +21,6 @@ def decode_dir(options: WhisperOptions, run: str, lang: str) -> Path:
     return options.expdir / "decode" / run / lang
 
 
-def scores_file(options: WhisperOptions) -> Path:
-    """Return the summary of all scores."""
-    return options.expdir / "scores.json"
-
-
 def units_of(lang: str) -> tuple[str, ...]:
     """Return the units a language is scored in; the first is its headline.
 
@@ -38,26 +33,24 @@ def units_of(lang: str) -> tuple[str, ...]:
 
 
 def score(options: WhisperOptions) -> None:
-    """Stage 8: write what was compared beside the hypotheses, and ``scores.json``.
+    """Write what was compared beside the hypotheses, and ``scores.json``.
 
     References and hypotheses are normalised alike: punctuation deleted, upper case,
     no spaces in languages that are written without.
     """
-    summary = {}
+    summary: dict[str, dict[str, dict[str, Any]]] = {}
     for system in planned_systems(options):
         for run in system.runs():
             for lang in options.langs:
                 for unit in units_of(lang):
                     found = score_unit(options, run, lang, unit)
-                    summary.setdefault(run, {}).setdefault(lang, {})[unit] = (
-                        found.summary()
-                    )
-                    logging.info(
-                        "%s, %s, %s: %.1f %% (%.1f-%.1f), %d utterances",
-                        *(run, lang, unit, found.error_rate, *found.interval),
-                        found.utterances,
-                    )
-    write_json(scores_file(options), summary)
+                    by_unit = summary.setdefault(run, {}).setdefault(lang, {})
+                    by_unit[unit] = found.summary()
+                    low, high = found.interval
+                    rate = f"{found.error_rate:.1f} % ({low:.1f}-{high:.1f})"
+                    what = f"{run}, {lang}, {unit}: {rate}"
+                    logging.info("%s, %d utterances", what, found.utterances)
+    write_json(options.expdir / "scores.json", summary)
 
 
 def score_unit(options: WhisperOptions, run: str, lang: str, unit: str) -> Score:
@@ -113,6 +106,4 @@ def identified(options: WhisperOptions, run: str) -> LidScore | None:
         true |= dict.fromkeys(languages, lang)
         found |= languages
     utts = sorted(true, key=str.encode)
-    return LidScore.of_languages(
-        {utt: true[utt] for utt in utts}, {utt: found[utt] for utt in utts}
-    )
+    return LidScore({utt: true[utt] for utt in utts}, found)

@@ -1,24 +1,26 @@
-"""Stage 9: RESULTS.md of the comparison."""
+"""RESULTS.md of the comparison."""
 
 import json
 import logging
 from pathlib import Path
 from typing import Any
 
-from espnet2_lamer.evaluation.languages import (
-    Groups,
-    language_figures,
-    utterance_rates,
-)
 from espnet2_lamer.evaluation.results import (
+    CONFOUNDED,
+    SYNTHETIC,
     MeasureTable,
     Results,
     Task,
-    collect_figures,
+    describe_environment,
+    write_results,
 )
-from espnet2_lamer.evaluation.scoring import LidScore, Score
-from espnet2_lamer.evaluation.tables import describe_environment, write_results
-from espnet2_lamer.fileio.text import read_text
+from espnet2_lamer.evaluation.scoring import (
+    LidScore,
+    Score,
+    language_figures,
+    utterance_rates,
+)
+from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.metrics.measure import Measure
 from espnet2_lamer.recipe.whisper.data import channel_confounded
 from espnet2_lamer.recipe.whisper.options import WhisperOptions
@@ -50,7 +52,7 @@ _BASELINES = ("frozen_aware", "multilingual_aware", "multilingual_agnostic")
 
 
 def tabulate(options: WhisperOptions) -> None:
-    """Stage 9: write ``RESULTS.md``, ``results.json`` and ``results.csv``."""
+    """Write ``RESULTS.md``, ``results.json`` and ``results.csv``."""
     systems = planned_systems(options)
     runs = {
         run: _describe(system, route)
@@ -82,8 +84,7 @@ def tabulate(options: WhisperOptions) -> None:
         notes=_notes(options),
         column="system",
     )
-    figures = collect_figures(results)
-    write_results(options.expdir, results, figures)
+    write_results(options.expdir, results)
     logging.info("results: %s", options.expdir / "RESULTS.md")
 
 
@@ -111,7 +112,9 @@ def _over_languages(
     for run in runs:
         groups: dict[str, dict[str, float]] = {}
         for lang, unit in units.items():
-            groups |= _rates(options, run, lang, unit)
+            folder = decode_dir(options, run, lang) / f"score_{unit}"
+            utt2lang = dict.fromkeys(read_table(folder / "ref"), lang)
+            groups |= utterance_rates(folder / "ref", folder / "hyp", unit, utt2lang)
         for what, measure in language_figures(groups, options.seed).items():
             rows.setdefault(what, {})[run] = measure
     named = ", ".join(f"{lang} {unit}" for lang, unit in units.items())
@@ -126,15 +129,7 @@ def _over_languages(
     ]
 
 
-def _rates(options: WhisperOptions, run: str, lang: str, unit: str) -> Groups:
-    folder = decode_dir(options, run, lang) / f"score_{unit}"
-    utts = read_text(folder / "ref").splitlines()
-    utt2lang = {line.split(" ", 1)[0]: lang for line in utts}
-    return utterance_rates(folder / "ref", folder / "hyp", unit, utt2lang)
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file."""
+def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -151,7 +146,7 @@ def _costs(
             costs[system.name] = _training(system.directory(options))
         run = list(system.runs())[-1]
         times = [
-            read_json(decode_dir(options, run, lang) / "time.json")
+            _read(decode_dir(options, run, lang) / "time.json")
             for lang in options.langs
         ]
         seconds = {name: sum(time[name] for time in times) for name in times[0]}
@@ -163,7 +158,7 @@ def _costs(
 
 
 def _training(experiment: Path) -> dict[str, float]:
-    report = read_json(experiment / "training.json")
+    report = _read(experiment / "training.json")
     parameters = report["parameters"]
     return {
         "trainable": parameters["trainable"],
@@ -177,23 +172,15 @@ def _training(experiment: Path) -> dict[str, float]:
 def _notes(options: WhisperOptions) -> list[str]:
     prompts = ", ".join(f"{lang} <|{t}|>" for lang, t in options.prompts.items())
     notes = [f"Language token in Whisper's prompt: {prompts}."]
-    shared = [t for t in options.prompts.values()]
-    if len(set(shared)) < len(shared):
+    if len(set(options.prompts.values())) < len(options.prompts):
         notes[0] += (
             " Languages that share a token are told apart by the experts alone; the "
             "frozen Whisper cannot tell them apart."
         )
     if options.corpus == "mini":
-        notes.append(
-            "Synthetic formant speech (espeak-ng): it shows that the pipeline learns "
-            "and says nothing about human speech."
-        )
+        notes.append(SYNTHETIC)
     if channel_confounded(options):
-        notes.append(
-            "channel-confounded: no source covers two languages, so a model can tell "
-            "the languages apart by their recordings. LID accuracy on this data is no "
-            "evidence, and gains on it are weak evidence."
-        )
+        notes.append(CONFOUNDED)
     if {"cmn", "yue"} & set(options.langs):
         notes.append(
             "In characters, a hypothesis in the other script (traditional for "

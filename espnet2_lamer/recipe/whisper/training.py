@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from espnet2_lamer.convert.state import read_tensors
-from espnet2_lamer.evaluation.provenance import made_from, put_aside
+from espnet2_lamer.evaluation.runs import made_from, put_aside
 from espnet2_lamer.fileio.atomic import write_json, write_text
 from espnet2_lamer.fileio.checksum import check_file, checked_file
 from espnet2_lamer.fileio.datadir import read_table, write_table

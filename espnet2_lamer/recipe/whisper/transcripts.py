@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.evaluation.feature_store import count_samples
-from espnet2_lamer.evaluation.provenance import made_from
+from espnet2_lamer.evaluation.runs import made_from
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json
 from espnet2_lamer.fileio.datadir import write_table
 from espnet2_lamer.fileio.foreign import read_yaml

@@ -8,7 +8,7 @@ from espnet2_lamer.data.corpora.join import join_corpora
 from espnet2_lamer.data.corpora.prepare import prepare
 from espnet2_lamer.data.manifest import prepare_manifest
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.mlsuperb import prepare_asr_data
+from espnet2_lamer.evaluation.benchmark_sets import prepare_asr_data
 from espnet2_lamer.fileio.datadir import read_table
 from tests.corpus_trees import (
     cv_row,

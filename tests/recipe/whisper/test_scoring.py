@@ -82,7 +82,7 @@ def test_the_summary_has_every_run_language_and_unit(options):
 def test_the_identifier_is_scored_over_all_languages_where_it_chose(options):
     assert identified(options, "mole_aware") is None
     found = identified(options, "mole_agnostic")
-    assert found.accuracy == 75 and found.utterances == 4
+    assert found.accuracy == 75 and found.measure.count == 4
     assert found.confusion == {"cmn": {"cmn": 2}, "eng": {"cmn": 1, "eng": 1}}
 
 

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from espnet2_lamer.experiments.measures import CellMeasure, rate
-from espnet2_lamer.experiments.statistics import (
-    compare,
-    resampled_means,
-    summarise,
-    two_sided,
-)
+from espnet2_lamer.metrics.bootstrap import two_sided
+from espnet2_lamer.metrics.measure import Measure
+from espnet2_lamer.metrics.seeds import compare, means, resampled_means, summarise
+
+
+def rate(parts):
+    errors, lengths = zip(*parts.values(), strict=True)
+    return Measure(100 * sum(errors) / sum(lengths), parts=parts)
 
 
 def random_figures(seed, seeds=4, utts=12, groups=("eng",), offset=0.0):
@@ -23,14 +24,10 @@ def random_figures(seed, seeds=4, utts=12, groups=("eng",), offset=0.0):
         level = rng.normal(0, 2)
         figures[s] = [
             rate(
-                "ASR error",
-                lang,
                 {
                     f"{lang}{u}": (max(0.0, hard[lang][u] + level + offset), int(n))
                     for u, n in enumerate(length[lang])
-                },
-                "lower",
-                False,
+                }
             )
             for lang in groups
         ]
@@ -92,21 +89,17 @@ def test_mean_and_deviation_are_those_of_the_seeds():
     figures = random_figures(3, groups=("cmn", "eng"))
     values = [np.mean([m.value for m in figures[s]]) for s in range(4)]
     found = summarise(figures)
-    assert found.values == pytest.approx(values)
-    assert found.mean == pytest.approx(np.mean(values))
+    assert list(means(figures).values()) == pytest.approx(values)
+    assert found.value == pytest.approx(np.mean(values))
     assert found.deviation == pytest.approx(np.std(values, ddof=1))
-    assert found.interval[0] < found.mean < found.interval[1]
+    assert found.interval[0] < found.value < found.interval[1]
 
 
 def test_more_variation_between_seeds_widens_the_interval():
     def with_levels(*levels):
         parts = {f"u{i}": (10.0, 50) for i in range(30)}
         return {
-            s: [
-                rate(
-                    "x", "", {u: (n + v, d) for u, (n, d) in parts.items()}, "lower", 1
-                )
-            ]
+            s: [rate({u: (n + v, d) for u, (n, d) in parts.items()})]
             for s, v in enumerate(levels)
         }
 
@@ -118,10 +111,7 @@ def test_more_variation_between_seeds_widens_the_interval():
 
 def test_figures_without_utterances_vary_over_seeds_alone():
     def cka(*values):
-        return {
-            s: [CellMeasure("CKA", "CKA", "", "neither", True, v)]
-            for s, v in enumerate(values)
-        }
+        return {s: [Measure(v)] for s, v in enumerate(values)}
 
     assert summarise(cka(0.9)).interval is None
     draws = resampled_means(list(cka(0.8, 0.9).values()), 4000)
@@ -135,14 +125,8 @@ def test_a_difference_is_paired_by_seed_and_utterance():
     theirs = random_figures(4, seeds=5)
     shifted = {
         s: [
-            rate(
-                "ASR error",
-                "eng",
-                # One error more in every utterance: exactly what pairing removes.
-                {u: (n + 1, d) for u, (n, d) in m.parts.items()},
-                "lower",
-                False,
-            )
+            # One error more in every utterance: exactly what pairing removes.
+            rate({u: (n + 1, d) for u, (n, d) in m.parts.items()})
             for m in measures
         ]
         for s, measures in theirs.items()
@@ -154,7 +138,7 @@ def test_a_difference_is_paired_by_seed_and_utterance():
             for m in theirs.values()
         ]
     )
-    assert found.mean == pytest.approx(expected)
+    assert found.value == pytest.approx(expected)
     low, high = found.interval
     alone = summarise(theirs).interval
     assert low < expected < high
@@ -168,14 +152,10 @@ def test_effect_and_t_test_are_those_of_the_seeds_differences():
     mine = {
         s: [
             rate(
-                "ASR error",
-                "eng",
                 {
                     u: (mine[s][0].parts[u][0], theirs[s][0].parts[u][1])
                     for u in theirs[s][0].parts
-                },
-                "lower",
-                False,
+                }
             )
         ]
         for s in mine
@@ -186,7 +166,7 @@ def test_effect_and_t_test_are_those_of_the_seeds_differences():
     assert found.p_seeds == pytest.approx(stats.ttest_rel(a, b).pvalue)
     d = np.subtract(a, b)
     assert found.effect == pytest.approx(d.mean() / d.std(ddof=1))
-    assert found.mean == pytest.approx(d.mean())
+    assert found.value == pytest.approx(d.mean())
 
 
 def test_only_common_seeds_are_compared_and_none_gives_nothing():
@@ -198,7 +178,7 @@ def test_only_common_seeds_are_compared_and_none_gives_nothing():
 
 def test_other_utterances_do_not_compare():
     figures = random_figures(8)
-    other = {0: [rate("ASR error", "eng", {"x": (1, 9)}, "lower", False)]}
+    other = {0: [rate({"x": (1, 9)})]}
     with pytest.raises(ValueError, match="same utterances"):
         compare(other, figures)
 
@@ -223,7 +203,7 @@ def test_seed_noise_alone_is_told_as_a_difference_in_5_percent(seeds):
     found = false_alarms(
         seeds,
         500,
-        lambda _: CellMeasure("x", "x", "", "lower", True, rng.normal()),
+        lambda _: Measure(rng.normal()),
     )
     # Three standard deviations of 500 draws around 5 %.
     assert 0.02 < found < 0.08
@@ -237,7 +217,7 @@ def test_with_noise_of_utterances_as_well_no_more_are_told(seeds):
         level = rng.normal(0, 1)
         errors = 20 + level + rng.normal(0, 4, 25)
         parts = {f"u{i}": (float(e), 50) for i, e in enumerate(errors)}
-        return rate("ASR error", "eng", parts, "lower", False)
+        return rate(parts)
 
     assert false_alarms(seeds, 200, noisy) < 0.08
 
@@ -247,6 +227,6 @@ def test_a_difference_of_three_deviations_is_told_with_five_seeds():
     found = false_alarms(
         5,
         100,
-        lambda k: CellMeasure("x", "x", "", "lower", True, 3 * k + rng.normal()),
+        lambda k: Measure(3 * k + rng.normal()),
     )
     assert found > 0.8

@@ -1,7 +1,14 @@
-"""Linear CKA: how similar two representations of the same frames are."""
+"""How alike two descriptions of the same frames are: linear CKA, information."""
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from espnet2_lamer.errors import RecipeError
+
+# The last is about where features are read for ASR (22 of 24, 11 of 12).
+_DEPTHS = (1 / 4, 1 / 2, 3 / 4, 11 / 12)
 
 
 class LinearCKA:
@@ -75,8 +82,44 @@ class LinearCKA:
         return float(between / (within_x * within_y))
 
 
-def linear_cka(x: ArrayLike, y: ArrayLike) -> float:
-    """Linear CKA of two feature matrices ``[T, D_1]``, ``[T, D_2]``."""
-    cka = LinearCKA()
-    cka.add(x, y)
-    return cka.value()
+def compared_layers(layers: Sequence[int], depth: int, option: str) -> list[int]:
+    """Return the states to compare of a model with ``depth`` layers.
+
+    Where ``layers`` names none, they lie at a quarter, half, three quarters and eleven
+    twelfths of the depth.
+
+    Raises:
+        RecipeError: One is not among 0 (the transformer's input) to ``depth``; names
+            the option that asked for it.
+    """
+    wrong = [layer for layer in layers if not 0 <= layer <= depth]
+    if wrong:
+        raise RecipeError(
+            f"{option}: found {wrong[0]}, expected 0 (the transformer's input) to "
+            f"{depth}"
+        )
+    return list(layers) or sorted({max(1, round(d * depth)) for d in _DEPTHS})
+
+
+def entropy(counts: np.ndarray) -> float:
+    """Entropy of a table of counts in nats."""
+    p = counts[counts > 0] / counts.sum()
+    return float(-(p * np.log(p)).sum())
+
+
+def phone_scores(joint: np.ndarray) -> dict[str, float]:
+    """Agreement of phones and units, from frames counted as ``[phones, K]``.
+
+    As in HuBERT (arXiv:2106.07447, section IV-C): phone purity is the share of frames
+    whose phone is the likeliest of their unit, cluster purity the share whose unit is
+    the likeliest of their phone, and PNMI is I(phone; unit) / H(phone).
+    """
+    frames = joint.sum()
+    phones = entropy(joint.sum(1))
+    information = entropy(joint.sum(0)) + phones - entropy(joint)
+    return {
+        "pnmi": information / phones if phones else 0.0,
+        "phone_purity": float(joint.max(0).sum() / frames),
+        "cluster_purity": float(joint.max(1).sum() / frames),
+        "phone_majority": float(joint.sum(1).max() / frames),
+    }

@@ -1,1 +1,0 @@
-"""Evaluation: units, error rates, language identification, statistics, tables."""

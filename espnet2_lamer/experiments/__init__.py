@@ -1,1 +1,0 @@
-"""Matrices of trainings (systems x seeds): definitions, cells, statistics, tables."""

@@ -1,1 +1,0 @@
-"""Pure numpy: error rates, intervals and paired tests, CKA, probes, records."""

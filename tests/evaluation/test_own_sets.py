@@ -1,0 +1,135 @@
+"""ASR sets per language."""
+
+import json
+
+import pytest
+
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.evaluation.benchmark_sets import prepare_asr_data
+from espnet2_lamer.fileio.datadir import read_table, write_table
+
+_UNITS = {"eng": "char", "cmn": "pinyin"}
+
+
+def _make(make_set, lang, texts, prefix=""):
+    for split in ("train", "dev", "test"):
+        make_set(f"{prefix}{split}", lang, [3.0] * len(texts), texts)
+
+
+def _prepare(root, langs=("eng",), **options):
+    return prepare_asr_data(root / "data", root / "dump", langs, _UNITS, **options)
+
+
+def test_text_becomes_units_and_the_transcript_is_kept(make_set, tmp_path):
+    _make(make_set, "eng", ["It's fine."])
+    _make(make_set, "cmn", ["老师"])
+    write_table(tmp_path / "data/test_cmn/romanisation", {"cmn_test_000": "lao3 shi1"})
+    report = _prepare(tmp_path, ["eng", "cmn"])
+    raw = tmp_path / "dump/raw"
+    assert read_table(raw / "asr_eng_test/text") == {"eng_test_000": "ITS FINE"}
+    assert read_table(raw / "asr_eng_test/text.raw") == {"eng_test_000": "It's fine."}
+    assert read_table(raw / "asr_cmn_test/text") == {"cmn_test_000": "l ao3 sh i1"}
+    assert report["languages"]["cmn"]["unit"] == "pinyin"
+    assert report == json.loads((raw / "asr.json").read_text())
+
+
+def test_the_given_romanisation_wins_over_looked_up_readings(make_set, tmp_path):
+    _make(make_set, "cmn", ["行"])
+    for split in ("train", "dev", "test"):
+        write_table(
+            tmp_path / f"data/{split}_cmn/romanisation", {f"cmn_{split}_000": "hang2"}
+        )
+    _prepare(tmp_path, ["cmn"])
+    text = read_table(tmp_path / "dump/raw/asr_cmn_train/text")
+    assert text == {"cmn_train_000": "h ang2"}
+
+
+def test_utterances_without_text_are_dropped_and_counted(make_set, tmp_path):
+    _make(make_set, "eng", ["one", "", "...", "two"])
+    report = _prepare(tmp_path)["languages"]["eng"]
+    assert report["train"]["utterances"] == 2
+    assert report["train"]["no_text"] == 2
+    wavs = read_table(tmp_path / "dump/raw/asr_eng_train/wav.scp")
+    assert list(wavs) == ["eng_train_000", "eng_train_003"]
+
+
+def test_sets_made_for_asr_are_preferred(make_set, tmp_path):
+    _make(make_set, "eng", ["plain"])
+    _make(make_set, "eng", ["special"], prefix="asr_")
+    _prepare(tmp_path)
+    text = read_table(tmp_path / "dump/raw/asr_eng_train/text")
+    assert text == {"eng_asr_train_000": "SPECIAL"}
+
+
+def test_training_can_be_limited_in_minutes_and_test_stays_whole(make_set, tmp_path):
+    _make(make_set, "eng", ["a"] * 20)
+    chosen = []
+    for _ in range(2):
+        report = _prepare(tmp_path, max_minutes=0.5)["languages"]["eng"]
+        assert report["train"]["utterances"] == 10
+        assert report["test"]["utterances"] == 20
+        chosen.append(read_table(tmp_path / "dump/raw/asr_eng_train/wav.scp"))
+    assert chosen[0] == chosen[1]
+
+
+def test_phone_units_come_from_the_timed_phones(make_set, tmp_path):
+    _make(make_set, "eng", ["hi"])
+    for split in ("train", "dev", "test"):
+        (tmp_path / f"data/{split}_eng/phones.ctm").write_text(
+            f"eng_{split}_000 1 0.1 0.1 h\neng_{split}_000 1 0.2 0.1 aI\n"
+        )
+    prepare_asr_data(tmp_path / "data", tmp_path / "dump", ["eng"], {"eng": "phone"})
+    text = read_table(tmp_path / "dump/raw/asr_eng_test/text")
+    assert text == {"eng_test_000": "h aI"}
+
+
+@pytest.mark.parametrize("texts", [None, ["", ""]])
+def test_a_language_without_text_is_named_with_its_file(make_set, tmp_path, texts):
+    _make(make_set, "eng", ["one", "two"])
+    _make(make_set, "cmn", ["好", "好"])
+    make_set("dev", "cmn", [3.0, 3.0], texts)
+    if texts is None:
+        (tmp_path / "data/dev_cmn/text").unlink()
+    with pytest.raises(RecipeError, match=r"dev_cmn/text: none of 2 cmn utterances"):
+        _prepare(tmp_path, ["eng", "cmn"])
+    assert not list((tmp_path / "dump").rglob("text"))
+
+
+def test_a_missing_set_is_named(make_set, tmp_path):
+    _make(make_set, "eng", ["one"])
+    (tmp_path / "data/test_eng/wav.scp").unlink()
+    with pytest.raises(RecipeError, match=r"test_eng/wav\.scp: file not found"):
+        _prepare(tmp_path)
+
+
+def test_a_language_without_unit_is_named(tmp_path):
+    with pytest.raises(RecipeError, match="none for language yue; found cmn, eng"):
+        _prepare(tmp_path, ["yue"])
+
+
+def test_a_transcript_without_units_is_named(make_set, tmp_path):
+    _make(make_set, "cmn", ["42"])
+    with pytest.raises(RecipeError, match="train_cmn/text: cmn_train_000: .*42"):
+        _prepare(tmp_path, ["cmn"])
+
+
+def test_bad_audio_is_left_out_counted_and_listed_until_it_is_too_much(
+    make_set, tmp_path, caplog
+):
+    _make(make_set, "eng", ["one"] * 10)
+    (tmp_path / "audio/eng_train_003.flac").write_bytes(b"")
+    clip = tmp_path / "audio/eng_test_004.flac"
+    clip.write_bytes(clip.read_bytes()[:-2000])
+    report = _prepare(tmp_path, max_minutes=1.0)["languages"]["eng"]
+    counts = {split: report[split]["bad_audio"] for split in ("train", "dev", "test")}
+    assert counts == {"train": 1, "dev": 0, "test": 1}
+    assert report["test"]["utterances"] == 9
+    lines = (tmp_path / "dump/raw/skipped_audio_asr.tsv").read_text().splitlines()
+    assert [line.split("\t")[:2] for line in lines[1:]] == [
+        ["test_eng", "eng_test_004"],
+        ["train_eng", "eng_train_003"],
+    ]
+    assert "test_eng: 1 of 10 utterances skipped" in caplog.text
+    (tmp_path / "audio/eng_test_005.flac").unlink()
+    with pytest.raises(RecipeError, match="test_eng/wav.scp: 2 of 10 audio files"):
+        _prepare(tmp_path)
