@@ -1,10 +1,8 @@
 """Which base and teacher the recipe works with, as stage 0 recorded them."""
 
 import json
-from pathlib import Path
 from typing import Any
 
-from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.recipe.options import Options
 
 
@@ -26,10 +24,3 @@ def teacher_path(options: Options) -> str:
     if not options.checkpoints.is_file():
         return options.teacher
     return read_checkpoints(options)["teacher"]["path"]
-
-
-def has_phones(data_dir: Path) -> bool:
-    """Whether a data dir knows its phones (synthetic speech does)."""
-    return (data_dir / "phones.ctm").is_file() and bool(
-        read_table(data_dir / "wav.scp")
-    )
