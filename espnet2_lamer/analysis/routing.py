@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import entr
 
 from espnet2_lamer.fileio.atomic import write_json
-from espnet2_lamer.metrics import information
+from espnet2_lamer.metrics.similarity import entropy, mutual_information
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -136,9 +136,9 @@ class RoutingStatistics:
                     "experts": counts.shape[1],
                     "mutual_information": mutual_information(counts),
                     # Not -0.0 where there is one language, or one expert.
-                    "language_entropy": information.entropy(counts.sum(axis=1)) + 0.0,
+                    "language_entropy": entropy(counts.sum(axis=1)) + 0.0,
                     "load": (dispatched * len(dispatched) / dispatched.sum()).tolist(),
-                    "load_entropy": information.entropy(dispatched) + 0.0,
+                    "load_entropy": entropy(dispatched) + 0.0,
                     "routing_entropy": sum(s["entropy"] for s in by_lang.values())
                     / int(counts.sum()),
                     "dead_experts": (np.flatnonzero(dispatched == 0) + 1).tolist(),
@@ -161,7 +161,7 @@ class RoutingStatistics:
 
 def mutual_information(counts: NDArray[Any]) -> float:
     """Plug-in mutual information, in nats, of a table of counts ``[L, K]``; not < 0."""
-    return max(0.0, information.mutual_information(counts))
+    return max(0.0, mutual_information(counts))
 
 
 @dataclass(frozen=True)
