@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from espnet2_lamer.fileio.atomic import atomic_path, write_text
-from espnet2_lamer.train.curves import read_curves
+from espnet2_lamer.train.monitor import read_curves
 
 
 def write_curves(

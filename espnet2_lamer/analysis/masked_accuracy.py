@@ -10,9 +10,8 @@ import torch
 from tqdm import tqdm
 
 from espnet2_lamer.fileio.datadir import read_table
-from espnet2_lamer.hubert.masking import LABEL_PADDING
 from espnet2_lamer.metrics.measure import Measure
-from espnet2_lamer.train.collate import LamerCollate
+from espnet2_lamer.train.collate import LABEL_PADDING, LamerCollate
 
 
 def masked_accuracy(

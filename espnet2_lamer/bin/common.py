@@ -2,16 +2,12 @@
 
 import argparse
 import logging
-import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.system import system_message
 from espnet2_lamer.fileio.trust import OPTION, protect
-from espnet2_lamer.recipe.options import CommonOptions
+from espnet2_lamer.recipe.declaration import flag
 
 
 def get_argument_parser(description: str) -> argparse.ArgumentParser:
@@ -74,50 +70,6 @@ def numbers(text: str) -> list[int]:
     return [int(word) for word in text.split()]
 
 
-def flag(text: str) -> bool:
-    """Read ``true`` or ``false``."""
-    if text not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"expected true or false, found {text!r}")
-    return text == "true"
-
-
-#: How the options of ``CommonOptions`` are read from the command line.
-COMMON_TYPES: dict[str, Callable[[str], object]] = {
-    "stage": int,
-    "stop_stage": int,
-    "skip_stages": numbers,
-    "ngpu": int,
-    "nj": int,
-    "seed": int,
-    "datadir": Path,
-    "dumpdir": Path,
-    "expdir": Path,
-    "preset": str,
-    "corpus": str,
-    "manifest": str,
-    "exclude_sources": words,
-    "max_missing": float,
-    "min_duration": float,
-    "max_duration": float,
-    "max_bad_audio": float,
-    "hf_repo": str,
-    "dry_run": flag,
-}
-
-
-def check_stages(options: CommonOptions, last_stage: int) -> None:
-    """Raise ``RecipeError`` unless the wished stages exist and are in order."""
-    for name in ("stage", "stop_stage"):
-        value = getattr(options, name)
-        if not 0 <= value <= last_stage:
-            raise RecipeError(f"--{name}: found {value}, expected 0 to {last_stage}")
-    if options.stop_stage < options.stage:
-        raise RecipeError(
-            f"--stop_stage: found {options.stop_stage}, expected --stage "
-            f"({options.stage}) or later; no stage would run"
-        )
-
-
 def setup_logging() -> None:
     """Log to standard error in ESPnet's format, without module noise."""
     logging.basicConfig(
@@ -143,19 +95,3 @@ def run_main(main: Callable[[], object]) -> None:
             raise
         logging.error("%s", message)
         sys.exit(1)
-
-
-class _OwnOrError(logging.Filter):
-    """Lets errors through, and what this package's own modules say."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        ours = f"{os.sep}espnet2_lamer{os.sep}" in record.pathname
-        return ours or record.levelno >= logging.ERROR
-
-
-def quiet_terminal() -> None:
-    """Keep ESPnet's log lines off the terminal; the stage's log file has them all."""
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_OwnOrError())
-    # ESPnet's own use of torch; nothing a user could change.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"espnet2\.")

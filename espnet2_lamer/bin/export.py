@@ -76,23 +76,25 @@ def main(cmd: Sequence[str] | None = None) -> None:
 
 
 def _zoo(args: argparse.Namespace) -> None:
+    from espnet2_lamer.convert.espnet_experiment import model_file
     from espnet2_lamer.export.card import model_card
     from espnet2_lamer.export.full import write_full_model
     from espnet2_lamer.export.zoo import pack_model
     from espnet2_lamer.fileio.hashing import sha256_file
-    from espnet2_lamer.upstream import model_file
 
     directory = args.experiment
     if (directory / "final" / "config.yaml").is_file():
         directory = directory / "final"
     config = directory / "config.yaml"
     if not config.is_file():
-        raise RecipeError(f"{config}: file not found; stages 7, 10 and 11 train models")
+        raise RecipeError(f"{config}: file not found; expected a trained experiment")
     options = list(args.option)
     results = None
     if args.results is not None:
         if not args.results.is_file():
-            raise RecipeError(f"{args.results}: file not found; stage 12 writes it")
+            raise RecipeError(
+                f"{args.results}: file not found; the recipe writes it with its tables"
+            )
         options.append(args.results)
         results = read_text(args.results)
     metadata = {}

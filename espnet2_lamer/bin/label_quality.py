@@ -1,6 +1,8 @@
 """Measure unit labels: used classes, perplexities, agreement with phones."""
 
 import argparse
+import logging
+from pathlib import Path
 
 from espnet2_lamer.bin.common import get_argument_parser, run_main
 
@@ -12,6 +14,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--n_clusters", type=int, required=True, help="units K")
     parser.add_argument("--phones_ctm", help="`utt 1 start_s dur_s phone` lines")
     parser.add_argument("--utt2lang", help="`utt lang` lines")
+    parser.add_argument(
+        "--data_dir", type=Path, help="folder with utt2lang and, if known, phones.ctm"
+    )
     parser.add_argument("--output", required=True, help="JSON; a .md goes beside it")
     return parser
 
@@ -19,10 +24,16 @@ def get_parser() -> argparse.ArgumentParser:
 def main(cmd: list[str] | None = None) -> None:
     """Run the command line."""
     args = get_parser().parse_args(cmd)
-    from espnet2_lamer.units.quality import label_quality, write_quality
+    from espnet2_lamer.units.quality import figures, label_quality, write_quality
 
-    report = label_quality(args.labels, args.n_clusters, args.phones_ctm, args.utt2lang)
+    phones, langs = args.phones_ctm, args.utt2lang
+    if args.data_dir:
+        langs = langs or args.data_dir / "utt2lang"
+        there = args.data_dir / "phones.ctm"
+        phones = phones or (there if there.is_file() else None)
+    report = label_quality(args.labels, args.n_clusters, phones, langs)
     write_quality(report, args.output)
+    logging.info("units: %s", figures(report))
 
 
 if __name__ == "__main__":

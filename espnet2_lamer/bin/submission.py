@@ -18,7 +18,12 @@ def get_parser() -> argparse.ArgumentParser:
     parser = get_argument_parser(__doc__)
     add = parser.add_argument
     add("--expdir", type=Path, default=Path("exp"), help="where the heads are")
-    add("--dumpdir", type=Path, default=Path("dump"), help="where stage 9 wrote")
+    add(
+        "--dumpdir",
+        type=Path,
+        default=Path("dump"),
+        help="evaluation sets",
+    )
     add("--system", required=True, help="name of the upstream in the tables")
     add("--output", type=Path, required=True, help="the zip to write")
     add(
@@ -67,7 +72,9 @@ def main(cmd: list[str] | None = None) -> None:
             logging.warning(
                 "monolingual ASR, %s: no predictions for %s; the benchmark averages "
                 "over all %d tasks",
-                *(budget, " ".join(missing), len(MONOLINGUAL)),
+                budget,
+                " ".join(missing),
+                len(MONOLINGUAL),
             )
     write_submission(args.output, args.system, predictions, args.tracks, args.budgets)
     logging.info("%s: %d test sets", args.output, len(predictions))

@@ -214,11 +214,10 @@ def _references(value: Any, key_of: Callable[[str], str]) -> list[str]:
 
 def data_options() -> set[str]:
     """Options of run.sh that the results of stages 0-6 and 9 depend on."""
-    from espnet2_lamer.recipe.stages import STAGES
+    from espnet2_lamer.recipe.stages import ssl1
 
-    shared = {name for stage in STAGES[:7] for name in stage.options}
-    shared |= set(STAGES[9].options)
-    # Of these stage 0 only checks the value, or they are no options of run.sh.
+    shared = {name for stage in ssl1 if stage.shared for name in stage.options}
+    # Of these only the value is checked, or they are no options of run.sh.
     return shared - {"seed", "allocation", "asr_layer", "lid_layer"} | {
         *("preset", "corpus", "manifest", "dev_hours", "kmeans_hours")
     }

@@ -34,9 +34,10 @@ _SHELL = (
     # ESPnet's launchers want a log file; --python may be several words.
     (
         'exec ${train_cmd} "${python}"',
-        'exec ${cuda_cmd} --gpu "${ngpu}" "${expdir}/logs/run.log" ${python}',
+        'exec ${cuda_cmd} --gpu "$(given ngpu 0 "$@")" '
+        '"$(given expdir exp "$@")/logs/run.log" ${python}',
     ),
-    ("source=../../../conf/", "source=conf/"),
+    ('"${python}" -m', "${python} -m"),
 )
 
 
@@ -168,7 +169,7 @@ def _content(
     texts["local/options.sh"] = options.read_text(encoding="utf-8")
     for old, new in _SHELL:
         scripts = [n for n in ("run.sh", "local/options.sh") if old in texts[n]]
-        if not scripts and not (task == "asr1" and "source=" in old):
+        if not scripts:
             raise RecipeError(
                 f"{recipe / 'run.sh'}: found no {old!r}; the script changed, and "
                 f"{__name__} must follow"

@@ -13,7 +13,7 @@ def read_table(path: str | Path, made_by: str = "") -> dict[str, str]:
 
     Args:
         path: The file. A line without a value gets the empty string.
-        made_by: Named in the error when the file is missing, e.g. ``"stage 2"``.
+        made_by: Named in the error when the file is missing, e.g. ``"labelling"``.
 
     Raises:
         RecipeError: The file is missing, a line is empty or not UTF-8, or a key occurs

@@ -8,7 +8,7 @@ from pathlib import Path
 
 @contextmanager
 def exclusive(path: str | Path) -> Iterator[None]:
-    """Hold the lock of a path; who comes second waits, and says so.
+    """Hold the lock of a path; another process that wants it waits, and logs that.
 
     The lock is the file ``.<name>.lock`` beside the path. It ends with its process,
     however that ends.

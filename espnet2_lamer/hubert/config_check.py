@@ -8,42 +8,35 @@ import torch
 from torch import Tensor
 
 from espnet2_lamer.asr.encoder.lamer_hubert import GUARD, LamerHubertEncoder
-from espnet2_lamer.convert.espnet_experiment import HUBERT, OURS
+from espnet2_lamer.convert.espnet_experiment import MASK_EMBEDDING, OURS
 from espnet2_lamer.convert.load import read_architecture
 from espnet2_lamer.convert.state import check_fit
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import clear_errors
 
 MAX_CLASSES = 2**20
-_MASK_EMBEDDING = f"{HUBERT}mask_generator.mask_embedding"
 
 
 def checked_config(config: Mapping[str, Any], source: object) -> dict[str, Any]:
-    """Return a copy of a pretraining config whose outer form is right.
-
-    Args:
-        config: Content of ``config.yaml``.
-        source: Where it is from, for messages.
+    """Return a copy of a pretraining's ``config.yaml`` whose outer form is right.
 
     Raises:
         RecipeError: It is of another model, or a value is of the wrong kind.
     """
-    if config.get("encoder") != OURS:
-        raise RecipeError(
-            f"{source}: encoder: found {config.get('encoder')!r}, expected {OURS!r}"
-        )
-    for key, kind, expected in (
-        ("encoder_conf", dict, "a mapping"),
-        ("model_conf", dict, "a mapping"),
+    classes, tokens = config.get("num_classes"), config.get("token_list")
+    enough = isinstance(classes, int) and 0 < classes <= MAX_CLASSES
+    for key, right, expected in (
+        ("encoder", config.get("encoder") == OURS, repr(OURS)),
+        ("encoder_conf", isinstance(config.get("encoder_conf"), dict), "a mapping"),
+        ("model_conf", isinstance(config.get("model_conf"), dict), "a mapping"),
         # A name would be read as a file.
-        ("token_list", list, "the list of units"),
-        ("num_classes", int, f"1 to {MAX_CLASSES} units"),
+        ("token_list", isinstance(tokens, list), "the list of units"),
+        ("num_classes", enough, f"1 to {MAX_CLASSES} units"),
     ):
-        found = config.get(key)
-        wrong = not isinstance(found, kind)
-        if wrong or (kind is int and not 0 < found <= MAX_CLASSES):
+        if not right:
             raise RecipeError(
-                f"{source}: {key}: found {str(found)[:80]!r}, expected {expected}"
+                f"{source}: {key}: found {str(config.get(key))[:80]!r}, expected "
+                f"{expected}"
             )
     return deepcopy(dict(config)) | {"encoder": OURS, "model": "lamer"}
 
@@ -51,15 +44,10 @@ def checked_config(config: Mapping[str, Any], source: object) -> dict[str, Any]:
 def check_sizes(
     config: Mapping[str, Any], state: Mapping[str, Tensor], source: object
 ) -> None:
-    """Compare the tensors that a config describes with those of the weights.
+    """Compare the tensors that a :func:`checked_config` describes with the weights.
 
     The model is built without memory for its values, so a size that is wrong in the
-    config costs nothing.
-
-    Args:
-        config: As :func:`checked_config` returns it.
-        state: State dict of the model, with or without the base's tensors.
-        source: Where the config is from, for messages.
+    config costs nothing. The base's tensors may be among the weights or not.
 
     Raises:
         RecipeError: Tensors of other names, shapes or types, by name; values that no
@@ -83,7 +71,7 @@ def check_sizes(
     expected = {
         key: value
         for key, value in planned.items()
-        if key in state or key in trained - {_MASK_EMBEDDING}
+        if key in state or key in trained - {MASK_EMBEDDING}
     }
     if isinstance(guard := state.get(f"encoder.{GUARD}"), Tensor) and not guard.numel():
         expected.pop(f"encoder.{GUARD}", None)

@@ -1,4 +1,4 @@
-"""ESPnet model ``lamer``: masked prediction plus expert balance (Lamer-SSL, Eq. 8)."""
+"""ESPnet model ``lamer``: masked prediction, expert balance (Lamer-SSL, Eq. 8)."""
 
 import math
 from collections.abc import Sequence
@@ -12,16 +12,15 @@ from torch.nn import functional as F
 
 from espnet2_lamer.asr.encoder.lamer_hubert import LamerHubertEncoder, MaskedPrediction
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.hubert.balance import BalanceTerm
-from espnet2_lamer.hubert.distillation import (
-    distillation_sums,
-    replayed_utterances,
+from espnet2_lamer.hubert.statistics import (
+    LanguageStatistics,
+    RoutingLog,
+    global_sums,
+    is_distributed,
 )
-from espnet2_lamer.hubert.distributed import global_sums, is_distributed
-from espnet2_lamer.hubert.language_statistics import LanguageStatistics
-from espnet2_lamer.hubert.routing_statistics import RoutingStatistics
-from espnet2_lamer.layers import LamerFeedForward, Router, record_routing
-from espnet2_lamer.layers.feed_forward import Routing, RoutingRecord
+from espnet2_lamer.layers import LamerFeedForward, Router, experts_off, record_routing
+from espnet2_lamer.layers.balance import BalanceTerm
+from espnet2_lamer.layers.feed_forward import RoutingRecord
 from espnet2_lamer.precision import AMP_DTYPES
 
 
@@ -35,8 +34,8 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
             + w \cdot \overline{\lVert conv \rVert^2}
             + d \cdot L_{dist}
 
-    M are the masked, U the other real frames. The last term, a mean over real frames
-    (fairseq: padding included), counts only where the convolution stack trains.
+    M are the masked, U the other real frames. The last term but one, a mean over real
+    frames (fairseq: padding included), counts only where the convolution stack trains.
     Dividing by the number of masked frames keeps lambda's meaning whatever the batch.
 
     Args:
@@ -46,18 +45,13 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
         balance_reduction: ``"sum"`` or ``"mean"`` over balanced layers.
         unmasked_weight: u, fairseq's ``pred_nomask_weight``; 0 in HuBERT and Lamer-SSL.
         feature_penalty: w, for training the convolution stack.
-        distill_weight: d, of the distance to the frozen base on replayed speech, see
-            :func:`~espnet2_lamer.hubert.distillation.distillation_sums`; not in the
-            paper, 0 leaves it out. With it the loss, though no input of the network,
-            depends on the data ``lang``.
+        distill_weight: d, of the mean cosine distance of the transformer's output to
+            the frozen base's on replayed speech; not in the paper, 0 leaves it out.
+            With it the loss, though no input of the network, depends on ``lang``.
         logit_temp: Temperature of the cosine logits.
         amp_dtype: ``none``, ``bf16`` (also on CPU) or ``fp16``.
         vocab_size: Unused. ESPnet's own task, which S3PRL calls, passes it and those
-            below.
-        frontend: Must be ``None``, as those below: a HuBERT hears the waveform.
-        specaug: See above.
-        normalize: See above.
-        preencoder: See above.
+            below, which must be ``None``: a HuBERT hears the waveform.
 
     Raises:
         RecipeError: K of the head and of the token list differ, or an option has an
@@ -107,7 +101,7 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
             raise RecipeError(
                 f"token_list: expected 0 .. {len(units) - 1} in order, <unk>, "
                 f"<sos/eos> for num_classes {len(units)}; found {len(token_list)} "
-                "lines. Make it with stage 5, or set num_classes to the codebook's K"
+                "lines. Make it from the codebook, or set num_classes to its K"
             )
         self.encoder = encoder
         encoder.hubert_pretrain_model.logit_generator.logit_temp = logit_temp
@@ -126,8 +120,7 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
         #: Numbers of the replayed languages in the data ``lang``.
         self.replay_numbers: list[int] = []
         self.amp_dtype = amp_dtype
-        self.routing_statistics = RoutingStatistics()
-        # Read by the trainer.
+        self.routing_statistics = RoutingLog()
         self.language_statistics = LanguageStatistics()
         self.register_buffer("training_batches", torch.zeros((), dtype=torch.long))
 
@@ -174,12 +167,8 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
             )
             distilled = None
             if self._distills:
-                replayed = replayed_utterances(
-                    kwargs.get("lang"), self.replay_numbers, self.encoder
-                )
-                distilled = distillation_sums(
-                    self.encoder, output, speech, speech_lengths, mask, replayed
-                )
+                lang = kwargs.get("lang")
+                distilled = self._distilled(output, speech, speech_lengths, mask, lang)
         mask = mask[:, : output.real.shape[1]]
         loss, stats, weight = self._loss(output, text, mask, record, distilled)
         if "lang" in kwargs:
@@ -241,7 +230,7 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
             loss = loss + self.balance_weight * part * own_share
             stats["balance"] = part.detach() * own_share
         if self.training:
-            balance.note_load(balance_sums, self._load_buffer)
+            balance.note_load(balance_sums)
         if output.squared_features is not None:
             # balance_sums[0] counts the real frames of all ranks.
             penalty = output.squared_features / balance_sums[0] * own_share
@@ -254,9 +243,49 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
         stats["loss"] = loss.detach()
         return loss, stats, weight
 
-    def _load_buffer(self, routing: Routing) -> Tensor:
-        layers = self.encoder.wav2vec2.encoder.transformer.layers
-        return layers[routing.layer].feed_forward.routers[routing.name].load
+    def _distilled(
+        self,
+        output: MaskedPrediction,
+        speech: Tensor,
+        lengths: Tensor,
+        mask: Tensor,
+        lang: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        r"""Distance of the model's output from the base's, on replayed utterances.
+
+        With R their real frames, masked or not, :math:`h_t` the transformer's output
+        and :math:`h^0_t` that of the base (the same network with its experts switched
+        off) for the same input, masks included,
+
+        .. math:: L_{dist} = \frac{1}{|R|} \sum_{t \in R} (1 - \cos(h_t, h^0_t))
+
+        Only the model gets a gradient.
+
+        Returns:
+            The sum over R and :math:`|R|`, scalars; 0 and 0 where nothing is replayed.
+        """
+        if self.encoder.lamer is None:
+            raise RecipeError(
+                "model_conf.distill_weight: found above 0 without encoder_conf.lamer, "
+                "expected experts: the base must stay to be the teacher"
+            )
+        if lang is None or not self.replay_numbers:
+            raise RecipeError(
+                "model_conf.distill_weight: found above 0 without replayed languages, "
+                "expected the data `lang`, --langs and --replay_langs, as the recipe "
+                "gives them (run.sh --replay_langs)"
+            )
+        numbers = torch.tensor(self.replay_numbers, device=lang.device)
+        replayed = torch.isin(lang.reshape(-1), numbers)
+        if not bool(replayed.any()):
+            return output.hidden.sum() * 0.0, output.hidden.new_zeros(())
+        rows = replayed.nonzero().squeeze(-1)
+        with torch.no_grad(), experts_off(self.encoder):
+            base = self.encoder(speech[rows], lengths[rows], mask[rows]).hidden
+        real = output.real[rows]
+        mine, theirs = output.hidden[rows][real], base[real]
+        distance = 1.0 - F.cosine_similarity(mine.float(), theirs.float(), dim=-1)
+        return distance.sum(), real.sum().float()
 
     def collect_feats(
         self, speech: Tensor, speech_lengths: Tensor, **kwargs: Tensor

@@ -1,7 +1,10 @@
-"""Load balancing between experts (Lamer-SSL, Eq. 7) and its statistics."""
+"""Load balancing between experts (Lamer-SSL, Eq. 7): one router's, a model's."""
 
 import torch
 from torch import Tensor
+
+from espnet2_lamer.layers.config import LamerConfig
+from espnet2_lamer.layers.feed_forward import Routing, RoutingRecord
 
 
 def routing_sums(
@@ -12,9 +15,8 @@ def routing_sums(
     Args:
         probs: Router probabilities ``[..., T, N]``.
         gates: Expert weights ``[..., T, N]``; an expert is dispatched to where > 0.
-        mask: Real frames, ``True`` = real, of the trailing shape before N (``[B, T]``
-            for ``[B, T, N]`` or, of several routers, ``[L, B, T, N]``); ``None`` = all
-            frames.
+        mask: Real frames of the trailing shape before N (``[B, T]`` for ``[B, T, N]``
+            or, of several routers, ``[L, B, T, N]``); ``None`` = all frames.
 
     Returns:
         Sums ``[N]`` (``[L, N]``) with gradient, counts of the same shape without.
@@ -34,44 +36,108 @@ def routing_sums(
 def routing_means(
     probs: Tensor, gates: Tensor, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Mean routing probability and dispatch share per expert over real frames.
-
-    Args:
-        probs: Router probabilities ``[..., N]``.
-        gates: Expert weights ``[..., N]``.
-        mask: Real frames ``[...]``, ``True`` = real; ``None`` = all.
+    """Mean probability m and dispatch share f per expert, from what a loss gets.
 
     Returns:
         ``m [N]`` with gradient, ``f [N]`` without, both summing to 1.
     """
     sums, counts = routing_sums(probs, gates, mask)
     frames = probs[..., 0].numel() if mask is None else mask.sum()
-    return sums / frames, counts / counts.sum().clamp(min=1.0)
+    return sums / frames, _shares(counts)
 
 
 def load_balancing_loss(
     probs: Tensor, gates: Tensor, mask: Tensor | None = None
 ) -> Tensor:
-    r"""Load-balancing loss of one router.
+    r"""Load-balancing loss of one router, a float32 scalar.
 
     .. math:: L_{lb} = N \sum_{k=1}^{N} m_k f_k
 
     with m the mean probability and f the share of dispatched frames, normalised to
-    sum 1, so that perfect balance gives 1 whatever K is (Lamer-SSL, Eq. 7).
-
-    Args:
-        probs: Router probabilities ``[..., N]``.
-        gates: Expert weights ``[..., N]``.
-        mask: Real frames ``[...]``, ``True`` = real.
-
-    Returns:
-        A float32 scalar.
+    sum 1, so that perfect balance gives 1 whatever K is (Lamer-SSL, Eq. 7). Both are
+    ``[..., N]``; ``mask [...]`` is True where a frame is real.
     """
     mean_probs, share = routing_means(probs, gates, mask)
     return probs.shape[-1] * torch.sum(mean_probs * share)
 
 
-def importance_loss(probs: Tensor, mask: Tensor | None = None) -> Tensor:
-    r"""Importance loss :math:`N \sum_k m_k^2`, for soft routing where f is constant."""
-    mean_probs, _ = routing_means(probs, probs, mask)
-    return probs.shape[-1] * torch.sum(mean_probs**2)
+class BalanceTerm:
+    r"""Sums that the balance term of one batch needs, and the term itself.
+
+    Over ranks i with n_i real frames each, m and f are those of the global batch:
+
+    .. math::
+        \sum_l N_l \sum_k f_{lk} m_{lk}
+        = \sum_i \sum_l N_l \sum_k f_{lk} \frac{1}{n} \sum_{t \in i} p_{tlk}
+
+    so a rank's part is linear in its own probabilities once f and n are known. For
+    ``importance`` (:math:`N \sum_k m_k^2`) the part is
+    :math:`N \sum_k (2 \bar m_k m_k^{(i)} - \bar m_k^2 n_i / n)`, with the global
+    :math:`\bar m` held constant: parts add up to the term, their gradients to its
+    gradient. ``real [B, T]`` marks the frames that are not padding.
+    """
+
+    def __init__(
+        self, record: RoutingRecord, real: Tensor, lamer: LamerConfig | None
+    ) -> None:
+        self.kind = "none" if lamer is None else lamer.balance
+        self.frames = real.sum().float()
+        self.groups: list[list[Routing]] = []
+        self.sums: list[Tensor] = []
+        self.counts: list[Tensor] = []
+        if self.kind == "none":
+            return
+        for group in record.by_expert_count():
+            num_experts = group[0].probs.shape[-1]
+            sparse = lamer.top_k is not None and lamer.top_k < num_experts
+            if not sparse and self.kind != "importance":
+                # f is constant, so Eq. 7 is too: N = K and soft routing are left out.
+                continue
+            sums, counts = routing_sums(
+                torch.stack([routing.probs for routing in group]),
+                torch.stack([routing.gates for routing in group]),
+                real,
+            )
+            self.groups.append(group)
+            self.sums.append(sums)
+            self.counts.append(counts)
+
+    def local_sums(self) -> list[Tensor]:
+        """What has to be added up over ranks."""
+        return [self.frames, *self.sums, *self.counts]
+
+    def part(self, total: list[Tensor], reduction: str) -> Tensor | None:
+        """This rank's part, a scalar with gradient, from sums of :meth:`local_sums`.
+
+        ``reduction`` is ``"sum"`` or ``"mean"`` over routers. Where nothing is balanced
+        by a loss there is none.
+        """
+        if not self.groups or self.kind == "bias":
+            return None
+        frames = total[0]
+        parts = []
+        for index, sums in enumerate(self.sums):
+            num_experts = sums.shape[-1]
+            mean = sums / frames
+            if self.kind == "importance":
+                whole = total[1 + index] / frames
+                share = self.frames / frames
+                parts.append(num_experts * (2 * whole * mean - whole**2 * share).sum())
+            else:
+                f = _shares(total[1 + len(self.sums) + index])
+                parts.append(num_experts * (f * mean).sum())
+        routers = sum(map(len, self.groups)) if reduction == "mean" else 1
+        return torch.stack(parts).sum() / routers
+
+    def note_load(self, total: list[Tensor]) -> None:
+        """Give every router with a selection bias the batch's load, from all ranks."""
+        if self.kind != "bias":
+            return
+        for index, group in enumerate(self.groups):
+            load = _shares(total[1 + len(self.sums) + index])
+            for routing, row in zip(group, load, strict=True):
+                routing.router.load.copy_(row)
+
+
+def _shares(counts: Tensor) -> Tensor:
+    return counts / counts.sum(-1, keepdim=True).clamp(min=1.0)

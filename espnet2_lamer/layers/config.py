@@ -1,5 +1,6 @@
-"""The options of a mixture of LoRA experts, as they stand in ``encoder_conf.lamer``."""
+"""Options of a mixture of LoRA experts, and how many experts each layer gets."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,26 +43,97 @@ class LamerConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check every field, so that a typo fails before training."""
         self.targets = tuple(self.targets)
-        unknown = set(self.targets) - set(TARGETS)
-        if unknown or not self.targets:
+        for key, right, expected in (
+            (
+                "targets",
+                self.targets and set(self.targets) <= set(TARGETS),
+                f"a non-empty subset of {list(TARGETS)}",
+            ),
+            ("router", self.router in ROUTERS, f"one of {list(ROUTERS)}"),
+            ("balance", self.balance in BALANCES, f"one of {list(BALANCES)}"),
+            ("rank", self.rank >= 1, "1 or more"),
+            (
+                "top_k",
+                self.top_k is None or self.top_k >= 1,
+                "1 or more, or null for soft routing",
+            ),
+            ("dropout", 0.0 <= self.dropout < 1.0, "[0, 1)"),
+        ):
+            if not right:
+                found = getattr(self, key)
+                found = list(found) if key == "targets" else found
+                raise ValueError(f"lamer.{key}: found {found!r}, expected {expected}")
+
+
+def parse_allocation(
+    allocation: str | int | Sequence[int], num_layers: int
+) -> list[int]:
+    """Expand an allocation to one expert count per layer, shallow to deep.
+
+    Three readings: one number is used in every layer; as many numbers as layers are
+    taken as they are; otherwise the layers are split into equal consecutive groups,
+    so that ``"2,4,6,8"`` over 24 layers is the paper's 2 x 6, 4 x 6, 6 x 6, 8 x 6
+    (Lamer-SSL, section 2.2). A count of 0 leaves the layer's frozen FFN alone.
+
+    Raises:
+        ValueError: Not integers, negative, or not divisible into equal groups.
+    """
+    if isinstance(allocation, int):
+        counts = [allocation]
+    else:
+        parts = allocation.split(",") if isinstance(allocation, str) else allocation
+        try:
+            counts = [int(part) for part in parts]
+            exact = isinstance(allocation, str) or counts == list(parts)
+        except (TypeError, ValueError):
+            exact = False
+        if not exact:
             raise ValueError(
-                f"lamer.targets: found {list(self.targets)}, expected a non-empty "
-                f"subset of {list(TARGETS)}"
+                f"allocation {allocation!r}: expected integers separated by commas, "
+                "e.g. '2,4,6,8'"
             )
-        for key, allowed in (("router", ROUTERS), ("balance", BALANCES)):
-            if getattr(self, key) not in allowed:
-                raise ValueError(
-                    f"lamer.{key}: found {getattr(self, key)!r}, expected one of "
-                    f"{list(allowed)}"
-                )
-        if self.rank < 1:
-            raise ValueError(f"lamer.rank: found {self.rank}, expected 1 or more")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(
-                f"lamer.top_k: found {self.top_k}, expected 1 or more, or null for "
-                "soft routing"
-            )
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"lamer.dropout: found {self.dropout}, expected [0, 1)")
+    if not counts or min(counts) < 0:
+        raise ValueError(
+            f"allocation {allocation!r}: expected expert counts of 0 or more"
+        )
+    if num_layers % len(counts):
+        raise ValueError(
+            f"allocation {allocation!r} names {len(counts)} groups, but {num_layers} "
+            f"layers cannot be split into {len(counts)} equal groups; give one number, "
+            f"{num_layers} numbers, or a divisor of {num_layers}"
+        )
+    repeat = num_layers // len(counts)
+    return [count for count in counts for _ in range(repeat)]
+
+
+def apportion(budget: int, weights: Sequence[float], minimum: int = 1) -> list[int]:
+    r"""Spread ``budget`` experts over layers in proportion to weights.
+
+    Every layer gets ``minimum``; of the R experts left, layer l gets
+
+    .. math:: \lfloor R w_l / \sum_j w_j \rfloor
+
+    and those still left go to the largest fractions (Hamilton's method), the shallower
+    layer first where fractions are equal.
+
+    Raises:
+        ValueError: The budget is below the minima, or the weights are none of the kind.
+    """
+    if budget < minimum * len(weights):
+        raise ValueError(
+            f"found {budget} experts for {len(weights)} layers, expected at least "
+            f"{minimum} each"
+        )
+    total = math.fsum(weights)
+    if not (math.isfinite(total) and total > 0 and min(weights) >= 0):
+        raise ValueError(
+            f"found weights {list(weights)}, expected numbers of 0 or more, not all 0"
+        )
+    free = budget - minimum * len(weights)
+    shares = [free * weight / total for weight in weights]
+    counts = [math.floor(share) for share in shares]
+    by_fraction = sorted(range(len(shares)), key=lambda i: (counts[i] - shares[i], i))
+    for index in by_fraction[: free - sum(counts)]:
+        counts[index] += 1
+    return [minimum + count for count in counts]

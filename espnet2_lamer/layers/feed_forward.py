@@ -1,4 +1,4 @@
-"""Lamer module: a frozen FFN, LoRA experts and a router (Fig. 1c)."""
+"""Lamer module: frozen FFN, LoRA experts and router (Fig. 1c), put into a HuBERT."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from espnet2_lamer.layers.config import LINEARS, LamerConfig
+from espnet2_lamer.layers.config import LINEARS, LamerConfig, parse_allocation
 from espnet2_lamer.layers.lora import LoRAExpertLinear, LoRAExperts
 from espnet2_lamer.layers.router import Router
 
@@ -19,6 +19,7 @@ class Routing:
     name: str
     probs: Tensor
     gates: Tensor
+    router: Router | None = None
 
 
 class RoutingRecord:
@@ -30,33 +31,36 @@ class RoutingRecord:
     def __init__(self) -> None:
         self._routings: dict[tuple[int, str], Routing] = {}
 
-    def add(self, layer: int, name: str, probs: Tensor, gates: Tensor) -> None:
+    def add(
+        self,
+        layer: int,
+        name: str,
+        probs: Tensor,
+        gates: Tensor,
+        router: Router | None = None,
+    ) -> None:
         """Store one router's output; a second forward replaces the first."""
-        self._routings[layer, name] = Routing(layer, name, probs, gates)
+        self._routings[layer, name] = Routing(layer, name, probs, gates, router)
 
     def __iter__(self) -> Iterator[Routing]:
-        """Iterate over the recorded :class:`Routing` entries."""
         return iter(self._routings.values())
 
     def __len__(self) -> int:
-        """Count the routers recorded."""
         return len(self._routings)
 
-    def clear(self) -> None:
-        """Forget everything recorded."""
-        self._routings.clear()
+    def by_expert_count(self) -> list[list[Routing]]:
+        """Group routers with equal N, so that a few stacked operations serve all."""
+        groups: dict[int, list[Routing]] = {}
+        for routing in self:
+            groups.setdefault(routing.probs.shape[-1], []).append(routing)
+        return list(groups.values())
 
 
 class LamerFeedForward(nn.Module):
     """Takes the place of torchaudio's ``FeedForward`` and keeps its attribute names.
 
-    Args:
-        feed_forward: The FFN to adapt, with ``intermediate_dense``, ``output_dense``
-            and a dropout after each.
-        num_experts: N_l of this layer, at least 1. With one expert there is no router
-            and the gate is 1 (HuBERT-LoRA).
-        config: Rank, routing and targets.
-        layer: Index of the transformer layer, for the routing record.
+    With one expert (``num_experts`` is N_l of this layer) there is no router and the
+    gate is 1 (HuBERT-LoRA). ``layer`` numbers the layer in the routing record.
     """
 
     def __init__(
@@ -98,9 +102,10 @@ class LamerFeedForward(nn.Module):
     def _route(self, name: str, x: Tensor) -> Tensor | None:
         if name not in self.routers:
             return None
-        gates, probs = self.routers[name](x)
+        router = self.routers[name]
+        gates, probs = router(x)
         if self.record is not None:
-            self.record.add(self.layer, name, probs, gates)
+            self.record.add(self.layer, name, probs, gates, router)
         return gates
 
     def _linear(self, name: str, x: Tensor, ffn_gates: Tensor | None) -> Tensor:
@@ -117,3 +122,25 @@ class LamerFeedForward(nn.Module):
         if self.ffn_experts is not None:
             y = y + self.ffn_experts(x, gates)
         return self.output_dropout(y)
+
+
+def add_lamer(wav2vec2: nn.Module, config: LamerConfig) -> nn.Module:
+    """Replace the FFN of every layer with experts, in place, and freeze the backbone.
+
+    The model is a ``torchaudio.models.Wav2Vec2Model``, or anything with
+    ``encoder.transformer.layers[i].feed_forward``.
+
+    Raises:
+        ValueError: The allocation does not fit, or experts are there already.
+    """
+    layers = wav2vec2.encoder.transformer.layers
+    counts = parse_allocation(config.allocation, len(layers))
+    if any(isinstance(layer.feed_forward, LamerFeedForward) for layer in layers):
+        raise ValueError("the model has LoRA experts already; start from its base")
+    wav2vec2.requires_grad_(False)
+    for index, (layer, count) in enumerate(zip(layers, counts, strict=True)):
+        if count:
+            layer.feed_forward = LamerFeedForward(
+                layer.feed_forward, count, config, layer=index
+            )
+    return wav2vec2

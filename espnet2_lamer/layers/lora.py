@@ -18,15 +18,8 @@ class LoRAExperts(nn.Module):
     wide, not N * d_out.
 
     A starts kaiming-uniform and B zero: before the first update the sum is zero.
-
-    Args:
-        in_features: d_in.
-        out_features: d_out.
-        num_experts: N, at least 1.
-        rank: r.
-        alpha: Scale numerator; ``None`` means ``rank``.
-        dropout: Dropout on the experts' input.
-        like: Tensor whose device and dtype the parameters take.
+    Dropout acts on the input; ``alpha=None`` means alpha = r; ``like`` is a tensor
+    whose device and dtype the parameters take.
 
     Raises:
         ValueError: ``num_experts`` or ``rank`` below 1.
@@ -61,6 +54,10 @@ class LoRAExperts(nn.Module):
         # rank * d_in instead.
         nn.init.kaiming_uniform_(self.lora_A.flatten(0, 1), a=5**0.5)
 
+    def adapter_parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained beside a frozen base, by kind."""
+        return {"lora_A": self.lora_A, "lora_B": self.lora_B}
+
     def reduce(self, x: Tensor, gates: Tensor | None) -> Tensor:
         """Map ``x [..., d_in]`` to gated and scaled activations ``[..., N * r]``."""
         z = F.linear(self.dropout(x), self.lora_A.flatten(0, 1))
@@ -72,14 +69,9 @@ class LoRAExperts(nn.Module):
         return (z * gates.unsqueeze(-1)).flatten(-2)
 
     def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
-        """Sum the experts.
+        """Sum the experts: ``x [..., d_in]``, ``gates [..., N]`` to ``[..., d_out]``.
 
-        Args:
-            x: Input ``[..., d_in]``.
-            gates: Expert weights ``[..., N]``; ``None`` means all ones.
-
-        Returns:
-            Sum ``[..., d_out]``.
+        Without gates all are one.
         """
         return F.linear(self.reduce(x, gates), self.lora_B)
 
@@ -90,17 +82,9 @@ class LoRAExpertLinear(LoRAExperts):
     .. math::
         y = W_0 x + b + \frac{\alpha}{r} \sum_{k=1}^{N} g_k B_k A_k x
 
-    Before the first update the output equals ``base(x)``, since B is zero.
-
-    Args:
-        base: The Linear to adapt; it is frozen here.
-        num_experts: N, at least 1.
-        rank: r.
-        alpha: Scale numerator; ``None`` means ``rank``.
-        dropout: Dropout on the experts' input.
-
-    Raises:
-        ValueError: ``num_experts`` or ``rank`` below 1.
+    Before the first update the output equals ``base(x)``, since B is zero. ``base``,
+    the Linear to adapt, is frozen here; other arguments are those of
+    :class:`LoRAExperts`.
     """
 
     def __init__(
@@ -111,27 +95,12 @@ class LoRAExpertLinear(LoRAExperts):
         alpha: float | None = None,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__(
-            base.in_features,
-            base.out_features,
-            num_experts,
-            rank,
-            alpha,
-            dropout,
-            like=base.weight,
-        )
+        sizes = base.in_features, base.out_features
+        super().__init__(*sizes, num_experts, rank, alpha, dropout, like=base.weight)
         self.base = base.requires_grad_(False)
 
     def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
-        """Apply the frozen Linear and the experts.
-
-        Args:
-            x: Input ``[..., d_in]``.
-            gates: Expert weights ``[..., N]``; ``None`` means all ones.
-
-        Returns:
-            Output ``[..., d_out]``.
-        """
+        """Map ``x [..., d_in]`` to ``[..., d_out]``, by Linear and experts."""
         # Rows first: an in-place sum into a view would make autograd copy it.
         rows = x.reshape(-1, x.shape[-1])
         if gates is not None:

@@ -35,15 +35,11 @@ class Router(nn.Module):
 
     For ``top_k = 1`` the raw probability is kept: Eq. 4 would make the gate 1 and the
     router would get no gradient (a stated departure). ``top_k = None`` or ``top_k =
-    num_experts`` uses all experts, so the gates are ``p`` itself.
+    num_experts`` uses all experts, so the gates are ``p`` itself (soft routing).
 
-    Args:
-        dim: Size of a frame's vector.
-        num_experts: N, at least 2.
-        top_k: K, or ``None`` for soft routing.
-        use_selection_bias: Keep a persistent per-expert bias that is added to ``p``
-            for the selection only (loss-free balancing, arXiv 2408.15664), and the
-            load of the last training batch, from which it is updated.
+    With ``use_selection_bias`` a persistent per-expert bias is added to ``p`` for the
+    selection only (loss-free balancing, arXiv 2408.15664); it is updated from the load
+    of the last training batch, which is kept, too.
 
     Raises:
         ValueError: ``num_experts`` below 2, or ``top_k`` not in 1 .. ``num_experts``.
@@ -61,28 +57,28 @@ class Router(nn.Module):
             raise ValueError(
                 f"a router needs at least 2 experts to choose from, found {num_experts}"
             )
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k: found {top_k}, expected 1 or more, or None")
-        if top_k is not None and top_k > num_experts:
+        if top_k is not None and not 1 <= top_k <= num_experts:
             raise ValueError(
                 f"top_k: found {top_k}, expected at most {num_experts}, the number "
-                "of experts in the layer, or None for all of them"
+                "of experts in the layer, at least 1, or None for all of them"
             )
         self.num_experts = num_experts
         self.top_k = top_k
         self.weight = nn.Parameter(torch.empty(num_experts, dim))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
         self.selection_bias: Tensor | None
-        self.register_buffer(
-            "selection_bias", torch.zeros(num_experts) if use_selection_bias else None
-        )
         self.load: Tensor | None
-        self.register_buffer(
-            "load",
-            torch.full((num_experts,), 1.0 / num_experts)
-            if use_selection_bias
-            else None,
-        )
+        for name, start in (("selection_bias", 0.0), ("load", 1.0 / num_experts)):
+            value = torch.full((num_experts,), start) if use_selection_bias else None
+            self.register_buffer(name, value)
+
+    def adapter_parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained beside a frozen base, by kind."""
+        return {"routers": self.weight}
+
+    def state_buffers(self) -> dict[str, Tensor]:
+        """Buffers that training changes, and every checkpoint has to keep."""
+        return dict(self.named_buffers())
 
     @property
     def is_sparse(self) -> bool:
@@ -90,14 +86,10 @@ class Router(nn.Module):
         return self.top_k is not None and self.top_k < self.num_experts
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Route every frame.
-
-        Args:
-            x: Hidden states ``[..., dim]``.
+        """Route every frame of ``x [..., dim]``.
 
         Returns:
-            gates ``[..., N]`` and probs ``[..., N]``, both float32. Gates are zero
-            outside the Top-K.
+            gates (zero outside the Top-K) and probs, both ``[..., N]`` float32.
         """
         with torch.autocast(x.device.type, enabled=False):
             if x.dtype == torch.float32:
@@ -124,9 +116,6 @@ class Router(nn.Module):
         To be called before a training batch, with ``load [N]`` (shares of dispatched
         frames, summing to 1) of the batch before: between a forward pass and its
         backward pass the bias must stay, or recomputed layers would route otherwise.
-
-        Args:
-            rate: Step size.
         """
         if self.selection_bias is not None:
             self.selection_bias += rate * torch.sign(1.0 / self.num_experts - self.load)

@@ -28,7 +28,6 @@ from espnet2_lamer.metrics.probe import PhoneProbe, frame_phones, phone_probe
 from espnet2_lamer.parallel import run_each
 from espnet2_lamer.recipe.checkpoints import base_path
 from espnet2_lamer.recipe.options import Options
-from espnet2_lamer.recipe.pretraining import experiments
 from espnet2_lamer.tasks.pretrained import load_pretraining_model
 from espnet2_lamer.upstream import load_model
 
@@ -39,7 +38,7 @@ PROBE_UTTERANCES = 150
 def analyse(options: Options) -> None:
     """Write routing, masked accuracy and forgetting under ``<expdir>/analysis``."""
     dev = options.raw / "ssl_dev"
-    utt2lang = read_table(dev / "utt2lang", "stage 2")
+    utt2lang = read_table(dev / "utt2lang")
     _routing(options, dev, utt2lang)
     _masked(options, dev, utt2lang)
     _forgetting(options, dev, utt2lang)
@@ -55,7 +54,7 @@ def _read(audio: dict[str, str], utts: list[str], title: str):
 def _routing(options: Options, dev: Path, utt2lang: dict[str, str]) -> None:
     model = load_model(options.ssl_experiment)
     statistics, choices = RoutingStatistics(), ExpertChoices()
-    audio = read_table(dev / "wav.scp", "stage 2")
+    audio = read_table(dev / "wav.scp")
     for utt, speech, length in _read(audio, sorted(utt2lang), "routing"):
         with record_routing(model) as record:
             _, frames = model.extract_features(speech, length)
@@ -81,7 +80,7 @@ def _routing(options: Options, dev: Path, utt2lang: dict[str, str]) -> None:
 
 def _masked(options: Options, dev: Path, utt2lang: dict[str, str]) -> None:
     result: dict[str, dict[str, Any]] = {}
-    for experiment in experiments(options):
+    for experiment in options.trainings:
         model = load_pretraining_model(experiment)
         measures = masked_accuracy(model, dev, utt2lang, options.seed)
         result[experiment.name] = {lang: asdict(m) for lang, m in measures.items()}
@@ -92,7 +91,7 @@ def _curves(options: Options) -> None:
     """Draw what the trainings logged per language at each validation."""
     trainings = {
         path.name: path
-        for path in experiments(options)
+        for path in options.trainings
         if (path / "checkpoint.pth").exists()
     }
     logged = {
@@ -121,8 +120,8 @@ def _forgetting(options: Options, dev: Path, utt2lang: dict[str, str]) -> None:
         "lamer": options.ssl_experiment,
     }
     sets = {"train": train, "dev": dev}
-    audio = {k: read_table(path / "wav.scp", "stage 2") for k, path in sets.items()}
-    train_lang = read_table(train / "utt2lang", "stage 2")
+    audio = {k: read_table(path / "wav.scp") for k, path in sets.items()}
+    train_lang = read_table(train / "utt2lang")
     phones = {}
     if all((path / "phones.ctm").is_file() for path in sets.values()):
         phones = {k: frame_phones(path / "phones.ctm") for k, path in sets.items()}
@@ -185,7 +184,11 @@ def _compare(
     probe = phone_probe(trained, phones["train"], features, phones["dev"], seed=seed)
     logging.info(
         "phone probe, %s, %s, layer %d: %.1f %% (majority %.1f %%)",
-        *(lang, name, layer, probe.accuracy.value, probe.majority),
+        lang,
+        name,
+        layer,
+        probe.accuracy.value,
+        probe.majority,
     )
     return probe, cka
 

@@ -16,10 +16,10 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.layers import parse_allocation
-from espnet2_lamer.layers.allocation import apportion
+from espnet2_lamer.layers.config import apportion
 from espnet2_lamer.recipe.checkpoints import base_path, read_checkpoints
 from espnet2_lamer.recipe.options import Options
-from espnet2_lamer.recipe.ssl_config import own_allocation, read_ssl_config
+from espnet2_lamer.recipe.settle import own_allocation, read_ssl_config
 from espnet2_lamer.upstream import load_model
 
 #: Utterances per language whose states are compared, and how much of each is heard.
@@ -80,14 +80,16 @@ def automatic_allocation(options: Options) -> str:
     write_json(path, found)
     logging.info(
         "--allocation auto: %s, as many experts as %s; separability per layer %s; %s",
-        *(",".join(map(str, counts)), scheme),
-        *(" ".join(f"{value:.3f}" for value in criterion), path),
+        ",".join(map(str, counts)),
+        scheme,
+        " ".join(f"{value:.3f}" for value in criterion),
+        path,
     )
     return ",".join(map(str, counts))
 
 
 def _sample(directory: Path, excluded: list[str], seed: int) -> dict[str, list[str]]:
-    utt2lang = read_table(directory / "utt2lang", "stage 2")
+    utt2lang = read_table(directory / "utt2lang")
     langs = sorted(set(utt2lang.values()) - set(excluded))
     if len(langs) < 2:
         raise RecipeError(
@@ -118,7 +120,7 @@ def _utterance_means(
     model: torch.nn.Module, directory: Path, chosen: dict[str, list[str]]
 ) -> dict[str, NDArray[np.float64]]:
     """Mean over frames of every state: per language ``[utterances, L + 1, D]``."""
-    audio = read_table(directory / "wav.scp", "stage 2")
+    audio = read_table(directory / "wav.scp")
     means: dict[str, list[NDArray[np.float64]]] = {}
     every = [(lang, utt) for lang, utts in chosen.items() for utt in utts]
     for lang, utt in tqdm(every, desc="separability", disable=not sys.stderr.isatty()):

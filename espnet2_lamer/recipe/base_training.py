@@ -15,9 +15,10 @@ from typing import Any
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.checksum import check_file
+from espnet2_lamer.recipe.declaration import as_arguments
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.pretraining import train_ssl, write_shapes
-from espnet2_lamer.recipe.ssl_config import AUTO
+from espnet2_lamer.recipe.settle import AUTO
 
 MINI = Path("mini")
 
@@ -72,7 +73,6 @@ def train_from_nothing(
         if not done.is_dir():
             logging.info("%s: round %d of %d", work_dir, number, len(rounds))
             _make_units(train_dirs, dev_dirs, here, teacher, plan, seed, nj)
-            updates = plan.epochs * 500
             best = train_ssl(
                 config,
                 here / "train",
@@ -80,13 +80,13 @@ def train_from_nothing(
                 here / "stats",
                 here / "exp",
                 plan.n_clusters,
-                [
-                    *("--max_epoch", str(plan.epochs)),
-                    *("--scheduler_conf", f"total_steps={updates}"),
-                    *("--encoder_conf", f"mask_prob={plan.mask_prob}"),
-                    *("--seed", str(seed)),
-                    *start,
-                ],
+                as_arguments(
+                    max_epoch=plan.epochs,
+                    scheduler_conf=f"total_steps={plan.epochs * 500}",
+                    encoder_conf=f"mask_prob={plan.mask_prob}",
+                    seed=seed,
+                )
+                + start,
             )
             save_huggingface(_backbone(here / "exp", best), done)
         teacher = str(done)
@@ -125,7 +125,7 @@ def _merge(directories: list[Path], output: Path) -> None:
         for directory in directories:
             path = directory / name
             if not path.is_file():
-                raise RecipeError(f"{path}: file not found; it is made by stage 0")
+                raise RecipeError(f"{path}: file not found")
             lines += path.read_text(encoding="utf-8").splitlines()
         lines.sort(key=str.encode)
         (output / name).write_text("".join(f"{line}\n" for line in lines))

@@ -19,12 +19,17 @@ def base_path(options: Options) -> str:
 
 
 def teacher_path(options: Options) -> str:
-    """The teacher: as the base, or a name that needs no checkpoint."""
+    """The teacher: as the base, or a name that needs no checkpoint.
+
+    Before it is recorded, what the option says.
+    """
+    if not options.checkpoints.is_file():
+        return options.teacher
     return read_checkpoints(options)["teacher"]["path"]
 
 
 def has_phones(data_dir: Path) -> bool:
     """Whether a data dir knows its phones (synthetic speech does)."""
     return (data_dir / "phones.ctm").is_file() and bool(
-        read_table(data_dir / "wav.scp", "stage 1")
+        read_table(data_dir / "wav.scp")
     )

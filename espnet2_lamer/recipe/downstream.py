@@ -1,4 +1,4 @@
-"""Stages 10 and 11: ML-SUPERB heads for ASR and LID on frozen upstreams."""
+"""ML-SUPERB heads for ASR and LID on frozen upstreams."""
 
 import logging
 from collections.abc import Sequence
@@ -6,21 +6,12 @@ from collections.abc import Sequence
 from espnet2_lamer.evaluation.downstream import HeadOptions, train_head
 from espnet2_lamer.evaluation.runs import TARGETS, Run
 from espnet2_lamer.parallel import run_each
-from espnet2_lamer.recipe.benchmark import ASR_TRACKS, LID_TRACKS, planned_runs
+from espnet2_lamer.recipe.benchmark import planned_runs
 from espnet2_lamer.recipe.options import Options
 
 
-def train_asr(options: Options) -> None:
-    """Stage 10: the heads of the tracks ``asr`` and ``multi_asr``."""
-    _train(options, ASR_TRACKS)
-
-
-def train_lid(options: Options) -> None:
-    """Stage 11: the heads of the tracks ``lid`` and ``asr_lid``."""
-    _train(options, LID_TRACKS)
-
-
-def _train(options: Options, tracks: Sequence[str]) -> None:
+def train_heads(options: Options, tracks: Sequence[str]) -> None:
+    """Train the heads of some tracks."""
     runs = planned_runs(options, tracks)
     run_each(_train_one, [(options, run) for run in runs], head_jobs(options), "heads")
 

@@ -5,36 +5,60 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from espnet2_lamer.data.corpora import CORPORA, MHUBERT147_AUDIO
+from espnet2_lamer.evaluation.runs import BENCHMARKS, BUDGETS, LID_READINGS, TRACKS
+from espnet2_lamer.recipe.declaration import (
+    DATA,
+    EVALUATION,
+    MODELS,
+    PUBLISHING,
+    option,
+)
 
-LAST_STAGE = 14
 #: The run that the recipe is about; its files carry no further name.
 LAMER_TAG = "lamer"
 HEAD_ONLY_TAG = "head_only"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class CommonOptions:
     """The options that every recipe has, and what follows from them."""
 
-    stage: int
-    stop_stage: int
-    skip_stages: list[int]
-    ngpu: int
-    nj: int
-    seed: int
-    datadir: Path
-    dumpdir: Path
-    expdir: Path
-    preset: str
-    corpus: str
-    manifest: str
-    exclude_sources: list[str]
-    max_missing: float
-    min_duration: float
-    max_duration: float
-    max_bad_audio: float
-    hf_repo: str
-    dry_run: bool
+    preset: str = option("mini | paper, see conf/presets", "mini")
+    stage: int = option("first stage to run", 0, least=0)
+    stop_stage: int = option("last stage to run", -1, empty="the last")
+    skip_stages: list[int] = option('stages to leave out, e.g. "5 6"', [])
+    print_commands: bool = option(
+        "true: print the commands that do these stages' work by hand, run nothing",
+        False,
+    )
+    nj: int = option("parallel jobs of this machine", 2, least=1)
+    ngpu: int = option("GPUs per node, 0 = CPU", 0, least=0)
+    seed: int = option("seed of everything random", 0)
+    datadir: Path = option("data directories of stage 1", Path("data"))
+    dumpdir: Path = option("formatted data, features, units", Path("dump"))
+    expdir: Path = option("experiments, logs, results", Path("exp"))
+    python: str = option("Python interpreter", "", empty="that of path.sh")
+    corpus: str = option(
+        "mini | manifest | public corpora, joined, of: commonvoice thchs30 aishell1 "
+        "aishell3 fleurs mhubert147, whose paths are in db.sh",
+        group=DATA,
+    )
+    manifest: str = option("TSV, or folder of audio per language", "", group=DATA)
+    exclude_sources: list[str] = option(
+        "sources of the manifest to leave out", [], group=DATA
+    )
+    max_missing: float = option(
+        "most missing clips per set of a public corpus, in %", 1.0, group=DATA, least=0
+    )
+    min_duration: float = option("shortest utterance in seconds", group=DATA)
+    max_duration: float = option("longest utterance in seconds", group=DATA)
+    max_bad_audio: float = option(
+        "most unusable audio files per set, in %", 1.0, group=DATA, least=0
+    )
+    hf_repo: str = option("Hugging Face repository to upload to", "", group=PUBLISHING)
+    dry_run: bool = option(
+        "true: only list what would be uploaded", False, group=PUBLISHING
+    )
 
     @property
     def raw(self) -> Path:
@@ -58,57 +82,182 @@ class CommonOptions:
         return [] if path.is_dir() else [path]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Options(CommonOptions):
-    """Options of the recipe; names and meaning as ``run.sh --help`` shows them.
+    """Options of ssl1; ``./run.sh --help`` shows them.
 
-    ``recipe.ssl_config.resolve_ssl_config`` fills in what follows from the pretraining
+    ``recipe.settle.resolve_ssl_config`` fills in what follows from the pretraining
     YAML: ``allocation`` (empty where the whole model trains) and ``ssl_tag``.
     """
 
-    num_nodes: int
-    dask: str
-    base: str
-    teacher: str
-    teacher_layer: int
-    retrain: bool
-    trust_s3prl_files: bool
-    new_langs: list[str]
-    replay_langs: list[str]
-    replay_hours: float
-    replay_sampling: str
-    replay_alpha: float
-    replay_clusters: str
-    dev_hours: float
-    drop_overlap: bool
-    kmeans_hours: float
-    n_clusters: int
-    allocation: str
-    ssl_config: Path
-    ssl_tag: str
-    control: bool
-    sanity: bool
-    upstreams: list[str]
-    benchmark: str
-    budgets: list[str]
-    tracks: list[str]
-    eval_langs: list[str]
-    eval_lists: str
-    cross_corpus: bool
-    lid_reading: str
-    units: dict[str, str]
-    multi_unit: str
-    nbpe: int
-    asr_config: Path
-    asr_layer: int | str
-    multi_config: Path
-    lid_config: Path
-    lid_layer: int | str
-    store_dtype: str
-    feature_store_gb: float
-    eval_seeds: list[int]
-    learning_rates: list[float]
-    baselines: list[str]
+    dask: str = option(
+        "run the parallel jobs of data and units on the workers of this Dask "
+        "scheduler, such as tcp://host:8786; see docs/scale_out.md",
+        "",
+    )
+    num_nodes: int = option("nodes of pretraining", 1, least=1)
+    new_langs: list[str] = option("languages to learn, ISO 639-3", group=DATA)
+    replay_langs: list[str] = option("languages to keep", group=DATA)
+    replay_hours: float = option("hours of replay per kept language", group=DATA)
+    replay_sampling: str = option(
+        "uniform | temperature (shares the hours over kept languages) | speaker | "
+        "cluster (one of each in turn)",
+        "uniform",
+        group=DATA,
+    )
+    replay_alpha: float = option(
+        "exponent of temperature: 0 = equal, 1 = in proportion", 0.7, group=DATA
+    )
+    replay_clusters: str = option(
+        "file with units of the replay candidates", "", group=DATA
+    )
+    dev_hours: float = option(
+        "most validation speech per language, in hours, 0 = all", 1.0, group=DATA
+    )
+    drop_overlap: bool = option(
+        "leave out clips that are in an evaluation set", True, group=DATA
+    )
+    base: str = option(
+        "HuBERT to extend: Hugging Face directory or id, torchaudio bundle, fairseq "
+        ".pt file, ESPnet experiment",
+        group=MODELS,
+    )
+    teacher: str = option("model that gives the units", group=MODELS)
+    teacher_layer: int = option("its layer", group=MODELS)
+    trust_s3prl_files: bool = option(
+        "true: let S3PRL read the FILE of s3prl:NAME:FILE in --teacher and "
+        "--upstreams, which runs code that it may hold",
+        False,
+        group=MODELS,
+    )
+    retrain: bool = option(
+        "true: train mini base and teacher anew, hours", False, group=MODELS
+    )
+    kmeans_hours: float = option("hours per language for k-means", group=MODELS)
+    n_clusters: int = option("number of units K", group=MODELS, least=1)
+    ssl_config: Path = option("pretraining config", group=MODELS, exists=True)
+    allocation: str = option(
+        "LoRA experts per group of layers, or auto: by language separability of the "
+        "base",
+        "",
+        group=MODELS,
+        empty="as in --ssl_config",
+    )
+    ssl_tag: str = option(
+        "name of the pretraining",
+        "",
+        group=MODELS,
+        empty="from --ssl_config and --allocation",
+    )
+    control: bool = option("also train the head-only control", True, group=MODELS)
+    sanity: bool = option(
+        "true: instead of pretraining, overfit one batch and say whether it could be "
+        "learnt; nothing after that runs",
+        False,
+        group=MODELS,
+    )
+    upstreams: list[str] = option(
+        "of: random base lamer, names of conf/upstreams/NAME.yaml, s3prl:NAME, paths, "
+        "Hugging Face ids",
+        group=EVALUATION,
+    )
+    tracks: list[str] = option(
+        "of: asr multi_asr lid asr_lid",
+        ["asr", "lid"],
+        group=EVALUATION,
+        choices=TRACKS,
+    )
+    benchmark: str = option(
+        "own (sets of stage 1) | paper (CommonVoice and FLEURS in ML-SUPERB's sizes) "
+        "| mlsuperb (its data, db.sh)",
+        "own",
+        group=EVALUATION,
+        choices=BENCHMARKS,
+    )
+    budgets: list[str] = option(
+        "training speech, of: 10min 1h; own: all",
+        ["all"],
+        group=EVALUATION,
+        choices=tuple(BUDGETS),
+    )
+    eval_langs: list[str] = option(
+        "languages to evaluate; mlsuperb: all",
+        [],
+        group=EVALUATION,
+        empty="those learnt and kept",
+    )
+    eval_lists: str = option(
+        "paper: folder of utterance lists to use again", "", group=EVALUATION
+    )
+    cross_corpus: bool = option(
+        "paper: also test ASR on the other corpus", False, group=EVALUATION
+    )
+    lid_reading: str = option(
+        "paper: mixtures take the budget per_set | in total",
+        "per_set",
+        group=EVALUATION,
+        choices=LID_READINGS,
+    )
+    units: dict[str, str] = option(
+        "LANG=char|word|pinyin|jyutping|phone|bpe of monolingual ASR",
+        {},
+        group=EVALUATION,
+        empty="eng=char cmn=pinyin yue=jyutping, else char",
+    )
+    multi_unit: str = option(
+        "char | bpe of multi_asr and asr_lid",
+        "char",
+        group=EVALUATION,
+        choices=("char", "bpe"),
+    )
+    nbpe: int = option("size of a bpe vocabulary", 200, group=EVALUATION, least=1)
+    asr_config: Path = option(
+        "head and schedule of asr; for 10min NAME_10min.yaml beside it, where there "
+        "is one, as for the next two",
+        group=EVALUATION,
+        exists=True,
+    )
+    asr_layer: int | str = option(
+        "layer that asr and multi_asr read, or all: the learned weighted sum",
+        group=EVALUATION,
+    )
+    multi_config: Path = option(
+        "head and schedule of multi_asr and asr_lid", group=EVALUATION, exists=True
+    )
+    lid_config: Path = option("head and schedule of lid", group=EVALUATION, exists=True)
+    lid_layer: int | str = option(
+        "layer that lid and asr_lid read, or all", group=EVALUATION
+    )
+    store_dtype: str = option(
+        "float32 | float16 of stored features",
+        group=EVALUATION,
+        choices=("float32", "float16"),
+    )
+    feature_store_gb: float = option(
+        "most features of a head, in GB; above it the upstream runs in every epoch",
+        50.0,
+        group=EVALUATION,
+        least=0,
+    )
+    eval_seeds: list[int] = option(
+        'seeds of the heads, e.g. "0 1 2": mean and deviation',
+        [],
+        group=EVALUATION,
+        empty="that of --seed",
+    )
+    learning_rates: list[float] = option(
+        'rates that each head is trained at, e.g. "1e-3 1e-4 1e-5"; the lowest dev '
+        "loss is scored",
+        [],
+        group=EVALUATION,
+        empty="that of the config",
+    )
+    baselines: list[str] = option(
+        "systems the others are tested against",
+        [],
+        group=EVALUATION,
+        empty="random and base",
+    )
 
     @property
     def langs(self) -> list[str]:
@@ -117,7 +266,7 @@ class Options(CommonOptions):
 
     @property
     def checkpoints(self) -> Path:
-        """The file in which stage 0 says which base and teacher are used."""
+        """The file that says which base and teacher are used."""
         return self.expdir / "checkpoints.json"
 
     @property
@@ -151,22 +300,33 @@ class Options(CommonOptions):
         return self.expdir / f"ssl_{HEAD_ONLY_TAG}"
 
     @property
+    def trainings(self) -> list[Path]:
+        """The pretraining and, if wanted, its control."""
+        control = [self.control_experiment] if self.control else []
+        return [self.ssl_experiment, *control]
+
+    @property
     def analysis(self) -> Path:
-        """Reports and pictures of stage 8."""
+        """Reports and pictures of the analysis."""
         return self.expdir / f"analysis{self.variant}"
 
     @property
     def analysed(self) -> list[str]:
-        """Models that stage 8 compares: the pretraining and, if upstreams, others."""
+        """Models that the analysis compares: the pretraining, others if upstreams."""
         others = ("random", "base")
         return [*(name for name in others if name in self.upstreams), "lamer"]
 
     @property
+    def evaluation(self) -> str:
+        """Suffix of what belongs to one pretraining on one benchmark."""
+        benchmark = "" if self.benchmark == "own" else f"_{self.benchmark}"
+        return self.variant + benchmark
+
+    @property
     def results(self) -> Path:
         """Directory of ``RESULTS.md``, one per pretraining and benchmark."""
-        benchmark = "" if self.benchmark == "own" else f"_{self.benchmark}"
-        suffix = self.variant + benchmark
-        return self.expdir / f"results{suffix}" if suffix else self.expdir
+        name = self.evaluation
+        return self.expdir / f"results{name}" if name else self.expdir
 
     def system(self, upstream: str) -> str:
         """Name of an upstream in file names and tables: the pretraining by its own."""

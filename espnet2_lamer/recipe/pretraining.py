@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 
 from espnet2_lamer.constants import num_frames
@@ -11,17 +12,16 @@ from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.recipe.checkpoints import base_path, read_checkpoints
-from espnet2_lamer.recipe.devices import device_options
+from espnet2_lamer.recipe.declaration import as_arguments
 from espnet2_lamer.recipe.options import Options
-from espnet2_lamer.recipe.ssl_config import (
+from espnet2_lamer.recipe.settle import (
     AUTO,
     control_settings,
     experts_options,
     read_ssl_config,
 )
 from espnet2_lamer.tasks.pretrained import load_pretraining_model
-from espnet2_lamer.train.console import espnet_log
-from espnet2_lamer.train.signals import STOP_SIGNALS
+from espnet2_lamer.train.console import STOP_SIGNALS, espnet_log
 from espnet2_lamer.units.labels import check_labels, write_token_list
 
 
@@ -30,7 +30,7 @@ def write_shapes(data_dir: Path, output_dir: Path) -> None:
 
     They follow from the sample counts, so no pass over the audio is needed.
     """
-    samples = read_table(data_dir / "utt2num_samples", "stage 2")
+    samples = read_table(data_dir / "utt2num_samples")
     write_table(output_dir / "speech_shape", samples)
     write_table(
         output_dir / "text_shape",
@@ -44,7 +44,7 @@ def write_language_numbers(utt2lang: Path, langs: list[str], output: Path) -> No
     Raises:
         RecipeError: A language is not among them: it would have no training data.
     """
-    table = read_table(utt2lang, "stage 2")
+    table = read_table(utt2lang)
     unknown = sorted(set(table.values()) - set(langs))
     if unknown:
         raise RecipeError(
@@ -104,31 +104,29 @@ def _data_options(
         codebook = labels["codebook_sha256"]
     token_list = stats_dir / "tokens.txt"
     write_token_list(token_list, num_classes)
-    langs = sorted(set(read_table(train_dir / "utt2lang", "stage 2").values()))
-    command = [
-        *("--num_classes", str(num_classes)),
-        *("--token_list", str(token_list)),
-        *("--use_preprocessor", "true"),
-        *("--resume", "true"),
-        *("--write_collected_feats", "false"),
-        *("--langs", *langs),
-    ]
+    langs = sorted(set(read_table(train_dir / "utt2lang").values()))
+    command = as_arguments(
+        num_classes=num_classes,
+        token_list=token_list,
+        use_preprocessor=True,
+        resume=True,
+        write_collected_feats=False,
+        langs=langs,
+    )
     for part, split, directory in (
         ("train", "train", train_dir),
         ("valid", "valid", dev_dir),
     ):
         numbers = stats_dir / split / "utt2langid"
         write_language_numbers(directory / "utt2lang", langs, numbers)
-        command += [
-            f"--{part}_data_path_and_name_and_type",
+        for data in (
             f"{directory / 'wav.scp'},speech,sound",
-            f"--{part}_data_path_and_name_and_type",
             f"{directory / 'text.km'},text,text",
-            f"--{part}_data_path_and_name_and_type",
             f"{numbers},lang,text_int",
-            *(f"--{part}_shape_file", str(stats_dir / split / "speech_shape")),
-            *(f"--{part}_shape_file", str(stats_dir / split / "text_shape")),
-        ]
+        ):
+            command += [f"--{part}_data_path_and_name_and_type", data]
+        for shape in ("speech_shape", "text_shape"):
+            command += [f"--{part}_shape_file", str(stats_dir / split / shape)]
     return command
 
 
@@ -199,7 +197,9 @@ def check_one_batch(options: Options) -> None:
     logging.info(
         "one batch could be learnt: %.3f bits before, %.3f after %d updates, accuracy "
         "%.3f",
-        *(found[k] for k in ("initial_bits", "final_bits", "updates")),
+        found["initial_bits"],
+        found["final_bits"],
+        found["updates"],
         found["final_accuracy"],
     )
 
@@ -214,10 +214,9 @@ def _allocation(options: Options) -> str:
 
 def _training_options(options: Options, experiment: Path, allocation: str) -> list[str]:
     return [
-        *("--encoder_conf", f"base={base_path(options)}"),
+        *as_arguments(encoder_conf=f"base={base_path(options)}"),
         *experts_options(allocation),
-        *("--seed", str(options.seed)),
-        *("--replay_langs", *options.replay_langs),
+        *as_arguments(seed=options.seed, replay_langs=options.replay_langs),
         *device_options(options, experiment),
     ]
 
@@ -246,7 +245,55 @@ def _check_control(options: Options) -> None:
     write_json(record, inputs)
 
 
-def experiments(options: Options) -> list[Path]:
-    """The experiments of stage 7."""
-    control = [options.control_experiment] if options.control else []
-    return [options.ssl_experiment, *control]
+# What tells one start of a training from another on the same nodes.
+_START = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+
+
+def device_options(options: Options, experiment: Path) -> list[str]:
+    """Name devices and processes of a training to ESPnet.
+
+    One process per GPU; on several nodes one recipe per node, started by ``srun``,
+    whose processes find each other through a file in the shared ``expdir``.
+
+    Args:
+        options: ``ngpu`` (per node) and ``num_nodes``.
+        experiment: The training's; each has its own file.
+
+    Raises:
+        RecipeError: Several nodes are asked for, and Slurm did not start this on them.
+    """
+    command = ["--ngpu", str(options.ngpu)]
+    if options.ngpu == 0:
+        command += ["--dist_backend", "gloo"]
+    if options.ngpu > 1 or options.num_nodes > 1:
+        command += ["--multiprocessing_distributed", "true"]
+    if options.num_nodes > 1:
+        _check_step(options)
+        command += as_arguments(
+            dist_world_size=options.num_nodes,
+            dist_launcher="slurm",
+            dist_init_method=f"file://{_meeting_place(experiment)}",
+        )
+    return command
+
+
+def _check_step(options: Options) -> None:
+    nodes, tasks = (
+        os.environ.get(name, "none")
+        for name in ("SLURM_STEP_NUM_NODES", "SLURM_NTASKS")
+    )
+    if {nodes, tasks} != {str(options.num_nodes)}:
+        raise RecipeError(
+            f"--num_nodes: found {options.num_nodes}, but Slurm started {tasks} tasks "
+            f"on {nodes} nodes; start one per node: srun --nodes={options.num_nodes} "
+            f"--ntasks-per-node=1 ./run.sh --num_nodes {options.num_nodes} ..., or set "
+            "train_cmd in cmd.sh"
+        )
+
+
+def _meeting_place(experiment: Path) -> Path:
+    """A file that no earlier start has left behind: torch would wait for its ranks."""
+    start = ".".join(os.environ.get(name, "0") for name in _START)
+    directory = experiment.resolve().parent / "dist"
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory / f"{experiment.name}.{start}"

@@ -4,60 +4,28 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import rename_old, write_json
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
 from espnet2_lamer.fileio.logfile import LogFile
 from espnet2_lamer.fileio.system import system_message
+from espnet2_lamer.recipe.stage import Command, Options, Stage
 
 
-class RunOptions(Protocol):
-    """What the runner itself reads of a recipe's options."""
-
-    stage: int
-    stop_stage: int
-    skip_stages: list[int]
-    expdir: Path
-
-
-# Stages of a recipe receive that recipe's own options.
-Options = Any
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One numbered step of a recipe.
-
-    Attributes:
-        number: Public number.
-        title: What it does, in a few words.
-        options: Names of the options its result depends on.
-        inputs: Files it reads; their content is part of what "unchanged" means.
-        outputs: Files that exist when it is done.
-        run: Does the work; called again after a kill, it goes on.
-        keep: Directories whose content is moved aside, never overwritten, when the
-            stage runs with other inputs than before.
-        variant: Suffix of the stage's record where the options name one of several
-            results that stand side by side; each is done or not by itself.
-        repeat: Whether it runs again though nothing changed.
-    """
-
-    number: int
-    title: str
-    options: tuple[str, ...]
-    inputs: Callable[[Options], list[Path]]
-    outputs: Callable[[Options], list[Path]]
-    run: Callable[[Options], None]
-    keep: Callable[[Options], list[Path]] = lambda options: []
-    variant: Callable[[Options], str] = lambda options: ""
-    repeat: Callable[[Options], bool] = lambda options: False
+def chosen_stages(stages: Sequence[Stage], options: Options) -> list[Stage]:
+    """Return the stages that the options ask for."""
+    return [
+        stage
+        for stage in stages
+        if options.stage <= stage.number <= options.stop_stage
+        and stage.number not in options.skip_stages
+    ]
 
 
 class HashCache:
@@ -95,11 +63,18 @@ class Runner:
     Args:
         stages: All stages, in order.
         options: The recipe's options.
+        by_hand: Returns the commands that do a stage's work; without it none are said.
     """
 
-    def __init__(self, stages: list[Stage], options: RunOptions) -> None:
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        options: Options,
+        by_hand: Callable[[Stage], Sequence[Command]] = lambda stage: (),
+    ) -> None:
         self.stages = stages
         self.options = options
+        self.by_hand = by_hand
         self.directory = options.expdir / "stages"
         self.hashes = HashCache(self.directory / "hashes.json")
         self.seconds: dict[int, float] = {}
@@ -110,14 +85,8 @@ class Runner:
         Raises:
             RecipeError: A stage's input is missing, or the stage failed.
         """
-        options = self.options
         started = time.perf_counter()
-        chosen = [
-            stage
-            for stage in self.stages
-            if options.stage <= stage.number <= options.stop_stage
-            and stage.number not in options.skip_stages
-        ]
+        chosen = chosen_stages(self.stages, self.options)
         for stage in chosen:
             self._run_stage(stage)
         self.hashes.save()
@@ -140,6 +109,18 @@ class Runner:
                 return stage
         return None
 
+    @contextmanager
+    def _naming_makers(self) -> Iterator[None]:
+        """Say of a file that is not found which stage makes it: only we know."""
+        try:
+            yield
+        except RecipeError as error:
+            path, found, _ = str(error).partition(": file not found")
+            maker = self._maker(Path(path)) if found else None
+            if maker is None:
+                raise
+            raise RecipeError(f"{error}; {_how_to_make(maker)}") from error
+
     def _fingerprint(self, stage: Stage) -> dict[str, Any]:
         options = {}
         for name in stage.options:
@@ -149,12 +130,9 @@ class Runner:
         for path in stage.inputs(self.options):
             if not path.is_file():
                 maker = self._maker(path)
-                hint = (
-                    f"it is made by stage {maker.number} ({maker.title}): ./run.sh "
-                    f"--stage {maker.number} --stop_stage {maker.number}"
-                    if maker
-                    else "check the option that names it"
-                )
+                hint = "check the option that names it"
+                if maker is not None:
+                    hint = _how_to_make(maker)
                 raise RecipeError(
                     f"stage {stage.number} ({stage.title}) needs {path}: file not "
                     f"found; {hint}"
@@ -210,8 +188,11 @@ class Runner:
         record["fingerprint"] = fingerprint
         write_json(self._state_file(stage), record | {"status": "running"})
         started = time.perf_counter()
-        with stage_log(self.options.expdir, stage.number):
-            stage.run(self.options)
+        for command in self.by_hand(stage):
+            logging.info("by hand: %s", command.text(self.options.python))
+        with stage_log(self.options.expdir, stage.number), self._naming_makers():
+            for command in stage.run(self.options) or ():
+                command.run()
         missing = [p for p in stage.outputs(self.options) if not p.is_file()]
         if missing:
             raise RecipeError(
@@ -259,6 +240,14 @@ class Runner:
                     stage.title,
                     ", ".join(changed[:3]),
                 )
+
+
+def _how_to_make(stage: Stage) -> str:
+    number = stage.number
+    return (
+        f"it is made by stage {number} ({stage.title}): ./run.sh --stage {number} "
+        f"--stop_stage {number}"
+    )
 
 
 @contextmanager

@@ -18,8 +18,11 @@ BUILT_IN = {
 }
 # Of an ESPnet experiment or a Hugging Face directory.
 _FILES = (
-    *("config.yaml", "valid.loss_m.best.pth"),
-    *("config.json", "model.safetensors", "pytorch_model.bin"),
+    "config.yaml",
+    "valid.loss_m.best.pth",
+    "config.json",
+    "model.safetensors",
+    "pytorch_model.bin",
 )
 _KEYS = {"source", "experiment", "description", "asr_layer", "lid_layer"}
 

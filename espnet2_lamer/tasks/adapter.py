@@ -21,6 +21,7 @@ from espnet2_lamer.convert.state import check_fit
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import clear_errors
 from espnet2_lamer.layers import LamerConfig, add_lamer
+from espnet2_lamer.layers.inspection import state_buffers
 from espnet2_lamer.tasks.pretrained import restore_pretraining_model
 
 SUFFIX = ".safetensors"
@@ -30,7 +31,6 @@ FORMAT = 1
 METADATA = "espnet2_lamer"
 CENTROIDS = "codebook.centroids"
 _EXPERTS = f"{HUBERT}wav2vec2."
-_BUFFERS = (".selection_bias", ".load")
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,8 @@ def load_adapter(path: str | Path, base: str | Path | None = None) -> Upstream:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             planned = add_lamer(build_hubert(hubert.architecture), config)
         trained = {name for name, p in planned.named_parameters() if p.requires_grad}
-        expected = {
-            name: value
-            for name, value in planned.state_dict().items()
-            if name in trained or name.endswith(_BUFFERS)
-        }
+        kept = trained | state_buffers(planned)
+        expected = {k: v for k, v in planned.state_dict().items() if k in kept}
         check_fit(expected, found, path)
         if not all(
             value.dtype == expected[name].dtype for name, value in found.items()

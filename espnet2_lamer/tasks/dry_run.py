@@ -11,11 +11,11 @@ import torch
 from espnet2.tasks.abs_task import scheduler_classes
 from torch import nn
 
+from espnet2_lamer.constants import SAMPLE_RATE
+from espnet2_lamer.convert.load import read_architecture
 from espnet2_lamer.data.selection import PAPER_HOURS
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers import LamerFeedForward, parameter_report
-
-SAMPLE_RATE = 16000
 
 
 @dataclass(frozen=True)
@@ -25,18 +25,14 @@ class DryRun:
     Attributes:
         parameters: See :func:`espnet2_lamer.layers.parameter_report`.
         allocation: Experts of each layer.
-        optimizer: Name and options of the optimizer.
-        groups: Tensors and values in each parameter group.
-        scheduler: Name and options of the schedule, or "none".
+        groups: Tensors and values in each of the optimizer's parameter groups.
         updates: Optimizer steps in all; ``None`` where the data decide.
         seconds_per_update: Audio per update, padding included, at most.
     """
 
     parameters: dict[str, int | float]
     allocation: list[int]
-    optimizer: str
     groups: list[tuple[int, int]]
-    scheduler: str
     updates: int | None
     seconds_per_update: float
 
@@ -52,12 +48,8 @@ def dry_run(task: type, args: argparse.Namespace) -> DryRun:
     """Build model, optimizer and schedule on the meta device and log what they are.
 
     Nothing is written and no weights are read: of ``encoder_conf.base`` only the
-    configuration is, if it is at hand.
-
-    Args:
-        task: ``LamerHubertTask``.
-        args: Parsed and checked arguments; ``token_list`` and ``output_dir`` may be
-            missing.
+    configuration is, if it is at hand. Arguments are parsed and checked;
+    ``token_list`` and ``output_dir`` may be missing.
 
     Raises:
         RecipeError: An option that the model, optimizer or schedule refuses.
@@ -79,24 +71,17 @@ def dry_run(task: type, args: argparse.Namespace) -> DryRun:
             # Taken for granted: the base brings its mask embedding, which is kept.
             model.encoder.hubert_pretrain_model.mask_generator.requires_grad_(False)
         (optimizer,) = task.build_optimizers(args, model)
-        scheduler = None
         if args.scheduler is not None:
-            scheduler = scheduler_classes[args.scheduler](
-                optimizer, **args.scheduler_conf
-            )
+            scheduler_classes[args.scheduler](optimizer, **args.scheduler_conf)
     except (ValueError, TypeError, OSError) as error:
         raise RecipeError(f"{args.config or 'options'}: {error}") from error
     found = DryRun(
         parameters=parameter_report(model),
         allocation=_allocation(model),
-        optimizer=_named(args.optim, args.optim_conf),
         groups=[
             (len(group["params"]), sum(p.numel() for p in group["params"]))
             for group in optimizer.param_groups
         ],
-        scheduler="none"
-        if scheduler is None
-        else _named(args.scheduler, args.scheduler_conf),
         updates=_updates(args),
         seconds_per_update=args.batch_bins * args.accum_grad / SAMPLE_RATE,
     )
@@ -106,17 +91,14 @@ def dry_run(task: type, args: argparse.Namespace) -> DryRun:
 
 
 def _architecture(base: str) -> dict[str, Any]:
-    from espnet2_lamer.convert.load import read_architecture
-
     try:
         return read_architecture(base)
     except RecipeError as error:
         if str(base).count("/") != 1 or str(base).startswith((".", "/")):
             raise
         logging.warning(
-            "encoder_conf.base: %s; the config's own architecture (HuBERT-Large where "
-            "it names none) is assumed",
-            error,
+            f"encoder_conf.base: {error}; the config's own architecture (HuBERT-Large "
+            "where it names none) is assumed"
         )
         return {}
 
@@ -127,7 +109,9 @@ def _allocation(model: nn.Module) -> list[int]:
     return [f.num_experts if isinstance(f, LamerFeedForward) else 0 for f in ffns]
 
 
-def _named(name: str, options: dict[str, Any]) -> str:
+def _named(name: str | None, options: dict[str, Any]) -> str:
+    if name is None:
+        return "none"
     return " ".join([name, *(f"{key}={value}" for key, value in options.items())])
 
 
@@ -143,49 +127,41 @@ def _log(found: DryRun, args: argparse.Namespace, base: str | None) -> None:
     logging.info("dry run of %s: no weights are read", args.config or "the options")
     logging.info("base: %s", base or "none; random weights of this architecture")
     logging.info("parameters:")
+    of_total = f"{counts['trainable_percent_of_total']:.3f} % of the total"
+    of_backbone = {
+        name: f"{counts[f'{name}_percent_of_backbone']:.3f} % of the backbone"
+        for name in ("lora_and_router", "trainable", "active")
+    }
     for name, note in (
         ("total", "= backbone + lora + router + head"),
         ("backbone", "convolutions, transformer, mask embedding of a base"),
         ("lora", "A and B of all experts"),
-        ("router", f"with lora {_share(counts, 'lora_and_router')}"),
+        ("router", f"with lora {of_backbone['lora_and_router']}"),
         ("head", "unit embeddings, projection, a mask embedding that trains"),
-        ("trainable", _share(counts, "trainable", ("total", "backbone"))),
-        ("active", f"lora that one frame uses, {_share(counts, 'active')}"),
+        ("trainable", f"{of_total}, {of_backbone['trainable']}"),
+        ("active", f"lora that one frame uses, {of_backbone['active']}"),
     ):
         logging.info("  %-9s %13s  %s", name, f"{counts[name]:,}", note)
     logging.info("experts per layer: %s", _groups(found.allocation))
-    logging.info("optimizer: %s", found.optimizer)
+    logging.info("optimizer: %s", _named(args.optim, args.optim_conf))
     for tensors, values in found.groups:
         logging.info("  group of %d tensors, %s values", tensors, f"{values:,}")
-    logging.info("schedule: %s", found.scheduler)
+    logging.info("schedule: %s", _named(args.scheduler, args.scheduler_conf))
     if found.updates is None:
         logging.info("updates: %d passes over the data", args.max_epoch)
     else:
         logging.info(
-            "updates: %s (max_epoch %d x num_iters_per_epoch %s / accum_grad %d)",
-            f"{found.updates:,}",
-            args.max_epoch,
-            f"{args.num_iters_per_epoch:,}",
-            args.accum_grad,
+            f"updates: {found.updates:,} (max_epoch {args.max_epoch} x "
+            f"num_iters_per_epoch {args.num_iters_per_epoch:,} / accum_grad "
+            f"{args.accum_grad})"
         )
     logging.info("audio per update: at most %.2f s", found.seconds_per_update)
     if found.hours is not None:
         paper = sum(PAPER_HOURS.values())
         logging.info(
-            "audio in all: at most %s h, %.1f epochs over the paper's %.3f h",
-            f"{found.hours:,.0f}",
-            found.hours / paper,
-            paper,
+            f"audio in all: at most {found.hours:,.0f} h, {found.hours / paper:.1f} "
+            f"epochs over the paper's {paper:.3f} h"
         )
-
-
-def _share(
-    counts: dict[str, int | float], name: str, wholes: tuple[str, ...] = ("backbone",)
-) -> str:
-    return ", ".join(
-        f"{counts[f'{name}_percent_of_{whole}']:.3f} % of the {whole}"
-        for whole in wholes
-    )
 
 
 def _groups(allocation: list[int]) -> str:
@@ -198,21 +174,16 @@ def _groups(allocation: list[int]) -> str:
 
 
 def _warn(found: DryRun, args: argparse.Namespace) -> None:
-    planned = args.scheduler_conf.get("total_steps")
-    if None not in (planned, found.updates) and planned != found.updates:
+    planned = args.scheduler_conf.get("total_steps") or found.updates
+    if found.updates is not None and planned != found.updates:
         logging.warning(
-            "scheduler_conf.total_steps: found %s, but max_epoch, num_iters_per_epoch "
-            "and accum_grad make %s updates",
-            f"{planned:,}",
-            f"{found.updates:,}",
+            f"scheduler_conf.total_steps: found {planned:,}, but max_epoch, "
+            f"num_iters_per_epoch and accum_grad make {found.updates:,} updates"
         )
-    if args.num_iters_per_epoch is not None:
-        left = args.num_iters_per_epoch % args.accum_grad
-        if left:
-            logging.warning(
-                "num_iters_per_epoch: %d is no multiple of accum_grad (%d): the last "
-                "update of each epoch has %d batches",
-                args.num_iters_per_epoch,
-                args.accum_grad,
-                left,
-            )
+    left = (args.num_iters_per_epoch or 0) % args.accum_grad
+    if left:
+        logging.warning(
+            f"num_iters_per_epoch: {args.num_iters_per_epoch} is no multiple of "
+            f"accum_grad ({args.accum_grad}): the last update of each epoch has {left} "
+            "batches"
+        )

@@ -3,6 +3,7 @@
 import argparse
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from torch.multiprocessing.spawn import ProcessException
 
 from espnet2_lamer.asr.encoder.lamer_hubert import LamerHubertEncoder
 from espnet2_lamer.compat import prepare_espnet
+from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.fileio.text import text_lines, utf8_tables
 from espnet2_lamer.hubert.espnet_model import LamerHubertPretrainModel
+from espnet2_lamer.hubert.statistics import rank_and_ranks
 from espnet2_lamer.precision import (
     AMP_DTYPES,
     AUTO,
@@ -28,23 +31,17 @@ from espnet2_lamer.precision import (
 )
 from espnet2_lamer.tasks.dry_run import dry_run
 from espnet2_lamer.tasks.option_check import check_init_param, check_options
-from espnet2_lamer.train.collate import LamerCollate
-from espnet2_lamer.train.console import child_log
-from espnet2_lamer.train.expansion import (
-    OLD_EXPERTS,
-    expand_experts,
-    keep_old_experts,
-)
-from espnet2_lamer.train.iterator import BucketIterFactory
-from espnet2_lamer.train.languages import (
-    at_most_hours,
+from espnet2_lamer.train.batching import (
+    BucketIterFactory,
+    chosen_utterances,
     read_hours,
-    without_languages,
 )
-from espnet2_lamer.train.sanity import check_sanity
-from espnet2_lamer.train.schedulers import PolynomialDecayLR
-from espnet2_lamer.train.signals import pass_signals_on
+from espnet2_lamer.train.collate import CollateOptions, LamerCollate
+from espnet2_lamer.train.console import child_log, pass_signals_on
+from espnet2_lamer.train.expansion import OLD_EXPERTS, expand_experts, keep_old_experts
 from espnet2_lamer.train.trainer import LamerTrainer
+from espnet2_lamer.train.trial import check_sanity
+from espnet2_lamer.train.update import PolynomialDecayLR
 
 
 def register_hubert() -> None:
@@ -59,7 +56,7 @@ def register_hubert() -> None:
 # gives them our classes too.
 register_hubert()
 
-COLLATE_DEFAULTS = {"max_sample_size": 250000, "bucket_samples": 4000}
+COLLATE_DEFAULTS = asdict(CollateOptions())
 
 
 class LamerHubertTask(HubertTask):
@@ -69,9 +66,7 @@ class LamerHubertTask(HubertTask):
 
     @classmethod
     def main(
-        cls,
-        args: argparse.Namespace | None = None,
-        cmd: Sequence[str] | None = None,
+        cls, args: argparse.Namespace | None = None, cmd: Sequence[str] | None = None
     ) -> None:
         """Check every option, then train.
 
@@ -125,33 +120,18 @@ class LamerHubertTask(HubertTask):
             help="Autocast precision of the backbone; auto: bf16 on GPUs and CPUs that "
             "compute it themselves, else none, which is float32",
         )
-        parser.add_argument(
-            "--exclude_langs",
-            nargs="*",
-            default=[],
-            help="Languages of utt2lang, beside wav.scp, that are left out of training "
-            "and validation",
-        )
-        parser.add_argument(
-            "--max_hours",
-            nargs="*",
-            default=[],
-            help="Most training speech of a language, e.g. eng=0.5; a random sample of "
-            "its utterances stays, the same whatever --seed is",
-        )
-        parser.add_argument(
-            "--langs",
-            nargs="*",
-            default=[],
-            help="Names of the languages that the data `lang` counts from 0, for "
+        lists = {
+            "exclude_langs": "Languages of utt2lang, beside wav.scp, that are left out "
+            "of training and validation",
+            "max_hours": "Most training speech of a language, e.g. eng=0.5; a random "
+            "sample of its utterances stays, the same whatever --seed is",
+            "langs": "Names of the languages that the data `lang` counts from 0, for "
             "figures per language",
-        )
-        parser.add_argument(
-            "--replay_langs",
-            nargs="*",
-            default=[],
-            help="Those of --langs that are replayed, for their share of each epoch",
-        )
+            "replay_langs": "Those of --langs that are replayed, for their share of "
+            "each epoch",
+        }
+        for name, text in lists.items():
+            parser.add_argument(f"--{name}", nargs="*", default=[], help=text)
         parser.add_argument(
             "--expand_from",
             default=None,
@@ -185,22 +165,14 @@ class LamerHubertTask(HubertTask):
         return ("lang",)
 
     @classmethod
-    def build_collate_fn(cls, args: argparse.Namespace, train: bool) -> LamerCollate:
-        """Return the collate function of epoch 1 (used when collecting statistics)."""
-        return cls._collate(args, train, 1)
-
-    @classmethod
-    def _collate(cls, args: argparse.Namespace, train: bool, epoch: int):
-        conf = COLLATE_DEFAULTS | args.collate_fn_conf
-        unknown = sorted(set(conf) - set(COLLATE_DEFAULTS))
-        if unknown:
-            raise RecipeError(
-                f"collate_fn_conf: unknown keys {unknown}, expected some of "
-                f"{sorted(COLLATE_DEFAULTS)}"
-            )
+    def build_collate_fn(
+        cls, args: argparse.Namespace, train: bool, epoch: int = 1
+    ) -> LamerCollate:
+        """Return the collate function of an epoch."""
+        options = CollateOptions(**args.collate_fn_conf)
         return LamerCollate(
-            max_samples=conf["max_sample_size"],
-            bucket=conf["bucket_samples"],
+            max_samples=options.max_sample_size,
+            bucket=options.bucket_samples,
             mask_prob=args.encoder_conf.get("mask_prob", 0.8),
             mask_length=args.encoder_conf.get("mask_length", 10),
             seed=args.seed,
@@ -253,8 +225,7 @@ class LamerHubertTask(HubertTask):
             if args.ngpu == 0:
                 raise RecipeError(
                     "amp_dtype: found fp16 with ngpu 0, expected bf16 or none on a "
-                    "CPU: gradients of fp16 need a loss scale, which ESPnet has on "
-                    "GPUs only"
+                    "CPU: fp16 needs a loss scale, which ESPnet has on GPUs only"
                 )
             # ESPnet's trainer scales the loss under this option; the model's own
             # autocast decides what is computed in half precision.
@@ -272,43 +243,30 @@ class LamerHubertTask(HubertTask):
         cls, args: argparse.Namespace, iter_options: Any, mode: str
     ) -> AbsIterFactory:
         """Build the bucketed iterator of ``train`` or ``valid``."""
-        lengths: dict[str, int] = {}
-        for line in read_table(iter_options.shape_files[0], "stage 6").items():
-            lengths[line[0]] = int(line[1].split(",")[0])
-        if args.exclude_langs:
-            wav_scp = Path(iter_options.data_path_and_name_and_type[0][0])
-            lengths = without_languages(
-                lengths, wav_scp.with_name("utt2lang"), args.exclude_langs
-            )
-        if args.max_hours and iter_options.train:
-            wav_scp = Path(iter_options.data_path_and_name_and_type[0][0])
-            lengths = at_most_hours(
-                lengths, wav_scp.with_name("utt2lang"), read_hours(args.max_hours)
-            )
-        rank, world = 0, 1
-        if iter_options.distributed:
-            rank = torch.distributed.get_rank()
-            world = torch.distributed.get_world_size()
-        total = sum(lengths.values()) / 16000
-        logging.info(
-            "[%s] %d utterances, %.2f h, %.0f s of audio per batch",
-            mode,
-            len(lengths),
-            total / 3600,
-            iter_options.batch_bins / 16000,
-        )
+        shapes = read_table(iter_options.shape_files[0], "collecting statistics")
+        lengths = {utt: int(shape.split(",")[0]) for utt, shape in shapes.items()}
         tables = [path for path, *_ in iter_options.data_path_and_name_and_type]
+        utt2lang = Path(tables[0]).with_name("utt2lang")
+        most = read_hours(args.max_hours) if iter_options.train else {}
+        if args.exclude_langs or most:
+            lengths = chosen_utterances(lengths, utt2lang, args.exclude_langs, most)
+        rank, ranks = rank_and_ranks()
+        hours = sum(lengths.values()) / SAMPLE_RATE / 3600
+        logging.info(
+            f"[{mode}] {len(lengths)} utterances, {hours:.2f} h, "
+            f"{iter_options.batch_bins / SAMPLE_RATE:.0f} s of audio per batch"
+        )
         with utf8_tables(tables):
             dataset = cls.build_dataset(args, iter_options)
         return BucketIterFactory(
             dataset=dataset,
             lengths=lengths,
             batch_bins=iter_options.batch_bins,
-            make_collate=partial(cls._collate, args, iter_options.train),
+            make_collate=partial(cls.build_collate_fn, args, iter_options.train),
             num_iters_per_epoch=iter_options.num_iters_per_epoch,
             seed=args.seed,
             train=iter_options.train,
             num_workers=args.num_workers,
             rank=rank,
-            world_size=world,
+            world_size=ranks,
         )

@@ -5,6 +5,7 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, get_type_hints
 
 import torch
@@ -12,54 +13,59 @@ from espnet2.tasks.abs_task import optim_classes, scheduler_classes
 from espnet2.tasks.hubert import encoder_choices, model_choices
 from typeguard import TypeCheckError, check_type
 
+from espnet2_lamer.constants import RECEPTIVE_FIELD
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import check_weights
 from espnet2_lamer.layers import LamerConfig
+from espnet2_lamer.train.collate import CollateOptions
 
 # What the task itself passes to the constructors.
 _GIVEN = {
     "encoder_conf": {"num_classes", "input_size"},
     "model_conf": {
-        *("encoder", "token_list", "amp_dtype"),
-        *("vocab_size", "frontend", "specaug", "normalize", "preencoder"),
+        "encoder",
+        "token_list",
+        "amp_dtype",
+        "vocab_size",
+        "frontend",
+        "specaug",
+        "normalize",
+        "preencoder",
     },
     "optim_conf": {"params"},
     "scheduler_conf": {"optimizer"},
 }
-# Smallest and largest value, both allowed; ESPnet and torch check none of these.
-_POSITIVE = (math.nextafter(0.0, 1.0), math.inf)
-_RANGES: dict[str, tuple[float, float]] = {
-    "num_classes": (1, math.inf),
-    "accum_grad": (1, math.inf),
-    "batch_bins": (1, math.inf),
-    "valid_batch_bins": (1, math.inf),
-    "max_epoch": (1, math.inf),
-    "num_iters_per_epoch": (1, math.inf),
-    "sanity_updates": (1, math.inf),
-    "monitor_utts": (0, math.inf),
+_POSITIVE = math.nextafter(0.0, 1.0)
+# Smallest value; ESPnet and torch check none of these.
+_AT_LEAST: dict[str, float] = {
+    "num_classes": 1,
+    "accum_grad": 1,
+    "batch_bins": 1,
+    "valid_batch_bins": 1,
+    "max_epoch": 1,
+    "num_iters_per_epoch": 1,
+    "sanity_updates": 1,
+    "monitor_utts": 0,
     "grad_clip": _POSITIVE,
-    "encoder_conf.mask_prob": (_POSITIVE[0], 1.0),
-    "encoder_conf.mask_length": (1, math.inf),
-    "encoder_conf.final_dim": (1, math.inf),
-    "model_conf.balance_weight": (0.0, math.inf),
-    "model_conf.unmasked_weight": (0.0, math.inf),
-    "model_conf.feature_penalty": (0.0, math.inf),
-    "model_conf.distill_weight": (0.0, math.inf),
+    "encoder_conf.mask_prob": _POSITIVE,
+    "encoder_conf.mask_length": 1,
+    "encoder_conf.final_dim": 1,
+    "model_conf.balance_weight": 0,
+    "model_conf.unmasked_weight": 0,
+    "model_conf.feature_penalty": 0,
+    "model_conf.distill_weight": 0,
     "model_conf.logit_temp": _POSITIVE,
-    "collate_fn_conf.max_sample_size": (400, math.inf),
-    "collate_fn_conf.bucket_samples": (1, math.inf),
+    "collate_fn_conf.max_sample_size": RECEPTIVE_FIELD,
+    "collate_fn_conf.bucket_samples": 1,
 }
+_AT_MOST = {"encoder_conf.mask_prob": 1.0}
 
 
 def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Check keys, types, choices and ranges of a training's options.
+    """Check keys, types, choices and ranges of what the task's parser parsed.
 
     ESPnet takes any value from a YAML file and passes unknown keys on, to fail with a
     traceback after the model is built, or not at all.
-
-    Args:
-        parser: The task's.
-        args: What it parsed.
 
     Raises:
         RecipeError: With the key, the value found and what is expected.
@@ -73,8 +79,10 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         }
         if args.scheduler is not None:
             classes["scheduler_conf"] = scheduler_classes[args.scheduler]
+        classes["collate_fn_conf"] = CollateOptions
         for name, constructor in classes.items():
-            check_keywords(name, getattr(args, name), constructor, _GIVEN[name])
+            given = _GIVEN.get(name, frozenset())
+            check_keywords(name, getattr(args, name), constructor, given)
         lamer = args.encoder_conf.get("lamer")
         if lamer is not None:
             check_keywords("encoder_conf.lamer", lamer, LamerConfig)
@@ -111,11 +119,8 @@ def check_keywords(
 ) -> None:
     """Check that ``constructor(**values)`` names and types its arguments rightly.
 
-    Args:
-        name: What the mapping is called in messages.
-        values: The mapping, from YAML: a list may stand for a tuple.
-        constructor: A class or function.
-        given: Arguments that the caller provides.
+    The signature is the schema; the caller provides the arguments ``given``. A list,
+    from YAML, may stand for a tuple.
 
     Raises:
         RecipeError: Not a mapping, an unknown key, or a value of another type.
@@ -133,9 +138,11 @@ def check_keywords(
                 f"{name}.{key}: unknown key, expected some of "
                 f"{', '.join(sorted(known))}{hint}"
             )
-    is_class = inspect.isclass(constructor)
+    function = constructor
+    if inspect.isclass(constructor):
+        function = constructor.__init__
     try:
-        hints = get_type_hints(constructor.__init__ if is_class else constructor)
+        hints = get_type_hints(function)
     except NameError:
         # Some of torch's schedules name types that only type checkers import.
         hints = {}
@@ -145,13 +152,10 @@ def check_keywords(
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    forms = [value, tuple(value)] if isinstance(value, list) else [value]
-    for form in forms:
-        try:
+    for form in [value, tuple(value)] if isinstance(value, list) else [value]:
+        with suppress(TypeCheckError):
             check_type(form, hint)
-        except TypeCheckError:
-            continue
-        return True
+            return True
     return False
 
 
@@ -159,12 +163,9 @@ def _wrong_type(key: str, value: Any, expected: Any) -> str:
     kind = expected.__name__ if inspect.isclass(expected) else str(expected)
     hint = ""
     if isinstance(value, str):
-        try:
-            number = float(value)
-        except ValueError:
-            pass
-        else:
+        with suppress(ValueError):
             # YAML 1.1 wants a point in the mantissa: 1e-6 is text, 1.0e-06 a number.
+            number = float(value)
             plain = repr(number)
             plain = f"{number:.1e}" if "e" in plain and "." not in plain else plain
             hint = f"; YAML takes it for text: write {plain}"
@@ -192,16 +193,15 @@ def _check_ranges(args: argparse.Namespace) -> None:
             "num_classes: found none, expected the number of units K; give "
             "--num_classes, 1000 in conf/presets/paper.sh"
         )
-    for key, (low, high) in _RANGES.items():
+    for key, low in _AT_LEAST.items():
         section, _, name = key.rpartition(".")
-        value = (
-            getattr(args, section).get(name) if section else getattr(args, name, None)
-        )
+        values = getattr(args, section) if section else vars(args)
+        value, high = values.get(name), _AT_MOST.get(key, math.inf)
         if value is None:
             continue
         if not isinstance(value, int | float) or not low <= value <= high:
-            above = "above 0" if low == _POSITIVE[0] else f"{low:g} or more"
-            below = "" if high == math.inf else f" and at most {high:g}"
+            above = "above 0" if low == _POSITIVE else f"{low} or more"
+            below = f" and at most {high:g}" if key in _AT_MOST else ""
             raise RecipeError(f"{key}: found {value!r}, expected {above}{below}")
     batches = args.num_iters_per_epoch
     if batches is not None and args.accum_grad > batches:

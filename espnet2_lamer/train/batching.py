@@ -1,15 +1,93 @@
-"""Batches of nearly equal length by total audio, with few distinct shapes."""
+"""Which utterances an epoch has, in which batches, and the iterator over them."""
+
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from espnet2.iterators.abs_iter_factory import AbsIterFactory
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from espnet2_lamer.constants import SAMPLE_RATE
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.datadir import read_table
+from espnet2_lamer.train.collate import LamerCollate, rounded_length
+from espnet2_lamer.train.console import hold_stop_signals, ignore_stop_signals
 
 
-def rounded_length(num_samples: int, max_samples: int, bucket: int) -> int:
-    """Length that a row of ``num_samples`` occupies in a batch.
+def read_hours(words: Sequence[str]) -> dict[str, float]:
+    """Read ``eng=0.02 cmn=1``: hours by language.
 
-    Rounded up to a bucket, but never above the crop length: crops themselves, the most
-    frequent length of long utterances, need no padding.
+    Raises:
+        RecipeError: A word is not of this form, or its number not above 0.
     """
-    return min(-(-num_samples // bucket) * bucket, max_samples)
+    hours: dict[str, float] = {}
+    for word in words:
+        lang, _, number = word.partition("=")
+        try:
+            hours[lang] = float(number)
+        except ValueError:
+            hours[lang] = 0.0
+        if not (lang and 0 < hours[lang] < float("inf")):
+            raise RecipeError(
+                f"max_hours: found {word!r}, expected LANGUAGE=HOURS above 0, e.g. "
+                "eng=0.5; exclude_langs leaves a language out"
+            )
+    return hours
+
+
+def chosen_utterances(
+    lengths: Mapping[str, int],
+    utt2lang_file: Path,
+    excluded: Collection[str] = (),
+    hours: Mapping[str, float] | None = None,
+) -> dict[str, int]:
+    """Leave languages out; of others keep random utterances up to so many hours.
+
+    The order stays. More hours keep what fewer kept, and more; one utterance of the
+    language always stays.
+
+    Raises:
+        RecipeError: A language is not there, an utterance has none to go by, or none
+            is left.
+    """
+    utt2lang = read_table(utt2lang_file, "audio formatting")
+    by_lang: dict[str, list[str]] = {}
+    for utt in sorted(lengths):
+        by_lang.setdefault(utt2lang.get(utt, ""), []).append(utt)
+    unknown = by_lang.pop("", [])
+    if excluded and unknown:
+        raise RecipeError(
+            f"{utt2lang_file}: no language for {len(unknown)} utterances, first "
+            f"{unknown[0]!r}; exclude_langs needs one for each"
+        )
+    dropped: set[str] = set()
+    for option, limits in (
+        ("exclude_langs", dict.fromkeys(excluded, 0.0)),
+        ("max_hours", hours or {}),
+    ):
+        if wrong := sorted(limits.keys() - by_lang.keys()):
+            raise RecipeError(
+                f"{option}: found {', '.join(wrong)}, expected some of "
+                f"{', '.join(sorted(by_lang))} ({utt2lang_file})"
+            )
+        for lang, most in limits.items():
+            utts = by_lang.pop(lang)
+            order = np.random.default_rng(0).permutation(len(utts))
+            utts = [utts[i] for i in order]
+            total = np.cumsum([lengths[utt] for utt in utts]) / (SAMPLE_RATE * 3600)
+            kept = max(int(most > 0), np.searchsorted(total, most, side="right"))
+            dropped.update(utts[kept:])
+    if len(dropped) == len(lengths):
+        raise RecipeError(
+            f"exclude_langs: {', '.join(sorted(excluded))} leaves no utterance of "
+            f"{utt2lang_file}"
+        )
+    return {utt: n for utt, n in lengths.items() if utt not in dropped}
 
 
 def make_batches(
@@ -25,19 +103,8 @@ def make_batches(
 
     Utterances are shuffled, then ordered by rounded length, so a batch mixes at most
     the neighbouring lengths, and every batch but the last is full: few shapes, which
-    lets kernels and plans be reused (oneDNN, cuDNN, CUDA graphs).
-
-    Args:
-        lengths: Samples per utterance.
-        batch_bins: Largest number of samples in a batch, padding included.
-        max_samples: Crop length.
-        bucket: Lengths are rounded up to multiples of this many samples.
-        generator: Source of randomness.
-        shuffle: Shuffle utterances and the order of batches.
-        ranks: Smallest number of utterances in a batch: each rank needs one.
-
-    Returns:
-        Lists of utterance ids; each utterance occurs once.
+    lets kernels and plans be reused (oneDNN, cuDNN, CUDA graphs). A batch has at least
+    ``ranks`` utterances, one for each; lengths are in samples.
 
     Raises:
         ValueError: There are fewer utterances than ranks.
@@ -68,3 +135,129 @@ def make_batches(
     if shuffle:
         batches = [batches[i] for i in generator.permutation(len(batches))]
     return batches
+
+
+class _HeldLoader(DataLoader):
+    """A loader whose processes no stop signal reaches, from their first moment on.
+
+    A training that lost them could not end its update and save.
+    """
+
+    def __iter__(self) -> Iterator:
+        with hold_stop_signals():
+            return super().__iter__()
+
+
+class CheckedDataset(Dataset):
+    """Names the utterance when its data cannot be read."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, utt_id: str) -> Any:
+        try:
+            return self.dataset[utt_id]
+        except Exception as error:
+            raise RecipeError(
+                f"utterance {utt_id}: its audio or units cannot be read "
+                f"({type(error).__name__}: {error}); repair it, or format the audio "
+                "and make the labels anew, which checks every file. Training goes on "
+                "from its last checkpoint when it is run again"
+            ) from error
+
+
+@dataclass(eq=False)
+class BucketIterFactory(AbsIterFactory):
+    """Builds one epoch's iterator; everything follows from (seed, epoch).
+
+    Args:
+        dataset: Maps an utterance id to ``(id, data)``.
+        lengths: Samples per utterance.
+        batch_bins: Samples per batch, padding included, over all ranks.
+        make_collate: Called with the epoch.
+        num_iters_per_epoch: Batches per epoch; ``None`` means one pass over the data.
+        seed: Seed of the order.
+        train: Shuffle and crop.
+        rank: This process's share of every batch is ``batch[rank::world_size]``.
+    """
+
+    dataset: Any
+    lengths: dict[str, int]
+    batch_bins: int
+    make_collate: Callable[[int], LamerCollate]
+    num_iters_per_epoch: int | None
+    seed: int
+    train: bool
+    num_workers: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        self.dataset = CheckedDataset(self.dataset)
+        self._plan: tuple[int, list[list[str]]] | None = None
+
+    def _one_pass(self, number: int) -> list[list[str]]:
+        collate = self.make_collate(1)
+        return make_batches(
+            self.lengths,
+            self.batch_bins,
+            collate.max_samples if self.train else sys.maxsize,
+            collate.bucket,
+            np.random.default_rng([self.seed, number]),
+            self.train,
+            self.world_size,
+        )
+
+    def _epoch_batches(self, epoch: int) -> list[list[str]]:
+        wanted = self.num_iters_per_epoch
+        if wanted is None:
+            return self._one_pass(epoch)
+        # Epochs cut one endless stream of passes, so every utterance is seen equally
+        # often whatever the epoch length is. All passes have the same batch count.
+        number, skip = divmod(wanted * (epoch - 1), len(self._one_pass(0)))
+        batches: list[list[str]] = []
+        while len(batches) < wanted:
+            batches += self._one_pass(number)[skip:]
+            number, skip = number + 1, 0
+        return batches[:wanted]
+
+    def plan(self, epoch: int) -> list[list[str]]:
+        """Return the batches of ``epoch`` over all ranks; the latest plan is kept."""
+        if self._plan is None or self._plan[0] != epoch:
+            self._plan = epoch, self._epoch_batches(epoch)
+        return self._plan[1]
+
+    def load(
+        self, batch: list[str], epoch: int
+    ) -> tuple[list[str], dict[str, torch.Tensor]]:
+        """Return this rank's part of one batch of ``epoch``, outside of any loader."""
+        utterances = [self.dataset[utt] for utt in batch[self.rank :: self.world_size]]
+        return self.make_collate(epoch)(utterances)
+
+    def build_iter(self, epoch: int, start: int = 0) -> Iterator:
+        """Return the batches of ``epoch`` (counted from 1) from number ``start`` on."""
+        # Every batch has an utterance for each rank, see make_batches.
+        batches = self.plan(epoch)[start:]
+        batches = [batch[self.rank :: self.world_size] for batch in batches]
+        loader = _HeldLoader(
+            self.dataset,
+            batch_sampler=batches,
+            collate_fn=self.make_collate(epoch),
+            num_workers=self.num_workers,
+            # In a process per GPU, which is spawned, loaders would be spawned as well
+            # and import ESPnet anew in every epoch.
+            multiprocessing_context="fork" if self.num_workers else None,
+            worker_init_fn=ignore_stop_signals,
+            # Of its own: a resumed epoch opens the loader once more, and must not draw
+            # from the generator that dropout uses.
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+        name = f"epoch {epoch}, {'training' if self.train else 'validation'}"
+        # Standard error itself may be redirected to a log while ESPnet trains.
+        return tqdm(
+            loader,
+            desc=name,
+            leave=False,
+            file=sys.__stderr__,
+            disable=self.rank > 0 or not sys.__stderr__.isatty(),
+        )

@@ -1,33 +1,55 @@
-"""Step checkpoints on disk: written beside and renamed, hashed, the last two kept."""
+"""Step checkpoints, written whole and hashed; what exact resume needs and compares."""
 
+import argparse
+import datetime
+import json
 import logging
 import os
+import random
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from espnet2.train.reporter import Average, Reporter, SubReporter, WeightedAverage
 
 from espnet2_lamer.errors import RecipeError, short_reason
 from espnet2_lamer.fileio.atomic import link, rename_old
 from espnet2_lamer.fileio.checksum import SUFFIX, checked_file, problem, remove_file
+from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.fileio.system import system_message
+from espnet2_lamer.hubert.statistics import gather
 
 _NAME = re.compile(r"update_(\d{8,})\.pth")
 #: Beside the folder of checkpoints: a link to the latest one, ESPnet's name for it.
 LATEST = "checkpoint.pth"
+# Options that change neither data, model nor updates.
+_FREE = set(
+    """
+    config output_dir resume log_level log_interval print_config dry_run ngpu
+    num_workers num_att_plot max_epoch patience keep_nbest_models
+    nbest_averaging_interval best_model_criterion early_stopping_criterion
+    use_matplotlib use_tensorboard use_wandb create_graph_in_tensorboard version
+    required distributed checkpoint_interval allow_changed max_bad_updates
+    grad_norm_groups local_rank multiprocessing_distributed write_collected_feats
+    unused_parameters cudnn_enabled cudnn_benchmark train_shape_file valid_shape_file
+    valid_data_path_and_name_and_type train_data_path_and_name_and_type
+    allow_variable_data_keys token_list max_cache_size max_cache_fd
+    valid_max_cache_size sanity sanity_updates replay_langs monitor_utts monitor_layers
+    monitor_control
+    """.split()
+)
+_FREE_PREFIXES = ("dist_", "wandb_")
 
 
 class CheckpointStore:
-    """The checkpoints of one experiment, ``<directory>/update_NNNNNNNN.pth``.
+    """The latest ``keep`` checkpoints, ``<directory>/update_NNNNNNNN.pth``.
 
     Beside each stands ``.pth.sha256`` in the format of ``sha256sum``, written last: a
     file without it, or that does not match it, was not finished or is damaged. The link
     ``checkpoint.pth`` beside the directory names the latest.
-
-    Args:
-        directory: Made when the first checkpoint is written.
-        keep: How many to keep; with two, one is whole while another is written.
     """
 
     def __init__(self, directory: str | Path, keep: int = 2) -> None:
@@ -49,14 +71,7 @@ class CheckpointStore:
         return sorted(found, key=_number, reverse=True)
 
     def save(self, state: dict[str, Any], updates: int) -> Path:
-        """Write a checkpoint, then remove those that are no longer kept.
-
-        Args:
-            state: Tensors, numbers, strings, and lists and dicts of them.
-            updates: Names the file.
-
-        Returns:
-            Its path.
+        """Write a checkpoint of plain values, then remove those no longer kept.
 
         Raises:
             RecipeError: It could not be written (e.g. disk full); earlier ones stay.
@@ -94,11 +109,7 @@ class CheckpointStore:
                 remove_file(other)
 
     def load(self) -> dict[str, Any] | None:
-        """Read the latest whole checkpoint; damaged ones are named and passed over.
-
-        Returns:
-            The state, on the CPU wherever it was saved; ``None`` when there is no
-            checkpoint at all.
+        """Read the latest whole checkpoint onto the CPU; ``None`` where there is none.
 
         Raises:
             RecipeError: There are checkpoints, and all of them are damaged.
@@ -126,3 +137,163 @@ class CheckpointStore:
 
 def _number(path: Path) -> int:
     return int(_NAME.fullmatch(path.name)[1])
+
+
+def fingerprint(args: argparse.Namespace, world_size: int) -> dict[str, str]:
+    """Describe what the course of a training depends on: options, hashes of files."""
+    found = {"world_size": str(world_size)}
+    for key, value in sorted(vars(args).items()):
+        if key in _FREE or key.startswith(_FREE_PREFIXES):
+            continue
+        if key == "encoder_conf":
+            # A base may move; the model checks its hash.
+            value = {k: v for k, v in value.items() if k != "base"}
+        found[key] = json.dumps(value, sort_keys=True, default=str)
+    for path, name, _ in args.train_data_path_and_name_and_type:
+        found[f"training data {name!r}"] = sha256_file(Path(path))
+    for path in args.train_shape_file:
+        found[f"shape file {Path(path).name}"] = sha256_file(Path(path))
+    return found
+
+
+def check_ranks(found: dict[str, str]) -> None:
+    """Check that every rank has this fingerprint; nodes may settle ``auto`` otherwise.
+
+    Raises:
+        RecipeError: On every rank, with the first rank and option that differ.
+    """
+    every = gather(found)
+    for rank, other in enumerate(every):
+        for key, one, two in _differences(every[0], other):
+            raise RecipeError(
+                f"{key}: rank 0 has {one}, rank {rank} has {two}; set it to one value "
+                "for all"
+            )
+
+
+def check_fingerprint(
+    saved: dict[str, str], now: dict[str, str], where: Any, allow_changed: bool
+) -> list[str]:
+    """Return the differences between two fingerprints, one line each.
+
+    Raises:
+        RecipeError: There are some, and they were not allowed.
+    """
+    changes = [f"{key}: {old} -> {new}" for key, old, new in _differences(saved, now)]
+    if changes and not allow_changed:
+        raise RecipeError(
+            f"{where}: this training began under other conditions: "
+            + "; ".join(changes)
+            + ". Train into another directory (--output_dir, --expdir), restore them, "
+            "or go on all the same with --allow_changed true"
+        )
+    return changes
+
+
+def _differences(one: dict[str, str], two: dict[str, str]) -> list[tuple[str, ...]]:
+    return [
+        (key, _short(one.get(key)), _short(two.get(key)))
+        for key in sorted({*one, *two})
+        if one.get(key) != two.get(key)
+    ]
+
+
+def _short(value: str | None) -> str:
+    if value is None:
+        return "not set"
+    return value if len(value) <= 60 else value[:57] + "..."
+
+
+def random_state(device: str) -> dict[str, Any]:
+    """State of Python's, NumPy's and torch's generators, as plain values.
+
+    With ``device`` ``"cuda"`` that of this process's GPU is kept too, and of no other:
+    a later process may see more or fewer.
+    """
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position],
+        "numpy_gauss": [has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": [torch.cuda.get_rng_state()] if device == "cuda" else [],
+    }
+
+
+def set_random_state(state: dict[str, Any], device: str) -> None:
+    """Undo everything drawn since :func:`random_state`; warn of another device."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position = state["numpy"]
+    has_gauss, cached = state["numpy_gauss"]
+    np.random.set_state(
+        (name, keys.numpy().astype(np.uint32), position, has_gauss, cached)
+    )
+    torch.set_rng_state(state["torch"])
+    before = "cuda" if state["cuda"] else "cpu"
+    if before != device:
+        logging.warning(
+            "saved on %s and resumed on %s: dropout draws other random numbers",
+            before,
+            device,
+        )
+    elif device == "cuda":
+        torch.cuda.set_rng_state(state["cuda"][0])
+
+
+def reporter_state(reporter: Reporter) -> dict[str, Any]:
+    """ESPnet's per-epoch results as plain values; durations as seconds."""
+    return {"epoch": reporter.epoch, "stats": _each(_plain, reporter.stats)}
+
+
+def set_reporter_state(reporter: Reporter, state: dict[str, Any]) -> None:
+    """Inverse of :func:`reporter_state`."""
+    reporter.epoch = state["epoch"]
+    reporter.stats = _each(_espnets, state["stats"])
+
+
+def _each(change: Callable[[str, Any], Any], stats: dict) -> dict:
+    return {
+        epoch: {
+            part: {key: change(key, value) for key, value in figures.items()}
+            for part, figures in parts.items()
+        }
+        for epoch, parts in stats.items()
+    }
+
+
+def _plain(key: str, value: Any) -> Any:
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _espnets(key: str, value: Any) -> Any:
+    return datetime.timedelta(seconds=value) if key == "time" else value
+
+
+def sub_reporter_state(reporter: SubReporter) -> dict[str, Any]:
+    """What an epoch has collected so far: one row per step and figure."""
+    stats = {}
+    for key, values in reporter.stats.items():
+        # An epoch has 10^5 values: dataclasses.astuple would take seconds.
+        if isinstance(values[0], WeightedAverage):
+            rows = [[float(v.value), float(v.weight)] for v in values]
+        else:
+            rows = [[float(v.value)] for v in values]
+        stats[key] = torch.tensor(rows, dtype=torch.float64)
+    return {
+        "count": reporter.count,
+        "total_count": reporter.total_count,
+        "stats": stats,
+    }
+
+
+def set_sub_reporter_state(reporter: SubReporter, state: dict[str, Any]) -> None:
+    """Inverse of :func:`sub_reporter_state`."""
+    reporter.count = state["count"]
+    reporter.total_count = state["total_count"]
+    for key, rows in state["stats"].items():
+        kind = Average if rows.shape[1] == 1 else WeightedAverage
+        reporter.stats[key] = [kind(*row) for row in rows.tolist()]

@@ -1,13 +1,22 @@
-"""ESPnet's training messages: into a file, with a progress bar on the terminal."""
+"""A training and who started it: messages, the progress bar, requests to stop."""
 
 import logging
 import multiprocessing
 import os
 import re
+import signal
 import sys
+import threading
+import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Iterator
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    redirect_stderr,
+    suppress,
+)
 from pathlib import Path
 
 from tqdm import tqdm
@@ -16,6 +25,11 @@ from espnet2_lamer.fileio.system import naming
 
 # Where processes that a training spawns find the file.
 _LOG_VARIABLE = "ESPNET2_LAMER_TRAIN_LOG"
+# Slurm's preemption, a shutdown, a user's Ctrl-C.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# Slurm signals every process of a step, and so do parents that pass a signal on: what
+# comes so soon after the first is the same request.
+SAME_REQUEST_SECONDS = 10.0
 
 
 class EpochBar(logging.Handler):
@@ -55,7 +69,7 @@ def espnet_log(path: Path, description: str, bar: bool = True) -> Iterator[None]
     """Send what ESPnet logs and prints to a file; the console keeps errors only.
 
     Args:
-        path: The file; appended to, so that a resumed run keeps its history.
+        path: Appended to, so that a resumed run keeps its history.
         description: Name of the progress bar.
         bar: Whether there is one.
 
@@ -63,41 +77,117 @@ def espnet_log(path: Path, description: str, bar: bool = True) -> Iterator[None]
         OSError: With the log's folder, where a file of ESPnet's could not be written.
     """
     root = logging.getLogger()
-    level = root.level
-    console = [(handler, handler.level) for handler in root.handlers]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        naming(path.parent),
-        open(path, "a", encoding="utf-8") as stream,
-        warnings.catch_warnings(),
-    ):
+    with ExitStack() as stack:
+        stack.enter_context(naming(path.parent))
+        stream = stack.enter_context(open(path, "a", encoding="utf-8"))
+        stack.enter_context(warnings.catch_warnings())
         # ESPnet's own use of torch; nothing a user could change.
         warnings.simplefilter("ignore", FutureWarning)
-        file = logging.StreamHandler(stream)
-        file.setFormatter(
-            logging.Formatter(
-                "%(asctime)s (%(module)s:%(lineno)d) %(levelname)s: %(message)s"
-            )
-        )
-        for handler, _ in console:
+        for handler in root.handlers:
+            stack.callback(handler.setLevel, handler.level)
             handler.setLevel(logging.ERROR)
-        added = [file, EpochBar(description)] if bar else [file]
-        for handler in added:
+        file = logging.StreamHandler(stream)
+        form = "%(asctime)s (%(module)s:%(lineno)d) %(levelname)s: %(message)s"
+        file.setFormatter(logging.Formatter(form))
+        for handler in [file, EpochBar(description)] if bar else [file]:
             root.addHandler(handler)
+            stack.callback(handler.close)
+            stack.callback(root.removeHandler, handler)
+        stack.callback(root.setLevel, root.level)
         root.setLevel(logging.INFO)
-        outer = os.environ.get(_LOG_VARIABLE)
+        outer = {k: v for k, v in os.environ.items() if k == _LOG_VARIABLE}
+        stack.callback(os.environ.update, outer)
         os.environ[_LOG_VARIABLE] = str(path.resolve())
-        try:
-            with redirect_stderr(stream):
-                yield
-        finally:
-            if outer is None:
-                del os.environ[_LOG_VARIABLE]
-            else:
-                os.environ[_LOG_VARIABLE] = outer
-            for handler in added:
-                root.removeHandler(handler)
-                handler.close()
-            for handler, handler_level in console:
-                handler.setLevel(handler_level)
-            root.setLevel(level)
+        stack.callback(os.environ.pop, _LOG_VARIABLE)
+        stack.enter_context(redirect_stderr(stream))
+        yield
+
+
+class StopRequest:
+    """Which signal asked the process to stop; 0: none."""
+
+    signal: int = 0
+
+
+def stop_on_signals() -> AbstractContextManager[StopRequest]:
+    """Turn SIGTERM, SIGUSR1 and SIGINT into a request that the training loop looks at.
+
+    Another one ten seconds later, from somebody who will not wait for the checkpoint,
+    acts as it would have without this. A SIGINT that was ignored before stays so: it is
+    meant for what runs in the foreground.
+    """
+    return _handling(_say)
+
+
+def pass_signals_on() -> AbstractContextManager[StopRequest]:
+    """Give SIGTERM, SIGUSR1 and SIGINT to the child processes, and wait as before.
+
+    A training on several GPUs has a process for each, and a parent that only waits:
+    without this a signal ends the parent alone, and the training goes on without it.
+    """
+    return _handling(_give)
+
+
+@contextmanager
+def hold_stop_signals() -> Iterator[None]:
+    """Hold SIGTERM, SIGUSR1 and SIGINT back; they arrive when the block is left.
+
+    Processes that are forked inside are born with them held back, so that none comes
+    before :func:`ignore_stop_signals` does.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignore_stop_signals(*_: object) -> None:
+    """Let a helper process outlive a signal to all: its parent decides when it ends."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _say(number: int) -> None:
+    """Answer a Ctrl-C at once: the update that is on may take a while."""
+    if number == signal.SIGINT:
+        # Not print: it may have been interrupted itself.
+        os.write(2, b"\nstopping after this update, a checkpoint will be written\n")
+
+
+def _give(number: int) -> None:
+    for child in multiprocessing.active_children():
+        with suppress(ProcessLookupError):
+            os.kill(child.pid, number)
+
+
+@contextmanager
+def _handling(act: Callable[[int], None]) -> Iterator[StopRequest]:
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    first: list[float] = []
+
+    def note(number: int, frame: object) -> None:
+        now = time.monotonic()
+        if first and now - first[0] > SAME_REQUEST_SECONDS:
+            signal.signal(number, before[number])
+            os.kill(os.getpid(), number)
+            return
+        if not first:
+            first.append(now)
+            request.signal = number
+        act(number)
+
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    if before[signal.SIGINT] is signal.SIG_IGN:
+        del before[signal.SIGINT]
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

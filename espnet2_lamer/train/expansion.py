@@ -13,13 +13,11 @@ from espnet2_lamer.asr.encoder.lamer_hubert import BASE_HASH
 from espnet2_lamer.convert.espnet_experiment import model_file, read_config
 from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.layers import LamerConfig, LamerFeedForward
+from espnet2_lamer.layers import LamerConfig, LamerFeedForward, parse_allocation
 from espnet2_lamer.layers.lora import LoRAExperts
 
 OLD_EXPERTS = ("frozen", "shared")
 _LAYER = "encoder.hubert_pretrain_model.wav2vec2.encoder.transformer.layers"
-# Settings that old experts only make sense with.
-_SAME = ("rank", "alpha", "targets", "router")
 
 
 @dataclass(frozen=True)
@@ -34,9 +32,14 @@ class _Kept:
     def old(self, tensor: Tensor) -> Tensor:
         return tensor.narrow(self.dim, 0, self.size)
 
+    def without_old(self, grad: Tensor) -> Tensor:
+        grad = grad.clone()
+        self.old(grad).zero_()
+        return grad
+
 
 def expand_experts(model: nn.Module, experiment: str | Path) -> list[_Kept]:
-    r"""Give a new model the experts of an earlier experiment, as its first ones.
+    """Give a new model the experts of an earlier experiment, as its first ones.
 
     In a layer with :math:`N_{old}` experts then and N now, experts 1 to
     :math:`N_{old}` get the earlier A, B and router rows; the others start as always,
@@ -45,16 +48,11 @@ def expand_experts(model: nn.Module, experiment: str | Path) -> list[_Kept]:
     more experts may leave an old one out, so with random rows the model does not start
     exactly where the earlier one stopped.
 
-    Args:
-        model: ``LamerHubertPretrainModel``, freshly built.
-        experiment: Its ``config.yaml`` and best model are read.
-
     Returns:
         Where the old experts are, for :func:`keep_old_experts`.
 
     Raises:
-        RecipeError: Base or experts' settings differ, or a layer has fewer experts
-            than before.
+        RecipeError: Base or experts' settings differ, or a layer has fewer experts.
     """
     experiment = Path(experiment)
     if not any(isinstance(module, LamerFeedForward) for module in model.modules()):
@@ -66,15 +64,14 @@ def expand_experts(model: nn.Module, experiment: str | Path) -> list[_Kept]:
         state = read_state(path)
     except RecipeError as error:
         raise RecipeError(f"expand_from: {error}") from error
-    _check(model, experiment, config, state)
+    layers = model.encoder.wav2vec2.encoder.transformer.layers
+    before = _same_settings(model, experiment, config, state)
+    counts = parse_allocation(before.allocation, len(layers))
     kept: list[_Kept] = []
-    counts = []
-    for index, layer in enumerate(model.encoder.wav2vec2.encoder.transformer.layers):
-        prefix = f"{_LAYER}.{index}.feed_forward."
-        old = _experts_of(state, prefix)
-        counts.append(old)
+    for index, (layer, old) in enumerate(zip(layers, counts, strict=True)):
         if not old:
             continue
+        prefix = f"{_LAYER}.{index}.feed_forward."
         module = layer.feed_forward
         now = module.num_experts if isinstance(module, LamerFeedForward) else 0
         if now < old:
@@ -94,11 +91,8 @@ def expand_experts(model: nn.Module, experiment: str | Path) -> list[_Kept]:
                 target = getattr(router, part)
                 if value is not None and target is not None:
                     _put(target, 0, value)
-    logging.info(
-        "expand_from: %s gives the first %s experts of the layers",
-        experiment,
-        ",".join(map(str, counts)),
-    )
+    numbers = ",".join(map(str, counts))
+    logging.info(f"expand_from: {experiment} gives the first {numbers} experts a layer")
     return kept
 
 
@@ -107,19 +101,9 @@ def keep_old_experts(kept: list[_Kept], optimizer: torch.optim.Optimizer) -> Non
 
     A and B of all experts of a layer are one parameter each, so after every update the
     old part is put back, which is exact whatever the optimizer does.
-
-    Args:
-        kept: What :func:`expand_experts` returned.
-        optimizer: That of the training.
     """
     for part in kept:
-
-        def without_old(grad: Tensor, part: _Kept = part) -> Tensor:
-            grad = grad.clone()
-            part.old(grad).zero_()
-            return grad
-
-        part.parameter.register_hook(without_old)
+        part.parameter.register_hook(part.without_old)
 
     @torch.no_grad()
     def put_back(*_: Any) -> None:
@@ -136,19 +120,12 @@ def _put(target: Tensor, dim: int, value: Tensor) -> _Kept:
     return _Kept(target, dim, size, value.to(target.device, target.dtype))
 
 
-def _experts_of(state: Mapping[str, Tensor], prefix: str) -> int:
-    for key, value in state.items():
-        if key.startswith(prefix) and key.endswith(".lora_A"):
-            return value.shape[0]
-    return 0
-
-
-def _check(
+def _same_settings(
     model: nn.Module,
     experiment: Path,
     config: Mapping[str, Any],
     state: Mapping[str, Tensor],
-) -> None:
+) -> LamerConfig:
     lamer = (config.get("encoder_conf") or {}).get("lamer")
     own = model.encoder.lamer
     if lamer is None:
@@ -157,17 +134,18 @@ def _check(
             "a mixture of them"
         )
     before = LamerConfig(**lamer)
-    for key in _SAME:
-        if getattr(before, key) != getattr(own, key):
+    same = {
+        f"encoder_conf.lamer.{key}": (getattr(before, key), getattr(own, key))
+        for key in ("rank", "alpha", "targets", "router")
+    }
+    hashes = state.get(f"encoder.{BASE_HASH}"), getattr(model.encoder, BASE_HASH)
+    same["a base with SHA-256"] = tuple(
+        None if value is None else bytes(value.tolist()).hex() for value in hashes
+    )
+    for what, (then, now) in same.items():
+        if then != now:
             raise RecipeError(
-                f"expand_from: {experiment} has encoder_conf.lamer.{key} "
-                f"{getattr(before, key)!r}, found {getattr(own, key)!r} here; expected "
-                "the same"
+                f"expand_from: {experiment} has {what} {then!r}, found {now!r} here; "
+                "expected the same"
             )
-    hashes = [state.get(f"encoder.{BASE_HASH}"), getattr(model.encoder, BASE_HASH)]
-    found = [None if h is None else bytes(h.tolist()).hex() for h in hashes]
-    if found[0] != found[1]:
-        raise RecipeError(
-            f"expand_from: {experiment} was trained on a base with SHA-256 {found[0]}, "
-            f"found one with {found[1]} here; expected the same encoder_conf.base"
-        )
+    return before

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import math
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,66 +17,49 @@ from espnet2.torch_utils.device_funcs import to_device
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
-from espnet2_lamer.hubert.distributed import is_distributed
-from espnet2_lamer.train.label_check import check_labels
-from espnet2_lamer.train.label_counts import beside
-from espnet2_lamer.train.memory import count_model
-from espnet2_lamer.train.pace import Pace
-from espnet2_lamer.train.shares import Shares, measure_shares, span
-from espnet2_lamer.train.trial import Rehearsal, rehearse
+from espnet2_lamer.fileio.system import size
+from espnet2_lamer.hubert.statistics import is_distributed
+from espnet2_lamer.train.labels import beside, check_labels
+from espnet2_lamer.train.plan import Pace, Shares, measure_shares, span
+from espnet2_lamer.train.trial import Trial, try_batch
 
 # Updates after which the pace is told.
 FIRST_UPDATES = 20
 
 
+@dataclasses.dataclass
 class Health:
-    """Checks labels, counts memory, times updates; writes ``health.json``.
+    """Checks labels, tries the largest batch, times updates; writes ``health.json``.
 
     Only the first rank reads files and writes; what it finds wrong stops all.
 
     Args:
         model: Not wrapped.
-        optimizer: Holds what trains.
-        train_factory: :class:`~espnet2_lamer.train.iterator.BucketIterFactory`.
-        valid_factory: Likewise.
+        factories: ``train`` and ``valid``, each a
+            :class:`~espnet2_lamer.train.batching.BucketIterFactory`.
         options: :class:`~espnet2_lamer.train.trainer.LamerTrainerOptions`.
-        is_first: Whether this is the first rank.
-        device: ``"cpu"`` or ``"cuda"``.
     """
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        train_factory: Any,
-        valid_factory: Any,
-        options: Any,
-        is_first: bool,
-        device: str,
-    ) -> None:
-        self.model = model
-        self.optimizer = optimizer
-        self.factories = {"train": train_factory, "valid": valid_factory}
-        self.options = options
-        self.is_first = is_first
-        self.device = device
-        self.path = Path(options.output_dir) / "health.json"
+    model: torch.nn.Module
+    factories: Mapping[str, Any]
+    options: Any
+    is_first: bool
+    device: str
+
+    def __post_init__(self) -> None:
+        self.path = Path(self.options.output_dir) / "health.json"
         self.report: dict[str, Any] = {}
-        # By part, see `baselines`.
+        # Of each part, see `baselines`.
         self.standards: dict[str, dict[str, dict[str, float]]] = {}
         self.languages: dict[str, str] | None = None
         self.pace: Pace | None = None
         self._shares: tuple[int, Shares] | None = None
 
     def start(self, epoch: int, updates: int) -> None:
-        """Check what can be known before an update is made.
+        """Check what can be known before ``epoch``; others made ``updates``.
 
-        A new training rehearses its first epoch's largest batch; one that goes on has
-        done so, and says less.
-
-        Args:
-            epoch: The one that comes, from 1.
-            updates: Made by earlier processes.
+        A new training tries its first epoch's largest batch; one that goes on has done
+        so, and says less.
 
         Raises:
             RecipeError: Labels do not fit the audio or the model, on every rank; or
@@ -96,14 +80,18 @@ class Health:
             raise RecipeError(problem)
         if self.is_first:
             self._plan(epoch, updates)
-            self._count_memory()
-            # What is known is kept if the rehearsal fails.
+            # What is known is kept if the trial fails.
             write_json(self.path, self.report)
         if updates:
             return
-        rehearsal = self._rehearse(epoch)
+        # Every rank its part.
+        factory = self.factories["train"]
+        largest = self._epoch_shares(epoch).largest_batch
+        _, batch = factory.load(factory.plan(epoch)[largest], epoch)
+        trial = try_batch(self.model, to_device(batch, self.device), self.device)
         if self.is_first:
-            self._estimate(rehearsal)
+            self._note_memory(trial)
+            self._note_time(trial)
             write_json(self.path, self.report)
 
     def begin_epoch(self, epoch: int) -> None:
@@ -112,32 +100,19 @@ class Health:
             return
         self.pace.begin()
         shares = self._epoch_shares(epoch)
+        languages = shares.language_line(self.options.replay_langs)
         logging.info(
-            "epoch %d: %d batches, %s of audio, %.3f passes over the data; padding "
-            "%.1f %%, lost to crops %.1f %%%s",
-            epoch,
-            shares.batches,
-            span(shares.audio),
-            shares.passes,
-            100 * shares.padding_share,
-            100 * shares.crop_loss,
-            "; " + shares.language_line(self.options.replay_langs)
-            if shares.languages
-            else "",
+            f"epoch {epoch}: {shares.batches} batches, {span(shares.audio)} of audio, "
+            f"{shares.passes:.3f} passes over the data; padding "
+            f"{100 * shares.padding_share:.1f} %, lost to crops "
+            f"{100 * shares.crop_loss:.1f} %" + (languages and f"; {languages}")
         )
 
     def updated(self, epoch: int, batches: int) -> None:
-        """Note an update; the first ones tell the pace.
-
-        Args:
-            epoch: The one that is on.
-            batches: Behind it.
-        """
+        """Note an update, ``batches`` into ``epoch``; the first ones tell the pace."""
         if not (self.is_first and self.pace.update()):
             return
         seconds = self.pace.seconds_per_update
-        if seconds is None:
-            return
         eta = self.pace.eta(epoch, self._updates(batches))
         self.report["pace"] = {"seconds_per_update": seconds, "left": eta}
         write_json(self.path, self.report)
@@ -145,26 +120,17 @@ class Health:
 
     def eta(self, epoch: int, batches: int) -> str:
         """Say the time left as a figure of ESPnet's log line; empty if not known."""
-        eta = self.pace.eta(epoch, self._updates(batches))
+        eta = self.pace and self.pace.eta(epoch, self._updates(batches))
         return f", eta={eta}" if eta else ""
 
     def with_baselines(self, part: str, figures: dict[str, Any]) -> dict[str, Any]:
         """Return an epoch's figures with the baselines of ``part`` beside them."""
         return beside(figures, self.standards.get(part, {}))
 
-    # -- what is looked at ----------------------------------------------------
-
     def _check_labels(self, brief: bool) -> None:
         self.report["labels"] = {}
         for part, factory in self.factories.items():
-            found = check_labels(
-                part,
-                self.options.data_files[part],
-                factory.lengths,
-                self.options.num_classes,
-                self.options.langs,
-                brief,
-            )
+            found = check_labels(part, factory.lengths, self.options, brief)
             if part == "train":
                 self.languages = found.languages
             if found.report:
@@ -173,16 +139,7 @@ class Health:
 
     def _epoch_shares(self, epoch: int) -> Shares:
         if self._shares is None or self._shares[0] != epoch:
-            factory = self.factories["train"]
-            collate = factory.make_collate(epoch)
-            shares = measure_shares(
-                factory.plan(epoch),
-                factory.lengths,
-                collate.max_samples,
-                collate.bucket,
-                factory.world_size,
-                self.languages,
-            )
+            shares = measure_shares(self.factories["train"], epoch, self.languages)
             self._shares = epoch, shares
         return self._shares[1]
 
@@ -209,80 +166,44 @@ class Health:
             | {"padding_share": shares.padding_share, "crop_loss": shares.crop_loss},
         }
         logging.info(
-            "plan: %d updates in %d epochs, %d made; %.1f s of audio per update; %.2f "
-            "passes over %s",
-            total,
-            self.options.max_epoch,
-            updates,
-            shares.audio / per_epoch,
-            passes,
-            span(shares.data),
+            f"plan: {total} updates in {self.options.max_epoch} epochs, {updates} "
+            f"made; {shares.audio / per_epoch:.1f} s of audio per update; "
+            f"{passes:.2f} passes over {span(shares.data)}"
         )
 
-    def _count_memory(self) -> None:
-        bucket_view = self.options.gradient_as_bucket_view
-        counts = count_model(
-            self.model, self.optimizer, is_distributed() and not bucket_view
-        )
-        # A training that goes on keeps what its first process measured.
-        self.report["memory"] = self.report.get("memory", {}) | counts
+    def _note_memory(self, trial: Trial) -> None:
+        found = {"peak": trial.peak, "largest_batch_seconds": trial.audio}
+        self.report["memory"] = found
+        batch = f"the largest batch ({trial.audio:.1f} s of audio, padding included)"
+        if self.device == "cpu":
+            found["measured"] = "resident memory of the process, its peak so far"
+            logging.info(f"memory: {size(trial.peak)} at most so far, {batch} included")
+            return
+        found["measured"] = "torch.cuda.max_memory_allocated"
+        found["device"] = torch.cuda.get_device_properties("cuda").total_memory
         logging.info(
-            "memory: parameters %s, gradients %s, optimizer %s",
-            *(_size(counts[k]) for k in ("parameters", "gradients", "optimizer")),
+            f"memory: {size(trial.peak)} of the GPU's {size(found['device'])} with "
+            f"{batch}; the optimizer's state comes on top"
         )
-
-    def _rehearse(self, epoch: int) -> Rehearsal:
-        """Try the largest batch; every rank its part."""
-        factory = self.factories["train"]
-        largest = self._epoch_shares(epoch).largest_batch
-        _, batch = factory.load(factory.plan(epoch)[largest], epoch)
-        return rehearse(self.model, to_device(batch, self.device), self.device)
-
-    def _estimate(self, found: Rehearsal) -> None:
-        counts, plan = self.report["memory"], self.report["plan"]
-        counts["activations"] = found.activations
-        counts["activations_measured"] = found.method
-        counts["largest_batch_seconds"] = found.audio
-        # Gradients are among the activations only at the end of a pass, and seldom at
-        # their peak: both are counted.
-        names = ("parameters", "gradients", "optimizer", "activations")
-        counts["needed"] = needed = sum(counts[name] or 0 for name in names)
-        device = ""
-        if self.device == "cuda":
-            counts["device"] = torch.cuda.get_device_properties("cuda").total_memory
-            device = f" of the GPU's {_size(counts['device'])}"
-        logging.info(
-            "memory: %s%s with the largest batch (%.1f s of audio, padding included), "
-            "whose activations take %s (%s)",
-            _size(needed),
-            device,
-            found.audio,
-            _size(found.activations),
-            found.method,
-        )
-        if device and needed > 0.95 * counts["device"]:
+        if trial.peak > 0.9 * found["device"]:
             logging.warning(
-                "memory: this leaves less than 5 %% of the GPU free; lower batch_bins "
+                "memory: this leaves less than 10 % of the GPU free; lower batch_bins "
                 "and raise accum_grad by the same factor"
             )
-        shares = self._shares[1]
+
+    def _note_time(self, trial: Trial) -> None:
+        plan, shares = self.report["plan"], self._shares[1]
         computed = shares.audio + shares.padding
         computed /= self.factories["train"].world_size * plan["updates_per_epoch"]
-        seconds = found.seconds * computed / found.audio
+        seconds = trial.seconds * computed / trial.audio
         left = timedelta(seconds=round(seconds * plan["updates"]))
-        end = datetime.now() + left
-        self.report["estimate"] = {
-            "seconds_per_update": seconds,
-            "left": str(left),
-            "end": f"{end:%Y-%m-%d %H:%M}",
-        }
+        end = f"{datetime.now() + left:%Y-%m-%d %H:%M}"
+        estimate = {"seconds_per_update": seconds, "left": str(left), "end": end}
+        self.report["estimate"] = estimate
         logging.info(
-            "time: about %.3f s per update, forward and backward; about %s, until "
-            "%s, validation not counted; measured again after %d updates",
-            seconds,
-            left,
-            self.report["estimate"]["end"],
-            self.pace.first,
+            f"time: about {seconds:.3f} s per update, forward and backward; about "
+            f"{left}, until {end}, validation not counted; measured again after "
+            f"{self.pace.first} updates"
         )
 
 
@@ -292,9 +213,3 @@ def _read(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-
-
-def _size(value: float | None) -> str:
-    if value is None:
-        return "not known"
-    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.2f} MiB"

@@ -1,52 +1,71 @@
 """What training makes the model forget, measured at each validation."""
 
-import argparse
 import json
 import logging
-import math
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from espnet2.train.reporter import Reporter
-from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from espnet2_lamer.asr.upstream import hidden_states
-from espnet2_lamer.errors import short_reason
-from espnet2_lamer.fileio.atomic import append_text, atomic_path, write_text
-from espnet2_lamer.hubert.distributed import is_distributed
+from espnet2_lamer.compat import reporter_types
+from espnet2_lamer.constants import num_frames
+from espnet2_lamer.convert.state import read_tensors
+from espnet2_lamer.errors import RecipeError, short_reason
+from espnet2_lamer.fileio.atomic import append_text, atomic_path
+from espnet2_lamer.fileio.datadir import read_table
+from espnet2_lamer.hubert.statistics import is_distributed, keep_json_lines
 from espnet2_lamer.layers import experts_off
 from espnet2_lamer.metrics.cka import LinearCKA
 from espnet2_lamer.metrics.depths import compared_layers
-from espnet2_lamer.metrics.probe import Phones, phone_probe
-from espnet2_lamer.train.curves import (
-    ControlCurve,
-    beside_control,
-    read_control,
-)
-from espnet2_lamer.train.monitor_sample import Sample, monitor_sample
+from espnet2_lamer.metrics.probe import Phones, frame_phones, phone_probe
+from espnet2_lamer.train.labels import beside
 
 # L2 penalty of the probe, chosen on the mini base's dev set: few frames, many values.
 RIDGE = 0.01
 # Figures per language that a line takes over.
 MASKED = ("acc_m", "bits_m", "control_acc_m", "control_bits_m")
-# One feature matrix [T, D] per layer.
-States = list[NDArray[np.float32]]
+# Of longer utterances only the beginning, so that memory and time are bounded.
+MAX_SAMPLES = 160_000
+# A language without a name, where the data have no `lang`.
+ALL = "all"
+# Figures of the control that stand beside a training's own.
+_KEYS = re.compile(r"acc_m(_\w+)?|bits_m_\w+|loss_m_bits")
+# One feature matrix [T, D] per layer, on the CPU.
+States = list[Tensor]
 
 
+@dataclass(frozen=True)
+class Sample:
+    """Held-out waveforms ``[n]`` by language and utterance.
+
+    Attributes:
+        phones: Per utterance the phone of every frame, where they are known.
+        with_phones: Languages in which a phone probe can be trained and tested.
+    """
+
+    speech: dict[str, dict[str, Tensor]]
+    phones: dict[str, Phones] = field(default_factory=dict)
+    with_phones: frozenset[str] = frozenset()
+
+
+@dataclass(eq=False)
 class ForgettingMonitor:
     """Compares hidden states of held-out speech with those of the base.
 
     Per language and layer: linear CKA to the base, and the accuracy of a linear phone
-    probe where phones are known (two halves of the sample, each tested by a probe that
-    was trained on the other; a ridge classifier, so figures are below stage 8's). The
-    base is the model with its experts switched off; where everything trains it is the
-    model before the first update, kept in ``forgetting_start.pt``. Masked accuracy
-    stands beside that of the head-only control after as many epochs.
+    probe where phones are known (two halves of the sample, each tested by a ridge
+    classifier that was trained on the other). The base is the model with its experts
+    switched off; where everything trains it is the model before the first update, kept
+    in ``forgetting_start.pt``. Masked accuracy stands beside that of the head-only
+    control after as many epochs.
 
     Nothing is drawn from the random generators of the training, and no weight is
     touched. Everything is computed in the first rank, in fp32; others wait.
@@ -57,41 +76,35 @@ class ForgettingMonitor:
         layers: States to compare, see :class:`~.asr.upstream.Upstream`. The
             last one's figures go into ESPnet's log; ``forgetting.jsonl`` has all.
         output_dir: The experiment.
-        epoch: The first epoch to come; lines of it and of later ones are dropped.
-        updates: Updates that were made already.
+        epoch: The first to come; lines of it and of later ones are dropped.
+        updates: Made so far.
         device: Where the model is.
-        control: See :func:`~espnet2_lamer.train.curves.read_control`; used in
-            the first rank only.
+        control: See :func:`read_control`.
 
     Raises:
         RecipeError: There is no such layer.
     """
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        sample: Sample | None,
-        layers: list[int],
-        output_dir: Path,
-        epoch: int,
-        updates: int,
-        device: str,
-        control: ControlCurve | None = None,
-    ) -> None:
-        depth = encoder.architecture["encoder_num_layers"]
-        self.layers = compared_layers(layers, depth, "monitor_layers")
-        self.encoder = encoder
-        self.sample = sample
-        self.device = device
-        self.control = control or {}
-        self.path = output_dir / "forgetting.jsonl"
-        self.start = output_dir / "forgetting_start.pt"
+    encoder: nn.Module
+    sample: Sample | None
+    layers: list[int]
+    output_dir: Path
+    epoch: InitVar[int]
+    updates: InitVar[int]
+    device: str
+    control: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+
+    def __post_init__(self, epoch: int, updates: int) -> None:
+        depth = self.encoder.architecture["encoder_num_layers"]
+        self.layers = compared_layers(self.layers, depth, "monitor_layers")
+        self.path = self.output_dir / "forgetting.jsonl"
+        self.start = self.output_dir / "forgetting_start.pt"
         self._base: dict[str, States] | None = None
         self._base_probe: dict[str, list[float]] = {}
-        if sample is None:
+        if self.sample is None:
             return
-        _drop_lines_from(self.path, epoch)
-        if encoder.lamer is None:
+        keep_json_lines(self.path, "epoch", epoch - 1)
+        if self.encoder.lamer is None:
             self._start_states(updates)
 
     def measure(self, updates: int, reporter: Reporter) -> None:
@@ -100,10 +113,6 @@ class ForgettingMonitor:
         Its ``valid`` gets ``cka_<lang>`` and ``probe_<lang>`` (shares of 1) of the last
         layer, ``control_acc_m_<lang>`` and the control's other figures where it has
         that epoch, and ``monitor_time`` in seconds, in all ranks.
-
-        Args:
-            updates: Updates so far.
-            reporter: Has the validation's other figures, and knows the epoch.
         """
         epoch = reporter.epoch
         control = self.control.get(epoch, {})
@@ -148,19 +157,12 @@ class ForgettingMonitor:
         append_text(self.path, json.dumps(line) + "\n")
         summary = {f"cka_{lang}": values[-1] for lang, values in cka.items()}
         summary |= {f"probe_{lang}": values[-1] for lang, values in probe.items()}
-        masked = {
-            f"{key}_{lang}": value
-            for key in ("acc_m", "control_acc_m")
-            for lang, value in line[key].items()
-        }
+        said = [f"{key} {value:.3f}" for key, value in summary.items()]
+        for key in ("acc_m", "control_acc_m"):
+            said += [f"{key}_{lang} {x:.3f}" for lang, x in line[key].items()]
         logging.info(
-            "forgetting after epoch %d, layer %d: %s (%.1f s)",
-            epoch,
-            self.layers[-1],
-            ", ".join(
-                f"{key} {value:.3f}" for key, value in (summary | masked).items()
-            ),
-            seconds,
+            f"forgetting after epoch {epoch}, layer {self.layers[-1]}: "
+            f"{', '.join(said)} ({seconds:.1f} s)"
         )
         return summary | {"monitor_time": seconds}
 
@@ -177,7 +179,7 @@ class ForgettingMonitor:
                     None,
                     self.encoder.final_norm,
                 )
-                found[utt] = [states[k][0].float().cpu().numpy() for k in self.layers]
+                found[utt] = [states[k][0].float().cpu() for k in self.layers]
         self.encoder.train(was_training)
         return found
 
@@ -185,12 +187,8 @@ class ForgettingMonitor:
         """Keep what the model gives before it trains, or read it back."""
         if updates == 0:
             self._base = self._states()
-            tensors = {
-                utt: [torch.from_numpy(x) for x in states]
-                for utt, states in self._base.items()
-            }
             with atomic_path(self.start) as temporary:
-                torch.save({"layers": self.layers, "states": tensors}, temporary)
+                torch.save({"layers": self.layers, "states": self._base}, temporary)
             return
         utts = {utt for utts in self.sample.speech.values() for utt in utts}
         try:
@@ -203,7 +201,7 @@ class ForgettingMonitor:
             logging.warning("%s %s: forgetting is not measured", self.start, problem)
             self.sample = None
             return
-        self._base = {u: [x.numpy() for x in s] for u, s in kept["states"].items()}
+        self._base = kept["states"]
 
     def _cka(self, states: dict[str, States]) -> dict[str, list[float]]:
         found = {}
@@ -227,26 +225,8 @@ class ForgettingMonitor:
         }
 
 
-def build_monitor(
-    options: argparse.Namespace,
-    encoder: nn.Module,
-    valid_factory: Any,
-    *,
-    epoch: int,
-    updates: int,
-    device: str | torch.device,
-    is_first: bool,
-) -> ForgettingMonitor | None:
-    """Build the monitor of a training that has resumed, if it has.
-
-    Args:
-        options: The training's.
-        encoder: ``LamerHubertEncoder``.
-        valid_factory: Makes the iterator over validation data.
-        epoch: The epoch to come, from 1.
-        updates: Updates done.
-        device: Where the model is.
-        is_first: Whether this is the first rank: it has the sample.
+def build_monitor(run: Any) -> ForgettingMonitor | None:
+    """Build the monitor of a :class:`~espnet2_lamer.train.run.TrainingRun`.
 
     Returns:
         ``None`` where it is off, or where there is nothing that can be forgotten.
@@ -254,25 +234,19 @@ def build_monitor(
     Raises:
         RecipeError: A layer that is not there, or validation data that cannot be read.
     """
-    if options.monitor_utts <= 0 or epoch > options.max_epoch:
+    options, encoder = run.options, run.model.encoder
+    if options.monitor_utts <= 0 or run.epoch > options.max_epoch:
         return None
     if not any(p.requires_grad for p in encoder.wav2vec2.parameters()):
         logging.info("the head alone trains: the base cannot be forgotten")
         return None
-    if encoder.lamer is None and not (
-        options.encoder_conf.get("base") or options.init_param
-    ):
+    begun = options.encoder_conf.get("base") or options.init_param
+    if encoder.lamer is None and not begun:
         logging.info("training starts from nothing: there is nothing to forget")
         return None
     sample, control = None, {}
-    if is_first:
-        sample = monitor_sample(
-            valid_factory,
-            options.valid_data_path_and_name_and_type,
-            options.langs,
-            options.monitor_utts,
-            options.seed,
-        )
+    if run.is_first:
+        sample = monitor_sample(run.valid_factory, options)
         if options.monitor_control:
             control = read_control(options.monitor_control)
     return ForgettingMonitor(
@@ -280,15 +254,15 @@ def build_monitor(
         sample,
         list(options.monitor_layers),
         Path(options.output_dir),
-        epoch,
-        updates,
-        device,
+        run.epoch,
+        run.updates,
+        run.device,
         control,
     )
 
 
 def _probe_accuracy(
-    features: dict[str, NDArray[np.float32]], phones: Mapping[str, Phones]
+    features: Mapping[str, Tensor], phones: Mapping[str, Phones]
 ) -> float:
     """Frame accuracy of two probes, each on the half that the other learned from."""
     utts = [utt for utt in features if utt in phones]
@@ -307,16 +281,108 @@ def _probe_accuracy(
     return right / frames
 
 
-def _drop_lines_from(path: Path, epoch: int) -> None:
-    """Forget measurements that are made once more, and what another training left."""
-    if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        write_text(path, "".join(x for x in lines if _epoch_of(x) < epoch))
+def monitor_sample(factory: Any, options: Any) -> Sample:
+    """Choose ``monitor_utts`` utterances of each language by ``seed`` and read them.
+
+    Args:
+        factory: The validation's ``BucketIterFactory``.
+        options: Also ESPnet's description of the validation data, beside whose speech
+            ``phones.ctm`` is looked for, and ``langs``, which the data ``lang`` counts.
+
+    Raises:
+        RecipeError: An utterance or ``phones.ctm`` cannot be read.
+    """
+    data, langs = options.valid_data_path_and_name_and_type, options.langs
+    paths = {name: Path(path) for path, name, _ in data}
+    numbers = read_table(paths["lang"]) if "lang" in paths else {}
+    groups: dict[str, list[str]] = {}
+    for utt in sorted(factory.lengths, key=str.encode):
+        index = int(numbers[utt].split()[0]) if utt in numbers else -1
+        lang = langs[index] if 0 <= index < len(langs) else ALL
+        groups.setdefault(lang, []).append(utt)
+    generator = np.random.default_rng(options.seed)
+    speech: dict[str, dict[str, Tensor]] = {}
+    for lang, utts in sorted(groups.items()):
+        if len(utts) > options.monitor_utts:
+            chosen = generator.choice(len(utts), options.monitor_utts, replace=False)
+            utts = [utts[i] for i in sorted(chosen)]
+        speech[lang] = {
+            utt: torch.from_numpy(
+                np.asarray(factory.dataset[utt][1]["speech"], np.float32)[:MAX_SAMPLES]
+            )
+            for utt in utts
+        }
+    ctm = paths["speech"].with_name("phones.ctm")
+    aligned = frame_phones(ctm) if ctm.is_file() else {}
+    phones = {
+        utt: aligned[utt][: num_frames(len(waveform))]
+        for utts in speech.values()
+        for utt, waveform in utts.items()
+        if utt in aligned
+    }
+    usable = frozenset(lang for lang, u in speech.items() if _can_probe(u, phones))
+    logging.info(
+        "forgetting is monitored on %s; phone probe: %s",
+        ", ".join(f"{len(utts)} utterances of {lang}" for lang, utts in speech.items()),
+        ", ".join(sorted(usable)) or "none (no phones.ctm, or too few phones)",
+    )
+    return Sample(speech, phones, usable)
 
 
-def _epoch_of(line: str) -> float:
-    try:
-        return json.loads(line)["epoch"]
-    except (ValueError, KeyError):
-        # The half of a line that a killed process left.
-        return math.inf
+def _can_probe(utts: Iterable[str], phones: dict[str, Phones]) -> bool:
+    """Whether both halves of the utterances have at least two phones."""
+    known = [utt for utt in utts if utt in phones]
+    return all(
+        len({p for utt in known[half::2] for p in phones[utt]} - {None}) >= 2
+        for half in (0, 1)
+    )
+
+
+def read_curves(experiment: Path) -> list[dict[str, float | int | str]]:
+    """Read the reporter in ``checkpoint.pth`` of an ESPnet experiment.
+
+    Returns:
+        One row per epoch and phase (``train``, ``valid``) with every numeric figure.
+    """
+    with torch.serialization.safe_globals(reporter_types()):
+        state = read_tensors(experiment / "checkpoint.pth")
+    rows = []
+    for epoch, phases in sorted(state["reporter"]["stats"].items()):
+        for phase in ("train", "valid"):
+            figures = {
+                key: float(value)
+                for key, value in phases[phase].items()
+                if isinstance(value, int | float) or hasattr(value, "dtype")
+            }
+            rows.append({"epoch": epoch, "phase": phase, **figures})
+    return rows
+
+
+def read_control(experiment: str | Path) -> dict[int, dict[str, float]]:
+    """Read the validation figures that a head-only control logged at each epoch.
+
+    Units are new to the base: what its frozen features give is what the head alone
+    reaches on the same data after as many updates, not what it was before training.
+
+    Raises:
+        RecipeError: There is no training.
+    """
+    path = Path(experiment) / "checkpoint.pth"
+    if not path.is_file():
+        raise RecipeError(
+            f"monitor_control: found no {path}, expected the experiment of a head-only "
+            "control (allocation 0) on the same data; train it first, or leave the "
+            "option out"
+        )
+    return {
+        row["epoch"]: {key: row[key] for key in row if _KEYS.fullmatch(key)}
+        for row in read_curves(Path(experiment))
+        if row["phase"] == "valid"
+    }
+
+
+def beside_control(
+    figures: Mapping[str, Any], control: Mapping[str, float]
+) -> dict[str, Any]:
+    """Put ``control_<name>`` behind each figure that the control has, too."""
+    return beside(figures, {k: {f"control_{k}": v} for k, v in control.items()})

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
-from datetime import timedelta
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,16 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import link
 from espnet2_lamer.fileio.checksum import checked_file, remove_file
 from espnet2_lamer.fileio.system import bytes_of, check_space
-from espnet2_lamer.hubert.distributed import is_distributed
-from espnet2_lamer.train.averaging import average_best_models
-from espnet2_lamer.train.checkpoint import CheckpointStore
-from espnet2_lamer.train.fingerprint import check_fingerprint
-from espnet2_lamer.train.health import Health
-from espnet2_lamer.train.monitor import build_monitor
-from espnet2_lamer.train.signals import StopRequest, stop_on_signals
-from espnet2_lamer.train.states import (
+from espnet2_lamer.hubert.statistics import (
+    average_figures,
+    gather,
+    is_distributed,
+    rank_and_ranks,
+    to_floats,
+)
+from espnet2_lamer.train.checkpoint import (
+    CheckpointStore,
+    check_fingerprint,
     random_state,
     reporter_state,
     set_random_state,
@@ -36,13 +38,17 @@ from espnet2_lamer.train.states import (
     set_sub_reporter_state,
     sub_reporter_state,
 )
-from espnet2_lamer.train.statistics import average_figures, to_floats
+from espnet2_lamer.train.console import StopRequest, stop_on_signals
+from espnet2_lamer.train.health import Health
+from espnet2_lamer.train.models import average_best_models
+from espnet2_lamer.train.monitor import build_monitor
 from espnet2_lamer.train.update import Updater
 
 # Of the checkpoint's layout.
 VERSION = 1
 
 
+@dataclass
 class TrainingRun:
     """Everything a training holds, and its loop over epochs.
 
@@ -56,38 +62,25 @@ class TrainingRun:
         distributed: ESPnet's ``DistributedOption``.
     """
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        scheduler: Any,
-        train_factory: Any,
-        valid_factory: Any,
-        options: Any,
-        distributed: Any,
-    ) -> None:
-        self.model = model
-        self.optimizer = optimizer
-        self.scheduler = scheduler
-        self.train_factory = train_factory
-        self.valid_factory = valid_factory
-        self.options = options
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    train_factory: Any
+    valid_factory: Any
+    options: Any
+    distributed: Any
+
+    def __post_init__(self) -> None:
+        options, distributed = self.options, self.distributed
         self.is_first = not distributed.distributed or distributed.dist_rank == 0
         self.device = "cuda" if options.ngpu > 0 else "cpu"
         self.output_dir = Path(options.output_dir)
         self.interval = options.log_interval or 100
         self.store = CheckpointStore(self.output_dir / "checkpoints")
         self.reporter = Reporter()
-        self.scaler = torch.amp.GradScaler("cuda") if options.use_amp else None
-        self.health = Health(
-            model,
-            optimizer,
-            train_factory,
-            valid_factory,
-            options,
-            self.is_first,
-            self.device,
-        )
+        self.scaler = torch.amp.GradScaler("cuda", enabled=options.use_amp)
+        factories = {"train": self.train_factory, "valid": self.valid_factory}
+        self.health = Health(self.model, factories, options, self.is_first, self.device)
         self.updates = 0
         self.epoch = 1
         # Batches of the epoch that are behind us, and what the epoch collected.
@@ -112,19 +105,12 @@ class TrainingRun:
                 gradient_as_bucket_view=self.options.gradient_as_bucket_view,
             )
         self._open_writers()
-        monitor = build_monitor(
-            self.options,
-            self.model.encoder,
-            self.valid_factory,
-            epoch=self.epoch,
-            updates=self.updates,
-            device=self.device,
-            is_first=self.is_first,
-        )
-        started, first = time.perf_counter(), self.epoch
+        monitor = build_monitor(self)
         with stop_on_signals() as request:
             while self.epoch <= self.options.max_epoch:
-                self._announce(started, first)
+                # ESPnet's wording: tools that follow its logs understand ours.
+                epochs = f"{self.epoch}/{self.options.max_epoch}epoch"
+                logging.info(f"{epochs} started{self.health.eta(self.epoch, 0)}")
                 self._train_epoch(model, request)
                 self._validate(model, request)
                 if monitor is not None:
@@ -132,12 +118,11 @@ class TrainingRun:
                 if self._end_epoch():
                     break
         if self.is_first:
-            numbers = self.options.keep_nbest_models
             average_best_models(
                 self.reporter,
                 self.output_dir,
                 self.options.best_model_criterion,
-                [numbers] if isinstance(numbers, int) else numbers,
+                self._best_counts(),
             )
         for writer in self.writers.values():
             writer.close()
@@ -145,14 +130,17 @@ class TrainingRun:
             # Nobody goes on to files that the first rank still writes.
             torch.distributed.barrier()
 
+    def _best_counts(self) -> list[int]:
+        numbers = self.options.keep_nbest_models
+        return [numbers] if isinstance(numbers, int) else numbers
+
     def _check_space(self) -> None:
         """Refuse to begin what the disk cannot hold: checkpoints and models."""
         tensors = self.model.state_dict().values()
         model = sum(value.numel() * value.element_size() for value in tensors)
         # Two moments of every weight that trains; one checkpoint more while writing.
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        numbers = self.options.keep_nbest_models
-        kept = max([numbers] if isinstance(numbers, int) else numbers) + 2
+        kept = max(self._best_counts()) + 2
         needed = (self.store.keep + 1) * (model + 8 * trained) + kept * model
         there = [*self.store.paths(), *self.output_dir.glob("*epoch.pth")]
         check_space(
@@ -161,8 +149,6 @@ class TrainingRun:
             "checkpoints and models",
             "name another folder with --expdir (--output_dir)",
         )
-
-    # -- resume ---------------------------------------------------------------
 
     def state(self, reporter: SubReporter | None) -> dict[str, Any]:
         """Everything a later process needs to go on as if it were this one."""
@@ -177,7 +163,7 @@ class TrainingRun:
             "schedulers": [
                 None if self.scheduler is None else self.scheduler.state_dict()
             ],
-            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "scaler": self.scaler.state_dict() or None,
             "reporter": reporter_state(self.reporter),
             "collected": None if reporter is None else sub_reporter_state(reporter),
             "ranks": [self._rank_state()],
@@ -193,10 +179,8 @@ class TrainingRun:
 
     def _save(self, reporter: SubReporter | None) -> None:
         state = self.state(reporter)
-        if is_distributed():
-            every: list[Any] = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(every, state["ranks"][0])
-            state["ranks"] = every
+        (own,) = state["ranks"]
+        state["ranks"] = gather(own)
         if self.is_first:
             self.store.save(state, self.updates)
 
@@ -224,13 +208,10 @@ class TrainingRun:
         self.optimizer.load_state_dict(state["optimizers"][0])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["schedulers"][0])
-        if self.scaler is not None and state["scaler"] is not None:
+        if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         set_reporter_state(self.reporter, state["reporter"])
-        rank, ranks = 0, 1
-        if is_distributed():
-            rank = torch.distributed.get_rank()
-            ranks = torch.distributed.get_world_size()
+        rank, ranks = rank_and_ranks()
         # Ranks read their statistics together: as many as before, or none of them, go
         # on with theirs (their number may change with --allow_changed).
         own = state["ranks"][rank] if ranks == len(state["ranks"]) else {}
@@ -244,13 +225,9 @@ class TrainingRun:
         self.batches = state["batches"]
         self.resumed = {"collected": state["collected"], "random": own.get("random")}
         logging.info(
-            "resumed after update %d, epoch %d, batch %d",
-            self.updates,
-            self.epoch,
-            self.batches,
+            f"resumed after update {self.updates}, epoch {self.epoch}, batch "
+            f"{self.batches}"
         )
-
-    # -- one epoch ------------------------------------------------------------
 
     def _train_epoch(self, model: torch.nn.Module, request: StopRequest) -> None:
         set_all_random_seed(self.options.seed + self.epoch)
@@ -339,10 +316,8 @@ class TrainingRun:
 
     def _leave(self, number: int) -> None:
         logging.warning(
-            "signal %d: stopped after update %d, the checkpoint is written; run again "
-            "to go on",
-            number,
-            self.updates,
+            f"signal {number}: stopped after update {self.updates}, the checkpoint is "
+            "written; run again to go on"
         )
         if is_distributed():
             torch.distributed.barrier()
@@ -362,8 +337,7 @@ class TrainingRun:
                 _, figures, weight = model(**to_device(batch, self.device))
                 means, total = average_figures(figures, weight)
                 values = to_floats(means | {"": total})
-                weight_sum = values.pop("")
-                reporter.register(values, weight_sum)
+                reporter.register(values, values.pop(""))
                 reporter.next()
             figures = self.model.language_statistics.read()
         stats = self.reporter.stats[self.epoch]
@@ -398,8 +372,7 @@ class TrainingRun:
         with checked_file(path) as stream:
             torch.save(self.model.state_dict(), stream)
         link(self.output_dir / "latest.pth", path.name)
-        numbers = self.options.keep_nbest_models
-        number = max([numbers] if isinstance(numbers, int) else numbers)
+        number = max(self._best_counts())
         keep = {self.epoch}
         for part, key, mode in self.options.best_model_criterion:
             if not self.reporter.has(part, key):
@@ -413,8 +386,6 @@ class TrainingRun:
             if epoch not in keep:
                 remove_file(self.output_dir / f"{epoch}epoch.pth")
 
-    # -- messages -------------------------------------------------------------
-
     def _open_writers(self) -> None:
         if not (self.options.use_tensorboard and self.is_first):
             return
@@ -423,13 +394,3 @@ class TrainingRun:
         for part in ("train", "valid"):
             directory = str(self.output_dir / "tensorboard" / part)
             self.writers[part] = SummaryWriter(directory)
-
-    def _announce(self, started: float, first: int) -> None:
-        # ESPnet's wording: tools that follow its logs understand ours.
-        message = f"{self.epoch}/{self.options.max_epoch}epoch started"
-        if self.epoch > first:
-            done = self.epoch - first
-            left = (time.perf_counter() - started) / done
-            left *= self.options.max_epoch - self.epoch + 1
-            message += f". Estimated time to finish: {timedelta(seconds=round(left))}"
-        logging.info(message)

@@ -5,27 +5,24 @@ import dataclasses
 import logging
 from typing import Any
 
-import torch
 from espnet2.train.trainer import Trainer, TrainerOptions
 from espnet2.utils.types import str2bool
 
-from espnet2_lamer.hubert.distributed import is_distributed
-from espnet2_lamer.train.fingerprint import check_ranks, fingerprint
-from espnet2_lamer.train.label_check import DataFiles
+from espnet2_lamer.hubert.statistics import rank_and_ranks
+from espnet2_lamer.train.checkpoint import check_ranks, fingerprint
 from espnet2_lamer.train.run import TrainingRun
+
+
+def _option(default: Any, text: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": text})
 
 
 @dataclasses.dataclass
 class LamerTrainerOptions(TrainerOptions):
-    """ESPnet's options and those of :meth:`LamerTrainer.add_arguments`."""
+    """ESPnet's options and ours; each with a help text is one of the command line."""
 
-    checkpoint_interval: int
-    allow_changed: bool
-    max_bad_updates: int
-    grad_norm_groups: bool
-    monitor_utts: int
     monitor_layers: list[int]
-    monitor_control: str | None
+    train_data_path_and_name_and_type: list[tuple[str, str, str]]
     valid_data_path_and_name_and_type: list[tuple[str, str, str]]
     encoder_conf: dict[str, Any]
     init_param: list[str]
@@ -33,7 +30,35 @@ class LamerTrainerOptions(TrainerOptions):
     langs: list[str]
     replay_langs: list[str]
     fingerprint: dict[str, str]
-    data_files: dict[str, DataFiles]
+    checkpoint_interval: int = _option(
+        500, "Updates between step checkpoints; one is written at each epoch's end"
+    )
+    allow_changed: bool = _option(
+        False, "Resume although options, data, base or number of ranks changed"
+    )
+    max_bad_updates: int = _option(
+        20, "Stop after so many updates in a row with a NaN or infinite gradient"
+    )
+    grad_norm_groups: bool = _option(
+        False, "Report gradient norms of lora_A, lora_B, routers and the rest apart"
+    )
+    monitor_utts: int = _option(
+        32,
+        "Held-out utterances per language whose hidden states are compared with the "
+        "base's at each validation (CKA; phone probe where phones.ctm is beside the "
+        "validation's wav.scp); 0: none",
+    )
+    monitor_control: str | None = _option(
+        None,
+        "Experiment of the head-only control: its masked accuracy at the same epoch is "
+        "logged beside this training's",
+    )
+    sanity: bool = _option(
+        False,
+        "Do not train: overfit one batch, say whether it could be learnt, and exit "
+        "with 0 or 1; writes sanity.json only",
+    )
+    sanity_updates: int = _option(200, "Most updates of --sanity")
 
 
 class LamerTrainer(Trainer):
@@ -51,38 +76,15 @@ class LamerTrainer(Trainer):
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         """Add our options to ESPnet's parser."""
         group = parser.add_argument_group("Lamer trainer related")
-        group.add_argument(
-            "--checkpoint_interval",
-            type=int,
-            default=500,
-            help="Updates between step checkpoints; one is written at each epoch's end",
-        )
-        group.add_argument(
-            "--allow_changed",
-            type=str2bool,
-            default=False,
-            help="Resume although options, data, base or number of ranks changed",
-        )
-        group.add_argument(
-            "--max_bad_updates",
-            type=int,
-            default=20,
-            help="Stop after so many updates in a row with a NaN or infinite gradient",
-        )
-        group.add_argument(
-            "--grad_norm_groups",
-            type=str2bool,
-            default=False,
-            help="Report gradient norms of lora_A, lora_B, routers and the rest apart",
-        )
-        group.add_argument(
-            "--monitor_utts",
-            type=int,
-            default=32,
-            help="Held-out utterances per language whose hidden states are compared "
-            "with the base's at each validation (CKA; phone probe where phones.ctm is "
-            "beside the validation's wav.scp); 0: none",
-        )
+        kinds = {bool: str2bool, int: int}
+        for field in dataclasses.fields(LamerTrainerOptions):
+            if "help" in field.metadata:
+                group.add_argument(
+                    f"--{field.name}",
+                    type=kinds.get(field.type, str),
+                    default=field.default,
+                    help=field.metadata["help"],
+                )
         group.add_argument(
             "--monitor_layers",
             type=int,
@@ -91,47 +93,16 @@ class LamerTrainer(Trainer):
             help="Layers that are compared; the last one's figures are logged "
             "(default: at 1/4, 1/2, 3/4 and 11/12 of the depth)",
         )
-        group.add_argument(
-            "--monitor_control",
-            type=str,
-            default=None,
-            help="Experiment of the head-only control: its masked accuracy at the same "
-            "epoch is logged beside this training's",
-        )
-        group.add_argument(
-            "--sanity",
-            type=str2bool,
-            default=False,
-            help="Do not train: overfit one batch, say whether it could be learnt, "
-            "and exit with 0 or 1; writes sanity.json only",
-        )
-        group.add_argument(
-            "--sanity_updates",
-            type=int,
-            default=200,
-            help="Most updates of --sanity",
-        )
 
     @classmethod
     def build_options(cls, args: argparse.Namespace) -> LamerTrainerOptions:
         """Collect what training needs from the parsed options."""
-        values: dict[str, Any] = {
-            field.name: getattr(args, field.name)
-            for field in dataclasses.fields(LamerTrainerOptions)
-            if field.name not in ("fingerprint", "data_files")
-        }
-        ranks = torch.distributed.get_world_size() if is_distributed() else 1
+        _, ranks = rank_and_ranks()
         conditions = fingerprint(args, ranks)
-        if is_distributed():
-            check_ranks(conditions)
-        return LamerTrainerOptions(
-            **values,
-            fingerprint=conditions,
-            data_files={
-                "train": DataFiles.of(args.train_data_path_and_name_and_type),
-                "valid": DataFiles.of(args.valid_data_path_and_name_and_type),
-            },
-        )
+        check_ranks(conditions)
+        values = vars(args) | {"fingerprint": conditions}
+        names = [field.name for field in dataclasses.fields(LamerTrainerOptions)]
+        return LamerTrainerOptions(**{name: values[name] for name in names})
 
     @classmethod
     def run(

@@ -1,24 +1,28 @@
-"""One optimizer update from one or several batches, weighted by masked frames."""
+"""One optimizer update from one or several batches, and its learning rate."""
 
 import logging
 import math
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from espnet2.schedulers.abs_scheduler import AbsBatchStepScheduler
 from espnet2.train.reporter import SubReporter
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LRScheduler
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.hubert.distributed import is_distributed
-from espnet2_lamer.train.statistics import average_figures, to_floats
+from espnet2_lamer.hubert.statistics import (
+    average_figures,
+    rank_and_ranks,
+    to_floats,
+)
+from espnet2_lamer.layers.inspection import adapter_kinds
 
-# Names of parameters -> group whose gradient norm is reported.
-GROUPS = ("lora_A", "lora_B", "routers")
 
-
+@dataclass
 class Updater:
     r"""Adds up gradients of batches, then updates.
 
@@ -33,26 +37,21 @@ class Updater:
         model: Possibly wrapped for distributed training.
         optimizer: Holds what trains.
         scheduler: Stepped here when it is a per-update one.
-        scaler: Loss scale of fp16, or ``None``.
+        scaler: Loss scale of fp16; ``None`` for one that does nothing.
         options: ``accum_grad``, ``grad_clip``, ``grad_clip_type``,
             ``max_bad_updates``, ``grad_norm_groups``.
     """
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        scheduler: Any,
-        scaler: Any,
-        options: Any,
-    ) -> None:
-        self.model = model
-        self.optimizer = optimizer
-        self.scheduler = scheduler
-        self.scaler = scaler
-        self.options = options
-        self.pending = 0
-        self.bad_in_a_row = 0
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    scaler: Any
+    options: Any
+    pending: int = field(default=0, init=False)
+    bad_in_a_row: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.scaler = self.scaler or torch.amp.GradScaler("cuda", enabled=False)
         self._names: list[str] = []
         self._unit: torch.Tensor | None = None
         self._weight: torch.Tensor | float = 0.0
@@ -60,13 +59,9 @@ class Updater:
     def add(
         self, names: list[str], batch: dict, reporter: SubReporter, last: bool
     ) -> None:
-        """Run one batch forward and backward.
+        """Run one batch on the model's device forward and backward.
 
-        Args:
-            names: Its utterances, for messages.
-            batch: On the model's device.
-            reporter: Gets the batch's figures.
-            last: Whether the update follows; ranks then exchange gradients.
+        Where it is the ``last`` of an update, ranks exchange gradients.
         """
         distributed = isinstance(self.model, DistributedDataParallel)
         # Ranks exchange gradients once per update.
@@ -77,7 +72,7 @@ class Updater:
             means, total = average_figures(figures, weight)
             forward = time.perf_counter() - started
             # DDP divides by the number of ranks.
-            ranks = torch.distributed.get_world_size() if is_distributed() else 1
+            _, ranks = rank_and_ranks()
             if self._unit is None:
                 self._unit = total
             # Weights relative to the first batch's keep the loss's size, which fp16
@@ -85,10 +80,7 @@ class Updater:
             share = weight.reshape(()) / self._unit * ranks
             loss = loss.reshape(()) * share
             started = time.perf_counter()
-            if self.scaler is None:
-                loss.backward()
-            else:
-                self.scaler.scale(loss).backward()
+            self.scaler.scale(loss).backward()
             backward = time.perf_counter() - started
         self._weight = self._weight + total
         self._names = [*self._names, *names]
@@ -98,17 +90,13 @@ class Updater:
         reporter.register({"forward_time": forward, "backward_time": backward})
 
     def step(self, reporter: SubReporter) -> None:
-        """Clip, update, step the schedule and start anew.
-
-        Args:
-            reporter: Gets gradient norms and times.
+        """Clip, update, step the schedule, report norms and times, and start anew.
 
         Raises:
             RecipeError: Too many updates in a row had a NaN or infinite gradient.
         """
         started = time.perf_counter()
-        if self.scaler is not None:
-            self.scaler.unscale_(self.optimizer)
+        self.scaler.unscale_(self.optimizer)
         trained = [p for g in self.optimizer.param_groups for p in g["params"]]
         if self.pending > 1:
             factor = self._unit / self._weight
@@ -127,12 +115,10 @@ class Updater:
             self.bad_in_a_row = 0
         else:
             self._bad(value)
-        if self.scaler is not None:
-            # Skips the update by itself when a gradient is not finite.
+        if good or self.scaler.is_enabled():
+            # With fp16 it skips the update by itself, and lowers the scale.
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        elif good:
-            self.optimizer.step()
         if good and isinstance(self.scheduler, AbsBatchStepScheduler):
             self.scheduler.step()
         self.optimizer.zero_grad()
@@ -140,7 +126,7 @@ class Updater:
         self._unit, self._weight = None, 0.0
         figures |= {
             "clip": 100.0 if value > self.options.grad_clip else 0.0,
-            "loss_scale": self.scaler.get_scale() if self.scaler else 1.0,
+            "loss_scale": self.scaler.get_scale(),
             "bad_update": 0.0 if good else 100.0,
             "optim_step_time": time.perf_counter() - started,
         }
@@ -150,10 +136,11 @@ class Updater:
 
     def _group_norms(self) -> dict[str, float]:
         squares: dict[str, torch.Tensor] = {}
-        for name, parameter in self.model.named_parameters():
+        kinds = adapter_kinds(self.model)
+        for parameter in self.model.parameters():
             if parameter.grad is None:
                 continue
-            group = next((g for g in GROUPS if g in name), "other")
+            group = kinds.get(parameter, "other")
             square = parameter.grad.float().square().sum()
             squares[group] = squares.get(group, 0.0) + square
         return to_floats({f"grad_norm_{k}": v.sqrt() for k, v in squares.items()})
@@ -165,20 +152,65 @@ class Updater:
             for name, parameter in self.model.named_parameters()
             if parameter.grad is not None and not parameter.grad.isfinite().all()
         ]
+        what = (
+            f"{len(where)} tensors are not finite, e.g. {where[:3]}; utterances: "
+            f"{self._names[:8]}"
+        )
         logging.warning(
-            "update skipped: the gradient norm is %s (%d in a row); %d tensors are not "
-            "finite, e.g. %s; utterances: %s",
-            norm,
-            self.bad_in_a_row,
-            len(where),
-            where[:3],
-            self._names[:8],
+            f"update skipped: the gradient norm is {norm} ({self.bad_in_a_row} in a "
+            f"row); {what}"
         )
         if self.bad_in_a_row >= self.options.max_bad_updates:
             raise RecipeError(
                 f"{self.bad_in_a_row} updates in a row had a gradient that is not "
-                f"finite; the last in {len(where)} tensors, e.g. {where[:3]}, on the "
-                f"utterances {self._names[:8]}. The last checkpoint is from before. "
+                f"finite; in the last, {what}. The last checkpoint is from before. "
                 "Lower optim_conf.lr, use amp_dtype bf16 or none instead of fp16, or "
                 "look for broken audio among these utterances"
             )
+
+
+class PolynomialDecayLR(LRScheduler, AbsBatchStepScheduler):
+    r"""Linear warm-up over w updates, then polynomial decay until update S.
+
+    The rate of update s = 1, 2, ... is
+
+    .. math::
+        lr(s) = lr_{peak} \cdot \begin{cases} s / w & s \le w \\
+        (1 - (s - 1 - w) / (S - w))^p & w < s \le S \\
+        0 & s > S \end{cases}
+
+    fairseq's ``polynomial_decay`` with end learning rate 0: after s - 1 updates the
+    decay is that far on, so that the last update still has a rate above 0.
+
+    Raises:
+        ValueError: ``warmup_steps`` is not below ``total_steps``.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        warmup_steps: int = 32000,
+        total_steps: int = 400000,
+        power: float = 1.0,
+        last_epoch: int = -1,
+    ) -> None:
+        if not 0 <= warmup_steps < total_steps:
+            raise ValueError(
+                f"scheduler_conf: found warmup_steps {warmup_steps} and total_steps "
+                f"{total_steps}, expected 0 <= warmup_steps < total_steps"
+            )
+        self.warmup_steps = warmup_steps
+        self.total_steps = total_steps
+        self.power = power
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self) -> list[float]:
+        """Return the rate of the next update per parameter group."""
+        step = self.last_epoch + 1
+        if step <= self.warmup_steps:
+            factor = step / self.warmup_steps
+        else:
+            span = self.total_steps - self.warmup_steps
+            left = max(0.0, 1.0 - (step - 1 - self.warmup_steps) / span)
+            factor = left**self.power
+        return [base * factor for base in self.base_lrs]

@@ -51,11 +51,8 @@ def commands(page):
     return found
 
 
-@cache
-def run_sh_options(recipe):
-    text = (ROOT / "egs2/lamer_ssl" / recipe / "run.sh").read_text(encoding="utf-8")
-    options = re.search(r'^options="([^"]+)"', text, re.MULTILINE)
-    return {*options[1].split(), "python", "help"}
+#: What each recipe's run.sh calls.
+RUN_SH = {"ssl1": "recipe", "asr1": "whisper_recipe"}
 
 
 @cache
@@ -72,7 +69,7 @@ def parser_options(module, path=None):
 def known_options(recipe, words):
     """Return the options of the command that the words begin with."""
     if words[0] == "./run.sh":
-        return run_sh_options(recipe)
+        return parser_options(f"espnet2_lamer.bin.{RUN_SH[recipe]}")
     if words[1] == "-m" or words[0] == "-m":
         module = words[words.index("-m") + 1]
         if module == "benchmarks":

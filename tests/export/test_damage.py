@@ -20,8 +20,7 @@ from safetensors.torch import load_file, save, save_file
 import espnet2_lamer
 from espnet2_lamer.convert.packed import unpack_model
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.export.adapter import _digest
-from espnet2_lamer.tasks.adapter import METADATA, read_adapter
+from espnet2_lamer.tasks.adapter import METADATA, content_digest, read_adapter
 from tests.export import mutations
 from tests.export.tiny import same, states_of, write_base, write_experiment
 
@@ -164,7 +163,7 @@ def adapter_header(good, here, draw, canary):
 
 def _adapter(path, tensors, metadata):
     """Write an adapter file whose own checksum is right, as an attacker would."""
-    metadata = metadata | {"sha256": _digest(tensors, metadata)}
+    metadata = metadata | {"sha256": content_digest(tensors, metadata)}
     path.write_bytes(save(tensors, metadata={METADATA: json.dumps(metadata)}))
     return path
 

@@ -85,15 +85,14 @@ def load_model_adapter(good, here, payload):
 
 @door
 def load_model_adapter_base_name(good, here, payload):
-    from espnet2_lamer.export.adapter import _digest
-    from espnet2_lamer.tasks.adapter import METADATA, read_adapter
+    from espnet2_lamer.tasks.adapter import METADATA, content_digest, read_adapter
 
     adapter = read_adapter(good.root / "ssl.safetensors")
     metadata = dict(adapter.metadata)
     metadata["base"] = {**metadata["base"], "name": payload.text()}
     if payload.form == "URL":
         metadata["base"]["name"] = "someone/else"  # a name that could be fetched
-    metadata["sha256"] = _digest(adapter.tensors, metadata)
+    metadata["sha256"] = content_digest(adapter.tensors, metadata)
     text = json.dumps(metadata)
     (here / "a.safetensors").write_bytes(save(adapter.tensors, {METADATA: text}))
     espnet2_lamer.load_model(here / "a.safetensors")

@@ -96,12 +96,12 @@ def test_a_network_trains_there_as_on_the_cpu():
 
 
 def test_reads_are_counted_by_the_function_that_waits():
-    from espnet2_lamer.train.statistics import to_floats
+    from espnet2_lamer.hubert.statistics import to_floats
 
     with pretended_gpu() as gpu, torch.inference_mode():
         values = torch.arange(3.0, device="cuda")
         to_floats({"a": values[0], "b": values[1]})
-        assert gpu.reads == {"train.statistics.to_floats": 1}
+        assert gpu.reads == {"hubert.statistics.to_floats": 1}
         values[values > 1]
         float(values.sum())
         values.cpu()

@@ -13,9 +13,12 @@ from tests.pretended_gpu import pretended_gpu
 from tests.train.small_training import CONFIG, command, differences, outcome
 
 SHORT = {
-    **{"max_epoch": 1, "monitor_utts": 1, "checkpoint_interval": 1},
+    "max_epoch": 1,
+    "monitor_utts": 1,
+    "checkpoint_interval": 1,
     # A few short batches.
-    **{"batch_bins": 8000, "collate_fn_conf": {"max_sample_size": 4000}},
+    "batch_bins": 8000,
+    "collate_fn_conf": {"max_sample_size": 4000},
 }
 ENCODER = CONFIG["encoder_conf"]
 FORWARD = "hubert.espnet_model.LamerHubertPretrainModel"
@@ -27,14 +30,14 @@ BY_BATCH = {
     f"{FORWARD}._loss",
     # The gradient of that.
     "train.update.Updater.add",
-    "train.rehearsal._pass",
+    "train.trial._pass",
     # Figures of a batch, in one transfer.
-    "train.statistics.to_floats",
+    "hubert.statistics.to_floats",
 }
 BY_UPDATE = {"train.update.Updater.step"}  # Is the gradient finite?
 BY_INTERVAL = {
-    "hubert.language_statistics.LanguageStatistics.read",
-    "hubert.routing_statistics.RoutingStatistics.read",
+    "hubert.statistics.LanguageStatistics.read",
+    "hubert.statistics.RoutingLog.read",
 }
 BY_CHECKPOINT = {"train.run.TrainingRun._rank_state"}
 BY_EPOCH = {"train.monitor.ForgettingMonitor._states.<locals>.<listcomp>"}
@@ -53,7 +56,7 @@ def kill_at_batch(patch, number):
     real, seen = LamerCollate.__call__, []
 
     def collate(self, batch):
-        # The first is that of the rehearsal.
+        # The first is that of the trial.
         seen.extend([None] * self.train)
         if len(seen) > number:
             raise Killed
@@ -186,8 +189,8 @@ def test_ranks_exchange_tensors_of_the_device_only(corpus, tmp_path):
     from espnet2.train.reporter import Reporter
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
+    from espnet2_lamer.train.console import StopRequest
     from espnet2_lamer.train.run import TrainingRun
-    from espnet2_lamer.train.signals import StopRequest
     from espnet2_lamer.train.update import Updater
 
     options = command(corpus, tmp_path, **SHORT, log_interval=2)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from espnet2_lamer.hubert.language_statistics import LanguageStatistics
+from espnet2_lamer.hubert.statistics import LanguageStatistics
 
 
 @pytest.mark.parametrize("seed", range(3))

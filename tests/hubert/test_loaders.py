@@ -209,7 +209,10 @@ def stock(experiment):
 
     config = config_of(
         HubertTask,
-        **{"input_size": 1, "frontend": None, "normalize": None, "specaug": None},
+        input_size=1,
+        frontend=None,
+        normalize=None,
+        specaug=None,
         encoder="torchaudio_hubert",
         encoder_conf=ARCHITECTURE
         | {"extractor_mode": "layer_norm", "extractor_conv_bias": True}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from espnet2_lamer.hubert.espnet_model import index_mask
-from espnet2_lamer.hubert.routing_statistics import RoutingStatistics
+from espnet2_lamer.hubert.statistics import RoutingLog
 from espnet2_lamer.layers import Router, record_routing
 from espnet2_lamer.layers.feed_forward import RoutingRecord
 
@@ -55,7 +55,7 @@ def test_figures_equal_plain_counts_over_all_batches(tmp_path, top_k, seed):
     counts = [2, 4, 2, 8]
     batches = list(random_batches(generator, counts, top_k))
     path = tmp_path / "exp" / "routing.jsonl"
-    statistics = RoutingStatistics(interval=3, path=path)
+    statistics = RoutingLog(interval=3, path=path)
     for number, batch in enumerate(batches):
         assert statistics.due is (number == 3)
         statistics.add(*batch)
@@ -93,7 +93,7 @@ def test_an_expert_that_is_hardly_used_is_called_dead(tmp_path):
     record = RoutingRecord()
     record.add(3, "ffn", torch.full((1, 1000, 4), 0.25), gates)
     real = torch.ones(1, 1000, dtype=torch.bool)
-    statistics = RoutingStatistics(1, tmp_path / "routing.jsonl")
+    statistics = RoutingLog(1, tmp_path / "routing.jsonl")
     statistics.add(record, real, real)
     assert statistics.read()["dead_experts"] == 2
     assert json.loads((tmp_path / "routing.jsonl").read_text())["routers"][0][
@@ -105,11 +105,11 @@ def test_each_reading_starts_from_zero(tmp_path):
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     first, second = random_batches(generator, [4], 2, number=2)
-    statistics = RoutingStatistics(1, tmp_path / "a.jsonl")
+    statistics = RoutingLog(1, tmp_path / "a.jsonl")
     statistics.add(*first)
     statistics.read()
     statistics.add(*second)
-    fresh = RoutingStatistics(1, tmp_path / "b.jsonl")
+    fresh = RoutingLog(1, tmp_path / "b.jsonl")
     fresh.add(*second)
     assert statistics.read() == fresh.read()
     lines = (tmp_path / "a.jsonl").read_text().splitlines()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from espnet2_lamer.layers import Router, load_balancing_loss
-from espnet2_lamer.layers.balance import importance_loss, routing_means
+from espnet2_lamer.layers.balance import routing_means
 
 
 def random_routing(num_experts, top_k, frames=50, seed=0):
@@ -35,8 +35,6 @@ def test_perfect_balance_gives_one_whatever_k_is(top_k):
 def test_full_collapse_gives_the_number_of_experts():
     probs = torch.eye(4)[[2] * 6]
     assert load_balancing_loss(probs, probs).item() == 4.0
-    assert importance_loss(probs).item() == 4.0
-    assert importance_loss(torch.full((3, 4), 0.25)).item() == pytest.approx(1.0)
 
 
 def test_the_constant_cases_that_the_model_leaves_out_are_constant():
@@ -47,13 +45,6 @@ def test_the_constant_cases_that_the_model_leaves_out_are_constant():
         (grad,) = torch.autograd.grad(loss, probs)
         # Equal for every expert of a frame: it vanishes behind the softmax.
         torch.testing.assert_close(grad, grad[..., :1].expand_as(grad))
-
-
-def test_importance_is_n_times_the_sum_of_squared_means():
-    gates, probs = random_routing(4, 2)
-    mask = torch.rand(2, 50) < 0.5
-    mean = probs[mask].mean(0)
-    torch.testing.assert_close(importance_loss(probs, mask), 4 * (mean**2).sum())
 
 
 def test_selection_bias_evens_out_the_load_and_leaves_the_gates_to_p():

@@ -29,7 +29,7 @@ def options(tmp_path):
     return SimpleNamespace(
         ssl_experiment=tmp_path / "ssl_lamer",
         control_experiment=tmp_path / "ssl_head_only",
-        control=True,
+        trainings=[tmp_path / "ssl_lamer", tmp_path / "ssl_head_only"],
         analysis=tmp_path / "analysis",
         langs=["eng", "cmn", "yue"],
     )

@@ -11,7 +11,7 @@ import yaml
 
 from espnet2_lamer.analysis.separability import fisher_ratio
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.layers.allocation import apportion
+from espnet2_lamer.layers.config import apportion
 
 LEVEL = {"cmn": 0.3, "eng": -0.3, "yue": 0.0}
 

@@ -129,10 +129,10 @@ def test_a_run_that_was_killed_does_not_repeat_a_finished_round(trained, tmp_pat
     assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 
-def test_a_missing_table_names_the_stage_that_makes_it(trained, tmp_path):
+def test_a_missing_table_is_named(trained, tmp_path):
     broken = make_dir(tmp_path / "broken", "eng", 1, 0)
     (broken / "utt2lang").unlink()
-    with pytest.raises(RecipeError, match="broken/utt2lang: file not found.*stage 0"):
+    with pytest.raises(RecipeError, match="broken/utt2lang: file not found"):
         train_from_nothing(
             *([broken], [broken], tmp_path / "train.yaml"),
             *(tmp_path / "work", tmp_path / "final"),

@@ -5,7 +5,7 @@ from argparse import Namespace
 import pytest
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.recipe.devices import device_options
+from espnet2_lamer.recipe.pretraining import device_options
 
 
 @pytest.fixture

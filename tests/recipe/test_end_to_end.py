@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import zipfile
 from pathlib import Path
 
@@ -211,7 +212,7 @@ def test_every_package_is_self_contained(finished):
 def test_packed_heads_write_the_same_text_on_the_whole_test_sets(finished):
     from espnet2_lamer.evaluation.runs import Run
     from espnet2_lamer.fileio.datadir import read_table
-    from espnet2_lamer.recipe.packed_check import check_package
+    from espnet2_lamer.recipe.packing import check_package
 
     exp, raw = finished.root / "exp", finished.root / "dump" / "raw"
     zips = sorted((exp / "packed").glob("*_lamer_*.zip"))
@@ -260,6 +261,52 @@ def test_a_dry_run_lists_what_would_be_uploaded_each_time(
         for name in ("meta.yaml", "README.md", "model.pth", "ssl_lamer.safetensors"):
             assert any(m.startswith(f"  {name} (") for m in caplog.messages), name
     main(finished(14, 14))
+
+
+#: What stages leave that holds no path.
+SAME = (
+    "dump/raw/*/text.km",
+    "dump/units/codebook.npz",
+    "dump/units/tokens.txt",
+    "exp/label_quality.json",
+    "exp/ssl_stats/*/*",
+    "exp/ssl_*/valid.loss_m.best.pth",
+    "exp/analysis/*.json",
+    "exp/*_lamer_*/final/model.pth",
+    "exp/RESULTS.md",
+    "exp/results.csv",
+    "exp/packed/ssl_lamer.safetensors",
+)
+
+
+def undated(path):
+    """The bytes of a file, without the line of RESULTS.md that says when."""
+    return re.sub(rb"(?m)^- date: .*$", b"", path.read_bytes())
+
+
+@pytest.mark.slow  # everything a second time
+def test_printed_commands_do_by_hand_what_the_stages_did(
+    finished, tmp_path, monkeypatch, capsys
+):
+    from espnet2_lamer.bin.recipe import main
+    from espnet2_lamer.recipe.stage import Command
+
+    monkeypatch.chdir(RECIPE)
+    places = {"dumpdir": tmp_path / "dump", "expdir": tmp_path / "exp"}
+    main(finished(0, 13, print_commands="true", **places))
+    lines = capsys.readouterr().out.splitlines()
+    assert not (tmp_path / "exp").exists()
+    commands = [shlex.split(line) for line in lines if not line.startswith("#")]
+    assert len(commands) >= 13
+    for python, flag, module, *arguments in commands:
+        assert (python, flag) == ("python", "-m")
+        Command(module.removeprefix("espnet2_lamer.bin."), tuple(arguments)).run()
+    for pattern in SAME:
+        expected = sorted(finished.root.glob(pattern))
+        assert expected, pattern
+        for path in expected:
+            found = tmp_path / path.relative_to(finished.root)
+            assert undated(found) == undated(path), found
 
 
 def test_a_second_run_finds_every_stage_done(finished, caplog, monkeypatch):

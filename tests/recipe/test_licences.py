@@ -3,7 +3,7 @@
 import yaml
 
 from espnet2_lamer.export.card import model_card
-from espnet2_lamer.recipe.licences import licence_terms
+from espnet2_lamer.recipe.packing import licence_terms
 
 PAPER = "commonvoice thchs30 aishell1 aishell3 fleurs".split()
 LARGE, MHUBERT = "facebook/hubert-large-ll60k", "utter-project/mHuBERT-147"

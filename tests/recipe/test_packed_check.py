@@ -9,7 +9,7 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.runs import Run
 from espnet2_lamer.export.zoo import pack_model
 from espnet2_lamer.fileio.datadir import write_table
-from espnet2_lamer.recipe.packed_check import check_package
+from espnet2_lamer.recipe.packing import check_package
 from tests.export.test_doors import HEADS, write_head
 from tests.export.tiny import speech, write_base
 

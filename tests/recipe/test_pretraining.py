@@ -10,7 +10,7 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.recipe import pretraining
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.runner import Runner
-from espnet2_lamer.recipe.stages import STAGES, stages_of
+from espnet2_lamer.recipe.stages import ssl1
 
 
 @pytest.fixture
@@ -70,10 +70,10 @@ def test_without_a_control_no_curve_is_asked_for(trained, make_options):
 
 
 def test_sanity_takes_the_place_of_training_and_ends_the_recipe(make_options):
-    stages = stages_of(make_options(sanity=True))
+    stages = ssl1.stages_of(make_options(sanity=True))
     assert [stage.number for stage in stages] == list(range(8))
-    assert stages[:7] == STAGES[:7] and stages[7] != STAGES[7]
-    assert stages_of(make_options()) is STAGES
+    assert stages[:7] == [*ssl1][:7] and stages[7] != ssl1["pretraining"]
+    assert ssl1.stages_of(make_options()) == [*ssl1]
 
 
 def test_a_passed_sanity_check_is_done_and_says_nothing_about_training(
@@ -82,7 +82,7 @@ def test_a_passed_sanity_check_is_done_and_says_nothing_about_training(
     """Its record is its own: stage 7 is neither done by it nor outdated."""
     caplog.set_level(logging.INFO)
     options = make_options(sanity=True, ssl_tag="milore")
-    check = stages_of(options)[7]
+    check = ssl1.stages_of(options)[7]
     calls = []
 
     def work(chosen):

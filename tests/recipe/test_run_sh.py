@@ -32,9 +32,7 @@ def test_help_lists_exactly_the_options_that_the_program_takes(flag, parser_opti
     result = run(flag)
     assert result.returncode == 0 and result.stderr == ""
     shown = set(re.findall(r"^  (--\w+)", result.stdout, re.MULTILINE))
-    # The interpreter is run.sh's own option.
-    assert shown - {"--python"} == parser_options - {"--help"}
-    assert "--python" in shown
+    assert shown == parser_options - {"--help"}
 
 
 def test_help_shows_all_stages_and_the_defaults_of_the_preset():
@@ -53,17 +51,17 @@ def test_options_given_before_help_are_shown_as_the_defaults():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--no_such_option", "1"], "unknown option --no_such_option"),
-        (["--no-such-option=1"], "unknown option --no_such_option"),
-        (["--n_clusters"], "--n_clusters needs a value"),
-        (["--preset"], "--preset needs a value"),
-        (["stage", "3"], "unexpected argument 'stage'"),
-        (["-x"], "unexpected argument '-x'"),
+        (["--no_such_option", "1"], "unrecognized arguments: --no_such_option"),
+        (["--no-such-option=1"], "unrecognized arguments: --no_such_option"),
+        (["--n_clusters"], "--n_clusters: expected one argument"),
+        (["--preset"], "--preset: expected one argument"),
+        (["stage", "3"], "unrecognized arguments: stage 3"),
+        (["-x"], "unrecognized arguments: -x"),
         (["--stage", "15"], "--stage 15: expected 0 to 14"),
         (["--stage", "-1"], "--stage -1: expected 0 to 14"),
         (["--stop_stage", "99"], "--stop_stage 99: expected 0 to 14"),
-        (["--stop-stage=x"], "--stop_stage x: expected 0 to 14"),
-        (["--stage="], "--stage : expected 0 to 14"),
+        (["--stop-stage=x"], "--stop_stage: invalid int value: 'x'"),
+        (["--stage="], "--stage: invalid int value: ''"),
         (["--stage", "5", "--stop_stage", "3"], "--stop_stage 3: expected --stage (5)"),
         (["--preset", "none"], "--preset none: conf/presets/none.sh not found"),
         (["--preset", "../x"], "--preset ../x: expected a name in conf/presets"),
@@ -96,8 +94,6 @@ def test_a_value_of_the_wrong_kind_is_refused_by_the_program(tmp_path):
         ({"n_clusters": "0"}, "--n_clusters: found 0, expected 1 or more"),
         ({"ssl_config": "conf/none.yaml"}, "--ssl_config: conf/none.yaml not found"),
         ({"units": "eng=runes"}, "--units: found 'eng=runes', expected LANG=UNIT"),
-        ({"stage": "15"}, "--stage: found 15, expected 0 to 14"),
-        ({"stage": "5", "stop_stage": "3"}, "--stop_stage: found 3, expected --stage"),
         (
             {"stage": "8", "stop_stage": "9", "sanity": "true"},
             "--sanity: found stages 8 to 9, expected a range with stage 7",
@@ -106,30 +102,13 @@ def test_a_value_of_the_wrong_kind_is_refused_by_the_program(tmp_path):
     ],
 )
 def test_options_that_contradict_are_refused_before_anything_runs(
-    parser_options, changes, message, tmp_path, monkeypatch
+    changes, message, tmp_path, monkeypatch
 ):
     from espnet2_lamer.bin.recipe import main
     from espnet2_lamer.errors import RecipeError
 
     monkeypatch.chdir(RECIPE)
-    values = {name.removeprefix("--"): "1" for name in parser_options - {"--help"}}
-    values |= {
-        "retrain": "false",
-        "trust_s3prl_files": "false",
-        "control": "false",
-        "sanity": "false",
-        "drop_overlap": "false",
-        "cross_corpus": "false",
-        "dry_run": "false",
-        "eval_langs": "",
-        "skip_stages": "",
-        "units": "",
-        "new_langs": "cmn yue",
-        "replay_langs": "eng",
-        "expdir": str(tmp_path / "exp"),
-        **{f"{kind}_config": "run.sh" for kind in ("ssl", "asr", "multi", "lid")},
-    }
-    values |= changes
+    values = {"expdir": str(tmp_path / "exp")} | changes
     with pytest.raises(RecipeError, match=message):
         main([f"--{name}={value}" for name, value in values.items()])
     assert not (tmp_path / "exp").exists()

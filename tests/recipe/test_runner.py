@@ -8,7 +8,8 @@ import pytest
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.recipe.options import Options
-from espnet2_lamer.recipe.runner import HashCache, Runner, Stage
+from espnet2_lamer.recipe.runner import HashCache, Runner
+from espnet2_lamer.recipe.stage import Stage
 
 
 def make_options(root, **changes):
@@ -151,6 +152,12 @@ def test_a_missing_input_names_the_stage_that_makes_it(recipe):
     assert "made by stage 1 (first): ./run.sh --stage 1 --stop_stage 1" in message
     assert recipe.ran == []
     assert not (recipe.root / "exp" / "stages" / "02.json").exists()
+
+
+def test_a_file_that_a_stage_misses_on_its_way_names_the_stage_that_makes_it(recipe):
+    recipe.fail[2] = RecipeError(f"{recipe.paths['b']}: file not found")
+    with pytest.raises(RecipeError, match="not found; it is made by stage 1 .first."):
+        recipe.run()
 
 
 def test_a_missing_input_that_no_stage_makes_points_at_the_options(recipe):
@@ -323,10 +330,9 @@ def test_variants_of_a_stage_are_done_or_not_each_by_itself(recipe, caplog):
 def test_the_recipes_stages_read_only_what_earlier_ones_make(
     tmp_path, control, ssl_tag
 ):
-    from espnet2_lamer.recipe.options import LAST_STAGE
-    from espnet2_lamer.recipe.stages import STAGES
+    from espnet2_lamer.recipe.stages import ssl1
 
-    assert [stage.number for stage in STAGES] == list(range(LAST_STAGE + 1))
+    assert [stage.number for stage in ssl1] == list(range(15))
     configs = {f"{kind}_config": tmp_path / f"{kind}.yaml" for kind in ("ssl", "asr")}
     options = make_options(
         tmp_path,
@@ -346,7 +352,7 @@ def test_the_recipes_stages_read_only_what_earlier_ones_make(
         **configs,
     )
     made = {*configs.values(), options.lid_config}
-    for stage in STAGES:
+    for stage in ssl1:
         assert all(hasattr(options, name) for name in stage.options), stage.title
         inputs = {path for path in stage.inputs(options) if path.is_absolute()}
         assert inputs <= made, stage.title

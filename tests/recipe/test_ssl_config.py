@@ -11,7 +11,7 @@ import yaml
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.recipe.benchmark import packages, planned_runs
 from espnet2_lamer.recipe.options import Options
-from espnet2_lamer.recipe.ssl_config import control_settings, resolve_ssl_config
+from espnet2_lamer.recipe.settle import control_settings, resolve_ssl_config
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -284,7 +284,7 @@ def test_the_control_of_every_config_has_no_experts(stage7, config, name, expert
     ],
 )
 def test_espnet_reads_the_options_as_they_are_meant(config, allocation, expected):
-    from espnet2_lamer.recipe.ssl_config import experts_options
+    from espnet2_lamer.recipe.settle import experts_options
     from espnet2_lamer.tasks.hubert import LamerHubertTask
 
     path = CONF / config

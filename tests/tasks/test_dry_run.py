@@ -129,7 +129,7 @@ def test_a_base_directory_that_is_not_there_is_refused(run):
         (["--encoder_conf", "lamer.top_k=9"], "top_k: found 9, expected at most 2"),
         (["--optim_conf", "eps=-1"], "Invalid epsilon value: -1"),
         (["--scheduler_conf", "warmup_steps=400000"], "found warmup_steps 400000"),
-        (["--collate_fn_conf", "pad=true"], r"unknown keys \['pad'\]"),
+        (["--collate_fn_conf", "pad=true"], "collate_fn_conf.pad: unknown key"),
         (["--token_list", "no/tokens.txt"], "No such file or directory: 'no/tokens"),
     ],
 )

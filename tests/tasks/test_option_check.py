@@ -62,6 +62,7 @@ def test_the_main_config_is_right(check):
         ("model_conf.logit_temp", 0.0, "found 0.0, expected above 0"),
         ("model_conf.balance_weight", -1.0, "found -1.0, expected 0 or more"),
         ("optim_conf.betas", 0.9, "found 0.9, expected tuple"),
+        ("collate_fn_conf.pad", True, "expected some of bucket_samples, max_sample_si"),
         ("collate_fn_conf.max_sample_size", 100, "found 100, expected 400 or more"),
         ("amp_dtype", "bf61", "found 'bf61', expected one of auto, none, bf16, fp16"),
         ("optim", "adamww", "found 'adamww', expected one of"),

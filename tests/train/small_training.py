@@ -104,8 +104,10 @@ def command(corpus: Path, output: Path, **changes: object) -> list[str]:
             f"{corpus / 'text.km'},text,text",
             f"--{part}_data_path_and_name_and_type",
             f"{corpus / 'utt2langid'},lang,text_int",
-            *(f"--{part}_shape_file", str(corpus / "speech_shape")),
-            *(f"--{part}_shape_file", str(corpus / "text_shape")),
+            f"--{part}_shape_file",
+            str(corpus / "speech_shape"),
+            f"--{part}_shape_file",
+            str(corpus / "text_shape"),
         ]
     return options
 

@@ -7,9 +7,8 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from espnet2_lamer.train.batching import make_batches, rounded_length
+from espnet2_lamer.train.batching import BucketIterFactory, make_batches, rounded_length
 from espnet2_lamer.train.collate import LamerCollate
-from espnet2_lamer.train.iterator import BucketIterFactory
 
 BUCKET = 1600
 # No multiple of the bucket, as in the paper's setting.
@@ -142,7 +141,7 @@ def test_epochs_of_any_length_see_every_utterance_equally_often(iters):
     epochs = passes * 2  # in batches: a whole number of passes
     counts = Counter()
     for epoch in range(1, epochs + 1):
-        batches = make._epoch_batches(epoch, True)
+        batches = make._epoch_batches(epoch)
         assert len(batches) == iters
         counts.update(name for batch in batches for name in batch)
     assert set(counts) == set(lengths)
@@ -154,7 +153,7 @@ def test_the_stream_of_batches_does_not_depend_on_the_epochs_length():
 
     def stream(iters, count):
         make = factory(lengths, iters)
-        batches = (b for e in range(1, 99) for b in make._epoch_batches(e, True))
+        batches = (b for e in range(1, 99) for b in make._epoch_batches(e))
         return list(islice(batches, count))
 
     assert stream(5, 60) == stream(7, 60) == stream(60, 60)

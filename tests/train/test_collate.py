@@ -131,7 +131,7 @@ def test_languages_travel_as_numbers():
 def test_a_wrong_number_of_units_is_refused_and_names_the_utterance():
     utt_id, data = ramp("speaker1-utt7", 4000)
     data["text"] = data["text"][:-1]
-    message = r"speaker1-utt7: found 11 units for 4000 samples, expected 12 .*stage 5"
+    message = r"speaker1-utt7: found 11 units for 4000 samples, expected 12 .*anew"
     for train in (True, False):
         with pytest.raises(RecipeError, match=message):
             collate([(utt_id, data)], train=train)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.train.curves import beside_control, read_control
+from espnet2_lamer.train.monitor import beside_control, read_control
 
 
 def write_control(directory, epochs=2):

@@ -15,8 +15,16 @@ import pytest
 WORKER = Path(__file__).with_name("fault_worker.py")
 KILLED = -9
 FAST = (
-    *("two kills", "kill while saving", "preempted", "corrupted", "disk full"),
-    *("changed", "not a number", "broken data", "worker killed", "two ranks"),
+    "two kills",
+    "kill while saving",
+    "preempted",
+    "corrupted",
+    "disk full",
+    "changed",
+    "not a number",
+    "broken data",
+    "worker killed",
+    "two ranks",
     "unmonitored",
 )
 

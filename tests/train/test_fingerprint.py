@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.train.fingerprint import (
+from espnet2_lamer.hubert import statistics
+from espnet2_lamer.train.checkpoint import (
     check_fingerprint,
     check_ranks,
     fingerprint,
@@ -126,6 +127,7 @@ def test_ranks_that_began_under_other_conditions_are_named(files, monkeypatch):
     def gather(every, found):
         every[:] = [ours, dict(ours), found]
 
+    monkeypatch.setattr(statistics, "is_distributed", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     check_ranks(dict(ours))
@@ -143,9 +145,21 @@ def test_every_option_of_the_command_line_is_compared_unless_it_is_known_to_be_f
     args.train_data_path_and_name_and_type = args.train_shape_file = []
     compared = fingerprint(args, 1)
     for key in (
-        *("optim", "optim_conf", "scheduler_conf", "model_conf", "encoder_conf"),
-        *("collate_fn_conf", "amp_dtype", "grad_clip", "accum_grad", "batch_bins"),
-        *("num_iters_per_epoch", "seed", "exclude_langs", "init_param", "train_dtype"),
+        "optim",
+        "optim_conf",
+        "scheduler_conf",
+        "model_conf",
+        "encoder_conf",
+        "collate_fn_conf",
+        "amp_dtype",
+        "grad_clip",
+        "accum_grad",
+        "batch_bins",
+        "num_iters_per_epoch",
+        "seed",
+        "exclude_langs",
+        "init_param",
+        "train_dtype",
     ):
         assert key in compared, key
     for key in ("resume", "ngpu", "log_interval", "checkpoint_interval", "dist_rank"):

@@ -3,11 +3,7 @@
 import pytest
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.train.languages import (
-    at_most_hours,
-    read_hours,
-    without_languages,
-)
+from espnet2_lamer.train.batching import chosen_utterances, read_hours
 
 LENGTHS = {"a": 3, "b": 4, "c": 5, "d": 6}
 
@@ -20,8 +16,8 @@ def utt2lang(tmp_path):
 
 
 def test_the_excluded_languages_utterances_are_gone(utt2lang):
-    assert without_languages(LENGTHS, utt2lang, ["eng"]) == {"a": 3, "c": 5}
-    assert without_languages(LENGTHS, utt2lang, ["cmn", "yue"]) == {"b": 4, "d": 6}
+    assert chosen_utterances(LENGTHS, utt2lang, ["eng"]) == {"a": 3, "c": 5}
+    assert chosen_utterances(LENGTHS, utt2lang, ["cmn", "yue"]) == {"b": 4, "d": 6}
 
 
 @pytest.mark.parametrize(
@@ -35,12 +31,12 @@ def test_the_excluded_languages_utterances_are_gone(utt2lang):
 )
 def test_excluding_nothing_or_everything_is_refused(utt2lang, excluded, message):
     with pytest.raises(RecipeError, match=message):
-        without_languages(LENGTHS, utt2lang, excluded)
+        chosen_utterances(LENGTHS, utt2lang, excluded)
 
 
 def test_an_utterance_without_a_language_is_refused(utt2lang):
     with pytest.raises(RecipeError, match="no language for 1 utterances, first 'e'"):
-        without_languages(LENGTHS | {"e": 1}, utt2lang, ["eng"])
+        chosen_utterances(LENGTHS | {"e": 1}, utt2lang, ["eng"])
 
 
 def test_at_most_so_many_hours_of_a_language_stay(tmp_path):
@@ -49,7 +45,7 @@ def test_at_most_so_many_hours_of_a_language_stay(tmp_path):
     table.write_text("".join(f"{utt} {utt[0]}ng\n" for utt in lengths))
     before: set[str] = set()
     for hours in (0.001, 0.05, 0.3, 9):  # 36 s are 0.01 h
-        kept = at_most_hours(lengths, table, {"eng": hours})
+        kept = chosen_utterances(lengths, table, hours={"eng": hours})
         eng = {utt for utt in kept if utt[0] == "e"}
         assert len(eng) == min(100, max(1, round(hours / 0.01)))
         assert before <= eng
@@ -57,7 +53,7 @@ def test_at_most_so_many_hours_of_a_language_stay(tmp_path):
         assert list(kept) == [utt for utt in lengths if utt in kept]
         before = eng
     with pytest.raises(RecipeError, match="max_hours: found yue, expected some of cng"):
-        at_most_hours(lengths, table, {"yue": 1})
+        chosen_utterances(lengths, table, hours={"yue": 1})
 
 
 @pytest.mark.parametrize("word", ["eng", "eng=", "eng=0", "=1", "eng=-1", "eng=x"])

@@ -15,8 +15,13 @@ from espnet2_lamer.asr.upstream import Upstream
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.metrics.cka import LinearCKA
 from espnet2_lamer.metrics.probe import phone_probe
-from espnet2_lamer.train.monitor import RIDGE, ForgettingMonitor, build_monitor
-from espnet2_lamer.train.monitor_sample import MAX_SAMPLES, monitor_sample
+from espnet2_lamer.train.monitor import (
+    MAX_SAMPLES,
+    RIDGE,
+    ForgettingMonitor,
+    build_monitor,
+    monitor_sample,
+)
 from tests.tiny_hubert import ARCHITECTURE
 
 LANGS = ["cmn", "eng"]
@@ -75,8 +80,17 @@ def data(tmp_path):
     ]
 
 
+def sample_options(data, number=4, seed=0):
+    return SimpleNamespace(
+        valid_data_path_and_name_and_type=data,
+        langs=LANGS,
+        monitor_utts=number,
+        seed=seed,
+    )
+
+
 def sample(data, number=4, seed=0):
-    return monitor_sample(Factory(), data, LANGS, number, seed)
+    return monitor_sample(Factory(), sample_options(data, number, seed))
 
 
 def monitor(model, data, tmp_path, layers=(), epoch=1, updates=0):
@@ -215,7 +229,7 @@ def test_the_sample_is_fixed_by_the_seed_and_bounded(data):
 def test_of_a_long_utterance_only_the_beginning_is_heard(data):
     factory = Factory(1)
     factory.dataset["utt00"][1]["speech"] = np.ones(MAX_SAMPLES + 5, np.float32)
-    found = monitor_sample(factory, data, LANGS, 4, 0)
+    found = monitor_sample(factory, sample_options(data))
     assert found.speech["cmn"]["utt00"].shape == (MAX_SAMPLES,)
 
 
@@ -251,15 +265,16 @@ def monitor_of(model, tmp_path, data, **options):
     defaults["monitor_control"] = None
     defaults["valid_data_path_and_name_and_type"] = data
     defaults["output_dir"] = str(tmp_path)
-    return build_monitor(
-        SimpleNamespace(**defaults | options),
-        model,
-        Factory(),
+    run = SimpleNamespace(
+        options=SimpleNamespace(**defaults | options),
+        model=SimpleNamespace(encoder=model),
+        valid_factory=Factory(),
         epoch=1,
         updates=0,
         device="cpu",
         is_first=True,
     )
+    return build_monitor(run)
 
 
 def test_it_is_off_where_nothing_can_be_forgotten(data, tmp_path):
@@ -294,8 +309,12 @@ def test_masked_accuracy_stands_beside_the_controls_of_the_same_epoch(
     figures = measure(found, 2, acc_m=0.5, acc_m_eng=0.375, bits_m_eng=4.0, loss=1.0)
     assert (figures["control_acc_m"], figures["control_acc_m_eng"]) == (0.2, 0.1)
     assert list(figures)[:6] == [
-        *("acc_m", "control_acc_m", "acc_m_eng", "control_acc_m_eng"),
-        *("bits_m_eng", "control_bits_m_eng"),
+        "acc_m",
+        "control_acc_m",
+        "acc_m_eng",
+        "control_acc_m_eng",
+        "bits_m_eng",
+        "control_bits_m_eng",
     ]
     (line,) = lines(tmp_path)
     assert line["acc_m"] == {"eng": 0.375}

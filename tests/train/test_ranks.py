@@ -25,8 +25,13 @@ def test_statistics_go_on_where_every_rank_has_its_own_or_nowhere(
 ):
     parts = make_parts()
     run = TrainingRun(
-        *(parts.model, parts.optimizer, None, parts.train, parts.valid),
-        *(parts.options, DistributedOption()),
+        parts.model,
+        parts.optimizer,
+        None,
+        parts.train,
+        parts.valid,
+        parts.options,
+        DistributedOption(),
     )
     state = run.state(None)
     state["ranks"] = [copy.deepcopy(state["ranks"][0] | OWN) for _ in range(saved)]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from espnet2_lamer.train.schedulers import PolynomialDecayLR
+from espnet2_lamer.train.update import PolynomialDecayLR
 
 
 def rates(updates, peak=2.0, **options):

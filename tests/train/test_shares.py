@@ -1,13 +1,14 @@
 """Shares of an epoch's batches, against the batches that the loader really makes."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from espnet2_lamer.train.batching import BucketIterFactory
 from espnet2_lamer.train.collate import LamerCollate
-from espnet2_lamer.train.iterator import BucketIterFactory
-from espnet2_lamer.train.shares import measure_shares, span
+from espnet2_lamer.train.plan import measure_shares, span
 
 CROP, BUCKET, BINS = 9600, 1600, 40000
 
@@ -34,7 +35,13 @@ def factory(lengths, iters=None, rank=0, ranks=1):
         return LamerCollate(CROP, BUCKET, 0.8, 10, 0, epoch, True)
 
     return BucketIterFactory(
-        *(Zeros(lengths), lengths, BINS, make_collate, iters, 0, True),
+        Zeros(lengths),
+        lengths,
+        BINS,
+        make_collate,
+        iters,
+        0,
+        True,
         rank=rank,
         world_size=ranks,
     )
@@ -43,9 +50,8 @@ def factory(lengths, iters=None, rank=0, ranks=1):
 @pytest.mark.parametrize(("iters", "ranks"), [(None, 1), (None, 2), (9, 1), (33, 3)])
 def test_shares_are_those_of_the_tensors_that_the_ranks_get(data, iters, ranks):
     lengths, languages = data
-    found = measure_shares(
-        *(factory(lengths, iters).plan(2), lengths, CROP, BUCKET, ranks, languages)
-    )
+    made = factory(lengths, iters, ranks=ranks)
+    found = measure_shares(made, 2, languages)
     batches = utterances = 0
     real = padded = whole = largest = 0
     by_language = dict.fromkeys(["cmn", "yue"], 0)
@@ -77,7 +83,14 @@ def test_shares_are_those_of_the_tensors_that_the_ranks_get(data, iters, ranks):
 def test_languages_and_replay_are_said_beside_their_share_of_the_data():
     lengths = {"a": 16000, "b": 16000 * 60, "c": 16000 * 59}
     languages = {"a": "cmn", "b": "eng", "c": "yue"}
-    shares = measure_shares([["a"], ["b"]], lengths, 10**9, 1, 1, languages)
+    uncut = SimpleNamespace(max_samples=10**9, bucket=1)
+    made = SimpleNamespace(
+        lengths=lengths,
+        world_size=1,
+        plan=lambda epoch: [["a"], ["b"]],
+        make_collate=lambda epoch: uncut,
+    )
+    shares = measure_shares(made, 1, languages)
     assert shares.language_line(["eng"]) == (
         "cmn 0.02 min (1.6 %, data 0.8 %); eng 1.00 min (98.4 %, data 50.0 %); "
         "yue 0.00 min (0.0 %, data 49.2 %); replay (eng) 98.4 %, data 50.0 %"
@@ -95,5 +108,5 @@ def test_a_plan_is_what_the_loader_gives_and_is_made_once(data, monkeypatch):
     plan = made.plan(3)
     assert [names for names, _ in made.build_iter(3)] == plan
     assert [names for names, _ in made.build_iter(3, start=5)] == plan[5:]
-    assert calls == [(3, True)]
+    assert calls == [(3,)]
     assert made.plan(4) != plan

@@ -9,9 +9,9 @@ import time
 import pytest
 from torch.utils.data import Dataset
 
-from espnet2_lamer.train import signals
-from espnet2_lamer.train.iterator import _HeldLoader
-from espnet2_lamer.train.signals import (
+from espnet2_lamer.train import console
+from espnet2_lamer.train.batching import _HeldLoader
+from espnet2_lamer.train.console import (
     STOP_SIGNALS,
     ignore_stop_signals,
     pass_signals_on,
@@ -46,7 +46,7 @@ def test_a_signal_is_a_request_and_its_echo_is_none(forced, number):
 def test_who_asks_again_later_is_not_kept_waiting(forced, monkeypatch, number):
     with stop_on_signals() as request:
         os.kill(os.getpid(), number)
-        monkeypatch.setattr(signals, "SAME_REQUEST_SECONDS", 0.0)
+        monkeypatch.setattr(console, "SAME_REQUEST_SECONDS", 0.0)
         time.sleep(0.01)
         os.kill(os.getpid(), number)
         assert request.signal == number

@@ -10,7 +10,7 @@ import pytest
 import torch
 from espnet2.train.reporter import Reporter
 
-from espnet2_lamer.train.states import (
+from espnet2_lamer.train.checkpoint import (
     random_state,
     reporter_state,
     set_random_state,

@@ -1,10 +1,10 @@
-"""A rehearsal leaves no trace, whatever the model keeps."""
+"""A trial leaves no trace, whatever the model keeps."""
 
 import pytest
 import torch
 
 import espnet2_lamer.train.trial as module
-from espnet2_lamer.train.trial import rehearse, without_a_trace
+from espnet2_lamer.train.trial import try_batch, without_a_trace
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_two_passes_in_training_mode_leave_everything_as_it_was(first_batch):
     model.register_forward_pre_hook(lambda m, _: calls.append(m.training))
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    found = rehearse(model, batch, "cpu")
+    found = try_batch(model, batch, "cpu")
     assert calls == [True, True]
     assert torch.equal(torch.get_rng_state(), before)
     assert [m.training for m in model.modules()] == modes
@@ -39,7 +39,7 @@ def test_two_passes_in_training_mode_leave_everything_as_it_was(first_batch):
     assert model.language_statistics.read() == {}
     assert not (parts.output / "routing.jsonl").exists()
     assert found.audio == batch["speech"].numel() / 16000
-    assert found.seconds > 0 and found.activations >= 0
+    assert found.seconds > 0 and found.peak > 0
 
 
 def test_the_passes_would_have_left_traces(first_batch, monkeypatch):
@@ -49,35 +49,12 @@ def test_the_passes_would_have_left_traces(first_batch, monkeypatch):
     state = {key: value.clone() for key, value in model.state_dict().items()}
     before = torch.get_rng_state()
     for _ in range(2):
-        module._pass(model.train(), batch)
+        module._pass(model.train(), batch, "cpu")
     after = model.state_dict()
     changed = {key for key in state if not torch.equal(after[key], state[key])}
     assert "training_batches" in changed and any("load" in key for key in changed)
     assert not torch.equal(torch.get_rng_state(), before)
     assert (parts.output / "routing.jsonl").exists()
-
-
-def test_updates_are_undone_too_when_the_optimizer_is_given(first_batch):
-    parts, batch = first_batch
-    model, optimizer = parts.model, parts.optimizer
-    state = {key: value.clone() for key, value in model.state_dict().items()}
-    groups = [
-        {k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups
-    ]
-    with without_a_trace(model, optimizer):
-        optimizer.param_groups[0]["lr"] = 5.0
-        model(**batch)[0].backward()
-        optimizer.step()
-        assert not torch.equal(
-            model.encoder.hubert_pretrain_model.logit_generator.label_embeddings,
-            state["encoder.hubert_pretrain_model.logit_generator.label_embeddings"],
-        )
-    after = model.state_dict()
-    assert all(torch.equal(after[key], value) for key, value in state.items())
-    assert not optimizer.state
-    assert groups == [
-        {k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups
-    ]
 
 
 def test_an_error_inside_is_passed_on_and_the_model_still_restored(first_batch):

@@ -9,8 +9,7 @@ from espnet2.train.reporter import Reporter
 from torch import nn
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.train.schedulers import PolynomialDecayLR
-from espnet2_lamer.train.update import Updater
+from espnet2_lamer.train.update import PolynomialDecayLR, Updater
 
 
 class Toy(nn.Module):
@@ -21,6 +20,9 @@ class Toy(nn.Module):
         self.lora_A = nn.Parameter(torch.tensor([1.0, -2.0, 0.5]))
         self.lora_B = nn.Parameter(torch.tensor([0.3, 0.1, -0.4]))
         self.frozen = nn.Parameter(torch.ones(3), requires_grad=False)
+
+    def adapter_parameters(self):
+        return {"lora_A": self.lora_A, "lora_B": self.lora_B}
 
     def forward(self, x, y):
         prediction = (x * self.lora_A + x.sin() * self.lora_B) @ self.frozen

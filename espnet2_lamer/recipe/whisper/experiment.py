@@ -173,11 +173,11 @@ def _read(
     found: dict[str, dict[str, str]] = {}
     for number, lang in enumerate(langs):
         directory = options.set_dir(lang, split)
-        wavs = read_table(directory / "wav.scp", "stage 2")
+        wavs = read_table(directory / "wav.scp")
         for name, table in (
             ("wav.scp", wavs),
-            ("text", read_table(directory / TARGET, "stage 2")),
-            ("speech_shape", read_table(directory / "utt2num_samples", "stage 2")),
+            ("text", read_table(directory / TARGET)),
+            ("speech_shape", read_table(directory / "utt2num_samples")),
             ("utt2langid", dict.fromkeys(wavs, str(number))),
         ):
             found.setdefault(name, {}).update(table)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from espnet2_lamer.export.card import model_card
 from espnet2_lamer.export.zoo import pack_model
-from espnet2_lamer.recipe.licences import corpus_terms
+from espnet2_lamer.recipe.packing import corpus_terms
 from espnet2_lamer.recipe.whisper.decoding_stage import model_files
 from espnet2_lamer.recipe.whisper.options import WhisperOptions
 from espnet2_lamer.recipe.whisper.systems import System, packages

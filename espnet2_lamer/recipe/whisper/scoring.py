@@ -69,11 +69,11 @@ def score_unit(options: WhisperOptions, run: str, lang: str, unit: str) -> Score
         pronunciations = read_table(test / "romanisation")
     references = {
         utt: convert(text, unit, lang, pronunciations.get(utt))
-        for utt, text in read_table(test / "text.raw", "stage 2").items()
+        for utt, text in read_table(test / "text.raw").items()
     }
     hypotheses = {
         utt: convert(text, unit, lang)
-        for utt, text in read_table(here / "text", "stage 7").items()
+        for utt, text in read_table(here / "text").items()
     }
     folder = here / f"score_{unit}"
     folder.mkdir(exist_ok=True)

@@ -1,10 +1,13 @@
-"""The table of stages of asr1: what each depends on, reads, writes and runs."""
+"""The stages of asr1: LoRA language experts on Whisper.
 
-from importlib import import_module
+Heavy modules are imported inside the stages, so that a run in which every stage is done
+ends in a second or two.
+"""
+
 from pathlib import Path
 
-from espnet2_lamer.recipe.runner import Stage
-from espnet2_lamer.recipe.whisper.options import SPLITS, WhisperOptions
+from espnet2_lamer.recipe.stage import Recipe
+from espnet2_lamer.recipe.whisper.options import SPLITS, WhisperOptions, settle
 from espnet2_lamer.recipe.whisper.systems import (
     expert_dir,
     needs_experts,
@@ -13,35 +16,22 @@ from espnet2_lamer.recipe.whisper.systems import (
     systems_of,
 )
 
-# Heavy modules are imported inside the stages, so that a run in which every stage is
-# done ends in a second or two.
+asr1 = Recipe(
+    "asr1",
+    "LoRA language experts on a frozen Whisper: mixture of experts, distilled student, "
+    "baselines. Without options: the mini preset, from weights to packed models, on a "
+    "CPU. A stage whose inputs and options did not change is skipped; one that was "
+    "killed goes on.",
+    WhisperOptions,
+    Path("conf/presets/whisper"),
+    settle,
+)
 
 #: What training leaves in an experiment.
 TRAINED = ("config.yaml", "model.pth", "training.json")
 EXPERT_TRAINED = ("config.yaml", "expert.safetensors", "training.json")
 _STUDENTS = ("kd_none", "kd_output", "kd_layerwise")
-_LANGS = ("langs", "prompts", "seed")
-
-
-def _lazy(module: str, function: str):
-    def call(options: WhisperOptions):
-        found = import_module(f"espnet2_lamer.recipe.whisper.{module}")
-        return getattr(found, function)(options)
-
-    return call
-
-
-def _prepare_corpus(options: WhisperOptions) -> None:
-    from espnet2_lamer.recipe.data import prepare_corpus
-
-    prepare_corpus(options)
-
-
-def _upload(options: WhisperOptions) -> None:
-    from espnet2_lamer.recipe.packing import upload_packages
-
-    files = {output.stem: output for output in packages(options).values()}
-    upload_packages(options.hf_repo, files, options.dry_run)
+_LANGS = "langs prompts seed"
 
 
 def _corpus_sets(options: WhisperOptions) -> list[Path]:
@@ -123,118 +113,182 @@ def _results(options: WhisperOptions) -> list[Path]:
     return [options.expdir / n for n in ("RESULTS.md", "results.json", "results.csv")]
 
 
-def _train_stage(
-    number: int, title: str, kinds: tuple[str, ...], run: str, *options: str
-) -> Stage:
-    """Make the stage that trains some kinds of systems from the experts."""
-
-    def inputs(o: WhisperOptions) -> list[Path]:
-        if not systems_of(o, *kinds):
-            return []
-        made_of = _experts(o) if kinds[0] != "multilingual" else []
-        sets = _sets(o, "train", "dev")
-        return [*_weights(o), *_configs(o, *kinds), *sets, *made_of]
-
-    return Stage(
-        number,
-        title,
-        ("systems", *_LANGS, *options),
-        inputs,
-        lambda o: _trained(o, *kinds),
-        _lazy("training", run),
-    )
+def _training_inputs(options: WhisperOptions, *kinds: str) -> list[Path]:
+    """What training some kinds of systems from the experts reads."""
+    if not systems_of(options, *kinds):
+        return []
+    made_of = _experts(options) if kinds[0] != "multilingual" else []
+    sets = _sets(options, "train", "dev")
+    return [*_weights(options), *_configs(options, *kinds), *sets, *made_of]
 
 
-STAGES = [
-    Stage(
-        0,
-        "Whisper weights",
-        ("whisper", "langs", "prompts"),
-        lambda o: [],
-        _weights,
-        _lazy("weights", "prepare_weights"),
+@asr1.stage(
+    0,
+    "Whisper weights",
+    "whisper langs prompts",
+    outputs=_weights,
+)
+def weights(options: WhisperOptions) -> None:
+    """Find or fetch Whisper, and record which it is."""
+    from espnet2_lamer.recipe.whisper.weights import prepare_weights
+
+    prepare_weights(options)
+
+
+@asr1.stage(
+    1,
+    "data preparation",
+    "corpus corpus_paths manifest exclude_sources max_missing langs seed",
+    inputs=lambda o: o.manifest_files,
+    outputs=_corpus_sets,
+)
+def data(options: WhisperOptions) -> None:
+    """Run ``local/<corpus>.py``, and join public corpora."""
+    from espnet2_lamer.recipe.data import prepare_corpus
+
+    prepare_corpus(options)
+
+
+@asr1.stage(
+    2,
+    "formatting and selection",
+    "langs train_minutes dev_utts test_utts min_duration max_duration "
+    "max_bad_audio seed",
+    inputs=_selection_inputs,
+    outputs=lambda o: [*_sets(o), o.raw / "whisper_sets.json"],
+)
+def selection(options: WhisperOptions) -> None:
+    """Write 16 kHz audio and normalised texts of training, dev and test."""
+    from espnet2_lamer.recipe.whisper.data import select
+
+    select(options)
+
+
+@asr1.stage(
+    3,
+    "language experts",
+    f"systems {_LANGS}",
+    inputs=lambda o: (
+        [*_weights(o), o.expert_config, *_sets(o, "train", "dev")]
+        if needs_experts(o)
+        else []
     ),
-    Stage(
-        1,
-        "data preparation",
-        (
-            *("corpus", "corpus_paths", "manifest", "exclude_sources", "max_missing"),
-            *("langs", "seed"),
-        ),
-        lambda o: o.manifest_files,
-        _corpus_sets,
-        _prepare_corpus,
-    ),
-    Stage(
-        2,
-        "formatting and selection",
-        (
-            *("langs", "train_minutes", "dev_utts", "test_utts", "min_duration"),
-            *("max_duration", "max_bad_audio", "seed"),
-        ),
-        _selection_inputs,
-        lambda o: [*_sets(o), o.raw / "whisper_sets.json"],
-        _lazy("data", "select"),
-    ),
-    Stage(
-        3,
-        "language experts",
-        ("systems", *_LANGS),
-        lambda o: (
-            [*_weights(o), o.expert_config, *_sets(o, "train", "dev")]
-            if needs_experts(o)
-            else []
-        ),
-        _experts,
-        _lazy("training", "train_experts"),
-    ),
-    _train_stage(
-        4, "multilingual baselines", ("multilingual", "full"), "train_baselines"
-    ),
-    _train_stage(
-        5, "mixture of language experts", ("mole",), "train_mixtures", "shared_layers"
-    ),
-    _train_stage(6, "distilled students", _STUDENTS, "train_students", "student_rank"),
-    Stage(
-        7,
-        "decoding",
-        ("systems", "shared_layers", "student_rank", *_LANGS),
-        lambda o: [
-            *(*_weights(o), o.decode_config, *_sets(o, "test"), *_models(o)),
-        ],
-        _decoded,
-        _lazy("decoding", "decode"),
-    ),
-    Stage(
-        8,
-        "scoring",
-        ("systems", "shared_layers", "student_rank", "langs", "seed"),
-        lambda o: [*_decoded(o), *_sets(o, "test")],
-        lambda o: [o.expdir / "scores.json"],
-        _lazy("scoring", "score"),
-    ),
-    Stage(
-        9,
-        "results tables",
-        ("systems", "shared_layers", "student_rank", *_LANGS, "corpus"),
-        lambda o: [o.expdir / "scores.json", *_decoded(o), *_models(o)],
-        _results,
-        _lazy("tables", "tabulate"),
-    ),
-    Stage(
-        10,
-        "packing",
-        ("pack", "shared_layers", "student_rank", *_LANGS, "corpus"),
-        lambda o: [*_weights(o), *_models(o), *_results(o)],
-        lambda o: list(packages(o).values()),
-        _lazy("packing", "pack"),
-    ),
-    Stage(
-        11,
-        "upload",
-        ("hf_repo", "dry_run"),
-        lambda o: list(packages(o).values()) if o.hf_repo else [],
-        lambda o: [],
-        _upload,
-    ),
-]
+    outputs=_experts,
+)
+def experts(options: WhisperOptions) -> None:
+    """Train an expert per language."""
+    from espnet2_lamer.recipe.whisper.training import train_experts
+
+    train_experts(options)
+
+
+@asr1.stage(
+    4,
+    "multilingual baselines",
+    f"systems {_LANGS}",
+    inputs=lambda o: _training_inputs(o, "multilingual", "full"),
+    outputs=lambda o: _trained(o, "multilingual", "full"),
+)
+def baselines(options: WhisperOptions) -> None:
+    """Train one LoRA for all languages, and the whole Whisper."""
+    from espnet2_lamer.recipe.whisper.training import train_baselines
+
+    train_baselines(options)
+
+
+@asr1.stage(
+    5,
+    "mixture of language experts",
+    f"systems {_LANGS} shared_layers",
+    inputs=lambda o: _training_inputs(o, "mole"),
+    outputs=lambda o: _trained(o, "mole"),
+)
+def mixtures(options: WhisperOptions) -> None:
+    """Train mixtures of the experts."""
+    from espnet2_lamer.recipe.whisper.training import train_mixtures
+
+    train_mixtures(options)
+
+
+@asr1.stage(
+    6,
+    "distilled students",
+    f"systems {_LANGS} student_rank",
+    inputs=lambda o: _training_inputs(o, *_STUDENTS),
+    outputs=lambda o: _trained(o, *_STUDENTS),
+)
+def students(options: WhisperOptions) -> None:
+    """Distil the experts into one LoRA."""
+    from espnet2_lamer.recipe.whisper.training import train_students
+
+    train_students(options)
+
+
+@asr1.stage(
+    7,
+    "decoding",
+    f"systems shared_layers student_rank {_LANGS}",
+    inputs=lambda o: [*_weights(o), o.decode_config, *_sets(o, "test"), *_models(o)],
+    outputs=_decoded,
+)
+def decoding(options: WhisperOptions) -> None:
+    """Transcribe the test sets by every system."""
+    from espnet2_lamer.recipe.whisper.decoding_stage import decode
+
+    decode(options)
+
+
+@asr1.stage(
+    8,
+    "scoring",
+    "systems shared_layers student_rank langs seed",
+    inputs=lambda o: [*_decoded(o), *_sets(o, "test")],
+    outputs=lambda o: [o.expdir / "scores.json"],
+)
+def scoring(options: WhisperOptions) -> None:
+    """Count errors."""
+    from espnet2_lamer.recipe.whisper.scoring import score
+
+    score(options)
+
+
+@asr1.stage(
+    9,
+    "results tables",
+    f"systems shared_layers student_rank {_LANGS} corpus",
+    inputs=lambda o: [o.expdir / "scores.json", *_decoded(o), *_models(o)],
+    outputs=_results,
+)
+def results(options: WhisperOptions) -> None:
+    """Write the tables."""
+    from espnet2_lamer.recipe.whisper.tables import tabulate
+
+    tabulate(options)
+
+
+@asr1.stage(
+    10,
+    "packing",
+    f"pack shared_layers student_rank {_LANGS} corpus",
+    inputs=lambda o: [*_weights(o), *_models(o), *_results(o)],
+    outputs=lambda o: list(packages(o).values()),
+)
+def packing(options: WhisperOptions) -> None:
+    """Write zips for ``espnet_model_zoo``."""
+    from espnet2_lamer.recipe.whisper.packing import pack
+
+    pack(options)
+
+
+@asr1.stage(
+    11,
+    "upload (off without --hf_repo)",
+    "hf_repo dry_run",
+    inputs=lambda o: list(packages(o).values()) if o.hf_repo else [],
+)
+def upload(options: WhisperOptions) -> None:
+    """Upload to Hugging Face what was packed."""
+    from espnet2_lamer.recipe.packing import upload_packages
+
+    files = {output.stem: output for output in packages(options).values()}
+    upload_packages(options.hf_repo, files, options.dry_run)

@@ -1,6 +1,6 @@
 """Options of the Whisper recipe for tests."""
 
-from espnet2_lamer.recipe.whisper.options import LAST_STAGE, SYSTEMS, WhisperOptions
+from espnet2_lamer.recipe.whisper.options import SYSTEMS, WhisperOptions
 from espnet2_lamer.recipe.whisper.systems import CONFIG_OPTIONS
 
 
@@ -8,7 +8,7 @@ def make_options(root, **changes):
     """Options as the mini preset's, with everything below ``root``."""
     values = {
         "stage": 0,
-        "stop_stage": LAST_STAGE,
+        "stop_stage": 11,
         "skip_stages": [],
         "ngpu": 0,
         "nj": 1,
@@ -38,5 +38,7 @@ def make_options(root, **changes):
         "pack": ["mole", "kd_layerwise"],
         "hf_repo": "",
         "dry_run": False,
+        "print_commands": False,
+        "python": "",
     }
     return WhisperOptions(**values | changes)

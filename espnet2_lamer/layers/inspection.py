@@ -1,0 +1,128 @@
+"""Look into an adapted model: its routing, its base, its parameters."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from espnet2_lamer.layers.feed_forward import LamerFeedForward, RoutingRecord
+from espnet2_lamer.layers.lora import LoRAExpertLinear, LoRAExperts
+
+
+def adapter_kinds(model: nn.Module) -> dict[nn.Parameter, str]:
+    """Return the kind (``lora_A``, ``lora_B``, ``routers``) of every adapter weight."""
+    return {
+        parameter: kind
+        for module in model.modules()
+        if hasattr(module, "adapter_parameters")
+        for kind, parameter in module.adapter_parameters().items()
+    }
+
+
+def state_buffers(model: nn.Module) -> set[str]:
+    """Return the names, in the model's state, of buffers that training changes."""
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if hasattr(module, "state_buffers")
+        for name in module.state_buffers()
+    }
+
+
+@contextmanager
+def record_routing(model: nn.Module) -> Iterator[RoutingRecord]:
+    """Record ``probs`` and ``gates`` of every router in ``model`` inside the block.
+
+    Under gradient checkpointing the block has ended by the time the backward pass
+    recomputes a layer, so each router is recorded once.
+    """
+    layers = [m for m in model.modules() if isinstance(m, LamerFeedForward)]
+    before = [layer.record for layer in layers]
+    record = RoutingRecord()
+    for layer in layers:
+        layer.record = record
+    try:
+        yield record
+    finally:
+        for layer, old in zip(layers, before, strict=True):
+            layer.record = old
+
+
+@contextmanager
+def experts_off(model: nn.Module) -> Iterator[nn.Module]:
+    """Compute the base inside the block, to the bit; no weight is touched.
+
+    Experts and routers are taken out of the module tree meanwhile, so neither
+    ``state_dict`` nor an optimizer may be made inside.
+    """
+    layers = [m for m in model.modules() if isinstance(m, LamerFeedForward)]
+    before = [dict(layer._modules) for layer in layers]
+    try:
+        for layer, modules in zip(layers, before, strict=True):
+            for name, module in modules.items():
+                if isinstance(module, LoRAExpertLinear):
+                    setattr(layer, name, module.base)
+            layer.ffn_experts = None
+            layer.routers = nn.ModuleDict()
+        yield model
+    finally:
+        for layer, modules in zip(layers, before, strict=True):
+            layer._modules.update(modules)
+
+
+def parameter_report(model: nn.Module) -> dict[str, int | float]:
+    """Count parameters.
+
+    Returns:
+        Integers: ``total`` (all parameters), ``backbone`` (neither expert, router nor
+        head), ``trainable`` (requiring a gradient), ``lora`` (A and B of all experts),
+        ``router``, ``head`` (masked-prediction head and a trained mask embedding),
+        ``active`` (A and B of the experts that one frame uses, summed over layers).
+        Percentages, the denominator after ``of``: ``trainable_percent_of_total``,
+        ``trainable_percent_of_backbone``, ``lora_and_router_percent_of_backbone``,
+        ``active_percent_of_backbone``.
+    """
+    sizes: Counter[str] = Counter()
+    for parameter, kind in adapter_kinds(model).items():
+        sizes[kind] += parameter.numel()
+    active = head = 0
+    for module in model.modules():
+        if isinstance(module, LamerFeedForward):
+            routers = list(module.routers.values())
+            top_k = routers[0].top_k if routers else None
+            share = min(top_k or module.num_experts, module.num_experts)
+            for child in module.children():
+                if isinstance(child, LoRAExperts):
+                    size = child.lora_A.numel() + child.lora_B.numel()
+                    active += size // child.num_experts * share
+        # Of torchaudio's HuBERTPretrainModel.
+        if hasattr(module, "logit_generator"):
+            parts = list(module.logit_generator.parameters())
+            mask = module.mask_generator.parameters()
+            parts += [p for p in mask if p.requires_grad]
+            head += sum(p.numel() for p in parts)
+    total = sum(p.numel() for p in model.parameters())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    lora, router = sizes["lora_A"] + sizes["lora_B"], sizes["routers"]
+    counts = {
+        "total": total,
+        "backbone": total - lora - router - head,
+        "trainable": trainable,
+        "lora": lora,
+        "router": router,
+        "head": head,
+        "active": active,
+    }
+    parts = {**counts, "lora_and_router": lora + router}
+    percentages = {}
+    for part, whole in (
+        ("trainable", "total"),
+        ("trainable", "backbone"),
+        ("lora_and_router", "backbone"),
+        ("active", "backbone"),
+    ):
+        size = counts[whole]
+        share = 100.0 * parts[part] / size if size else 0.0
+        percentages[f"{part}_percent_of_{whole}"] = share
+    return {**counts, **percentages}
