@@ -176,7 +176,7 @@ def _agree(first: Clip, second: Clip, tolerance: float) -> bool:
 
 
 def _may_be(first: Clip, second: Clip) -> bool:
-    """Whether nothing but a name in common speaks against one recording."""
+    """Whether clips with a name in common agree in language, duration and words."""
     texts = {normalised(clip.text) for clip in (first, second)} - {""}
     alike = first.lang == second.lang and len(texts) < 2
     return alike and _agree(first, second, DURATION_TOLERANCE)

@@ -77,7 +77,7 @@ def checkpoints(options: Options) -> None:
     shared=True,
 )
 def data(options: Options) -> None:
-    """Run ``local/<corpus>.py``, and join public corpora."""
+    """Prepare corpora as ``local/data.py`` does, and join public ones."""
     from espnet2_lamer.recipe.data import prepare_corpus
 
     prepare_corpus(options)

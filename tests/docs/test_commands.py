@@ -1,5 +1,6 @@
 """Every command that the manual and the READMEs show has options that exist."""
 
+import argparse
 import importlib
 import importlib.util
 import re
@@ -63,7 +64,16 @@ def parser_options(module, path=None):
         spec = importlib.util.spec_from_file_location(module, path)
         loaded = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(loaded)
-    return {name.lstrip("-") for name in loaded.get_parser()._option_string_actions}
+    return set(option_names(loaded.get_parser()))
+
+
+def option_names(parser):
+    """Yield the names of a parser's options, those of its commands included."""
+    yield from (name.lstrip("-") for name in parser._option_string_actions)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from option_names(command)
 
 
 def known_options(recipe, words):
@@ -75,7 +85,7 @@ def known_options(recipe, words):
         if module == "benchmarks":
             from benchmarks.__main__ import get_parser
 
-            return {name.lstrip("-") for name in get_parser()._option_string_actions}
+            return set(option_names(get_parser()))
         if not module.startswith("espnet2_lamer.bin.") or module.endswith(".NAME"):
             return None
         return parser_options(module)

@@ -325,7 +325,7 @@ def test_what_changed_here_is_brought_up_to_date_there(tmp_path):
             repository / name,
             symlinks=True,
             ignore=shutil.ignore_patterns(
-                "exp*", "dump*", "data*", "downloads", "*.pyc"
+                "exp*", "dump*", "data", "data_*", "downloads", "*.pyc"
             ),
         )
     lay_tree(repository, root)

@@ -143,7 +143,7 @@ def weights(options: WhisperOptions) -> None:
     outputs=_corpus_sets,
 )
 def data(options: WhisperOptions) -> None:
-    """Run ``local/<corpus>.py``, and join public corpora."""
+    """Prepare corpora as ``local/data.py`` does, and join public ones."""
     from espnet2_lamer.recipe.data import prepare_corpus
 
     prepare_corpus(options)
