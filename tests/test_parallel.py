@@ -183,6 +183,7 @@ def _hold_more(megabytes: int) -> int:
     return os.getpid()
 
 
+@pytest.mark.slow
 def test_processes_that_loaded_a_model_are_kept(recwarn):
     with workers():
         pids = Parallel(n_jobs=2)(delayed(_hold_more)(150) for _ in range(10))

@@ -21,12 +21,9 @@ FAST = (
     "corrupted",
     "disk full",
     "changed",
-    "not a number",
     "broken data",
-    "worker killed",
-    "two ranks",
-    "unmonitored",
 )
+RARE = ("not a number", "worker killed", "two ranks", "unmonitored")
 
 
 def run(directory, *scenarios):
@@ -44,6 +41,11 @@ def run(directory, *scenarios):
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     return run(tmp_path_factory.mktemp("faults"), *FAST)
+
+
+@pytest.fixture(scope="module")
+def rare(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("rare"), *RARE)
 
 
 def test_a_training_killed_at_random_moments_ends_as_if_it_never_was(report):
@@ -111,8 +113,9 @@ def test_other_options_and_other_units_are_refused_on_resume(report):
     assert found["allowed"] == [0, True]
 
 
-def test_nan_updates_are_skipped_counted_and_end_in_a_diagnosis(report):
-    found = report["not a number"]
+@pytest.mark.slow
+def test_nan_updates_are_skipped_counted_and_end_in_a_diagnosis(rare):
+    found = rare["not a number"]
     assert found["codes"] == [0, 1]
     assert found["finite"]
     # One of the four updates of the first epoch.
@@ -135,15 +138,17 @@ def test_a_missing_line_of_units_stops_by_the_name_of_its_utterance(report):
     assert code == 1 and "utterance utt11: " in message
 
 
-def test_a_killed_loader_process_is_named_and_training_goes_on_later(report):
-    found = report["worker killed"]
+@pytest.mark.slow
+def test_a_killed_loader_process_is_named_and_training_goes_on_later(rare):
+    found = rare["worker killed"]
     assert found["codes"] == [1, 0]
     assert "a process that loads audio died" in found["message"]
     assert found["differences"] == []
 
 
-def test_two_ranks_resume_to_the_bit_and_agree_on_stopping(report):
-    found = report["two ranks"]
+@pytest.mark.slow
+def test_two_ranks_resume_to_the_bit_and_agree_on_stopping(rare):
+    found = rare["two ranks"]
     assert found["codes"] == [[0, 0], [0, 0]]
     assert found["killed"] == [[KILLED, KILLED]]
     assert found["differences"] == [], found
@@ -152,15 +157,17 @@ def test_two_ranks_resume_to_the_bit_and_agree_on_stopping(report):
     assert found["signal_differences"] == []
 
 
-def test_a_rank_that_dies_ends_the_other_with_a_traceback(report):
-    found = report["two ranks"]
+@pytest.mark.slow
+def test_a_rank_that_dies_ends_the_other_with_a_traceback(rare):
+    found = rare["two ranks"]
     assert found["survivor"] == 1
     assert found["traceback"]
     assert found["survived_seconds"] < 30
 
 
-def test_the_forgetting_monitor_changes_no_weight_and_no_update(report):
-    found = report["unmonitored"]
+@pytest.mark.slow
+def test_the_forgetting_monitor_changes_no_weight_and_no_update(rare):
+    found = rare["unmonitored"]
     assert found["code"] == 0
     assert found["differences"] == []
     # One line a validation, here as after the kills above.

@@ -248,6 +248,7 @@ def test_stops_when_the_smoothed_inertia_no_longer_improves(tmp_path, monkeypatc
     assert len(steps) == 3 + 5
 
 
+@pytest.mark.slow
 def test_the_same_steps_in_torch_learn_as_well(tmp_path, monkeypatch):
     """What --device cuda runs, here on the CPU."""
     frames = blobs(3000)

@@ -211,8 +211,8 @@ def test_files_that_are_no_expert_of_the_language_are_refused(whisper_file, tmp_
     ("targets", "expert", "student"),
     [
         ("q,v", 18_874_368, 75_497_472),
-        ("q,k,v,o", 37_748_736, 150_994_944),
-        ("all", 69_206_016, 276_824_064),
+        pytest.param("q,k,v,o", 37_748_736, 150_994_944, marks=pytest.mark.slow),
+        pytest.param("all", 69_206_016, 276_824_064, marks=pytest.mark.slow),
     ],
 )
 def test_counts_for_whisper_medium_are_the_papers(targets, expert, student):

@@ -203,10 +203,9 @@ def test_an_experiments_expert_is_exported_from_its_files(
     "method",
     [
         "mole",
-        "student",
         *(
             pytest.param(method, marks=pytest.mark.slow)
-            for method in ("full", "multilingual", "experts")
+            for method in ("student", "full", "multilingual", "experts")
         ),
     ],
 )
