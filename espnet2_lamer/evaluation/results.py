@@ -11,7 +11,7 @@ from typing import Any
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.runs import TRACKS
-from espnet2_lamer.evaluation.scoring import LidScore, Score
+from espnet2_lamer.evaluation.scoring import BPE, LidScore, Score
 from espnet2_lamer.fileio.atomic import write_json, write_text
 from espnet2_lamer.metrics.bootstrap import Difference, mcnemar_exact
 from espnet2_lamer.metrics.measure import Figure, Measure
@@ -25,7 +25,7 @@ from espnet2_lamer.metrics.tables import (
     span,
 )
 
-_RATE_NAMES = {"char": "CER", "bpe": "CER", "word": "WER"}
+_RATE_NAMES = {"char": "CER", BPE: "CER", "word": "WER"}
 #: More languages than these are in results.csv and results.json alone.
 _MANY = 12
 _HOW_TO_READ = (
@@ -466,7 +466,7 @@ def _system_section(results: Results, system: str, what: str) -> list[str]:
     lines = [f"## {system}", "", f"- {what}", ""]
     for unit in dict.fromkeys(task.unit for task, _, _ in scores):
         rows = [[n, *_sclite(score)] for task, n, score in scores if task.unit == unit]
-        name = _RATE_NAMES.get(unit.split()[0], "TER")
+        name = _RATE_NAMES.get(unit, "TER")
         columns = "dataset|Snt|Wrd|Corr|Sub|Del|Ins|Err|S.Err".split("|")
         lines += [f"### {name} (unit: {unit})", "", *markdown_table(columns, rows)]
     for task, name, score in identified:

@@ -12,6 +12,7 @@ from espnet2_lamer.evaluation.mlsuperb import FEW_SHOT, MONOLINGUAL, few_shot_gr
 from espnet2_lamer.evaluation.results import MeasureTable, Results, Task
 from espnet2_lamer.evaluation.runs import Run
 from espnet2_lamer.evaluation.scoring import (
+    BPE,
     Groups,
     LidScore,
     Score,
@@ -28,7 +29,6 @@ from espnet2_lamer.metrics.measure import Measure
 
 #: How a language is chosen in track ``lid``, by the folder of its hypotheses.
 DECISIONS = {"most_probable_tag": "most probable tag", "first_tag": "first tag"}
-BPE = "bpe (scored in characters)"
 #: A task's metrics; error rates and accuracies in per cent.
 TASKS = {
     "monolingual ASR": ("mono CER",),

@@ -18,6 +18,8 @@ from espnet2_lamer.metrics.bootstrap import wilson_interval
 from espnet2_lamer.metrics.measure import MacroMeasure, Measure
 
 SPACE = "<space>"
+#: What tables call the unit ``bpe``.
+BPE = "bpe (scored in characters)"
 UNKNOWN_LANGUAGE = "[UNK]"
 # Hypotheses of these units are plain text, counted in characters.
 _CHARACTERS = ("char", "bpe")
