@@ -153,7 +153,7 @@ class Updater:
             if parameter.grad is not None and not parameter.grad.isfinite().all()
         ]
         what = (
-            f"{len(where)} tensors are not finite, e.g. {where[:3]}; utterances: "
+            f"{len(where)} tensors are not finite, e.g. {where[:3]}, on the utterances "
             f"{self._names[:8]}"
         )
         logging.warning(
