@@ -95,12 +95,18 @@ class Clock:
 
 def build_model(options: Options, device: str) -> nn.Module:
     """Build Lamer 2/4/6/8 whose checkpoints leave the backbone out, as in training."""
-    from espnet2_lamer.asr.encoder.lamer_hubert import BASE_HASH
+    from espnet2_lamer.asr.encoder.lamer_hubert import BASE_HASH, GUARD
 
     lamer = LamerConfig(allocation="2,4,6,8", rank=options.rank)
     model = step.with_experts(step.build_backbone(options), lamer)
-    model.encoder.base_is_external = True
-    model.encoder.register_buffer(BASE_HASH, torch.zeros(32, dtype=torch.uint8))
+    backbone = model.encoder.wav2vec2
+    trained = {id(p) for p in backbone.parameters() if p.requires_grad}
+    state = backbone.state_dict(keep_vars=True).values()
+    base = [tensor for tensor in state if id(tensor) not in trained]
+    sha256 = "00" * 32
+    model.encoder.set_base(
+        "encoder_conf.base", sha256, base, GUARD, BASE_HASH, torch.uint8
+    )
     return model.to(device)
 
 

@@ -42,12 +42,12 @@ class FrozenBase(nn.Module):
             hash_name: Key of the hash.
             hash_dtype: Of the hash, a number per byte.
         """
-        self.base_option, self.guard, self.hash_name = option, guard, hash_name
-        self.base_is_external = sha256 is not None
-        self.write_base = False
         ours = {id(tensor) for tensor in base}
         state = self.state_dict(keep_vars=True)
         self._base_keys = {name for name, tensor in state.items() if id(tensor) in ours}
+        self.base_option, self.guard, self.hash_name = option, guard, hash_name
+        self.base_is_external = sha256 is not None
+        self.write_base = False
         digest = None
         if sha256 is not None:
             digest = torch.tensor(list(bytes.fromhex(sha256)), dtype=hash_dtype)
