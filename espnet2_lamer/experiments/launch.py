@@ -1,4 +1,4 @@
-"""Run a cell through run.sh: one process, stages 7 to 12 on shared data."""
+"""Run a cell through run.sh: one process, pretraining to results on shared data."""
 
 import logging
 import os
@@ -17,11 +17,10 @@ from espnet2_lamer.experiments.definition import Cell, Data, place
 from espnet2_lamer.experiments.matrix import Store
 from espnet2_lamer.experiments.measures import CellMeasure, read_measures
 from espnet2_lamer.fileio.atomic import write_text
+from espnet2_lamer.recipe.stages import ssl1
 
 #: Name of every cell's pretraining in its own directory.
 TAG = "lamer"
-# Stage 9 makes evaluation sets, which all cells share; 13 and 14 publish.
-_FIRST, _LAST, _SHARED_LATE = 7, 12, 9
 _TAIL_LINES = 5
 
 
@@ -32,7 +31,7 @@ def prepare_data(
     lock: int,
     speed: Mapping[str, int] | None = None,
 ) -> Sequence[CellMeasure]:
-    """Run stages 0-6 and 9 of shared data.
+    """Run the stages whose results all cells share.
 
     The process keeps ``lock``, a descriptor; options in ``speed`` change no result.
 
@@ -40,11 +39,13 @@ def prepare_data(
         RecipeError: It failed; names the log.
     """
     directory = store.data(data.key)
+    last = max(stage.number for stage in ssl1 if stage.shared)
+    own = [stage.number for stage in ssl1 if not stage.shared and stage.number < last]
     options = {
         **place(data.options, store.experiment),
         "stage": 0,
-        "stop_stage": _SHARED_LATE,
-        "skip_stages": "7 8",
+        "stop_stage": last,
+        "skip_stages": " ".join(map(str, own)),
         "control": "false",
         "datadir": directory / "data",
         "dumpdir": directory / "dump",
@@ -62,7 +63,7 @@ def run_cell(
     lock: int,
     speed: Mapping[str, int] | None = None,
 ) -> Sequence[CellMeasure]:
-    """Run stages 7 to 12 of a cell and read what they found.
+    """Run the stages of a cell, from pretraining to results, and read what they found.
 
     The cell's directory gets config files, links to the shared data, and an experiment
     directory of its own; killed and started again it goes on as the recipe does.
@@ -72,21 +73,23 @@ def run_cell(
     """
     directory, shared = store.cell(cell.key), store.data(cell.data.key)
     _share(directory, shared)
+    first = ssl1["pretraining"].number
     options: dict[str, Any] = {
-        "stop_stage": _LAST,
+        "stop_stage": ssl1["results"].number,
         "ssl_tag": TAG,
         "control": "false",
         "upstreams": TAG,
         **place(cell.options, store.experiment),
         "seed": cell.seed,
-        "stage": _FIRST,
+        "stage": first,
         "datadir": shared / "data",
         "dumpdir": directory / "dump",
         "expdir": directory / "exp",
         **(speed or {}),
     }
-    skipped = str(cell.options.get("skip_stages", ""))
-    options["skip_stages"] = f"{skipped} {_SHARED_LATE}".strip()
+    shared_late = [s.number for s in ssl1 if s.shared and s.number > first]
+    skipped = [str(cell.options.get("skip_stages", "")), *map(str, shared_late)]
+    options["skip_stages"] = " ".join(skipped).strip()
     for name, content in cell.configs.items():
         path = directory / f"{name}.yaml"
         write_text(path, yaml.safe_dump(place(content, store.experiment)))
@@ -148,7 +151,7 @@ def run_sh(recipe: Path, options: Mapping[str, Any], log: Path, lock: int) -> No
 
 
 def _share(directory: Path, shared: Path) -> None:
-    """Put what stages 0-6 and 9 made where stages 7 to 12 look for it."""
+    """Put what all cells share where the cell's stages look for it."""
     exp = directory / "exp"
     exp.mkdir(parents=True, exist_ok=True)
     (directory / "dump").mkdir(exist_ok=True)
