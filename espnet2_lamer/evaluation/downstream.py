@@ -41,7 +41,7 @@ from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
 from espnet2_lamer.fileio.lock import exclusive
-from espnet2_lamer.train.console import espnet_log
+from espnet2_lamer.train.console import run_espnet
 
 #: Stores of one head, training and development speech together, in 10^9 bytes.
 FEATURE_STORE_GB = 50.0
@@ -352,13 +352,7 @@ def _run_espnet(cmd: list[str], output_dir: Path) -> None:
     from espnet2_lamer.tasks.asr import LamerASRTask
 
     start = time.monotonic()
-    with espnet_log(output_dir / "train.log", output_dir.name):
-        try:
-            LamerASRTask.main(cmd=cmd)
-        except SystemExit as error:
-            raise RecipeError(
-                f"{output_dir}: ESPnet refused its options; read the message above"
-            ) from error
+    run_espnet(LamerASRTask, "asr_train", cmd, output_dir / "train.log")
     checkpoint = read_tensors(output_dir / "checkpoint.pth")
     stats = checkpoint["reporter"]["stats"]
     epoch = min(stats, key=lambda e: stats[e]["valid"]["loss"])

@@ -134,7 +134,7 @@ def _run_task(command: list[str], output_dir: Path, log: str) -> None:
     """Run ``LamerHubertTask``; its messages go into a file of the experiment."""
     from espnet2_lamer.tasks.hubert import LamerHubertTask
 
-    run_espnet(LamerHubertTask, command, output_dir / log)
+    run_espnet(LamerHubertTask, "hubert_train", command, output_dir / log)
 
 
 def continue_pretraining(options: Options) -> None:

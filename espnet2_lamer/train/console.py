@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -195,11 +196,12 @@ def _handling(act: Callable[[int], None]) -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-def run_espnet(task: Any, command: Sequence[str], log: Path) -> None:
-    """Run one of ESPnet's tasks in this process.
+def run_espnet(task: Any, program: str, command: Sequence[str], log: Path) -> None:
+    """Run one of ESPnet's tasks in this process; its log begins with the command.
 
     Args:
         task: Class with ESPnet's ``main``.
+        program: What runs it by hand: ``hubert_train`` or ``asr_train``.
         command: Its options.
         log: File for its messages; the folder's name is that of the progress bar.
 
@@ -208,6 +210,8 @@ def run_espnet(task: Any, command: Sequence[str], log: Path) -> None:
         SystemExit: It was asked to stop from outside, and has written a checkpoint.
     """
     with espnet_log(log, log.parent.name):
+        by_hand = shlex.join(map(str, command))
+        logging.info("python -m espnet2_lamer.bin.%s %s", program, by_hand)
         try:
             task.main(cmd=command)
         except SystemExit as error:

@@ -252,7 +252,8 @@ def run_task(
     command = [
         part for key, value in values.items() for part in (f"--{key}", f"{value}")
     ]
-    run_espnet(LamerASRTask, [*command, *more], experiment / "train.log")
+    command += more
+    run_espnet(LamerASRTask, "asr_train", command, experiment / "train.log")
 
 
 def _read(
