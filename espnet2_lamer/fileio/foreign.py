@@ -45,14 +45,14 @@ def clear_errors(source: object) -> Iterator[None]:
         ) from error
 
 
-def check_weights(path: str | Path, device: str = "meta") -> Any:
+def check_weights(path: str | Path, map_location: str = "meta") -> Any:
     """Refuse a torch file that is damaged or holds more than tensors and plain values.
 
     For files that others' code is to read: ours is clearer about what is wrong.
 
     Args:
         path: Anything.
-        device: Where to; ``meta`` leaves the tensors' values out.
+        map_location: As torch has it; ``meta`` leaves the tensors' values out.
 
     Returns:
         Its content.
@@ -65,7 +65,7 @@ def check_weights(path: str | Path, device: str = "meta") -> Any:
 
     check_file(path)
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # the unpickler raises many kinds
         raise RecipeError(
             f"{path}: not loadable as plain weights ({short_reason(error)})"

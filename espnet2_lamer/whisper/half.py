@@ -55,14 +55,14 @@ def whisper_file(source: str | Path) -> Path:
 
 
 def read_checkpoint(
-    path: Path, device: str = "cpu"
+    path: Path, map_location: str = "cpu"
 ) -> tuple[dict[str, int], dict[str, Tensor]]:
     """Read the dimensions and the state dict of an openai-whisper checkpoint.
 
     Raises:
         RecipeError: The file is no such checkpoint.
     """
-    checkpoint = check_weights(path, device)
+    checkpoint = check_weights(path, map_location=map_location)
     try:
         dims, state = dict(checkpoint["dims"]), checkpoint["model_state_dict"]
     except (LookupError, TypeError, ValueError) as error:

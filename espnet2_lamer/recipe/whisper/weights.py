@@ -36,7 +36,7 @@ def prepare_weights(options: WhisperOptions) -> None:
     else:
         path = whisper_file(options.whisper)
     try:
-        dims, _ = read_checkpoint(path, "meta")
+        dims, _ = read_checkpoint(path, map_location="meta")
     except RecipeError as error:
         raise RecipeError(f"--whisper {options.whisper}: {error}") from error
     _check_prompts(options, dims)
