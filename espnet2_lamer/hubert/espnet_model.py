@@ -146,7 +146,7 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
             text_lengths: Frames ``[B]``.
             mask_indices: Masked frames of each utterance ``[B, M]``, padded with -1.
             kwargs: Other data; ``lang [B]``, the number of each utterance's language,
-                serves :attr:`language_statistics` only.
+                serves ``language_statistics`` only.
 
         Returns:
             loss, stats, weight = number of masked frames.

@@ -84,7 +84,7 @@ class LoRAExpertLinear(LoRAExperts):
 
     Before the first update the output equals ``base(x)``, since B is zero. ``base``,
     the Linear to adapt, is frozen here; other arguments are those of
-    :class:`LoRAExperts`.
+    ``LoRAExperts``.
     """
 
     def __init__(

@@ -1,0 +1,1 @@
+"""S3PRL upstream of Lamer-SSL models."""
