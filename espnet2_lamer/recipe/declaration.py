@@ -140,15 +140,15 @@ def parse(
     """
     given = vars(parser.parse_args([_underscored(word) for word in cmd]))
     helps = given.pop("help", False)
-    name = given.get("preset", "mini")
+    values = {
+        field.name: field.metadata["default"] for field in dataclasses.fields(options)
+    }
+    name = given.get("preset", values["preset"])
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         parser.error(f"--preset {name}: expected a name in {presets}")
     path = presets / f"{name}.sh"
     if not path.is_file() and not helps:
         parser.error(f"--preset {name}: {path} not found")
-    values = {
-        field.name: field.metadata["default"] for field in dataclasses.fields(options)
-    }
     texts = read_preset(path, set(values)) if path.is_file() else {}
     pairs = [f"--{key}={text}" for key, text in texts.items()]
     values |= vars(parser.parse_args(pairs)) | {"preset": name} | given
