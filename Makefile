@@ -1,12 +1,17 @@
 # The commands of README.md. Each one makes .venv by itself when that is missing or
-# when setup.cfg, pyproject.toml or constraints.txt changed.
-PYTHON ?= python3
-VENV := .venv
-BIN := $(CURDIR)/$(VENV)/bin
-INSTALLED := $(VENV)/.installed
+# when setup.cfg, pyproject.toml or the constraints changed.
+VENV ?= .venv
+# The Python that an environment has already is the one that counts.
+PYTHON ?= $(or $(wildcard $(VENV)/bin/python),python3)
+VERSION := $(or $(shell $(PYTHON) -c \
+             'import sys; print("%d.%d" % sys.version_info[:2])'),nothing)
+CONSTRAINTS := constraints/python$(VERSION).txt
+VERSIONS := $(patsubst constraints/python%.txt,%,$(wildcard constraints/python*.txt))
+BIN := $(abspath $(VENV))/bin
+INSTALLED := $(VENV)/.installed-$(VERSION)
 SHELL_SCRIPTS = $(wildcard egs2/*/*/*.sh conf/presets/*.sh conf/presets/*/*.sh) .ci/run
 
-.PHONY: help venv demo test test-all test-cpus test-gpu bench docs lint espnet-tree clean
+.PHONY: help venv demo test test-all test-cpus test-gpu bench docs lint constraints espnet-tree clean
 
 help:
 	@echo "make demo      run the whole recipe on the embedded corpus (CPU, minutes)"
@@ -17,22 +22,36 @@ help:
 	@echo "make docs      build the manual: docs/_build/html/index.html"
 	@echo "make lint      ruff and shellcheck  make venv      only the environment"
 	@echo "make espnet-tree DIR=~/espnet   lay the recipes into an ESPnet checkout"
+	@echo "make constraints  pin the newest versions for PYTHON"
 	@echo "make clean     remove build products and caches, not .venv, data or results"
-	@echo "Options: PYTHON=python3.11  RUN_ARGS='--stage 3'  PYTEST_ARGS='-k router'"
+	@echo "Options: PYTHON=python3.12  RUN_ARGS='--stage 3'  PYTEST_ARGS='-k router'"
 	@echo "         BENCH_ARGS='--only layer'"
 
 venv: $(INSTALLED)
 
 # The environment is updated in place and never deleted. `python -m venv` runs again
 # over one that was interrupted before pip was there, and completes it.
-$(INSTALLED): setup.cfg pyproject.toml constraints.txt
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
-	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
-	    echo "$(PYTHON) is not Python 3.11; name one: make PYTHON=/path/to/python3.11" >&2; \
-	    exit 1; }; \
-	  $(PYTHON) -m venv $(VENV); }
-	$(BIN)/python -m pip install -c constraints.txt -e '.[test,lint,docs]'
+$(INSTALLED): setup.cfg pyproject.toml $(CONSTRAINTS)
+	@$(BIN)/python -c 'import pip' 2>/dev/null || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] != "$(VERSION)")' || { \
+	  echo "$(VENV) holds another Python than $(PYTHON), which is $(VERSION): remove it, or" \
+	    "keep both: make VENV=.venv-$(VERSION) PYTHON=$(PYTHON)" >&2; exit 1; }
+	$(BIN)/python -m pip install -c $(CONSTRAINTS) -e '.[test,lint,docs]'
 	@touch $@
+
+constraints/python%.txt:
+	@echo "$(PYTHON) is Python $(VERSION), expected one of $(VERSIONS). Name one:" \
+	  "make PYTHON=/path/to/python3.12" >&2; exit 1
+
+# Newest versions that fit, for the Python named: make constraints PYTHON=python3.12
+constraints:
+	$(PYTHON) -m venv --clear build/constraints
+	build/constraints/bin/python -m pip install -e '.[test,lint,docs]'
+	{ echo "# What this repository was tested with on Python $(VERSION), Linux x86_64."; \
+	  echo "# Made by: make constraints PYTHON=python$(VERSION)"; \
+	  build/constraints/bin/python -m pip freeze --all --exclude-editable \
+	    | sed '/^pip==/d; s/+.*//'; } > build/constraints.txt
+	mv build/constraints.txt $(CONSTRAINTS)
 
 demo: $(INSTALLED)
 	cd egs2/lamer_ssl/ssl1 && ./run.sh --python "$(BIN)/python" $(RUN_ARGS)

@@ -8,6 +8,7 @@ idempotent, and importing this module costs nothing.
 
 import ast
 import datetime
+import importlib
 import importlib.util
 import os
 import sys
@@ -58,6 +59,12 @@ def _write_empty_archives(directory: Path) -> Path:
             with atomic_path(directory / name) as temporary:
                 zipfile.ZipFile(temporary, "w").close()
     return directory
+
+
+def espnet_nets(name: str) -> types.ModuleType:
+    """ESPnet's module ``nets.<name>``: 202609 moved it to ``espnet2.legacy.nets``."""
+    home = "espnet2.legacy" if importlib.util.find_spec("espnet2.legacy") else "espnet"
+    return importlib.import_module(f"{home}.nets.{name}")
 
 
 def patch_torchaudio_for_s3prl() -> None:

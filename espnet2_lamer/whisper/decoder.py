@@ -6,17 +6,19 @@ from itertools import repeat
 from typing import Any
 
 import torch
-from espnet.nets.scorer_interface import BatchScorerInterface
 from espnet2.asr.decoder.abs_decoder import AbsDecoder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from espnet2_lamer.compat import espnet_nets
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.whisper.blocks import BlockCache, decoder_block, key_mask
 from espnet2_lamer.whisper.encoder import Encoded
 from espnet2_lamer.whisper.half import WhisperHalf
 from espnet2_lamer.whisper.lora import Route, check_route
 from espnet2_lamer.whisper.text import Prompts
+
+BatchScorerInterface = espnet_nets("scorer_interface").BatchScorerInterface
 
 
 @dataclass

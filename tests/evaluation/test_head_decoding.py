@@ -6,6 +6,7 @@ import soundfile
 import torch
 import yaml
 
+from espnet2_lamer.compat import espnet_nets
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation import head_decoding
 from espnet2_lamer.evaluation.head_decoding import greedy_prefix_search
@@ -117,9 +118,9 @@ def test_decoded_set_is_kept_until_model_audio_or_config_changes(
 
 
 def test_prefix_search_equals_espnets_on_random_posteriors():
-    from espnet.nets.batch_beam_search import BatchBeamSearch
-    from espnet.nets.scorers.ctc import CTCPrefixScorer
-    from espnet.nets.scorers.length_bonus import LengthBonus
+    BatchBeamSearch = espnet_nets("batch_beam_search").BatchBeamSearch  # noqa: N806
+    CTCPrefixScorer = espnet_nets("scorers.ctc").CTCPrefixScorer  # noqa: N806
+    LengthBonus = espnet_nets("scorers.length_bonus").LengthBonus  # noqa: N806
 
     class Posteriors(torch.nn.Module):
         def log_softmax(self, x):
