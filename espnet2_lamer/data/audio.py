@@ -360,7 +360,9 @@ def write_flac(path: Path, samples: np.ndarray, comment: str = "") -> None:
         if comment:
             target.comment = comment
         target.write(samples)
-    path.write_bytes(content.getbuffer())
+    # Released at once: CPython 3.12.1 crashes when it collects an exported buffer.
+    with content.getbuffer() as encoded:
+        path.write_bytes(encoded)
 
 
 def _write(samples: np.ndarray, path: str, converted: Path) -> None:
