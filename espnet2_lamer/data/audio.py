@@ -360,9 +360,8 @@ def write_flac(path: Path, samples: np.ndarray, comment: str = "") -> None:
         if comment:
             target.comment = comment
         target.write(samples)
-    # Released at once: CPython 3.12.1 crashes when it collects an exported buffer.
-    with content.getbuffer() as encoded:
-        path.write_bytes(encoded)
+    # Not `getbuffer`, without a copy: CPython 3.12.1 crashes if writing that fails.
+    path.write_bytes(content.getvalue())
 
 
 def _write(samples: np.ndarray, path: str, converted: Path) -> None:
