@@ -3,20 +3,20 @@
 import argparse
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from espnet2_lamer.bin.common import get_argument_parser, run_main
+from espnet2_lamer.bin.common import Parser, run_main
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.text import read_text
 from espnet2_lamer.fileio.trust import S3PRL_PREFIX
 
 
-def get_parser() -> argparse.ArgumentParser:
-    """Return the parser."""
-    parser = get_argument_parser(__doc__)
+def get_parser() -> Parser:
+    """Return the argument parser."""
+    parser = Parser(__doc__)
     add = parser.add_argument
     add(
         "--kind",
@@ -40,35 +40,29 @@ def get_parser() -> argparse.ArgumentParser:
         help="directory with config.yaml and weights, or with final/ of these; s3prl, "
         "hf and dense also take a packed zip",
     )
-    add("--model_file", default=None, help="its weights; default: its best model")
+    add("--model_file", help="its weights; default: its best model")
     add("--output", type=Path, required=True, help="the file or directory to write")
-    add("--base", default=None, help="where the frozen base is now, if it moved")
-    add(
-        "--language", default=None, help="dense: whose speech the experts are mixed for"
-    )
-    add("--wav_scp", default=None, help="dense: speech of it; utt2lang beside selects")
+    add("--base", help="where the frozen base is now, if it moved")
+    add("--language", help="dense: whose speech the experts are mixed for")
+    add("--wav_scp", help="dense: speech of it; utt2lang beside selects")
     add("--option", type=Path, action="append", default=[], help="file to add; repeat")
-    add("--results", type=Path, default=None, help="RESULTS.md for zip and model card")
-    add("--name", default=None, help="name in the model card; default: the zip's")
+    add("--results", type=Path, help="RESULTS.md for zip and model card")
+    add("--name", help="name in the model card; default: the zip's")
     add("--languages", nargs="*", default=[], help="ISO 639-3 codes for the card")
     add("--license", default="apache-2.0", help="licence of the weights (HF id)")
     add("--note", action="append", default=[], help="line for the card; repeat")
     add(
         "--codebook",
         type=Path,
-        default=None,
         help="codebook.npz of the units; zoo: its hash goes into meta.yaml, adapter: "
         "all of it",
     )
-    add(
-        "--base_name",
-        default=None,
-        help="adapter: name under which others find the base, e.g. its Hugging Face id",
-    )
+    name = "adapter: name under which others find the base, e.g. its Hugging Face id"
+    add("--base_name", help=name)
     return parser
 
 
-def main(cmd: Sequence[str] | None = None) -> None:
+def main(cmd: list[str] | None = None) -> None:
     """Run the command line."""
     args = get_parser().parse_args(cmd)
     KINDS[args.kind](args)
@@ -87,8 +81,7 @@ def _zoo(args: argparse.Namespace) -> None:
     config = directory / "config.yaml"
     if not config.is_file():
         raise RecipeError(f"{config}: file not found; expected a trained experiment")
-    options = list(args.option)
-    results = None
+    options, results, metadata = list(args.option), None, {}
     if args.results is not None:
         if not args.results.is_file():
             raise RecipeError(
@@ -96,22 +89,12 @@ def _zoo(args: argparse.Namespace) -> None:
             )
         options.append(args.results)
         results = read_text(args.results)
-    metadata = {}
     if args.codebook is not None:
         metadata["codebook_sha256"] = sha256_file(args.codebook)
-    card = model_card(
-        args.task,
-        args.name or args.output.stem,
-        languages=args.languages,
-        licence=args.license,
-        notes=args.note,
-        results=results,
-    )
+    origin = _origin(args, args.output.stem)
+    card = model_card(args.task, origin, results=results)
     settings = read_yaml(config)
-    if args.model_file is not None:
-        weights = directory / args.model_file
-    else:
-        weights = model_file(directory, settings)
+    weights = model_file(directory, settings, args.model_file)
     with tempfile.TemporaryDirectory() as scratch:
         if args.task == "ssl" and settings["encoder_conf"].get("base"):
             config, weights = write_full_model(config, weights, scratch)
@@ -140,10 +123,10 @@ def _model(args: argparse.Namespace) -> Any:
     return load_model(source, base=args.base)
 
 
-def _origin(args: argparse.Namespace) -> Any:
+def _origin(args: argparse.Namespace, name: str | None = None) -> Any:
     from espnet2_lamer.export.card import Origin
 
-    return Origin(args.name, args.languages, args.license, args.note)
+    return Origin(args.name or name, args.languages, args.license, args.note)
 
 
 def _s3prl(args: argparse.Namespace) -> None:
@@ -173,13 +156,9 @@ def _adapter(args: argparse.Namespace) -> None:
     from espnet2_lamer.export.adapter import write_adapter
 
     config = read_config(args.experiment)
-    if args.model_file is not None:
-        weights = args.experiment / args.model_file
-    else:
-        weights = model_file(args.experiment, config)
     write_adapter(
         config,
-        read_state(weights),
+        read_state(model_file(args.experiment, config, args.model_file)),
         args.output,
         source=args.experiment,
         base=args.base,

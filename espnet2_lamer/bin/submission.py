@@ -1,28 +1,22 @@
 """Zip a system's predictions for ML-SUPERB's leaderboard."""
 
-import argparse
 import json
 import logging
 from pathlib import Path
 
-from espnet2_lamer.bin.common import get_argument_parser, run_main
+from espnet2_lamer.bin.common import Parser, run_main
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.mlsuperb import MONOLINGUAL
 from espnet2_lamer.evaluation.runs import RECORD, Run, choose_rates
 from espnet2_lamer.evaluation.submission import FOLDERS, Prediction, write_submission
 
 
-def get_parser() -> argparse.ArgumentParser:
-    """Return the command line's parser."""
-    parser = get_argument_parser(__doc__)
+def get_parser() -> Parser:
+    """Return the argument parser."""
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--expdir", type=Path, default=Path("exp"), help="where the heads are")
-    add(
-        "--dumpdir",
-        type=Path,
-        default=Path("dump"),
-        help="evaluation sets",
-    )
+    add("--dumpdir", type=Path, default=Path("dump"), help="evaluation sets")
     add("--system", required=True, help="name of the upstream in the tables")
     add("--output", type=Path, required=True, help="the zip to write")
     add(

@@ -1,29 +1,33 @@
 """A plain HuBERT from an ESPnet experiment directory (``config.yaml``, ``.pth``)."""
 
 import inspect
-from collections.abc import Callable
+import re
 from pathlib import Path
 from typing import Any
 
-from torchaudio.models import Wav2Vec2Model
-
 from espnet2_lamer.convert.architecture import STRUCTURE
-from espnet2_lamer.convert.state import fill_hubert, read_tensors
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.fileio.foreign import clear_errors, read_yaml
+from espnet2_lamer.fileio.foreign import check_weights, clear_errors, read_yaml
 
 CONFIG = "config.yaml"
 STOCK, OURS = "torchaudio_hubert", "lamer_hubert"
 HUBERT = "encoder.hubert_pretrain_model."
 BACKBONE = f"{HUBERT}wav2vec2."
 MASK_EMBEDDING = f"{HUBERT}mask_generator.mask_embedding"
-# The masked-prediction head, and counters of a training.
-HEAD = f"{HUBERT}logit_generator."
-COUNTERS = ("encoder.global_step", "training_batches")
+NAMES = (
+    # The masked-prediction head, and counters of a training.
+    (rf"{re.escape(HUBERT)}logit_generator\.", None),
+    (r"(encoder\.global_step|training_batches)$", None),
+    (re.escape(BACKBONE), ""),
+)
 
 
-def model_file(experiment: Path, config: dict[str, Any]) -> Path:
-    """Return the file of an experiment that its own criterion calls best, or refuse."""
+def model_file(
+    experiment: Path, config: dict[str, Any], name: str | None = None
+) -> Path:
+    """Return a named file of an experiment, or what its own criterion calls best."""
+    if name is not None:
+        return experiment / name
     names = ["model.pth"]
     with clear_errors(f"{experiment / CONFIG}: best_model_criterion"):
         for phase, key, _ in config.get("best_model_criterion") or []:
@@ -43,10 +47,10 @@ def read_config(experiment: Path) -> dict[str, Any]:
     return read_yaml(experiment / CONFIG)
 
 
-def read_architecture(
-    experiment: Path, of_base: Callable[[str], dict[str, Any]]
-) -> dict[str, Any]:
+def read_architecture(experiment: Path) -> dict[str, Any]:
     """Translate ``encoder_conf`` of an experiment without experts.
+
+    Where a base was trained as a whole there is ``base`` alone: the network is its.
 
     Raises:
         RecipeError: Another encoder, LoRA experts, or a preparation of the waveform
@@ -74,11 +78,7 @@ def read_architecture(
             "python -m espnet2_lamer.bin.export"
         )
     elif conf.get("base") is not None:
-        # Trained as a whole from a base: the network is the base's.
-        try:
-            return of_base(conf["base"])
-        except RecipeError as error:
-            raise RecipeError(f"{path}: encoder_conf.base: {error}") from error
+        return {"base": conf["base"]}
     else:
         stated = conf
     # What ours leaves out, or sets to null, is HuBERT-Large's; build_hubert knows it.
@@ -107,15 +107,6 @@ def weights_file(experiment: Path) -> Path:
     return model_file(experiment, read_config(experiment))
 
 
-def _torchaudio_name(key: str) -> str | None:
-    if key.startswith(HEAD) or key in COUNTERS:
-        return None
-    return key.removeprefix(BACKBONE)
-
-
-def load(experiment: Path, of_base: Callable[[str], dict[str, Any]]) -> Wav2Vec2Model:
-    """Load the backbone of a plain HuBERT's experiment; every key of it must match."""
-    architecture = read_architecture(experiment, of_base)
-    path = weights_file(experiment)
-    state = read_tensors(path)
-    return fill_hubert(architecture, state, _torchaudio_name, MASK_EMBEDDING, path)
+def read_weights(experiment: Path) -> Any:
+    """Return the tensors of a plain HuBERT's experiment, head and counters included."""
+    return check_weights(weights_file(experiment), "cpu")

@@ -1,7 +1,4 @@
-"""Hugging Face HuBERT directories, in both directions, without importing transformers.
-
-Key names differ from torchaudio's by prefixes only.
-"""
+"""Hugging Face HuBERT directories, both ways, without importing transformers."""
 
 import json
 import logging
@@ -16,15 +13,20 @@ from torchaudio.models import Wav2Vec2Model
 
 from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.convert.architecture import ARGUMENTS, PLAIN
-from espnet2_lamer.convert.state import fill_hubert, read_tensors, replace_prefix
+from espnet2_lamer.convert.state import renamed
 from espnet2_lamer.errors import RecipeError, short_reason
 from espnet2_lamer.fileio.atomic import atomic_dir
+from espnet2_lamer.fileio.foreign import check_weights
 
-# Prefixes in a Hugging Face state dict -> prefixes in torchaudio's; order matters.
-PREFIXES = (
-    ("feature_extractor.", "feature_extractor."),
-    ("feature_projection.", "encoder.feature_projection."),
-    ("encoder.", "encoder.transformer."),
+# Fine-tuned exports carry the backbone under "hubert.".
+NAMES = (
+    (r"(hubert\.)?feature_projection\.", "encoder.feature_projection."),
+    (r"(hubert\.)?encoder\.", "encoder.transformer."),
+    (r"hubert\.", ""),
+)
+_THEIR_NAMES = (
+    (r"encoder\.feature_projection\.", "feature_projection."),
+    (r"encoder\.transformer\.", "encoder."),
 )
 MASK_EMBEDDING = "masked_spec_embed"
 CONVOLUTIONS = ("conv_dim", "conv_kernel", "conv_stride")
@@ -91,32 +93,22 @@ def weights_file(directory: Path) -> Path:
     raise RecipeError(f"{directory}: found none of {', '.join(WEIGHT_FILES)}")
 
 
-def load(directory: Path) -> Wav2Vec2Model:
-    """Load a ``HubertModel`` directory; every key must match."""
-    architecture = read_architecture(directory)
+def read_weights(directory: Path) -> Any:
+    """Return the tensors of a ``HubertModel`` directory."""
     path = weights_file(directory)
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    if path.suffix != ".safetensors":
+        return check_weights(path, "cpu")
+    from safetensors.torch import load_file
 
-        try:
-            state = load_file(path)
-        except Exception as error:
-            raise RecipeError(
-                f"{path}: cannot be read ({short_reason(error)})"
-            ) from error
-    else:
-        state = read_tensors(path)
-    return fill_hubert(architecture, state, _new_name, MASK_EMBEDDING, directory)
-
-
-def _new_name(key: str) -> str:
-    # Fine-tuned exports carry the backbone under "hubert.".
-    return replace_prefix(key.removeprefix("hubert."), PREFIXES)
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise RecipeError(f"{path}: cannot be read ({short_reason(error)})") from error
 
 
 def hugging_face_name(key: str) -> str:
     """Name of a tensor of torchaudio's model in a Hugging Face state dict."""
-    return replace_prefix(key, [(ours, theirs) for theirs, ours in reversed(PREFIXES)])
+    return renamed(key, _THEIR_NAMES)
 
 
 def hubert_config(architecture: dict[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """``load_hubert``: one entry for every checkpoint format, and what names one."""
 
 import re
-from functools import partial
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from espnet2_lamer.convert import (
     huggingface,
     torchaudio_bundle,
 )
+from espnet2_lamer.convert.state import fill_hubert
 from espnet2_lamer.errors import RecipeError, short_reason
 from espnet2_lamer.fileio.foreign import clear_errors
 from espnet2_lamer.fileio.hashing import sha256_file
@@ -36,9 +36,7 @@ NOT_ALONE = {
 }
 
 
-def _local_directory(
-    source: str | Path, weights: bool = True, fetch: bool = True
-) -> Path:
+def _local_directory(source: str | Path, weights: bool, fetch: bool) -> Path:
     """Return the local directory of a Hugging Face checkpoint, fetching an id once."""
     path = Path(source)
     if path.is_dir():
@@ -70,10 +68,11 @@ def _local_directory(
 
 def _locate(
     source: str | Path, weights: bool = True, fetch: bool = True
-) -> tuple[ModuleType | SimpleNamespace, Any]:
+) -> tuple[ModuleType, Any]:
     """Return the module that reads this format and where it finds the checkpoint.
 
-    Each of them has ``read_architecture``, ``load`` and ``weights_file``.
+    Each of them has ``read_architecture``, ``read_weights``, ``weights_file``, a table
+    ``NAMES`` from its names to torchaudio's, and ``MASK_EMBEDDING``, a name in it.
     """
     name, path = str(source), Path(source)
     bundle = name.removeprefix(torchaudio_bundle.PREFIX)
@@ -89,13 +88,7 @@ def _locate(
     if (directory / "config.json").is_file():
         return huggingface, directory
     if (directory / espnet_experiment.CONFIG).is_file():
-        return SimpleNamespace(
-            read_architecture=partial(
-                espnet_experiment.read_architecture, of_base=_named_base
-            ),
-            load=partial(espnet_experiment.load, of_base=_named_base),
-            weights_file=espnet_experiment.weights_file,
-        ), directory
+        return espnet_experiment, directory
     raise RecipeError(
         f"{directory}: no config.json; expected a Hugging Face HuBERT directory, or an "
         f"ESPnet experiment with {espnet_experiment.CONFIG}"
@@ -123,7 +116,14 @@ def load_hubert(source: str | Path) -> Wav2Vec2Model:
     """
     reader, where = _locate(source)
     with clear_errors(source):
-        return reader.load(where).eval()
+        model = fill_hubert(
+            _describe(reader, where),
+            reader.read_weights(where),
+            reader.NAMES,
+            reader.MASK_EMBEDDING,
+            reader.weights_file(where),
+        )
+        return model.eval()
 
 
 def read_architecture(source: str | Path, fetch: bool = True) -> dict[str, Any]:
@@ -133,12 +133,19 @@ def read_architecture(source: str | Path, fetch: bool = True) -> dict[str, Any]:
     """
     reader, where = _locate(source, weights=False, fetch=fetch)
     with clear_errors(source):
-        return reader.read_architecture(where)
+        return _describe(reader, where)
 
 
-def _named_base(name: str) -> dict[str, Any]:
-    """Describe the base that an experiment names; it decides no fetching."""
-    return read_architecture(name, fetch=False)
+def _describe(reader: ModuleType, where: Any) -> dict[str, Any]:
+    architecture = reader.read_architecture(where)
+    if "base" not in architecture:
+        return architecture
+    try:
+        # An experiment may name its base; it decides no fetching.
+        return read_architecture(architecture["base"], fetch=False)
+    except RecipeError as error:
+        path = where / espnet_experiment.CONFIG
+        raise RecipeError(f"{path}: encoder_conf.base: {error}") from error
 
 
 def source_sha256(source: str | Path) -> str:

@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 import torchaudio
-from torchaudio.models import Wav2Vec2Model
 
 from espnet2_lamer.convert.architecture import STRUCTURE
-from espnet2_lamer.convert.state import fill_hubert
 from espnet2_lamer.errors import RecipeError, short_reason
 
 PREFIX = "torchaudio:"
+# torchaudio publishes no mask embedding.
+NAMES, MASK_EMBEDDING = (), None
 
 
 def bundle_names() -> list[str]:
@@ -69,7 +69,6 @@ def _read(name: str, map_location: str) -> Any:
         ) from error
 
 
-def load(name: str) -> Wav2Vec2Model:
-    """Load a bundle, which is fetched once; every key must match."""
-    # torchaudio publishes no mask embedding.
-    return fill_hubert(read_architecture(name), _read(name, "cpu"), str, None, name)
+def read_weights(name: str) -> Any:
+    """Return the tensors of a bundle, which is fetched once."""
+    return _read(name, "cpu")

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from espnet2_lamer.constants import SAMPLE_RATE
-from espnet2_lamer.convert.state import read_state, read_tensors
+from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.feature_store import (
     StorePlan,
@@ -38,7 +38,7 @@ from espnet2_lamer.evaluation.tokens import (
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json
 from espnet2_lamer.fileio.checksum import checked_file
 from espnet2_lamer.fileio.datadir import read_table, write_table
-from espnet2_lamer.fileio.foreign import read_yaml
+from espnet2_lamer.fileio.foreign import check_weights, read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
 from espnet2_lamer.fileio.lock import exclusive
 from espnet2_lamer.train.console import run_espnet
@@ -353,7 +353,7 @@ def _run_espnet(cmd: list[str], output_dir: Path) -> None:
 
     start = time.monotonic()
     run_espnet(LamerASRTask, "asr_train", cmd, output_dir / "train.log")
-    checkpoint = read_tensors(output_dir / "checkpoint.pth")
+    checkpoint = check_weights(output_dir / "checkpoint.pth", "cpu")
     stats = checkpoint["reporter"]["stats"]
     epoch = min(stats, key=lambda e: stats[e]["valid"]["loss"])
     loss = float(stats[epoch]["valid"]["loss"])

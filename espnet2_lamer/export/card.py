@@ -65,11 +65,8 @@ class Origin:
 
 def model_card(
     kind: str,
-    name: str,
+    origin: Origin,
     *,
-    languages: Sequence[str] = (),
-    licence: str = "apache-2.0",
-    notes: Sequence[str] = (),
     results: str | None = None,
     datasets: Sequence[str] = (),
     about: str | None = None,
@@ -80,10 +77,7 @@ def model_card(
 
     Args:
         kind: ``"asr"`` or ``"ssl"``.
-        name: Name of the model, also of its zip.
-        languages: As in :class:`Origin`, like the next two.
-        licence: Likewise.
-        notes: Likewise.
+        origin: With a name, also of the zip.
         results: Markdown of the results; its headings are moved one level down.
         datasets: Ids of the data on Hugging Face.
         about: What the model is; default: a HuBERT of this recipe.
@@ -100,10 +94,10 @@ def model_card(
         "a HuBERT extended to new languages with layer-aware mixtures of LoRA experts "
         f"by {_RECIPE}"
     )
-    use = use or (_ASR_USE if kind == "asr" else _SSL_USE).format(name=name)
+    use = use or (_ASR_USE if kind == "asr" else _SSL_USE).format(name=origin.name)
     card = _card(
         front,
-        Origin(name, languages, licence, notes),
+        origin,
         [f"An ESPnet model for {meaning}: {about}."],
         [
             "With the package `espnet2_lamer` installed; 16 kHz mono speech.",

@@ -67,9 +67,7 @@ def check_weights(path: str | Path, map_location: str = "meta") -> Any:
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # the unpickler raises many kinds
-        raise RecipeError(
-            f"{path}: not loadable as plain weights ({short_reason(error)})"
-        ) from error
+        raise RecipeError(f"{path}: cannot be read ({short_reason(error)})") from error
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from espnet2_lamer.evaluation.head_decoding import decode_utterances
 from espnet2_lamer.evaluation.runs import Run
 from espnet2_lamer.evaluation.tokens import BPE_MODEL
 from espnet2_lamer.export.adapter import write_adapter
-from espnet2_lamer.export.card import model_card
+from espnet2_lamer.export.card import Origin, model_card
 from espnet2_lamer.export.upload import repository_files, upload_files
 from espnet2_lamer.export.zoo import pack_model, write_full_model
 from espnet2_lamer.fileio.datadir import read_table, write_table
@@ -37,10 +37,7 @@ def _card(options: Options, kind: str, name: str, results: str) -> str:
     licence, notes, datasets = _terms(options)
     return model_card(
         kind,
-        name,
-        languages=options.langs,
-        licence=licence,
-        notes=notes,
+        Origin(name, options.langs, licence, notes),
         results=results,
         datasets=datasets,
     )

@@ -35,10 +35,7 @@ def load_pretraining_model(
     """
     source = experiment / "config.yaml"
     config = checked_config(read_config(experiment), source)
-    if epoch_file is None:
-        weights = model_file(experiment, config)
-    else:
-        weights = experiment / epoch_file
+    weights = model_file(experiment, config, epoch_file)
     return restore_pretraining_model(config, read_state(weights), base, source)
 
 

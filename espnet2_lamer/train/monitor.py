@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from espnet2_lamer.asr.upstream import hidden_states
 from espnet2_lamer.compat import reporter_types
 from espnet2_lamer.constants import num_frames
-from espnet2_lamer.convert.state import read_tensors
 from espnet2_lamer.errors import RecipeError, short_reason
 from espnet2_lamer.fileio.atomic import append_text, atomic_path
 from espnet2_lamer.fileio.datadir import read_table
+from espnet2_lamer.fileio.foreign import check_weights
 from espnet2_lamer.hubert.statistics import is_distributed, keep_json_lines
 from espnet2_lamer.layers import experts_off
 from espnet2_lamer.metrics.probe import Phones, frame_phones, phone_probe
@@ -344,7 +344,7 @@ def read_curves(experiment: Path) -> list[dict[str, float | int | str]]:
         One row per epoch and phase (``train``, ``valid``) with every numeric figure.
     """
     with torch.serialization.safe_globals(reporter_types()):
-        state = read_tensors(experiment / "checkpoint.pth")
+        state = check_weights(experiment / "checkpoint.pth", "cpu")
     rows = []
     for epoch, phases in sorted(state["reporter"]["stats"].items()):
         for phase in ("train", "valid"):

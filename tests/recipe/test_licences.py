@@ -2,7 +2,7 @@
 
 import yaml
 
-from espnet2_lamer.export.card import model_card
+from espnet2_lamer.export.card import Origin, model_card
 from espnet2_lamer.recipe.packing import licence_terms
 
 PAPER = "commonvoice thchs30 aishell1 aishell3 fleurs".split()
@@ -46,10 +46,8 @@ def test_what_is_not_known_is_left_open_and_said():
 def test_the_card_has_licence_data_and_results():
     licence, notes, datasets = licence_terms(LARGE, MHUBERT, ["commonvoice"])
     card = model_card(
-        *("ssl", "lamer"),
-        languages=["eng", "yue"],
-        licence=licence,
-        notes=notes,
+        "ssl",
+        Origin("lamer", ["eng", "yue"], licence, notes),
         datasets=datasets,
         results="# RESULTS\n\n|a|\n",
     )

@@ -4,7 +4,7 @@ import logging
 import tempfile
 from pathlib import Path
 
-from espnet2_lamer.export.card import model_card
+from espnet2_lamer.export.card import Origin, model_card
 from espnet2_lamer.export.zoo import pack_model
 from espnet2_lamer.recipe.packing import corpus_terms
 from espnet2_lamer.recipe.whisper.options import WhisperOptions
@@ -74,15 +74,10 @@ def _card(
     if "/" in source or source.endswith(".pt"):
         source = "(own weights)"  # a path would name a machine's folder
     notes, known, datasets = corpus_terms(options.corpus.split())
+    notes = [f"Whisper: MIT, OpenAI; SHA-256 of its file {weights['sha256']}", *notes]
     return model_card(
         "asr",
-        output.stem,
-        languages=options.langs,
-        licence="mit" if known else "other",
-        notes=[
-            f"Whisper: MIT, OpenAI; SHA-256 of its file {weights['sha256']}",
-            *notes,
-        ],
+        Origin(output.stem, options.langs, "mit" if known else "other", notes),
         results=results.read_text(encoding="utf-8"),
         datasets=datasets,
         about=_ABOUT.format(whisper=source, what=_WHAT[system.kind]),

@@ -9,12 +9,11 @@ from typing import Any
 
 import yaml
 
-from espnet2_lamer.convert.state import read_tensors
 from espnet2_lamer.evaluation.runs import made_from, put_aside
 from espnet2_lamer.fileio.atomic import write_json, write_text
 from espnet2_lamer.fileio.checksum import check_file, checked_file
 from espnet2_lamer.fileio.datadir import read_table, write_table
-from espnet2_lamer.fileio.foreign import read_yaml
+from espnet2_lamer.fileio.foreign import check_weights, read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
 from espnet2_lamer.precision import AUTO
 from espnet2_lamer.recipe.whisper.data import TARGET
@@ -306,7 +305,7 @@ def _report(experiment: Path) -> None:
     from espnet2_lamer.tasks.asr import load_whisper_model
     from espnet2_lamer.whisper.lora import whisper_parameter_report
 
-    checkpoint = read_tensors(experiment / "checkpoint.pth")
+    checkpoint = check_weights(experiment / "checkpoint.pth", "cpu")
     stats = checkpoint["reporter"]["stats"]
     best = min(stats, key=lambda epoch: stats[epoch]["valid"]["loss"])
     times = [part["time"] for epoch in stats.values() for part in epoch.values()]
