@@ -97,7 +97,9 @@ def _zoo(args: argparse.Namespace) -> None:
     weights = model_file(directory, settings, args.model_file)
     with tempfile.TemporaryDirectory() as scratch:
         if args.task == "ssl" and settings["encoder_conf"].get("base"):
-            config, weights = write_full_model(config, weights, scratch)
+            config, weights = write_full_model(
+                directory, scratch, epoch_file=args.model_file
+            )
         pack_model(
             args.task,
             config,
@@ -151,25 +153,16 @@ def _dense(args: argparse.Namespace) -> None:
 
 
 def _adapter(args: argparse.Namespace) -> None:
-    from espnet2_lamer.convert.espnet_experiment import model_file, read_config
-    from espnet2_lamer.convert.state import read_state
     from espnet2_lamer.export.adapter import write_adapter
 
-    config = read_config(args.experiment)
     write_adapter(
-        config,
-        read_state(model_file(args.experiment, config, args.model_file)),
+        args.experiment,
         args.output,
-        source=args.experiment,
+        _origin(args),
+        epoch_file=args.model_file,
         base=args.base,
         base_name=args.base_name,
         codebook=args.codebook,
-        metadata={
-            "name": args.name or args.output.stem,
-            "languages": args.languages,
-            "license": args.license,
-            "notes": args.note,
-        },
     )
 
 

@@ -51,14 +51,12 @@ def _local_directory(source: str | Path, weights: bool, fetch: bool) -> Path:
         )
     from huggingface_hub import snapshot_download
 
+    files = CONFIG_FILES + (WEIGHT_FILES if weights else [])
     try:
-        return Path(
-            snapshot_download(
-                name,
-                allow_patterns=CONFIG_FILES + (WEIGHT_FILES if weights else []),
-                local_files_only=not fetch,
-            )
+        found = snapshot_download(
+            name, allow_patterns=files, local_files_only=not fetch
         )
+        return Path(found)
     except Exception as error:
         raise RecipeError(
             f"{source}: neither a local directory nor a model that could be fetched "

@@ -35,19 +35,17 @@ def _named_tensors(state: Any, source: object) -> Iterator[tuple[str, Tensor]]:
                 f"{source}: {key}: found {type(value).__name__}, expected a tensor "
                 "under a parameter's name"
             )
+        if value.layout is not torch.strided or value.is_meta:
+            raise RecipeError(
+                f"{source}: {key}: found a {value.layout} tensor on {value.device}, "
+                "expected plain values"
+            )
         yield key, value
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """Return a file's mapping of names to tensors; anything else is refused."""
-    state = dict(_named_tensors(check_weights(path, "cpu"), path))
-    for key, value in state.items():
-        if value.layout is not torch.strided or value.is_meta:
-            raise RecipeError(
-                f"{path}: {key}: found a {value.layout} tensor on {value.device}, "
-                "expected plain values"
-            )
-    return state
+    return dict(_named_tensors(check_weights(path, "cpu"), path))
 
 
 def renamed(key: str, names: Names) -> str | None:
@@ -64,10 +62,9 @@ def _rename(state: Any, names: Names, source: object) -> dict[str, Tensor]:
         name = renamed(key, names)
         if name is None:
             continue
-        if not value.is_floating_point() or value.layout is not torch.strided:
+        if not value.is_floating_point():
             raise RecipeError(
-                f"{source}: {key}: found {value.dtype} ({value.layout}), expected "
-                "floating-point numbers in a plain tensor"
+                f"{source}: {key}: found {value.dtype}, expected floating-point numbers"
             )
         for legacy, current in LEGACY_WEIGHT_NORM.items():
             name = name.replace(legacy, current)

@@ -1,7 +1,7 @@
 """Model cards of published models: README.md with Hugging Face front matter."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ class Origin:
     name: str | None = None
     languages: Sequence[str] = ()
     licence: str = "apache-2.0"
-    notes: Sequence[str] = field(default_factory=list)
+    notes: Sequence[str] = ()
 
 
 def model_card(
@@ -124,7 +124,7 @@ def hugging_face_card(
     paragraphs of ``more`` follow what it is. ``origin`` may name it otherwise.
     """
     origin = origin or Origin()
-    name = origin.name or Path(directory).absolute().name
+    origin = replace(origin, name=origin.name or Path(directory).absolute().name)
     front = {
         "library_name": "transformers",
         "pipeline_tag": "feature-extraction",
@@ -144,11 +144,11 @@ def hugging_face_card(
             "`hidden_states[k]` is the output of layer k, 0 the transformer's input."
         )
     use = _TRANSFORMERS_USE.format(
-        extractor=extractor, model=model, trust=trust, name=name
+        extractor=extractor, model=model, trust=trust, name=origin.name
     )
     return _card(
         front,
-        Origin(name, origin.languages, origin.licence, origin.notes),
+        origin,
         [f"{what} Made by {_RECIPE}.", *more],
         [f"```python\n{use}```"],
     )

@@ -15,7 +15,7 @@ from espnet2_lamer.convert.huggingface import (
 )
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.export.card import Origin, hugging_face_card
-from espnet2_lamer.layers import LamerConfig, parse_allocation
+from espnet2_lamer.layers import LamerConfig, Router, parse_allocation
 
 CODE = Path(__file__).parent / "hf_code"
 
@@ -75,11 +75,12 @@ def describe(upstream: Upstream) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     wav2vec2 = upstream.wav2vec2
     config = hubert_config(wav2vec2.architecture)
+    # Loads of the last training batch: of no use to anyone else.
+    loads = {id(m.load) for m in wav2vec2.modules() if isinstance(m, Router)}
     state = {
         hugging_face_name(key): value.detach().clone().contiguous()
-        for key, value in wav2vec2.state_dict().items()
-        # Loads of the last training batch: of no use to anyone else.
-        if not key.endswith(".load")
+        for key, value in wav2vec2.state_dict(keep_vars=True).items()
+        if id(value) not in loads
     }
     if wav2vec2.mask_embedding is None:
         # transformers would make a random one otherwise, and warn.

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from espnet2_lamer.fileio.atomic import write_text
-from espnet2_lamer.fileio.checksum import checked_file
+from espnet2_lamer.export.zoo import write_model
 from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.whisper.lora import remove_lora
 from espnet2_lamer.whisper.text import token_list
@@ -23,16 +22,9 @@ def write_full_whisper(
     Args:
         config: ``config.yaml`` of the experiment.
         checkpoint: One of its epoch files; ``None`` packs the model as built.
-        output_dir: Receives ``config.yaml`` and ``model.pth``.
-
-    Returns:
-        The two paths.
-
-    Raises:
-        RecipeError: The experiment does not load.
+        output_dir: Receives ``config.yaml`` and ``model.pth``, whose paths are
+            returned.
     """
-    import torch
-
     from espnet2_lamer.tasks.asr import load_whisper_model
 
     model = load_whisper_model(config, checkpoint)
@@ -46,25 +38,12 @@ def write_full_whisper(
         lora |= {"languages": [], "language_tokens": {}}
     for half in (model.encoder, model.decoder):
         half.drop_base_hash()
-        settings[f"{half.side}_conf"] = {
-            **settings[f"{half.side}_conf"],
-            "whisper": None,
-            "dims": half.dims,
-            "lora": deepcopy(lora),  # YAML would write an alias
-        }
+        # A copy: YAML would write an alias.
+        more = {"whisper": None, "dims": half.dims, "lora": deepcopy(lora)}
+        settings[f"{half.side}_conf"] |= more
     settings["token_list"] = list(token_list(model.vocab_size))
-    settings["model_conf"] = {
-        **settings["model_conf"],
-        "experts": {},
-        "teacher_cache": None,
-    }
-    output_dir = Path(output_dir)
-    paths = output_dir / "config.yaml", output_dir / "model.pth"
+    settings["model_conf"] |= {"experts": {}, "teacher_cache": None}
     # The token list is long: libyaml takes a tenth of the time, where it is there.
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
     text = yaml.dump(settings, Dumper=dumper, sort_keys=False, allow_unicode=True)
-    write_text(paths[0], text)
-    with checked_file(paths[1]) as handle:
-        # Through a handle: given a path, torch writes its name into the file.
-        torch.save(model.state_dict(), handle)
-    return paths
+    return write_model(output_dir, text, model.state_dict())

@@ -1,6 +1,6 @@
 """Files from outside: data of bounded size, and one kind of error for all damage."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,27 @@ def check_weights(path: str | Path, map_location: str = "meta") -> Any:
         raise RecipeError(f"{path}: cannot be read ({short_reason(error)})") from error
 
 
+def replace_texts(value: Any, change: Callable[[str, str], Any], key: str = "") -> Any:
+    """Return plain YAML with ``change(text, key)`` in place of every text in it.
+
+    Args:
+        value: Mappings, lists and what they hold.
+        change: Gets a text, and where it is: ``model_conf.names[2]``.
+        key: Where ``value`` is.
+    """
+    if isinstance(value, Mapping):
+        return {
+            name: replace_texts(part, change, f"{key}.{name}".lstrip("."))
+            for name, part in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [
+            replace_texts(part, change, f"{key}[{number}]")
+            for number, part in enumerate(value)
+        ]
+    return change(value, key) if isinstance(value, str) else value
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML file of ``key: value`` lines; nothing in it is an empty mapping.
 
@@ -113,23 +134,19 @@ def parse_yaml(content: bytes | str, source: object) -> Any:
         loader = yaml.SafeLoader(content)
         try:
             node = loader.get_single_node()
-            if node is None:
-                return None
-            if _expanded(node, {}) > MAX_YAML_EXPANDED:
-                raise RecipeError(
-                    f"{source}: its aliases expand to more than {MAX_YAML_EXPANDED} "
-                    "bytes; refused"
-                )
-            return loader.construct_document(node)
+            size = 0 if node is None else _expanded(node, {})
+            if size <= MAX_YAML_EXPANDED:
+                return None if node is None else loader.construct_document(node)
         finally:
             loader.dispose()
-    except RecipeError:
-        raise
     except Exception as error:  # numbers, dates and nesting raise their own
         reason = " ".join(str(error).split())
         raise RecipeError(
             f"{source}: not valid YAML: {reason}; repair the line that it names"
         ) from error
+    raise RecipeError(
+        f"{source}: its aliases expand to more than {MAX_YAML_EXPANDED} bytes; refused"
+    )
 
 
 def _expanded(node: yaml.Node, known: dict[int, int]) -> int:

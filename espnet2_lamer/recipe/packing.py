@@ -5,10 +5,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from espnet2_lamer.convert.espnet_experiment import model_file, read_config
 from espnet2_lamer.convert.load import public_name
 from espnet2_lamer.convert.packed import unpack_model
-from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.feature_store import count_samples
 from espnet2_lamer.evaluation.head_decoding import decode_utterances
@@ -57,11 +55,8 @@ def pack(options: Options) -> None:
         extra = [results_file]
         if name == options.ssl_experiment.name:
             kind = "ssl"
-            experiment = options.ssl_experiment
             config_file, weights = write_full_model(
-                experiment / "config.yaml",
-                model_file(experiment, read_config(experiment)),
-                options.expdir / "packed" / name,
+                options.ssl_experiment, options.expdir / "packed" / name
             )
         else:
             kind = "asr"
@@ -95,21 +90,13 @@ def pack(options: Options) -> None:
 def _write_adapter(options: Options, output: Path) -> None:
     licence, notes, _ = _terms(options)
     experiment = options.ssl_experiment
-    config = read_config(experiment)
     write_adapter(
-        config,
-        read_state(model_file(experiment, config)),
+        experiment,
         output,
-        source=experiment,
+        Origin(experiment.name, options.langs, licence, notes),
         base=base_path(options),
         base_name=public_name(read_checkpoints(options)["base"]["source"]),
         codebook=options.codebook,
-        metadata={
-            "name": experiment.name,
-            "languages": options.langs,
-            "license": licence,
-            "notes": notes,
-        },
     )
     logging.info("wrote %s (%.1f MB)", output, output.stat().st_size / 1e6)
 
