@@ -29,9 +29,8 @@ _PACKAGES = ("espnet2-lamer", "numpy", "scikit-learn", "torch", "torchaudio")
 def workers(dask: str | None = None) -> Iterator[None]:
     """Run the joblib calls of the block on a Dask cluster, if one is named.
 
-    A worker that dies is replaced by the others: Dask gives its task to the next one.
-    Workers that come later take part. Calls run in the present directory, wherever the
-    workers were started.
+    Dask gives the task of a worker that dies to the next one. Workers that come later
+    take part. Calls run in the present directory, wherever the workers were started.
 
     Args:
         dask: Address of the scheduler, such as ``tcp://host:8786``. Its workers have
@@ -53,12 +52,9 @@ def check_processes(nj: int) -> None:
 
 
 def run_each(
-    function: Callable[..., Any],
-    calls: Sequence[tuple],
-    nj: int,
-    description: str,
+    function: Callable[..., Any], calls: Sequence[tuple], nj: int, description: str
 ) -> list[Any]:
-    """Call a function with each tuple of arguments, ``nj`` calls at a time.
+    """Call a module's function with each tuple of arguments, and return the results.
 
     Worth it for calls that take seconds, such as training a head: models of that size
     gain little from a second thread, everything from a second process. What workers log
@@ -66,13 +62,9 @@ def run_each(
 
     Args:
         function: Of a module, so that workers find it.
-        calls: Its arguments. A single call runs in this process, with all its threads;
-            so do all calls where ``nj`` is 1.
+        calls: Its arguments. A single call runs in this process, with all its threads.
         nj: Number of processes, -1 for as many as there are cores.
         description: Label of the progress bar.
-
-    Returns:
-        What the calls returned, in their order.
 
     Raises:
         RecipeError: ``nj`` is 0, or the first that a call raised.
@@ -104,11 +96,7 @@ def _log_places() -> list[tuple]:
 
 
 def _call_logged(
-    level: int,
-    places: list[tuple],
-    trust: bool,
-    function: Callable[..., Any],
-    arguments: tuple,
+    level: int, places: list[tuple], trust: bool, function: Callable, arguments: tuple
 ) -> Any:
     """Call in a worker, whose messages go where those of its parent go."""
     root = logging.getLogger()
@@ -161,9 +149,9 @@ def _processes() -> Iterator[None]:
 def _keep_loaded() -> None:
     """Let a worker of joblib keep what it loaded.
 
-    Where psutil is installed (Dask brings it), a worker that grew by 300 MB counts as
-    leaking and is replaced, with a warning: here it has loaded a teacher, and its
-    successor would spend 10 s on loading it again. There is no public switch.
+    Where psutil is installed (Dask brings it), one that grew by 300 MB counts as
+    leaking and is replaced, with a warning: here it has loaded a teacher, which its
+    successor would load again in 10 s. There is no public switch.
     """
     from joblib.externals.loky import process_executor
 
@@ -296,8 +284,5 @@ def _check(client, address: str) -> None:
 
 
 def _versions() -> dict[str, str | None]:
-    distributions = importlib.metadata.distributions
-    return {
-        name: next((found.version for found in distributions(name=name)), None)
-        for name in _PACKAGES
-    }
+    found = {name: importlib.metadata.distributions(name=name) for name in _PACKAGES}
+    return {name: next((d.version for d in ds), None) for name, ds in found.items()}

@@ -43,8 +43,7 @@ def load_model(
         trust_s3prl_files: Let S3PRL read FILE, which runs code that it may hold.
 
     Returns:
-        An :class:`Upstream`, or for ``s3prl:`` an :class:`S3prlUpstream` with the same
-        interface.
+        An ``Upstream``, or for ``s3prl:`` an ``S3prlUpstream`` with the same interface.
 
     Raises:
         RecipeError: Not found, damaged, or not the base it was trained on.

@@ -8,7 +8,10 @@ from typing import Any
 
 from espnet2_lamer.fileio.system import system_message
 from espnet2_lamer.fileio.trust import OPTION, protect
-from espnet2_lamer.recipe.declaration import flag
+from espnet2_lamer.recipe.declaration import READERS
+
+#: Read an option's words, and its whole numbers.
+words, numbers = READERS[list[str]], READERS[list[int]]
 
 #: Options of several commands.
 SHARED: dict[str, dict[str, Any]] = {
@@ -30,7 +33,7 @@ SHARED: dict[str, dict[str, Any]] = {
         "help": "where the teacher and the distances to centroids compute",
     },
     OPTION: {
-        "type": flag,
+        "type": READERS[bool],
         "default": False,
         "help": "true: let S3PRL read the FILE of s3prl:NAME:FILE, which runs code "
         "that it may hold",
@@ -64,16 +67,6 @@ def take_trust(cmd: Sequence[str] | None) -> tuple[bool, list[str]]:
     parser.share(OPTION)
     known, rest = parser.parse_known_args(cmd)
     return getattr(known, OPTION), rest
-
-
-def words(text: str) -> list[str]:
-    """Read an option's words."""
-    return text.split()
-
-
-def numbers(text: str) -> list[int]:
-    """Read an option's whole numbers."""
-    return [int(word) for word in text.split()]
 
 
 def setup_logging() -> None:

@@ -2,10 +2,7 @@
 
 from espnet2_lamer.bin.common import Parser, run_main
 from espnet2_lamer.fileio.trust import OPTION
-
-
-def _layer(text: str) -> int | str:
-    return text if text == "all" else int(text)
+from espnet2_lamer.recipe.declaration import READERS
 
 
 def get_parser() -> Parser:
@@ -23,7 +20,7 @@ def get_parser() -> Parser:
     add("--base", help="where the frozen base is now, if the model needs one")
     parser.share(OPTION)
     layer = "0 (the transformer's input) to L, or all (npz only)"
-    add("--layer", type=_layer, required=True, help=layer)
+    add("--layer", type=READERS[int | str], required=True, help=layer)
     add("--output", required=True, help="file to write; an ark's .scp goes beside it")
     add("--format", choices=["npz", "ark"], default="npz", help="of the file")
     add("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute")

@@ -67,7 +67,16 @@ def read_architecture(experiment: Path) -> dict[str, Any]:
     if encoder == STOCK:
         from espnet2.asr.encoder.hubert_encoder import TorchAudioHuBERTPretrainEncoder
 
-        _refuse_preparation(config, path)
+        found = {key: config.get(key) for key in ("normalize", "preencoder")}
+        # With an input_size ESPnet leaves the frontend out.
+        if config.get("input_size") is None:
+            found["frontend"] = config.get("frontend")
+        for key, value in found.items():
+            if value is not None:
+                raise RecipeError(
+                    f"{path}: {key}: found {value!r}, expected null: HuBERT hears the "
+                    "waveform as it is"
+                )
         parameters = inspect.signature(TorchAudioHuBERTPretrainEncoder).parameters
         defaults = {key: parameters[key].default for key in STRUCTURE}
         stated = defaults | conf | {"normalize_waveform": False}
@@ -87,19 +96,6 @@ def read_architecture(experiment: Path) -> dict[str, Any]:
         for key in (*STRUCTURE, "normalize_waveform")
         if stated.get(key) is not None
     }
-
-
-def _refuse_preparation(config: dict[str, Any], path: Path) -> None:
-    found = {key: config.get(key) for key in ("normalize", "preencoder")}
-    # With an input_size ESPnet leaves the frontend out.
-    if config.get("input_size") is None:
-        found["frontend"] = config.get("frontend")
-    for key, value in found.items():
-        if value is not None:
-            raise RecipeError(
-                f"{path}: {key}: found {value!r}, expected null: HuBERT hears the "
-                "waveform as it is"
-            )
 
 
 def weights_file(experiment: Path) -> Path:

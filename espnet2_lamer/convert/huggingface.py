@@ -47,16 +47,14 @@ def read_architecture(directory: Path) -> dict[str, Any]:
     """Translate ``config.json`` and ``preprocessor_config.json``."""
     path = directory / "config.json"
     config = _read_json(path)
-    if config.get("model_type") != "hubert":
-        raise RecipeError(
-            f"{path}: model_type: found {config.get('model_type')!r}, expected 'hubert'"
-        )
-    for key in ("hidden_act", "feat_extract_activation"):
-        if config.get(key, "gelu") != "gelu":
-            raise RecipeError(
-                f"{path}: {key}: found {config[key]!r}, expected 'gelu', the only "
-                "activation of HuBERT"
-            )
+    for key, expected, default in (
+        ("model_type", "hubert", None),
+        ("hidden_act", "gelu", "gelu"),
+        ("feat_extract_activation", "gelu", "gelu"),
+    ):
+        found = config.get(key, default)
+        if found != expected:
+            raise RecipeError(f"{path}: {key}: found {found!r}, expected {expected!r}")
     try:
         architecture = {key: config[ARGUMENTS[key].huggingface] for key in PLAIN}
         architecture["extractor_mode"] = f"{config['feat_extract_norm']}_norm"
@@ -72,11 +70,10 @@ def read_architecture(directory: Path) -> dict[str, Any]:
             f"{path}: {', '.join(CONVOLUTIONS)}: expected lists of equal length "
             f"({error})"
         ) from error
-    preprocessor = directory / "preprocessor_config.json"
+    preprocessor, normalize = directory / "preprocessor_config.json", True
     if preprocessor.is_file():
         normalize = bool(_read_json(preprocessor).get("do_normalize", True))
     else:
-        normalize = True
         logging.warning(
             "%s has no preprocessor_config.json: assuming do_normalize true, as "
             "transformers does",
@@ -156,17 +153,13 @@ def write_directory(
 ) -> None:
     """Write what ``from_pretrained`` reads, whole or not at all.
 
-    Tensors of ``state`` must not share memory; ``files`` are texts of more files, by
-    name.
+    Tensors of ``state`` must not share memory; ``files`` are more texts, by file name.
     """
     from safetensors.torch import save_file
 
-    texts = dict(files or {})
-    for name, value in (
-        ("config.json", config),
-        ("preprocessor_config.json", preprocessor),
-    ):
-        texts[name] = json.dumps(value, indent=1) + "\n"
+    values = {"config.json": config, "preprocessor_config.json": preprocessor}
+    texts = {name: json.dumps(value, indent=1) + "\n" for name, value in values.items()}
+    texts |= files or {}
     with atomic_dir(directory) as temporary:
         for name, text in texts.items():
             (temporary / name).write_text(text, encoding="utf-8")

@@ -21,8 +21,6 @@ from espnet2_lamer.fileio.foreign import clear_errors
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.fileio.trust import protect, split_s3prl
 
-CONFIG_FILES = ["*.json"]
-WEIGHT_FILES = ["*.safetensors", "pytorch_model.bin"]
 _ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _BUNDLE = re.compile(f"({re.escape(torchaudio_bundle.PREFIX)})?HUBERT_[A-Z0-9_]+")
 # Where huggingface_hub keeps what it fetched.
@@ -51,7 +49,7 @@ def _local_directory(source: str | Path, weights: bool, fetch: bool) -> Path:
         )
     from huggingface_hub import snapshot_download
 
-    files = CONFIG_FILES + (WEIGHT_FILES if weights else [])
+    files = ["*.json", *(["*.safetensors", "pytorch_model.bin"] if weights else [])]
     try:
         found = snapshot_download(
             name, allow_patterns=files, local_files_only=not fetch
@@ -153,10 +151,9 @@ def source_sha256(source: str | Path) -> str:
 
 
 def local_source(source: str | Path, fetch: bool = True) -> str:
-    """Return what names the same checkpoint from now on, fetching an id once.
+    """Return the directory that an id is fetched to, once; other sources as they are.
 
-    An id becomes the directory it was fetched to; anything else stays as it is. Without
-    ``fetch`` it must be on this machine: for names that a file of others gives.
+    Without ``fetch`` it must be on this machine: for names that a file of others gives.
     """
     reader, where = _locate(source, fetch=fetch)
     return str(where if reader is huggingface else source)
@@ -173,9 +170,8 @@ def can_be_fetched(name: str) -> bool:
 def public_name(source: str) -> str:
     """Name a checkpoint without the directories of this machine.
 
-    Names that are public already (Hugging Face id, torchaudio bundle, ``s3prl:NAME``)
-    stay as they are, a directory in Hugging Face's cache gets its id, any other path
-    its last part.
+    Public names (Hugging Face id, torchaudio bundle, ``s3prl:NAME``) stay, a directory
+    in Hugging Face's cache gets its id, any other path its last part.
     """
     if source.startswith("s3prl:") or can_be_fetched(source):
         return source

@@ -83,12 +83,8 @@ def fill_hubert(
 ) -> Wav2Vec2Model:
     """Build the model and load every tensor of a checkpoint.
 
-    Args:
-        architecture: For :func:`build_hubert`.
-        state: What the file holds: a mapping of names to tensors.
-        names: From the file's names to torchaudio's.
-        mask_name: Under which the mask embedding ``[D]`` is then, if anywhere.
-        source: For error messages.
+    ``state`` is what the file holds: a mapping of names to tensors. ``names`` lead to
+    torchaudio's; under ``mask_name`` the mask embedding ``[D]`` is then, if anywhere.
 
     Raises:
         RecipeError: The architecture is impossible, or tensors are missing, unexpected,
@@ -136,6 +132,5 @@ def check_fit(
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise RecipeError(
             f"{source}: the checkpoint does not fit the model: "
-            + "; ".join(problems[:8])
-            + more
+            f"{'; '.join(problems[:8])}{more}"
         )

@@ -38,10 +38,12 @@ def write_adapter(
 ) -> None:
     """Write experts, routers, head, buffers and codebook of a pretraining.
 
+    Equal input gives equal bytes.
+
     Args:
         experiment: Its directory.
-        output: The file, written atomically; equal input gives equal bytes.
-        origin: Name, languages, licence and notes for its metadata.
+        output: The file.
+        origin: For its metadata.
         epoch_file: Weights of the experiment; default is its best model.
         base: Where the base is now; default is ``encoder_conf.base``.
         base_name: Under which name others find the base, e.g. a Hugging Face id;

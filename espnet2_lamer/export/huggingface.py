@@ -27,12 +27,8 @@ def write_huggingface(
 
     The directory holds configuration, feature extractor, weights, the code of
     ``LamerHubertModel`` (it needs transformers and torch only) and a model card. A
-    model without experts becomes a plain ``HubertModel`` without code.
-
-    Args:
-        upstream: What ``espnet2_lamer.load_model`` returns.
-        directory: To write, atomically; an older export there is replaced.
-        origin: For the card.
+    model without experts becomes a plain ``HubertModel`` without code. It appears
+    whole, and replaces an older export.
 
     Raises:
         RecipeError: The model is not ours, or ``directory`` holds something else.

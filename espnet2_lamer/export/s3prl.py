@@ -43,7 +43,7 @@ def write_s3prl(
 
     Args:
         source: Experiment of a continual pretraining, or its packed zip.
-        directory: To write, atomically; an older export there is replaced.
+        directory: Appears whole, and replaces an older export.
         epoch_file: Weights of the experiment; default is its best model.
         base: Overrides ``encoder_conf.base``.
 

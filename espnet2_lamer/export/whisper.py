@@ -18,12 +18,8 @@ def write_full_whisper(
 
     An experiment's epoch files hold what was added and the hash of Whisper's file
     only. Here Whisper's tensors join them, and a student's teachers are left out.
-
-    Args:
-        config: ``config.yaml`` of the experiment.
-        checkpoint: One of its epoch files; ``None`` packs the model as built.
-        output_dir: Receives ``config.yaml`` and ``model.pth``, whose paths are
-            returned.
+    Without a ``checkpoint`` the model is packed as built. The paths of ``config.yaml``
+    and ``model.pth`` in ``output_dir`` are returned.
     """
     from espnet2_lamer.tasks.asr import load_whisper_model
 

@@ -20,15 +20,9 @@ MAX_YAML_EXPANDED = 64 * 2**20
 def clear_errors(source: object) -> Iterator[None]:
     """Raise ``RecipeError`` for whatever a damaged file makes libraries raise.
 
-    Readers of formats fail on damage with dozens of types. Inside this block, keep to
-    reading and building from what ``source`` says: a mistake of our own would be
-    blamed on the file.
-
-    Args:
-        source: The file; every message names it.
-
-    Raises:
-        RecipeError: In place of any other ``Exception``, whose type it names.
+    Readers of formats fail on damage with dozens of types; the message names the type,
+    and the file ``source``. Inside this block, keep to reading and building from what
+    it says: a mistake of our own would be blamed on the file.
     """
     try:
         yield
@@ -46,16 +40,10 @@ def clear_errors(source: object) -> Iterator[None]:
 
 
 def check_weights(path: str | Path, map_location: str = "meta") -> Any:
-    """Refuse a torch file that is damaged or holds more than tensors and plain values.
+    """Return what a torch file holds: tensors, and plain values and containers.
 
-    For files that others' code is to read: ours is clearer about what is wrong.
-
-    Args:
-        path: Anything.
-        map_location: As torch has it; ``meta`` leaves the tensors' values out.
-
-    Returns:
-        Its content.
+    ``map_location`` is torch's; ``meta`` leaves the tensors' values out, for a look at
+    files that others' code is to read: ours is clearer about what is wrong.
 
     Raises:
         RecipeError: It differs from the checksum beside it, is damaged otherwise, or
@@ -73,10 +61,7 @@ def check_weights(path: str | Path, map_location: str = "meta") -> Any:
 def replace_texts(value: Any, change: Callable[[str, str], Any], key: str = "") -> Any:
     """Return plain YAML with ``change(text, key)`` in place of every text in it.
 
-    Args:
-        value: Mappings, lists and what they hold.
-        change: Gets a text, and where it is: ``model_conf.names[2]``.
-        key: Where ``value`` is.
+    A key is ``model_conf.names[2]``; that of ``value`` comes before it.
     """
     if isinstance(value, Mapping):
         return {
@@ -118,10 +103,6 @@ def parse_yaml(content: bytes | str, source: object) -> Any:
 
     An alias costs nothing here, but whoever walks through the value later pays for
     every repetition: nine nested lists of nine aliases are 400 million entries.
-
-    Args:
-        content: One document.
-        source: Its file, for the message.
 
     Raises:
         RecipeError: It is no YAML, has tags of Python, or is absurdly large.

@@ -10,11 +10,8 @@ from pathlib import Path
 def exclusive(path: str | Path) -> Iterator[None]:
     """Hold the lock of a path; another process that wants it waits, and logs that.
 
-    The lock is the file ``.<name>.lock`` beside the path. It ends with its process,
-    however that ends.
-
-    Args:
-        path: What the block writes; need not exist.
+    The lock is the file ``.<name>.lock`` beside the path, which need not exist. It ends
+    with its process, however that ends.
     """
     from filelock import FileLock, Timeout
 

@@ -7,11 +7,7 @@ from pathlib import Path
 
 
 class LogFile(logging.FileHandler):
-    """Appends to a log; lines that a full disk does not take are lost, which is said.
-
-    Args:
-        path: The file.
-    """
+    """Appends to a log; lines that a full disk refuses are lost, and it says so."""
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path, mode="a", encoding="utf-8")

@@ -41,9 +41,6 @@ _PROBE_BYTES = 2**16
 def system_message(error: BaseException) -> str | None:
     """Describe an error that is not the program's fault.
 
-    Args:
-        error: Whatever was raised.
-
     Returns:
         One line for an ``OSError``, a text that is not UTF-8, broken YAML or a file
         that would have to be unpickled; ``None`` for everything else, which may be a
@@ -84,11 +81,8 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
 
     A write that fails knows no name, and libraries hide why it failed: libsndfile says
     "System error", torch "unexpected pos". Where a library failed, a write of our own
-    tells whether the system is the reason.
-
-    Args:
-        path: File, or folder of the files, that the block writes.
-        temporary: What the block writes instead, to be renamed.
+    tells whether the system is the reason. ``path`` is the file, or the folder of the
+    files, that the block writes; ``temporary`` what it writes instead, to be renamed.
 
     Raises:
         OSError: With ``path``, in place of one without a name, and of any other
@@ -144,16 +138,11 @@ def _refusal(path: Path) -> OSError | None:
 
 
 def check_space(folder: str | Path, needed: float, what: str, way_out: str) -> None:
-    """Refuse to begin what the disk cannot hold.
+    """Refuse to begin what the disk of a folder, which need not exist, cannot hold.
 
-    Args:
-        folder: Where it will be written; need not exist.
-        needed: Bytes that are still to come.
-        what: Their name, e.g. ``"teacher features"``.
-        way_out: Which option makes it less or moves it.
-
-    Raises:
-        RecipeError: Less is free. File systems that do not say are trusted.
+    ``needed`` bytes are still to come; ``what`` they are, e.g. ``"teacher features"``,
+    and which option makes them less or moves them (``way_out``), is for the message.
+    File systems that do not say what is free are trusted.
     """
     place = Path(folder).absolute()
     while not place.exists() and place != place.parent:
