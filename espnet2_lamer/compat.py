@@ -23,6 +23,13 @@ from espnet2_lamer.fileio.trust import protect
 
 # What espnet-g2p-en looks for when ESPnet's text frontend imports it.
 _NLTK_ARCHIVES = ("taggers/averaged_perceptron_tagger_eng.zip", "corpora/cmudict.zip")
+#: What ESPnet's checkpoints hold besides tensors and plain values.
+REPORTER_TYPES = [
+    np._core.multiarray.scalar,
+    np.dtype,
+    np.dtypes.Float64DType,
+    datetime.timedelta,
+]
 
 
 def quiet_nltk() -> None:
@@ -90,19 +97,9 @@ def prepare_espnet() -> None:
 
     protect()
     quiet_nltk()
-    torch.serialization.add_safe_globals(reporter_types())
+    torch.serialization.add_safe_globals(REPORTER_TYPES)
     _read_plain_option_values()
     _read_no_commands_with_kaldiio()
-
-
-def reporter_types() -> list[type]:
-    """What ESPnet's checkpoints hold besides tensors and plain values."""
-    return [
-        np._core.multiarray.scalar,
-        np.dtype,
-        np.dtypes.Float64DType,
-        datetime.timedelta,
-    ]
 
 
 def _read_plain_option_values() -> None:

@@ -12,7 +12,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import ExitStack, chdir, contextmanager, redirect_stderr
 from typing import Any, TextIO
 
 from espnet2_lamer.errors import RecipeError
@@ -100,22 +100,21 @@ def _call_logged(
 ) -> Any:
     """Call in a worker, whose messages go where those of its parent go."""
     root = logging.getLogger()
-    before = root.level, root.handlers
+    old_level, old_handlers = root.level, root.handlers
     root.handlers = []
+    root.setLevel(level)
     try:
-        with redirect_stderr(_NoTerminal(sys.stderr)):
-            root.setLevel(level)
+        with redirect_stderr(_NoTerminal(sys.stderr)), trusting_s3prl_files(trust):
             for file, *look in places:
                 handler = LogFile(file) if file else logging.StreamHandler()
                 handler.level, handler.formatter, handler.filters = look
                 root.addHandler(handler)
-            with trusting_s3prl_files(trust):
-                return function(*arguments)
+            return function(*arguments)
     finally:
         for handler in root.handlers:
             handler.close()
-        root.handlers = before[1]
-        root.setLevel(before[0])
+        root.handlers = old_handlers
+        root.setLevel(old_level)
 
 
 class _NoTerminal:
@@ -216,20 +215,17 @@ def _backend(client):
 
 def _call_in(directory: str, call: bytes) -> Any:
     """Make a pickled call in a directory: relative paths of the caller hold there."""
-    before = os.getcwd()
-    try:
-        os.chdir(directory)
-    except OSError as error:
-        raise RecipeError(
-            f"{directory}: not found on {os.uname().nodename} ({error.strerror}); the "
-            "workers of a cluster need the same files under the same paths"
-        ) from error
-    try:
+    # The next task may belong to a run in another directory.
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(chdir(directory))
+        except OSError as error:
+            raise RecipeError(
+                f"{directory}: not found on {os.uname().nodename} ({error.strerror}); "
+                "the workers of a cluster need the same files under the same paths"
+            ) from error
         function, args, kwargs = pickle.loads(call)
         return function(*args, **kwargs)
-    finally:
-        # The next task may belong to a run in another directory.
-        os.chdir(before)
 
 
 def _connect(address: str):

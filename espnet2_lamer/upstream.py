@@ -2,7 +2,6 @@
 
 import re
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,7 @@ from espnet2_lamer.tasks.pretrained import (
 
 
 def load_model(
-    source: str | Path,
-    base: str | Path | None = None,
-    trust_s3prl_files: bool = False,
+    source: str | Path, base: str | Path | None = None, trust_s3prl_files: bool = False
 ) -> nn.Module:
     """Load a trained model for feature extraction.
 
@@ -67,32 +64,28 @@ def load_model(
 def _load_zip(path: Path, base: str | Path | None) -> Upstream:
     with tempfile.TemporaryDirectory() as directory:
         try:
-            return _load_unpacked(path, unpack_model(path, directory), base)
+            members = unpack_model(path, directory)
+            if not {"ssl_train_config", "ssl_model_file"} <= members.keys():
+                raise RecipeError(
+                    f"{path}: found a zip with {sorted(members)}, expected a packed "
+                    "pretraining model (ssl_train_config, ssl_model_file)"
+                )
+            config = parse_yaml(Path(members["ssl_train_config"]).read_bytes(), path)
+            conf = config.get("encoder_conf")
+            named = conf.get("base") if isinstance(conf, dict) else None
+            if base is None and named is not None:
+                # Whoever made the zip must not decide what else is read or fetched.
+                raise RecipeError(
+                    f"{path}: encoder_conf.base: found {named!r}, expected null: the "
+                    "zip lacks the base; give it as the argument base, if you trust "
+                    "its name"
+                )
+            state = read_state(Path(members["ssl_model_file"]))
+            return as_upstream(restore_pretraining_model(config, state, base, path))
         except RecipeError as error:
             # Messages name files of a directory that is gone when they are read.
             text = re.sub(rf"{re.escape(directory)}/\w+", str(path), str(error))
             raise RecipeError(text) from error
-
-
-def _load_unpacked(
-    path: Path, members: Mapping[str, str], base: str | Path | None
-) -> Upstream:
-    if not {"ssl_train_config", "ssl_model_file"} <= members.keys():
-        raise RecipeError(
-            f"{path}: found a zip with {sorted(members)}, expected a packed "
-            "pretraining model (ssl_train_config, ssl_model_file)"
-        )
-    config = parse_yaml(Path(members["ssl_train_config"]).read_bytes(), path)
-    conf = config.get("encoder_conf")
-    named = conf.get("base") if isinstance(conf, dict) else None
-    if base is None and named is not None:
-        # Whoever made the zip must not decide what else is read or fetched here.
-        raise RecipeError(
-            f"{path}: encoder_conf.base: found {named!r}, expected null: the zip lacks "
-            "the base; give it as the argument base, if you trust its name"
-        )
-    state = read_state(Path(members["ssl_model_file"]))
-    return as_upstream(restore_pretraining_model(config, state, base, path))
 
 
 def build_upstream(architecture: dict[str, Any]) -> nn.Module:

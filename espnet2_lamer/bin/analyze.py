@@ -4,7 +4,6 @@ import logging
 from pathlib import Path
 
 from espnet2_lamer.bin.common import Parser, numbers, run_main, words
-from espnet2_lamer.fileio.trust import OPTION
 
 
 def get_parser() -> Parser:
@@ -31,7 +30,7 @@ def get_parser() -> Parser:
     )
     moved = "where the frozen base of an experiment is now, if it moved"
     add("--frozen_base", help=moved)
-    parser.share(OPTION)
+    parser.share("trust_s3prl_files")
     add("--langs", type=words, default=[], help='languages, e.g. "eng yue"; all')
     add("--max_utts", type=int, default=100, help="most utterances per language")
     layers = 'layers for CKA and phones, e.g. "6 12"; four of them'

@@ -2,7 +2,6 @@
 
 from espnet2_lamer.bin.common import Parser, run_main
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.fileio.trust import OPTION
 
 
 def get_parser() -> Parser:
@@ -16,7 +15,7 @@ def get_parser() -> Parser:
     add("--output", required=True, help="text.km")
     add("--n_clusters", type=int, help="units K that are expected")
     add("--token_list", help="tokens.txt to write: 0..K-1 and symbols")
-    parser.share("nj", "dask", "device", OPTION)
+    parser.share("nj", "dask", "device", "trust_s3prl_files")
     return parser
 
 

@@ -1,7 +1,6 @@
 """Write teacher features of (a sample of) the speech, for k-means."""
 
 from espnet2_lamer.bin.common import Parser, run_main
-from espnet2_lamer.fileio.trust import OPTION
 
 
 def get_parser() -> Parser:
@@ -15,7 +14,7 @@ def get_parser() -> Parser:
     add("--utt2lang", help="`utt lang` lines")
     add("--hours_per_lang", type=float, help="sample so much of each language")
     add("--seed", type=int, default=0, help="seed of the sample")
-    parser.share("nj", "dask", "device", OPTION)
+    parser.share("nj", "dask", "device", "trust_s3prl_files")
     return parser
 
 

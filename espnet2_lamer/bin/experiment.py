@@ -77,11 +77,7 @@ def get_parser() -> Parser:
 
 
 def main(cmd: list[str] | None = None) -> None:
-    """Run the command line.
-
-    Raises:
-        RecipeError: The definition is wrong, or a cell failed.
-    """
+    """Run the command line."""
     args = get_parser().parse_args(cmd)
     from espnet2_lamer.experiments.definition import plan_cells, read_definition
     from espnet2_lamer.experiments.launch import measure_cell, prepare_data, run_cell

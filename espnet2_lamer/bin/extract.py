@@ -1,7 +1,6 @@
 """Write features of a trained model: one layer of every utterance, as npz or ark."""
 
 from espnet2_lamer.bin.common import Parser, run_main
-from espnet2_lamer.fileio.trust import OPTION
 from espnet2_lamer.recipe.declaration import READERS
 
 
@@ -18,7 +17,7 @@ def get_parser() -> Parser:
         "s3prl:NAME[:FILE]: what espnet2_lamer.load_model takes",
     )
     add("--base", help="where the frozen base is now, if the model needs one")
-    parser.share(OPTION)
+    parser.share("trust_s3prl_files")
     layer = "0 (the transformer's input) to L, or all (npz only)"
     add("--layer", type=READERS[int | str], required=True, help=layer)
     add("--output", required=True, help="file to write; an ark's .scp goes beside it")

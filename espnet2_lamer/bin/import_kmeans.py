@@ -1,7 +1,6 @@
 """Import a k-means of fairseq or ESPnet (a joblib file) as a codebook."""
 
 from espnet2_lamer.bin.common import Parser, run_main
-from espnet2_lamer.fileio.trust import OPTION
 
 
 def get_parser() -> Parser:
@@ -26,7 +25,7 @@ def get_parser() -> Parser:
         help="unpickle the file, which runs any code in it: only where you trust its "
         "origin",
     )
-    parser.share(OPTION)
+    parser.share("trust_s3prl_files")
     return parser
 
 

@@ -35,8 +35,6 @@ NAMES = (
     (r"encoder\.", "encoder.transformer."),
 )
 EXTRACTOR_MODES = {"default": "group_norm", "layer_norm": "layer_norm"}
-# What newer versions let one choose, and the choice that is HuBERT.
-FIXED = {"activation_fn": "gelu", "layer_type": "transformer"}
 MAX_LAYERS = 100
 FINE_TUNED = (
     "found a fine-tuned model, expected a pretrained HuBERT; give the checkpoint that "
@@ -120,7 +118,8 @@ def hubert_architecture(model: Section, task: Section) -> dict[str, Any]:
         raise RecipeError(f"{model.name}: {FINE_TUNED}")
     if kind not in (None, "hubert"):
         raise RecipeError(f"{model.name}: found {kind!r}, expected 'hubert'")
-    for key, expected in FIXED.items():
+    # What newer versions let one choose, and the choice that is HuBERT.
+    for key, expected in (("activation_fn", "gelu"), ("layer_type", "transformer")):
         found = leaf(model.values.get(key, expected))
         if found != expected:
             raise RecipeError(
@@ -140,22 +139,20 @@ def hubert_architecture(model: Section, task: Section) -> dict[str, Any]:
             f"{model.name}.conv_feature_layers: found {expression!r}, expected a list "
             f"such as '[(512,10,5)] + [(512,3,2)] * 4' ({error})"
         ) from error
-    architecture: dict[str, Any] = {
+    plain = {key: ARGUMENTS[key] for key in PLAIN}
+    return {
         "extractor_mode": EXTRACTOR_MODES[mode],
         "extractor_conv_layer_config": layers,
         "normalize_waveform": task.get("normalize", bool),
+        **{key: model.get(a.fairseq, type(a.default)) for key, a in plain.items()},
     }
-    for key in PLAIN:
-        argument = ARGUMENTS[key]
-        architecture[key] = model.get(argument.fairseq, type(argument.default))
-    return architecture
 
 
 def evaluate_layers(expression: str) -> list[list[int]]:
     """Evaluate ``conv_feature_layers``: lists, tuples, ``+`` and ``*``.
 
     Raises:
-        ValueError: The value is anything but a list of [channels, kernel, stride].
+        ValueError: It is anything but a list of [channels, kernel, stride].
     """
     if len(expression) > 1000:
         raise ValueError("longer than 1000 characters")

@@ -124,10 +124,8 @@ def hubert_config(architecture: dict[str, Any]) -> dict[str, Any]:
         # transformers would drop layers and mask spans in train() otherwise.
         "layerdrop": 0.0,
         "apply_spec_augment": False,
-        "attention_dropout": 0.0,
-        "activation_dropout": 0.0,
-        "hidden_dropout": 0.0,
-        "feat_proj_dropout": 0.0,
+        **dict.fromkeys(("attention_dropout", "activation_dropout"), 0.0),
+        **dict.fromkeys(("hidden_dropout", "feat_proj_dropout"), 0.0),
     }
 
 

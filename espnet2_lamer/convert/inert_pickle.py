@@ -45,10 +45,7 @@ class Inert:
 
 
 # The unpickler fills exact dicts and lists only; these are read as such.
-PLAIN = {
-    "collections.defaultdict": lambda *_: {},
-    "collections.deque": lambda *_: [],
-}
+PLAIN = {"collections.defaultdict": lambda *_: {}, "collections.deque": lambda *_: []}
 
 
 def _is_zip(path: Path) -> bool:

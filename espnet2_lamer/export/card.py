@@ -147,10 +147,7 @@ def hugging_face_card(
         extractor=extractor, model=model, trust=trust, name=origin.name
     )
     return _card(
-        front,
-        origin,
-        [f"{what} Made by {_RECIPE}.", *more],
-        [f"```python\n{use}```"],
+        front, origin, [f"{what} Made by {_RECIPE}.", *more], [f"```python\n{use}```"]
     )
 
 

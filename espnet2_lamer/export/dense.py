@@ -75,11 +75,7 @@ def mean_gates(upstream: Upstream, speech: Iterable[Tensor], language: str) -> G
 
 
 def merge_experts(upstream: Upstream, gates: Gates) -> Upstream:
-    """Return a plain HuBERT with the experts inside its Linears.
-
-    Raises:
-        RecipeError: It has no experts, or some that are not beside a Linear.
-    """
+    """Return a plain HuBERT with the experts, all beside Linears, inside these."""
     if upstream.lamer is None:
         raise RecipeError("dense: the model has no experts; export it with --kind hf")
     plain = build_hubert(upstream.wav2vec2.architecture)

@@ -73,8 +73,19 @@ def lay_tree(repository: str | Path, checkout: str | Path) -> list[Path]:
             nothing was written.
     """
     repository, checkout = Path(repository), Path(checkout)
-    _check(repository, checkout)
-    record = _record_file(checkout)
+    for root, name, what in (
+        (checkout, f"{TEMPLATE}/asr1/cmd.sh", "an ESPnet checkout"),
+        (checkout, f"{TEMPLATE}/asr1/db.sh", "an ESPnet checkout"),
+        (checkout, "egs2/README.md", "an ESPnet checkout"),
+        (repository, f"egs2/{CORPUS}/ssl1/run.sh", "this project"),
+    ):
+        if not (root / name).is_file():
+            raise RecipeError(
+                f"{root}: no {name}; expected the top directory of {what}"
+            )
+    # What was written is noted where nothing is committed.
+    inside, record = checkout / ".git", f"{CORPUS}_tree.json"
+    record = inside / record if inside.is_dir() else checkout / f".{record}"
     known: dict[str, str] = json.loads(record.read_text()) if record.is_file() else {}
     trees = {
         Path("egs2", CORPUS, task): dict(_content(repository, checkout, task))
@@ -129,41 +140,19 @@ def lay_tree(repository: str | Path, checkout: str | Path) -> list[Path]:
     return written
 
 
-def _check(repository: Path, checkout: Path) -> None:
-    for root, name, what in (
-        (checkout, f"{TEMPLATE}/asr1/cmd.sh", "an ESPnet checkout"),
-        (checkout, f"{TEMPLATE}/asr1/db.sh", "an ESPnet checkout"),
-        (checkout, "egs2/README.md", "an ESPnet checkout"),
-        (repository, f"egs2/{CORPUS}/ssl1/run.sh", "this project"),
-    ):
-        if not (root / name).is_file():
-            raise RecipeError(
-                f"{root}: no {name}; expected the top directory of {what}"
-            )
-
-
-def _record_file(checkout: Path) -> Path:
-    """Where it is noted what was written: never among files that are committed."""
-    name = f"{CORPUS}_tree.json"
-    inside = checkout / ".git"
-    return inside / name if inside.is_dir() else checkout / f".{name}"
-
-
 def _content(
     repository: Path, checkout: Path, task: str
 ) -> Iterator[tuple[str, Content]]:
     """Yield path below the recipe's folder, and what belongs there."""
     recipe = repository / "egs2" / CORPUS / task
     template = checkout / TEMPLATE
-    for names, home in ((TASK_LINKS, task), (ASR_LINKS, "asr1")):
-        for name in names:
-            source = home if (template / home / name).exists() else "asr1"
-            if (template / source / name).exists():
-                yield name, f"../../TEMPLATE/{source}/{name}"
-    for name in COPIES:
-        sources = [template / home / name for home in (task, "asr1")]
-        if found := [path for path in sources if path.is_file()]:
-            yield name, found[0].read_bytes()
+    for name in (*TASK_LINKS, *ASR_LINKS, *COPIES):
+        of_task = name not in ASR_LINKS and (template / task / name).exists()
+        source = template / (task if of_task else "asr1") / name
+        if source.exists() and name in COPIES:
+            yield name, source.read_bytes()
+        elif source.exists():
+            yield name, f"../../TEMPLATE/{source.relative_to(template)}"
     shared = repository / "egs2" / CORPUS / "espnet"
     yield "local/path.sh", (shared / "path.sh").read_bytes()
     yield "local/corpora.sh", (shared / "corpora.sh").read_bytes()

@@ -38,7 +38,17 @@ def write_huggingface(
     lamer = None if upstream.lamer is None else LamerConfig(**upstream.lamer)
     files = {"README.md": hugging_face_card(directory, origin, lamer)}
     if lamer is not None:
-        config |= _lamer_config(upstream, lamer) | {
+        config |= {
+            "num_experts": parse_allocation(lamer.allocation, upstream.num_layers),
+            "num_experts_per_tok": lamer.top_k,
+            "lora_rank": lamer.rank,
+            "lora_alpha": float(lamer.rank if lamer.alpha is None else lamer.alpha),
+            "lora_dropout": lamer.dropout,
+            "lora_targets": list(lamer.targets),
+            "lora_router": lamer.router,
+            "use_selection_bias": lamer.balance == "bias",
+            "final_norm": upstream.final_norm,
+            "dtype": str(next(upstream.parameters()).dtype).removeprefix("torch."),
             "architectures": ["LamerHubertModel"],
             "model_type": "lamer_hubert",
             "auto_map": {
@@ -100,18 +110,3 @@ def refuse_other_content(directory: Path, marker: str) -> None:
         f"--output {directory}: found {found}, expected a new or empty directory, or "
         "an earlier export to replace"
     )
-
-
-def _lamer_config(upstream: Upstream, lamer: LamerConfig) -> dict[str, Any]:
-    return {
-        "num_experts": parse_allocation(lamer.allocation, upstream.num_layers),
-        "num_experts_per_tok": lamer.top_k,
-        "lora_rank": lamer.rank,
-        "lora_alpha": float(lamer.rank if lamer.alpha is None else lamer.alpha),
-        "lora_dropout": lamer.dropout,
-        "lora_targets": list(lamer.targets),
-        "lora_router": lamer.router,
-        "use_selection_bias": lamer.balance == "bias",
-        "final_norm": upstream.final_norm,
-        "dtype": str(next(upstream.parameters()).dtype).removeprefix("torch."),
-    }

@@ -33,9 +33,7 @@ def repository_files(
 
 
 def upload_files(
-    repo: str,
-    files: Mapping[str, Path | zipfile.Path],
-    dry_run: bool = False,
+    repo: str, files: Mapping[str, Path | zipfile.Path], dry_run: bool = False
 ) -> None:
     """Upload files in one commit; the repository is made if it is not there.
 

@@ -3,6 +3,7 @@
 import os
 import platform
 from collections.abc import Container, Iterable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,6 @@ from espnet2_lamer.fileio.checksum import checked_file, checksum_line, sidecar
 from espnet2_lamer.fileio.foreign import read_yaml, replace_texts
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.tasks.pretrained import load_pretraining_model
-
-# Names as in espnet2.bin.pack: the arguments of ESPnet's inference classes.
-MEMBERS = {
-    "asr": ("asr_train_config", "asr_model_file"),
-    "ssl": ("ssl_train_config", "ssl_model_file"),
-}
 
 
 def write_full_model(
@@ -60,6 +55,42 @@ def write_full_model(
     conf = settings["encoder_conf"]
     settings["encoder_conf"] = conf | model.encoder.architecture | {"base": None}
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    return write_model(output_dir, text, model.state_dict())
+
+
+def write_full_whisper(
+    config: str | Path, checkpoint: str | Path | None, output_dir: str | Path
+) -> tuple[Path, Path]:
+    """Write config and weights that need neither Whisper's file nor the experts'.
+
+    An experiment's epoch files hold what was added and the hash of Whisper's file
+    only. Here Whisper's tensors join them, and a student's teachers are left out.
+    Without a ``checkpoint`` the model is packed as built. The paths of ``config.yaml``
+    and ``model.pth`` in ``output_dir`` are returned.
+    """
+    from espnet2_lamer.tasks.asr import load_whisper_model
+    from espnet2_lamer.whisper.lora import remove_lora
+    from espnet2_lamer.whisper.text import token_list
+
+    model = load_whisper_model(config, checkpoint)
+    settings = read_yaml(config)
+    lora = dict(settings["encoder_conf"].get("lora") or {"method": "frozen"})
+    lora.pop("train_language", None)
+    if model.config.method == "student":
+        for teacher in model.config.languages:
+            remove_lora(model, teacher)
+        model.decoder.new_tokens.clear()
+        lora |= {"languages": [], "language_tokens": {}}
+    for half in (model.encoder, model.decoder):
+        half.drop_base_hash()
+        # A copy: YAML would write an alias.
+        more = {"whisper": None, "dims": half.dims, "lora": deepcopy(lora)}
+        settings[f"{half.side}_conf"] |= more
+    settings["token_list"] = list(token_list(model.vocab_size))
+    settings["model_conf"] |= {"experts": {}, "teacher_cache": None}
+    # The token list is long: libyaml takes a tenth of the time, where it is there.
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    text = yaml.dump(settings, Dumper=dumper, sort_keys=False, allow_unicode=True)
     return write_model(output_dir, text, model.state_dict())
 
 
@@ -98,20 +129,17 @@ def pack_model(
             out; a value that names one of ``options`` then names the member instead,
             which ESPnet turns into the unpacked file's path.
         model_file: State dict of the whole model, loadable with ``weights_only``.
-        output: The zip to write, atomically.
-        options: More files or folders to include, e.g. ``RESULTS.md`` or a
-            SentencePiece model; each keeps its own name.
+        output: The zip.
+        options: More files or folders, e.g. ``RESULTS.md`` or a SentencePiece model;
+            each keeps its own name.
         card: Text of ``README.md``, the model card; an option of that name wins.
         metadata: More entries for ``meta.yaml``, e.g. the codebook's hash.
 
     Raises:
-        RecipeError: A file is missing, two members share a name, the config needs
-            something that is not in the zip, or the weights are not a plain state
-            dict.
+        RecipeError: A file is missing, two members share a name, or the config needs
+            something that is not in the zip.
     """
     config, model_file, output = Path(config), Path(model_file), Path(output)
-    if kind not in MEMBERS:
-        raise RecipeError(f"kind: found {kind!r}, expected one of {sorted(MEMBERS)}")
     if output.suffix != ".zip":
         raise RecipeError(f"{output}: ESPnet expects a name that ends in .zip")
     for path in (config, model_file):
@@ -125,24 +153,23 @@ def pack_model(
     )
     check_packed_config(kind, settings, config, extra)
     check_state_dict(model_file)
-    config_key, model_key = MEMBERS[kind]
     meta = {
         **(metadata or {}),
-        "files": {model_key: "model.pth"},
-        "yaml_files": {config_key: "config.yaml"},
+        # Names as in espnet2.bin.pack: the arguments of ESPnet's inference classes.
+        "files": {f"{kind}_model_file": "model.pth"},
+        "yaml_files": {f"{kind}_train_config": "config.yaml"},
         "espnet2_lamer": __version__,
         "python": platform.python_version(),
         "espnet": espnet.__version__,
         "torch": str(torch.__version__),
     }
+    digest = checksum_line(sha256_file(model_file), "model.pth")
     members: dict[str, Path | bytes] = {
         META: _dump(meta),
         "config.yaml": _dump(settings),
         "model.pth": model_file,
         # Whoever unpacks the zip has it beside the weights.
-        sidecar(Path("model.pth")).name: checksum_line(
-            sha256_file(model_file), "model.pth"
-        ).encode(),
+        sidecar(Path("model.pth")).name: digest.encode(),
     }
     if card is not None and "README.md" not in extra:
         members["README.md"] = card.encode()

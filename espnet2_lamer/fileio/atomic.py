@@ -141,11 +141,7 @@ def append_text(path: str | Path, text: str) -> None:
 
 
 def rename_old(directory: Path, tag: str) -> Path:
-    """Rename ``directory`` to ``<directory>.old-<tag>``; nothing is overwritten.
-
-    Returns:
-        The new path, with ``-2``, ``-3``, ... behind it where that name was taken.
-    """
+    """Rename to ``<directory>.old-<tag>``, with ``-2`` ... where that is taken."""
     target = directory.with_name(f"{directory.name}.old-{tag}")
     number = 1
     while target.exists():

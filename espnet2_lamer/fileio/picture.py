@@ -12,12 +12,9 @@ if TYPE_CHECKING:
 def new_picture(width: float, height: float) -> "Figure":
     """Return an empty matplotlib figure; its sizes are in inches."""
     # The object interface needs no display and leaves no global state behind.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    picture = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(picture)
-    return picture
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def save_picture(picture: "Figure", path: str | Path, dpi: int = 150) -> None:

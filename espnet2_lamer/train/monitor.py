@@ -15,7 +15,7 @@ from espnet2.train.reporter import Reporter
 from torch import Tensor, nn
 
 from espnet2_lamer.asr.upstream import hidden_states
-from espnet2_lamer.compat import reporter_types
+from espnet2_lamer.compat import REPORTER_TYPES
 from espnet2_lamer.constants import num_frames
 from espnet2_lamer.errors import RecipeError, short_reason
 from espnet2_lamer.fileio.atomic import append_text, atomic_path
@@ -343,7 +343,7 @@ def read_curves(experiment: Path) -> list[dict[str, float | int | str]]:
     Returns:
         One row per epoch and phase (``train``, ``valid``) with every numeric figure.
     """
-    with torch.serialization.safe_globals(reporter_types()):
+    with torch.serialization.safe_globals(REPORTER_TYPES):
         state = check_weights(experiment / "checkpoint.pth", "cpu")
     rows = []
     for epoch, phases in sorted(state["reporter"]["stats"].items()):

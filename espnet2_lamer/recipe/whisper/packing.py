@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from espnet2_lamer.export.card import Origin, model_card
-from espnet2_lamer.export.zoo import pack_model
+from espnet2_lamer.export.zoo import pack_model, write_full_whisper
 from espnet2_lamer.recipe.packing import corpus_terms
 from espnet2_lamer.recipe.whisper.options import WhisperOptions
 from espnet2_lamer.recipe.whisper.systems import System, packages
@@ -39,8 +39,6 @@ _WHAT = {
 
 def pack(options: WhisperOptions) -> None:
     """Write a self-contained zip for each system of ``--pack``."""
-    from espnet2_lamer.export.whisper import write_full_whisper
-
     weights = read_weights(options)
     results = options.expdir / "RESULTS.md"
     options.packed.mkdir(parents=True, exist_ok=True)
