@@ -37,9 +37,9 @@ def quiet_nltk() -> None:
 
     Any task imports ``g2p_en``, which downloads a tagger and a dictionary when NLTK
     does not find their archives: printed errors without a network, a hang behind some
-    firewalls. This recipe uses neither, so two empty archives in the user's cache
-    directory answer it. ``NLTK_DATA`` names them, after NLTK's usual places with real
-    data; where it is set already, nothing happens.
+    firewalls. It only asks whether the files exist, and this recipe uses neither, so
+    two empty archives in the user's cache directory answer it. ``NLTK_DATA`` names
+    them, after NLTK's usual places with real data; where it is set, nothing happens.
     """
     if os.environ.get("NLTK_DATA"):
         return

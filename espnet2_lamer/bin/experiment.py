@@ -141,13 +141,10 @@ def _cores(nj: int | None) -> dict[str, int]:
 
 
 def _options(words: list[str]) -> dict[str, str]:
-    options = {}
     for word in words:
-        name, equals, value = word.partition("=")
-        if not (name and equals):
+        if word.find("=") < 1:
             raise RecipeError(f"--data: found {word!r}, expected OPTION=VALUE")
-        options[name] = value
-    return options
+    return dict(word.split("=", 1) for word in words)
 
 
 def _write(matrix, header: dict[str, str], directory: Path) -> None:

@@ -3,13 +3,14 @@
 import argparse
 import logging
 import tempfile
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from espnet2_lamer.bin.common import Parser, run_main
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import read_yaml
+from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.fileio.text import read_text
 from espnet2_lamer.fileio.trust import S3PRL_PREFIX
 
@@ -20,7 +21,7 @@ def get_parser() -> Parser:
     add = parser.add_argument
     add(
         "--kind",
-        choices=sorted(KINDS),
+        choices=["adapter", "dense", "hf", "s3prl", "zoo"],
         default="zoo",
         help="zoo: an ESPnet model-zoo zip; s3prl: a checkpoint and an upstream to "
         "drop into an S3PRL checkout; hf: a directory for transformers; dense: the "
@@ -65,20 +66,48 @@ def get_parser() -> Parser:
 def main(cmd: list[str] | None = None) -> None:
     """Run the command line."""
     args = get_parser().parse_args(cmd)
-    KINDS[args.kind](args)
-    logging.info("wrote %s", args.output)
+    from espnet2_lamer.export.adapter import write_adapter
+    from espnet2_lamer.export.card import Origin
+    from espnet2_lamer.export.dense import language_speech, write_dense
+    from espnet2_lamer.export.huggingface import write_huggingface
+    from espnet2_lamer.export.s3prl import write_s3prl
+
+    experiment, output, epoch_file = args.experiment, args.output, args.model_file
+    origin = Origin(args.name, args.languages, args.license, args.note)
+    match args.kind:
+        case "zoo":
+            _pack(args, replace(origin, name=args.name or output.stem))
+        case "s3prl":
+            write_s3prl(experiment, output, epoch_file, args.base)
+        case "hf":
+            write_huggingface(_model(args), output, origin)
+        case "dense":
+            if args.language is None or args.wav_scp is None:
+                raise RecipeError("--kind dense needs --language and --wav_scp")
+            speech = language_speech(args.wav_scp, args.language)
+            write_dense(_model(args), output, args.language, speech, origin)
+        case "adapter":
+            write_adapter(
+                experiment,
+                output,
+                origin,
+                epoch_file=epoch_file,
+                base=args.base,
+                base_name=args.base_name,
+                codebook=args.codebook,
+            )
+    logging.info("wrote %s", output)
 
 
-def _zoo(args: argparse.Namespace) -> None:
-    from espnet2_lamer.convert.espnet_experiment import model_file
+def _pack(args: argparse.Namespace, origin: Any) -> None:
+    from espnet2_lamer.convert.espnet_experiment import CONFIG, model_file
     from espnet2_lamer.export.card import model_card
     from espnet2_lamer.export.zoo import pack_model, write_full_model
-    from espnet2_lamer.fileio.hashing import sha256_file
 
     directory = args.experiment
-    if (directory / "final" / "config.yaml").is_file():
+    if (directory / "final" / CONFIG).is_file():
         directory = directory / "final"
-    config = directory / "config.yaml"
+    config = directory / CONFIG
     if not config.is_file():
         raise RecipeError(f"{config}: file not found; expected a trained experiment")
     options, results, metadata = list(args.option), None, {}
@@ -91,8 +120,6 @@ def _zoo(args: argparse.Namespace) -> None:
         results = read_text(args.results)
     if args.codebook is not None:
         metadata["codebook_sha256"] = sha256_file(args.codebook)
-    origin = _origin(args, args.output.stem)
-    card = model_card(args.task, origin, results=results)
     settings = read_yaml(config)
     weights = model_file(directory, settings, args.model_file)
     with tempfile.TemporaryDirectory() as scratch:
@@ -106,7 +133,7 @@ def _zoo(args: argparse.Namespace) -> None:
             weights,
             args.output,
             options=options,
-            card=card,
+            card=model_card(args.task, origin, results=results),
             metadata=metadata,
         )
 
@@ -114,66 +141,12 @@ def _zoo(args: argparse.Namespace) -> None:
 def _model(args: argparse.Namespace) -> Any:
     from espnet2_lamer.upstream import load_model
 
-    source = args.experiment
-    if str(source).startswith(S3PRL_PREFIX):
+    if str(args.experiment).startswith(S3PRL_PREFIX):
         raise RecipeError(
-            f"--experiment: found {str(source)!r}, expected a model of this package: "
-            "S3PRL has its own upstreams already"
+            f"--experiment: found {str(args.experiment)!r}, expected a model of this "
+            "package: S3PRL has its own upstreams already"
         )
-    if args.model_file is not None:
-        source = source / args.model_file
-    return load_model(source, base=args.base)
-
-
-def _origin(args: argparse.Namespace, name: str | None = None) -> Any:
-    from espnet2_lamer.export.card import Origin
-
-    return Origin(args.name or name, args.languages, args.license, args.note)
-
-
-def _s3prl(args: argparse.Namespace) -> None:
-    from espnet2_lamer.export.s3prl import write_s3prl
-
-    write_s3prl(args.experiment, args.output, args.model_file, args.base)
-
-
-def _hf(args: argparse.Namespace) -> None:
-    from espnet2_lamer.export.huggingface import write_huggingface
-
-    write_huggingface(_model(args), args.output, _origin(args))
-
-
-def _dense(args: argparse.Namespace) -> None:
-    from espnet2_lamer.export.dense import language_speech, write_dense
-
-    if args.language is None or args.wav_scp is None:
-        raise RecipeError("--kind dense needs --language and --wav_scp")
-    speech = language_speech(args.wav_scp, args.language)
-    write_dense(_model(args), args.output, args.language, speech, _origin(args))
-
-
-def _adapter(args: argparse.Namespace) -> None:
-    from espnet2_lamer.export.adapter import write_adapter
-
-    write_adapter(
-        args.experiment,
-        args.output,
-        _origin(args),
-        epoch_file=args.model_file,
-        base=args.base,
-        base_name=args.base_name,
-        codebook=args.codebook,
-    )
-
-
-# What --kind takes; each function imports what it needs.
-KINDS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "zoo": _zoo,
-    "s3prl": _s3prl,
-    "hf": _hf,
-    "dense": _dense,
-    "adapter": _adapter,
-}
+    return load_model(args.experiment / (args.model_file or ""), base=args.base)
 
 
 if __name__ == "__main__":

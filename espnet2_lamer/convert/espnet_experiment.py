@@ -23,11 +23,11 @@ NAMES = (
 
 
 def model_file(
-    experiment: Path, config: dict[str, Any], name: str | None = None
+    experiment: Path, config: dict[str, Any], epoch_file: str | None = None
 ) -> Path:
     """Return a named file of an experiment, or what its own criterion calls best."""
-    if name is not None:
-        return experiment / name
+    if epoch_file is not None:
+        return experiment / epoch_file
     names = ["model.pth"]
     with clear_errors(f"{experiment / CONFIG}: best_model_criterion"):
         for phase, key, _ in config.get("best_model_criterion") or []:
@@ -51,10 +51,7 @@ def read_architecture(experiment: Path) -> dict[str, Any]:
     """Translate ``encoder_conf`` of an experiment without experts.
 
     Where a base was trained as a whole there is ``base`` alone: the network is its.
-
-    Raises:
-        RecipeError: Another encoder, LoRA experts, or a preparation of the waveform
-            that is not part of HuBERT.
+    Preparations of the waveform that are not part of HuBERT are refused.
     """
     config, path = read_config(experiment), experiment / CONFIG
     encoder, conf = config.get("encoder"), config.get("encoder_conf") or {}
@@ -79,7 +76,7 @@ def read_architecture(experiment: Path) -> dict[str, Any]:
                 )
         parameters = inspect.signature(TorchAudioHuBERTPretrainEncoder).parameters
         defaults = {key: parameters[key].default for key in STRUCTURE}
-        stated = defaults | conf | {"normalize_waveform": False}
+        conf = defaults | conf | {"normalize_waveform": False}
     elif conf.get("lamer") is not None:
         raise RecipeError(
             f"{path}: encoder_conf.lamer: found LoRA experts, expected a plain HuBERT; "
@@ -88,14 +85,9 @@ def read_architecture(experiment: Path) -> dict[str, Any]:
         )
     elif conf.get("base") is not None:
         return {"base": conf["base"]}
-    else:
-        stated = conf
     # What ours leaves out, or sets to null, is HuBERT-Large's; build_hubert knows it.
-    return {
-        key: stated[key]
-        for key in (*STRUCTURE, "normalize_waveform")
-        if stated.get(key) is not None
-    }
+    keys = (*STRUCTURE, "normalize_waveform")
+    return {key: conf[key] for key in keys if conf.get(key) is not None}
 
 
 def weights_file(experiment: Path) -> Path:

@@ -70,9 +70,6 @@ def global_names(path: Path) -> set[str]:
     """Names of all classes and functions that a torch file refers to.
 
     The instructions of its pickles are listed, not followed.
-
-    Raises:
-        ValueError: It is no torch file.
     """
     names = set()
     handle = None

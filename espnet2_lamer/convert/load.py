@@ -184,10 +184,6 @@ def load_s3prl(source: str) -> Any:
     """Build an ``s3prl.nn.S3PRLUpstream`` of ``s3prl:NAME``.
 
     ``s3prl:NAME:FILE`` needs :func:`~espnet2_lamer.fileio.trust.trusting_s3prl_files`.
-
-    Raises:
-        RecipeError: The file is not trusted, or S3PRL does not know the upstream or
-            cannot load it.
     """
     name, file = split_s3prl(source)
     protect()
@@ -197,8 +193,7 @@ def load_s3prl(source: str) -> Any:
 
     if name not in S3PRLUpstream.available_names():
         raise RecipeError(
-            f"upstream {source!r}: S3PRL has no upstream {name!r}; s3prl.hub lists "
-            "their names"
+            f"upstream {source!r}: S3PRL has no upstream {name!r}; s3prl.hub lists all"
         )
     # A head and its upstream must not share random numbers.
     with torch.random.fork_rng(devices=[]):

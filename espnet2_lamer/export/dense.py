@@ -176,10 +176,6 @@ def write_dense(
     Gates are averaged over every other utterance of ``paths``; the deviation is
     measured on the rest (with a single utterance, on that one), printed, and written
     into ``README.md`` and ``config.json`` (``lamer_dense``).
-
-    Raises:
-        RecipeError: ``directory`` holds something else, audio cannot be read, or as
-            :func:`merge_experts`.
     """
     refuse_other_content(Path(directory), "preprocessor_config.json")
     gates = mean_gates(upstream, _read(paths[::2], "mean gates"), language)

@@ -109,11 +109,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_dir(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary directory that replaces directory ``path`` on success.
-
-    Raises:
-        OSError: As :func:`atomic_path`.
-    """
+    """Yield a directory that replaces directory ``path``, as :func:`atomic_path`."""
     path = Path(path)
     old = None
     with _replacing(path) as temporary:

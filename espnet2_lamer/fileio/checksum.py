@@ -70,10 +70,7 @@ def problem(path: Path) -> str | None:
 def check_file(path: str | Path) -> None:
     """Refuse a file that is no longer what was written; links are followed.
 
-    Files of others, or of an earlier version, have no checksum and pass.
-
-    Raises:
-        RecipeError: There is a checksum beside the file, and it is another one.
+    Files of others, or of an earlier version, have no checksum beside them and pass.
     """
     real = Path(path).resolve()
     if not sidecar(real).is_file():

@@ -77,19 +77,13 @@ def replace_texts(value: Any, change: Callable[[str, str], Any], key: str = "") 
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file of ``key: value`` lines; nothing in it is an empty mapping.
-
-    Raises:
-        RecipeError: It cannot be read, holds anything else, or is refused by
-            :func:`parse_yaml`.
-    """
+    """Read ``key: value`` lines and refuse all else; an empty file is no keys."""
     try:
         content = Path(path).read_bytes()
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror})") from error
     values = parse_yaml(content, path)
-    if values is None:
-        return {}
+    values = {} if values is None else values
     if not isinstance(values, dict):
         raise RecipeError(
             f"{path}: found {type(values).__name__}, expected a mapping: 'key: value' "
