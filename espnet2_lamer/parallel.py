@@ -16,7 +16,7 @@ from contextlib import ExitStack, chdir, contextmanager, redirect_stderr
 from typing import Any, TextIO
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.fileio.logfile import LogFile
+from espnet2_lamer.fileio.system import LogFile
 from espnet2_lamer.fileio.trust import s3prl_files_trusted, trusting_s3prl_files
 
 #: Seconds to wait for the first worker: a batch system may queue it.

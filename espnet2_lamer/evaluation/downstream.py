@@ -35,12 +35,11 @@ from espnet2_lamer.evaluation.tokens import (
     read_targets,
     token_type_of,
 )
-from espnet2_lamer.fileio.atomic import atomic_dir, write_json
+from espnet2_lamer.fileio.atomic import atomic_dir, exclusive, write_json
 from espnet2_lamer.fileio.checksum import checked_file
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.foreign import check_weights, read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
-from espnet2_lamer.fileio.lock import exclusive
 from espnet2_lamer.train.console import run_espnet
 
 #: Stores of one head, training and development speech together, in 10^9 bytes.

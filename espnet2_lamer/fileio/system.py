@@ -1,10 +1,12 @@
 """What the operating system refuses, in one line: which file, why, what to do."""
 
 import errno
+import logging
 import os
 import pickle
 import re
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -135,6 +137,29 @@ def _refusal(path: Path) -> OSError | None:
             with suppress(OSError):
                 probe.unlink()
     return None
+
+
+class LogFile(logging.FileHandler):
+    """Appends to a log; lines that a full disk refuses are lost, and it says so."""
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path, mode="a", encoding="utf-8")
+        self._failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say once on the terminal that the file cannot be written."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._failed:
+            self._failed = True
+            text = f"{self.baseFilename}: {error.strerror}; lines of this log are lost"
+            print(text, file=sys.__stderr__)
+
+    def close(self) -> None:
+        """Close the file, whatever could not be written."""
+        with suppress(OSError):
+            super().close()
 
 
 def check_space(folder: str | Path, needed: float, what: str, way_out: str) -> None:

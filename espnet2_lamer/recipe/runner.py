@@ -13,8 +13,7 @@ from typing import Any
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import rename_old, write_json
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
-from espnet2_lamer.fileio.logfile import LogFile
-from espnet2_lamer.fileio.system import system_message
+from espnet2_lamer.fileio.system import LogFile, system_message
 from espnet2_lamer.recipe.stage import Command, Options, Stage
 
 
