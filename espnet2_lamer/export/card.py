@@ -13,14 +13,14 @@ _TASKS = {
     "asr": ("automatic-speech-recognition", "speech recognition"),
     "ssl": ("feature-extraction", "self-supervised speech representation"),
 }
-_ASR_USE = """\
+ASR_USE = """\
 from espnet2.bin.asr_inference import Speech2Text
 import espnet2_lamer, soundfile
 from espnet2_lamer.convert.packed import unpack_model
 
 espnet2_lamer.register()
-model = Speech2Text(**unpack_model("{name}.zip", "models"), beam_size=1, ctc_weight=1.0)
-print(model(soundfile.read("speech.wav")[0])[0][0])
+model = Speech2Text(**unpack_model("{name}.zip", "models"), beam_size=1, {options})
+{more}print(model(soundfile.read("speech.wav")[0])[0][0])
 """
 _SSL_USE = """\
 import espnet2_lamer, soundfile, torch
@@ -94,7 +94,8 @@ def model_card(
         "a HuBERT extended to new languages with layer-aware mixtures of LoRA experts "
         f"by {_RECIPE}"
     )
-    use = use or (_ASR_USE if kind == "asr" else _SSL_USE).format(name=origin.name)
+    default = {"asr": ASR_USE, "ssl": _SSL_USE}[kind]
+    use = use or default.format(name=origin.name, options="ctc_weight=1.0", more="")
     card = _card(
         front,
         origin,

@@ -4,7 +4,7 @@ import logging
 import tempfile
 from pathlib import Path
 
-from espnet2_lamer.export.card import Origin, model_card
+from espnet2_lamer.export.card import ASR_USE, Origin, model_card
 from espnet2_lamer.export.zoo import pack_model, write_full_whisper
 from espnet2_lamer.recipe.packing import corpus_terms
 from espnet2_lamer.recipe.whisper.options import WhisperOptions
@@ -17,15 +17,6 @@ _ABOUT = (
     "[arXiv 2506.21555](https://arxiv.org/abs/2506.21555). This one: {what}; it takes "
     "up to 30 s"
 )
-_USE = """\
-from espnet2.bin.asr_inference import Speech2Text
-import espnet2_lamer, soundfile
-from espnet2_lamer.convert.packed import unpack_model
-
-espnet2_lamer.register()
-model = Speech2Text(**unpack_model("{zip}", "models"), beam_size=1, ctc_weight=0.0)
-{language}print(model(soundfile.read("speech.wav")[0])[0][0])
-"""
 _WHAT = {
     "multilingual": "one LoRA for all languages",
     "full": "all weights fine-tuned",
@@ -79,6 +70,6 @@ def _card(
         results=results.read_text(encoding="utf-8"),
         datasets=datasets,
         about=_ABOUT.format(whisper=source, what=_WHAT[system.kind]),
-        use=_USE.format(zip=output.name, language=language),
+        use=ASR_USE.format(name=output.stem, options="ctc_weight=0.0", more=language),
         tag="whisper",
     )
