@@ -148,22 +148,16 @@ def train_head(
 
         source, upstream = upstream, load_model(upstream)
     fingerprint = upstream_fingerprint(upstream)
-    dirs = {"train": _as_list(train_dir), "dev": _as_list(dev_dir)}
-    texts = {name: _read_all(found, options) for name, found in dirs.items()}
-    plans = {
-        name: [
-            plan_store(
-                upstream,
-                options.layer,
-                directory,
-                store_root,
-                options.store_dtype,
-                fingerprint,
-            )
-            for directory in found
+    texts: dict[str, dict[str, str]] = {}
+    plans: dict[str, list[StorePlan]] = {}
+    for name, found in (("train", train_dir), ("dev", dev_dir)):
+        dirs = [found] if isinstance(found, str | Path) else found
+        texts[name] = _read_all([*map(Path, dirs)], options)
+        choice, form = options.layer, options.store_dtype
+        plans[name] = [
+            plan_store(upstream, choice, directory, store_root, form, fingerprint)
+            for directory in dirs
         ]
-        for name, found in dirs.items()
-    }
     inputs = {
         "upstream": fingerprint,
         "layer": options.layer,
@@ -194,25 +188,21 @@ def train_head(
             options.nbpe,
         )
         stored = _may_store(plans, options.feature_store_gb, source, output_dir)
-        for name, found in dirs.items():
-            tables = _audio(plans[name])
-            if stored:
-                tables = _stored(upstream, found, plans[name], options)
-            _write_data(data / name, texts[name], vocabulary, tables)
+        for name, targets in texts.items():
+            _write_data(data / name, targets, vocabulary)
+            write = _write_features if stored else _write_audio
+            write(data / name, plans[name], options)
         write_json(inputs_file, inputs)
         if record is not None:
             write_json(output_dir / "run.json", record)
+        command = ["--config", str(config), "--output_dir", str(output_dir)]
+        command += ["--resume", "true", "--ngpu", str(options.ngpu)]
+        command += [*vocabulary.options(data), *_schedule_options(config, options)]
         plan = plans["train"][0]
-        command = _espnet_options(data, output_dir, Path(config), vocabulary, options)
-        command += ["--preencoder_conf", f"input_size={plan.dim}"]
-        command += _input_options(data, plan, None if stored else source, options.layer)
+        command += _input_options(data, plan, None if stored else source)
         _run_espnet(command, output_dir)
         _write_final(output_dir, upstream, options.layer, vocabulary, inputs)
     return final
-
-
-def _as_list(found: str | Path | Sequence[str | Path]) -> list[Path]:
-    return [Path(found)] if isinstance(found, str | Path) else [*map(Path, found)]
 
 
 def _read_all(dirs: Sequence[Path], options: HeadOptions) -> dict[str, str]:
@@ -259,68 +249,46 @@ def _may_store(
     return False
 
 
-def _write_data(
-    directory: Path,
-    texts: dict[str, str],
-    vocabulary: Vocabulary,
-    tables: Sequence[Mapping[str, str]],
-) -> None:
-    """Write what ESPnet reads: texts, speech (the two ``tables``), their shapes."""
+def _write_data(directory: Path, texts: dict[str, str], vocabulary: Vocabulary) -> None:
     lengths = check_targets(texts, vocabulary, str(directory / "text"))
     size = len(vocabulary.tokens)
-    text_shape = {utt: f"{n},{size}" for utt, n in lengths.items()}
-    names = ("text", "text_shape", "feats.scp", "speech_shape")
-    for name, table in zip(names, (texts, text_shape, *tables), strict=True):
-        write_table(directory / name, table)
+    write_table(directory / "text", texts)
+    shapes = {utt: f"{n},{size}" for utt, n in lengths.items()}
+    write_table(directory / "text_shape", shapes)
 
 
-def _stored(
-    upstream: torch.nn.Module,
-    dirs: Sequence[Path],
-    plans: Sequence[StorePlan],
-    options: HeadOptions,
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Store features; return where they are, and their shapes."""
+def _write_features(
+    directory: Path, plans: Sequence[StorePlan], options: HeadOptions
+) -> None:
+    """Store features; write where they are, and their shapes."""
     scp: dict[str, str] = {}
     shape: dict[str, str] = {}
-    for source, plan in zip(dirs, plans, strict=True):
-        store = store_features(
-            upstream,
-            options.layer,
-            source,
-            plan.directory.parent,
-            options.store_dtype,
-            "cuda" if options.ngpu else "cpu",
-            plan,
-        )
-        scp |= read_table(store.scp)
-        shape |= read_table(store.shape)
-    return scp, shape
+    for plan in plans:
+        store_features(plan, "cuda" if options.ngpu else "cpu")
+        scp |= read_table(plan.scp)
+        shape |= read_table(plan.shape)
+    write_table(directory / "feats.scp", scp)
+    write_table(directory / "speech_shape", shape)
 
 
-def _audio(plans: Sequence[StorePlan]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return audio for an upstream that runs in training, and shapes.
+def _write_audio(
+    directory: Path, plans: Sequence[StorePlan], options: HeadOptions
+) -> None:
+    """Write where audio is, for an upstream that runs in training.
 
-    Shapes are those of the features, so that both paths have the same batches.
+    Shapes are those of the features, so that both ways have the same batches.
     """
     wavs, shape = {}, {}
     for plan in plans:
         for utt, path, samples in plan.samples:
             wavs[utt] = path
-            shape[utt] = f"{-(-samples // plan.hop)},{plan.dim * plan.num_states}"
-    return wavs, shape
+            shape[utt] = f"{plan.frames_of(samples)},{plan.width}"
+    write_table(directory / "feats.scp", wavs)
+    write_table(directory / "speech_shape", shape)
 
 
-def _espnet_options(
-    data: Path,
-    output_dir: Path,
-    config: Path,
-    vocabulary: Vocabulary,
-    head: HeadOptions,
-) -> list[str]:
-    options = ["--config", str(config), "--output_dir", str(output_dir)]
-    options += ["--resume", "true", "--seed", str(head.seed), "--ngpu", str(head.ngpu)]
-    options += vocabulary.options(data)
+def _schedule_options(config: str | Path, head: HeadOptions) -> list[str]:
+    options = ["--seed", str(head.seed)]
     if head.learning_rate is not None:
         options += ["--optim_conf", f"lr={head.learning_rate}"]
         if "max_lr" in (read_yaml(config).get("scheduler_conf") or {}):
@@ -328,15 +296,15 @@ def _espnet_options(
     return options
 
 
-def _input_options(
-    data: Path, plan: StorePlan, source: str | Path | None, layer: int | str
-) -> list[str]:
+def _input_options(data: Path, plan: StorePlan, source: str | Path | None) -> list[str]:
     """Say what the head reads: stored features, or audio through the upstream."""
-    kind = "kaldi_ark" if source is None else "sound"
-    options = ["--frontend", "stored_features" if source is None else "lamer_upstream"]
-    conf = {"dim": plan.dim, "num_states": plan.num_states}
+    dim = plan.upstream.dim
+    kind, frontend = "kaldi_ark", "stored_features"
+    conf = {"dim": dim, "num_states": plan.num_states}
     if source is not None:
-        conf = {"upstream": source, "layer": layer}
+        kind, frontend = "sound", "lamer_upstream"
+        conf = {"upstream": source, "layer": plan.layer}
+    options = ["--preencoder_conf", f"input_size={dim}", "--frontend", frontend]
     for key, value in conf.items():
         options += ["--frontend_conf", f"{key}={value}"]
     for espnet_name, name in (("train", "train"), ("valid", "dev")):

@@ -15,14 +15,12 @@ from pathlib import Path
 
 import soundfile
 
-from espnet2_lamer.data.formatting import FormattedSet
 from espnet2_lamer.data.sets import Utterance, write_set
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.benchmark_sets import (
+    EvaluationSets,
     SetInfo,
-    collect,
     has_units,
-    write_sets,
 )
 from espnet2_lamer.evaluation.text_units import default_unit, official_text
 from espnet2_lamer.fileio.atomic import write_json
@@ -221,8 +219,7 @@ def prepare_mlsuperb(
     Raises:
         RecipeError: The tree is not as it should be; nothing is written to the dump.
     """
-    raw = Path(dump_dir) / "raw"
-    ready: dict[str, tuple[FormattedSet, SetInfo]] = {}
+    sets = EvaluationSets(Path(dump_dir) / "raw", nj)
     report: dict = {"root": str(root), "sets": {}}
     for (dataset, lang), folder in scan_tree(root, langs).items():
         unit = units.get(lang, default_unit(lang))
@@ -238,12 +235,10 @@ def prepare_mlsuperb(
             for part, chosen in wanted.items():
                 key = set_name(dataset, lang, part, budget)
                 source = Path(data_dir) / "mlsuperb" / key
-                formatted, counts = _collect(source, chosen, here, raw, nj)
-                ready[key] = formatted, here
-                report["sets"][key] = counts
-    write_sets(raw, ready)
-    write_json(raw / "mlsuperb.json", report)
-    logging.info("ML-SUPERB: %d sets from %s", len(ready), root)
+                report["sets"][key] = _collect(sets, source, chosen, here)
+    records = sets.write()
+    write_json(sets.raw / "mlsuperb.json", report)
+    logging.info("ML-SUPERB: %d sets from %s", len(records), root)
     return report
 
 
@@ -261,8 +256,8 @@ def _few(
 
 
 def _collect(
-    source: Path, utterances: list[Utterance], info: SetInfo, raw: Path, nj: int
-) -> tuple[FormattedSet, dict]:
+    sets: EvaluationSets, source: Path, utterances: list[Utterance], info: SetInfo
+) -> dict:
     unit, lang = info.unit, info.lang
     plain = partial(official_text, brackets=True)
     usable, empty, silent = [], 0, 0
@@ -283,8 +278,7 @@ def _collect(
     limits = (SHORTEST_TRAIN, LONGEST_TRAIN)
     if info.split == "test":
         limits = (_SHORTEST_TEST, float("inf"))
-    formatted = collect(
-        source, info, raw, limits, nj, normalize=official_text, plain=plain
+    counts = sets.collect(
+        source.name, source, info, limits, normalize=official_text, plain=plain
     )
-    counts = {**formatted.report[lang], "no_samples": empty, "no_text": silent}
-    return formatted, counts
+    return {**counts, "no_samples": empty, "no_text": silent}

@@ -3,7 +3,7 @@
 import platform
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +18,6 @@ from espnet2_lamer.metrics.measure import Figure, Measure
 from espnet2_lamer.metrics.tables import (
     bounds,
     csv_text,
-    markdown_records,
     markdown_table,
     number,
     p_value,
@@ -192,24 +191,29 @@ def collect_figures(results: Results) -> list[TaskFigure]:
 
 def _of_task(
     results: Results, task: Task, row: Mapping[str, Mapping[int, Score | LidScore]]
-) -> list[TaskFigure]:
-    """Return a task's figure of every system that was scored on it."""
-    measures = {
-        system: {seed: score.measure for seed, score in row[system].items()}
+) -> Iterator[TaskFigure]:
+    """Yield a task's figure of every system that was scored on it."""
+    means = {
+        system: Measure.of_seeds([score.measure for score in row[system].values()])
         for system in results.systems
         if system in row
     }
-    means = {s: Measure.of_seeds([*found.values()]) for s, found in measures.items()}
-    figures = []
     for system, mean in means.items():
-        score = next(iter(row[system].values()))
-        exact = isinstance(score, LidScore)
-        compared = _compared(means, system, results.baselines, task.label, exact)
-        trainings = {seed: m.value for seed, m in measures[system].items()}
-        head = results.heads.get((task, system), "")
-        what = (TRACKS[task.track], task.label, task.unit, system)
-        figures.append(TaskFigure(*what, mean, compared, trainings, task, score, head))
-    return figures
+        scores = row[system]
+        first = next(iter(scores.values()))
+        exact = isinstance(first, LidScore)
+        yield TaskFigure(
+            TRACKS[task.track],
+            task.label,
+            task.unit,
+            system,
+            mean,
+            _compared(means, system, results.baselines, task.label, exact),
+            trainings={seed: score.measure.value for seed, score in scores.items()},
+            task=task,
+            score=first,
+            head=results.heads.get((task, system), ""),
+        )
 
 
 def _compared(
@@ -276,13 +280,15 @@ def write_results(
     if figures is None:
         figures = collect_figures(results)
     directory = Path(directory)
-    write_text(directory / "RESULTS.md", markdown(results, figures))
-    write_json(directory / "results.json", as_json(results, figures))
-    write_text(directory / "results.csv", as_csv(figures))
+    write_text(directory / "RESULTS.md", _markdown(results, figures))
+    write_json(directory / "results.json", _as_json(results, figures))
+    write_text(directory / "results.csv", _as_csv(figures))
 
 
-def as_json(results: Results, figures: Sequence[TaskFigure]) -> dict[str, Any]:
+def _as_json(results: Results, figures: Sequence[TaskFigure]) -> dict[str, Any]:
     """Return every figure with its comparisons, and what RESULTS.md says beside."""
+    recognition = _trainings(results.recognition)
+    identification = _trainings(results.identification)
     return {
         "environment": dict(results.environment),
         "systems": dict(results.systems),
@@ -296,17 +302,16 @@ def as_json(results: Results, figures: Sequence[TaskFigure]) -> dict[str, Any]:
         ],
         "counts": [
             {**key, **score.total._asdict(), "sclite": score.sclite_total._asdict()}
-            for key, score in _scores(results.recognition)
+            for key, score in recognition
         ],
         "confusion": [
-            {**key, "confusion": score.confusion}
-            for key, score in _scores(results.identification)
+            {**key, "confusion": score.confusion} for key, score in identification
         ],
         "parameters": {m: dict(report) for m, report in results.parameters.items()},
     }
 
 
-def as_csv(figures: Sequence[TaskFigure]) -> str:
+def _as_csv(figures: Sequence[TaskFigure]) -> str:
     """Return the figures as CSV, one line per figure and comparison."""
     columns = (
         "table label unit system value low high utterances tokens reference difference "
@@ -329,9 +334,10 @@ def _record(figure: TaskFigure) -> dict[str, Any]:
     """What a figure is, in the words of results.json and results.csv."""
     measure, task = figure.measure, figure.task
     return {
-        **{
-            name: getattr(figure, name) for name in ("table", "label", "unit", "system")
-        },
+        "table": figure.table,
+        "label": figure.label,
+        "unit": figure.unit,
+        "system": figure.system,
         "value": measure.value,
         "utterances": measure.count,
         "tokens": figure.tokens,
@@ -340,7 +346,9 @@ def _record(figure: TaskFigure) -> dict[str, Any]:
         "train": task.train,
         "part": task.part,
         "head": figure.head,
-        **{name: getattr(measure, name) for name in ("seeds", "deviation", "note")},
+        "seeds": measure.seeds,
+        "deviation": measure.deviation,
+        "note": measure.note,
     }
 
 
@@ -349,7 +357,7 @@ def _compared_with(difference: Difference, *more: str) -> dict[str, Any]:
     return start | {name: getattr(difference, name) for name in (*more, "p", "test")}
 
 
-def _scores(scored: Scored) -> Iterable[tuple[dict[str, Any], Any]]:
+def _trainings(scored: Scored) -> Iterator[tuple[dict[str, Any], Any]]:
     """Yield every training's score with what it is of."""
     for task, row in scored.items():
         named = {n: getattr(task, n) for n in ("track", "label", "unit", "train")}
@@ -358,8 +366,7 @@ def _scores(scored: Scored) -> Iterable[tuple[dict[str, Any], Any]]:
                 yield {**named, "system": system, "seed": seed}, score
 
 
-def markdown(results: Results, figures: Sequence[TaskFigure]) -> str:
-    """Lay the results out as RESULTS.md."""
+def _markdown(results: Results, figures: Sequence[TaskFigure]) -> str:
     lines = ["# RESULTS", "", "## Environments", ""]
     lines += [f"- {name}: `{value}`" for name, value in results.environment.items()]
     lines += ["", "## Summary", ""]
@@ -368,21 +375,30 @@ def markdown(results: Results, figures: Sequence[TaskFigure]) -> str:
     lines += ["", _HOW_TO_READ]
     lines += [_SEEDS] if any(f.measure.seeds > 1 for f in figures) else []
     lines.append("")
-    for track, title in TRACKS.items():
+    for track in TRACKS:
         mine = [f for f in figures if f.task.track == track]
-        lines += _track_section(results, title, mine) if mine else []
+        lines += _track_section(results, mine) if mine else []
     for table in results.tables:
         lines += _measure_section(table, figures)
-    lines += _parameters(results)
+    if results.parameters:
+        reports = results.parameters.values()
+        body = [
+            [key.replace("_", " "), *(_parameter(r.get(key)) for r in reports)]
+            for key in dict.fromkeys(key for report in reports for key in report)
+        ]
+        table = markdown_table(["count", *results.parameters], body)
+        lines += ["### Parameters", "", *table]
     for system, what in results.systems.items():
         lines += _system_section(results, system, what)
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
-def _track_section(
-    results: Results, title: str, figures: Sequence[TaskFigure]
-) -> list[str]:
-    lines = [f"### {title}", ""]
+def _parameter(value: float | None) -> str:
+    return f"{value:,}" if isinstance(value, int) else number(value)
+
+
+def _track_section(results: Results, figures: Sequence[TaskFigure]) -> list[str]:
+    lines = [f"### {figures[0].table}", ""]
     parts = {f.task.part for f in figures}
     if len(parts) > _MANY:
         figures = [f for f in figures if not f.task.part or f.task.group]
@@ -393,8 +409,8 @@ def _track_section(
                 "test set": f.label,
                 "unit": f.unit,
                 results.column: f.system,
-                "utterances": _count(f.measure.count),
-                size: number(f.score.majority) if f.tokens is None else str(f.tokens),
+                "utterances": f.measure.count,
+                size: number(f.score.majority) if f.tokens is None else f.tokens,
                 **_cells(f, f"{kind} (%)"),
             }
             for f in figures
@@ -410,7 +426,7 @@ def _measure_section(table: MeasureTable, figures: Sequence[TaskFigure]) -> list
             "measured on": f.label,
             **({"unit": f.unit} if table.units else {}),
             "system": f.system,
-            "utterances": _count(f.measure.count),
+            "utterances": f.measure.count,
             **_cells(f, table.measure),
         }
         for f in figures
@@ -438,24 +454,14 @@ def _cells(figure: TaskFigure, name: str) -> dict[str, str]:
 
 
 def _figure_table(
-    rows: Sequence[Mapping[str, str]], references: Sequence[str]
+    rows: Sequence[Mapping[str, Any]], references: Sequence[str]
 ) -> list[str]:
+    """Lay cells by column out; a column that no row has is left out."""
     last = ["sd", *(f"vs {r}" for r in references), "trained on", "head"]
-    first = [name for name in rows[0] if name not in last] if rows else []
-    return markdown_records(rows, [*first, *last])
-
-
-def _parameters(results: Results) -> list[str]:
-    if not results.parameters:
-        return []
-    keys = list(dict.fromkeys(k for r in results.parameters.values() for k in r))
-    body = []
-    for key in keys:
-        values = [report.get(key) for report in results.parameters.values()]
-        cells = [f"{v:,}" if isinstance(v, int) else number(v) for v in values]
-        body.append([key.replace("_", " "), *cells])
-    table = markdown_table(["count", *results.parameters], body)
-    return ["### Parameters", "", *table]
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = [name for name in names if name not in last]
+    columns += [name for name in last if name in names]
+    return markdown_table(columns, [[row.get(c) for c in columns] for row in rows])
 
 
 def _system_section(results: Results, system: str, what: str) -> list[str]:
@@ -492,24 +498,17 @@ def _of_system(scored: Scored, system: str) -> list[tuple[Task, str, Any]]:
     return found
 
 
-def _sclite(score: Score) -> list[str]:
+def _sclite(score: Score) -> list[Any]:
     total = score.sclite_total
     counts = (total.cor, total.sub, total.dele, total.ins, total.errors)
     shares = [100 * count / total.ref_length for count in counts]
     shares.append(score.sentence_error_rate)
-    sizes = [str(score.utterances), str(total.ref_length)]
+    sizes = [score.utterances, total.ref_length]
     return sizes + [number(share, digits=1) for share in shares]
 
 
 def _confusion(score: LidScore) -> list[str]:
-    found = list(score.confusion)
-    found += sorted({f for row in score.confusion.values() for f in row} - {*found})
-    body = [
-        [true, *(str(row.get(name, 0)) for name in found)]
-        for true, row in score.confusion.items()
-    ]
+    rows = score.confusion
+    found = [*rows, *sorted({f for row in rows.values() for f in row} - {*rows})]
+    body = [[true, *(row.get(f, 0) for f in found)] for true, row in rows.items()]
     return markdown_table(["true \\ found", *found], body)
-
-
-def _count(value: int | None) -> str:
-    return "-" if value is None else str(value)

@@ -15,7 +15,7 @@ from espnet2_lamer.evaluation.text_units import UNITS
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.metrics.alignment import Counts, error_counts, sclite_counts
 from espnet2_lamer.metrics.bootstrap import wilson_interval
-from espnet2_lamer.metrics.measure import MacroMeasure, Measure
+from espnet2_lamer.metrics.measure import Measure
 
 SPACE = "<space>"
 #: What tables call the unit ``bpe``.
@@ -349,8 +349,8 @@ def language_figures(
         ordered.reverse()
     count = sum(map(len, groups.values()))
     worst = ordered[0]
-    figures: dict[str, Measure] = {
-        "mean over languages": MacroMeasure.of_groups(groups, seed),
+    figures = {
+        "mean over languages": Measure.of_groups(groups, seed),
         "worst language": Measure(rates[worst], count=len(groups[worst]), note=worst),
     }
     if len(ordered) > WORST:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
+from typing import Any
 
 from espnet2_lamer.metrics.bootstrap import (
     Difference,
@@ -29,6 +30,8 @@ class Measure:
         seeds: Number of trainings whose mean this is.
         deviation: Standard deviation over them (n - 1), None for one training.
         note: What qualifies this one figure, e.g. the language of a maximum.
+        groups: Of a mean over languages of means over utterances: per language and
+            utterance id the utterance's value, as a fraction.
     """
 
     value: float
@@ -38,6 +41,7 @@ class Measure:
     seeds: int = 1
     deviation: float | None = None
     note: str = ""
+    groups: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of_rate(cls, parts: Parts, seed: int = 0) -> "Measure":
@@ -76,7 +80,7 @@ class Measure:
         if not others:
             return first
         for other in others:
-            first.require_same_utterances(other)
+            first._require_same_utterances(other)
         averaged = cls.of_rate(
             {
                 utt: (fmean(m.parts[utt][0] for m in measures), denominator)
@@ -87,63 +91,13 @@ class Measure:
         deviation = stdev(m.value for m in measures)
         return replace(averaged, seeds=len(measures), deviation=deviation)
 
-    def compare(self, baseline: "Measure", seed: int = 0) -> Difference:
-        """Paired bootstrap against a baseline measured on the same utterances.
-
-        Returns:
-            The difference in per cent; without a test when either has no parts.
-
-        Raises:
-            ValueError: The utterances or their denominators differ.
-        """
-        if not self._tested_with(baseline):
-            return Difference(self.value - baseline.value)
-        test = self._test(baseline, seed)
-        low, high = test.interval
-        value = self.value - baseline.value
-        return replace(test, value=value, interval=(100 * low, 100 * high))
-
-    def _tested_with(self, baseline: "Measure") -> bool:
-        return bool(self.parts and baseline.parts)
-
-    def _test(self, baseline: "Measure", seed: int) -> Difference:
-        self.require_same_utterances(baseline)
-        utts = sorted(self.parts)
-        return paired_bootstrap(
-            [self.parts[u][0] for u in utts],
-            [baseline.parts[u][0] for u in utts],
-            [self.parts[u][1] for u in utts],
-            seed=seed,
-        )
-
-    def require_same_utterances(self, other: "Measure") -> None:
-        """Raise a ValueError where utterances or their denominators differ."""
-        ours, theirs = (
-            {u: denominator for u, (_, denominator) in m.parts.items()}
-            for m in (self, other)
-        )
-        if ours != theirs:
-            raise ValueError("the two measures are not over the same utterances")
-
-
-@dataclass(frozen=True)
-class MacroMeasure(Measure):
-    """A mean over languages of means over utterances.
-
-    Attributes:
-        groups: Per language and utterance id the utterance's value, as a fraction.
-    """
-
-    groups: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
-
     @classmethod
     def of_groups(
         cls, groups: Mapping[str, Mapping[str, float]], seed: int = 0
-    ) -> "MacroMeasure":
-        """Make the mean in per cent with its interval (utterances within languages).
+    ) -> "Measure":
+        """Make a mean over languages, in per cent, from :attr:`groups`.
 
-        Raises:
-            ValueError: No language, or one without utterances.
+        Its interval is over the utterances within languages.
         """
         values = [list(groups[name].values()) for name in sorted(groups)]
         low, high = macro_interval(values, seed=seed)
@@ -154,22 +108,47 @@ class MacroMeasure(Measure):
             groups=groups,
         )
 
-    def _tested_with(self, baseline: Measure) -> bool:
-        return isinstance(baseline, MacroMeasure)
+    def compare(self, baseline: "Measure", seed: int = 0) -> Difference:
+        """Paired bootstrap against a baseline measured on the same utterances.
 
-    def _test(self, baseline: Measure, seed: int) -> Difference:
-        """Paired bootstrap within languages."""
-        ours, theirs = self.groups, baseline.groups
-        if any(
-            ours.get(n, {}).keys() != theirs.get(n, {}).keys() for n in {*ours, *theirs}
-        ):
+        Returns:
+            The difference in per cent; without a test when either has neither parts
+            nor groups.
+
+        Raises:
+            ValueError: The utterances or their denominators differ.
+        """
+        self._require_same_utterances(baseline)
+        if self.parts and baseline.parts:
+            utts = sorted(self.parts)
+            test = paired_bootstrap(
+                [self.parts[u][0] for u in utts],
+                [baseline.parts[u][0] for u in utts],
+                [self.parts[u][1] for u in utts],
+                seed=seed,
+            )
+        elif self.groups and baseline.groups:
+            order = [(name, list(self.groups[name])) for name in sorted(self.groups)]
+            ours, theirs = (
+                [[m.groups[name][utt] for utt in utts] for name, utts in order]
+                for m in (self, baseline)
+            )
+            test = paired_macro_bootstrap(ours, theirs, seed=seed)
+        else:
+            return Difference(self.value - baseline.value)
+        low, high = test.interval
+        value = self.value - baseline.value
+        return replace(test, value=value, interval=(100 * low, 100 * high))
+
+    def _require_same_utterances(self, other: "Measure") -> None:
+        ours, theirs = self._utterances(), other._utterances()
+        if ours and theirs and ours != theirs:
             raise ValueError("the two measures are not over the same utterances")
-        order = [(name, list(ours[name])) for name in sorted(ours)]
-        return paired_macro_bootstrap(
-            [[ours[name][utt] for utt in utts] for name, utts in order],
-            [[theirs[name][utt] for utt in utts] for name, utts in order],
-            seed=seed,
-        )
+
+    def _utterances(self) -> dict[str, Any]:
+        if self.parts:
+            return {utt: denominator for utt, (_, denominator) in self.parts.items()}
+        return {name: set(group) for name, group in self.groups.items()}
 
 
 @dataclass(frozen=True)

@@ -4,22 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return the lines of a Markdown table, and an empty one."""
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence]) -> list[str]:
+    """Return the lines of a Markdown table, and an empty one; None is a "-"."""
     lines = [header, ["---"] * len(header), *rows]
-    return ["|" + "|".join(line) + "|" for line in lines] + [""]
-
-
-def markdown_records(
-    rows: Sequence[Mapping[str, str]], columns: Iterable[str]
-) -> list[str]:
-    """Return the lines of a Markdown table of cells by column.
-
-    Columns that no row has are left out; what one row lacks is a "-".
-    """
-    present = [name for name in columns if any(name in row for row in rows)]
-    body = [[row.get(name, "-") for name in present] for row in rows]
-    return markdown_table(present, body)
+    cells = (["-" if cell is None else str(cell) for cell in line] for line in lines)
+    return ["|" + "|".join(line) + "|" for line in cells] + [""]
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
@@ -49,12 +38,7 @@ def span(interval: tuple[float, float] | None, sign: str = "", digits: int = 2) 
 
 
 def p_value(p: float | None, equals: str = "") -> str:
-    """Return a p-value; no table says 0.
-
-    Args:
-        p: The value, or None.
-        equals: What stands before a value that is not below 0.001.
-    """
+    """Return a p-value; no table says 0. ``equals`` stands before one that is told."""
     if p is None:
         return "-"
     return "< 0.001" if p < 0.001 else f"{equals}{p:.3f}"

@@ -156,12 +156,9 @@ def test_features_beyond_the_limit_are_not_stored(
 def test_a_learning_rate_replaces_the_configs_and_its_schedules(tmp_path):
     config = tmp_path / "head.yaml"
     head = downstream.HeadOptions(learning_rate=3e-4)
-    vocabulary = downstream.build_vocabulary(["A"], "char", tmp_path)
     for schedule, expected in (({}, 1), ({"scheduler_conf": {"max_lr": 1}}, 2)):
         config.write_text(yaml.safe_dump(CONFIG | schedule))
-        options = downstream._espnet_options(
-            tmp_path, tmp_path, config, vocabulary, head
-        )
+        options = downstream._schedule_options(config, head)
         found = [word for word in options if word.endswith("lr=0.0003")]
         assert found == ["lr=0.0003", "max_lr=0.0003"][:expected]
 
