@@ -14,15 +14,17 @@ from espnet2_lamer.data.sampling import sample_replay, seed_of
 from espnet2_lamer.data.sets import SPLITS
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.runs import BUDGETS
-from espnet2_lamer.evaluation.text_units import NoUnitsError, normalize_text, to_units
+from espnet2_lamer.evaluation.text_units import (
+    NoUnitsError,
+    normalize_text,
+    to_units,
+)
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json
 from espnet2_lamer.fileio.datadir import read_table, write_spk2utt, write_table
 
 RECORD = "set.json"
 #: The normalised transcript, for units that are made of characters.
 PLAIN_TEXT = "text.char"
-#: Units whose text is the normalised transcript.
-PLAIN_UNITS = ("char", "word", "bpe")
 MADE_BY = "the formatting of evaluation sets"
 _TABLES = "wav.scp utt2lang utt2num_samples text text.char text.raw utt2spk".split()
 
@@ -106,12 +108,11 @@ class EvaluationSets:
                 utt, _, _, _, phone = line.split()
                 phones[utt] = f"{phones[utt]} {phone}" if utt in phones else phone
             pronunciations = phones or pronunciations
-        unit = "char" if info.unit in PLAIN_UNITS else info.unit
         converted = {}
         for utt, text in raw_text.items():
             try:
                 read = pronunciations.get(utt)
-                converted[utt] = to_units(text, unit, info.lang, read, normalize)
+                converted[utt] = to_units(text, info.unit, info.lang, read, normalize)
             except RecipeError as error:
                 raise RecipeError(f"{source / 'text'}: {utt}: {error}") from None
         formatted.tables["text"] = converted
@@ -166,11 +167,7 @@ def write_subset(
 
 
 def write_budget(train: Path, budget: str, seed: int) -> dict[str, Any]:
-    """Write ``<train>_<budget>``: as many utterances of a training set as last so long.
-
-    Raises:
-        RecipeError: The set is missing.
-    """
+    """Write ``<train>_<budget>``: utterances of a training set that last so long."""
     record = json.loads((train / RECORD).read_text(encoding="utf-8"))
     values = {f.name: record[f.name] for f in fields(SetInfo)}
     info = SetInfo(**values | {"budget": budget, "seed": seed})
@@ -203,9 +200,8 @@ def prepare_asr_data(
         dump_dir: Root of the dump; converted audio is shared with pretraining.
         langs: ISO 639-3 codes.
         units: Language to unit of its text.
-        seed: Of the sets drawn from these; recorded.
+        seed: Of what is drawn from these sets; recorded.
         min_s: Shortest utterance in seconds. max_s: longest.
-        nj: Processes.
         max_bad_audio: Per cent of a set's files that may be unusable.
 
     Returns:
@@ -240,14 +236,8 @@ def prepare_asr_data(
             logging.info(
                 "%s %s (%s): %d utterances, %.3f h; dropped: %d without text, %d too "
                 "short, %d too long",
-                lang,
-                split,
-                unit,
-                counts["utterances"],
-                counts["hours"],
-                no_text,
-                counts["dropped_short"],
-                counts["dropped_long"],
+                *(lang, split, unit, counts["utterances"], counts["hours"], no_text),
+                *(counts["dropped_short"], counts["dropped_long"]),
             )
     sets.write()
     skipped.write()

@@ -115,11 +115,11 @@ def train_head(
 
     Features are stored (or found), the head is trained on them by ESPnet's ASRTask in
     this process, then config and averaged checkpoint are rewritten to ``frontend:
-    lamer_upstream`` with the upstream's weights inside: ``final/config.yaml`` and
-    ``final/model.pth`` need no other file. A finished head with the same inputs is
-    returned as it is; an interrupted one goes on after its last epoch; one made from
-    other inputs is put aside as ``<output_dir>.old-<hash>``. While another process
-    trains the same head, this one waits.
+    lamer_upstream`` with the upstream's weights inside: ``<output_dir>/final``, which
+    is returned, needs no other file. A finished head with the same inputs is returned
+    as it is; an interrupted one goes on after its last epoch; one made from other
+    inputs is put aside as ``<output_dir>.old-<hash>``. While another process trains
+    the same head, this one waits.
 
     Args:
         upstream: What ``espnet2_lamer.load_model`` accepts, or its result.
@@ -129,13 +129,10 @@ def train_head(
         store_root: Where feature stores live, shared by all heads.
         output_dir: ESPnet experiment directory of this head.
         config: ESPnet ASR config with head and schedule.
-        options: Layer, target, unit and the like.
+        options: What the head is.
         source: What ``upstream`` was loaded from, where it is given as a module: needed
             when features are too large to be stored.
         record: Written to ``run.json`` before training starts.
-
-    Returns:
-        ``output_dir/final``.
 
     Raises:
         RecipeError: Input is missing or contradicts itself, or ESPnet stopped before
@@ -188,10 +185,10 @@ def train_head(
             options.nbpe,
         )
         stored = _may_store(plans, options.feature_store_gb, source, output_dir)
+        device = "cuda" if options.ngpu else "cpu"
+        device = device if stored else None
         for name, targets in texts.items():
-            _write_data(data / name, targets, vocabulary)
-            write = _write_features if stored else _write_audio
-            write(data / name, plans[name], options)
+            _write_data(data / name, targets, vocabulary, plans[name], device)
         write_json(inputs_file, inputs)
         if record is not None:
             write_json(output_dir / "run.json", record)
@@ -249,42 +246,35 @@ def _may_store(
     return False
 
 
-def _write_data(directory: Path, texts: dict[str, str], vocabulary: Vocabulary) -> None:
+def _write_data(
+    directory: Path,
+    texts: dict[str, str],
+    vocabulary: Vocabulary,
+    plans: Sequence[StorePlan],
+    device: str | None,
+) -> None:
+    """Write what ESPnet reads, after storing features on ``device``.
+
+    Without a device the upstream runs in training and ``feats.scp`` names audio, with
+    the shapes of its features, so that both ways have the same batches.
+    """
     lengths = check_targets(texts, vocabulary, str(directory / "text"))
     size = len(vocabulary.tokens)
-    write_table(directory / "text", texts)
-    shapes = {utt: f"{n},{size}" for utt, n in lengths.items()}
-    write_table(directory / "text_shape", shapes)
-
-
-def _write_features(
-    directory: Path, plans: Sequence[StorePlan], options: HeadOptions
-) -> None:
-    """Store features; write where they are, and their shapes."""
-    scp: dict[str, str] = {}
-    shape: dict[str, str] = {}
+    scp, shape = {}, {}
     for plan in plans:
-        store_features(plan, "cuda" if options.ngpu else "cpu")
-        scp |= read_table(plan.scp)
-        shape |= read_table(plan.shape)
-    write_table(directory / "feats.scp", scp)
-    write_table(directory / "speech_shape", shape)
-
-
-def _write_audio(
-    directory: Path, plans: Sequence[StorePlan], options: HeadOptions
-) -> None:
-    """Write where audio is, for an upstream that runs in training.
-
-    Shapes are those of the features, so that both ways have the same batches.
-    """
-    wavs, shape = {}, {}
-    for plan in plans:
-        for utt, path, samples in plan.samples:
-            wavs[utt] = path
-            shape[utt] = f"{plan.frames_of(samples)},{plan.width}"
-    write_table(directory / "feats.scp", wavs)
-    write_table(directory / "speech_shape", shape)
+        if device is None:
+            scp |= {utt: path for utt, path, _ in plan.samples}
+        else:
+            scp |= read_table(store_features(plan, device).scp)
+        shape |= plan.shapes
+    tables = {
+        "text": texts,
+        "text_shape": {utt: f"{n},{size}" for utt, n in lengths.items()},
+        "feats.scp": scp,
+        "speech_shape": shape,
+    }
+    for name, table in tables.items():
+        write_table(directory / name, table)
 
 
 def _schedule_options(config: str | Path, head: HeadOptions) -> list[str]:

@@ -83,13 +83,15 @@ class StorePlan:
         return len(selected_states(self.upstream.num_layers, self.layer))
 
     @property
-    def width(self) -> int:
-        """Values S*D of a frame."""
-        return self.upstream.dim * self.num_states
+    def frames(self) -> dict[str, int]:
+        """Every utterance's frames, as many as S3PRL's: ``ceil(samples / hop)``."""
+        return {utt: -(-n // self.upstream.hop) for utt, _, n in self.samples}
 
-    def frames_of(self, samples: int) -> int:
-        """Frames of so many samples, as many as S3PRL's: ``ceil(samples / hop)``."""
-        return -(-samples // self.upstream.hop)
+    @property
+    def shapes(self) -> dict[str, str]:
+        """Every utterance's shape as ESPnet has it: ``T,S*D``."""
+        width = self.upstream.dim * self.num_states
+        return {utt: f"{frames},{width}" for utt, frames in self.frames.items()}
 
     @property
     def stored(self) -> bool:
@@ -99,7 +101,7 @@ class StorePlan:
     @property
     def gigabytes(self) -> float:
         """What the features take on disk, in 10^9 bytes."""
-        values = self.info["frames"] * self.width
+        values = sum(self.frames.values()) * self.upstream.dim * self.num_states
         return values * np.dtype(self.dtype).itemsize / 1e9
 
     @property
@@ -109,7 +111,7 @@ class StorePlan:
             "dim": self.upstream.dim,
             "num_states": self.num_states,
             "utterances": len(self.samples),
-            "frames": sum(self.frames_of(count) for _, _, count in self.samples),
+            "frames": sum(self.frames.values()),
         }
 
 
@@ -181,7 +183,7 @@ def _store(plan: StorePlan, device: str) -> None:
         plan.data_dir,
         len(plan.samples),
         plan.info["frames"],
-        plan.width,
+        plan.upstream.dim * plan.num_states,
         plan.dtype,
         plan.gigabytes * 1e3,
         directory,
@@ -201,13 +203,13 @@ def _store(plan: StorePlan, device: str) -> None:
     parts = [*_groups(plan.samples, _spoken, _SHARD_SECONDS * SAMPLE_RATE)]
     work, name = partial(_write_shard, plan, device), f"features {plan.data_dir.name}"
     markers = shards.make(parts, work, 1, name)
-    scp, shape = {}, {}
-    for marker in markers:
-        for utt, offset, length in marker["utts"]:
-            scp[utt] = f"{directory / marker['file']}:{offset}"
-            shape[utt] = f"{length},{plan.width}"
+    scp = {
+        utt: f"{directory / marker['file']}:{offset}"
+        for marker in markers
+        for utt, offset, _ in marker["utts"]
+    }
     write_table(unfinished / plan.scp.name, scp)
-    write_table(unfinished / plan.shape.name, shape)
+    write_table(unfinished / plan.shape.name, plan.shapes)
     write_json(unfinished / "info.json", plan.info)
     shards.clean(keep={marker["file"] for marker in markers})
     if directory.exists():  # without info.json: not a store

@@ -55,11 +55,10 @@ def decode(
             whether it holds the most probable language tag instead of a free
             hypothesis, see :func:`most_probable_tag`. The model runs once for all.
         config: ESPnet decoding config (``beam_size``, ``ctc_weight``, ...).
-        device: Where the model runs.
+        device: Of the model.
 
     Returns:
-        The text files, in the order of ``outputs``. They are left as they are when
-        they were made from the same model, audio list and config.
+        The text files, left as they are when model, audio list and config are the same.
     """
     final_dir = Path(final_dir)
     for path in (final_dir / "config.yaml", final_dir / "model.pth"):
@@ -245,13 +244,9 @@ def greedy_prefix_search(
     decoding: it sums over alignments. One difference: ESPnet prints a stray
     ``<sos/eos>`` when a search ends at the very last frame; this one does not.
 
-    Args:
-        log_probs: ``[T, V]`` log posteriors of one utterance.
-        blank: Its id.
-        eos: Id of ``<sos/eos>``, whose score is that of ending here.
-
-    Returns:
-        Token ids without blank and eos.
+    ``log_probs`` are ``[T, V]`` log posteriors of one utterance, ``eos`` is the id of
+    ``<sos/eos>``, whose score is that of ending here. Returns token ids without blank
+    and eos.
     """
     log_probs = log_probs.astype(np.float64)
     frames, vocabulary = log_probs.shape
@@ -322,12 +317,9 @@ def most_probable_tag(
 
     The official script takes the first tag of a free hypothesis, and a hypothesis
     without one is wrong. A head with little training knows the language long before
-    its tag wins against blank; this decision shows what it knows.
-
-    Args:
-        log_probs: ``[T, V]`` log posteriors of one utterance.
-        tags: Token ids to choose from; their one-token sequences are compared.
-        blank: Id of CTC's blank.
+    its tag wins against blank; this decision shows what it knows. ``log_probs`` are
+    ``[T, V]`` log posteriors of one utterance, ``tags`` the token ids to choose from,
+    as sequences of one token.
     """
     count = len(tags)
     losses = torch.nn.functional.ctc_loss(

@@ -103,11 +103,9 @@ def few_shot_utterances(dataset: str, lang: str) -> frozenset[str]:
 def scan_tree(
     root: str | Path, langs: Sequence[str] = ("all",)
 ) -> dict[tuple[str, str], Path]:
-    """Find the (data set, language) pairs of a tree.
+    """Return the folder of each (data set, language) pair with one of ``langs``.
 
-    Returns:
-        Folder of each pair with one of ``langs`` (or ``all``), in the order of the
-        official data sets.
+    The order is that of the official data sets; ``all`` means all languages.
 
     Raises:
         RecipeError: No tree of this layout, or a language that is not in it.
@@ -211,7 +209,6 @@ def prepare_mlsuperb(
         langs: ISO 639-3 codes, or ``all``.
         units: Language to unit; others get their default.
         budgets: ``10min`` and ``1h``.
-        nj: Processes.
 
     Returns:
         What ``mlsuperb.json`` holds: the counts of every set.

@@ -69,7 +69,6 @@ def prepare_paper_sets(
         units: Language to unit.
         budgets: Of ``10min`` and ``1h``.
         seed: Draws the utterances.
-        nj: Processes.
         lists_dir: Folder of lists to use instead of drawing; sets without a list there
             are drawn.
         max_bad_audio: Per cent of a set's drawn files that may be unusable, or one if

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.results import Results, TaskFigure
 from espnet2_lamer.evaluation.runs import TRACKS
 from espnet2_lamer.fileio.picture import new_picture, save_picture
@@ -55,13 +54,7 @@ def write_plots(
 
 
 def plot_rates(figures: Sequence[TaskFigure], path: str | Path) -> None:
-    """Draw one point with its 95 % interval per test set and system.
-
-    Raises:
-        RecipeError: There is nothing to draw.
-    """
-    if not figures:
-        raise RecipeError(f"{path}: no figures to draw")
+    """Draw one point with its 95 % interval per test set and system."""
     tests = list(dict.fromkeys(_test_name(f) for f in figures))
     systems = list(dict.fromkeys(f.system for f in figures))
     width = min(_WIDEST_INCHES, 2.5 + len(tests) * (0.5 + 0.18 * len(systems)))
@@ -95,12 +88,7 @@ def plot_confusion(confusions: Mapping[str, Confusion], path: str | Path) -> Non
 
     Colours are shares of the true language's utterances; the numbers are counts, of
     ``confusions[system][true][found]``.
-
-    Raises:
-        RecipeError: There is nothing to draw.
     """
-    if not confusions:
-        raise RecipeError(f"{path}: no confusion to draw")
     true = sorted({lang for rows in confusions.values() for lang in rows})
     names = {n for rows in confusions.values() for row in rows.values() for n in row}
     found = [*true, *sorted(names - {*true})]

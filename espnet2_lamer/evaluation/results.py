@@ -14,7 +14,7 @@ from espnet2_lamer.evaluation.runs import TRACKS
 from espnet2_lamer.evaluation.scoring import BPE, LidScore, Score
 from espnet2_lamer.fileio.atomic import write_json, write_text
 from espnet2_lamer.metrics.bootstrap import Difference, mcnemar_exact
-from espnet2_lamer.metrics.measure import Figure, Measure
+from espnet2_lamer.metrics.measure import Measure
 from espnet2_lamer.metrics.tables import (
     bounds,
     csv_text,
@@ -62,8 +62,7 @@ class Task:
         test: Name of the test set.
         unit: What is counted: the scoring unit, or for LID how the language is chosen.
         train: Training speech: corpus, amount and how it was mixed.
-        part: Language or group of languages when only a part of the test set counts.
-        group: Whether ``part`` is a group of languages.
+        part: The language, or ``group`` of them, that alone counts of the test set.
     """
 
     track: str
@@ -135,16 +134,28 @@ class Results:
 
 
 @dataclass(frozen=True)
-class TaskFigure(Figure):
-    """A figure of the results, with what is said of heads alone.
+class TaskFigure:
+    """One number of a table, with everything that qualifies it.
 
     Attributes:
+        table: What it measures: the title of its table.
+        label: Test set, language or what was measured.
+        unit: What is counted; "" where the table says it.
+        comparisons: Against each reference system that has the same figure.
+        trainings: Value per seed, when several were averaged.
         task: What the head was trained for and tested on; without a track in further
             tables.
         score: Of the first training; None in further tables.
         head: See :attr:`Results.heads`.
     """
 
+    table: str
+    label: str
+    unit: str
+    system: str
+    measure: Measure
+    comparisons: tuple[Difference, ...] = ()
+    trainings: Mapping[int, float] = field(default_factory=dict)
     task: Task = Task("", "", "")
     score: Score | LidScore | None = None
     head: str = ""
@@ -157,7 +168,7 @@ class TaskFigure(Figure):
     @property
     def tokens(self) -> int | None:
         """Number of reference tokens of an error rate, None otherwise."""
-        return self.score.ref_length if isinstance(self.score, Score) else None
+        return self.score.total.ref_length if isinstance(self.score, Score) else None
 
 
 def collect_figures(results: Results) -> list[TaskFigure]:
@@ -379,7 +390,10 @@ def _markdown(results: Results, figures: Sequence[TaskFigure]) -> str:
         mine = [f for f in figures if f.task.track == track]
         lines += _track_section(results, mine) if mine else []
     for table in results.tables:
-        lines += _measure_section(table, figures)
+        mine = [f for f in figures if not f.task.track and f.table == table.title]
+        lines += [f"### {table.title}", ""] + ([table.note, ""] if table.note else [])
+        what = ("measured on", "system", table.measure)
+        lines += _figure_table(mine, table.references, *what)
     if results.parameters:
         reports = results.parameters.values()
         body = [
@@ -403,44 +417,42 @@ def _track_section(results: Results, figures: Sequence[TaskFigure]) -> list[str]
     if len(parts) > _MANY:
         figures = [f for f in figures if not f.task.part or f.task.group]
         lines += [f"{len(parts) - 1} parts of the test sets: results.csv.", ""]
-    for kind, size in (("error rate", "tokens"), ("accuracy", "largest class (%)")):
-        rows = [
-            {
-                "test set": f.label,
-                "unit": f.unit,
-                results.column: f.system,
-                "utterances": f.measure.count,
-                size: number(f.score.majority) if f.tokens is None else f.tokens,
-                **_cells(f, f"{kind} (%)"),
-            }
-            for f in figures
-            if f.kind == kind
-        ]
-        lines += _figure_table(rows, results.baselines) if rows else []
+    for kind in ("error rate", "accuracy"):
+        mine = [f for f in figures if f.kind == kind]
+        what = ("test set", results.column, f"{kind} (%)")
+        lines += _figure_table(mine, results.baselines, *what) if mine else []
     return lines
 
 
-def _measure_section(table: MeasureTable, figures: Sequence[TaskFigure]) -> list[str]:
-    rows = [
-        {
-            "measured on": f.label,
-            **({"unit": f.unit} if table.units else {}),
-            "system": f.system,
-            "utterances": f.measure.count,
-            **_cells(f, table.measure),
-        }
-        for f in figures
-        if not f.task.track and f.table == table.title
-    ]
-    note = [table.note, ""] if table.note else []
-    return [f"### {table.title}", "", *note, *_figure_table(rows, table.references)]
+def _figure_table(
+    figures: Sequence[TaskFigure],
+    references: Sequence[str],
+    label: str,
+    system: str,
+    value: str,
+) -> list[str]:
+    """Lay figures out, with the columns that at least one of them has."""
+    rows = [_cells(figure, label, system, value) for figure in figures]
+    last = ["sd", *(f"vs {r}" for r in references), "trained on", "head"]
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = [name for name in names if name not in last]
+    columns += [name for name in last if name in names]
+    return markdown_table(columns, [[row.get(c) for c in columns] for row in rows])
 
 
-def _cells(figure: TaskFigure, name: str) -> dict[str, str]:
-    """Return a figure's value, and what a table says of it beside."""
-    measure = figure.measure
+def _cells(figure: TaskFigure, label: str, system: str, value: str) -> dict[str, Any]:
+    """Return what a table says of a figure, by column; three have the table's names."""
+    measure, score = figure.measure, figure.score
+    cells = {label: figure.label}
+    if figure.unit:
+        cells["unit"] = figure.unit
+    cells |= {system: figure.system, "utterances": measure.count}
+    if isinstance(score, Score):
+        cells["tokens"] = figure.tokens
+    elif score:
+        cells["largest class (%)"] = number(score.majority)
     note = f" ({measure.note})" if measure.note else ""
-    cells = {name: number(measure.value) + note}
+    cells |= {value: number(measure.value) + note}
     cells["95 % interval"] = span(measure.interval)
     if measure.deviation is not None:
         cells["sd"] = f"{number(measure.deviation)} ({measure.seeds} seeds)"
@@ -451,17 +463,6 @@ def _cells(figure: TaskFigure, name: str) -> dict[str, str]:
         cells["trained on"] = figure.task.train or "-"
         cells["head"] = figure.head or "-"
     return cells
-
-
-def _figure_table(
-    rows: Sequence[Mapping[str, Any]], references: Sequence[str]
-) -> list[str]:
-    """Lay cells by column out; a column that no row has is left out."""
-    last = ["sd", *(f"vs {r}" for r in references), "trained on", "head"]
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns = [name for name in names if name not in last]
-    columns += [name for name in last if name in names]
-    return markdown_table(columns, [[row.get(c) for c in columns] for row in rows])
 
 
 def _system_section(results: Results, system: str, what: str) -> list[str]:

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.fileio.atomic import rename_old, write_json
+from espnet2_lamer.fileio.atomic import rename_old
 from espnet2_lamer.fileio.hashing import sha256_file
 
 RECORD = "run.json"
@@ -41,9 +41,9 @@ class Run:
     """What one head is trained and tested on; also the content of ``run.json``.
 
     Attributes:
-        track: ``asr`` (one language), ``multi_asr``, ``lid`` or ``asr_lid``.
-        benchmark: Where its sets come from: ``own``, ``paper`` or ``mlsuperb``.
-        budget: Training speech: ``10min``, ``1h`` or ``all``.
+        track: One of :data:`TRACKS`.
+        benchmark: Where its sets come from, one of :data:`BENCHMARKS`.
+        budget: Training speech, one of :data:`BUDGETS`.
         corpus: Corpus of the training set; empty where there is one only, and for
             tracks that mix them.
         langs: ISO 639-3 codes of the training set.
@@ -105,12 +105,6 @@ class Run:
     def as_dict(self) -> dict[str, Any]:
         """Return what ``run.json`` holds."""
         return {"name": self.name, **asdict(self)}
-
-    def write(self, expdir: str | Path) -> Path:
-        """Write ``run.json`` and return its path."""
-        path = self.directory(expdir) / RECORD
-        write_json(path, self.as_dict())
-        return path
 
     @classmethod
     def read(cls, path: str | Path) -> "Run":
@@ -187,8 +181,7 @@ def choose_rates(
             Rate(head, by_rate[rate][0].system, rate, loss, rate == best[head])
             for rate, loss in losses.items()
         ]
-    chosen = [run for run in runs if run.learning_rate == best[run.head]]
-    return chosen, rates
+    return [run for run in runs if run.learning_rate == best[run.head]], rates
 
 
 def _dev_loss(run: Run, expdir: str | Path) -> float:

@@ -50,9 +50,8 @@ class Score:
 
     def subset(self, utts: Collection[str]) -> "Score":
         """Score of some of the utterances, such as those of one language."""
-        kept = [utt for utt in self.counts if utt in utts]
-        counts = {utt: self.counts[utt] for utt in kept}
-        return Score(counts, {utt: self.sclite[utt] for utt in kept})
+        kept = {utt: counts for utt, counts in self.counts.items() if utt in utts}
+        return Score(kept, {utt: self.sclite[utt] for utt in kept})
 
     @cached_property
     def measure(self) -> Measure:
@@ -69,16 +68,6 @@ class Score:
     def sclite_total(self) -> Counts:
         """Counts along sclite's alignment, summed over utterances."""
         return Counts(*map(sum, zip(*self.sclite.values(), strict=True)))
-
-    @property
-    def errors(self) -> int:
-        """Errors over all utterances."""
-        return self.total.errors
-
-    @property
-    def ref_length(self) -> int:
-        """Reference tokens over all utterances."""
-        return self.total.ref_length
 
     @property
     def error_rate(self) -> float:
@@ -103,8 +92,14 @@ class Score:
 
     def summary(self) -> dict[str, Any]:
         """The figures that ``bin.score`` writes."""
-        names = ("errors", "ref_length", "error_rate", "interval", "utterances")
-        return {name: getattr(self, name) for name in names}
+        total = self.total
+        return {
+            "errors": total.errors,
+            "ref_length": total.ref_length,
+            "error_rate": self.error_rate,
+            "interval": self.interval,
+            "utterances": self.utterances,
+        }
 
 
 @dataclass(frozen=True)
@@ -142,11 +137,11 @@ class LidScore:
     @property
     def confusion(self) -> dict[str, dict[str, int]]:
         """``confusion[true][found]`` utterance counts, both sorted."""
-        pairs = Counter((lang, self.found[utt]) for utt, lang in self.languages.items())
-        rows: dict[str, dict[str, int]] = {}
-        for lang, found in sorted(pairs):
-            rows.setdefault(lang, {})[found] = pairs[lang, found]
-        return rows
+        langs = sorted(set(self.languages.values()))
+        rows: dict[str, Counter[str]] = {lang: Counter() for lang in langs}
+        for utt, lang in self.languages.items():
+            rows[lang][self.found[utt]] += 1
+        return {lang: dict(sorted(row.items())) for lang, row in rows.items()}
 
     @property
     def majority(self) -> float:
@@ -158,12 +153,10 @@ class LidScore:
 def tokenize(line: str, unit: str, remove_tags: bool = False) -> list[str]:
     """Split a line into the tokens that are counted.
 
-    ``char`` gives every character and a ``<space>`` token for each space, runs of
-    white space being one space, as ESPnet's scoring does (``tokenize_text -f 2-
-    --token_type char``); so does ``bpe``, whose pieces are joined to plain text. The
-    other units split on white space.
-
-    With ``remove_tags`` language tags are left out, as ESPnet's scoring does with
+    ``char`` gives every character and a ``<space>`` token for each run of white space,
+    as ESPnet's scoring does (``tokenize_text -f 2- --token_type char``); so does
+    ``bpe``, whose pieces are joined to plain text. The other units split on white
+    space. With ``remove_tags`` language tags are left out, as in ESPnet's
     ``--remove_non_linguistic_symbols``: the space after a tag stays, and in ``char`` it
     counts. Normalised transcripts hold no other brackets.
     """

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from espnet2_lamer.errors import RecipeError
 
 UNITS = ("char", "word", "pinyin", "jyutping", "phone", "bpe")
+#: Units whose text is the normalised transcript.
+PLAIN_UNITS = ("char", "word", "bpe")
 _DEFAULT_UNIT = {"cmn": "pinyin", "yue": "jyutping"}
 _ASCII_PUNCTUATION = frozenset(string.punctuation)
 _DELETE_ASCII = str.maketrans("", "", string.punctuation)
@@ -67,7 +69,7 @@ def to_units(
     """Turn a transcript into the text that is trained on and scored.
 
     Args:
-        text: The transcript in its usual spelling.
+        text: In its usual spelling.
         unit: ``char``, ``word`` and ``bpe``: the normalised text itself (they differ
             in how it is split). ``pinyin``: strict initial and strict final with its
             tone, as ESPnet's ``pypinyin_g2p_phone``, which ML-SUPERB uses; the neutral
@@ -90,7 +92,7 @@ def to_units(
             comes without a pronunciation.
         NoUnitsError: Nothing is left; also a RecipeError.
     """
-    if unit in ("char", "word", "bpe"):
+    if unit in PLAIN_UNITS:
         result = normalize(text)
     elif unit == "pinyin" and lang == "cmn" and romanisation:
         result = _pinyin_from_syllables(romanisation)

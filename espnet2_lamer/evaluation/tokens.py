@@ -8,7 +8,8 @@ from pathlib import Path
 
 from espnet2_lamer.compat import quiet_nltk
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.benchmark_sets import MADE_BY, PLAIN_TEXT, PLAIN_UNITS
+from espnet2_lamer.evaluation.benchmark_sets import MADE_BY, PLAIN_TEXT
+from espnet2_lamer.evaluation.text_units import PLAIN_UNITS
 from espnet2_lamer.fileio.atomic import atomic_path, write_text
 from espnet2_lamer.fileio.datadir import read_table
 

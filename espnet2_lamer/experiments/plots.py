@@ -27,7 +27,7 @@ def plot_differences(tables: Tables, path: str | Path) -> bool:
     grid: dict[str, dict[str, list[Row]]] = {}
     for row in tables.rows:
         drawn = row.difference and row.difference.interval
-        label = row.label or row.unit
+        label = row.of.sample.lang or row.of.sample.unit
         if drawn and label and row.of.kind.better != "neither":
             kind = grid.setdefault(row.of.sample.kind, {})
             kind.setdefault(label, []).append(row)

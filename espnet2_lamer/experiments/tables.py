@@ -3,14 +3,14 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.experiments.definition import Claim, Definition
 from espnet2_lamer.experiments.matrix import Matrix, Status
 from espnet2_lamer.experiments.measures import KINDS, CellMeasure, Kind
 from espnet2_lamer.metrics.bootstrap import Difference
-from espnet2_lamer.metrics.measure import Figure
+from espnet2_lamer.metrics.measure import Measure
 from espnet2_lamer.metrics.seeds import compare, means, summarise
 from espnet2_lamer.metrics.tables import (
     bounds,
@@ -64,24 +64,23 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Row(Figure):
+class Row:
     """One figure of one system; its measure is None where no cell was run.
 
-    ``of`` is what all systems' figures have in common, ``null`` what chance alone would
-    give, mean over seeds.
+    ``difference`` is to the baseline, None for itself or when either was not run;
+    ``trainings`` are values by seed, ``null`` is what chance alone would give, mean
+    over seeds.
     """
 
-    of: Measured | None = None
-    null: float | None = None
+    of: Measured
+    system: str
+    measure: Measure | None
+    difference: Difference | None
+    trainings: Mapping[int, float]
+    null: float | None
 
-    @property
-    def difference(self) -> Difference | None:
-        """To the baseline; None for itself or when either was not run."""
-        return self.comparisons[0] if self.comparisons else None
 
-
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """Whether a claim holds: ``holds``, ``does not hold``, ``cannot be told``, ..."""
 
     claim: Claim
@@ -93,21 +92,20 @@ class Tables:
     """All figures of a matrix at one moment; ``header`` are lines of the head."""
 
     def __init__(self, matrix: Matrix, header: Mapping[str, str]) -> None:
-        self.matrix = matrix
         self.definition: Definition = matrix.definition
-        self.header = dict(header)
+        self.cells = matrix.cells
         self.statuses: dict[tuple[str, int], Status] = {}
-        self.machines: dict[str, None] = {}
-        self.seconds = 0.0
+        machines: dict[str, None] = {}
+        seconds = 0.0
         found: dict[str, Measured] = {}
         for cell in matrix.cells:
             self.statuses[cell.system, cell.seed] = matrix.status(cell)
             record = matrix.store.record(cell.key)
             if record is None:
                 continue
-            self.seconds += record["seconds"]
+            seconds += record["seconds"]
             if machine := record.get("machine"):
-                self.machines[f"{machine} ({record.get('commit', '')[:12]})"] = None
+                machines[f"{machine} ({record.get('commit', '')[:12]})"] = None
             for name, group, sample in with_averages(record["measures"]):
                 measured = found.setdefault(name, Measured(name, {}, sample))
                 measured.figures.setdefault(cell.system, {})[cell.seed] = group
@@ -117,6 +115,14 @@ class Tables:
         )
         self.rows = [row for one in self.measured.values() for row in self._rows(one)]
         self.verdicts = [self._verdict(claim) for claim in self.definition.claims]
+        done = sum(map(self.done, self.definition.systems))
+        self.header = {
+            **header,
+            "cells ran on": "; ".join(machines) or NOT_RUN,
+            "seeds": " ".join(map(str, self.definition.seeds)),
+            "cells done": f"{done} of {len(self.cells)}",
+            "cells took": f"{seconds / 60:.0f} min in all",
+        }
 
     def _rows(self, measured: Measured) -> Iterable[Row]:
         baseline = self.definition.baseline
@@ -127,15 +133,12 @@ class Tables:
                 difference = self._difference(measured, system, baseline)
             nulls = [m.null for group in figures.values() for m in group]
             yield Row(
-                table=measured.name,
-                label=measured.sample.lang,
-                unit=measured.sample.unit,
-                system=system,
-                measure=summarise(figures) if figures else None,
-                comparisons=(difference,) if difference else (),
-                trainings=means(figures),
-                of=measured,
-                null=None if not nulls or None in nulls else fmean(nulls),
+                measured,
+                system,
+                summarise(figures) if figures else None,
+                difference,
+                means(figures),
+                None if not nulls or None in nulls else fmean(nulls),
             )
 
     def _verdict(self, claim: Claim) -> Verdict:
@@ -167,16 +170,14 @@ class Tables:
             return {}
         *before, last = steps
         matrix: dict[str, Any] = {}
-        for measured in self.measured.values():
-            lang = measured.sample.lang
-            if measured.sample.kind not in ("phone probe", "ASR error"):
-                continue
-            if lang == AVERAGE:
+        for name, measured in self.measured.items():
+            lang, kind = measured.sample.lang, measured.sample.kind
+            if kind not in ("phone probe", "ASR error") or lang == AVERAGE:
                 continue
             own = [step for step in before if steps[step] == lang]
-            rows = [self.row(measured.name, step) for step in steps]
+            rows = [self.row(name, step) for step in steps]
             backward = self._difference(measured, last, own[0]) if own else None
-            matrix[measured.name] = {
+            matrix[name] = {
                 "lang": lang,
                 "steps": {r.system: r.measure and r.measure.value for r in rows},
                 "backward_transfer": backward,
@@ -186,12 +187,15 @@ class Tables:
     def as_json(self) -> dict[str, Any]:
         """Return everything as plain values."""
         return {
-            **self.head(),
+            "name": self.definition.name,
+            "title": self.definition.title,
+            "source": self.definition.source,
+            "header": self.header,
+            "baseline": self.definition.baseline,
             "rows": [_flat(row) for row in self.rows],
             "verdicts": [
-                vars(v.claim)
-                | {"verdict": v.verdict, "difference": _plain(v.difference)}
-                for v in self.verdicts
+                vars(claim) | {"verdict": verdict, "difference": _plain(difference)}
+                for claim, verdict, difference in self.verdicts
             ],
             "transfer": {
                 name: entry | {"backward_transfer": _plain(entry["backward_transfer"])}
@@ -200,38 +204,18 @@ class Tables:
             "cells": [
                 {"system": cell.system, "seed": cell.seed, "key": cell.key}
                 | vars(self.statuses[cell.system, cell.seed])
-                for cell in self.matrix.cells
+                for cell in self.cells
             ],
-        }
-
-    def head(self) -> dict[str, Any]:
-        """Return what stands above all figures."""
-        done = sum(map(self.done, self.definition.systems))
-        return {
-            "name": self.definition.name,
-            "title": self.definition.title,
-            "source": self.definition.source,
-            "header": {
-                **self.header,
-                "cells ran on": "; ".join(self.machines) or NOT_RUN,
-                "seeds": " ".join(map(str, self.definition.seeds)),
-                "cells done": f"{done} of {len(self.matrix.cells)}",
-                "cells took": f"{self.seconds / 60:.0f} min in all",
-            },
-            "baseline": self.definition.baseline,
         }
 
     def done(self, system: str) -> int:
         """Number of a system's cells that are done."""
-        return sum(
-            status.state == "done"
-            for (name, _), status in self.statuses.items()
-            if name == system
-        )
+        states = [s.state for (name, _), s in self.statuses.items() if name == system]
+        return states.count("done")
 
     def row(self, measure: str, system: str) -> Row:
         """Return one figure of one system."""
-        return next(r for r in self.rows if (r.table, r.system) == (measure, system))
+        return next(r for r in self.rows if (r.of.name, r.system) == (measure, system))
 
     def as_csv(self) -> str:
         """Return one line per figure and system."""
@@ -294,7 +278,7 @@ def _flat(row: Row) -> dict[str, Any]:
     low, high = bounds(s and s.interval)
     d_low, d_high = bounds(d and d.interval)
     return {
-        "measure": row.table,
+        "measure": row.of.name,
         "better": row.of.kind.better,
         "heads_free": row.of.kind.heads_free,
         "system": row.system,
@@ -320,15 +304,16 @@ def markdown(tables: Tables, picture: str | None = None) -> str:
     ``picture`` is the file beside the page that
     :func:`~espnet2_lamer.experiments.plots.plot_differences` drew, if any.
     """
-    head, definition = tables.head(), tables.definition
-    lines = [f"# {head['title']}", ""]
-    if head["source"]:
-        lines += [f"Source of the question: {head['source']}.", ""]
-    lines += [f"- {name}: `{value}`" for name, value in head["header"].items()]
+    definition = tables.definition
+    lines = [f"# {definition.title}", ""]
+    if definition.source:
+        lines += [f"Source of the question: {definition.source}.", ""]
+    lines += [f"- {name}: `{value}`" for name, value in tables.header.items()]
     lines += ["", _HOW_TO_READ, ""]
     if definition.note:
         lines += [definition.note, ""]
-    lines += _claims(tables)
+    if tables.verdicts:
+        lines += ["## What holds in small", "", *_claims(tables)]
     if picture:
         lines += [f"![Differences to {definition.baseline}]({picture})", ""]
     compared = [
@@ -352,16 +337,13 @@ def markdown(tables: Tables, picture: str | None = None) -> str:
 
 
 def _claims(tables: Tables) -> list[str]:
-    if not tables.verdicts:
-        return []
     header = ["claim", "measured", "difference", "95 % interval", "p", "verdict"]
     rows = []
-    for v in tables.verdicts:
-        measured = tables.measured.get(v.claim.measure)
-        about = f"{v.claim.measure}, {v.claim.system} minus {v.claim.than}"
-        cells = _difference(v.difference, measured)[:3]
-        rows.append([v.claim.text, about, *cells, v.verdict])
-    return ["## What holds in small", "", *markdown_table(header, rows)]
+    for claim, verdict, difference in tables.verdicts:
+        about = f"{claim.measure}, {claim.system} minus {claim.than}"
+        cells = _difference(difference, tables.measured.get(claim.measure))[:3]
+        rows.append([claim.text, about, *cells, verdict])
+    return markdown_table(header, rows)
 
 
 def _overview(tables: Tables) -> list[str]:
@@ -400,17 +382,17 @@ def _overview_cell(tables: Tables, row: Row) -> str:
 def _details(tables: Tables, measured: Measured) -> list[str]:
     rows = [row for row in tables.rows if row.of is measured]
     digits = measured.kind.digits
+    minus = f"minus {tables.definition.baseline}"
     header = ["system", "seeds", "mean", "sd", "95 % interval"]
-    header += [f"minus {tables.definition.baseline}", "95 % interval", "p", "d"]
-    header += ["p (seeds)"]
+    header += [minus, "95 % interval", "p", "d", "p (seeds)"]
     with_null = any(row.null is not None for row in rows)
     header += ["by chance"] if with_null else []
     cells = []
     for row in rows:
         s = row.measure
-        line = [row.system, str(len(row.trainings))]
+        line = [row.system, len(row.trainings)]
         if s is None:
-            line += [_absent(tables, row), "-", "-"]
+            line += [_absent(tables, row), None, None]
         else:
             line += [number(v, digits=digits) for v in (s.value, s.deviation)]
             line.append(span(s.interval, digits=digits))
@@ -456,10 +438,5 @@ def _difference(difference: Difference | None, measured: Measured | None) -> lis
     if difference is None:
         return ["-"] * 5
     d, digits = difference, measured.kind.digits
-    return [
-        number(d.value, "+", digits),
-        span(d.interval, "+", digits),
-        p_value(d.p),
-        number(d.effect),
-        p_value(d.p_seeds),
-    ]
+    change = [number(d.value, "+", digits), span(d.interval, "+", digits)]
+    return [*change, p_value(d.p), number(d.effect), p_value(d.p_seeds)]

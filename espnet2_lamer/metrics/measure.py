@@ -149,25 +149,3 @@ class Measure:
         if self.parts:
             return {utt: denominator for utt, (_, denominator) in self.parts.items()}
         return {name: set(group) for name, group in self.groups.items()}
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One number of a table, with everything that qualifies it.
-
-    Attributes:
-        table: What it measures: the title of its table.
-        label: Test set, language or what was measured.
-        unit: What is counted; "" where the table says it.
-        measure: Value, interval, number of utterances, seeds; None: not measured.
-        comparisons: Against each reference system that has the same figure.
-        trainings: Value per seed, when several were averaged.
-    """
-
-    table: str
-    label: str
-    unit: str
-    system: str
-    measure: Measure | None
-    comparisons: tuple[Difference, ...] = ()
-    trainings: Mapping[int, float] = field(default_factory=dict)
