@@ -50,8 +50,8 @@ def main(cmd: list[str] | None = None) -> None:
         score.error_rate,
         low,
         high,
-        score.errors,
-        score.ref_length,
+        score.total.errors,
+        score.total.ref_length,
         score.utterances,
     )
 

@@ -35,9 +35,6 @@ class SetInfo:
 
     Attributes:
         benchmark: ``own``, ``paper`` or ``mlsuperb``.
-        corpus: Data set it comes from, or empty.
-        lang: ISO 639-3 code.
-        split: ``train``, ``dev`` or ``test``.
         unit: Of ``text``; ``text.char`` and ``text.raw`` are there in any case.
         budget: ``10min``, ``1h`` or ``all``; dev and test sets: empty.
         seed: Drew the utterances, or None where a list did.
@@ -133,11 +130,7 @@ class EvaluationSets:
 def has_units(
     text: str, unit: str, lang: str, normalize: Callable[[str], str] = normalize_text
 ) -> bool:
-    """Whether anything is left of a transcript in its unit (of "1984" in pinyin not).
-
-    Raises:
-        RecipeError: The unit does not exist or does not fit the language.
-    """
+    """Whether anything is left of a transcript in its unit ("1984": not in pinyin)."""
     try:
         return bool(normalize(text) and to_units(text, unit, lang, None, normalize))
     except NoUnitsError:
@@ -196,9 +189,7 @@ def prepare_asr_data(
     test set that lacks some are not exactly comparable with others'.
 
     Args:
-        data_dir: Prepared data.
         dump_dir: Root of the dump; converted audio is shared with pretraining.
-        langs: ISO 639-3 codes.
         units: Language to unit of its text.
         seed: Of what is drawn from these sets; recorded.
         min_s: Shortest utterance in seconds. max_s: longest.

@@ -53,7 +53,6 @@ class StorePlan:
     Attributes:
         upstream: As ``espnet2_lamer.load_model`` returns it.
         layer: One state index or ``"all"``.
-        dtype: ``float32`` or ``float16``.
         data_dir: Has ``wav.scp`` with 16 kHz mono files.
         directory: Named by a hash of the upstream's weights, the layer choice, the
             data set (ids, paths and file sizes) and the dtype.
@@ -178,15 +177,11 @@ def store_features(plan: StorePlan, device: str = "cpu") -> StorePlan:
 
 def _store(plan: StorePlan, device: str) -> None:
     directory = plan.directory
+    frames, width = plan.info["frames"], plan.upstream.dim * plan.num_states
+    size = f"{frames} frames x {width} values, {plan.dtype}: {plan.gigabytes * 1e3:.1f}"
+    count = len(plan.samples)
     logging.info(
-        "%s: storing %d utterances, %d frames x %d values, %s: %.1f MB in %s",
-        plan.data_dir,
-        len(plan.samples),
-        plan.info["frames"],
-        plan.upstream.dim * plan.num_states,
-        plan.dtype,
-        plan.gigabytes * 1e3,
-        directory,
+        f"{plan.data_dir}: storing {count} utterances, {size} MB in {directory}"
     )
     unfinished = directory.with_name(directory.name + ".unfinished")
     for old in unfinished.glob("feats.*.*"):  # shards of an earlier version

@@ -54,8 +54,6 @@ def decode(
         outputs: Directories that get ``1best_recog/{text,token,token_int}``, and
             whether it holds the most probable language tag instead of a free
             hypothesis, see :func:`most_probable_tag`. The model runs once for all.
-        config: ESPnet decoding config (``beam_size``, ``ctc_weight``, ...).
-        device: Of the model.
 
     Returns:
         The text files, left as they are when model, audio list and config are the same.

@@ -203,9 +203,7 @@ def prepare_mlsuperb(
     ``*_few`` with its five training utterances.
 
     Args:
-        root: The tree.
         data_dir: Gets the sets before their audio is converted, in ``mlsuperb/``.
-        dump_dir: Root of the dump.
         langs: ISO 639-3 codes, or ``all``.
         units: Language to unit; others get their default.
         budgets: ``10min`` and ``1h``.

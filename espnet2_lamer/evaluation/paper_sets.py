@@ -65,10 +65,6 @@ def prepare_paper_sets(
     Args:
         data_dir: Prepared data with ``eval/<corpus>/<split>_<lang>``.
         dump_dir: Root of the dump; converted audio is shared with pretraining.
-        langs: ISO 639-3 codes.
-        units: Language to unit.
-        budgets: Of ``10min`` and ``1h``.
-        seed: Draws the utterances.
         lists_dir: Folder of lists to use instead of drawing; sets without a list there
             are drawn.
         max_bad_audio: Per cent of a set's drawn files that may be unusable, or one if

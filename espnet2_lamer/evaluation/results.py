@@ -58,8 +58,6 @@ class Task:
     """What heads were trained for and tested on; figures of one task compare.
 
     Attributes:
-        track: One of :data:`~espnet2_lamer.evaluation.runs.TRACKS`.
-        test: Name of the test set.
         unit: What is counted: the scoring unit, or for LID how the language is chosen.
         train: Training speech: corpus, amount and how it was mixed.
         part: The language, or ``group`` of them, that alone counts of the test set.
@@ -83,7 +81,6 @@ class MeasureTable:
     """A further table of figures, such as masked accuracy or forgetting.
 
     Attributes:
-        title: Heading of the table.
         measure: What the figures are, with their unit: "masked accuracy (%)".
         rows: ``rows[label][system]``; the label is a language, or what was measured.
         references: Systems the others are compared with, e.g. "head-only control".
@@ -111,12 +108,9 @@ class Results:
         systems: What each upstream is, by name; the order is the tables' order.
         baselines: Systems that the others are tested against.
         recognition: A :class:`Score` per task, system and seed.
-        identification: A :class:`LidScore` likewise.
         heads: How the heads of a task's system were made, where that differs between
             systems, such as "layer 22".
-        tables: Masked accuracy, forgetting, figures over languages and the like.
         parameters: ``layers.parameter_report`` by model.
-        environment: See :func:`describe_environment`.
         notes: Caveats that a reader of the numbers must know.
         column: What a system is called in the tables of heads.
     """
@@ -138,8 +132,6 @@ class TaskFigure:
     """One number of a table, with everything that qualifies it.
 
     Attributes:
-        table: What it measures: the title of its table.
-        label: Test set, language or what was measured.
         unit: What is counted; "" where the table says it.
         comparisons: Against each reference system that has the same figure.
         trainings: Value per seed, when several were averaged.
@@ -284,9 +276,6 @@ def write_results(
     """Write RESULTS.md, results.json and results.csv into ``directory``.
 
     ``figures`` are what ``collect_figures(results)`` returned, where that is at hand.
-
-    Raises:
-        RecipeError: See :func:`collect_figures`.
     """
     if figures is None:
         figures = collect_figures(results)

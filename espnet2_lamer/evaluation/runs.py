@@ -41,23 +41,16 @@ class Run:
     """What one head is trained and tested on; also the content of ``run.json``.
 
     Attributes:
-        track: One of :data:`TRACKS`.
-        benchmark: Where its sets come from, one of :data:`BENCHMARKS`.
         budget: Training speech, one of :data:`BUDGETS`.
         corpus: Corpus of the training set; empty where there is one only, and for
             tracks that mix them.
-        langs: ISO 639-3 codes of the training set.
         unit: Unit of the text; ``lang`` for LID.
         system: The upstream's name in tables.
-        upstream: What was loaded.
         layer: State index, or ``"all"`` for the learned weighted sum.
-        config: Head and schedule.
         train_sets: Data directories below ``dump/raw``. dev_sets: likewise.
         tests: Name of a test set in tables to data directories below ``dump/raw``.
         lid_reading: Of mixed tracks of the paper's sets: whether the budget counts for
             each set (``per_set``) or for all together (``total``).
-        seed: Of the head's training.
-        learning_rate: Instead of the config's, or None.
     """
 
     track: str

@@ -288,9 +288,6 @@ def utterance_rates(
     punctuation, upper case, no spaces in the languages of :data:`UNSPACED`; language
     tags are left out. As in its script, an utterance whose reference is then empty is
     skipped. Other units are compared token by token.
-
-    Raises:
-        RecipeError: A file is missing or empty, or an utterance is on one side only.
     """
     references, hypotheses = read_pair(ref, hyp)
     groups: dict[str, dict[str, float]] = {}

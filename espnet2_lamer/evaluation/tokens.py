@@ -100,7 +100,6 @@ def build_vocabulary(
         texts: The training transcripts, and nothing else.
         token_type: ``char`` (a space becomes ``<space>``), ``word`` or ``bpe``.
         directory: Gets ``tokens.txt``, and ``nlsyms.txt`` or ``bpe.model`` if needed.
-        tags: Language tags inside the texts, one token each.
         nbpe: Size of a ``bpe`` vocabulary; lowered where the texts have fewer pieces.
 
     Raises:

@@ -124,7 +124,6 @@ class Cell:
         options: Of run.sh, those of the data included.
         configs: Content of the config files, by option.
         needs: Keys of the cells that it reads.
-        minutes: Estimated time.
     """
 
     key: str

@@ -34,9 +34,6 @@ def prepare_data(
     """Run the stages whose results all cells share.
 
     The process keeps ``lock``, a descriptor; options in ``speed`` change no result.
-
-    Raises:
-        RecipeError: It failed.
     """
     directory = store.data(data.key)
     last = max(stage.number for stage in ssl1 if stage.shared)
@@ -64,9 +61,6 @@ def run_cell(
 
     The cell's directory gets config files, links to the shared data, and an experiment
     directory of its own; killed and started again it goes on as the recipe does.
-
-    Raises:
-        RecipeError: It failed.
     """
     directory, shared = store.cell(cell.key), store.data(cell.data.key)
     _share(directory, shared)
@@ -94,11 +88,7 @@ def run_cell(
 
 
 def measure_cell(cell: Cell, store: Store) -> list[CellMeasure]:
-    """Read what a finished cell found from the files it left.
-
-    Raises:
-        RecipeError: They are gone.
-    """
+    """Read what a finished cell found from the files it left."""
     directory = store.cell(cell.key)
     return read_measures(directory / "exp", directory / "dump" / "raw", cell.seed)
 

@@ -43,17 +43,14 @@ KINDS = {
 
 @dataclass(frozen=True)
 class CellMeasure:
-    """One figure of one cell.
+    """One figure of one cell; a rate is in per cent and has its parts.
 
     Attributes:
-        kind: One of :data:`KINDS`.
-        value: The figure, in per cent for rates.
         lang: Language, the name of a test set that mixes them, or "".
         test: Name of the test set, where that is not the language.
         unit: What is counted, or how a language is identified.
         layer: Of a router, or None.
         router: Where a layer has several.
-        parts: Where it is a rate.
         null: What chance alone would give, or None.
     """
 

@@ -10,8 +10,7 @@ from espnet2_lamer.experiments.definition import Claim, Definition
 from espnet2_lamer.experiments.matrix import Matrix, Status
 from espnet2_lamer.experiments.measures import KINDS, CellMeasure, Kind
 from espnet2_lamer.metrics.bootstrap import Difference
-from espnet2_lamer.metrics.measure import Measure
-from espnet2_lamer.metrics.seeds import compare, means, summarise
+from espnet2_lamer.metrics.measure import Measure, compare, means, summarise
 from espnet2_lamer.metrics.tables import (
     bounds,
     csv_text,

@@ -18,11 +18,9 @@ class Difference:
     """A figure of one system minus that of another.
 
     Attributes:
-        value: In the figure's own unit.
         interval: Its 95 % interval, or None when it was not estimated.
         p: p-value of "the two are equal", or None.
         test: Name of the test that gave ``p``.
-        reference: The other system.
         seeds: Seeds that both have, where the mean over seeds is compared.
         effect: Mean difference over the standard deviation of the differences over
             seeds (Cohen's d of paired values), None for fewer than two seeds.

@@ -30,8 +30,6 @@ class PhoneProbe:
     Attributes:
         accuracy: Frame accuracy on the test utterances, per cent.
         majority: Accuracy of always answering the most frequent training phone.
-        phones: Number of phones the probe can answer.
-        train_frames: Number of frames it was trained on.
     """
 
     accuracy: Measure
@@ -94,8 +92,6 @@ def phone_probe(
         train_features: ``[T, D]`` per utterance id (arrays or CPU tensors).
         train_phones: Per utterance id its frames' phones, see :func:`frame_phones`.
             Utterances that are not in it are left out.
-        test_features: Likewise, for other utterances.
-        test_phones: Likewise.
         max_frames: More training frames than these are sampled down.
         seed: Seed of that sample and of the bootstrap.
         ridge: Use a ridge classifier instead, which is solved at once (the phones'
