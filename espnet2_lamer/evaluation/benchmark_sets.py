@@ -224,12 +224,10 @@ def prepare_asr_data(
             bad = skipped.counts[source.name]
             counts = {**counts, "no_text": no_text, "bad_audio": bad}
             report["languages"][lang][split] = counts
-            logging.info(
-                "%s %s (%s): %d utterances, %.3f h; dropped: %d without text, %d too "
-                "short, %d too long",
-                *(lang, split, unit, counts["utterances"], counts["hours"], no_text),
-                *(counts["dropped_short"], counts["dropped_long"]),
-            )
+            size = f"{counts['utterances']} utterances, {counts['hours']:.3f} h"
+            dropped = f"{no_text} without text, {counts['dropped_short']} too short"
+            dropped += f", {counts['dropped_long']} too long"
+            logging.info("%s %s: %s; dropped: %s", lang, split, size, dropped)
     sets.write()
     skipped.write()
     write_json(sets.raw / "asr.json", report)

@@ -231,9 +231,10 @@ def _may_store(
             "give its path or name, so that training can run it"
         )
     logging.warning(
-        f"{output_dir}: {total:.1f} GB of features are more than --feature_store_gb "
-        f"{limit:g}: the upstream runs in every epoch, which gives the same head many "
-        "times more slowly"
+        "%s: features are more than --feature_store_gb %g: the upstream runs in every "
+        "epoch, which gives the same head many times more slowly",
+        output_dir,
+        limit,
     )
     return False
 

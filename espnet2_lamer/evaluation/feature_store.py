@@ -179,10 +179,7 @@ def _store(plan: StorePlan, device: str) -> None:
     directory = plan.directory
     frames, width = plan.info["frames"], plan.upstream.dim * plan.num_states
     size = f"{frames} frames x {width} values, {plan.dtype}: {plan.gigabytes * 1e3:.1f}"
-    count = len(plan.samples)
-    logging.info(
-        f"{plan.data_dir}: storing {count} utterances, {size} MB in {directory}"
-    )
+    logging.info("%s: storing %s MB in %s", plan.data_dir, size, directory)
     unfinished = directory.with_name(directory.name + ".unfinished")
     for old in unfinished.glob("feats.*.*"):  # shards of an earlier version
         old.unlink()

@@ -211,18 +211,10 @@ class Matrix:
                 logging.warning("%s: left out, it needs %s", cell.label, waits)
                 continue
             need = self.minutes(cell) + self.data_minutes(cell.data)
-            left = float("inf")
-            if budget is not None:
-                left = budget - (time.monotonic() - started) / 60
-            if need > left:
-                logging.info(
-                    "%s: left out, it would take about %.1f min and %.1f of %g are "
-                    "left",
-                    cell.label,
-                    need,
-                    max(0.0, left),
-                    budget,
-                )
+            spent = (time.monotonic() - started) / 60
+            if budget is not None and spent + need > budget:
+                left = f"{need:.1f} min, {max(0.0, budget - spent):.1f} of {budget:g}"
+                logging.info("%s: left out, it needs about %s left", cell.label, left)
                 continue
             if not (self._make_data(cell.data) and self._run_one(cell)):
                 failed.append(cell)

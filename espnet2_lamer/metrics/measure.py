@@ -159,7 +159,7 @@ class Measure:
         return {name: set(group) for name, group in self.groups.items()}
 
 
-#: One figure of each seed, with a value, and parts where it is a rate; several stand for
+#: One figure of each seed: a value, and parts where it is a rate. Several stand for
 #: their mean (an average).
 BySeed = Mapping[int, Sequence[Any]]
 
