@@ -8,7 +8,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from espnet2_lamer.evaluation.mlsuperb import FEW_SHOT, MONOLINGUAL, few_shot_group
+from espnet2_lamer.evaluation.mlsuperb import (
+    FEW_SHOT,
+    MONOLINGUAL,
+    TABLES,
+    few_shot_group,
+)
 from espnet2_lamer.evaluation.results import MeasureTable, Results, Task
 from espnet2_lamer.evaluation.runs import Run
 from espnet2_lamer.evaluation.scoring import (
@@ -40,29 +45,11 @@ METRICS = tuple(metric for metrics in TASKS.values() for metric in metrics)
 HIGHER_IS_BETTER = ("LID accuracy", "joint accuracy")
 FLOOR = "FBANK"
 
-# Published figures in the order of METRICS, of 10 min and of 1 h: ML-SUPERB (arXiv
-# 2305.10615), the findings
-# of its 2023 challenge (2310.05513), mHuBERT-147 (2406.06371), XEUS (2407.00837).
-_PUBLISHED = """
-FBANK: 72.1 62.4 58.3 11.1 35.9 62.0 58.9, 63.7 59.3 57.4 9.3 43.5 58.6 58.1
-HuBERT-base: 42.8 39.8 44.5 61.2 71.5 39.2 43.8, 35.3 31.4 42.7 86.1 86.0 30.9 41.8
-HuBERT-large: 38.2 44.4 48.2 46.5 55.4 45.6 49.3, 32.2 37.7 43.5 64.1 77.7 35.1 41.8
-HuBERT-base-cmn: 43.1 40.8 45.4 49.3 75.1 37.7 43.5, 35.6 43.2 46.6 85.3 86.1 31.8 42.1
-XLS-R-300M: 39.7 29.2 40.9 66.9 55.6 28.4 42.1, 30.6 22.0 39.3 87.9 85.6 22.9 42.4
-MMS-300M: 33.8 28.7 36.5 62.3 71.9 31.5 30.9, 30.5 24.0 36.5 84.3 74.3 30.0 29.2
-MMS-1B: 33.3 21.3 30.2 84.8 73.3 26.0 25.4, 25.7 18.1 30.8 86.1 74.8 25.5 24.8
-w2v-BERT 2.0 v2: 41.0 26.6 34.3 70.7 83.2 24.2 34.3, 29.2 20.3 35.3 86.8 90.6 20.3 34.0
-mHuBERT-147 it2: 35.9 25.4 34.2 74.8 81.0 26.3 33.9, 27.6 22.5 33.8 90.1 89.0 23.6 34.4
-mHuBERT-147: 34.2 23.6 33.2 85.3 81.4 26.2 34.9, 26.3 22.0 32.9 91.0 90.0 22.1 33.5
-XEUS: 30.3 21.1 33.4 81.5 86.4 22.9 32.7, 25.1 20.1 34.1 87.3 91.3 19.6 32.8
-"""
 #: ``PUBLISHED[budget][system][metric]``.
-PUBLISHED: dict[str, dict[str, dict[str, float]]] = {"10min": {}, "1h": {}}
-for _line in _PUBLISHED.strip().splitlines():
-    _system, _, _figures = _line.partition(": ")
-    for _budget, _row in zip(PUBLISHED, _figures.split(", "), strict=True):
-        _values = zip(METRICS, map(float, _row.split()), strict=True)
-        PUBLISHED[_budget][_system] = dict(_values)
+PUBLISHED: dict[str, dict[str, dict[str, float]]] = {
+    budget: {s: dict(zip(METRICS, row, strict=True)) for s, row in systems.items()}
+    for budget, systems in TABLES["published"].items()
+}
 
 
 @dataclass(frozen=True)
