@@ -21,22 +21,13 @@ from espnet2_lamer.metrics.tables import (
     markdown_table,
     number,
     p_value,
+    render,
     span,
 )
 
 _RATE_NAMES = {"char": "CER", BPE: "CER", "word": "WER"}
 #: More languages than these are in results.csv and results.json alone.
 _MANY = 12
-_HOW_TO_READ = (
-    "Error rates are corpus-level: edit distance over reference tokens of the unit "
-    "named, all utterances together. Intervals are 95 %: error rates and other rates "
-    "by bootstrap over utterances (10,000 resamples), identification accuracy by "
-    'Wilson\'s score. "vs" gives the difference to that system and the two-sided '
-    "p-value of a paired bootstrap over utterances, for identification of McNemar's "
-    "exact test. The tables per system at the end have sclite's columns, counted along "
-    "sclite's alignment (costs 4, 3, 3), which may find more errors than the edit "
-    "distance where errors are dense."
-)
 #: Caveats of the recipes' notes.
 SYNTHETIC = (
     "Synthetic formant speech (espeak-ng): it shows that the pipeline learns and says "
@@ -46,10 +37,6 @@ CONFOUNDED = (
     "channel-confounded: no source covers two languages, so a model can tell the "
     "languages apart by their recordings. LID accuracy on this data is no evidence, "
     "and gains on it are weak evidence."
-)
-_SEEDS = (
-    "Where heads were trained with several seeds, a figure is their mean, its interval "
-    'and test are over utterances, and "sd" is the standard deviation over seeds.'
 )
 
 
@@ -367,50 +354,47 @@ def _trainings(scored: Scored) -> Iterator[tuple[dict[str, Any], Any]]:
 
 
 def _markdown(results: Results, figures: Sequence[TaskFigure]) -> str:
-    lines = ["# RESULTS", "", "## Environments", ""]
-    lines += [f"- {name}: `{value}`" for name, value in results.environment.items()]
-    lines += ["", "## Summary", ""]
-    lines += [f"- {name}: {what}" for name, what in results.systems.items()]
-    lines += [f"- Note: {note}" for note in results.notes]
-    lines += ["", _HOW_TO_READ]
-    lines += [_SEEDS] if any(f.measure.seeds > 1 for f in figures) else []
-    lines.append("")
-    for track in TRACKS:
+    sections = []
+    for track, title in TRACKS.items():
         mine = [f for f in figures if f.task.track == track]
-        lines += _track_section(results, mine) if mine else []
+        sections += [_track_section(results, title, mine)] if mine else []
     for table in results.tables:
         mine = [f for f in figures if not f.task.track and f.table == table.title]
-        lines += [f"### {table.title}", ""] + ([table.note, ""] if table.note else [])
         what = ("measured on", "system", table.measure)
-        lines += _figure_table(mine, table.references, *what)
-    if results.parameters:
-        reports = results.parameters.values()
-        body = [
-            [key.replace("_", " "), *(_parameter(r.get(key)) for r in reports)]
-            for key in dict.fromkeys(key for report in reports for key in report)
-        ]
-        table = markdown_table(["count", *results.parameters], body)
-        lines += ["### Parameters", "", *table]
-    for system, what in results.systems.items():
-        lines += _system_section(results, system, what)
-    return "\n".join(lines).rstrip("\n") + "\n"
+        lines = _figure_table(mine, table.references, *what)
+        sections.append({"title": table.title, "note": table.note, "tables": [lines]})
+    reports = results.parameters.values()
+    counts = [
+        [key.replace("_", " "), *(_count(report.get(key)) for report in reports)]
+        for key in dict.fromkeys(key for report in reports for key in report)
+    ]
+    return render(
+        Path(__file__).with_name("results.md.jinja"),
+        results=results,
+        several_seeds=any(f.measure.seeds > 1 for f in figures),
+        sections=sections,
+        parameters=markdown_table(["count", *results.parameters], counts),
+        systems=_systems(results),
+    )
 
 
-def _parameter(value: float | None) -> str:
+def _count(value: float | None) -> str:
     return f"{value:,}" if isinstance(value, int) else number(value)
 
 
-def _track_section(results: Results, figures: Sequence[TaskFigure]) -> list[str]:
-    lines = [f"### {figures[0].table}", ""]
+def _track_section(
+    results: Results, title: str, figures: Sequence[TaskFigure]
+) -> dict[str, Any]:
+    section: dict[str, Any] = {"title": title, "note": "", "tables": []}
     parts = {f.task.part for f in figures}
     if len(parts) > _MANY:
         figures = [f for f in figures if not f.task.part or f.task.group]
-        lines += [f"{len(parts) - 1} parts of the test sets: results.csv.", ""]
+        section["note"] = f"{len(parts) - 1} parts of the test sets: results.csv."
     for kind in ("error rate", "accuracy"):
-        mine = [f for f in figures if f.kind == kind]
-        what = ("test set", results.column, f"{kind} (%)")
-        lines += _figure_table(mine, results.baselines, *what) if mine else []
-    return lines
+        if mine := [f for f in figures if f.kind == kind]:
+            what = ("test set", results.column, f"{kind} (%)")
+            section["tables"].append(_figure_table(mine, results.baselines, *what))
+    return section
 
 
 def _figure_table(
@@ -419,7 +403,7 @@ def _figure_table(
     label: str,
     system: str,
     value: str,
-) -> list[str]:
+) -> str:
     """Lay figures out, with the columns that at least one of them has."""
     rows = [_cells(figure, label, system, value) for figure in figures]
     last = ["sd", *(f"vs {r}" for r in references), "trained on", "head"]
@@ -454,50 +438,32 @@ def _cells(figure: TaskFigure, label: str, system: str, value: str) -> dict[str,
     return cells
 
 
-def _system_section(results: Results, system: str, what: str) -> list[str]:
-    scores = _of_system(results.recognition, system)
-    identified = _of_system(results.identification, system)
-    if not scores and not identified:
-        return []
-    lines = [f"## {system}", "", f"- {what}", ""]
-    for unit in dict.fromkeys(task.unit for task, _, _ in scores):
-        rows = [[n, *_sclite(score)] for task, n, score in scores if task.unit == unit]
-        name = _RATE_NAMES.get(unit, "TER")
-        columns = "dataset|Snt|Wrd|Corr|Sub|Del|Ins|Err|S.Err".split("|")
-        lines += [f"### {name} (unit: {unit})", "", *markdown_table(columns, rows)]
-    for task, name, score in identified:
-        if len(score.confusion) <= _MANY and not task.part:
-            lines += [f"### LID: {name}, {task.unit}", "", *_confusion(score)]
-    return lines
+def _systems(results: Results) -> dict[str, Any]:
+    """Return every system's scores in sclite's columns and its confusions."""
+    systems: dict[str, Any] = {}
+    for scored in (results.recognition, results.identification):
+        for task, row in scored.items():
+            same = [t for t in scored if (t.track, t.test) == (task.track, task.test)]
+            if task.part and len({t.part for t in same}) > _MANY:
+                continue
+            for system, trainings in row.items():
+                own = systems.setdefault(system, {"rates": {}, "confusions": []})
+                for seed, score in trainings.items():
+                    words = [task.label]
+                    words += [] if task.track in ("asr", "lid") else [f"({task.track})"]
+                    words += [f"trained on {task.train}"] if task.train else []
+                    words += [f"seed {seed}"] if len(trainings) > 1 else []
+                    name = " ".join(words)
+                    if isinstance(score, Score):
+                        unit = _RATE_NAMES.get(task.unit, "TER"), task.unit
+                        own["rates"].setdefault(unit, []).append((name, score))
+                    elif len(score.confusion) <= _MANY and not task.part:
+                        confusion = f"{name}, {task.unit}", _confusion(score)
+                        own["confusions"].append(confusion)
+    return systems
 
 
-def _of_system(scored: Scored, system: str) -> list[tuple[Task, str, Any]]:
-    """Every task's scores of a system, with what they are called in its section."""
-    found = []
-    for task, row in scored.items():
-        parts = {t.part for t in scored if (t.track, t.test) == (task.track, task.test)}
-        if task.part and len(parts) > _MANY:
-            continue
-        trainings = row.get(system, {})
-        for seed, score in trainings.items():
-            words = [task.label]
-            words += [] if task.track in ("asr", "lid") else [f"({task.track})"]
-            words += [f"trained on {task.train}"] if task.train else []
-            words += [f"seed {seed}"] if len(trainings) > 1 else []
-            found.append((task, " ".join(words), score))
-    return found
-
-
-def _sclite(score: Score) -> list[Any]:
-    total = score.sclite_total
-    counts = (total.cor, total.sub, total.dele, total.ins, total.errors)
-    shares = [100 * count / total.ref_length for count in counts]
-    shares.append(score.sentence_error_rate)
-    sizes = [score.utterances, total.ref_length]
-    return sizes + [number(share, digits=1) for share in shares]
-
-
-def _confusion(score: LidScore) -> list[str]:
+def _confusion(score: LidScore) -> str:
     rows = score.confusion
     found = [*rows, *sorted({f for row in rows.values() for f in row} - {*rows})]
     body = [[true, *(row.get(f, 0) for f in found)] for true, row in rows.items()]

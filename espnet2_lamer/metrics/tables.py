@@ -1,14 +1,31 @@
 """Figures as text: Markdown tables, CSV, numbers of the tables."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence]) -> list[str]:
-    """Return the lines of a Markdown table, and an empty one; None is a "-"."""
+def render(template: Path, **values: Any) -> str:
+    """Render a page of Markdown; its filters are the functions of this module.
+
+    Blocks of the template take no line of the page; ``one_line`` joins lines.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": number, "span": span, "p": p_value}
+    environment.filters["one_line"] = lambda text: " ".join(text.split()) + "\n"
+    page = environment.from_string(template.read_text(encoding="utf-8"))
+    return page.render(**values).rstrip("\n") + "\n"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence]) -> str:
+    """Return a Markdown table; None is a "-"."""
     lines = [header, ["---"] * len(header), *rows]
     cells = (["-" if cell is None else str(cell) for cell in line] for line in lines)
-    return ["|" + "|".join(line) + "|" for line in cells] + [""]
+    return "".join("|" + "|".join(line) + "|\n" for line in cells)
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
