@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -11,32 +12,11 @@ from espnet2_lamer.experiments.matrix import Matrix, Status
 from espnet2_lamer.experiments.measures import KINDS, CellMeasure, Kind
 from espnet2_lamer.metrics.bootstrap import Difference
 from espnet2_lamer.metrics.measure import Measure, compare, means, summarise
-from espnet2_lamer.metrics.tables import (
-    bounds,
-    csv_text,
-    markdown_table,
-    number,
-    p_value,
-    span,
-)
+from espnet2_lamer.metrics.tables import bounds, csv_text, render
 
 NOT_RUN = "not run"
 #: In place of a language.
 AVERAGE = "average"
-_HOW_TO_READ = (
-    "Mean and sd are over seeds; all systems of one seed share data and test sets. "
-    "Intervals are 95 %, by a hierarchical bootstrap: each of 10,000 resamples draws "
-    "seeds, and the same utterances for all of them; what varies with the seed is "
-    "stretched to Student's interval of so many seeds. Differences are paired by seed "
-    "and utterance; p is two-sided, of that bootstrap; p (seeds) is of a paired t test "
-    "over the seeds alone, d their mean difference over its sd. No p is corrected for "
-    "the number of tests. Figures marked with a star need no downstream head."
-)
-_DIRECTIONS = {
-    "higher": "Higher is better.",
-    "lower": "Lower is better.",
-    "neither": "Neither direction is better.",
-}
 
 
 @dataclass(frozen=True)
@@ -304,138 +284,10 @@ def markdown(tables: Tables, picture: str | None = None) -> str:
     :func:`~espnet2_lamer.experiments.plots.plot_differences` drew, if any.
     """
     definition = tables.definition
-    lines = [f"# {definition.title}", ""]
-    if definition.source:
-        lines += [f"Source of the question: {definition.source}.", ""]
-    lines += [f"- {name}: `{value}`" for name, value in tables.header.items()]
-    lines += ["", _HOW_TO_READ, ""]
-    if definition.note:
-        lines += [definition.note, ""]
-    if tables.verdicts:
-        lines += ["## What holds in small", "", *_claims(tables)]
-    if picture:
-        lines += [f"![Differences to {definition.baseline}]({picture})", ""]
-    compared = [
-        [name, system.description, f"{tables.done(name)} of {len(system.seeds)}"]
-        for name, system in definition.systems.items()
-    ]
-    lines += ["## What was compared", ""]
-    lines += markdown_table(["system", "what it is", "seeds run"], compared)
-    lines += _overview(tables) + _transfer(tables)
-    for measured in tables.measured.values():
-        lines += _details(tables, measured)
-    missing = [
-        f"- {system}, seed {seed}: {status.state}"
-        + (f": {status.why}" if status.why else "")
-        + (f"; log `{status.log}`" if status.log else "")
-        for (system, seed), status in tables.statuses.items()
-        if status.state != "done"
-    ]
-    lines += ["## Cells without a result", "", *missing, ""] if missing else []
-    return "\n".join(lines).rstrip("\n") + "\n"
-
-
-def _claims(tables: Tables) -> list[str]:
-    header = ["claim", "measured", "difference", "95 % interval", "p", "verdict"]
-    rows = []
-    for claim, verdict, difference in tables.verdicts:
-        about = f"{claim.measure}, {claim.system} minus {claim.than}"
-        cells = _difference(difference, tables.measured.get(claim.measure))[:3]
-        rows.append([claim.text, about, *cells, verdict])
-    return markdown_table(header, rows)
-
-
-def _overview(tables: Tables) -> list[str]:
-    systems = list(tables.definition.systems)
-    rows = []
-    for measured in tables.measured.values():
-        # Layer by layer is for the details.
-        if measured.sample.layer is None:
-            found = [tables.row(measured.name, name) for name in systems]
-            rows.append([measured.title, *(_overview_cell(tables, r) for r in found)])
-    if not rows:
-        return []
-    told = (
-        f"Mean ± sd over seeds. Bold: differs from {tables.definition.baseline}, the "
-        "95 % interval of the difference leaves 0 out."
+    return render(
+        Path(__file__).with_name("page.md.jinja"),
+        tables=tables,
+        definition=definition,
+        picture=picture,
+        uneven=len({tables.done(name) for name in definition.systems} - {0}) > 1,
     )
-    if len({tables.done(name) for name in systems} - {0}) > 1:
-        told += (
-            " Not all systems have the same seeds: compare them by their differences, "
-            "which are of common seeds, not by these means."
-        )
-    table = markdown_table(["measure", *systems], rows)
-    return ["## Overview", "", told, "", *table]
-
-
-def _overview_cell(tables: Tables, row: Row) -> str:
-    if row.measure is None:
-        return _absent(tables, row)
-    digits = row.of.kind.digits
-    value = number(row.measure.value, digits=digits)
-    if row.measure.deviation is not None:
-        value += f" ± {number(row.measure.deviation, digits=digits)}"
-    return f"**{value}**" if row.difference and row.difference.told else value
-
-
-def _details(tables: Tables, measured: Measured) -> list[str]:
-    rows = [row for row in tables.rows if row.of is measured]
-    digits = measured.kind.digits
-    minus = f"minus {tables.definition.baseline}"
-    header = ["system", "seeds", "mean", "sd", "95 % interval"]
-    header += [minus, "95 % interval", "p", "d", "p (seeds)"]
-    with_null = any(row.null is not None for row in rows)
-    header += ["by chance"] if with_null else []
-    cells = []
-    for row in rows:
-        s = row.measure
-        line = [row.system, len(row.trainings)]
-        if s is None:
-            line += [_absent(tables, row), None, None]
-        else:
-            line += [number(v, digits=digits) for v in (s.value, s.deviation)]
-            line.append(span(s.interval, digits=digits))
-        line += _difference(row.difference, measured)
-        line += [number(row.null, digits=digits)] if with_null else []
-        cells.append(line)
-    table = markdown_table(header, cells)
-    return [f"## {measured.title}", "", _DIRECTIONS[measured.kind.better], "", *table]
-
-
-def _transfer(tables: Tables) -> list[str]:
-    steps = tables.definition.transfer
-    if not steps:
-        return []
-    rows = []
-    for name, entry in tables.transfer().items():
-        measured = tables.measured[name]
-        digits = measured.kind.digits
-        values = [entry["steps"].get(step) for step in steps]
-        cells = [NOT_RUN if v is None else number(v, digits=digits) for v in values]
-        transfer = _difference(entry["backward_transfer"], measured)[:3]
-        rows.append([name, *cells, *transfer])
-    header = [f"{step} ({lang})" for step, lang in steps.items()]
-    header += ["backward transfer", "95 % interval", "p"]
-    return [
-        "## Transfer matrix",
-        "",
-        "Each step continues the one before; in brackets what it learnt. Backward "
-        "transfer is the value after the last step minus that after the step that "
-        "learnt the language: what later languages did to it. Phones: higher is "
-        "better; errors: lower is.",
-        "",
-        *markdown_table(["measure", *header], rows),
-    ]
-
-
-def _absent(tables: Tables, row: Row) -> str:
-    """What stands for a figure that is not there."""
-    return "none" if tables.done(row.system) else NOT_RUN
-
-
-def _difference(difference: Difference | None, measured: Measured | None) -> list[str]:
-    if difference is None:
-        return ["-"] * 5
-    d, digits = difference, measured.kind.digits
-    change = [number(d.value, "+", digits), span(d.interval, "+", digits)]
-    return [*change, p_value(d.p), number(d.effect), p_value(d.p_seeds)]
