@@ -19,8 +19,8 @@ from espnet2_lamer.evaluation.text_units import (
     normalize_text,
     to_units,
 )
-from espnet2_lamer.fileio.atomic import atomic_dir, write_json
-from espnet2_lamer.fileio.datadir import read_table, write_spk2utt, write_table
+from espnet2_lamer.fileio.atomic import write_json
+from espnet2_lamer.fileio.datadir import read_table
 
 RECORD = "set.json"
 #: The normalised transcript, for units that are made of characters.
@@ -147,26 +147,23 @@ def write_subset(
     source: Path, target: Path, utts: Collection[str], info: SetInfo
 ) -> dict[str, Any]:
     """Write some of a formatted set's utterances as a set that shares its audio."""
-    with atomic_dir(target) as temporary:
-        for path in (source / name for name in _TABLES):
-            if not path.is_file():
-                continue
-            table = {u: v for u, v in read_table(path).items() if u in utts}
-            if path.name == "utt2spk":
-                write_spk2utt(temporary, table)
-            else:
-                write_table(temporary / path.name, table)
+    tables = {}
+    for path in (source / name for name in _TABLES):
+        if path.is_file():
+            table = read_table(path)
+            tables[path.name] = {u: v for u, v in table.items() if u in utts}
+    FormattedSet(tables).write(target)
     return _write_record(target, info)
 
 
-def write_budget(train: Path, budget: str, seed: int) -> dict[str, Any]:
+def write_budget(train: Path, budget: str, seed: int) -> None:
     """Write ``<train>_<budget>``: utterances of a training set that last so long."""
     record = json.loads((train / RECORD).read_text(encoding="utf-8"))
     values = {f.name: record[f.name] for f in fields(SetInfo)}
     info = SetInfo(**values | {"budget": budget, "seed": seed})
     drawn = seed_of(seed, "budget", info.lang)
     utts = sample_replay(durations(train), BUDGETS[budget] / 60, drawn)
-    return write_subset(train, train.with_name(f"{train.name}_{budget}"), utts, info)
+    write_subset(train, train.with_name(f"{train.name}_{budget}"), utts, info)
 
 
 def prepare_asr_data(

@@ -32,7 +32,7 @@ from espnet2_lamer.evaluation.tokens import (
     Vocabulary,
     build_vocabulary,
     check_targets,
-    read_targets,
+    read_all_targets,
     token_type_of,
 )
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json
@@ -123,7 +123,6 @@ def train_head(
         train_dir: Data directory with ``wav.scp`` and ``text`` (or ``utt2lang``), or
             several that are trained on together. dev_dir: likewise; chooses the
             checkpoints.
-        store_root: Where feature stores live, shared by all heads.
         source: What ``upstream`` was loaded from, where it is given as a module: needed
             when features are too large to be stored.
         record: Written to ``run.json`` before training starts.
@@ -142,8 +141,8 @@ def train_head(
     texts: dict[str, dict[str, str]] = {}
     plans: dict[str, list[StorePlan]] = {}
     for name, found in (("train", train_dir), ("dev", dev_dir)):
-        dirs = [found] if isinstance(found, str | Path) else found
-        texts[name] = _read_all([*map(Path, dirs)], options)
+        dirs = [Path(found)] if isinstance(found, str | Path) else [*map(Path, found)]
+        texts[name] = read_all_targets(dirs, options.target, options.unit)
         choice, form = options.layer, options.store_dtype
         plans[name] = [
             plan_store(upstream, choice, directory, store_root, form, fingerprint)
@@ -194,20 +193,6 @@ def train_head(
         _run_espnet(command, output_dir)
         _write_final(output_dir, upstream, options.layer, vocabulary, inputs)
     return final
-
-
-def _read_all(dirs: Sequence[Path], options: HeadOptions) -> dict[str, str]:
-    targets: dict[str, str] = {}
-    for directory in dirs:
-        found = read_targets(directory, options.target, options.unit)
-        twice = sorted(found.keys() & targets.keys())
-        if twice:
-            raise RecipeError(
-                f"{directory}/wav.scp: {twice[0]} is also in another directory of this "
-                "set; utterance ids must be unique"
-            )
-        targets |= found
-    return targets
 
 
 def _may_store(

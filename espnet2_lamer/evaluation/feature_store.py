@@ -50,9 +50,9 @@ def upstream_fingerprint(upstream: torch.nn.Module) -> str:
 class StorePlan:
     """Where the features of a data set are or would be, and what they take.
 
+    They are of one state of ``upstream``, an index, or of ``"all"`` of them.
+
     Attributes:
-        upstream: As ``espnet2_lamer.load_model`` returns it.
-        layer: One state index or ``"all"``.
         data_dir: Has ``wav.scp`` with 16 kHz mono files.
         directory: Named by a hash of the upstream's weights, the layer choice, the
             data set (ids, paths and file sizes) and the dtype.

@@ -12,14 +12,13 @@ from tqdm import tqdm
 
 from espnet2_lamer.compat import quiet_nltk
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.benchmark_sets import MADE_BY
 from espnet2_lamer.evaluation.feature_store import (
     Samples,
     count_samples,
     read_batches,
 )
 from espnet2_lamer.evaluation.runs import TARGETS, Run, made_from
-from espnet2_lamer.evaluation.tokens import BPE_MODEL, read_targets
+from espnet2_lamer.evaluation.tokens import BPE_MODEL, read_all_targets
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.foreign import check_weights, read_yaml
@@ -50,7 +49,6 @@ def decode(
 
     Args:
         final_dir: ``config.yaml`` and ``model.pth`` of :func:`train_head`.
-        wav_scp: ``utt path`` of 16 kHz mono files.
         outputs: Directories that get ``1best_recog/{text,token,token_int}``, and
             whether it holds the most probable language tag instead of a free
             hypothesis, see :func:`most_probable_tag`. The model runs once for all.
@@ -109,8 +107,7 @@ def decode_run(
         (as the official script) and ``most_probable_tag``.
 
     Raises:
-        RecipeError: A set or the head is missing, an utterance without text, or one in
-            two sets.
+        RecipeError: A set, a text or the head is missing, or ids are not unique.
     """
     experiment = run.directory(expdir)
     decisions = {"free": False}
@@ -132,18 +129,11 @@ def decode_run(
 
 
 def _write_reference(run: Run, directories: Sequence[Path], reference: Path) -> None:
-    names = ("wav.scp", "text", "utt2lang", "utt2set")
-    tables: dict[str, dict[str, str]] = {name: {} for name in names}
+    texts = read_all_targets(directories, TARGETS[run.track], run.unit)
+    tables = {"wav.scp": {}, "text": texts, "utt2lang": {}, "utt2set": {}}
     for directory in directories:
-        audio = read_table(directory / "wav.scp", MADE_BY)
-        twice = sorted(audio.keys() & tables["wav.scp"].keys())
-        if twice:
-            raise RecipeError(
-                f"{directory / 'wav.scp'}: {twice[0]} is also in another test set of "
-                f"{run.name}; utterance ids must be unique"
-            )
+        audio = read_table(directory / "wav.scp")
         tables["wav.scp"] |= audio
-        tables["text"] |= read_targets(directory, TARGETS[run.track], run.unit)
         tables["utt2lang"] |= read_table(directory / "utt2lang")
         tables["utt2set"] |= dict.fromkeys(audio, directory.name)
     with atomic_dir(reference) as temporary:

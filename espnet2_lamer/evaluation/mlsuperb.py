@@ -1,9 +1,7 @@
 """ML-SUPERB's own data, ``<data set>/<language>/{wav,transcript_*.txt}``, and choices.
 
 A transcript has lines ``utterance-id <ignored> text``. Development and test sets are
-the ten-minute lists, whatever the amount of training speech. Data sets, monolingual
-tasks and reserved languages are those of espnet
-egs2/ml_superb/asr1/local/{data_prep,single_lang_data_prep}.py.
+the ten-minute lists, whatever the amount of training speech.
 """
 
 import logging
@@ -48,9 +46,10 @@ def few_shot_group(lang: str) -> str:
 
 
 def few_shot_utterances(dataset: str, lang: str) -> frozenset[str]:
-    """Return the training utterances of a reserved language that a data set has."""
+    """Return a data set's training utterances of a language, if that is reserved."""
     prefix = "cv" if dataset == "commonvoice" else dataset.replace("18n_", "18n-")
-    return frozenset(u for u in FEW_SHOT[lang] if u.startswith(f"{prefix}_{lang}_"))
+    utts = FEW_SHOT.get(lang, ())
+    return frozenset(u for u in utts if u.startswith(f"{prefix}_{lang}_"))
 
 
 def scan_tree(
@@ -176,8 +175,15 @@ def prepare_mlsuperb(
             utterances = list(read_transcript(folder / f"{name}.txt", lang, dataset))
             here = replace(info, split=split, budget=budget, few_shot=lang in FEW_SHOT)
             wanted = {split: utterances}
-            if split == "train" and lang in FEW_SHOT:
-                wanted |= _few(utterances, dataset, lang, folder / f"{name}.txt")
+            few = few_shot_utterances(dataset, lang) if split == "train" else ()
+            if few:
+                wanted["train_few"] = [u for u in utterances if u.utt_id in few]
+                if not wanted["train_few"]:
+                    raise RecipeError(
+                        f"{folder / name}.txt: found none of {', '.join(sorted(few))}, "
+                        "on which ML-SUPERB trains the reserved language "
+                        f"{lang}; complete the download"
+                    )
             for part, chosen in wanted.items():
                 key = set_name(dataset, lang, part, budget)
                 source = Path(data_dir) / "mlsuperb" / key
@@ -186,19 +192,6 @@ def prepare_mlsuperb(
     write_json(sets.raw / "mlsuperb.json", report)
     logging.info("ML-SUPERB: %d sets from %s", len(records), root)
     return report
-
-
-def _few(
-    utterances: list[Utterance], dataset: str, lang: str, path: Path
-) -> dict[str, list[Utterance]]:
-    wanted = few_shot_utterances(dataset, lang)
-    few = [u for u in utterances if u.utt_id in wanted]
-    if wanted and not few:
-        raise RecipeError(
-            f"{path}: found none of {', '.join(sorted(wanted))}, on which ML-SUPERB "
-            f"trains the reserved language {lang}; complete the download"
-        )
-    return {"train_few": few} if few else {}
 
 
 def _collect(

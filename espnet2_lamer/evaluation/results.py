@@ -16,7 +16,6 @@ from espnet2_lamer.fileio.atomic import write_json, write_text
 from espnet2_lamer.metrics.bootstrap import Difference, mcnemar_exact
 from espnet2_lamer.metrics.measure import Measure
 from espnet2_lamer.metrics.tables import (
-    bounds,
     csv_text,
     markdown_table,
     number,
@@ -307,10 +306,10 @@ def _as_csv(figures: Sequence[TaskFigure]) -> str:
     ).split()
     lines = []
     for f in figures:
-        low, high = bounds(f.measure.interval)
+        low, high = f.measure.interval or (None, None)
         line = _record(f) | {"low": low, "high": high}
         for c in f.comparisons:
-            low, high = bounds(c.interval)
+            low, high = c.interval or (None, None)
             ends = {"difference_low": low, "difference_high": high}
             lines.append(line | _compared_with(c) | ends)
         lines += [] if f.comparisons else [line]

@@ -100,14 +100,12 @@ class Run:
         return {"name": self.name, **asdict(self)}
 
     @classmethod
-    def read(cls, path: str | Path) -> "Run":
-        """Read ``run.json``, or the one of an experiment directory.
+    def read(cls, path: Path) -> "Run":
+        """Read ``run.json``.
 
         Raises:
             RecipeError: It is missing, or no such record.
         """
-        path = Path(path)
-        path = path / RECORD if path.is_dir() else path
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             values.pop("name", None)
@@ -148,10 +146,7 @@ def choose_rates(
     ML-SUPERB's hidden set is evaluated at several learning rates, everything else
     fixed, and the best result counts. Here the best is the one with the lowest dev
     loss, mean over seeds, as ``training.json`` says: test sets choose nothing.
-
-    Returns:
-        The runs that are scored, in their order, and what every rate gave, empty where
-        no head has more than one.
+    Returns the runs that are scored, and what every rate of a head with several gave.
 
     Raises:
         RecipeError: A run of a sweep was not trained.

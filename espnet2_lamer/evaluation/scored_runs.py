@@ -60,7 +60,6 @@ class ScoredTest:
         corpus: Corpora of the test set, for the figures over languages.
         utt2lang: True language per utterance.
         score: Error rate, None for track ``lid``.
-        found: Languages found, for the tracks that identify.
         rates: Per language and utterance, by "error rate" and "accuracy".
     """
 

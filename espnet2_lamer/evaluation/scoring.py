@@ -40,7 +40,6 @@ class Score:
     Attributes:
         counts: Alignment counts per utterance id, in byte order of the ids.
         sclite: Counts along sclite's alignment, per utterance id.
-        seed: Of the bootstrap.
     """
 
     kind: ClassVar[str] = "error rate"

@@ -75,9 +75,8 @@ def write_submission(
         )
     members: dict[str, Path | bytes] = {}
     for prediction in predictions:
-        folder = (
-            f"predict/{FOLDERS[prediction.track]}/{prediction.budget}/{prediction.test}"
-        )
+        folder = f"predict/{FOLDERS[prediction.track]}"
+        folder += f"/{prediction.budget}/{prediction.test}"
         if f"{folder}/text" in members:
             raise RecipeError(
                 f"{output}: {folder} would hold two predictions, one of them from "

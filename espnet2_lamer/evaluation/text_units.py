@@ -43,8 +43,13 @@ def normalize_text(text: str) -> str:
     punctuation character, is deleted here too (a stated departure). Spaces stay,
     also between Chinese characters; runs of white space become one space.
     """
-    kept = "".join(c for c in text if not _is_punctuation(c))
-    return " ".join(kept.upper().split())
+    kept = (
+        char
+        for char in text
+        if not unicodedata.category(char).startswith("P")
+        and unicodedata.normalize("NFKC", char) not in _ASCII_PUNCTUATION
+    )
+    return " ".join("".join(kept).upper().split())
 
 
 def official_text(text: str, brackets: bool = False) -> str:
@@ -121,13 +126,6 @@ def to_units(
     return result
 
 
-def _is_punctuation(char: str) -> bool:
-    return (
-        unicodedata.category(char).startswith("P")
-        or unicodedata.normalize("NFKC", char) in _ASCII_PUNCTUATION
-    )
-
-
 def _split_pinyin(syllable: str) -> list[str]:
     """Split one pinyin syllable (``lv4``) into initial and final with tone."""
     # The functions ESPnet itself calls; pypinyin has no public form of them for
@@ -145,11 +143,8 @@ def _split_pinyin(syllable: str) -> list[str]:
 def _pinyin_from_characters(text: str) -> str:
     from pypinyin import Style, pinyin
 
-    tokens: list[str] = []
-    for piece in text.split():
-        for reading, *_ in pinyin(piece, style=Style.TONE3):
-            tokens += _split_pinyin(reading)
-    return " ".join(tokens)
+    readings = (r for piece in text.split() for r in pinyin(piece, style=Style.TONE3))
+    return " ".join(token for first, *_ in readings for token in _split_pinyin(first))
 
 
 def _pinyin_from_syllables(romanisation: str) -> str:

@@ -87,6 +87,27 @@ def read_targets(directory: Path, target: str, unit: str) -> dict[str, str]:
     return targets
 
 
+def read_all_targets(
+    directories: Sequence[Path], target: str, unit: str
+) -> dict[str, str]:
+    """Return :func:`read_targets` of several directories together.
+
+    Raises:
+        RecipeError: See there, or an utterance is in two of them.
+    """
+    targets: dict[str, str] = {}
+    for directory in directories:
+        found = read_targets(directory, target, unit)
+        twice = sorted(found.keys() & targets.keys())
+        if twice:
+            raise RecipeError(
+                f"{directory}/wav.scp: {twice[0]} is also in another of these sets; "
+                "utterance ids must be unique"
+            )
+        targets |= found
+    return targets
+
+
 def build_vocabulary(
     texts: Sequence[str],
     token_type: str,

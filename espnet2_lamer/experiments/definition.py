@@ -296,7 +296,13 @@ def plan_cells(definition: Definition, recipe: str | Path) -> list[Cell]:
         RecipeError: A config file is missing, a reference names no cell or itself, or
             an option belongs under ``data``.
     """
-    shared = _data_options()
+    from espnet2_lamer.recipe.stages import ssl1
+
+    # What the results of stages 0-6 and 9 depend on.
+    shared = {name for stage in ssl1 if stage.shared for name in stage.options}
+    # Of these only the value is checked, or they are no options of run.sh.
+    shared -= {"seed", "allocation", "asr_layer", "lid_layer"}
+    shared |= {"preset", "corpus", "manifest", "dev_hours", "kmeans_hours"}
     for system in definition.systems.values():
         wrong = sorted(set(system.cell) & shared)
         if wrong:
@@ -312,16 +318,6 @@ def plan_cells(definition: Definition, recipe: str | Path) -> list[Cell]:
             if seed in system.seeds:
                 _add(definition, Path(recipe), name, seed, cells, ())
     return list(cells.values())
-
-
-def _data_options() -> set[str]:
-    """Options of run.sh that the results of stages 0-6 and 9 depend on."""
-    from espnet2_lamer.recipe.stages import ssl1
-
-    shared = {name for stage in ssl1 if stage.shared for name in stage.options}
-    # Of these only the value is checked, or they are no options of run.sh.
-    shared -= {"seed", "allocation", "asr_layer", "lid_layer"}
-    return shared | {"preset", "corpus", "manifest", "dev_hours", "kmeans_hours"}
 
 
 def _add(

@@ -131,7 +131,7 @@ class Matrix:
 
     def status(self, cell: Cell) -> Status:
         """Say where a cell stands."""
-        if self._done(cell):
+        if self._record(cell.key) is not None:
             return Status("done")
         for directory in (self.store.cell(cell.key), self.store.data(cell.data.key)):
             failure = self.store.read(directory, "failed.json")
@@ -140,19 +140,19 @@ class Matrix:
         waits = self._waits(cell)
         return Status("not run", f"needs {waits}" if waits else "")
 
-    def _done(self, cell: Cell) -> bool:
-        return self.store.read(self.store.cell(cell.key)) is not None
+    def _record(self, key: str) -> dict[str, Any] | None:
+        return self.store.read(self.store.cell(key))
 
     def _waits(self, cell: Cell) -> str:
         labels = {c.key: c.label for c in self.cells}
         for key in (*cell.needs, *cell.data.needs):
-            if self.store.read(self.store.cell(key)) is None:
+            if self._record(key) is None:
                 return labels.get(key, key)
         return ""
 
     def minutes(self, cell: Cell) -> float:
         """Estimate a cell's time: its system's cells, else all, else the definition."""
-        records = [(c, self.store.read(self.store.cell(c.key))) for c in self.cells]
+        records = [(c, self._record(c.key)) for c in self.cells]
         known = [(c, r["seconds"] / 60) for c, r in records if r is not None]
         own = [minutes for c, minutes in known if c.system == cell.system]
         if own:
@@ -204,7 +204,7 @@ class Matrix:
         started = time.monotonic()
         failed: list[Cell] = []
         for cell in self._chosen(pattern):
-            if self._done(cell):
+            if self._record(cell.key) is not None:
                 continue
             waits = self._waits(cell)
             if waits:
@@ -228,21 +228,20 @@ class Matrix:
             RecipeError: A cell's files are gone; its record stays as it was.
         """
         for cell in {c.key: c for c in self.cells}.values():
-            directory = self.store.cell(cell.key)
-            record = self.store.read(directory)
+            record = self._record(cell.key)
             if record is None:
                 continue
             try:
                 record["measures"] = [m.as_dict() for m in measure(cell)]
             except RecipeError as error:
                 raise RecipeError(f"{cell.label}: {error}") from error
-            write_json(directory / RECORD, record)
+            write_json(self.store.cell(cell.key) / RECORD, record)
 
     def _chosen(self, pattern: str) -> list[Cell]:
-        names = [f"{cell.system}/{cell.seed}" for cell in self.cells]
+        names = {f"{cell.system}/{cell.seed}": cell for cell in self.cells}
         chosen = [
             cell
-            for cell, name in zip(self.cells, names, strict=True)
+            for name, cell in names.items()
             if fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(cell.system, pattern)
         ]
         if not chosen:

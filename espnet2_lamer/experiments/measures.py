@@ -140,9 +140,8 @@ def read_measures(
         rate("masked accuracy", lang, fields["parts"])
         for lang, fields in masked.get("ssl_lamer", {}).items()
     ]
-    share = _read(expdir / "ssl_lamer" / "parameters.json", {}).get(
-        "trainable_percent_of_total"
-    )
+    parameters = _read(expdir / "ssl_lamer" / "parameters.json", {})
+    share = parameters.get("trainable_percent_of_total")
     if share is not None:
         measures.append(CellMeasure("trainable parameters (%)", share))
     rows = _read(analysis / "expert_language.json", [])

@@ -12,7 +12,7 @@ from espnet2_lamer.experiments.matrix import Matrix, Status
 from espnet2_lamer.experiments.measures import KINDS, CellMeasure, Kind
 from espnet2_lamer.metrics.bootstrap import Difference
 from espnet2_lamer.metrics.measure import Measure, compare, means, summarise
-from espnet2_lamer.metrics.tables import bounds, csv_text, render
+from espnet2_lamer.metrics.tables import csv_text, render
 
 NOT_RUN = "not run"
 #: In place of a language.
@@ -254,8 +254,8 @@ def _plain(difference: Difference | None) -> dict[str, Any] | None:
 
 def _flat(row: Row) -> dict[str, Any]:
     s, d = row.measure, row.difference
-    low, high = bounds(s and s.interval)
-    d_low, d_high = bounds(d and d.interval)
+    low, high = (s and s.interval) or (None, None)
+    d_low, d_high = (d and d.interval) or (None, None)
     return {
         "measure": row.of.name,
         "better": row.of.kind.better,

@@ -70,7 +70,6 @@ def paired_bootstrap(
     baseline_numerators: ArrayLike,
     denominators: ArrayLike,
     resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> Difference:
     r"""Test whether a system's rate differs from a baseline's on the same utterances.
 
@@ -82,13 +81,11 @@ def paired_bootstrap(
     The difference is of fractions, with :func:`two_sided` as p.
     """
     extra = np.asarray(numerators, np.float64) - np.asarray(baseline_numerators)
-    draws = _rates(extra, denominators, resamples, seed)
+    draws = _rates(extra, denominators, resamples, 0)
     return _tested(float(extra.sum() / np.sum(denominators)), draws)
 
 
-def macro_interval(
-    groups: Sequence[ArrayLike], resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[float, float]:
+def macro_interval(groups: Sequence[ArrayLike], seed: int = 0) -> tuple[float, float]:
     r"""Percentile bootstrap 95 % interval of a mean of group means.
 
     With values :math:`r_{gu}` of utterance u in group (language) g of G, utterances
@@ -96,14 +93,11 @@ def macro_interval(
 
     .. math:: M^* = \frac{1}{G} \sum_g \frac{1}{n_g} \sum_{u \in draw_g} r_{gu} .
     """
-    return central(_macro_means(groups, resamples, seed), *_TAILS)
+    return central(_macro_means(groups, seed), *_TAILS)
 
 
 def paired_macro_bootstrap(
-    groups: Sequence[ArrayLike],
-    baseline_groups: Sequence[ArrayLike],
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    groups: Sequence[ArrayLike], baseline_groups: Sequence[ArrayLike]
 ) -> Difference:
     """Test whether a mean of group means differs from a baseline's.
 
@@ -117,7 +111,7 @@ def paired_macro_bootstrap(
         np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
         for ours, theirs in zip(groups, baseline_groups, strict=True)
     ]
-    draws = _macro_means(extra, resamples, seed)
+    draws = _macro_means(extra, 0)
     return _tested(float(np.mean([g.mean() for g in extra])), draws)
 
 
@@ -182,14 +176,12 @@ def _rates(
     )
 
 
-def _macro_means(
-    groups: Sequence[ArrayLike], resamples: int, seed: int
-) -> NDArray[np.float64]:
-    total = np.zeros(resamples)
+def _macro_means(groups: Sequence[ArrayLike], seed: int) -> NDArray[np.float64]:
+    total = np.zeros(RESAMPLES)
     for number, group in enumerate(groups):
         values = np.asarray(group, dtype=np.float64)
         # A stream of draws per group: the same for every system that is compared.
-        draws = _draws(len(values), resamples, [seed, number])
+        draws = _draws(len(values), RESAMPLES, [seed, number])
         total += np.concatenate([values[draw].mean(axis=1) for draw in draws])
     return total / len(groups)
 

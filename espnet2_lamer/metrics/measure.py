@@ -32,7 +32,6 @@ class Measure:
     Attributes:
         value: The figure, per cent for rates; with several seeds their mean.
         interval: Its 95 % interval, or None when it was not estimated.
-        count: Number of utterances it was measured on, or None.
         parts: Where the figure is a rate, so that two systems can be compared
             utterance by utterance.
         seeds: Number of trainings whose mean this is.
@@ -74,7 +73,7 @@ class Measure:
         )
 
     @classmethod
-    def of_seeds(cls, measures: Sequence["Measure"], seed: int = 0) -> "Measure":
+    def of_seeds(cls, measures: Sequence["Measure"]) -> "Measure":
         """Average the rates of several trainings on one test set.
 
         The value is the mean of the trainings' rates, its interval and comparisons
@@ -93,8 +92,7 @@ class Measure:
             {
                 utt: (fmean(m.parts[utt][0] for m in measures), denominator)
                 for utt, (_, denominator) in first.parts.items()
-            },
-            seed,
+            }
         )
         deviation = stdev(m.value for m in measures)
         return replace(averaged, seeds=len(measures), deviation=deviation)
@@ -116,7 +114,7 @@ class Measure:
             groups=groups,
         )
 
-    def compare(self, baseline: "Measure", seed: int = 0) -> Difference:
+    def compare(self, baseline: "Measure") -> Difference:
         """Paired bootstrap against a baseline measured on the same utterances.
 
         Returns:
@@ -133,7 +131,6 @@ class Measure:
                 [self.parts[u][0] for u in utts],
                 [baseline.parts[u][0] for u in utts],
                 [self.parts[u][1] for u in utts],
-                seed=seed,
             )
         elif self.groups and baseline.groups:
             order = [(name, list(self.groups[name])) for name in sorted(self.groups)]
@@ -141,7 +138,7 @@ class Measure:
                 [[m.groups[name][utt] for utt in utts] for name, utts in order]
                 for m in (self, baseline)
             )
-            test = paired_macro_bootstrap(ours, theirs, seed=seed)
+            test = paired_macro_bootstrap(ours, theirs)
         else:
             return Difference(self.value - baseline.value)
         low, high = test.interval

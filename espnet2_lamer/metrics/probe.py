@@ -93,7 +93,7 @@ def phone_probe(
         train_phones: Per utterance id its frames' phones, see :func:`frame_phones`.
             Utterances that are not in it are left out.
         max_frames: More training frames than these are sampled down.
-        seed: Seed of that sample and of the bootstrap.
+        seed: Of that sample and of the bootstrap.
         ridge: Use a ridge classifier instead, which is solved at once (the phones'
             indicators by least squares, the highest wins), with this L2 penalty on
             the mean squared error.

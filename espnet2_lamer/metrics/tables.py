@@ -37,11 +37,6 @@ def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     return table.to_csv(index=False, lineterminator="\n")
 
 
-def bounds(interval: tuple[float, float] | None) -> tuple[float | None, float | None]:
-    """Return the two ends of an interval, None where it was not estimated."""
-    return interval or (None, None)
-
-
 def number(value: float | None, sign: str = "", digits: int = 2) -> str:
     """Return a figure; "-" for one that is not there."""
     return "-" if value is None else f"{value:{sign}.{digits}f}"

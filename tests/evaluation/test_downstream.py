@@ -168,7 +168,7 @@ def test_missing_or_contradicting_targets_are_named(tmp_path, upstream):
     with pytest.raises(RecipeError, match="target: found 'speaker'"):
         downstream.HeadOptions(target="speaker")
     dirs = [data, data]
-    with pytest.raises(RecipeError, match="utt_00 is also in another directory"):
+    with pytest.raises(RecipeError, match="utt_00 is also in another of these sets"):
         downstream.train_head(upstream, dirs, dirs, tmp_path / "s", tmp_path / "e", "-")
     write_table(data / "text", {"utt_00": "A"})
     with pytest.raises(RecipeError, match="text: utt_01: no text"):

@@ -188,5 +188,5 @@ def test_a_run_is_decoded_beside_its_reference(trained, tmp_path):
         read_table(found["both"]["free"]).items()
     )
     twice = {**vars(run), "tests": {"twice": ("dev", "dev")}}
-    with pytest.raises(RecipeError, match="is also in another test set"):
+    with pytest.raises(RecipeError, match="is also in another of these sets"):
         head_decoding.decode_run(Run(**twice), *arguments[1:])
