@@ -43,8 +43,6 @@ from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
 from espnet2_lamer.fileio.lock import exclusive
 from espnet2_lamer.train.console import run_espnet
 
-#: Stores of one head, training and development speech together, in 10^9 bytes.
-FEATURE_STORE_GB = 50.0
 # Options that say where a head was trained, not what it is: not in final/config.yaml.
 _LOCAL_OPTIONS = {
     "config": None,
@@ -67,8 +65,8 @@ class HeadOptions:
         target: ``text``; ``lang``: the one word ``[eng]`` of ``utt2lang``, as
             ML-SUPERB's LID; ``lang_text``: the tag, then the text.
         store_dtype: ``float32`` or ``float16`` of stored features.
-        feature_store_gb: Where the features of a head would take more, the upstream
-            runs in every epoch instead. 0: always.
+        feature_store_gb: Where the features of a head would take more, in 10^9 bytes,
+            the upstream runs in every epoch instead. 0: always.
         nbpe: Size of the vocabulary of unit ``bpe``.
         learning_rate: Instead of the config's, also as peak of its schedule.
     """
@@ -77,7 +75,7 @@ class HeadOptions:
     target: str = "text"
     unit: str = "char"
     store_dtype: str = "float32"
-    feature_store_gb: float = FEATURE_STORE_GB
+    feature_store_gb: float = 50.0
     nbpe: int = 200
     learning_rate: float | None = None
     seed: int = 0

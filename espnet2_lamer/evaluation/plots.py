@@ -10,8 +10,6 @@ from espnet2_lamer.evaluation.results import Results, TaskFigure
 from espnet2_lamer.evaluation.runs import TRACKS
 from espnet2_lamer.fileio.picture import new_picture, save_picture
 
-Confusion = Mapping[str, Mapping[str, int]]
-
 # More languages than these and the cells are too small for a number.
 _NUMBERED = 12
 # Beyond this a picture would be wider than a screen can show.
@@ -83,7 +81,9 @@ def plot_rates(figures: Sequence[TaskFigure], path: str | Path) -> None:
     save_picture(picture, path)
 
 
-def plot_confusion(confusions: Mapping[str, Confusion], path: str | Path) -> None:
+def plot_confusion(
+    confusions: Mapping[str, Mapping[str, Mapping[str, int]]], path: str | Path
+) -> None:
     """Draw one panel per system: true language down, language found across.
 
     Colours are shares of the true language's utterances; the numbers are counts, of

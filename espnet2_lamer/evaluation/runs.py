@@ -178,8 +178,7 @@ def _dev_loss(run: Run, expdir: str | Path) -> float:
         return float(json.loads(path.read_text(encoding="utf-8"))["valid_loss"])
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise RecipeError(
-            f"{path}: no dev loss of this run ({error!r}); it is written "
-            "when training ends"
+            f"{path}: no dev loss ({error!r}); it is written when training ends"
         ) from error
 
 
@@ -196,6 +195,4 @@ def put_aside(directory: Path) -> None:
     """Rename a directory after what its ``inputs.json`` records; nothing is lost."""
     tag = sha256_file(directory / "inputs.json")[:8]
     target = rename_old(directory, tag)
-    logging.info(
-        "%s: inputs changed, training anew; the earlier one is %s", directory, target
-    )
+    logging.info("%s: inputs changed, training anew; before: %s", directory, target)

@@ -89,7 +89,7 @@ def score_run(
         here = run.directory(expdir) / f"decode_{label}"
         ref = here / "ref" / "text"
         utt2lang = read_table(here / "ref" / "utt2lang", "decoding")
-        corpora = sorted({_corpus(Path(raw) / name) for name in sets})
+        corpora = {_corpus(Path(raw) / name) for name in sets}
         for folder in DECISIONS if run.track == "lid" else ("free",):
             hyp = here / folder / "1best_recog" / "text"
             score = found = None
@@ -107,7 +107,7 @@ def score_run(
             task = Task(
                 run.track, label, unit, _words(run.corpus, amount, run.lid_reading)
             )
-            corpus = corpora[0] if len(corpora) == 1 else "all corpora"
+            corpus = next(iter(corpora)) if len(corpora) == 1 else "all corpora"
             tests.append(ScoredTest(run, task, corpus, utt2lang, score, found, rates))
     return tests
 

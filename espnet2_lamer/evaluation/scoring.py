@@ -17,10 +17,8 @@ from espnet2_lamer.metrics.alignment import Counts, error_counts, sclite_counts
 from espnet2_lamer.metrics.bootstrap import wilson_interval
 from espnet2_lamer.metrics.measure import Measure
 
-SPACE = "<space>"
 #: What tables call the unit ``bpe``.
 BPE = "bpe (scored in characters)"
-UNKNOWN_LANGUAGE = "[UNK]"
 # Hypotheses of these units are plain text, counted in characters.
 _CHARACTERS = ("char", "bpe")
 #: Values per language and utterance id, as fractions.
@@ -163,7 +161,7 @@ def tokenize(line: str, unit: str, remove_tags: bool = False) -> list[str]:
     if remove_tags:
         line = LANGUAGE_TAG.sub("", line)
     if unit in _CHARACTERS:
-        return [SPACE if c == " " else c for c in line]
+        return ["<space>" if c == " " else c for c in line]
     return line.split()
 
 
@@ -210,7 +208,7 @@ def language_tag(text: str) -> str:
     for pattern in (r"\[[a-z]{3}\]", r"\[[a-z]{3}_[a-z]{3}\]"):
         if match := re.search(pattern, text):
             return match[0]
-    return UNKNOWN_LANGUAGE
+    return "[UNK]"
 
 
 def lid_accuracy(ref: str | Path, hyp: str | Path) -> LidScore:
@@ -281,7 +279,7 @@ def read_pair(
 def utterance_rates(
     ref: str | Path, hyp: str | Path, unit: str, utt2lang: Mapping[str, str]
 ) -> dict[str, dict[str, float]]:
-    """Return the error rate of every utterance, by language.
+    """Return the error rate of every utterance, by language, as a fraction.
 
     In characters (``char``, ``bpe``) after ML-SUPERB 2.0's normalisation: no Unicode
     punctuation, upper case, no spaces in the languages of :data:`UNSPACED`; language
@@ -309,12 +307,9 @@ def identification_rates(score: LidScore) -> dict[str, dict[str, float]]:
 
 def mean_of_groups(trainings: Sequence[Groups]) -> Groups:
     """Average the utterances' values of several trainings on one test set."""
-    first, *others = trainings
-    if not others:
-        return first
     return {
         lang: {utt: fmean(t[lang][utt] for t in trainings) for utt in utts}
-        for lang, utts in first.items()
+        for lang, utts in trainings[0].items()
     }
 
 
@@ -334,8 +329,7 @@ def language_figures(
     """
     rates = {lang: 100 * fmean(values.values()) for lang, values in groups.items()}
     ordered = sorted(rates, key=lambda lang: (rates[lang], lang))
-    if not higher_is_better:
-        ordered.reverse()
+    ordered = ordered if higher_is_better else ordered[::-1]
     count = sum(map(len, groups.values()))
     worst = ordered[0]
     figures = {

@@ -10,7 +10,6 @@ from espnet2_lamer.errors import RecipeError
 UNITS = ("char", "word", "pinyin", "jyutping", "phone", "bpe")
 #: Units whose text is the normalised transcript.
 PLAIN_UNITS = ("char", "word", "bpe")
-_DEFAULT_UNIT = {"cmn": "pinyin", "yue": "jyutping"}
 _ASCII_PUNCTUATION = frozenset(string.punctuation)
 _DELETE_ASCII = str.maketrans("", "", string.punctuation)
 # What ML-SUPERB's multilingual script takes for a comment: from the first bracket to
@@ -31,7 +30,7 @@ def default_unit(lang: str) -> str:
     monolingual track but Japanese in characters; Cantonese, which is not in that
     track, gets the analogous jyutping units here.
     """
-    return _DEFAULT_UNIT.get(lang, "char")
+    return {"cmn": "pinyin", "yue": "jyutping"}.get(lang, "char")
 
 
 def normalize_text(text: str) -> str:
@@ -87,10 +86,9 @@ def to_units(
             over readings looked up from the characters.
         normalize: What is done to the transcript first.
 
-    Returns:
-        The text for ``char``, ``word`` and ``bpe``, space-separated tokens otherwise.
-        Tokens without a reading (Latin words in pinyin, unknown characters) stay as
-        they are; only ``pinyin`` drops bare numbers, as ESPnet does.
+    Tokens are separated by spaces. Those without a reading (Latin words in pinyin,
+    unknown characters) stay as they are; only ``pinyin`` drops bare numbers, as ESPnet
+    does.
 
     Raises:
         RecipeError: The unit does not exist or does not fit the language, or ``phone``

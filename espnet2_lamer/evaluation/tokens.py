@@ -187,11 +187,7 @@ def _build_bpe(
 def check_targets(
     texts: Mapping[str, str], vocabulary: Vocabulary, where: str
 ) -> dict[str, int]:
-    """Return the number of tokens of every text.
-
-    Raises:
-        RecipeError: A text has none.
-    """
+    """Return the number of tokens of every text; raise RecipeError where it is 0."""
     tokenizer = vocabulary.tokenizer()
     lengths = {utt: len(tokenizer.text2tokens(text)) for utt, text in texts.items()}
     empty = [utt for utt, length in lengths.items() if not length]

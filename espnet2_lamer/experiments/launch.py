@@ -21,7 +21,6 @@ from espnet2_lamer.recipe.stages import ssl1
 
 #: Name of every cell's pretraining in its own directory.
 TAG = "lamer"
-_TAIL_LINES = 5
 
 
 def prepare_data(
@@ -132,9 +131,7 @@ def _run_sh(
     if code:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         said = [line for line in lines[-40:] if "ERROR" in line] or lines
-        raise RecipeError(
-            f"run.sh ended with code {code}: {' | '.join(said[-_TAIL_LINES:])}"
-        )
+        raise RecipeError(f"run.sh ended with code {code}: {' | '.join(said[-5:])}")
 
 
 def _share(directory: Path, shared: Path) -> None:

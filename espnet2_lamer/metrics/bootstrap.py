@@ -103,9 +103,6 @@ def paired_macro_bootstrap(
 
     Both are evaluated on the same draws of utterances within groups, whose values are
     in the same order.
-
-    Raises:
-        ValueError: The groups differ in number or size.
     """
     extra = [
         np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)

@@ -42,10 +42,8 @@ def frame_phones(phones_ctm: str | Path) -> dict[str, list[str | None]]:
     """Align a phone CTM, ``utt channel start_s duration_s phone``, to HuBERT frames.
 
     Frame t covers samples 320 t to 320 t + 400 of 16 kHz audio; it gets the phone
-    that is spoken at its centre, sample 320 t + 200.
-
-    Returns:
-        Per utterance one phone a frame, up to the last phone; None between phones.
+    that is spoken at its centre, sample 320 t + 200. Returned are an utterance's
+    phones, one a frame up to the last phone, None between phones.
 
     Raises:
         RecipeError: The file is missing or a line is not CTM.

@@ -63,7 +63,7 @@ class LinearCKA:
         Raises:
             ValueError: No frames, or one of the representations is constant.
         """
-        if self.frames == 0:
+        if not self.frames:
             raise ValueError("no frames were added")
         centred = self._products - np.outer(self._sum, self._sum) / self.frames
         split = self._split
@@ -82,8 +82,7 @@ def compared_layers(layers: Sequence[int], depth: int, option: str) -> list[int]
     twelfths of the depth.
 
     Raises:
-        RecipeError: One is not among 0 (the transformer's input) to ``depth``; names
-            the option that asked for it.
+        RecipeError: One is not among 0 to ``depth``; names the option.
     """
     wrong = [layer for layer in layers if not 0 <= layer <= depth]
     if wrong:
