@@ -127,8 +127,12 @@ def test_features_beyond_the_limit_are_not_stored(
         downstream, "_run_espnet", lambda command, directory: commands.append(command)
     )
     arguments = (
-        *(upstream, trained / "train", trained / "dev", tmp_path / "store"),
-        *(tmp_path / "exp", trained / "head.yaml"),
+        upstream,
+        trained / "train",
+        trained / "dev",
+        tmp_path / "store",
+        tmp_path / "exp",
+        trained / "head.yaml",
     )
     with pytest.raises(RecipeError, match="more than feature_store_gb"):
         downstream.train_head(*arguments, downstream.HeadOptions(feature_store_gb=1e-6))

@@ -216,7 +216,16 @@ def test_recognition_and_identification_are_read_utterance_by_utterance(tmp_path
     from espnet2_lamer.evaluation.runs import Run
 
     run = Run(
-        *("asr", "own", "all", "", ("eng",), "char", "lamer", "x", 3, "c.yaml"),
+        track="asr",
+        benchmark="own",
+        budget="all",
+        corpus="",
+        langs=("eng",),
+        unit="char",
+        system="lamer",
+        upstream="x",
+        layer=3,
+        config="c",
         train_sets=("t",),
         dev_sets=("d",),
         tests={"eng": ("asr_eng_test",)},
