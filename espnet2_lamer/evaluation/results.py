@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.runs import TRACKS
+from espnet2_lamer.evaluation.runs import TRACKS, Task
 from espnet2_lamer.evaluation.scoring import BPE, LidScore, Score
 from espnet2_lamer.fileio.atomic import write_json, write_text
 from espnet2_lamer.metrics.bootstrap import Difference, mcnemar_exact
@@ -37,29 +37,6 @@ CONFOUNDED = (
     "languages apart by their recordings. LID accuracy on this data is no evidence, "
     "and gains on it are weak evidence."
 )
-
-
-@dataclass(frozen=True)
-class Task:
-    """What heads were trained for and tested on; figures of one task compare.
-
-    Attributes:
-        unit: What is counted: the scoring unit, or for LID how the language is chosen.
-        train: Training speech: corpus, amount and how it was mixed.
-        part: The language, or ``group`` of them, that alone counts of the test set.
-    """
-
-    track: str
-    test: str
-    unit: str
-    train: str = ""
-    part: str = ""
-    group: bool = False
-
-    @property
-    def label(self) -> str:
-        """Name of what was tested."""
-        return f"{self.test}: {self.part}" if self.part else self.test
 
 
 @dataclass

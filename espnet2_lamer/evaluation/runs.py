@@ -125,6 +125,29 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Task:
+    """What heads were trained for and tested on; figures of one task compare.
+
+    Attributes:
+        unit: What is counted: the scoring unit, or for LID how the language is chosen.
+        train: Training speech: corpus, amount and how it was mixed.
+        part: The language, or ``group`` of them, that alone counts of the test set.
+    """
+
+    track: str
+    test: str
+    unit: str
+    train: str = ""
+    part: str = ""
+    group: bool = False
+
+    @property
+    def label(self) -> str:
+        """Name of what was tested."""
+        return f"{self.test}: {self.part}" if self.part else self.test
+
+
+@dataclass(frozen=True)
 class Rate:
     """What a learning rate (None: the config's own) gave a head of a system.
 

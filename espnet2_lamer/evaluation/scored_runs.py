@@ -14,8 +14,8 @@ from espnet2_lamer.evaluation.mlsuperb import (
     TABLES,
     few_shot_group,
 )
-from espnet2_lamer.evaluation.results import MeasureTable, Results, Task
-from espnet2_lamer.evaluation.runs import Run
+from espnet2_lamer.evaluation.results import MeasureTable, Results
+from espnet2_lamer.evaluation.runs import Run, Task
 from espnet2_lamer.evaluation.scoring import (
     BPE,
     Groups,
