@@ -162,10 +162,7 @@ def prepare(
     for name in ("train", "dev"):
         plan = plan_store(upstream, choice, root / name, root / "store", options.dtype)
         start = time.perf_counter()
-        store = store_features(
-            *(upstream, choice, root / name, root / "store", options.dtype),
-            *(device, plan),
-        )
+        store = store_features(plan, device)
         seconds += time.perf_counter() - start if name == "train" else 0.0
         plans[name] = plan
         texts = read_table(root / name / "text")

@@ -30,8 +30,8 @@ def main(cmd: list[str] | None = None) -> None:
     write_json(args.json, score.summary())
     low, high = score.interval
     rate = f"{score.error_rate:.2f} % [{low:.2f}, {high:.2f}]"
-    size = f"{score.ref_length} tokens of {score.utterances} utterances"
-    what = f"{args.unit} error rate {rate}, {score.errors} errors in {size}"
+    size = f"{score.total.ref_length} tokens of {score.utterances} utterances"
+    what = f"{args.unit} error rate {rate}, {score.total.errors} errors in {size}"
     logging.info("%s: %s", args.hyp, what)
 
 
