@@ -2,10 +2,7 @@
 
 import json
 import logging
-import shutil
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -36,22 +33,14 @@ SAVE_EVERY = 200
 
 @dataclass(frozen=True)
 class KmeansConfig:
-    """Settings of HuBERT's k-means (fairseq's, which torchaudio and ESPnet share).
+    """Settings of HuBERT's k-means (fairseq's, which torchaudio and ESPnet share)."""
 
-    Attributes:
-        n_clusters: Number of units ``K``.
-        seed: Seeds the sample, the starts and the order of frames.
-        n_init: k-means++ starts; the best on a validation block is kept.
-        batch_size: Frames in a step.
-        max_passes: Passes over the features at most.
-        max_no_improvement: Steps without a lower smoothed inertia before stopping.
-    """
-
-    n_clusters: int = 1000
-    seed: int = 0
-    n_init: int = 20
-    batch_size: int = 10000
-    max_passes: int = 100
+    n_clusters: int = 1000  # number of units K
+    seed: int = 0  # of the sample, the starts and the order of frames
+    n_init: int = 20  # k-means++ starts; the best on a validation block is kept
+    batch_size: int = 10000  # frames in a step
+    max_passes: int = 100  # over the features
+    # Steps without a lower smoothed inertia before stopping.
     max_no_improvement: int = 100
 
 
@@ -76,18 +65,18 @@ def learn_kmeans(
     nj: int = 1,
     device: str = "cpu",
 ) -> Codebook:
-    """Learn centroids and write them to ``output``, and their quality beside it.
+    """Learn centroids and write them to ``output``, ``codebook.npz``.
 
     Steps are scikit-learn's ``MiniBatchKMeans.partial_fit`` without reassignment of
     small clusters, in memory of one block. The loop stops as scikit-learn's ``fit``
     does: when the exponentially smoothed inertia of the batches has not improved for
     ``max_no_improvement`` steps. A run that was killed goes on from
-    ``<output>.state.npz`` and ends with the same bytes.
+    ``<output>.state.npz`` and ends with the same bytes. ``codebook.quality.json`` and
+    ``.md`` hold :func:`~espnet2_lamer.units.codebook.codebook_quality`.
 
     Args:
         features: Directory of :func:`~espnet2_lamer.units.features.dump_features`.
-        output: ``codebook.npz``; ``codebook.quality.json`` and ``.md`` hold
-            :func:`~espnet2_lamer.units.codebook.codebook_quality`.
+        output: The codebook.
         config: Settings.
         nj: Processes for the k-means++ starts; the result does not depend on it.
         device: ``cpu``, or ``cuda`` for the same steps in torch on a GPU.
@@ -121,8 +110,8 @@ def learn_kmeans(
         _Progress(),
     )
     if progress.starts < config.n_init:
-        with _sample_files(output, validation, start) as sample:
-            centroids = _best_start(sample, centroids, progress, config, nj, state)
+        sample = validation, start
+        centroids = _best_start(sample, centroids, progress, config, nj, state)
     del start
     model = make_steps(centroids, counts, config.seed, device)
     _loop(store, model, progress, config, state)
@@ -148,34 +137,18 @@ def _samples(
     store: FeatureStore, config: KmeansConfig
 ) -> tuple[np.ndarray, np.ndarray]:
     """Validation block and the sample for the starts, disjoint when there is enough."""
-    rng = np.random.default_rng([config.seed, store.frames])
-    start_size = max(3 * config.batch_size, 3 * config.n_clusters)
-    if store.frames <= start_size + config.batch_size:
+    size = config.batch_size
+    both = size + 3 * max(size, config.n_clusters)
+    if store.frames <= both:
         everything = store.take(np.arange(store.frames))
         return everything, everything
-    size = config.batch_size
-    picked = rng.choice(store.frames, start_size + size, replace=False, shuffle=True)
+    rng = np.random.default_rng([config.seed, store.frames])
+    picked = rng.choice(store.frames, both, replace=False, shuffle=True)
     return store.take(picked[:size]), store.take(picked[size:])
 
 
-@contextmanager
-def _sample_files(
-    output: Path, validation: np.ndarray, start: np.ndarray
-) -> Iterator[Path]:
-    """Put the sample into files that all workers map; else each would hold a copy."""
-    directory = output.with_name(output.name + ".sample")
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, frames in (("validation", validation), ("start", start)):
-        with atomic_path(directory / f"{name}.npy") as temporary:
-            # A handle: given a name, NumPy appends .npy to it.
-            with open(temporary, "wb") as handle:
-                np.save(handle, frames)
-    yield directory
-    shutil.rmtree(directory, ignore_errors=True)
-
-
 def _best_start(
-    sample: Path,
+    sample: tuple[np.ndarray, np.ndarray],
     centroids: np.ndarray,
     progress: _Progress,
     config: KmeansConfig,
@@ -193,7 +166,7 @@ def _best_start(
     parallel = Parallel(n_jobs=nj, return_as="generator", pre_dispatch="all")
     with bar, parallel:
         for found, inertia in parallel(
-            delayed(_start)(sample, config.n_clusters, int(seed))
+            delayed(_start)(*sample, config.n_clusters, int(seed))
             for seed in seeds[progress.starts :]
         ):
             if progress.start_inertia is None or inertia < progress.start_inertia:
@@ -204,14 +177,12 @@ def _best_start(
     return centroids
 
 
-def _start(sample: Path, n_clusters: int, seed: int) -> tuple[np.ndarray, float]:
+def _start(
+    validation: np.ndarray, start: np.ndarray, n_clusters: int, seed: int
+) -> tuple[np.ndarray, float]:
     from sklearn.cluster import kmeans_plusplus
     from threadpoolctl import threadpool_limits
 
-    validation, start = (
-        np.load(sample / f"{name}.npy", mmap_mode="r")
-        for name in ("validation", "start")
-    )
     # One BLAS thread: distances must not depend on the machine.
     with threadpool_limits(1):
         centroids, _ = kmeans_plusplus(start, n_clusters, random_state=seed)
@@ -229,11 +200,11 @@ def _loop(
     alpha = min(1.0, 2 * config.batch_size / (store.frames + 1))
     bar = tqdm(desc="k-means", initial=progress.steps, disable=None)
     while progress.epoch < config.max_passes:
-        order = store.blocks(config.batch_size, config.seed, progress.epoch)
-        while progress.block < len(order):
+        where = progress.epoch, progress.block
+        for block in store.blocks(config.batch_size, config.seed, *where):
             if progress.steps % SAVE_EVERY == 0:
                 state.save(model.centroids, model.counts, progress)
-            inertia = model.step(order[progress.block])
+            inertia = model.step(block)
             progress.block += 1
             progress.steps += 1
             bar.update()
@@ -265,7 +236,6 @@ class _State:
     def save(
         self, centroids: np.ndarray, counts: np.ndarray, progress: _Progress
     ) -> None:
-        """Write by rename."""
         with atomic_path(self.path) as temporary, open(temporary, "wb") as handle:
             np.savez(
                 handle,
@@ -346,24 +316,16 @@ class TorchSteps:
     """
 
     def __init__(self, centroids: np.ndarray, counts: np.ndarray, device: str):
-        self._device = device
         self._centroids = torch.tensor(centroids, device=device)  # [K, D]
         self._counts = torch.tensor(counts, device=device)  # [K]
 
-    @property
-    def centroids(self) -> np.ndarray:
-        """As :class:`SklearnSteps`."""
-        return self._centroids.cpu().numpy()
-
-    @property
-    def counts(self) -> np.ndarray:
-        """As :class:`SklearnSteps`."""
-        return self._counts.cpu().numpy()
+    centroids = property(lambda self: self._centroids.cpu().numpy())
+    counts = property(lambda self: self._counts.cpu().numpy())
 
     def step(self, block: np.ndarray) -> float:
         """As :class:`SklearnSteps`."""
         with exact_float32(), torch.inference_mode():
-            x = torch.tensor(block, device=self._device)  # [n, D]
+            x = torch.tensor(block, device=self._counts.device)  # [n, D]
             units, _ = self._nearest(x)
             won = torch.nn.functional.one_hot(units, len(self._counts)).to(x.dtype)
             total = self._counts + won.sum(0)

@@ -50,8 +50,7 @@ def assign_units(
         shard_utts: Utterances in a shard; by default 200, fewer of a small corpus.
 
     Returns:
-        The sidecar: ``codebook_sha256``, ``teacher``, ``teacher_sha256``, ``layer``,
-        ``K``, ``utterances``, ``frames`` and ``sha256`` of ``text.km``.
+        The sidecar.
 
     Raises:
         RecipeError: Teacher and codebook do not belong together, or audio is missing,
@@ -63,12 +62,10 @@ def assign_units(
     rows = file_sizes(scp, scp)
     shard_utts = shard_utts or shard_size(len(rows), 200)
     output = Path(output)
-    plan = sha256_value(
-        [teacher.identity, teacher.device, book.sha256, shard_utts, rows]
-    )
+    made_from = [teacher.identity, teacher.device, book.sha256, shard_utts, rows]
+    plan = sha256_value(made_from)
     shards = Shards(output.with_name(output.name + ".shards"), plan, ".txt")
-    finished = _finished(output, plan)
-    if finished:
+    if finished := _finished(output, plan):
         logging.info("%s: done already", output)
         shutil.rmtree(shards.directory, ignore_errors=True)
         return finished
@@ -136,14 +133,8 @@ def check_labels(
 ) -> dict[str, Any]:
     """Check that labels fit the audio, the number of classes and their sidecar.
 
-    Args:
-        text_km: ``utt u1 u2 ...`` lines with ``text.km.json`` beside it.
-        n_clusters: Number of classes ``K`` of the model.
-        utt2num_samples: Samples of each utterance that needs labels.
-        codebook_sha256: Hash of the codebook that they must come from, if given.
-
-    Returns:
-        The sidecar.
+    Only utterances of ``utt2num_samples`` need labels; ``codebook_sha256`` is the
+    codebook that they must come from, if given. Returns the sidecar.
 
     Raises:
         RecipeError: The sidecar is missing or belongs to another file, K or the
@@ -170,13 +161,11 @@ def check_labels(
     missing = set(utt2num_samples)
     for utt, units in iterate_labels(text_km, n_clusters):
         missing.discard(utt)
-        if utt not in utt2num_samples:
-            continue
-        expected = num_frames(utt2num_samples[utt])
-        if len(units) != expected:
+        samples = utt2num_samples.get(utt)
+        if samples is not None and len(units) != num_frames(samples):
             raise RecipeError(
                 f"{text_km}: utterance {utt!r} has {len(units)} labels, expected "
-                f"{expected} for {utt2num_samples[utt]} samples; assign units again"
+                f"{num_frames(samples)} for {samples} samples; assign units again"
             )
     if missing:
         raise RecipeError(
@@ -191,9 +180,7 @@ def iterate_labels(
 ) -> Iterator[tuple[str, list[str]]]:
     """Yield each utterance and its units as written, one line in memory at a time.
 
-    Raises:
-        RecipeError: The file is missing, an utterance has no units or comes twice, or
-            a unit is not in ``0 .. K-1``.
+    Raises RecipeError where a line breaks what :func:`check_labels` asks of units.
     """
     if not Path(text_km).is_file():
         raise RecipeError(f"{text_km}: file not found; run assign_units")
@@ -207,8 +194,7 @@ def iterate_labels(
                 f"{'occurs twice' if units else 'has no units'}; assign units again"
             )
         seen.add(utt)
-        wrong = set(units) - valid
-        if wrong:
+        if wrong := set(units) - valid:
             raise RecipeError(
                 f"{text_km}:{number}: utterance {utt!r} has unit {min(wrong)!r}, "
                 f"expected 0 to {n_clusters - 1}; assign units again"

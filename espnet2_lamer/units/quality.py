@@ -26,12 +26,8 @@ def label_quality(
 ) -> dict[str, Any]:
     """Measure the labels of a ``text.km``.
 
-    Args:
-        text_km: ``utt u1 u2 ...`` lines.
-        n_clusters: Number of classes ``K``.
-        phones_ctm: See :func:`~espnet2_lamer.metrics.probe.frame_phones`; an utterance
-            without phones is not counted.
-        utt2lang: ``utt lang`` lines.
+    ``phones_ctm`` is read by :func:`~espnet2_lamer.metrics.probe.frame_phones`; an
+    utterance without phones is not counted.
 
     Returns:
         ``utterances``, ``frames``, ``used`` and ``dead`` classes, ``entropy`` of units
@@ -63,8 +59,7 @@ def label_quality(
             spoken += [SILENCE] * (len(units) - len(spoken))
             names, which = np.unique(spoken, return_inverse=True)
             for number, phone in enumerate(names.tolist()):
-                of_phone = units[which == number]
-                by_phone[phone] += np.bincount(of_phone, minlength=n_clusters)
+                np.add.at(by_phone[phone], units[which == number], 1)
         if langs:
             if utt not in langs:
                 raise RecipeError(f"{utt2lang}: no language for {utt!r}; add it")
