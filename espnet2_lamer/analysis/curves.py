@@ -1,11 +1,11 @@
 """What a training logged over its epochs, as CSV and PNG."""
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from espnet2_lamer.analysis.plots import Line, plot_lines
 from espnet2_lamer.fileio.atomic import write_text
@@ -28,17 +28,11 @@ def write_curves(
     panels: dict[str, list[Line]] = {key: [] for key in keys}
     for number, (name, rows) in enumerate(curves.items()):
         for phase, style in (("train", ":"), ("valid", "-")):
+            look = {"style": style, "colour": f"C{number}"}
             for key, lines in panels.items():
                 points = [row for row in rows if row["phase"] == phase and key in row]
-                lines.append(
-                    Line(
-                        [row["epoch"] for row in points],
-                        [row[key] for row in points],
-                        label=f"{name}, {phase}",
-                        style=style,
-                        colour=f"C{number}",
-                    )
-                )
+                epochs, values = ([p[k] for p in points] for k in ("epoch", key))
+                lines.append(Line(epochs, values, f"{name}, {phase}", **look))
     plot_lines({"": panels}, csv_path.with_suffix(".png"), "epoch")
 
 
@@ -79,11 +73,8 @@ def write_forgetting_curves(path: Path, csv_path: Path, langs: Sequence[str]) ->
         drawn[name] = {lang: [] for lang in langs}
         for number, layer in enumerate(sorted({row["layer"] for row in rows})):
             for lang, lines in drawn[name].items():
-                points = [
-                    row
-                    for row in measured
-                    if (row["language"], row["layer"]) == (lang, layer)
-                ]
+                where = lang, layer
+                points = [r for r in measured if (r["language"], r["layer"]) == where]
                 updates, colour = [row["updates"] for row in points], f"C{number}"
                 values = [row[key] for row in points]
                 lines.append(Line(updates, values, f"layer {layer}", colour=colour))
@@ -97,10 +88,10 @@ def write_forgetting_curves(path: Path, csv_path: Path, langs: Sequence[str]) ->
 def _write_csv(
     path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
 ) -> None:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
-        values = [row.get(column, "") for column in columns]
-        writer.writerow(f"{v:.5g}" if isinstance(v, float) else v for v in values)
-    write_text(path, buffer.getvalue())
+    # Floats with five digits, as text: others, and what is not there, as they are.
+    texts = [
+        {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()}
+        for row in rows
+    ]
+    frame = pd.DataFrame(texts, columns=columns, dtype=object)
+    write_text(path, frame.to_csv(index=False, lineterminator="\n"))

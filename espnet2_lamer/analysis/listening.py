@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.data.sets import Utterance
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers import LamerFeedForward, experts_off, record_routing
-from espnet2_lamer.metrics.probe import PhoneProbe, Phones, phone_probe
+from espnet2_lamer.metrics.probe import Phones, phone_probe
 from espnet2_lamer.metrics.similarity import LinearCKA
 
 # Frames of a language that are kept in memory for the phone probe: 640 MB for four
@@ -32,25 +32,17 @@ Frames = NDArray[np.float32]
 
 @dataclass
 class Heard:
-    """What one pass over the speech found.
+    """What one pass over the speech found."""
 
-    Attributes:
-        utterances: In the order of the vectors.
-        vectors: Mean of every state over an utterance's frames ``[U, L + 1, D]``.
-        base_vectors: The same of the base, or None.
-        routing: Statistics of the routers; without rows where there is none.
-        forgetting: Per language the ``layers`` compared, their linear ``cka`` to the
-            base, a ``phone_probe`` of both systems each, and a ``note`` on the probe:
-            why there is none, or how utterances were divided. Empty without a base.
-        seconds: Speech heard per language.
-    """
-
-    utterances: list[Utterance]
-    vectors: Frames
-    base_vectors: Frames | None
-    routing: RoutingStatistics
-    forgetting: dict[str, dict[str, Any]]
-    seconds: dict[str, float]
+    utterances: list[Utterance]  # in the order of the vectors
+    seconds: dict[str, float]  # of speech per language
+    routing: RoutingStatistics = field(default_factory=RoutingStatistics)
+    # Mean of every state over an utterance's frames [U, L + 1, D], also of the base.
+    vectors: Frames | None = None
+    base_vectors: Frames | None = None
+    # Per language the layers compared, their linear cka to the base, a phone_probe of
+    # both systems each, and a note: why there is none, or how utterances were divided.
+    forgetting: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def has_routers(model: nn.Module) -> bool:
@@ -74,16 +66,9 @@ def listen(
     """Run the model and its base once over every utterance.
 
     Memory holds one vector per utterance and state, and the frames of one language at
-    a time.
-
-    Args:
-        model: From :func:`espnet2_lamer.load_model`.
-        base: Likewise; the model itself: its experts are switched off; None: nothing
-            is compared.
-        speech: What to listen to.
-        layers: States whose frames are compared with the base's.
-        device: Where to compute.
-        seed: Of splits and bootstrap.
+    a time. Where ``base`` is the model itself, its experts are switched off; None:
+    nothing is compared. ``layers`` are the states whose frames are compared; ``seed``
+    is that of splits and bootstrap.
 
     Raises:
         RecipeError: Audio cannot be read, or the base has another number of layers.
@@ -98,10 +83,6 @@ def listen(
             )
     heard = Heard(
         utterances=[u for lang in speech.langs for u in speech.utterances[lang]],
-        vectors=np.zeros(0, np.float32),
-        base_vectors=None,
-        routing=RoutingStatistics(),
-        forgetting={},
         seconds=dict.fromkeys(speech.langs, 0.0),
     )
     vectors: list[Frames] = []
@@ -115,7 +96,7 @@ def listen(
                 wave = torch.from_numpy(samples)[None].to(device)
                 with record_routing(model) as record:
                     states = _states(model, wave)
-                heard.routing.add_record([lang], record, torch.tensor([len(states[0])]))
+                heard.routing.add(lang, record, len(states[0]))
                 vectors.append(_means(states))
                 if base is not None:
                     off = experts_off(model) if base is model else nullcontext()
@@ -133,21 +114,6 @@ def listen(
     return heard
 
 
-def _compare_probes(layer: int, model: PhoneProbe, base: PhoneProbe) -> dict[str, Any]:
-    """Put two phone probes on the same utterances side by side, in per cent."""
-    test = model.accuracy.compare(base.accuracy)
-    row: dict[str, Any] = {"layer": layer}
-    for name, probe in (("model", model), ("base", base)):
-        # Without the values of single utterances.
-        fields = asdict(probe)
-        measure = fields.pop("accuracy")
-        row[name] = {key: measure[key] for key in ("value", "interval", "count")}
-        row[name] |= fields
-    row["difference"] = test.value
-    row["interval"] = list(test.interval)
-    return row | {"p": test.p}
-
-
 class _Language:
     """Collects what the model and its base make of one language."""
 
@@ -158,9 +124,7 @@ class _Language:
         self.utterances: list[Utterance] = []
         self.phones: dict[str, Phones] = {}
         # Per layer the frames of every utterance, of the model and of its base.
-        self.frames: list[tuple[dict[str, Frames], dict[str, Frames]]] = [
-            ({}, {}) for _ in layers
-        ]
+        self.frames: list[tuple[dict[str, Frames], ...]] = [({}, {}) for _ in layers]
         self.kept = 0
 
     def add(
@@ -199,19 +163,35 @@ class _Language:
         try:
             folds = held_out_folds(utts, langs, speakers, _PHONE_FOLDS, seed)
             test = {u for u, part in zip(utts, folds.part, strict=True) if part == 0}
-            probes = [
-                _compare_probes(layer, *(self._probe(f, test, seed) for f in frames))
-                for layer, frames in zip(self.layers, self.frames, strict=True)
-            ]
+            compared = zip(self.layers, self.frames, strict=True)
+            probes = [self._probes(k, frames, test, seed) for k, frames in compared]
         except RecipeError as error:
             return result | {"note": str(error)}
         held_out = "other speakers" if folds.by_speaker else "other utterances"
         note = f"tested on {len(test)} utterances of {held_out}"
         return result | {"phone_probe": probes, "note": note}
 
-    def _probe(self, frames: dict[str, Frames], test: set[str], seed: int):
-        split = [{u: f for u, f in frames.items() if (u in test) == t} for t in (0, 1)]
-        return phone_probe(split[0], self.phones, split[1], self.phones, seed=seed)
+    def _probes(
+        self, layer: int, both: tuple[dict[str, Frames], ...], test: set[str], seed: int
+    ) -> dict[str, Any]:
+        """Put the probes of model and base side by side, in per cent."""
+        row: dict[str, Any] = {"layer": layer}
+        measures = []
+        for name, of in zip(("model", "base"), both, strict=True):
+            train, held_out = (
+                {u: f for u, f in of.items() if (u in test) == tested}
+                for tested in (False, True)
+            )
+            probe = phone_probe(train, self.phones, held_out, self.phones, seed=seed)
+            measures.append(probe.accuracy)
+            fields = asdict(probe)
+            # Without the values of single utterances.
+            measure = fields.pop("accuracy")
+            row[name] = {key: measure[key] for key in ("value", "interval", "count")}
+            row[name] |= fields
+        paired = measures[0].compare(measures[1])
+        interval = list(paired.interval)
+        return row | {"difference": paired.value, "interval": interval, "p": paired.p}
 
 
 def _states(model: nn.Module, wave: torch.Tensor) -> list[Frames]:

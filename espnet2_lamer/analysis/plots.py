@@ -44,13 +44,8 @@ def plot_lines(
 ) -> None:
     """Draw rows of panels of lines, the legend in the first panel, as PNG.
 
-    Args:
-        rows: Name of the values -> title of a panel -> its lines; every row has the
-            same panels.
-        path: The PNG to write.
-        xlabel: What lies along the panels.
-        chance: Where to draw the level of guessing.
-        note: What stands above all panels.
+    ``rows`` are name of the values -> title of a panel -> its lines; every row has the
+    same panels. ``chance`` is the level of guessing; ``note`` stands above all panels.
     """
     columns = max(map(len, rows.values()))
     width = 3.2 * columns + 1.6 if columns > 1 else 6.4
@@ -82,10 +77,8 @@ def plot_layers(rows: Sequence[Row], path: str | Path) -> None:
     """Draw one panel per language: a row per layer, a column per expert.
 
     ``rows`` are a :meth:`~espnet2_lamer.analysis.routing.RoutingStatistics.table`; the
-    cells are mean gates. Experts that a layer does not have are hatched.
-
-    Raises:
-        RecipeError: There are no rows, because no layer has a router.
+    cells are mean gates. Experts that a layer does not have are hatched. Raises
+    RecipeError where there are no rows, because no layer has a router.
     """
     routers, langs, cells = _cells(rows, path)
     panels = {
@@ -139,8 +132,8 @@ def _draw(
     columns: int,
 ) -> None:
     """Draw panels of ragged rows on one colour scale and write the PNG."""
-    experts = max(len(values) for panel in panels.values() for values in panel)
-    high = max(v for panel in panels.values() for values in panel for v in values)
+    every = [values for panel in panels.values() for values in panel]
+    experts, high = max(map(len, every)), max(v for values in every for v in values)
     lines = -(-len(panels) // columns)
     width = columns * (experts * _CELL_INCHES[0] + 0.7) + 1.2
     height = lines * (len(row_names) * _CELL_INCHES[1] + 0.7) + 0.3
@@ -155,11 +148,9 @@ def _draw(
         axes.set_visible(False)
     for axes in grid[:, 0]:
         axes.set_ylabel(row_axis)
-    ragged = any(len(v) < experts for panel in panels.values() for v in panel)
-    picture.supxlabel(
-        "expert (hatched: the layer does not have it)" if ragged else "expert",
-        fontsize=10,
-    )
+    hatched = " (hatched: the layer does not have it)"
+    ragged = min(map(len, every)) < experts
+    picture.supxlabel("expert" + hatched * ragged, fontsize=10)
     bar = picture.colorbar(image, ax=grid, shrink=0.9, pad=0.02, aspect=30)
     bar.set_label("mean gate", fontsize=9)
     bar.ax.tick_params(labelsize=8)

@@ -1,6 +1,5 @@
 """The speech that an analysis listens to: a sample per language, with its speakers."""
 
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,11 @@ from numpy.typing import NDArray
 from espnet2_lamer.constants import RECEPTIVE_FIELD, SAMPLE_RATE, num_frames
 from espnet2_lamer.data.audio import read_16k
 from espnet2_lamer.data.audio_decoding import Unusable
-from espnet2_lamer.data.manifest import read_folder, read_manifest
+from espnet2_lamer.data.manifest import (
+    channel_confounded,
+    read_folder,
+    read_manifest,
+)
 from espnet2_lamer.data.sets import Utterance, language_code
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table
@@ -108,7 +111,7 @@ def read_speech_set(
         available={lang: len(groups[lang]) for lang in chosen},
         phones=frame_phones(ctm) if ctm.is_file() else {},
         speakers_known=any(count > 1 for count in speakers.values()),
-        confounded=_confounded(used),
+        confounded=channel_confounded(used) if len(chosen) > 1 else None,
     )
 
 
@@ -185,18 +188,3 @@ def _rows(data: Path) -> tuple[list[Utterance], Path]:
     if not rows:
         raise RecipeError(f"{data / 'wav.scp'}: no utterances")
     return rows, data
-
-
-def _confounded(rows: Sequence[Utterance]) -> bool | None:
-    if len({row.lang for row in rows}) < 2 or not all(row.source for row in rows):
-        return None
-    covered: dict[str, set[str]] = {}
-    for row in rows:
-        covered.setdefault(row.source, set()).add(row.lang)
-    confounded = all(len(langs) == 1 for langs in covered.values())
-    if confounded:
-        logging.warning(
-            "channel-confounded: no source covers two languages, so the recording "
-            "tells the language"
-        )
-    return confounded

@@ -4,7 +4,7 @@ import io
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,19 +47,15 @@ _ONE_IS_FINE_FROM = 10
 
 @dataclass(frozen=True)
 class Audio:
-    """One utterance's audio after preparation.
-
-    The last fields say how the original differed: in its sampling rate, by more than
-    one channel, by another format than WAV or FLAC.
-    """
+    """One utterance's audio after preparation; at last how the original differed."""
 
     path: str  # 16 kHz mono; the original if it is a WAV or FLAC file of that kind
     num_samples: int  # at 16 kHz
     seconds: float  # of the original, which is what limits refer to
     fingerprint: Fingerprint | None  # to look it up in others, if asked for
     resampled: bool
-    downmixed: bool
-    decoded: bool
+    downmixed: bool  # had more than one channel
+    decoded: bool  # was neither WAV nor FLAC
 
 
 def allowed_bad(files: int, percent: float) -> int:
@@ -73,20 +69,18 @@ def allowed_bad(files: int, percent: float) -> int:
     return max(int(files * percent / 100), int(files >= _ONE_IS_FINE_FROM))
 
 
-def refuse(
-    wav_scp: str | Path,
-    wavs: Mapping[str, str],
-    problems: Mapping[str, str],
-    more: str = "",
-) -> None:
-    """Raise ``RecipeError`` for unusable audio: all counted, the first 10 named."""
-    listed = list(problems.items())[:_LISTED]
-    lines = [f"  {utt} {wavs[utt]}: {problem}" for utt, problem in listed]
-    if len(problems) > len(listed):
-        lines.append(f"  ... and {len(problems) - len(listed)} more")
+def listed(lines: Sequence[str]) -> str:
+    """Put the first ten lines, and how many there are besides, below a message."""
+    left = len(lines) - _LISTED
+    shown = [*lines[:_LISTED], f"... and {left} more"] if left > 0 else lines
+    return "\n".join(f"  {line}" for line in shown)
+
+
+def _refuse(wav_scp, wavs: Mapping[str, str], problems: Mapping[str, str], more=""):
+    lines = listed([f"{utt} {wavs[utt]}: {why}" for utt, why in problems.items()])
     raise RecipeError(
         f"{wav_scp}: {len(problems)} of {len(wavs)} audio files cannot be used; repair "
-        f"them or take them out of the corpus{more}:\n" + "\n".join(lines)
+        f"them or take them out of the corpus{more}:\n{lines}"
     )
 
 
@@ -124,7 +118,7 @@ class SkippedAudio:
                 f" ({self.report} lists all; --max_bad_audio {self.max_percent:g} lets "
                 f"{allowed} of {len(wavs)} pass)"
             )
-            refuse(wav_scp, wavs, problems, more)
+            _refuse(wav_scp, wavs, problems, more)
 
     @property
     def counts(self) -> Counter[str]:
@@ -138,15 +132,10 @@ class SkippedAudio:
             for row in sorted(self._rows, key=lambda row: [v.encode() for v in row])
         ]
         write_text(self.report, "set\tutt_id\tpath\treason\n" + "".join(lines))
+        text = "%s: %d of %d utterances skipped because their audio cannot be used, "
         for name, count in sorted(self.counts.items()):
-            logging.warning(
-                "%s: %d of %d utterances skipped because their audio cannot be used, "
-                "see %s",
-                name,
-                count,
-                self._files[name],
-                self.report,
-            )
+            figures = name, count, self._files[name], self.report
+            logging.warning(text + "see %s", *figures)
 
 
 def prepare_audio(
@@ -172,9 +161,8 @@ def prepare_audio(
             be seen): any without ``skipped``, too many with it.
     """
     _check_room(wavs, Path(audio_dir))
-    prepared = over_files(
-        _prepare, wavs, nj, "check audio", str(audio_dir), fingerprints
-    )
+    options = str(audio_dir), fingerprints
+    prepared = over_files(_prepare, wavs, nj, "check audio", *options)
     return _checked(prepared, wavs, wav_scp, skipped)
 
 
@@ -227,9 +215,7 @@ def over_files(
     else:
         parallel = Parallel(n_jobs=nj, batch_size=_BATCH, return_as="generator")
         results = parallel(delayed(_try)(*call) for call in calls)
-    yield from tqdm(
-        results, desc=description, total=len(calls), unit="file", disable=None
-    )
+    yield from tqdm(results, description, len(calls), unit="file", disable=None)
 
 
 def _try(function: Callable[..., Any], utt: str, path: str, *args: Any) -> tuple:
@@ -240,8 +226,7 @@ def _try(function: Callable[..., Any], utt: str, path: str, *args: Any) -> tuple
 
 
 def _checked(items, wavs, wav_scp, skipped: SkippedAudio | None) -> dict:
-    results: dict = {}
-    problems: dict[str, str] = {}
+    results, problems = {}, {}
     for utt, result, problem in items:
         if problem:
             problems[utt] = problem
@@ -250,7 +235,7 @@ def _checked(items, wavs, wav_scp, skipped: SkippedAudio | None) -> dict:
     if skipped is not None:
         skipped.add(wav_scp, wavs, problems)
     elif problems:
-        refuse(wav_scp, wavs, problems)
+        _refuse(wav_scp, wavs, problems)
     return results
 
 

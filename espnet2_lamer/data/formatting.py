@@ -8,9 +8,10 @@ from pathlib import Path
 from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.data.audio import Audio, SkippedAudio, prepare_audio
 from espnet2_lamer.data.audio_fingerprint import Fingerprint
+from espnet2_lamer.data.sets import read_if_there, write_tables
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_dir
-from espnet2_lamer.fileio.datadir import read_table, write_spk2utt, write_table
+from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.fileio.text import text_lines
 
 _TABLES = ("wav.scp", "utt2spk", "utt2lang", "utt2num_samples")
@@ -38,11 +39,7 @@ class FormattedSet:
     def write(self, directory: str | Path) -> None:
         """Write the data directory by rename."""
         with atomic_dir(directory) as temporary:
-            for name, table in self.tables.items():
-                if name == "utt2spk":
-                    write_spk2utt(temporary, table)
-                elif table:
-                    write_table(temporary / name, table)
+            write_tables(temporary, self.tables)
             if self.ctm:
                 lines = "".join(self.ctm)
                 (temporary / "phones.ctm").write_text(lines, encoding="utf-8")
@@ -100,17 +97,9 @@ def collect_set(
     """Join data directories into one whose audio is ready for training.
 
     Durations are those of the originals; both limits are kept, as in mHuBERT-147
-    (2 <= seconds <= 30).
-
-    Args:
-        data_dirs: Each with wav.scp and utt2lang at least.
-        audio_dir: Converted files go to ``<audio_dir>/<name of the data dir>/``.
-        min_s: Shortest utterance in seconds.
-        max_s: Longest.
-        nj: Processes.
-        keep: Whether to take an utterance; None: all.
-        skipped: Gets utterances with unusable audio; None: they are an error.
-        fingerprints: Take them, too.
+    (2 <= seconds <= 30). Converted files go to ``<audio_dir>/<name of the data dir>/``.
+    ``keep`` tells which utterances to take (None: all); ``skipped`` gets those with
+    unusable audio (None: they are an error).
 
     Raises:
         RecipeError: Unusable audio, an utterance id in two data directories, a missing
@@ -182,8 +171,7 @@ def _add(
         if audio.fingerprint is not None:
             result.fingerprints[utt] = audio.fingerprint
     for name in ("utt2spk", *_OPTIONAL_TABLES):
-        path = data_dir / name
-        table = read_table(path) if path.is_file() else {}
+        table = read_if_there(data_dir / name)
         tables[name] |= {utt: table[utt] for utt in usable if table.get(utt)}
     ctm = data_dir / "phones.ctm"
     if ctm.is_file():

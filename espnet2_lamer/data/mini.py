@@ -16,10 +16,9 @@ from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.data import mini_plan
 from espnet2_lamer.data.audio import write_flac
 from espnet2_lamer.data.espeak import VOICES, engine
-from espnet2_lamer.data.sets import Utterance, write_tables
+from espnet2_lamer.data.sets import Utterance, tables_of, write_tables
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json
-from espnet2_lamer.fileio.datadir import write_table
 
 # An utterance and its phones: name, start and end in seconds.
 _Spoken = tuple[Utterance, list[tuple[str, float, float]]]
@@ -93,24 +92,18 @@ def build_pretraining_corpora(
 
 
 def _build_sets(
-    sets: dict,
-    output_dir: str | Path,
-    nj: int,
-    seed: int,
-    minutes_scale: float,
-    langs: Sequence[str],
+    sets: dict, output_dir: str | Path, nj: int, seed: int, scale: float, langs
 ) -> dict[str, dict[str, float]]:
-    output_dir = Path(output_dir)
     return {
         f"{split}_{lang}": build_set(
-            output_dir / "audio" / f"{split}_{lang}",
-            output_dir / f"{split}_{lang}",
+            Path(output_dir) / "audio" / f"{split}_{lang}",
+            Path(output_dir) / f"{split}_{lang}",
             split,
             lang,
-            options["minutes"][lang] * minutes_scale,
+            options["minutes"][lang] * scale,
             options["pool"],
             seed,
-            round(options.get("min_utterances", 0) * minutes_scale),
+            round(options.get("min_utterances", 0) * scale),
             nj,
         )
         for split, options in sets.items()
@@ -157,20 +150,18 @@ def build_set(
     if stored.get("recipe") == recipe and output_dir.is_dir():
         logging.info("%s: already made", data_dir)
         return stored["result"]
+    plans = mini_plan.plan_utterances(split, lang, pool, seed)
+    wanted = minutes * 60, min_utterances
     # The data directory appears after its audio: where it is, the audio is whole.
     with atomic_dir(output_dir) as audio_dir:
-        plans = mini_plan.plan_utterances(split, lang, pool, seed)
         # Absolute: worker processes outlive a change of the working directory.
         folder = audio_dir.absolute()
-        spoken = _synthesise(
-            plans, folder, minutes * 60, min_utterances, nj, data_dir.name
-        )
+        spoken = _synthesise(plans, folder, *wanted, nj, data_dir.name)
     with atomic_dir(data_dir) as directory:
         result = _write_data_dir(directory, output_dir, spoken)
         write_json(directory / "mini.json", {"recipe": recipe, "result": result})
-    logging.info(
-        "%s: %d utterances, %.1f min", data_dir, result["utterances"], result["minutes"]
-    )
+    figures = result["utterances"], result["minutes"]
+    logging.info("%s: %d utterances, %.1f min", data_dir, *figures)
     return result
 
 
@@ -216,20 +207,18 @@ def _speak(plan: mini_plan.UtterancePlan, audio_dir: Path) -> _Spoken | None:
     speaker = plan.speaker
     espeak = engine()
     espeak.reset()
-    lead = rng.uniform(0.05, 0.15)
-    pieces = [np.zeros(round(lead * SAMPLE_RATE), np.float32)]
+    voice = {
+        "voice": VOICES[plan.lang],
+        "variant": speaker.variant,
+        "pitch": speaker.pitch,
+        "pitch_range": speaker.pitch_range,
+        "rate": speaker.rate,
+    }
+    pieces = [np.zeros(round(rng.uniform(0.05, 0.15) * SAMPLE_RATE), np.float32)]
     length = len(pieces[0])
-    phones = []
-    said = []
+    phones, said = [], []
     for sentence in plan.sentences:
-        samples, timed = espeak.synthesise(
-            sentence.spoken,
-            VOICES[plan.lang],
-            speaker.variant,
-            speaker.pitch,
-            speaker.pitch_range,
-            speaker.rate,
-        )
+        samples, timed = espeak.synthesise(sentence.spoken, **voice)
         pause = round(rng.uniform(0.1, 0.3) * SAMPLE_RATE)
         if not timed:
             continue
@@ -257,8 +246,7 @@ def _speak(plan: mini_plan.UtterancePlan, audio_dir: Path) -> _Spoken | None:
         romanisation=" ".join(s.romanisation for s in said).strip(),
         seconds=len(samples) / SAMPLE_RATE,
     )
-    varied = _vary(samples, rng)
-    write_flac(audio_dir / f"{plan.utt_id}.flac", varied)
+    write_flac(audio_dir / f"{plan.utt_id}.flac", _vary(samples, rng))
     return utterance, phones
 
 
@@ -277,17 +265,13 @@ def _write_data_dir(
     utterances = [utterance for utterance, _ in spoken]
     for utterance in utterances:
         utterance.path = (audio_dir / f"{utterance.utt_id}.flac").as_posix()
-    write_tables(directory, utterances)
     samples = {u.utt_id: round(u.seconds * SAMPLE_RATE) for u in utterances}
-    write_table(
-        directory / "utt2num_samples", {utt: str(n) for utt, n in samples.items()}
-    )
+    counts = {utt: str(n) for utt, n in samples.items()}
+    write_tables(directory, {**tables_of(utterances), "utt2num_samples": counts})
     with open(directory / "phones.ctm", "w", encoding="utf-8") as handle:
         for utterance, phones in sorted(spoken, key=lambda s: s[0].utt_id.encode()):
             for name, start, end in phones:
-                duration = end - start
-                handle.write(
-                    f"{utterance.utt_id} 1 {start:.3f} {duration:.3f} {name}\n"
-                )
+                times = f"{start:.3f} {end - start:.3f}"
+                handle.write(f"{utterance.utt_id} 1 {times} {name}\n")
     minutes = round(sum(samples.values()) / SAMPLE_RATE / 60, 3)
     return {"utterances": len(spoken), "minutes": minutes}

@@ -60,7 +60,7 @@ def _routing(options: Options, dev: Path, utt2lang: dict[str, str]) -> None:
     for utt, speech, length in _read(audio, sorted(utt2lang), "routing"):
         with record_routing(model) as record:
             _, frames = model.extract_features(speech, length)
-        statistics.add_record([utt2lang[utt]], record, frames)
+        statistics.add(utt2lang[utt], record, int(frames[0]))
     statistics.save(options.analysis / "routing.json")
     found = statistics.information(options.seed)
     write_json(

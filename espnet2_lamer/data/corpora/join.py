@@ -7,10 +7,15 @@ from pathlib import Path
 
 from espnet2_lamer.data.corpora import CORPORA, EVAL_DIR, PRETRAIN_DIR
 from espnet2_lamer.data.sampling import seed_of
-from espnet2_lamer.data.sets import SPLITS, remove_other_sets
+from espnet2_lamer.data.sets import (
+    SPLITS,
+    read_if_there,
+    remove_other_sets,
+    write_tables,
+)
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json
-from espnet2_lamer.fileio.datadir import read_table, write_spk2utt, write_table
+from espnet2_lamer.fileio.datadir import read_table
 
 # The corpus that is a selection from others.
 _SELECTION = "mhubert147"
@@ -22,10 +27,7 @@ _LARGEST_SHARE = 0.1
 
 
 def join_corpora(
-    corpora: Sequence[str],
-    output_dir: str | Path,
-    langs: Sequence[str],
-    seed: int = 0,
+    corpora: Sequence[str], output_dir: str | Path, langs: Sequence[str], seed: int = 0
 ) -> dict:
     """Write ``<output_dir>/{train,dev,test}_<lang>`` and ``corpora.json``.
 
@@ -112,15 +114,13 @@ def _join(
     with atomic_dir(directory) as temporary:
         # One table after the other: each may have more than a million lines.
         for name in _TABLES:
-            table: dict[str, str] = {}
-            for path in (folder / name for folder in folders):
-                for utt, value in read_table(path).items() if path.is_file() else ():
-                    if is_dev is None or (utt in held_out) == is_dev:
-                        table[utt] = value
-            if name == "utt2spk":
-                write_spk2utt(temporary, table)
-            elif table:
-                write_table(temporary / name, table)
+            table = {
+                utt: value
+                for folder in folders
+                for utt, value in read_if_there(folder / name).items()
+                if is_dev is None or (utt in held_out) == is_dev
+            }
+            write_tables(temporary, {name: table})
             if name == "utt2source":
                 counts.update(table.values())
     return counts
