@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -100,10 +100,11 @@ def prepare(
         "listing": ledger.listing.name,
         "sets": ledger.report(),
     }
+    prefix = f"{PRETRAIN_DIR}/train_"
     report["pretraining_hours"] = {
-        name.removeprefix(f"{PRETRAIN_DIR}/train_"): entry["hours"]
+        name.removeprefix(prefix): entry["hours"]
         for name, entry in report["sets"].items()
-        if name.startswith(f"{PRETRAIN_DIR}/train_")
+        if name.startswith(prefix)
     }
     for name, count in archive.complete.items():
         if name in report["sets"]:
@@ -137,10 +138,18 @@ def _write_sets(
 def _check(
     name: str, utterances: list[Utterance], ledger: Ledger, nj: int
 ) -> list[Utterance]:
+    from joblib import Parallel, delayed
+    from tqdm import tqdm
+
     kept = []
     seen: set[str] = set()
-    problems = _inspect_all(utterances, nj)
-    for utterance, problem in zip(utterances, problems, strict=True):
+    # Threads: the work is system calls, and the utterances are changed in place.
+    parallel = Parallel(nj, prefer="threads", batch_size=_BATCH, return_as="generator")
+    problems = parallel(delayed(_inspect)(utterance) for utterance in utterances)
+    bar = {"desc": "look at files", "unit": "file", "disable": None}
+    for utterance, problem in zip(
+        utterances, tqdm(problems, total=len(utterances), **bar), strict=True
+    ):
         source = utterance.source
         if utterance.utt_id in seen:
             problem = "duplicate"
@@ -174,17 +183,6 @@ def clean_text(text: str, lang: str) -> str:
     return _BETWEEN_HANZI.sub("", text) if lang in _UNSPACED else text
 
 
-def _inspect_all(utterances: list[Utterance], nj: int) -> Iterable[str]:
-    from joblib import Parallel, delayed
-    from tqdm import tqdm
-
-    # Threads: the work is system calls, and the utterances are changed in place.
-    parallel = Parallel(nj, prefer="threads", batch_size=_BATCH, return_as="generator")
-    problems = parallel(delayed(_inspect)(utterance) for utterance in utterances)
-    title = "look at files"
-    return tqdm(problems, title, len(utterances), unit="file", disable=None)
-
-
 def _inspect(utterance: Utterance) -> str:
     """Return what is wrong with a file, or nothing; fill in its duration."""
     import soundfile
@@ -206,13 +204,9 @@ def _log(report: dict) -> None:
     for name, entry in report["sets"].items():
         hours = "" if entry["hours"] is None else f", {entry['hours']:.3f} h"
         logging.info("%s %s: %d utterances%s", corpus, name, entry["utterances"], hours)
-        if entry["utterances"] < entry.get("expected", 0):
-            logging.warning(
-                "%s %s: the complete archive has %d; parts of it may not be unpacked",
-                corpus,
-                name,
-                entry["expected"],
-            )
+        if entry["utterances"] < (whole := entry.get("expected", 0)):
+            text = "%s %s: the complete archive has %d; parts of it may not be unpacked"
+            logging.warning(text, corpus, name, whole)
         for source, counts in entry["sources"].items():
             for reason, count in {**counts["left_out"], **counts["remarks"]}.items():
                 logging.info("  %s: %d %s", source, count, reason)
