@@ -1,6 +1,6 @@
 """The speech that an analysis listens to: a sample per language, with its speakers."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from espnet2_lamer.data.manifest import (
     read_folder,
     read_manifest,
 )
-from espnet2_lamer.data.sets import Utterance, language_code
+from espnet2_lamer.data.sets import Utterance, language_code, read_if_there
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.metrics.probe import Phones, frame_phones
@@ -29,23 +29,16 @@ MAX_SECONDS = 20
 
 @dataclass(frozen=True)
 class SpeechSet:
-    """Utterances to analyse.
-
-    Attributes:
-        source: Where they come from.
-        utterances: Per language, in random order.
-        available: Per language, how many there were to choose from.
-        phones: Per utterance the phone of every frame, where ``phones.ctm`` is there.
-        speakers_known: Whether some speaker has more than one utterance.
-        confounded: Whether no source covers two languages, so that the recording tells
-            the language; None where sources are not known.
-    """
+    """Utterances to analyse."""
 
     source: str
-    utterances: dict[str, list[Utterance]]
-    available: dict[str, int]
+    utterances: dict[str, list[Utterance]]  # per language, in random order
+    available: dict[str, int]  # per language, how many there were to choose from
+    # Per utterance the phone of every frame, where phones.ctm is there.
     phones: dict[str, Phones] = field(default_factory=dict, repr=False)
-    speakers_known: bool = False
+    speakers_known: bool = False  # some speaker has more than one utterance
+    # No source covers two languages, so that the recording tells the language; None
+    # where sources are not known.
     confounded: bool | None = None
 
     @property
@@ -59,14 +52,9 @@ def read_speech_set(
 ) -> SpeechSet:
     """Choose utterances of a data directory, a manifest or a folder per language.
 
-    Args:
-        data: A directory with ``wav.scp`` and ``utt2lang`` (``utt2spk``,
-            ``utt2source`` and ``phones.ctm`` are used where they are there), a
-            manifest, or a folder of audio per language. ``phones.ctm`` may stand beside
-            a manifest, too.
-        langs: Languages to use; empty: all there are.
-        max_utts: At most so many utterances per language.
-        seed: Of the choice.
+    A directory has ``wav.scp`` and ``utt2lang`` (``utt2spk``, ``utt2source`` and
+    ``phones.ctm`` are used where they are there); ``phones.ctm`` may stand beside a
+    manifest, too. Without ``langs`` all languages are used.
 
     Raises:
         RecipeError: Something is missing or unreadable, a language is unknown or not
@@ -78,9 +66,9 @@ def read_speech_set(
             f"--max_utts: found {max_utts}, expected {MIN_UTTERANCES} or more"
         )
     rows, folder = _rows(data)
-    groups: dict[str, list[Utterance]] = {}
+    groups: dict[str, list[Utterance]] = defaultdict(list)
     for row in rows:
-        groups.setdefault(row.lang, []).append(row)
+        groups[row.lang].append(row)
     wanted = [language_code(lang, "--langs") for lang in langs] or sorted(groups)
     for lang in dict.fromkeys(wanted):
         count = len(groups.get(lang, []))
@@ -158,30 +146,24 @@ def _rows(data: Path) -> tuple[list[Utterance], Path]:
         return read_folder(data), data
     if not data.is_dir():
         return read_manifest(data), data.parent
-    tables = {}
-    for name in ("wav.scp", "utt2lang", "utt2spk", "utt2source"):
-        path = data / name
-        needed = name in ("wav.scp", "utt2lang")
-        tables[name] = read_table(path) if needed or path.is_file() else {}
-    where = {
-        lang: language_code(lang, str(data / "utt2lang"))
-        for lang in set(tables["utt2lang"].values())
-    }
+    wavs, langs = read_table(data / "wav.scp"), read_table(data / "utt2lang")
+    speakers, sources = (read_if_there(data / f"utt2{x}") for x in ("spk", "source"))
+    codes = {x: language_code(x, f"{data / 'utt2lang'}") for x in set(langs.values())}
     rows = []
-    for utt, path in tables["wav.scp"].items():
-        if utt not in tables["utt2lang"]:
+    for utt, path in wavs.items():
+        if utt not in langs:
             raise RecipeError(
                 f"{data / 'utt2lang'}: no line for utterance {utt!r} of wav.scp"
             )
-        speaker = tables["utt2spk"].get(utt, "")
+        # Corpora with unknown speakers have the utterance's id there.
+        speaker = speakers.get(utt, "")
         rows.append(
             Utterance(
                 utt_id=utt,
                 path=path,
-                lang=where[tables["utt2lang"][utt]],
-                # Corpora with unknown speakers have the utterance's id there.
+                lang=codes[langs[utt]],
                 speaker="" if speaker == utt else speaker,
-                source=tables["utt2source"].get(utt, ""),
+                source=sources.get(utt, ""),
                 where=str(data / "wav.scp"),
             )
         )

@@ -30,7 +30,7 @@ from espnet2_lamer.fileio.system import check_space
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 _KEPT_AS_THEY_ARE = ("WAV", "WAVEX", "RF64", "FLAC")
 # Headers read before a set is converted, and the least that a second of speech takes:
-# a third of its 16-bit samples. Who has less room will not come to the end.
+# a third of its 16-bit samples.
 _SOME = 200
 _FLAC_BYTES_PER_SECOND = 2 * SAMPLE_RATE / 3
 # A process pays from this many files on: its start takes as long as reading them.
@@ -150,15 +150,13 @@ def prepare_audio(
 
     Files of another rate, with more channels or in another format than WAV or FLAC
     become ``<audio_dir>/<utt>.flac`` (16 kHz, mono, 16 bit), each written by rename;
-    one that was converted from the same file before is kept.
-
-    ``wavs`` are all or some lines of ``wav_scp``. Utterances that cannot be used go to
-    ``skipped`` and are left out of the result; without it they are an error.
+    one that was converted from the same file before is kept. ``wavs`` are all or some
+    lines of ``wav_scp``. Unusable ones go to ``skipped`` and are left out.
 
     Raises:
         RecipeError: Files are missing, empty, truncated, not audio, silent, hold NaN,
-            or are not what their headers say (``audio_decoding.decode`` tells what can
-            be seen): any without ``skipped``, too many with it.
+            or are not what their headers say (see ``audio_decoding.decode``): any
+            without ``skipped``, too many with it.
     """
     _check_room(wavs, Path(audio_dir))
     options = str(audio_dir), fingerprints
@@ -246,11 +244,10 @@ def file_seconds(utt: str, path: str) -> float:
 
 
 def _prepare(utt: str, path: str, audio_dir: str, fingerprints: bool) -> Audio:
+    converted = Path(audio_dir) / f"{utt}.flac"
     with open_audio(path) as source:
-        rate = source.file.samplerate
-        changes = _changes(source)
+        rate, changes = source.file.samplerate, _changes(source)
         change = any(changes.values())
-        converted = Path(audio_dir) / f"{utt}.flac"
         known = _already_converted(path, converted) if change else None
         if known is None:
             samples = decode(source)
@@ -287,9 +284,10 @@ def _check_room(wavs: Mapping[str, str], audio_dir: Path) -> None:
     some = list(wavs)[:: max(1, len(wavs) // _SOME)]
     for utt in some:
         with suppress(Unusable), open_audio(wavs[utt]) as source:
-            if any(_changes(source).values()):
-                if _already_converted(wavs[utt], audio_dir / f"{utt}.flac") is None:
-                    seconds += duration(source)
+            change = any(_changes(source).values())
+            converted = audio_dir / f"{utt}.flac"
+            if change and _already_converted(wavs[utt], converted) is None:
+                seconds += duration(source)
     needed = seconds * _FLAC_BYTES_PER_SECOND * len(wavs) / max(1, len(some))
     way_out = "name another folder with --dumpdir"
     check_space(audio_dir, needed, "files at 16 kHz, by estimate,", way_out)
@@ -313,8 +311,8 @@ def _to_16k_mono(samples: np.ndarray, rate: int) -> np.ndarray:
 
 def _origin(path: str) -> str:
     # Without the folder, so that a corpus that moved gives the same bytes.
-    name, size = os.path.basename(path), os.stat(path).st_size
-    return sha256_value([_VERSION, name, size])[:16]
+    described = [_VERSION, os.path.basename(path), os.stat(path).st_size]
+    return sha256_value(described)[:16]
 
 
 def _already_converted(path: str, converted: Path) -> int | None:
@@ -338,10 +336,8 @@ def write_flac(path: Path, samples: np.ndarray, comment: str = "") -> None:
     import soundfile
 
     # In memory first: libsndfile takes a short write at the end of a file for success.
-    content = io.BytesIO()
-    with soundfile.SoundFile(
-        content, "w", SAMPLE_RATE, 1, format="FLAC", subtype="PCM_16"
-    ) as target:
+    content, kind = io.BytesIO(), {"format": "FLAC", "subtype": "PCM_16"}
+    with soundfile.SoundFile(content, "w", SAMPLE_RATE, 1, **kind) as target:
         if comment:
             target.comment = comment
         target.write(samples)

@@ -35,12 +35,8 @@ def join_corpora(
     its manifests say what pretraining takes, and the others only give evaluation sets.
     ``dev`` and ``test`` join the evaluation sets of the corpora that have pretraining
     data, so those for out-of-domain evaluation do not get in. A language without a dev
-    set gets a few utterances of ``train``, drawn by a hash of their ids.
-
-    Sets of other corpora in these languages are removed.
-
-    Returns:
-        What ``corpora.json`` holds: utterances per set and source.
+    set gets a few utterances of ``train``, drawn by a hash of their ids. Sets of other
+    corpora in these languages are removed. Returns what ``corpora.json`` holds.
 
     Raises:
         RecipeError: A language is in none of the corpora: nothing is written then.
@@ -59,11 +55,8 @@ def join_corpora(
         held_out = set() if folders["dev"] else _hold_out(folders["train"], seed)
         if held_out:
             folders["dev"] = folders["train"]
-            logging.warning(
-                "%s: no corpus has a dev set; %d utterances of train become one",
-                lang,
-                len(held_out),
-            )
+            text = "%s: no corpus has a dev set; %d utterances of train become one"
+            logging.warning(text, lang, len(held_out))
         for split, parts in folders.items():
             if not parts:
                 continue

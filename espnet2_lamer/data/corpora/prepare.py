@@ -62,17 +62,11 @@ def prepare(
     listed in ``<corpus>.left_out.tsv``, and so are duplicated ids. Transcripts are
     cleaned; an utterance without text stays in the set and has no line in ``text``.
 
-    Args:
-        corpus: One of :data:`~espnet2_lamer.data.corpora.CORPORA`.
-        root: Its archive, or the folder around it.
-        output_dir: Where data directories go.
-        langs: Those that the corpus does not have are skipped.
-        max_missing: Most defective rows per set and source, in per cent.
-        nj: Threads that look at files.
-        options: More for the reader, see ``mhubert147.read``.
-
-    Returns:
-        What the report holds.
+    ``root`` is the archive of a corpus of :data:`~espnet2_lamer.data.corpora.CORPORA`,
+    or the folder around it; ``langs`` that it does not have are skipped.
+    ``max_missing`` is the most defective rows per set and source, in per cent, ``nj``
+    the threads that look at files; ``options`` go to the reader (``mhubert147.read``).
+    Returns what the report holds.
 
     Raises:
         RecipeError: Nothing says where the corpus is, it is another archive, or too
