@@ -63,10 +63,8 @@ def build_mini(
 
     Data directories are ``<output_dir>/<split>_<lang>``, with audio in
     ``audio/<split>_<lang>``. A ``manifest.json`` there is removed: it describes another
-    corpus. ``minutes_scale`` is a factor on every set's minutes and utterances.
-
-    Returns:
-        Per ``<split>_<lang>``: utterances and minutes.
+    corpus. ``minutes_scale`` is a factor on every set's minutes and utterances. Returns
+    utterances and minutes per ``<split>_<lang>``.
 
     Raises:
         RecipeError: A language that the corpus does not have.
@@ -129,9 +127,6 @@ def build_set(
     ``min_utterances`` of them; the result does not depend on ``nj``. FLAC files go to
     ``output_dir``, the data directory also holds ``phones.ctm``, ``utt2num_samples``
     and ``mini.json``. ``pool`` is one of ``mini_plan.POOLS``.
-
-    Returns:
-        ``{"utterances": int, "minutes": float}``.
     """
     output_dir, data_dir = Path(output_dir), Path(data_dir)
     recipe = {

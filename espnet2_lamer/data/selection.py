@@ -78,10 +78,7 @@ def prepare_ssl_data(
     afterwards is taken out of the sample and not replaced.
 
     ``compare_hours`` warns where the hours are not the paper's; ``lists`` are further
-    evaluation sets, see ``overlap.read_evaluation``.
-
-    Returns:
-        What ``hours.json`` holds.
+    evaluation sets, see ``overlap.read_evaluation``. Returns what ``hours.json`` holds.
 
     Raises:
         RecipeError: A language without data, nothing left of it, an utterance id in two
@@ -139,16 +136,14 @@ def prepare_ssl_data(
             sources=sources[lang],
             dev=dev.report[lang],
         )
-    hours = {
+    hours: dict = {
         "replay_hours_wanted": selection.replay_hours,
         "replay_sampling": selection.replay_sampling,
         "dev_hours_wanted": selection.dev_hours,
-        "drop_overlap": selection.drop_overlap,
-        "seed": selection.seed,
-        "min_s": selection.min_s,
-        "max_s": selection.max_s,
-        "languages": languages,
     }
+    for name in ("drop_overlap", "seed", "min_s", "max_s"):
+        hours[name] = getattr(selection, name)
+    hours["languages"] = languages
     train.write(raw / "ssl_train")
     dev.write(raw / "ssl_dev")
     overlap.write_overlaps(overlap_tsv, overlaps)

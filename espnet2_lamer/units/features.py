@@ -126,17 +126,10 @@ def dump_features(
     """Write teacher features of (a sample of) the utterances as float32 shards.
 
     A run that was killed goes on with the shards that are not done yet; the directory
-    is complete when ``index.json``, whose path is returned, is there.
-
-    Args:
-        teacher: Extracts the features.
-        wav_scp: ``utt path`` lines, 16 kHz mono.
-        output: Directory for ``index.json`` and the shards.
-        utt2lang: ``utt lang`` lines; without it all speech is one language.
-        hours_per_lang: Hours to sample from each language by ``seed``, all when None.
-        seed: Of the sample.
-        shard_utts: Utterances in a shard; by default 100, fewer of a small corpus.
-        nj: Processes of this machine, or see :func:`espnet2_lamer.parallel.workers`.
+    is complete when ``index.json``, whose path is returned, is there. Without
+    ``utt2lang`` all speech is one language; ``hours_per_lang`` of each are drawn by
+    ``seed``, or all. A shard has ``shard_utts`` utterances, by default 100, fewer of a
+    small corpus; for ``nj`` see :func:`espnet2_lamer.parallel.workers`.
 
     Raises:
         RecipeError: Audio is missing, broken or too short, or has no language.

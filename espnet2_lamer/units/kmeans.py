@@ -45,9 +45,13 @@ class KmeansConfig:
 
 
 @dataclass
-class _Progress:
-    """Where the run is; together with the centroids all that resuming needs."""
+class _State:
+    """What a killed run goes on from, unless it is of another ``run`` (a hash)."""
 
+    path: Path
+    run: str
+    centroids: np.ndarray  # [K, D] float32
+    counts: np.ndarray  # [K] float32
     starts: int = 0
     start_inertia: float | None = None
     epoch: int = 0
@@ -57,6 +61,32 @@ class _Progress:
     best: float | None = None
     no_improvement: int = 0
 
+    def save(self) -> None:
+        progress = dict(vars(self))
+        path, run = progress.pop("path"), progress.pop("run")
+        arrays = {key: progress.pop(key) for key in ("centroids", "counts")}
+        texts = {"progress": np.array(json.dumps(progress)), "run": np.array(run)}
+        with atomic_path(path) as temporary, open(temporary, "wb") as handle:
+            np.savez(handle, **arrays, **texts)
+
+    def load(self) -> None:
+        """Take over what the file says, if it is there and of this run."""
+        if not self.path.is_file():
+            return
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                if str(file["run"]) != self.run:
+                    text = "%s: of other features or settings, not used"
+                    logging.warning(text, self.path)
+                    return
+                found = self.run, file["centroids"], file["counts"]
+                progress = json.loads(str(file["progress"]))
+            vars(self).update(vars(_State(self.path, *found, **progress)))
+            done = f"{self.starts} starts and {self.steps} steps"
+            logging.info("%s: going on after %s", self.path, done)
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+            logging.warning("%s: not readable, starting over", self.path)
+
 
 def learn_kmeans(
     features: str | Path,
@@ -65,7 +95,7 @@ def learn_kmeans(
     nj: int = 1,
     device: str = "cpu",
 ) -> Codebook:
-    """Learn centroids and write them to ``output``, ``codebook.npz``.
+    """Learn centroids of ``dump_features`` and write them to ``output``, an npz.
 
     Steps are scikit-learn's ``MiniBatchKMeans.partial_fit`` without reassignment of
     small clusters, in memory of one block. The loop stops as scikit-learn's ``fit``
@@ -74,12 +104,8 @@ def learn_kmeans(
     ``<output>.state.npz`` and ends with the same bytes. ``codebook.quality.json`` and
     ``.md`` hold :func:`~espnet2_lamer.units.codebook.codebook_quality`.
 
-    Args:
-        features: Directory of :func:`~espnet2_lamer.units.features.dump_features`.
-        output: The codebook.
-        config: Settings.
-        nj: Processes for the k-means++ starts; the result does not depend on it.
-        device: ``cpu``, or ``cuda`` for the same steps in torch on a GPU.
+    ``nj`` processes look for the start, which does not depend on them; ``device`` is
+    ``cpu``, or ``cuda`` for the same steps in torch on a GPU.
 
     Raises:
         RecipeError: There are fewer frames than clusters, the features are broken,
@@ -102,23 +128,19 @@ def learn_kmeans(
     state = _State(
         output.with_name(output.name + ".state.npz"),
         sha256_value([asdict(config), device, store.sha256]),
-    )
-    validation, start = _samples(store, config)
-    centroids, counts, progress = state.load() or (
         np.empty((config.n_clusters, store.dim), np.float32),
-        np.zeros(config.n_clusters, dtype=np.float32),
-        _Progress(),
+        np.zeros(config.n_clusters, np.float32),
     )
-    if progress.starts < config.n_init:
-        sample = validation, start
-        centroids = _best_start(sample, centroids, progress, config, nj, state)
+    state.load()
+    validation, start = _samples(store, config)
+    if state.starts < config.n_init:
+        _find_start(validation, start, state, config, nj)
     del start
-    model = make_steps(centroids, counts, config.seed, device)
-    _loop(store, model, progress, config, state)
-
+    model = make_steps(state.centroids, state.counts, config.seed, device)
+    _loop(store, model, state, config)
     quality = codebook_quality(model.centroids, model.counts, validation)
-    passes = progress.epoch + bool(progress.block)
-    quality |= {"steps": progress.steps, "passes": passes}
+    passes = state.epoch + bool(state.block)
+    quality |= {"steps": state.steps, "passes": passes}
     metadata = {
         **teacher_metadata(store.teacher),
         "K": config.n_clusters,
@@ -147,34 +169,31 @@ def _samples(
     return store.take(picked[:size]), store.take(picked[size:])
 
 
-def _best_start(
-    sample: tuple[np.ndarray, np.ndarray],
-    centroids: np.ndarray,
-    progress: _Progress,
+def _find_start(
+    validation: np.ndarray,
+    start: np.ndarray,
+    state: _State,
     config: KmeansConfig,
     nj: int,
-    state: "_State",
-) -> np.ndarray:
-    """The k-means++ start with the lowest inertia on the validation block.
+) -> None:
+    """Find the k-means++ start with the lowest inertia on the validation block.
 
-    ``centroids`` and ``progress`` hold the best one so far; each new one is saved.
+    ``state`` holds the best one so far; it is saved after each.
     """
     seeds = np.random.SeedSequence(config.seed).generate_state(config.n_init)
-    done, total = progress.starts, config.n_init
-    bar = tqdm(desc="k-means++", total=total, initial=done, disable=None)
+    counts = {"total": config.n_init, "initial": state.starts}
     # In order, so that of two equal ones the same is kept however many run at a time.
     parallel = Parallel(n_jobs=nj, return_as="generator", pre_dispatch="all")
-    with bar, parallel:
-        for found, inertia in parallel(
-            delayed(_start)(*sample, config.n_clusters, int(seed))
-            for seed in seeds[progress.starts :]
-        ):
-            if progress.start_inertia is None or inertia < progress.start_inertia:
-                centroids, progress.start_inertia = found, inertia
-            progress.starts += 1
-            bar.update()
-            state.save(centroids, np.zeros(len(centroids), np.float32), progress)
-    return centroids
+    with parallel:
+        found = parallel(
+            delayed(_start)(validation, start, config.n_clusters, int(seed))
+            for seed in seeds[state.starts :]
+        )
+        for centroids, inertia in tqdm(found, "k-means++", disable=None, **counts):
+            if state.start_inertia is None or inertia < state.start_inertia:
+                state.centroids, state.start_inertia = centroids, inertia
+            state.starts += 1
+            state.save()
 
 
 def _start(
@@ -192,76 +211,36 @@ def _start(
 def _loop(
     store: FeatureStore,
     model: "SklearnSteps | TorchSteps",
-    progress: _Progress,
+    state: _State,
     config: KmeansConfig,
-    state: "_State",
 ) -> None:
     # scikit-learn's smoothing: a window of half the frames of the store.
     alpha = min(1.0, 2 * config.batch_size / (store.frames + 1))
-    bar = tqdm(desc="k-means", initial=progress.steps, disable=None)
-    while progress.epoch < config.max_passes:
-        where = progress.epoch, progress.block
+    bar = tqdm(desc="k-means", initial=state.steps, disable=None)
+    while state.epoch < config.max_passes:
+        where = state.epoch, state.block
         for block in store.blocks(config.batch_size, config.seed, *where):
-            if progress.steps % SAVE_EVERY == 0:
-                state.save(model.centroids, model.counts, progress)
+            if state.steps % SAVE_EVERY == 0:
+                state.centroids, state.counts = model.centroids, model.counts
+                state.save()
             inertia = model.step(block)
-            progress.block += 1
-            progress.steps += 1
+            state.block += 1
+            state.steps += 1
             bar.update()
-            if _converged(progress, inertia, alpha, config):
+            if _converged(state, inertia, alpha, config.max_no_improvement):
                 return
-        progress.epoch, progress.block = progress.epoch + 1, 0
+        state.epoch, state.block = state.epoch + 1, 0
 
 
-def _converged(
-    progress: _Progress, inertia: float, alpha: float, config: KmeansConfig
-) -> bool:
-    if progress.smoothed is None:
-        progress.smoothed = inertia
-    progress.smoothed += alpha * (inertia - progress.smoothed)
-    if progress.best is None or progress.smoothed < progress.best:
-        progress.best, progress.no_improvement = progress.smoothed, 0
+def _converged(state: _State, inertia: float, alpha: float, patience: int) -> bool:
+    if state.smoothed is None:
+        state.smoothed = inertia
+    state.smoothed += alpha * (inertia - state.smoothed)
+    if state.best is None or state.smoothed < state.best:
+        state.best, state.no_improvement = state.smoothed, 0
     else:
-        progress.no_improvement += 1
-    return progress.no_improvement >= config.max_no_improvement
-
-
-@dataclass(frozen=True)
-class _State:
-    """What a killed run goes on from, unless it is of another ``run`` (a hash)."""
-
-    path: Path
-    run: str
-
-    def save(
-        self, centroids: np.ndarray, counts: np.ndarray, progress: _Progress
-    ) -> None:
-        with atomic_path(self.path) as temporary, open(temporary, "wb") as handle:
-            np.savez(
-                handle,
-                centroids=centroids,
-                counts=counts,
-                progress=np.array(json.dumps(asdict(progress))),
-                run=np.array(self.run),
-            )
-
-    def load(self) -> tuple[np.ndarray, np.ndarray, _Progress] | None:
-        """Return centroids, counts and progress; None when there is nothing to use."""
-        if not self.path.is_file():
-            return None
-        try:
-            with np.load(self.path, allow_pickle=False) as state:
-                if str(state["run"]) != self.run:
-                    text = "%s: of other features or settings, not used"
-                    logging.warning(text, self.path)
-                    return None
-                progress = _Progress(**json.loads(str(state["progress"])))
-                done = f"{progress.starts} starts and {progress.steps} steps"
-                logging.info("%s: going on after %s", self.path, done)
-                return state["centroids"], state["counts"], progress
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
-            logging.warning("%s: not readable, starting over", self.path)
-            return None
+        state.no_improvement += 1
+    return state.no_improvement >= patience
 
 
 class SklearnSteps:

@@ -41,16 +41,8 @@ def assign_units(
     ``<output>.shards``; bytes do not depend on ``nj``, nor on whether the shards were
     made here or by a cluster (:func:`espnet2_lamer.parallel.workers`).
 
-    Args:
-        teacher: The teacher the codebook was learned on.
-        codebook: ``codebook.npz``.
-        wav_scp: ``utt path`` lines, 16 kHz mono.
-        output: ``text.km``.
-        nj: Number of processes.
-        shard_utts: Utterances in a shard; by default 200, fewer of a small corpus.
-
-    Returns:
-        The sidecar.
+    A shard has ``shard_utts`` utterances, by default 200, fewer of a small corpus.
+    Returns the sidecar.
 
     Raises:
         RecipeError: Teacher and codebook do not belong together, or audio is missing,
