@@ -17,9 +17,14 @@ from espnet2_lamer.analysis.language_probe import (
     held_out_folds,
     language_probe,
 )
-from espnet2_lamer.analysis.listening import Heard, has_experts, has_routers, listen
+from espnet2_lamer.analysis.listening import (
+    Heard,
+    SpeechSet,
+    has_experts,
+    has_routers,
+    listen,
+)
 from espnet2_lamer.analysis.plots import Line, plot_languages, plot_layers, plot_lines
-from espnet2_lamer.analysis.speech_set import SpeechSet
 from espnet2_lamer.layers import LamerFeedForward, parameter_report
 
 OWN_BASE = "the model with its experts switched off"
