@@ -50,9 +50,7 @@ def report_on(
     ``base`` as the user gave them.
     """
     notes: list[str] = []
-    compared = base
-    if base is None and has_experts(model):
-        compared = model
+    compared = model if base is None and has_experts(model) else base
     if compared is None:
         notes.append(
             "Nothing is said about forgetting: the model has no experts that could be "
@@ -203,9 +201,8 @@ def summary(report: dict[str, Any]) -> list[str]:
     if report["routing"]:
         rows = report["routing"]["layers"]
         dead = sum(len(row["dead_experts"]) for row in rows)
-        lines.append(
-            f"{dead} of {sum(row['experts'] for row in rows)} experts are dead."
-        )
+        every = sum(row["experts"] for row in rows)
+        lines.append(f"{dead} of {every} experts are dead.")
         most = max(rows, key=lambda row: row["mutual_information"])
         lines.append(
             f"The choice of experts tells most about the language in layer "

@@ -122,12 +122,16 @@ def collect_set(
             )
         target = Path(audio_dir) / data_dir.name
         found = prepare_audio(wavs, wav_scp, target, nj, skipped, fingerprints)
-        usable = {
-            utt: audio
-            for utt, audio in found.items()
-            if _count(result.report, utt2lang[utt], audio, min_s, max_s)
-        }
-        _add(result, data_dir, usable, utt2lang)
+        for utt, audio in found.items():
+            _add(result, utt, audio, utt2lang[utt], min_s, max_s)
+        usable = dict.fromkeys(u for u in found if u in result.tables["wav.scp"])
+        for name in ("utt2spk", *_OPTIONAL_TABLES):
+            table = read_if_there(data_dir / name)
+            result.tables[name] |= {u: table[u] for u in usable if table.get(u)}
+        ctm = data_dir / "phones.ctm"
+        if ctm.is_file():
+            lines = (line for _, line in text_lines(ctm))
+            result.ctm += [line for line in lines if line.split(" ", 1)[0] in usable]
     if not result.tables["wav.scp"]:
         short = sum(counts["dropped_short"] for counts in result.report.values())
         long = sum(counts["dropped_long"] for counts in result.report.values())
@@ -156,37 +160,22 @@ def check_unique(data_dirs: Sequence[Path]) -> None:
 
 
 def _add(
-    result: FormattedSet,
-    data_dir: Path,
-    usable: dict[str, Audio],
-    utt2lang: dict[str, str],
+    result: FormattedSet, utt: str, audio: Audio, lang: str, min_s: float, max_s: float
 ) -> None:
-    tables = result.tables
-    for utt, audio in usable.items():
-        tables["wav.scp"][utt] = audio.path
-        tables["utt2num_samples"][utt] = str(audio.num_samples)
-        tables["utt2lang"][utt] = utt2lang[utt]
-        # Without speaker information every utterance is a speaker of its own.
-        tables["utt2spk"][utt] = utt
-        if audio.fingerprint is not None:
-            result.fingerprints[utt] = audio.fingerprint
-    for name in ("utt2spk", *_OPTIONAL_TABLES):
-        table = read_if_there(data_dir / name)
-        tables[name] |= {utt: table[utt] for utt in usable if table.get(utt)}
-    ctm = data_dir / "phones.ctm"
-    if ctm.is_file():
-        lines = (line for _, line in text_lines(ctm))
-        result.ctm += [line for line in lines if line.split(" ", 1)[0] in usable]
-
-
-def _count(report: dict, lang: str, audio: Audio, min_s: float, max_s: float) -> bool:
-    """Count an utterance; tell whether its length is usable."""
-    counts = report.setdefault(lang, {**dict.fromkeys(_COUNTS, 0), "hours": 0.0})
+    """Count an utterance, and take it in where its length is usable."""
+    empty = {**dict.fromkeys(_COUNTS, 0), "hours": 0.0}
+    counts = result.report.setdefault(lang, empty)
     if not min_s <= audio.seconds <= max_s:
         counts["dropped_short" if audio.seconds < min_s else "dropped_long"] += 1
-        return False
+        return
     counts["utterances"] += 1
     counts["hours"] += audio.num_samples / SAMPLE_RATE / 3600
     for name in _CHANGES:
         counts[name] += getattr(audio, name)
-    return True
+    result.tables["wav.scp"][utt] = audio.path
+    result.tables["utt2num_samples"][utt] = str(audio.num_samples)
+    result.tables["utt2lang"][utt] = lang
+    # Without speaker information every utterance is a speaker of its own.
+    result.tables["utt2spk"][utt] = utt
+    if audio.fingerprint is not None:
+        result.fingerprints[utt] = audio.fingerprint

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
@@ -92,61 +92,42 @@ def build_pretraining_corpora(
 def _build_sets(
     sets: dict, output_dir: str | Path, nj: int, seed: int, scale: float, langs
 ) -> dict[str, dict[str, float]]:
-    return {
-        f"{split}_{lang}": build_set(
-            Path(output_dir) / "audio" / f"{split}_{lang}",
-            Path(output_dir) / f"{split}_{lang}",
-            split,
-            lang,
-            options["minutes"][lang] * scale,
-            options["pool"],
-            seed,
-            round(options.get("min_utterances", 0) * scale),
-            nj,
-        )
-        for split, options in sets.items()
-        for lang in langs
-        if lang in options["minutes"]
-    }
+    results = {}
+    for split, lang in product(sets, langs):
+        options, name = sets[split], f"{split}_{lang}"
+        if lang in options["minutes"]:
+            recipe = {
+                "split": split,
+                "lang": lang,
+                "pool": options["pool"],
+                "minutes": options["minutes"][lang] * scale,
+                "min_utterances": round(options.get("min_utterances", 0) * scale),
+                "seed": seed,
+                "audio": (Path(output_dir) / "audio" / name).as_posix(),
+            }
+            results[name] = build_set(Path(output_dir) / name, recipe, nj)
+    return results
 
 
-def build_set(
-    output_dir: str | Path,
-    data_dir: str | Path,
-    split: str,
-    lang: str,
-    minutes: float,
-    pool: str,
-    seed: int = 0,
-    min_utterances: int = 0,
-    nj: int = 1,
-) -> dict[str, float]:
+def build_set(data_dir: str | Path, recipe: dict, nj: int = 1) -> dict[str, float]:
     """Synthesise one set of one language, unless it is there already.
 
     Utterances come in the order of the plan until there are ``minutes`` and
     ``min_utterances`` of them; the result does not depend on ``nj``. FLAC files go to
-    ``output_dir``, the data directory also holds ``phones.ctm``, ``utt2num_samples``
-    and ``mini.json``. ``pool`` is one of ``mini_plan.POOLS``.
+    ``audio``, the data directory also holds ``phones.ctm``, ``utt2num_samples`` and
+    ``mini.json``. ``pool`` is one of ``mini_plan.POOLS``.
     """
-    output_dir, data_dir = Path(output_dir), Path(data_dir)
-    recipe = {
-        "version": _VERSION,
-        "split": split,
-        "lang": lang,
-        "pool": pool,
-        "minutes": minutes,
-        "min_utterances": min_utterances,
-        "seed": seed,
-        "audio": output_dir.as_posix(),
-    }
+    recipe = {"version": _VERSION, **recipe}
+    output_dir, data_dir = Path(recipe["audio"]), Path(data_dir)
     stored: dict = {}
     with suppress(OSError, ValueError):
         stored = json.loads((data_dir / "mini.json").read_text(encoding="utf-8"))
     if stored.get("recipe") == recipe and output_dir.is_dir():
         logging.info("%s: already made", data_dir)
         return stored["result"]
-    plans = mini_plan.plan_utterances(split, lang, pool, seed)
-    wanted = minutes * 60, min_utterances
+    plan = (recipe[key] for key in ("split", "lang", "pool", "seed"))
+    plans = mini_plan.plan_utterances(*plan)
+    wanted = recipe["minutes"] * 60, recipe["min_utterances"]
     # The data directory appears after its audio: where it is, the audio is whole.
     with atomic_dir(output_dir) as audio_dir:
         # Absolute: worker processes outlive a change of the working directory.

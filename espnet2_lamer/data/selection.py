@@ -277,16 +277,10 @@ def _format(
     skipped: SkippedAudio,
     fingerprints: bool = False,
 ) -> FormattedSet:
-    formatted = collect_set(
-        list(directories.values()),
-        audio_dir,
-        selection.min_s,
-        selection.max_s,
-        nj,
-        None if keep is None else keep.__contains__,
-        skipped,
-        fingerprints,
-    )
+    limits, folders = (selection.min_s, selection.max_s), list(directories.values())
+    wanted = None if keep is None else keep.__contains__
+    options = nj, wanted, skipped, fingerprints
+    formatted = collect_set(folders, audio_dir, *limits, *options)
     for lang, directory in directories.items():
         counts = formatted.report.get(lang, {})
         if not counts.get("utterances"):
