@@ -65,7 +65,7 @@ def mean_gates(upstream: Upstream, speech: Iterable[Tensor], language: str) -> G
     for wave in speech:
         with record_routing(upstream) as record:
             _, frames = upstream.extract_features(wave[None], torch.tensor([len(wave)]))
-        statistics.add_record([language], record, frames)
+        statistics.add(language, record, int(frames[0]))
     return {
         (row["layer"] - 1, row["router"]): torch.tensor(
             row["mean_gate"], dtype=torch.float64

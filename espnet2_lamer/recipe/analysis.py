@@ -11,14 +11,15 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from espnet2_lamer.analysis.curves import (
+from espnet2_lamer.analysis.listening import has_routers
+from espnet2_lamer.analysis.masked_accuracy import masked_accuracy
+from espnet2_lamer.analysis.plots import (
+    plot_languages,
+    plot_layers,
     read_curves,
     write_curves,
     write_forgetting_curves,
 )
-from espnet2_lamer.analysis.listening import has_routers
-from espnet2_lamer.analysis.masked_accuracy import masked_accuracy
-from espnet2_lamer.analysis.plots import plot_languages, plot_layers
 from espnet2_lamer.analysis.routing import RoutingStatistics
 from espnet2_lamer.convert.load import read_architecture
 from espnet2_lamer.fileio.atomic import write_json
@@ -60,7 +61,7 @@ def _routing(options: Options, dev: Path, utt2lang: dict[str, str]) -> None:
     for utt, speech, length in _read(audio, sorted(utt2lang), "routing"):
         with record_routing(model) as record:
             _, frames = model.extract_features(speech, length)
-        statistics.add_record([utt2lang[utt]], record, frames)
+        statistics.add(utt2lang[utt], record, int(frames[0]))
     statistics.save(options.analysis / "routing.json")
     found = statistics.information(options.seed)
     write_json(

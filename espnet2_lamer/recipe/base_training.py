@@ -91,7 +91,7 @@ def train_from_nothing(
             save_huggingface(_backbone(here / "exp", best), done)
         teacher = str(done)
         start = ["--encoder_conf", f"base={done}"]
-    from espnet2_lamer.analysis.curves import write_curves
+    from espnet2_lamer.analysis.plots import write_curves
 
     write_curves(
         {

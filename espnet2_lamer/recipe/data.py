@@ -10,8 +10,7 @@ from espnet2_lamer.recipe.options import Options
 def prepare_corpus(options: Options) -> None:
     """Stage 1: what ``local/data.py CORPUS`` does; public corpora are joined."""
     from espnet2_lamer.data.corpora import CORPORA, MHUBERT147_AUDIO
-    from espnet2_lamer.data.corpora.join import join_corpora
-    from espnet2_lamer.data.corpora.prepare import prepare
+    from espnet2_lamer.data.corpora.prepare import join_corpora, prepare
     from espnet2_lamer.data.sets import remove_other_corpora
 
     corpora = list(dict.fromkeys(options.corpus.split()))

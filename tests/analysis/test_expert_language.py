@@ -51,7 +51,7 @@ def test_choices_are_counted_per_utterance_and_router():
         record = RoutingRecord()
         record.add(1, "ffn", probs, probs)
         record.add(3, "ffn", torch.full((1, 6, 2), 0.5), torch.full((1, 6, 2), 0.5))
-        statistics.add_record([lang], record, torch.tensor([6]))
+        statistics.add(lang, record, 6)
     found = statistics.information()
     assert list(found) == [(1, "ffn"), (3, "ffn")]
     assert found[1, "ffn"].value == pytest.approx(
