@@ -13,6 +13,7 @@ from espnet2_lamer.convert.load import read_architecture
 from espnet2_lamer.convert.state import check_fit
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import clear_errors
+from espnet2_lamer.layers.config import check_values
 
 MAX_CLASSES = 2**20
 
@@ -24,20 +25,17 @@ def checked_config(config: Mapping[str, Any], source: object) -> dict[str, Any]:
         RecipeError: It is of another model, or a value is of the wrong kind.
     """
     classes, tokens = config.get("num_classes"), config.get("token_list")
+    encoder, outer, inner = map(config.get, ("encoder", "encoder_conf", "model_conf"))
     enough = isinstance(classes, int) and 0 < classes <= MAX_CLASSES
-    for key, right, expected in (
-        ("encoder", config.get("encoder") == OURS, repr(OURS)),
-        ("encoder_conf", isinstance(config.get("encoder_conf"), dict), "a mapping"),
-        ("model_conf", isinstance(config.get("model_conf"), dict), "a mapping"),
+    table = [
+        ("encoder", encoder, encoder == OURS, repr(OURS)),
+        ("encoder_conf", outer, isinstance(outer, dict), "a mapping"),
+        ("model_conf", inner, isinstance(inner, dict), "a mapping"),
         # A name would be read as a file.
-        ("token_list", isinstance(tokens, list), "the list of units"),
-        ("num_classes", enough, f"1 to {MAX_CLASSES} units"),
-    ):
-        if not right:
-            raise RecipeError(
-                f"{source}: {key}: found {str(config.get(key))[:80]!r}, expected "
-                f"{expected}"
-            )
+        ("token_list", tokens, isinstance(tokens, list), "the list of units"),
+        ("num_classes", classes, enough, f"1 to {MAX_CLASSES} units"),
+    ]
+    check_values(f"{source}: ", table)
     return deepcopy(dict(config)) | {"encoder": OURS, "model": "lamer"}
 
 

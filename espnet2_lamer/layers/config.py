@@ -1,13 +1,29 @@
 """Options of a mixture of LoRA experts, and how many experts each layer gets."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from espnet2_lamer.errors import RecipeError
 
 LINEARS = ("intermediate_dense", "output_dense")
 TARGETS = (*LINEARS, "ffn")
 ROUTERS = ("ffn", "projection")
 BALANCES = ("loss", "bias", "importance", "none")
+
+
+def check_values(prefix: str, table: Iterable[tuple[str, Any, Any, str]]) -> None:
+    """Refuse the first wrong value among ``(key, value, is right, what is expected)``.
+
+    Raises:
+        RecipeError: With the key, what was found and what is expected.
+    """
+    for key, value, right, expected in table:
+        if not right:
+            raise RecipeError(
+                f"{prefix}{key}: found {repr(value)[:80]}, expected {expected}"
+            )
 
 
 @dataclass
@@ -44,26 +60,18 @@ class LamerConfig:
 
     def __post_init__(self) -> None:
         self.targets = tuple(self.targets)
-        for key, right, expected in (
-            (
-                "targets",
-                self.targets and set(self.targets) <= set(TARGETS),
-                f"a non-empty subset of {list(TARGETS)}",
-            ),
-            ("router", self.router in ROUTERS, f"one of {list(ROUTERS)}"),
-            ("balance", self.balance in BALANCES, f"one of {list(BALANCES)}"),
-            ("rank", self.rank >= 1, "1 or more"),
-            (
-                "top_k",
-                self.top_k is None or self.top_k >= 1,
-                "1 or more, or null for soft routing",
-            ),
-            ("dropout", 0.0 <= self.dropout < 1.0, "[0, 1)"),
-        ):
-            if not right:
-                found = getattr(self, key)
-                found = list(found) if key == "targets" else found
-                raise ValueError(f"lamer.{key}: found {found!r}, expected {expected}")
+        targets, router, balance = list(self.targets), self.router, self.balance
+        some = targets and set(targets) <= set(TARGETS)
+        used, soft = self.top_k, "1 or more, or null for soft routing"
+        table = [
+            ("targets", targets, some, f"a non-empty subset of {list(TARGETS)}"),
+            ("router", router, router in ROUTERS, f"one of {list(ROUTERS)}"),
+            ("balance", balance, balance in BALANCES, f"one of {list(BALANCES)}"),
+            ("rank", self.rank, self.rank >= 1, "1 or more"),
+            ("top_k", used, used is None or used >= 1, soft),
+            ("dropout", self.dropout, 0.0 <= self.dropout < 1.0, "[0, 1)"),
+        ]
+        check_values("lamer.", table)
 
 
 def parse_allocation(

@@ -31,16 +31,9 @@ class RoutingRecord:
     def __init__(self) -> None:
         self._routings: dict[tuple[int, str], Routing] = {}
 
-    def add(
-        self,
-        layer: int,
-        name: str,
-        probs: Tensor,
-        gates: Tensor,
-        router: Router | None = None,
-    ) -> None:
+    def add(self, routing: Routing) -> None:
         """Store one router's output; a second forward replaces the first."""
-        self._routings[layer, name] = Routing(layer, name, probs, gates, router)
+        self._routings[routing.layer, routing.name] = routing
 
     def __iter__(self) -> Iterator[Routing]:
         return iter(self._routings.values())
@@ -105,7 +98,7 @@ class LamerFeedForward(nn.Module):
         router = self.routers[name]
         gates, probs = router(x)
         if self.record is not None:
-            self.record.add(self.layer, name, probs, gates, router)
+            self.record.add(Routing(self.layer, name, probs, gates, router))
         return gates
 
     def _linear(self, name: str, x: Tensor, ffn_gates: Tensor | None) -> Tensor:

@@ -20,16 +20,6 @@ def adapter_kinds(model: nn.Module) -> dict[nn.Parameter, str]:
     }
 
 
-def state_buffers(model: nn.Module) -> set[str]:
-    """Return the names, in the model's state, of buffers that training changes."""
-    return {
-        f"{prefix}.{name}" if prefix else name
-        for prefix, module in model.named_modules()
-        if hasattr(module, "state_buffers")
-        for name in module.state_buffers()
-    }
-
-
 @contextmanager
 def record_routing(model: nn.Module) -> Iterator[RoutingRecord]:
     """Record ``probs`` and ``gates`` of every router in ``model`` inside the block.
@@ -105,24 +95,21 @@ def parameter_report(model: nn.Module) -> dict[str, int | float]:
     total = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     lora, router = sizes["lora_A"] + sizes["lora_B"], sizes["routers"]
-    counts = {
+    backbone = total - lora - router - head
+
+    def percent(part: int, whole: int) -> float:
+        return 100.0 * part / whole if whole else 0.0
+
+    return {
         "total": total,
-        "backbone": total - lora - router - head,
+        "backbone": backbone,
         "trainable": trainable,
         "lora": lora,
         "router": router,
         "head": head,
         "active": active,
+        "trainable_percent_of_total": percent(trainable, total),
+        "trainable_percent_of_backbone": percent(trainable, backbone),
+        "lora_and_router_percent_of_backbone": percent(lora + router, backbone),
+        "active_percent_of_backbone": percent(active, backbone),
     }
-    parts = {**counts, "lora_and_router": lora + router}
-    percentages = {}
-    for part, whole in (
-        ("trainable", "total"),
-        ("trainable", "backbone"),
-        ("lora_and_router", "backbone"),
-        ("active", "backbone"),
-    ):
-        size = counts[whole]
-        share = 100.0 * parts[part] / size if size else 0.0
-        percentages[f"{part}_percent_of_{whole}"] = share
-    return {**counts, **percentages}

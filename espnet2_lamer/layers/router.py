@@ -76,10 +76,6 @@ class Router(nn.Module):
         """What is trained beside a frozen base, by kind."""
         return {"routers": self.weight}
 
-    def state_buffers(self) -> dict[str, Tensor]:
-        """Buffers that training changes, and every checkpoint has to keep."""
-        return dict(self.named_buffers())
-
     @property
     def is_sparse(self) -> bool:
         """Whether some expert is left out for every frame."""

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,12 @@ import torch
 from torch import Tensor
 
 from espnet2_lamer.asr.upstream import Upstream
-from espnet2_lamer.convert import load_hubert
-from espnet2_lamer.convert.architecture import build_hubert
-from espnet2_lamer.convert.espnet_experiment import HUBERT
 from espnet2_lamer.convert.load import can_be_fetched, local_source, source_sha256
-from espnet2_lamer.convert.state import check_fit
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import clear_errors
-from espnet2_lamer.layers import LamerConfig, add_lamer
-from espnet2_lamer.layers.inspection import state_buffers
-from espnet2_lamer.tasks.pretrained import restore_pretraining_model
+from espnet2_lamer.hubert.config_check import MAX_CLASSES
+from espnet2_lamer.layers.config import check_values
+from espnet2_lamer.tasks.pretrained import as_upstream, restore_pretraining_model
 
 SUFFIX = ".safetensors"
 FORMAT = 1
@@ -29,7 +25,6 @@ FORMAT = 1
 # safetensors writes several in any order.
 METADATA = "espnet2_lamer"
 CENTROIDS = "codebook.centroids"
-_EXPERTS = f"{HUBERT}wav2vec2."
 
 
 @dataclass(frozen=True)
@@ -77,64 +72,26 @@ def read_adapter(path: str | Path) -> Adapter:
 
 
 def load_adapter(path: str | Path, base: str | Path | None = None) -> Upstream:
-    """Put an adapter file on its base.
-
-    Args:
-        path: File of :func:`write_adapter`.
-        base: Its base, in any format that
-            :func:`~espnet2_lamer.convert.load_hubert` reads; default is the name in
-            the file, if that can be found.
-
-    Raises:
-        RecipeError: The file is damaged, or the base is another one or not found.
-    """
-    adapter = read_adapter(path)
-    hubert = load_hubert(_find_base(adapter, base, path))
-    conf = adapter.metadata["encoder_conf"]
-    _check_architecture(adapter, hubert.architecture, path)
-    found = _part(adapter.tensors)
-    with clear_errors(path):
-        config = LamerConfig(**conf["lamer"])
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            planned = add_lamer(build_hubert(hubert.architecture), config)
-        trained = {name for name, p in planned.named_parameters() if p.requires_grad}
-        kept = trained | state_buffers(planned)
-        expected = {k: v for k, v in planned.state_dict().items() if k in kept}
-        check_fit(expected, found, path)
-        if not all(
-            value.dtype == expected[name].dtype for name, value in found.items()
-        ):
-            raise RecipeError(f"{path}: found other numbers than float32 in experts")
-        hubert = add_lamer(hubert, config)
-        hubert.load_state_dict(found, strict=False)
-        # It trained where the base has none.
-        mask = adapter.tensors.get(f"{HUBERT}mask_generator.mask_embedding")
-        hubert.mask_embedding = hubert.mask_embedding if mask is None else mask
-        return Upstream(
-            hubert.eval(),
-            {**asdict(config), "targets": list(config.targets)},
-            bool(conf["final_norm"]),
-        )
+    """Put the experts of an adapter file on their base; see the function below."""
+    return as_upstream(load_adapter_for_pretraining(path, base))
 
 
 def load_adapter_for_pretraining(path: str | Path, base: str | Path | None = None):
     """Return the whole ``LamerHubertPretrainModel`` of an adapter file, head included.
 
-    Args:
-        path: As :func:`load_adapter`.
-        base: As :func:`load_adapter`.
+    The base may have any format that :func:`~espnet2_lamer.convert.load_hubert` reads;
+    default is the name in the file, if that can be found.
 
     Raises:
-        RecipeError: As :func:`load_adapter`.
+        RecipeError: The file is damaged, or the base is another one or not found.
     """
     from espnet2_lamer.asr.encoder.lamer_hubert import BASE_HASH, GUARD
 
     adapter = read_adapter(path)
     data = adapter.metadata
-    where = _find_base(adapter, base, path)
     config = {
         "encoder": "lamer_hubert",
-        "encoder_conf": {**data["encoder_conf"], "base": str(where)},
+        "encoder_conf": data["encoder_conf"],
         "model_conf": data["model_conf"],
         "num_classes": data["num_classes"],
         "token_list": [*map(str, range(data["num_classes"])), "<unk>", "<sos/eos>"],
@@ -143,7 +100,10 @@ def load_adapter_for_pretraining(path: str | Path, base: str | Path | None = Non
     digest = bytes.fromhex(data["base"]["sha256"])
     state[f"encoder.{BASE_HASH}"] = torch.tensor(list(digest), dtype=torch.uint8)
     state[f"encoder.{GUARD}"] = torch.empty(0)
-    return restore_pretraining_model(config, state, None, Path(path))
+    where = _find_base(adapter, base, path)
+    model = restore_pretraining_model(config, state, where, Path(path))
+    _check_architecture(adapter, model.encoder.architecture, path)
+    return model
 
 
 def content_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
@@ -164,26 +124,23 @@ def _check_metadata(metadata: Any, path: Path) -> None:
             f"{path}: format: found {found.get('format')!r}, expected {FORMAT}; a "
             "later version of this package may read it"
         )
-    base = found.get("base")
-    checks = {
+    base, conf = found.get("base"), found.get("encoder_conf")
+    right = {
         "sha256": isinstance(found.get("sha256"), str),
         "base": isinstance(base, dict)
         and isinstance(base.get("name"), str)
         and isinstance(base.get("architecture"), dict)
-        and re.fullmatch("[0-9a-f]{64}", str(base.get("sha256"))) is not None,
-        "num_classes": isinstance(found.get("num_classes"), int)
-        and 0 < found["num_classes"] < 2**20,
-        "encoder_conf": isinstance(conf := found.get("encoder_conf"), dict)
+        and re.fullmatch("[0-9a-f]{64}", str(base.get("sha256"))),
+        "num_classes": isinstance(classes := found.get("num_classes"), int)
+        and 0 < classes <= MAX_CLASSES,
+        "encoder_conf": isinstance(conf, dict)
         and isinstance(conf.get("lamer"), dict)
         and isinstance(conf.get("final_norm"), bool),
         "model_conf": isinstance(found.get("model_conf"), dict),
     }
-    for key, right in checks.items():
-        if not right:
-            raise RecipeError(
-                f"{path}: {key}: found {str(found.get(key))[:80]!r}, which bin.export "
-                "does not write; fetch the file again"
-            )
+    expected = "what bin.export writes; fetch the file again"
+    table = [(key, found.get(key), good, expected) for key, good in right.items()]
+    check_values(f"{path}: ", table)
 
 
 def _find_base(adapter: Adapter, base: str | Path | None, path: str | Path) -> str:
@@ -225,11 +182,3 @@ def _check_architecture(
                 f"{path}: {key} of the base: found {found.get(key)!r}, expected "
                 f"{expected.get(key)!r} as in training; restore the base's config"
             )
-
-
-def _part(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(_EXPERTS): value
-        for name, value in tensors.items()
-        if name.startswith(_EXPERTS)
-    }

@@ -13,7 +13,7 @@ from espnet2_lamer.analysis.routing import (
     mutual_information,
 )
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.layers.feed_forward import RoutingRecord
+from espnet2_lamer.layers.feed_forward import Routing, RoutingRecord
 from espnet2_lamer.metrics.similarity import entropy
 
 
@@ -52,8 +52,8 @@ def test_a_recorded_batch_counts_real_frames_under_their_language():
     probs = random_probs(0, 2, 9, 3)
     probs[1, 5:] = math.nan
     record = RoutingRecord()
-    record.add(0, "ffn", probs, top2(probs))
-    record.add(1, "output_dense", probs, top2(probs))
+    record.add(Routing(0, "ffn", probs, top2(probs)))
+    record.add(Routing(1, "output_dense", probs, top2(probs)))
     statistics = RoutingStatistics()
     statistics.add_record(["yue", "cmn"], record, torch.tensor([9, 5]))
     by_hand = RoutingStatistics()
