@@ -32,13 +32,9 @@ class WhisperLoraDecoder(WhisperHalf, AbsDecoder, BatchScorerInterface):
 
     To ESPnet a hypothesis is ``<sos>``, text, ``<eos>``; the prompt with the
     utterance's language takes the place of ``<sos>`` inside. ``prompt`` and ``route``
-    are those of the batch that was encoded last; the model sets them.
-
-    Args:
-        vocab_size: Whisper's, special tokens included.
-        encoder_output_size: Width D of the encoder.
-        whisper: As :class:`~espnet2_lamer.whisper.encoder.WhisperLoraEncoder`, like
-            ``dims`` and ``lora``.
+    are those of the batch that was encoded last; the model sets them. ``whisper``,
+    ``dims`` and ``lora`` are as in
+    :class:`~espnet2_lamer.whisper.encoder.WhisperLoraEncoder`.
 
     Raises:
         RecipeError: The token list is not Whisper's.
@@ -87,14 +83,10 @@ class WhisperLoraDecoder(WhisperHalf, AbsDecoder, BatchScorerInterface):
         keep_states: bool = False,
         cache: list[BlockCache] | None = None,
     ) -> Decoded:
-        """Score the tokens that follow the prompt.
+        """Score the tokens that follow the prompt, with the encoder's route.
 
-        Args:
-            encoded: What the encoder yields; its route is the decoder's, too.
-            prompt: Ids ``[B, P]``, empty (``P = 0``) when a cache has them.
-            tokens: Text so far ``[B, U]``.
-            keep_states: Whether to return every block's output.
-            cache: Keys and values of what came before, empty at first; filled here.
+        The prompt's ids are ``[B, P]``, ``P = 0`` when a cache has them, those of the
+        text so far ``[B, U]``. The cache, empty at first, is filled here.
 
         Returns:
             Logits of position ``u`` predict token ``u``, so there is one more than

@@ -30,14 +30,9 @@ def log_mel(
     """Compute what Whisper computes, from each utterance's own samples alone.
 
     openai-whisper pads to 30 s with zeros. Its frames up to an utterance's end are
-    these; what stands in a batch beyond an utterance's end changes nothing.
-
-    Args:
-        speech: Waveforms ``[B, n]``, 16 kHz.
-        lengths: Valid samples ``[B]``.
-        n_mels: 80 or 128.
-        min_seconds: As :class:`WhisperLoraEncoder`.
-        trailing_silence: As there, as far as 30 s allow.
+    these; what stands in a batch beyond an utterance's end changes nothing. Waveforms
+    are ``[B, n]``, 16 kHz, their lengths ``[B]``, ``n_mels`` is 80 or 128; silence is
+    that of :class:`WhisperLoraEncoder`, as far as 30 s allow.
 
     Returns:
         Spectrogram ``[B, n_mels, F]``, zero in padding, and frames ``[B]``,
@@ -193,14 +188,10 @@ class WhisperLoraEncoder(WhisperHalf, AbsEncoder):
         route: Route | None,
         keep_states: bool = False,
     ) -> Encoded:
-        """Encode with a route.
+        """Encode waveforms ``[B, n]``, 16 kHz, of ``lengths [B]`` with a route.
 
-        Args:
-            speech: Waveforms ``[B, n]``, 16 kHz.
-            lengths: Valid samples ``[B]``.
-            route: LoRA by utterance. ``None`` is the plain Whisper; with MoLE it
-                is the identified language, by arg-max.
-            keep_states: Whether to return every block's output.
+        Without a route it is the plain Whisper; with MoLE that of the identified
+        language, by arg-max.
 
         Raises:
             RecipeError: A LoRA of the route is not there, or an utterance is empty or

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from espnet2_lamer.convert.state import check_fit
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path
 from espnet2_lamer.whisper.lora import expert_linears, lora_names
@@ -18,30 +19,24 @@ NEW_TOKEN = "new_token"
 
 
 def expert_state(model: nn.Module, language: str) -> dict[str, Tensor]:
-    """Return one expert's tensors by the path of the Linear they adapt.
-
-    Args:
-        model: With ``encoder`` and ``decoder`` of this package.
-        language: Name of the LoRA.
+    """Return the tensors of a LoRA by the path of the Linear they adapt.
 
     Raises:
         RecipeError: There is no such expert.
     """
     state: dict[str, Tensor] = {}
     for side in ("encoder", "decoder"):
-        half = getattr(model, side)
-        for path, linear in expert_linears(half.whisper).items():
-            if language not in linear.experts:
-                raise RecipeError(
-                    f"no expert for language {language}, found experts for "
-                    f"{', '.join(lora_names(half))}"
-                )
-            for name, value in linear.adapter_parameters(language).items():
-                state[f"{side}.{path}.{name}"] = value
+        for path, linear in expert_linears(getattr(model, side).whisper).items():
+            if language in linear.experts:
+                for name, value in linear.adapter_parameters(language).items():
+                    state[f"{side}.{path}.{name}"] = value
+    if not state:
+        raise RecipeError(
+            f"no expert for language {language}, found experts for "
+            f"{', '.join(lora_names(model)) or 'none'}"
+        )
     if language in model.decoder.new_tokens:
         state[NEW_TOKEN] = model.decoder.new_tokens[language]
-    if not state:
-        raise RecipeError(f"no expert for language {language}: the model has no LoRA")
     return state
 
 
@@ -71,12 +66,7 @@ def save_expert(model: nn.Module, language: str, path: str | Path) -> None:
 
 @torch.no_grad()
 def load_expert(model: nn.Module, language: str, path: str | Path) -> None:
-    """Read an expert into a model that has a place for it.
-
-    Args:
-        model: As :func:`expert_state`.
-        language: Name of the place; a file of another language is refused.
-        path: What :func:`save_expert` wrote.
+    """Read what :func:`save_expert` wrote into a model that has a place for it.
 
     Raises:
         RecipeError: The file is missing, no expert's, of another language, or does not
@@ -102,12 +92,13 @@ def load_expert(model: nn.Module, language: str, path: str | Path) -> None:
                 f"{path}: {key}: found {found.get(key)!r}, expected {value!r}; the "
                 "expert belongs to another model or configuration"
             )
-    if {n: v.shape for n, v in state.items()} != {n: v.shape for n, v in own.items()}:
-        wrong = sorted(set(state) ^ set(own)) or sorted(state)
+    try:
+        check_fit(own, state, path)
+    except RecipeError as error:
         raise RecipeError(
-            f"{path}: its tensors do not fit the model, e.g. {wrong[0]}; lora.encoder, "
-            "lora.decoder and language_tokens must be what it was trained with"
-        )
+            f"{error}; lora.encoder, lora.decoder and language_tokens must be what it "
+            "was trained with"
+        ) from error
     for name, value in state.items():
         own[name].copy_(value)
 

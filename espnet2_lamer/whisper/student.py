@@ -29,13 +29,9 @@ def truncated_mean(
 ) -> tuple[Tensor, Tensor]:
     """Return the best rank-R approximation of the mean of low-rank products.
 
-    The mean of N products of rank r is P Q with inner size N * r. QR of both factors
-    leaves an SVD of that size instead of the full matrix's; singular vectors are the
-    same.
-
-    Args:
-        pairs: N pairs ``B [d_out, r]``, ``A [r, d_in]``; ranks may differ.
-        rank: R.
+    The mean of N products ``B [d_out, r]``, ``A [r, d_in]`` is P Q with inner size
+    N * r. QR of both factors leaves an SVD of that size instead of the full matrix's;
+    singular vectors are the same.
 
     Returns:
         ``B [d_out, k]`` and ``A [k, d_in]`` in float32, ``k = min(R, N * r, d_out,
@@ -107,12 +103,8 @@ class TeacherCache:
     """One safetensors file an utterance, in bfloat16.
 
     A second of speech takes 0.3 MB for Whisper-base and 2.5 MB for medium: meant for
-    small sets. An entry answers for one teacher, one audio length and one text; any
-    other is made anew.
-
-    Args:
-        folder: Where to; it may be shared by runs with the same experts.
-        teacher: Identity of the experts and of Whisper.
+    small sets. An entry answers for one teacher (experts and Whisper), one audio length
+    and one text; any other is made anew. Runs with the same experts may share a folder.
     """
 
     def __init__(self, folder: str | Path, teacher: str) -> None:
@@ -208,15 +200,8 @@ class StudentLoss:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Add the losses up; that of hidden states is a mean over both halves' layers.
 
-        Args:
-            asr: The ASR loss.
-            student: The student's states.
-            teacher: The teacher's.
-            logits: The student's and the teacher's ``[B, U, V]``.
-            real: Frames ``[B, T]`` and positions ``[B, U]`` that are not padding.
-
-        Returns:
-            Loss and statistics.
+        ``logits`` are the student's and the teacher's ``[B, U, V]``, ``real`` the
+        frames ``[B, T]`` and positions ``[B, U]`` that are not padding.
         """
         divergence = jensen_shannon(*logits, real[1], self.temperature)
         stats = {"loss_logit": divergence.detach()}

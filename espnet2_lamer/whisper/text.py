@@ -32,14 +32,10 @@ def tokenizer_of(n_vocab: int) -> Tokenizer:
 
 
 class Prompts:
-    """Prompts by language.
+    """Prompts by language, for a vocabulary of ``n_vocab`` tokens.
 
     New prompt vectors have ids from ``n_vocab`` on, in the order of the languages
     that have one; they are inputs only, never predicted.
-
-    Args:
-        config: Languages and their tokens.
-        n_vocab: Size of Whisper's vocabulary.
 
     Raises:
         RecipeError: A language's token is not in the vocabulary.
@@ -99,13 +95,8 @@ class Prompts:
     def suppress(self, logits: Tensor, first: bool) -> Tensor:
         """Exclude what is no text, as Whisper's own decoding does.
 
-        Args:
-            logits: Scores of the next token ``[..., V]``.
-            first: Whether it is the first of the text, which is neither a space nor
-                the end.
-
-        Returns:
-            The scores with special tokens and timestamps at minus infinity.
+        Special tokens and timestamps of ``logits [..., V]`` go to minus infinity, with
+        the text's ``first`` token also a space and the end.
         """
         eot = self.tokenizer.eot
         logits = logits.clone()
@@ -170,9 +161,6 @@ def decode_text(tokens: Iterable[int]) -> str:
 class WhisperTokens:
     """ESPnet's tokenizer and token-to-id converter for ``whisper_multilingual``.
 
-    Args:
-        model_type: ``whisper_multilingual``.
-
     Raises:
         RecipeError: Another type.
     """
@@ -204,8 +192,7 @@ class WhisperTokens:
 
     def ids2tokens(self, integers: np.ndarray | Iterable[int]) -> list[str]:
         """Return printable tokens."""
-        tokens = token_list()
-        return [tokens[int(number)] for number in integers]
+        return [token_list()[int(number)] for number in integers]
 
     def tokens2ids(self, tokens: Iterable[str]) -> list[int]:
         """Return ids of printable tokens."""

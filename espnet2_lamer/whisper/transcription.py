@@ -38,12 +38,9 @@ def transcribe(
 ) -> Transcription:
     """Write down what is said, greedily, a whole batch at a time.
 
-    Args:
-        model: In eval mode.
-        speech: Waveforms ``[B, n]``, 16 kHz.
-        speech_lengths: Valid samples ``[B]``.
-        languages: One for all or one each; ``None`` identifies them.
-        max_tokens: Most tokens of a text; bounded by the audio's length anyway.
+    Waveforms are ``[B, n]``, 16 kHz, their lengths ``[B]``; ``languages`` is one for
+    all or one each, ``None`` identifies them. A text has at most ``max_tokens``, and is
+    bounded by the audio's length anyway.
 
     Raises:
         RecipeError: As :meth:`WhisperLoraModel.route`.
