@@ -1,6 +1,7 @@
 """Which utterances an epoch has, in which batches, and the iterator over them."""
 
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,9 +57,9 @@ def chosen_utterances(
             is left.
     """
     utt2lang = read_table(utt2lang_file, "audio formatting")
-    by_lang: dict[str, list[str]] = {}
+    by_lang = defaultdict(list)
     for utt in sorted(lengths):
-        by_lang.setdefault(utt2lang.get(utt, ""), []).append(utt)
+        by_lang[utt2lang.get(utt, "")].append(utt)
     unknown = by_lang.pop("", [])
     if excluded and unknown:
         raise RecipeError(
@@ -125,12 +126,13 @@ def make_batches(
         batches[-1].append(name)
     if len(batches[-1]) < ranks:
         # The rest of the last batch comes from the one before, whose lengths are next.
-        missing = ranks - len(batches[-1])
-        if len(batches[-2]) - missing >= ranks:
-            batches[-1] = batches[-2][-missing:] + batches[-1]
-            del batches[-2][-missing:]
+        rest = batches.pop()
+        missing = ranks - len(rest)
+        if len(batches[-1]) - missing >= ranks:
+            rest = batches[-1][-missing:] + rest
+            del batches[-1][-missing:]
+            batches.append(rest)
         else:
-            rest = batches.pop()
             batches[-1] += rest
     if shuffle:
         batches = [batches[i] for i in generator.permutation(len(batches))]
@@ -170,15 +172,10 @@ class CheckedDataset(Dataset):
 class BucketIterFactory(AbsIterFactory):
     """Builds one epoch's iterator; everything follows from (seed, epoch).
 
-    Args:
-        dataset: Maps an utterance id to ``(id, data)``.
-        lengths: Samples per utterance.
-        batch_bins: Samples per batch, padding included, over all ranks.
-        make_collate: Called with the epoch.
-        num_iters_per_epoch: Batches per epoch; ``None`` means one pass over the data.
-        seed: Seed of the order.
-        train: Shuffle and crop.
-        rank: This process's share of every batch is ``batch[rank::world_size]``.
+    ``dataset`` maps an utterance to ``(id, data)``; ``lengths`` and ``batch_bins``
+    (padding and all ranks included) are in samples. An epoch has
+    ``num_iters_per_epoch`` batches, or is a pass over the data; training shuffles and
+    crops. This process's share of a batch is ``batch[rank::world_size]``.
     """
 
     dataset: Any
@@ -254,10 +251,6 @@ class BucketIterFactory(AbsIterFactory):
         )
         name = f"epoch {epoch}, {'training' if self.train else 'validation'}"
         # Standard error itself may be redirected to a log while ESPnet trains.
-        return tqdm(
-            loader,
-            desc=name,
-            leave=False,
-            file=sys.__stderr__,
-            disable=self.rank > 0 or not sys.__stderr__.isatty(),
-        )
+        stream = sys.__stderr__
+        hidden = self.rank > 0 or not stream.isatty()
+        return tqdm(loader, desc=name, leave=False, file=stream, disable=hidden)

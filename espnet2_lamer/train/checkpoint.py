@@ -1,13 +1,13 @@
 """Step checkpoints, written whole and hashed; what exact resume needs and compares."""
 
 import argparse
+import copy
 import datetime
 import json
 import logging
 import os
 import random
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -122,11 +122,8 @@ class CheckpointStore:
                     return torch.load(path, map_location="cpu", weights_only=True)
                 except Exception as error:
                     reason = short_reason(error)
-            logging.warning(
-                "%s: damaged or not finished (%s); using the one before it",
-                path,
-                reason,
-            )
+            broken = "damaged or not finished"
+            logging.warning("%s: %s (%s); using the one before", path, broken, reason)
         if paths:
             raise RecipeError(
                 f"{self.directory}: all {len(paths)} checkpoints are damaged; remove "
@@ -174,7 +171,7 @@ def check_ranks(found: dict[str, str]) -> None:
 def check_fingerprint(
     saved: dict[str, str], now: dict[str, str], where: Any, allow_changed: bool
 ) -> list[str]:
-    """Return the differences between two fingerprints, one line each.
+    """Return and warn of the differences between two fingerprints, one line each.
 
     Raises:
         RecipeError: There are some, and they were not allowed.
@@ -187,6 +184,8 @@ def check_fingerprint(
             + ". Train into another directory (--output_dir, --expdir), restore them, "
             "or go on all the same with --allow_changed true"
         )
+    for change in changes:
+        logging.warning("resumed under another condition: %s", change)
     return changes
 
 
@@ -211,11 +210,11 @@ def random_state(device: str) -> dict[str, Any]:
     a later process may see more or fewer.
     """
     version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    name, keys, position, *gaussian = np.random.get_state()
     return {
         "python": [version, list(internal), gauss],
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position],
-        "numpy_gauss": [has_gauss, cached],
+        "numpy_gauss": gaussian,
         "torch": torch.get_rng_state(),
         "cuda": [torch.cuda.get_rng_state()] if device == "cuda" else [],
     }
@@ -226,10 +225,8 @@ def set_random_state(state: dict[str, Any], device: str) -> None:
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position = state["numpy"]
-    has_gauss, cached = state["numpy_gauss"]
-    np.random.set_state(
-        (name, keys.numpy().astype(np.uint32), position, has_gauss, cached)
-    )
+    keys = keys.numpy().astype(np.uint32)
+    np.random.set_state((name, keys, position, *state["numpy_gauss"]))
     torch.set_rng_state(state["torch"])
     before = "cuda" if state["cuda"] else "cpu"
     if before != device:
@@ -244,33 +241,29 @@ def set_random_state(state: dict[str, Any], device: str) -> None:
 
 def reporter_state(reporter: Reporter) -> dict[str, Any]:
     """ESPnet's per-epoch results as plain values; durations as seconds."""
-    return {"epoch": reporter.epoch, "stats": _each(_plain, reporter.stats)}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, datetime.timedelta):
+            return value.total_seconds()
+        return value.item() if isinstance(value, np.generic) else value
+
+    stats = copy.deepcopy(reporter.stats)
+    for figures in _parts(stats):
+        figures.update({key: plain(value) for key, value in figures.items()})
+    return {"epoch": reporter.epoch, "stats": stats}
 
 
 def set_reporter_state(reporter: Reporter, state: dict[str, Any]) -> None:
     """Inverse of :func:`reporter_state`."""
     reporter.epoch = state["epoch"]
-    reporter.stats = _each(_espnets, state["stats"])
+    reporter.stats = copy.deepcopy(state["stats"])
+    for figures in _parts(reporter.stats):
+        if "time" in figures:
+            figures["time"] = datetime.timedelta(seconds=figures["time"])
 
 
-def _each(change: Callable[[str, Any], Any], stats: dict) -> dict:
-    return {
-        epoch: {
-            part: {key: change(key, value) for key, value in figures.items()}
-            for part, figures in parts.items()
-        }
-        for epoch, parts in stats.items()
-    }
-
-
-def _plain(key: str, value: Any) -> Any:
-    if isinstance(value, datetime.timedelta):
-        return value.total_seconds()
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _espnets(key: str, value: Any) -> Any:
-    return datetime.timedelta(seconds=value) if key == "time" else value
+def _parts(stats: dict[int, dict[str, dict]]) -> list[dict[str, Any]]:
+    return [figures for parts in stats.values() for figures in parts.values()]
 
 
 def sub_reporter_state(reporter: SubReporter) -> dict[str, Any]:
@@ -283,11 +276,8 @@ def sub_reporter_state(reporter: SubReporter) -> dict[str, Any]:
         else:
             rows = [[float(v.value)] for v in values]
         stats[key] = torch.tensor(rows, dtype=torch.float64)
-    return {
-        "count": reporter.count,
-        "total_count": reporter.total_count,
-        "stats": stats,
-    }
+    counts = {"count": reporter.count, "total_count": reporter.total_count}
+    return {**counts, "stats": stats}
 
 
 def set_sub_reporter_state(reporter: SubReporter, state: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,8 @@ FIRST_UPDATES = 20
 class Health:
     """Checks labels, tries the largest batch, times updates; writes ``health.json``.
 
-    Only the first rank reads files and writes; what it finds wrong stops all.
-
-    Args:
-        model: Not wrapped.
-        factories: ``train`` and ``valid``, each a
-            :class:`~espnet2_lamer.train.batching.BucketIterFactory`.
-        options: :class:`~espnet2_lamer.train.trainer.LamerTrainerOptions`.
+    Only the first rank reads files and writes; what it finds wrong stops all. The
+    factories are those of ``train`` and ``valid``, the model is not wrapped.
     """
 
     model: torch.nn.Module
@@ -67,7 +63,10 @@ class Health:
         """
         message: list[Any] = [None, {}]
         if self.is_first:
-            self.report = _read(self.path) if updates else {}
+            if updates:
+                # Gone or damaged, it is begun anew.
+                with suppress(OSError, ValueError):
+                    self.report = json.loads(self.path.read_text(encoding="utf-8"))
             try:
                 self._check_labels(brief=updates > 0)
                 message[1] = self.standards
@@ -152,9 +151,9 @@ class Health:
         per_epoch = self._updates(shares.batches)
         total = per_epoch * self.options.max_epoch
         passes = shares.passes * self.options.max_epoch
-        self.pace = Pace(
-            per_epoch, self.options.max_epoch, max(2, min(FIRST_UPDATES, total))
-        )
+        first = max(2, min(FIRST_UPDATES, total))
+        self.pace = Pace(per_epoch, self.options.max_epoch, first)
+        lost = {"padding_share": shares.padding_share, "crop_loss": shares.crop_loss}
         self.report["plan"] = {
             "updates": total,
             "updates_per_epoch": per_epoch,
@@ -162,8 +161,7 @@ class Health:
             "passes": passes,
             "hours": shares.data / 3600,
             "epoch": epoch,
-            "batches": dataclasses.asdict(shares)
-            | {"padding_share": shares.padding_share, "crop_loss": shares.crop_loss},
+            "batches": dataclasses.asdict(shares) | lost,
         }
         logging.info(
             f"plan: {total} updates in {self.options.max_epoch} epochs, {updates} "
@@ -205,11 +203,3 @@ class Health:
             f"{left}, until {end}, validation not counted; measured again after "
             f"{self.pace.first} updates"
         )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """What an earlier process wrote; nothing if it is gone or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}

@@ -4,7 +4,9 @@ import dataclasses
 import logging
 import math
 import warnings
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +43,8 @@ def check_labels(
 ) -> LabelCheck:
     """Check that every frame of a part (``train``, ``valid``) has a unit; count them.
 
-    Args:
-        part: ``"train"`` or ``"valid"``.
-        lengths: Samples by utterance.
-        options: ESPnet's description of the data, ``num_classes`` (K), ``langs``.
-        brief: Leave languages and warnings out of the log.
+    ``lengths`` are samples by utterance; ``brief`` leaves languages and warnings out of
+    the log.
 
     Raises:
         RecipeError: Labels do not fit the audio or K, or a language is not known.
@@ -102,19 +101,14 @@ def count_labels(
 ) -> dict[str, np.ndarray]:
     """Count the frames of each unit, and check that every frame has one.
 
-    Args:
-        text: ``utt u1 u2 ...`` lines; utterances without a length are passed over.
-        num_classes: K.
-        lengths: Samples by utterance.
-        languages: Language by utterance; ``None`` counts all under :data:`UNKNOWN`.
-
-    Returns:
-        Counts ``[K]`` by language.
+    The file has ``utt u1 u2 ...`` lines; those of utterances without a length (in
+    samples) are passed over. Counts are ``[K]`` by language, all under :data:`UNKNOWN`
+    where no utterance has one.
 
     Raises:
         RecipeError: An utterance has no line, or not one unit in 0 .. K-1 per frame.
     """
-    counts: dict[str, np.ndarray] = {}
+    counts = defaultdict(partial(np.zeros, num_classes, dtype=np.int64))
     missing = dict.fromkeys(lengths)
     with open(text, "rb") as handle, warnings.catch_warnings():
         # What older NumPy says of text that is no number.
@@ -133,8 +127,6 @@ def count_labels(
                     "num_classes to the codebook's K"
                 )
             language = UNKNOWN if languages is None else languages[utt]
-            if language not in counts:
-                counts[language] = np.zeros(num_classes, dtype=np.int64)
             counts[language] += np.bincount(units, minlength=num_classes)
     if missing:
         raise RecipeError(

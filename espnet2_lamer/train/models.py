@@ -47,20 +47,15 @@ def average_best_models(
 
 
 def _mean(output_dir: Path, epochs: Sequence[int]) -> dict[str, torch.Tensor]:
-    mean: dict[str, torch.Tensor] = {}
-    for epoch in epochs:
+    first, *others = epochs
+    best = read_state(output_dir / f"{first}epoch.pth")
+    floats = {k: v.double() for k, v in best.items() if v.is_floating_point()}
+    for epoch in others:
         state = read_state(output_dir / f"{epoch}epoch.pth")
-        for name, value in state.items():
-            if not value.is_floating_point():
-                mean.setdefault(name, value)
-            elif name not in mean:
-                mean[name] = value.double()
-            else:
-                mean[name] += value
-    for name, value in mean.items():
-        if value.dtype == torch.float64:
-            mean[name] = (value / len(epochs)).to(state[name].dtype)
-    return mean
+        for name, total in floats.items():
+            total += state[name]
+    means = {k: (v / len(epochs)).to(best[k].dtype) for k, v in floats.items()}
+    return best | means
 
 
 class CheckedTrainer(Trainer):
@@ -94,19 +89,15 @@ def _checked_files() -> Iterator[None]:
     save, load = torch.save, torch.load
     held: list[tuple[Any, Path]] = []
 
-    def write(state: Any, path: Path) -> None:
-        with checked_file(path) as stream:
-            save(state, stream)
-
     def save_checked(state: Any, path: Any) -> None:
-        path = Path(path)
-        if path.name == LATEST:
+        held.append((state, Path(path)))
+        if Path(path).name == LATEST:
             # Last, so that it never counts an epoch whose model is not there.
-            held.append((state, path))
             return
-        write(state, path)
         while held:
-            write(*held.pop())
+            state, path = held.pop()
+            with checked_file(path) as stream:
+                save(state, stream)
 
     def load_checked(path: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(path, str | Path):

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
@@ -43,11 +44,9 @@ States = list[Tensor]
 
 @dataclass(frozen=True)
 class Sample:
-    """Held-out waveforms ``[n]`` by language and utterance.
+    """Held-out waveforms ``[n]`` by language and utterance, and frames' phones.
 
-    Attributes:
-        phones: Per utterance the phone of every frame, where they are known.
-        with_phones: Languages in which a phone probe can be trained and tested.
+    In the languages ``with_phones`` a probe can be trained and tested.
     """
 
     speech: dict[str, dict[str, Tensor]]
@@ -67,18 +66,10 @@ class ForgettingMonitor:
     control after as many epochs.
 
     Nothing is drawn from the random generators of the training, and no weight is
-    touched. Everything is computed in the first rank, in fp32; others wait.
-
-    Args:
-        encoder: ``LamerHubertEncoder``.
-        sample: Speech to compare; ``None`` in all ranks but the first.
-        layers: States to compare, see :class:`~.asr.upstream.Upstream`. The
-            last one's figures go into ESPnet's log; ``forgetting.jsonl`` has all.
-        output_dir: The experiment.
-        epoch: The first to come; lines of it and of later ones are dropped.
-        updates: Made so far.
-        device: Where the model is.
-        control: See :func:`read_control`.
+    touched. Everything is computed in the first rank, in fp32; others wait, and have no
+    ``sample``. The figures of the last of ``layers`` (states, see
+    :class:`~.asr.upstream.Upstream`) go into ESPnet's log; ``forgetting.jsonl`` has
+    all, and loses the lines from ``epoch`` on, which is the next one.
 
     Raises:
         RecipeError: There is no such layer.
@@ -116,7 +107,7 @@ class ForgettingMonitor:
         epoch = reporter.epoch
         control = self.control.get(epoch, {})
         figures = beside_control(reporter.stats[epoch]["valid"], control)
-        found: list[Any] = [figures]
+        found = [figures]
         if self.sample is not None:
             try:
                 found = [figures | self._measure(epoch, updates, figures)]
@@ -139,6 +130,10 @@ class ForgettingMonitor:
         states = self._states()
         cka, probe = self._cka(states), self._probe(states)
         seconds = time.perf_counter() - started
+        masked = {
+            key: {x: figures[f"{key}_{x}"] for x in cka if f"{key}_{x}" in figures}
+            for key in MASKED
+        }
         line = {
             "epoch": epoch,
             "updates": updates,
@@ -147,10 +142,7 @@ class ForgettingMonitor:
             "cka": cka,
             "probe": probe,
             "probe_of_base": self._base_probe,
-            **{
-                key: {x: figures[f"{key}_{x}"] for x in cka if f"{key}_{x}" in figures}
-                for key in MASKED
-            },
+            **masked,
             "seconds": seconds,
         }
         append_text(self.path, json.dumps(line) + "\n")
@@ -158,7 +150,7 @@ class ForgettingMonitor:
         summary |= {f"probe_{lang}": values[-1] for lang, values in probe.items()}
         said = [f"{key} {value:.3f}" for key, value in summary.items()]
         for key in ("acc_m", "control_acc_m"):
-            said += [f"{key}_{lang} {x:.3f}" for lang, x in line[key].items()]
+            said += [f"{key}_{lang} {x:.3f}" for lang, x in masked[key].items()]
         logging.info(
             f"forgetting after epoch {epoch}, layer {self.layers[-1]}: "
             f"{', '.join(said)} ({seconds:.1f} s)"
@@ -169,15 +161,12 @@ class ForgettingMonitor:
     def _states(self) -> dict[str, States]:
         was_training = self.encoder.training
         self.encoder.eval()
+        model, final_norm = self.encoder.wav2vec2, self.encoder.final_norm
         found = {}
         for utts in self.sample.speech.values():
             for utt, speech in utts.items():
-                states, _ = hidden_states(
-                    self.encoder.wav2vec2,
-                    speech[None].to(self.device),
-                    None,
-                    self.encoder.final_norm,
-                )
+                wavs = speech[None].to(self.device)
+                states, _ = hidden_states(model, wavs, None, final_norm)
                 found[utt] = [states[k][0].float().cpu() for k in self.layers]
         self.encoder.train(was_training)
         return found
@@ -205,12 +194,13 @@ class ForgettingMonitor:
     def _cka(self, states: dict[str, States]) -> dict[str, list[float]]:
         found = {}
         for lang, utts in self.sample.speech.items():
-            found[lang] = []
-            for index in range(len(self.layers)):
-                cka = LinearCKA()
-                for utt in utts:
-                    cka.add(self._base[utt][index], states[utt][index])
-                found[lang].append(cka.value())
+            layers = [LinearCKA() for _ in self.layers]
+            for utt in utts:
+                for cka, *pair in zip(
+                    layers, self._base[utt], states[utt], strict=True
+                ):
+                    cka.add(*pair)
+            found[lang] = [cka.value() for cka in layers]
         return found
 
     def _probe(self, states: dict[str, States]) -> dict[str, list[float]]:
@@ -248,16 +238,9 @@ def build_monitor(run: Any) -> ForgettingMonitor | None:
         sample = monitor_sample(run.valid_factory, options)
         if options.monitor_control:
             control = read_control(options.monitor_control)
-    return ForgettingMonitor(
-        encoder,
-        sample,
-        list(options.monitor_layers),
-        Path(options.output_dir),
-        run.epoch,
-        run.updates,
-        run.device,
-        control,
-    )
+    layers, folder = list(options.monitor_layers), Path(options.output_dir)
+    place = run.epoch, run.updates, run.device
+    return ForgettingMonitor(encoder, sample, layers, folder, *place, control)
 
 
 def _probe_accuracy(
@@ -283,10 +266,8 @@ def _probe_accuracy(
 def monitor_sample(factory: Any, options: Any) -> Sample:
     """Choose ``monitor_utts`` utterances of each language by ``seed`` and read them.
 
-    Args:
-        factory: The validation's ``BucketIterFactory``.
-        options: Also ESPnet's description of the validation data, beside whose speech
-            ``phones.ctm`` is looked for, and ``langs``, which the data ``lang`` counts.
+    The factory is the validation's; beside its speech ``phones.ctm`` is looked for, and
+    its data ``lang`` count ``langs``.
 
     Raises:
         RecipeError: An utterance or ``phones.ctm`` cannot be read.
@@ -294,22 +275,20 @@ def monitor_sample(factory: Any, options: Any) -> Sample:
     data, langs = options.valid_data_path_and_name_and_type, options.langs
     paths = {name: Path(path) for path, name, _ in data}
     numbers = read_table(paths["lang"]) if "lang" in paths else {}
-    groups: dict[str, list[str]] = {}
+    groups = defaultdict(list)
     for utt in sorted(factory.lengths, key=str.encode):
         index = int(numbers[utt].split()[0]) if utt in numbers else -1
-        lang = langs[index] if 0 <= index < len(langs) else ALL
-        groups.setdefault(lang, []).append(utt)
+        groups[langs[index] if 0 <= index < len(langs) else ALL].append(utt)
     generator = np.random.default_rng(options.seed)
     speech: dict[str, dict[str, Tensor]] = {}
     for lang, utts in sorted(groups.items()):
         if len(utts) > options.monitor_utts:
             chosen = generator.choice(len(utts), options.monitor_utts, replace=False)
             utts = [utts[i] for i in sorted(chosen)]
+        waves = {utt: factory.dataset[utt][1]["speech"][:MAX_SAMPLES] for utt in utts}
         speech[lang] = {
-            utt: torch.from_numpy(
-                np.asarray(factory.dataset[utt][1]["speech"], np.float32)[:MAX_SAMPLES]
-            )
-            for utt in utts
+            utt: torch.from_numpy(np.asarray(wave, np.float32))
+            for utt, wave in waves.items()
         }
     ctm = paths["speech"].with_name("phones.ctm")
     aligned = frame_phones(ctm) if ctm.is_file() else {}

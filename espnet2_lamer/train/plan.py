@@ -56,19 +56,20 @@ class Shares:
 
     def language_line(self, replay: Collection[str] = ()) -> str:
         """Say hours and share of each language, and of replay, beside the data's."""
+
+        def shares(languages: Collection[str]) -> str:
+            epoch = sum(self.languages[language] for language in languages)
+            data = sum(self.data_languages[language] for language in languages)
+            part, whole = 100 * epoch / self.audio, 100 * data / self.data
+            return f"{part:.1f} %, data {whole:.1f} %"
+
         parts = [
-            f"{language} {span(seconds)} ({_percent(seconds, self.audio)}, data "
-            f"{_percent(self.data_languages[language], self.data)})"
+            f"{language} {span(seconds)} ({shares([language])})"
             for language, seconds in self.languages.items()
         ]
         replayed = [language for language in self.languages if language in replay]
         if replayed:
-            epoch = sum(self.languages[language] for language in replayed)
-            data = sum(self.data_languages[language] for language in replayed)
-            parts.append(
-                f"replay ({', '.join(replayed)}) {_percent(epoch, self.audio)}, data "
-                f"{_percent(data, self.data)}"
-            )
+            parts.append(f"replay ({', '.join(replayed)}) {shares(replayed)}")
         return "; ".join(parts)
 
 
@@ -119,10 +120,6 @@ def span(seconds: float) -> str:
     if seconds >= 3600:
         return f"{seconds / 3600:.2f} h"
     return f"{seconds / 60:.2f} min"
-
-
-def _percent(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.1f} %"
 
 
 @dataclass

@@ -14,11 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.hubert.statistics import (
-    average_figures,
-    rank_and_ranks,
-    to_floats,
-)
+from espnet2_lamer.hubert.statistics import average_figures, rank_and_ranks, to_floats
 from espnet2_lamer.layers.inspection import adapter_kinds
 
 
@@ -33,13 +29,8 @@ class Updater:
     over all batches and ranks, w the number of masked frames: the sum over all masked
     frames divided by their number, as fairseq has it, however they are spread.
 
-    Args:
-        model: Possibly wrapped for distributed training.
-        optimizer: Holds what trains.
-        scheduler: Stepped here when it is a per-update one.
-        scaler: Loss scale of fp16; ``None`` for one that does nothing.
-        options: ``accum_grad``, ``grad_clip``, ``grad_clip_type``,
-            ``max_bad_updates``, ``grad_norm_groups``.
+    The model may be wrapped for distributed training, a per-update scheduler is
+    stepped here, and no ``scaler`` (loss scale of fp16) is one that does nothing.
     """
 
     model: torch.nn.Module
@@ -104,12 +95,8 @@ class Updater:
                 if parameter.grad is not None:
                     parameter.grad.mul_(factor)
         figures = self._group_norms() if self.options.grad_norm_groups else {}
-        norm = torch.nn.utils.clip_grad_norm_(
-            trained,
-            max_norm=self.options.grad_clip,
-            norm_type=self.options.grad_clip_type,
-        )
-        value = norm.item()
+        clip = self.options.grad_clip, self.options.grad_clip_type
+        value = torch.nn.utils.clip_grad_norm_(trained, *clip).item()
         good = math.isfinite(value)
         if good:
             self.bad_in_a_row = 0
