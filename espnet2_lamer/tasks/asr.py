@@ -78,7 +78,7 @@ def _check_checkpoint(path: Path) -> None:
     """Refuse what ESPnet's trainer could not resume from."""
     state = check_weights(path)
     parts = ("model", "reporter", "optimizers", "schedulers")
-    if not (isinstance(state, dict) and all(part in state for part in parts)):
+    if not (isinstance(state, dict) and state.keys() >= set(parts)):
         raise RecipeError(
             f"{path}: expected a checkpoint of ESPnet's trainer, with "
             f"{', '.join(parts)}; move it away to train from the start"
@@ -193,15 +193,10 @@ def _with_autocast(forward):
 def load_whisper_model(
     config: str | Path, checkpoint: str | Path | None = None, device: str = "cpu"
 ) -> WhisperLoraModel:
-    """Rebuild the model of a Whisper experiment.
+    """Rebuild the model of a Whisper experiment, or of a packed one, in eval mode.
 
-    Args:
-        config: ``config.yaml`` of an experiment, or of a packed model.
-        checkpoint: One of its epoch files; ``None`` leaves it as it starts.
-        device: Where to; in float32 where it only emulates the bf16 of the training.
-
-    Returns:
-        The model, in eval mode.
+    Without one of its epoch files, the ``checkpoint``, it is as it starts. It computes
+    in float32 where the device only emulates the bf16 of the training.
 
     Raises:
         RecipeError: The config is of another model, or does not fit the checkpoint.

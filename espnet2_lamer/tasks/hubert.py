@@ -195,19 +195,18 @@ class LamerHubertTask(HubertTask):
             )
         encoder = encoder_class(num_classes=args.num_classes, **args.encoder_conf)
         model_class = model_choices.get_class(args.model)
+        precision = settled_amp_dtype(args)
         model = model_class(
-            encoder=encoder,
-            token_list=args.token_list,
-            amp_dtype=settled_amp_dtype(args),
-            **args.model_conf,
+            encoder, args.token_list, amp_dtype=precision, **args.model_conf
         )
-        if getattr(args, "output_dir", None) is not None:
+        # A config that is read back may lack all of these.
+        options = vars(args)
+        if options.get("output_dir") is not None:
             statistics = model.routing_statistics
             statistics.path = Path(args.output_dir) / "routing.jsonl"
-            statistics.interval = getattr(args, "log_interval", None) or 100
-        langs = list(getattr(args, "langs", None) or [])
-        model.language_statistics.names = langs
-        replayed = getattr(args, "replay_langs", None) or []
+            statistics.interval = options.get("log_interval") or 100
+        langs, replayed = (options.get(k) or [] for k in ("langs", "replay_langs"))
+        model.language_statistics.names = list(langs)
         model.replay_numbers = [n for n, lang in enumerate(langs) if lang in replayed]
         return model
 

@@ -22,24 +22,17 @@ def load_pretraining_model(
 ):
     """Rebuild the whole ESPnet model (head included) of a pretraining experiment.
 
-    Args:
-        experiment: Directory with ``config.yaml``.
-        base: Overrides ``encoder_conf.base``.
-        epoch_file: Its weights; default is its best model.
-
-    Returns:
-        A ``LamerHubertPretrainModel`` in eval mode.
+    ``base`` overrides ``encoder_conf.base``; the weights are those of ``epoch_file``,
+    by default of its best model. It is a ``LamerHubertPretrainModel`` in eval mode.
 
     Raises:
         RecipeError: The config is not of this kind, or weights do not fit.
     """
     source = experiment / "config.yaml"
     config = checked_config(read_config(experiment), source)
-    if epoch_file is None:
-        weights = model_file(experiment, config)
-    else:
-        weights = experiment / epoch_file
-    return restore_pretraining_model(config, read_state(weights), base, source)
+    given = epoch_file and experiment / epoch_file
+    state = read_state(given or model_file(experiment, config))
+    return restore_pretraining_model(config, state, base, source)
 
 
 def _base_here(named: Any, source: Path) -> str:
@@ -60,19 +53,11 @@ def restore_pretraining_model(
     base: str | Path | None,
     source: Path,
 ):
-    """Build the ESPnet model that a config describes, and fill it.
+    """Build the ESPnet model that a ``config.yaml`` describes, and fill it.
 
     Nothing is allocated before the config's sizes are known to be those of the
-    weights.
-
-    Args:
-        config: Content of ``config.yaml``; not changed.
-        state: State dict of an epoch file.
-        base: Overrides ``encoder_conf.base``.
-        source: Where both are from, for messages.
-
-    Returns:
-        A ``LamerHubertPretrainModel`` in eval mode.
+    weights. ``base`` overrides ``encoder_conf.base``, messages name ``source``; the
+    model is in eval mode.
 
     Raises:
         RecipeError: As :func:`load_pretraining_model`.

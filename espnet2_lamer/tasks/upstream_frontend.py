@@ -66,17 +66,9 @@ class LamerUpstreamFrontend(AbsFrontend):
                 self.upstream = build_upstream(upstream_conf)
         self.register_state_dict_post_hook(_drop_upstream)
         self.register_load_state_dict_pre_hook(_fill_upstream)
-        self.upstream.requires_grad_(False)
-        self.upstream.eval()
         self.layer = layer
         num_states = len(selected_states(self.upstream.num_layers, layer))
         self.layer_sum = LayerSum(num_states, self.upstream.dim)
-
-    def train(self, mode: bool = True) -> "LamerUpstreamFrontend":
-        """Switch the mode of everything but the upstream, which stays in eval."""
-        super().train(mode)
-        self.upstream.eval()
-        return self
 
     def output_size(self) -> int:
         """Return D."""

@@ -238,9 +238,16 @@ def build_monitor(run: Any) -> ForgettingMonitor | None:
         sample = monitor_sample(run.valid_factory, options)
         if options.monitor_control:
             control = read_control(options.monitor_control)
-    layers, folder = list(options.monitor_layers), Path(options.output_dir)
-    place = run.epoch, run.updates, run.device
-    return ForgettingMonitor(encoder, sample, layers, folder, *place, control)
+    return ForgettingMonitor(
+        encoder,
+        sample,
+        list(options.monitor_layers),
+        Path(options.output_dir),
+        run.epoch,
+        run.updates,
+        run.device,
+        control,
+    )
 
 
 def _probe_accuracy(

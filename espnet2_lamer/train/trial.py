@@ -59,33 +59,29 @@ def try_batch(model: nn.Module, batch: dict[str, Tensor], device: str) -> Trial:
         RecipeError: The GPU has not enough memory.
     """
     audio = batch["speech"].numel() / SAMPLE_RATE
+    cuda = device == "cuda"
     with without_a_trace(model):
         model.train()
         try:
-            if device == "cuda":
+            if cuda:
                 torch.cuda.reset_peak_memory_stats()
-            _pass(model, batch, device)
-            seconds = _pass(model, batch, device)
+            for _ in range(2):
+                started = time.perf_counter()
+                model(**batch)[0].backward()
+                model.zero_grad(set_to_none=True)
+                if cuda:
+                    torch.cuda.synchronize()
+                seconds = time.perf_counter() - started
         except torch.OutOfMemoryError as error:
             raise RecipeError(
                 f"the largest batch of the epoch, {audio:.1f} s of audio on this GPU, "
                 f"does not fit into its memory ({str(error).splitlines()[0]}); lower "
                 "batch_bins and raise accum_grad by the same factor"
             ) from error
-    if device == "cuda":
-        return Trial(audio, seconds, torch.cuda.max_memory_allocated())
     # Linux counts in KiB.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.cuda.max_memory_allocated() if cuda else resident
     return Trial(audio, seconds, peak)
-
-
-def _pass(model: nn.Module, batch: dict[str, Tensor], device: str) -> float:
-    started = time.perf_counter()
-    model(**batch)[0].backward()
-    model.zero_grad(set_to_none=True)
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 @contextmanager

@@ -30,14 +30,9 @@ def stretch_to_grid(
 ) -> tuple[Tensor, Tensor]:
     """Give every utterance ``ceil(samples / hop)`` frames by repeating its last one.
 
-    S3PRL's rule, applied per utterance so that the result does not depend on the
-    other utterances of the batch. Frames beyond an utterance's length are zero.
-
-    Args:
-        states: ``[B, T, D]``.
-        state_lengths: Frames the convolutions gave, ``[B]``.
-        num_samples: Samples per utterance, ``[B]``.
-        hop: Samples per frame.
+    S3PRL's rule, applied per utterance so that the result does not depend on the other
+    utterances of the batch. Frames of ``states [B, T, D]`` beyond an utterance's length
+    are zero; ``state_lengths [B]`` are what the convolutions gave.
     """
     lengths = torch.div(num_samples + hop - 1, hop, rounding_mode="floor")
     frames = torch.arange(int(lengths.max()), device=states.device)  # [T']
@@ -53,11 +48,8 @@ def upstream_states(
 ) -> tuple[Tensor, Tensor]:
     """Run a frozen upstream and return the chosen states side by side.
 
-    Args:
-        upstream: Lets no padding reach an utterance's states.
-        wavs: Zero-padded 16 kHz waveforms ``[B, n]``.
-        lengths: Samples per utterance ``[B]``.
-        layer: As in :func:`selected_states`.
+    Waveforms are zero-padded 16 kHz ``[B, n]``, their samples ``[B]``; the upstream
+    lets no padding reach an utterance's states.
 
     Returns:
         ``[B, T, S * D]`` with ``T = max ceil(n / hop)``, S the number of chosen
@@ -82,10 +74,6 @@ class LayerSum(nn.Module):
 
     S3PRL's Featurizer without layer norm: weights start at zero, i.e. equal shares.
     One state has no weights and passes unchanged.
-
-    Args:
-        num_states: S.
-        dim: Width D of one state.
     """
 
     def __init__(self, num_states: int, dim: int) -> None:
