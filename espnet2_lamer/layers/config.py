@@ -87,20 +87,18 @@ def parse_allocation(
     Raises:
         ValueError: Not integers, negative, or not divisible into equal groups.
     """
-    if isinstance(allocation, int):
-        counts = [allocation]
-    else:
-        parts = allocation.split(",") if isinstance(allocation, str) else allocation
-        try:
-            counts = [int(part) for part in parts]
-            exact = isinstance(allocation, str) or counts == list(parts)
-        except (TypeError, ValueError):
-            exact = False
-        if not exact:
-            raise ValueError(
-                f"allocation {allocation!r}: expected integers separated by commas, "
-                "e.g. '2,4,6,8'"
-            )
+    parts = [allocation] if isinstance(allocation, int) else allocation
+    parts = allocation.split(",") if isinstance(allocation, str) else parts
+    try:
+        counts = [int(part) for part in parts]
+        exact = isinstance(allocation, str) or counts == list(parts)
+    except (TypeError, ValueError):
+        exact = False
+    if not exact:
+        raise ValueError(
+            f"allocation {allocation!r}: expected integers separated by commas, e.g. "
+            "'2,4,6,8'"
+        )
     if not counts or min(counts) < 0:
         raise ValueError(
             f"allocation {allocation!r}: expected expert counts of 0 or more"

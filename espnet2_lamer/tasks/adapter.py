@@ -15,9 +15,12 @@ from espnet2_lamer.asr.upstream import Upstream
 from espnet2_lamer.convert.load import can_be_fetched, local_source, source_sha256
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import clear_errors
-from espnet2_lamer.hubert.config_check import MAX_CLASSES
 from espnet2_lamer.layers.config import check_values
-from espnet2_lamer.tasks.pretrained import as_upstream, restore_pretraining_model
+from espnet2_lamer.tasks.pretrained import (
+    MAX_CLASSES,
+    as_upstream,
+    restore_pretraining_model,
+)
 
 SUFFIX = ".safetensors"
 FORMAT = 1

@@ -122,8 +122,9 @@ class CheckpointStore:
                     return torch.load(path, map_location="cpu", weights_only=True)
                 except Exception as error:
                     reason = short_reason(error)
-            broken = "damaged or not finished"
-            logging.warning("%s: %s (%s); using the one before", path, broken, reason)
+            logging.warning(
+                f"{path}: damaged or not finished ({reason}); using the one before it"
+            )
         if paths:
             raise RecipeError(
                 f"{self.directory}: all {len(paths)} checkpoints are damaged; remove "

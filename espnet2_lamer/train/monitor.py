@@ -82,7 +82,7 @@ class ForgettingMonitor:
     epoch: InitVar[int]
     updates: InitVar[int]
     device: str
-    control: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    control: Mapping[int, Mapping[str, dict[str, float]]] = field(default_factory=dict)
 
     def __post_init__(self, epoch: int, updates: int) -> None:
         depth = self.encoder.architecture["encoder_num_layers"]
@@ -106,7 +106,7 @@ class ForgettingMonitor:
         """
         epoch = reporter.epoch
         control = self.control.get(epoch, {})
-        figures = beside_control(reporter.stats[epoch]["valid"], control)
+        figures = beside(reporter.stats[epoch]["valid"], control)
         found = [figures]
         if self.sample is not None:
             try:
@@ -343,8 +343,10 @@ def read_curves(experiment: Path) -> list[dict[str, float | int | str]]:
     return rows
 
 
-def read_control(experiment: str | Path) -> dict[int, dict[str, float]]:
-    """Read the validation figures that a head-only control logged at each epoch.
+def read_control(experiment: str | Path) -> dict[int, dict[str, dict[str, float]]]:
+    """Read what a head-only control logged at each epoch's validation.
+
+    ``control_<name>`` by the figure of a training that it stands beside.
 
     Units are new to the base: what its frozen features give is what the head alone
     reaches on the same data after as many updates, not what it was before training.
@@ -360,14 +362,9 @@ def read_control(experiment: str | Path) -> dict[int, dict[str, float]]:
             "option out"
         )
     return {
-        row["epoch"]: {key: row[key] for key in row if _KEYS.fullmatch(key)}
+        row["epoch"]: {
+            key: {f"control_{key}": row[key]} for key in row if _KEYS.fullmatch(key)
+        }
         for row in read_curves(Path(experiment))
         if row["phase"] == "valid"
     }
-
-
-def beside_control(
-    figures: Mapping[str, Any], control: Mapping[str, float]
-) -> dict[str, Any]:
-    """Put ``control_<name>`` behind each figure that the control has, too."""
-    return beside(figures, {k: {f"control_{k}": v} for k, v in control.items()})

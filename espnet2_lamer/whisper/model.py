@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.layers.config import check_values
 from espnet2_lamer.whisper.blocks import real_positions
 from espnet2_lamer.whisper.config import MULTILINGUAL, STUDENT
 from espnet2_lamer.whisper.decoder import WhisperLoraDecoder
@@ -19,9 +20,11 @@ from espnet2_lamer.whisper.encoder import Encoded, WhisperLoraEncoder
 from espnet2_lamer.whisper.expert_files import experts_hash, load_expert
 from espnet2_lamer.whisper.lora import Route, train_only
 from espnet2_lamer.whisper.student import (
+    DISTILLATIONS,
     States,
-    StudentLoss,
     TeacherCache,
+    cosine_loss,
+    jensen_shannon,
     start_student,
 )
 
@@ -59,7 +62,8 @@ class WhisperLoraModel(ESPnetASRModel):
             (logits) or ``"none"``.
         asr_weight: Student: weight of the ASR loss.
         hidden_weight: Student: weight of the cosine loss.
-        logit_weight: Student: weight of the Jensen-Shannon divergence.
+        logit_weight: Student: weight of the Jensen-Shannon divergence. The paper gives
+            no weights; 2 beside cross-entropy is DistilWhisper's (arXiv 2311.01070).
         temperature: Student: divides the logits in it.
         teacher_cache: Student: folder that keeps the teacher's outputs.
         ctc_weight: 0; there is no CTC.
@@ -88,11 +92,12 @@ class WhisperLoraModel(ESPnetASRModel):
         **espnet: Any,
     ) -> None:
         _check_halves(encoder, decoder)
-        if ctc_weight:
-            raise RecipeError(
-                f"model_conf.ctc_weight: found {ctc_weight}, expected 0.0: Whisper has "
-                "no CTC"
-            )
+        known, kinds = distillation in DISTILLATIONS, f"one of {list(DISTILLATIONS)}"
+        table = [
+            ("ctc_weight", ctc_weight, not ctc_weight, "0.0: Whisper has no CTC"),
+            ("distillation", distillation, known, kinds),
+        ]
+        check_values("model_conf.", table)
         espnet = {
             "ctc_weight": 0.0,
             "sym_sos": "<|startoftranscript|>",
@@ -106,9 +111,12 @@ class WhisperLoraModel(ESPnetASRModel):
         self.language = language
         self.smoothing = lsm_weight
         self.identifier_weight = identifier_weight
-        self.student_loss = StudentLoss(
-            distillation, asr_weight, hidden_weight, logit_weight, temperature
-        )
+        self.distills = self.config.method == "student" and distillation != "none"
+        self.layerwise = self.distills and distillation == "layerwise"
+        self.asr_weight = asr_weight
+        self.hidden_weight = hidden_weight
+        self.logit_weight = logit_weight
+        self.temperature = temperature
         self.teacher_cache = teacher_cache
         self._cache: TeacherCache | None = None
         self.amp_dtype: torch.dtype | None = None
@@ -147,13 +155,11 @@ class WhisperLoraModel(ESPnetASRModel):
         tokens = text[:, : len(places) - 1].masked_fill(places[:-1] >= end, self.eos)
         targets = F.pad(tokens, (0, 1), value=self.eos)
         targets = targets.masked_fill(places > end, IGNORE)
-        student = self.config.method == "student"
-        keep = student and self.student_loss.layerwise
         real = targets != IGNORE
         with self.autocast(speech.device):
-            routed = self.route(speech, speech_lengths, languages, keep)
-            encoded = routed.encoded
-            decoded = self.decoder.decode(encoded, routed.prompt, tokens, keep)
+            routed = self.route(speech, speech_lengths, languages, self.layerwise)
+            encoded, prompt = routed.encoded, routed.prompt
+            decoded = self.decoder.decode(encoded, prompt, tokens, self.layerwise)
             logits = decoded.logits
             loss = F.cross_entropy(
                 logits.flatten(0, 1),
@@ -170,19 +176,23 @@ class WhisperLoraModel(ESPnetASRModel):
                 loss = loss + self.identifier_weight * more
                 stats["loss_identifier"] = more.detach()
                 stats["acc_identifier"] = right.float().mean()
-            if student and self.student_loss.distillation != "none":
+            if self.distills:
                 teacher = self._teacher(
                     speech, speech_lengths, tokens, real.sum(1), languages, utt_id
                 )
+                theirs = self.decoder.project(teacher[1][-1])
+                divergence = jensen_shannon(logits, theirs, real, self.temperature)
+                loss = self.asr_weight * loss + self.logit_weight * divergence
+                stats["loss_logit"] = divergence.detach()
+            if self.layerwise:
+                # The mean over both halves' layers.
+                own, other = encoded.states, decoded.states
                 frames = real_positions(encoded.lengths, encoded.output.shape[1])
-                loss, distilled = self.student_loss(
-                    loss,
-                    (encoded.states, decoded.states),
-                    teacher,
-                    (logits, self.decoder.project(teacher[1][-1])),
-                    (frames, real),
-                )
-                stats |= distilled
+                hidden = len(own) * cosine_loss(own, teacher[0], frames)
+                hidden = hidden + len(other) * cosine_loss(other, teacher[1], real)
+                hidden = hidden / (len(own) + len(other))
+                loss = loss + self.hidden_weight * hidden
+                stats["loss_hidden"] = hidden.detach()
         stats["loss"] = loss.detach()
         return force_gatherable((loss, stats, real.sum()), loss.device)
 
@@ -270,7 +280,7 @@ class WhisperLoraModel(ESPnetASRModel):
         utterances: Sequence[str],
     ) -> States:
         """Outputs of each utterance's own expert, without dropout."""
-        layerwise = self.student_loss.layerwise
+        layerwise = self.layerwise
         if self.teacher_cache is not None and self._cache is None:
             self._cache = TeacherCache(self.teacher_cache, experts_hash(self))
         if self._cache is not None:

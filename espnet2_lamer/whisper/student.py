@@ -3,7 +3,6 @@
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path
 from espnet2_lamer.whisper.config import STUDENT
 from espnet2_lamer.whisper.lora import expert_linears
@@ -156,60 +154,3 @@ class TeacherCache:
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"
-
-
-@dataclass
-class StudentLoss:
-    """ASR loss plus what pulls the student to its teacher.
-
-    The fields are arguments of
-    :class:`~espnet2_lamer.whisper.model.WhisperLoraModel`. The paper gives no weights.
-    The defaults there: 1 for ASR and for the cosine, 2 for the Jensen-Shannon
-    divergence, which is its weight beside cross-entropy in DistilWhisper (arXiv
-    2311.01070).
-
-    Raises:
-        RecipeError: An unknown kind of distillation.
-    """
-
-    distillation: str
-    asr_weight: float
-    hidden_weight: float
-    logit_weight: float
-    temperature: float
-
-    def __post_init__(self) -> None:
-        if self.distillation not in DISTILLATIONS:
-            raise RecipeError(
-                f"model_conf.distillation: found {self.distillation!r}, expected one "
-                f"of {list(DISTILLATIONS)}"
-            )
-
-    @property
-    def layerwise(self) -> bool:
-        """Whether hidden states count."""
-        return self.distillation == "layerwise"
-
-    def __call__(
-        self,
-        asr: Tensor,
-        student: States,
-        teacher: States,
-        logits: tuple[Tensor, Tensor],
-        real: tuple[Tensor, Tensor],
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Add the losses up; that of hidden states is a mean over both halves' layers.
-
-        ``logits`` are the student's and the teacher's ``[B, U, V]``, ``real`` the
-        frames ``[B, T]`` and positions ``[B, U]`` that are not padding.
-        """
-        divergence = jensen_shannon(*logits, real[1], self.temperature)
-        stats = {"loss_logit": divergence.detach()}
-        loss = self.asr_weight * asr + self.logit_weight * divergence
-        if self.layerwise:
-            encoder, decoder = map(cosine_loss, student, teacher, real)
-            layers = len(student[0]), len(student[1])
-            hidden = (layers[0] * encoder + layers[1] * decoder) / sum(layers)
-            stats["loss_hidden"] = hidden.detach()
-            loss = loss + self.hidden_weight * hidden
-        return loss, stats
