@@ -34,11 +34,10 @@ CENTROIDS = "codebook.centroids"
 class Adapter:
     """Content of an adapter file.
 
-    Attributes:
-        tensors: Experts, routers, head and persistent buffers under their names in the
-            ESPnet model, and the codebook's centroids ``[K, D]`` if they are there.
-        metadata: ``base`` (``name``, ``sha256`` of its weights file, ``architecture``),
-            ``encoder_conf``, ``model_conf``, ``num_classes``, ``codebook``, ...
+    Tensors are experts, routers, head and persistent buffers under their names in the
+    ESPnet model, and the codebook's centroids ``[K, D]`` if they are there; metadata
+    ``base`` (``name``, ``sha256`` of its weights file, ``architecture``),
+    ``encoder_conf``, ``model_conf``, ``num_classes``, ``codebook``, ...
     """
 
     tensors: Mapping[str, Tensor]
@@ -46,11 +45,7 @@ class Adapter:
 
 
 def read_adapter(path: str | Path) -> Adapter:
-    """Read an adapter file and check that it is whole.
-
-    Raises:
-        RecipeError: It is missing, damaged, no adapter file, or of a later format.
-    """
+    """Read an adapter file; raise ``RecipeError`` where it is none or damaged."""
     from safetensors import safe_open
 
     path = Path(path)

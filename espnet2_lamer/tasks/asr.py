@@ -59,8 +59,7 @@ def register_asr() -> None:
 def check_s3prl_frontend(conf: Any) -> None:
     """Refuse files that ESPnet's own ``frontend: s3prl``, also fused, would read.
 
-    Raises:
-        RecipeError: ``frontend_conf`` names one that the user did not trust.
+    Those that the user did not trust raise ``RecipeError``.
     """
     if isinstance(conf, Mapping):
         # S3PRL takes a file from either of them.

@@ -83,11 +83,7 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
 
 
 def check_init_param(args: argparse.Namespace) -> None:
-    """Refuse files of ``init_param`` that hold more than named tensors.
-
-    Raises:
-        RecipeError: With the file and why.
-    """
+    """Refuse files of ``init_param`` that hold more than tensors (``RecipeError``)."""
     for entry in args.init_param or []:
         try:
             file = str(entry).partition(":")[0]  # of FILE:SOURCE:TARGET:EXCLUDED

@@ -21,11 +21,7 @@ from espnet2_lamer.train.console import hold_stop_signals, ignore_stop_signals
 
 
 def read_hours(words: Sequence[str]) -> dict[str, float]:
-    """Read ``eng=0.02 cmn=1``: hours by language.
-
-    Raises:
-        RecipeError: A word is not of this form, or its number not above 0.
-    """
+    """Read ``eng=0.02 cmn=1``, hours by language; raise ``RecipeError`` for others."""
     hours: dict[str, float] = {}
     for word in words:
         lang, _, number = word.partition("=")

@@ -73,8 +73,7 @@ class CheckpointStore:
     def save(self, state: dict[str, Any], updates: int) -> Path:
         """Write a checkpoint of plain values, then remove those no longer kept.
 
-        Raises:
-            RecipeError: It could not be written (e.g. disk full); earlier ones stay.
+        Where it cannot be written (``RecipeError``, e.g. disk full) earlier ones stay.
         """
         path = self.directory / f"update_{updates:08d}.pth"
         try:
@@ -111,8 +110,7 @@ class CheckpointStore:
     def load(self) -> dict[str, Any] | None:
         """Read the latest whole checkpoint onto the CPU; ``None`` where there is none.
 
-        Raises:
-            RecipeError: There are checkpoints, and all of them are damaged.
+        Raises ``RecipeError`` where all that are there are damaged.
         """
         paths = self.paths()
         for path in paths:
@@ -155,10 +153,9 @@ def fingerprint(args: argparse.Namespace, world_size: int) -> dict[str, str]:
 
 
 def check_ranks(found: dict[str, str]) -> None:
-    """Check that every rank has this fingerprint; nodes may settle ``auto`` otherwise.
+    """Raise ``RecipeError`` on every rank where one has another fingerprint.
 
-    Raises:
-        RecipeError: On every rank, with the first rank and option that differ.
+    Nodes may settle ``auto`` otherwise.
     """
     every = gather(found)
     for rank, other in enumerate(every):
@@ -174,8 +171,7 @@ def check_fingerprint(
 ) -> list[str]:
     """Return and warn of the differences between two fingerprints, one line each.
 
-    Raises:
-        RecipeError: There are some, and they were not allowed.
+    Where they are not allowed they raise ``RecipeError``.
     """
     changes = [f"{key}: {old} -> {new}" for key, old, new in _differences(saved, now)]
     if changes and not allow_changed:

@@ -50,10 +50,7 @@ def expand_experts(model: nn.Module, experiment: str | Path) -> list[_Kept]:
     B zero and router rows at random. The unit head is new: its units may be others.
     With no new expert in any layer this only goes on from the old weights. Top-K over
     more experts may leave an old one out, so with random rows the model does not start
-    exactly where the earlier one stopped.
-
-    Returns:
-        Where the old experts are, for :func:`keep_old_experts`.
+    exactly where the earlier one stopped. Returns what :func:`keep_old_experts` needs.
 
     Raises:
         RecipeError: Base or experts' settings differ, or a layer has fewer experts.

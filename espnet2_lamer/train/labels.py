@@ -44,10 +44,7 @@ def check_labels(
     """Check that every frame of a part (``train``, ``valid``) has a unit; count them.
 
     ``lengths`` are samples by utterance; ``brief`` leaves languages and warnings out of
-    the log.
-
-    Raises:
-        RecipeError: Labels do not fit the audio or K, or a language is not known.
+    the log. Labels that do not fit the audio or K raise ``RecipeError``.
     """
     files = text_files(getattr(options, f"{part}_data_path_and_name_and_type"))
     languages = None
@@ -163,8 +160,7 @@ def read_languages(
 ) -> dict[str, str]:
     """Read ``utt number`` lines, the number being the position in ``names``.
 
-    Raises:
-        RecipeError: An utterance has no number, or one that no language has.
+    An utterance without one that a language has raises ``RecipeError``.
     """
     table = read_table(path)
     by_text = {str(number): name for number, name in enumerate(names)}

@@ -67,11 +67,7 @@ class CheckedTrainer(Trainer):
 
     @classmethod
     def run(cls, *args: Any, trainer_options: TrainerOptions, **kwargs: Any) -> None:
-        """Train as ESPnet.
-
-        Raises:
-            RecipeError: A file that is read is not what was written.
-        """
+        """Train; a file that is read and not what was written is a ``RecipeError``."""
         with _checked_files():
             super().run(*args, trainer_options=trainer_options, **kwargs)
         # Of models that ESPnet removed.

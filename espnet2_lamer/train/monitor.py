@@ -217,11 +217,8 @@ class ForgettingMonitor:
 def build_monitor(run: Any) -> ForgettingMonitor | None:
     """Build the monitor of a :class:`~espnet2_lamer.train.run.TrainingRun`.
 
-    Returns:
-        ``None`` where it is off, or where there is nothing that can be forgotten.
-
-    Raises:
-        RecipeError: A layer that is not there, or validation data that cannot be read.
+    ``None`` where it is off, or where there is nothing that can be forgotten; a layer
+    that is not there, or validation data that cannot be read, raise ``RecipeError``.
     """
     options, encoder = run.options, run.model.encoder
     if options.monitor_utts <= 0 or run.epoch > options.max_epoch:
@@ -275,9 +272,6 @@ def monitor_sample(factory: Any, options: Any) -> Sample:
 
     The factory is the validation's; beside its speech ``phones.ctm`` is looked for, and
     its data ``lang`` count ``langs``.
-
-    Raises:
-        RecipeError: An utterance or ``phones.ctm`` cannot be read.
     """
     data, langs = options.valid_data_path_and_name_and_type, options.langs
     paths = {name: Path(path) for path, name, _ in data}
@@ -326,8 +320,7 @@ def _can_probe(utts: Iterable[str], phones: dict[str, Phones]) -> bool:
 def read_curves(experiment: Path) -> list[dict[str, float | int | str]]:
     """Read the reporter in ``checkpoint.pth`` of an ESPnet experiment.
 
-    Returns:
-        One row per epoch and phase (``train``, ``valid``) with every numeric figure.
+    A row is an epoch's phase (``train``, ``valid``) with every numeric figure.
     """
     with torch.serialization.safe_globals(reporter_types()):
         state = read_tensors(experiment / "checkpoint.pth")
@@ -350,9 +343,7 @@ def read_control(experiment: str | Path) -> dict[int, dict[str, dict[str, float]
 
     Units are new to the base: what its frozen features give is what the head alone
     reaches on the same data after as many updates, not what it was before training.
-
-    Raises:
-        RecipeError: There is no training.
+    Where there is no training it raises ``RecipeError``.
     """
     path = Path(experiment) / "checkpoint.pth"
     if not path.is_file():

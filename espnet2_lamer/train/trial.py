@@ -147,10 +147,7 @@ def overfit(
 
     The updates, of which there are at most ``updates``, are those of training, clipping
     and loss scale included, but for the rate: it is the configured peak, reached in
-    ten.
-
-    Raises:
-        RecipeError: No frame of the batch is masked.
+    ten. A batch without a masked frame raises ``RecipeError``.
     """
     mask = index_mask(batch["mask_indices"], batch["text"].shape[1])
     labels = batch["text"][mask].cpu()

@@ -83,8 +83,7 @@ class Updater:
     def step(self, reporter: SubReporter) -> None:
         """Clip, update, step the schedule, report norms and times, and start anew.
 
-        Raises:
-            RecipeError: Too many updates in a row had a NaN or infinite gradient.
+        Too many updates in a row with a NaN or infinite gradient raise ``RecipeError``.
         """
         started = time.perf_counter()
         self.scaler.unscale_(self.optimizer)

@@ -140,11 +140,7 @@ class WhisperLoraConfig:
         return self.method == "mole"
 
     def token_of(self, language: str) -> str:
-        """Whisper's code of a language, or ``new:CODE``.
-
-        Raises:
-            RecipeError: The language has no two-letter code that is known here.
-        """
+        """Whisper's code of a language, or ``new:CODE``; else a ``RecipeError``."""
         code = self.language_tokens.get(language) or DEFAULT_TOKENS.get(language)
         if code is None:
             raise RecipeError(

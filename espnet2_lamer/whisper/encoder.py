@@ -70,11 +70,7 @@ def log_mel(
 
 
 class ExpertCombination(nn.Module):
-    """The weights with which each of the first L1 layers combines N experts.
-
-    Raises:
-        RecipeError: L1 is more than the encoder's ``num_layers``.
-    """
+    """The weights with which each of the first L1 layers combines N experts."""
 
     def __init__(self, config: WhisperLoraConfig, num_layers: int) -> None:
         super().__init__()

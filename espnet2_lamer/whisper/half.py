@@ -25,10 +25,8 @@ MULTILINGUAL_VOCABULARY = 51865  # the smallest
 def whisper_file(source: str | Path) -> Path:
     """Return the file of a name such as ``large-v3``, fetched once, or of a path.
 
-    Files of names are kept in openai-whisper's own cache.
-
-    Raises:
-        RecipeError: Neither, or the name cannot be fetched.
+    Files of names are kept in openai-whisper's own cache; one that cannot be fetched,
+    or a path that is no file, raises ``RecipeError``.
     """
     name = str(source)
     if name in available_models():
@@ -53,11 +51,7 @@ def whisper_file(source: str | Path) -> Path:
 def read_checkpoint(
     path: Path, map_location: str = "cpu"
 ) -> tuple[dict[str, int], dict[str, Tensor]]:
-    """Read the dimensions and the state dict of an openai-whisper checkpoint.
-
-    Raises:
-        RecipeError: The file is no such checkpoint.
-    """
+    """Read dimensions and state dict of a checkpoint, or raise ``RecipeError``."""
     checkpoint = check_weights(path, map_location=map_location)
     try:
         dims, state = dict(checkpoint["dims"]), checkpoint["model_state_dict"]
@@ -86,13 +80,11 @@ def read_half(
 ) -> tuple[AudioEncoder | TextDecoder, dict[str, int], str | None]:
     """Build the encoder or the decoder of a Whisper.
 
-    Its weights are those of the name or path ``whisper``, or random ones of ``dims``.
+    Its weights are those of the name or path ``whisper``, or random ones of ``dims``;
+    ``RecipeError`` where neither or an impossible one is given.
 
     Returns:
         The module, Whisper's dimensions, and the SHA-256 of its file, or ``None``.
-
-    Raises:
-        RecipeError: Neither or an impossible one is given.
     """
     if whisper is not None:
         path = whisper_file(whisper)
@@ -135,11 +127,7 @@ class WhisperHalf(FrozenBase):
         dims: Mapping[str, int] | None,
         lora: Mapping[str, Any] | None,
     ) -> None:
-        """Build ``self.whisper`` with its LoRAs; see :func:`read_half`.
-
-        Raises:
-            RecipeError: With the key, what was found and what is expected.
-        """
+        """Build ``self.whisper`` with its LoRAs; see :func:`read_half`."""
         self.side = side
         try:
             self.config = WhisperLoraConfig(**(lora or {"method": "frozen"}))

@@ -17,8 +17,7 @@ from espnet2_lamer.whisper.blocks import real_positions
 from espnet2_lamer.whisper.config import MULTILINGUAL, STUDENT
 from espnet2_lamer.whisper.decoder import WhisperLoraDecoder
 from espnet2_lamer.whisper.encoder import Encoded, WhisperLoraEncoder
-from espnet2_lamer.whisper.expert_files import experts_hash, load_expert
-from espnet2_lamer.whisper.lora import Route, train_only
+from espnet2_lamer.whisper.lora import Route, experts_hash, load_expert, train_only
 from espnet2_lamer.whisper.student import (
     DISTILLATIONS,
     States,

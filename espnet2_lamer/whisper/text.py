@@ -159,11 +159,7 @@ def decode_text(tokens: Iterable[int]) -> str:
 
 
 class WhisperTokens:
-    """ESPnet's tokenizer and token-to-id converter for ``whisper_multilingual``.
-
-    Raises:
-        RecipeError: Another type.
-    """
+    """ESPnet's tokenizer and token-to-id converter for ``whisper_multilingual``."""
 
     def __init__(self, model_type: str, **unused: object) -> None:
         if model_type != MULTILINGUAL:

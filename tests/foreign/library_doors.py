@@ -243,7 +243,7 @@ def whisper_experiment(good, here, payload):
 
 @door
 def whisper_expert(good, here, payload):
-    from espnet2_lamer.whisper.expert_files import load_expert
+    from espnet2_lamer.whisper.lora import load_expert
 
     load_expert(good.whisper, "eng", payload.file("safetensors"))
 

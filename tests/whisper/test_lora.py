@@ -4,16 +4,14 @@ from whisper.audio import log_mel_spectrogram
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.whisper.config import WhisperLoraConfig
-from espnet2_lamer.whisper.expert_files import (
-    expert_state,
-    load_expert,
-    save_expert,
-)
 from espnet2_lamer.whisper.lora import (
     Route,
     add_lora,
     expert_linears,
+    expert_state,
+    load_expert,
     lora_names,
+    save_expert,
     whisper_parameter_report,
 )
 from tests.rounding import product_bound

@@ -3,8 +3,7 @@ import math
 import pytest
 import torch
 
-from espnet2_lamer.whisper.expert_files import save_expert
-from espnet2_lamer.whisper.lora import expert_linears
+from espnet2_lamer.whisper.lora import expert_linears, save_expert
 from espnet2_lamer.whisper.student import cosine_loss, jensen_shannon, truncated_mean
 from tests.whisper.small_whisper import LANGUAGES, batch, make_model, stir
 

@@ -12,8 +12,7 @@ from espnet2_lamer.errors import RecipeError
 def selected_states(num_layers: int, layer: int | str) -> list[int]:
     """Return the states of 0 (input) .. L that ``layer``, an index or "all", asks for.
 
-    Raises:
-        RecipeError: ``layer`` is neither.
+    Another ``layer`` raises ``RecipeError``.
     """
     if layer == "all":
         return list(range(num_layers + 1))
@@ -48,15 +47,12 @@ def upstream_states(
 ) -> tuple[Tensor, Tensor]:
     """Run a frozen upstream and return the chosen states side by side.
 
-    Waveforms are zero-padded 16 kHz ``[B, n]``, their samples ``[B]``; the upstream
-    lets no padding reach an utterance's states.
+    Waveforms are zero-padded 16 kHz ``[B, n]``, their samples ``[B]``, at least 400
+    (``RecipeError``); the upstream lets no padding reach an utterance's states.
 
     Returns:
         ``[B, T, S * D]`` with ``T = max ceil(n / hop)``, S the number of chosen
         states, and the lengths ``[B]``.
-
-    Raises:
-        RecipeError: An utterance is shorter than 400 samples.
     """
     chosen = selected_states(upstream.num_layers, layer)
     if int(lengths.min()) < RECEPTIVE_FIELD:
@@ -100,12 +96,8 @@ class StoredFeaturesFrontend(AbsFrontend):
     """Pass stored states on, summing them with learned weights if there are several.
 
     Training a head on it equals training it on ``lamer_upstream`` with the upstream
-    that wrote the store, without running that upstream again.
-
-    Args:
-        dim: Width D of one state.
-        num_states: Stored states S per frame: 1 for a single layer.
-        fs: Accepted because ESPnet's recipes pass it; the features have no rate.
+    that wrote the store, without running that upstream again. A frame has S =
+    ``num_states`` of D = ``dim`` values. ESPnet's recipes pass ``fs``; it has no rate.
     """
 
     def __init__(
