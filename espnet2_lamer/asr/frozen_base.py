@@ -31,16 +31,11 @@ class FrozenBase(nn.Module):
     ) -> None:
         """Say which tensors are the base's.
 
-        Args:
-            option: ``<part>_conf.<key>``, which names the file; for messages.
-            sha256: Of that file; ``None`` where checkpoints are to hold everything.
-            base: Parameters and buffers of the base.
-            guard: Key of one of them. Where a checkpoint leaves the base out, it holds
-                an empty tensor under this name: loaders that know nothing of bases,
-                ESPnet's with ``strict=False`` included, fail on its shape instead of
-                keeping random weights.
-            hash_name: Key of the hash.
-            hash_dtype: Of the hash, a number per byte.
+        ``option``, ``<part>_conf.<key>``, names the file, whose hash has a number per
+        byte; without ``sha256`` checkpoints hold everything. ``guard`` is the key of a
+        tensor. Where a checkpoint leaves the base out, it holds an empty one under this
+        name: loaders that know nothing of bases, ESPnet's with ``strict=False``
+        included, fail on its shape instead of keeping random weights.
         """
         ours = {id(tensor) for tensor in base}
         state = self.state_dict(keep_vars=True)

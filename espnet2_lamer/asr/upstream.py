@@ -67,10 +67,7 @@ def one_by_one(
 class FrozenUpstream(nn.Module):
     """Waveform in, every layer's state out: always in eval mode, without gradients.
 
-    Attributes:
-        num_layers: Blocks L; there are L + 1 states.
-        dim: Width of a state.
-        hop: Samples per frame.
+    There are ``num_layers`` + 1 states of ``dim`` values, one in ``hop`` samples.
     """
 
     num_layers: int

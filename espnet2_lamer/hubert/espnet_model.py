@@ -130,14 +130,10 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
         averages the losses that ranks return by their weights, and that average is
         the loss of one process on all ranks' utterances.
 
-        Args:
-            speech: Waveforms ``[B, n]``.
-            speech_lengths: Valid samples ``[B]``.
-            text: Unit of every frame ``[B, T]``, padded with -1.
-            text_lengths: Frames ``[B]``.
-            mask_indices: Masked frames of each utterance ``[B, M]``, padded with -1.
-            kwargs: Other data; ``lang [B]``, the number of each utterance's language,
-                serves ``language_statistics`` and distillation only.
+        Waveforms are ``[B, n]``, the unit of every frame is in ``text [B, T]``, masked
+        frames of each utterance in ``mask_indices [B, M]``, both padded with -1. Among
+        other data ``lang [B]``, the number of each utterance's language, serves
+        ``language_statistics`` and distillation only.
         """
         if self.training:
             self.training_batches += 1
@@ -247,10 +243,8 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
 
         .. math:: L_{dist} = \frac{1}{|R|} \sum_{t \in R} (1 - \cos(h_t, h^0_t))
 
-        Only the model gets a gradient.
-
-        Returns:
-            The sum over R and :math:`|R|`, scalars; 0 and 0 where nothing is replayed.
+        Only the model gets a gradient. The sum over R and :math:`|R|` are scalars, 0
+        and 0 where nothing is replayed.
         """
         if self.encoder.lamer is None:
             raise RecipeError(

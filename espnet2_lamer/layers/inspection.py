@@ -62,16 +62,11 @@ def experts_off(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def parameter_report(model: nn.Module) -> dict[str, int | float]:
-    """Count parameters.
+    """Count parameters; what a percentage is of stands in its name.
 
-    Returns:
-        Integers: ``total`` (all parameters), ``backbone`` (neither expert, router nor
-        head), ``trainable`` (requiring a gradient), ``lora`` (A and B of all experts),
-        ``router``, ``head`` (masked-prediction head and a trained mask embedding),
-        ``active`` (A and B of the experts that one frame uses, summed over layers).
-        Percentages, the denominator after ``of``: ``trainable_percent_of_total``,
-        ``trainable_percent_of_backbone``, ``lora_and_router_percent_of_backbone``,
-        ``active_percent_of_backbone``.
+    ``backbone`` are neither expert, router nor head, ``lora`` A and B of all experts,
+    ``head`` the masked-prediction head and a trained mask embedding, ``active`` A and
+    B of the experts that one frame uses, summed over layers.
     """
     sizes: Counter[str] = Counter()
     for parameter, kind in adapter_kinds(model).items():

@@ -110,9 +110,7 @@ class LamerASRTask(ASRTask):
 
     @classmethod
     def main(
-        cls,
-        args: argparse.Namespace | None = None,
-        cmd: Sequence[str] | None = None,
+        cls, args: argparse.Namespace | None = None, cmd: Sequence[str] | None = None
     ) -> None:
         """Check the files that training starts from, settle the precision, train.
 

@@ -7,11 +7,7 @@ import torch
 from espnet2.asr.frontend.abs_frontend import AbsFrontend
 from torch import Tensor
 
-from espnet2_lamer.asr.frontend.states import (
-    LayerSum,
-    selected_states,
-    upstream_states,
-)
+from espnet2_lamer.asr.frontend.states import LayerSum, selected_states, upstream_states
 from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.errors import RecipeError
 
@@ -19,9 +15,8 @@ from espnet2_lamer.errors import RecipeError
 class LamerUpstreamFrontend(AbsFrontend):
     """A frozen Lamer or HuBERT model as the input of an ESPnet model.
 
-    The upstream never trains: its parameters need no gradient, it runs without
-    autograd and in fp32, and it stays in eval mode whatever ``train()`` says, so no
-    dropout reaches the features.
+    The upstream never trains: its parameters need no gradient, it runs without autograd
+    and in fp32, and it stays in eval mode, so no dropout reaches the features.
 
     Args:
         upstream: What ``espnet2_lamer.load_model`` accepts. For training; checkpoints
@@ -91,17 +86,15 @@ def _drop_upstream(
 ) -> None:
     """Keep what lies in a file already, up to a gigabyte, out of every checkpoint."""
     if module.from_file:
-        for key in module.upstream.state_dict():
-            state.pop(f"{prefix}upstream.{key}", None)
+        for key in module.upstream.state_dict(prefix=f"{prefix}upstream."):
+            state.pop(key, None)
 
 
 def _fill_upstream(
     module: LamerUpstreamFrontend, state: dict[str, Tensor], prefix: str, *_: Any
 ) -> None:
-    weights = module.upstream.state_dict().items()
-    missing = {f"{prefix}upstream.{key}": value for key, value in weights}
-    for key in state:
-        missing.pop(key, None)
+    weights = module.upstream.state_dict(prefix=f"{prefix}upstream.")
+    missing = {key: value for key, value in weights.items() if key not in state}
     if module.from_file:
         state.update(missing)
     elif missing:

@@ -202,20 +202,17 @@ def baselines(by_language: Mapping[str, np.ndarray]) -> dict[str, dict[str, floa
     Counts ``[K]`` are given by language; :data:`UNKNOWN` has no figures of its own.
     """
     total = describe(sum(by_language.values()))
-    found = {
-        "loss_m": {
-            "uniform_nats": total["uniform_nats"],
-            "unigram_nats": total["entropy_nats"],
-        },
-        "loss_m_bits": {
-            "uniform_bits": total["uniform_bits"],
-            "unigram_bits": total["entropy_bits"],
-        },
-        "acc_m": {
-            "uniform_acc": 1 / total["classes"],
-            "majority_acc": total["majority_accuracy"],
-        },
+    nats = {
+        "uniform_nats": total["uniform_nats"],
+        "unigram_nats": total["entropy_nats"],
     }
+    bits = {
+        "uniform_bits": total["uniform_bits"],
+        "unigram_bits": total["entropy_bits"],
+    }
+    majority = total["majority_accuracy"]
+    accuracy = {"uniform_acc": 1 / total["classes"], "majority_acc": majority}
+    found = {"loss_m": nats, "loss_m_bits": bits, "acc_m": accuracy}
     for lang in sorted(set(by_language) - {UNKNOWN}):
         own = describe(by_language[lang])
         found[f"acc_m_{lang}"] = {f"majority_acc_{lang}": own["majority_accuracy"]}

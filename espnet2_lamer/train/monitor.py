@@ -181,24 +181,21 @@ class ForgettingMonitor:
         utts = {utt for utts in self.sample.speech.values() for utt in utts}
         try:
             kept = torch.load(self.start, map_location="cpu", weights_only=True)
-            fits = kept["layers"] == self.layers and set(kept["states"]) == utts
-            problem = "" if fits else "is of other layers or utterances"
+            if kept["layers"] != self.layers or set(kept["states"]) != utts:
+                raise ValueError("it is of other layers or utterances")
+            self._base = kept["states"]
         except Exception as error:  # a damaged file fails in many ways
-            problem = f"cannot be read ({short_reason(error)})"
-        if problem:
-            logging.warning("%s %s: forgetting is not measured", self.start, problem)
+            reason = short_reason(error)
+            logging.warning(f"{self.start}: {reason}; forgetting is not measured")
             self.sample = None
-            return
-        self._base = kept["states"]
 
     def _cka(self, states: dict[str, States]) -> dict[str, list[float]]:
         found = {}
         for lang, utts in self.sample.speech.items():
             layers = [LinearCKA() for _ in self.layers]
             for utt in utts:
-                for cka, *pair in zip(
-                    layers, self._base[utt], states[utt], strict=True
-                ):
+                pairs = zip(self._base[utt], states[utt], strict=True)
+                for cka, pair in zip(layers, pairs, strict=True):
                     cka.add(*pair)
             found[lang] = [cka.value() for cka in layers]
         return found

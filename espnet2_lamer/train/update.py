@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,11 +38,14 @@ class Updater:
     scheduler: Any
     scaler: Any
     options: Any
-    pending: int = field(default=0, init=False)
-    bad_in_a_row: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self.scaler = self.scaler or torch.amp.GradScaler("cuda", enabled=False)
+        self.bad_in_a_row = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self.pending = 0
         self._names: list[str] = []
         self._unit: torch.Tensor | None = None
         self._weight: torch.Tensor | float = 0.0
@@ -94,8 +97,10 @@ class Updater:
                 if parameter.grad is not None:
                     parameter.grad.mul_(factor)
         figures = self._group_norms() if self.options.grad_norm_groups else {}
-        clip = self.options.grad_clip, self.options.grad_clip_type
-        value = torch.nn.utils.clip_grad_norm_(trained, *clip).item()
+        options = self.options
+        value = torch.nn.utils.clip_grad_norm_(
+            trained, max_norm=options.grad_clip, norm_type=options.grad_clip_type
+        ).item()
         good = math.isfinite(value)
         if good:
             self.bad_in_a_row = 0
@@ -108,8 +113,7 @@ class Updater:
         if good and isinstance(self.scheduler, AbsBatchStepScheduler):
             self.scheduler.step()
         self.optimizer.zero_grad()
-        self.pending, self._names = 0, []
-        self._unit, self._weight = None, 0.0
+        self._begin()
         figures |= {
             "clip": 100.0 if value > self.options.grad_clip else 0.0,
             "loss_scale": self.scaler.get_scale(),

@@ -68,9 +68,9 @@ def start_student(module: nn.Module, teachers: tuple[str, ...]) -> None:
 def cosine_loss(
     student: Sequence[Tensor], teacher: Sequence[Tensor], real: Tensor
 ) -> Tensor:
-    """Return 1 - cosine similarity, averaged over real frames, then over layers.
+    """Return 1 - cosine similarity of states ``[B, T, D]``, one per layer.
 
-    States are ``[B, T, D]``, one per layer; ``real [B, T]`` says which frames count.
+    It is averaged over the frames that are ``real [B, T]``, then over layers.
     """
     losses = [
         1.0 - F.cosine_similarity(s[real].float(), t[real].float(), dim=-1).mean()
@@ -117,10 +117,7 @@ class TeacherCache:
     def read(
         self, keys: list[str], layerwise: bool, device: torch.device | str = "cpu"
     ) -> States | None:
-        """Return the outputs of a batch in float32, or ``None`` when one is missing.
-
-        All but ``layerwise`` students need the last block's alone.
-        """
+        """Return a batch in float32, of the last block if not layerwise, or ``None``."""
         sides = ("encoder", "decoder") if layerwise else ("decoder",)
         entries = []
         for key in keys:
@@ -141,13 +138,13 @@ class TeacherCache:
         self, keys: list[str], states: States, frames: Tensor, tokens: Tensor
     ) -> None:
         """Store a batch with ``frames [B]`` and ``tokens [B]``, a file an utterance."""
-        sizes = zip(frames.tolist(), tokens.tolist(), strict=True)
-        for row, (key, lengths) in enumerate(zip(keys, sizes, strict=True)):
-            entry = {"frames": torch.tensor(lengths[0])}
-            sides = zip(("encoder", "decoder"), states, lengths, strict=True)
-            for side, layers, length in sides:
+        halves = zip(("encoder", "decoder"), states, (frames, tokens), strict=True)
+        sides = [(side, layers, sizes.tolist()) for side, layers, sizes in halves]
+        for row, key in enumerate(keys):
+            entry = {"frames": torch.tensor(int(frames[row]))}
+            for side, layers, sizes in sides:
                 if layers:
-                    stack = torch.stack([layer[row, :length] for layer in layers])
+                    stack = torch.stack([layer[row, : sizes[row]] for layer in layers])
                     entry[side] = stack.to("cpu", torch.bfloat16).contiguous()
             with atomic_path(self._path(key)) as temporary:
                 save_file(entry, temporary)

@@ -114,10 +114,8 @@ def _characters() -> dict[int, str]:
     for characters from U+0100 on.
     """
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [byte for byte in range(256) if byte not in visible]
-    return {byte: chr(byte) for byte in visible} | {
-        byte: chr(256 + place) for place, byte in enumerate(rest)
-    }
+    hidden = (chr(256 + place) for place in range(256))
+    return {b: chr(b) if b in visible else next(hidden) for b in range(256)}
 
 
 @lru_cache(maxsize=4)
@@ -125,13 +123,9 @@ def token_list(n_vocab: int = N_VOCAB) -> tuple[str, ...]:
     """Return a Whisper's tokens in printable form, in the order of their ids."""
     tokenizer = tokenizer_of(n_vocab)
     special = {number: token for token, number in tokenizer.special_tokens.items()}
-    characters = _characters()
+    read, characters = tokenizer.encoding.decode_single_token_bytes, _characters()
     return tuple(
-        special.get(number)
-        or "".join(
-            characters[byte]
-            for byte in tokenizer.encoding.decode_single_token_bytes(number)
-        )
+        special.get(number) or "".join(characters[byte] for byte in read(number))
         for number in range(n_vocab)
     )
 
