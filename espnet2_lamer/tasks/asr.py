@@ -37,8 +37,7 @@ from espnet2_lamer.precision import (
 )
 from espnet2_lamer.tasks.option_check import check_init_param
 from espnet2_lamer.tasks.upstream_frontend import LamerUpstreamFrontend
-from espnet2_lamer.train.checkpoint import LATEST
-from espnet2_lamer.train.models import CheckedTrainer
+from espnet2_lamer.train.checkpoint import LATEST, CheckedTrainer
 from espnet2_lamer.whisper.decoder import WhisperLoraDecoder
 from espnet2_lamer.whisper.encoder import WhisperLoraEncoder
 from espnet2_lamer.whisper.model import WhisperLoraModel

@@ -33,10 +33,11 @@ from espnet2_lamer.tasks.dry_run import dry_run
 from espnet2_lamer.tasks.option_check import check_init_param, check_options
 from espnet2_lamer.train.batching import (
     BucketIterFactory,
+    CollateOptions,
+    LamerCollate,
     chosen_utterances,
     read_hours,
 )
-from espnet2_lamer.train.collate import CollateOptions, LamerCollate
 from espnet2_lamer.train.console import child_log, pass_signals_on
 from espnet2_lamer.train.expansion import OLD_EXPERTS, expand_experts, keep_old_experts
 from espnet2_lamer.train.trainer import LamerTrainer

@@ -19,7 +19,7 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import check_weights
 from espnet2_lamer.layers import LamerConfig
 from espnet2_lamer.layers.config import check_values
-from espnet2_lamer.train.collate import CollateOptions
+from espnet2_lamer.train.batching import CollateOptions
 
 # What the task itself passes to the constructors.
 _ESPNETS = inspect.signature(TorchAudioHubertPretrainModel).parameters

@@ -24,8 +24,7 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.system import size
 from espnet2_lamer.hubert.statistics import is_distributed
-from espnet2_lamer.train.batching import BucketIterFactory
-from espnet2_lamer.train.collate import rounded_length
+from espnet2_lamer.train.batching import BucketIterFactory, rounded_length
 from espnet2_lamer.train.labels import beside, check_labels
 from espnet2_lamer.train.trial import Trial, try_batch
 

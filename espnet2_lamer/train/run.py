@@ -32,7 +32,6 @@ from espnet2_lamer.train import checkpoint
 from espnet2_lamer.train.checkpoint import CheckpointStore
 from espnet2_lamer.train.console import StopRequest, stop_on_signals
 from espnet2_lamer.train.health import Health
-from espnet2_lamer.train.models import average_best_models
 from espnet2_lamer.train.monitor import build_monitor
 from espnet2_lamer.train.update import Updater
 
@@ -110,7 +109,7 @@ class TrainingRun:
                 if self._end_epoch():
                     break
         if self.is_first:
-            average_best_models(
+            checkpoint.average_best_models(
                 self.reporter,
                 self.output_dir,
                 self.options.best_model_criterion,

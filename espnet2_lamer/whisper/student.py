@@ -117,7 +117,7 @@ class TeacherCache:
     def read(
         self, keys: list[str], layerwise: bool, device: torch.device | str = "cpu"
     ) -> States | None:
-        """Return a batch in float32, of the last block if not layerwise, or ``None``."""
+        """Return a batch in float32, or ``None``; the last block alone for others."""
         sides = ("encoder", "decoder") if layerwise else ("decoder",)
         entries = []
         for key in keys:
