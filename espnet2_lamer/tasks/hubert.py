@@ -3,7 +3,6 @@
 import argparse
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,8 +55,6 @@ def register_hubert() -> None:
 # DDP workers are spawned and import this module to find the task: registering here
 # gives them our classes too.
 register_hubert()
-
-COLLATE_DEFAULTS = asdict(CollateOptions())
 
 
 class LamerHubertTask(HubertTask):

@@ -57,16 +57,16 @@ def child_log() -> Iterator[None]:
     if path is None or multiprocessing.parent_process() is None:
         yield
         return
-    with espnet_log(Path(path), Path(path).parent.name, bar=False):
+    with espnet_log(Path(path), bar=False):
         yield
 
 
 @contextmanager
-def espnet_log(path: Path, description: str, bar: bool = True) -> Iterator[None]:
+def espnet_log(path: Path, bar: bool = True) -> Iterator[None]:
     """Send what ESPnet logs and prints to a file; the console keeps errors only.
 
-    The file is appended to, so that a resumed run keeps its history; ``description`` is
-    the progress bar's name.
+    The file is appended to, so that a resumed run keeps its history; its folder's name
+    is that of the progress bar.
 
     Raises:
         OSError: With the log's folder, where a file of ESPnet's could not be written.
@@ -85,7 +85,7 @@ def espnet_log(path: Path, description: str, bar: bool = True) -> Iterator[None]
         file = logging.StreamHandler(stream)
         form = "%(asctime)s (%(module)s:%(lineno)d) %(levelname)s: %(message)s"
         file.setFormatter(logging.Formatter(form))
-        for handler in [file, EpochBar(description)] if bar else [file]:
+        for handler in [file, EpochBar(path.parent.name)] if bar else [file]:
             root.addHandler(handler)
             stack.callback(handler.close)
             stack.callback(root.removeHandler, handler)
@@ -189,14 +189,13 @@ def ignore_stop_signals(*_: object) -> None:
 def run_espnet(task: Any, program: str, command: Sequence[str], log: Path) -> None:
     """Run one of ESPnet's tasks in this process; its log begins with the command.
 
-    By hand ``program``, i.e. ``hubert_train`` or ``asr_train``, runs it; the name of
-    the log's folder is that of the progress bar.
+    By hand ``program``, i.e. ``hubert_train`` or ``asr_train``, runs it.
 
     Raises:
         RecipeError: ESPnet refused its options.
         SystemExit: It was asked to stop from outside, and has written a checkpoint.
     """
-    with espnet_log(log, log.parent.name):
+    with espnet_log(log):
         by_hand = shlex.join(map(str, command))
         logging.info("python -m espnet2_lamer.bin.%s %s", program, by_hand)
         try:

@@ -298,11 +298,12 @@ class Health:
         self.report["labels"] = {}
         for part, factory in self.factories.items():
             found = check_labels(part, factory.lengths, self.options, brief)
+            report, standards, languages = found
             if part == "train":
-                self.languages = found.languages
-            if found.report:
-                self.report["labels"][part] = found.report
-                self.standards[part] = found.standards
+                self.languages = languages
+            if report:
+                self.report["labels"][part] = report
+                self.standards[part] = standards
 
     def _epoch_shares(self, epoch: int) -> Shares:
         if self._shares is None or self._shares[0] != epoch:

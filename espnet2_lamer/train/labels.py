@@ -1,6 +1,5 @@
 """Labels of a training: do they fit the audio, and what do they alone predict?"""
 
-import dataclasses
 import logging
 import math
 import warnings
@@ -29,20 +28,12 @@ def text_files(path_name_type: Sequence[Sequence[str]]) -> dict[str, str]:
     return {name: path for path, name, kind in path_name_type if kind in _TEXTS}
 
 
-@dataclasses.dataclass(frozen=True)
-class LabelCheck:
-    """Report for ``health.json``, :func:`baselines`, and language by utterance."""
-
-    report: dict[str, Any]
-    standards: dict[str, dict[str, float]]
-    languages: dict[str, str] | None
-
-
 def check_labels(
     part: str, lengths: Mapping[str, int], options: Any, brief: bool = False
-) -> LabelCheck:
+) -> tuple[dict[str, Any], dict[str, dict[str, float]], dict[str, str] | None]:
     """Check that every frame of a part (``train``, ``valid``) has a unit; count them.
 
+    Returns the report for ``health.json``, :func:`baselines`, language by utterance.
     ``lengths`` are samples by utterance; ``brief`` leaves languages and warnings out of
     the log. Labels that do not fit the audio or K raise ``RecipeError``.
     """
@@ -52,7 +43,7 @@ def check_labels(
         languages = read_languages(files["lang"], options.langs, lengths)
     if "text" not in files:
         logging.info("%s labels are in no text file: not counted", _PARTS[part])
-        return LabelCheck({}, {}, languages)
+        return {}, {}, languages
     counts = count_labels(files["text"], options.num_classes, lengths, languages)
     total = sum(counts.values())
     report: dict[str, Any] = {"utterances": len(lengths), **describe(total)}
@@ -60,7 +51,7 @@ def check_labels(
         report["languages"] = {k: describe(counts[k]) for k in sorted(counts)}
     _log(_PARTS[part], report, brief)
     report["histogram"] = total.tolist()
-    return LabelCheck(report, baselines(counts), languages)
+    return report, baselines(counts), languages
 
 
 def _log(name: str, found: dict[str, Any], brief: bool) -> None:

@@ -56,11 +56,6 @@ class WhisperLoraDecoder(WhisperHalf, AbsDecoder, BatchScorerInterface):
                 f"{self.dims['n_vocab']}; espnet2_lamer.whisper.text.write_token_list "
                 "writes it"
             )
-        if encoder_output_size != self.dims["n_text_state"]:
-            raise RecipeError(
-                f"decoder_conf.whisper: found width {self.dims['n_text_state']}, "
-                f"expected {encoder_output_size}, the encoder's"
-            )
         self.prompts = Prompts(self.config, vocab_size)
         embedding = self.whisper.token_embedding.weight.detach()
         self.new_tokens = nn.ParameterDict()
