@@ -16,9 +16,9 @@ from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import parse_yaml
 from espnet2_lamer.fileio.trust import S3PRL_PREFIX, protect, trusting_s3prl_files
-from espnet2_lamer.tasks.adapter import load_adapter
 from espnet2_lamer.tasks.pretrained import (
     as_upstream,
+    load_adapter,
     load_experiment,
     restore_pretraining_model,
 )

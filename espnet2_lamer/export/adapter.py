@@ -13,14 +13,14 @@ from espnet2_lamer import __version__
 from espnet2_lamer.convert.load import public_name
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path
-from espnet2_lamer.tasks.adapter import (
+from espnet2_lamer.tasks.pretrained import (
+    ADAPTER_SUFFIX,
     CENTROIDS,
     FORMAT,
     METADATA,
-    SUFFIX,
     content_digest,
+    restore_pretraining_model,
 )
-from espnet2_lamer.tasks.pretrained import restore_pretraining_model
 
 _ENCODER_KEYS = ("mask_prob", "mask_length", "final_norm", "gradient_checkpointing")
 
@@ -57,8 +57,8 @@ def write_adapter(
     from espnet2_lamer.asr.encoder.lamer_hubert import BASE_HASH, GUARD
 
     output = Path(output)
-    if output.suffix != SUFFIX:
-        raise RecipeError(f"{output}: expected a name that ends in {SUFFIX}")
+    if output.suffix != ADAPTER_SUFFIX:
+        raise RecipeError(f"{output}: expected a name that ends in {ADAPTER_SUFFIX}")
     model = restore_pretraining_model(config, state, base, source)
     encoder = model.encoder
     if not encoder.base_is_external:

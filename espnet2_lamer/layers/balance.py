@@ -28,15 +28,6 @@ def routing_sums(
     return probs.sum(frames), used.sum(frames)
 
 
-def routing_means(
-    probs: Tensor, gates: Tensor, mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Mean probability ``m [N]``, with gradient, and dispatch share ``f [N]``."""
-    sums, counts = routing_sums(probs, gates, mask)
-    frames = probs[..., 0].numel() if mask is None else mask.sum()
-    return sums / frames, _shares(counts)
-
-
 def load_balancing_loss(
     probs: Tensor, gates: Tensor, mask: Tensor | None = None
 ) -> Tensor:
@@ -48,8 +39,9 @@ def load_balancing_loss(
     sum 1, so that perfect balance gives 1 whatever K is (Lamer-SSL, Eq. 7). Both are
     ``[..., N]``; ``mask [...]`` is True where a frame is real.
     """
-    mean_probs, share = routing_means(probs, gates, mask)
-    return probs.shape[-1] * torch.sum(mean_probs * share)
+    sums, counts = routing_sums(probs, gates, mask)
+    frames = probs[..., 0].numel() if mask is None else mask.sum()
+    return probs.shape[-1] * torch.sum(sums / frames * _shares(counts))
 
 
 class BalanceTerm:

@@ -113,9 +113,8 @@ class LamerASRTask(ASRTask):
     ) -> None:
         """Check the files that training starts from, settle the precision, train.
 
-        Raises:
-            RecipeError: One of the files holds more than weights, or a training would
-                be resumed in another precision.
+        Files that hold more than weights, or resuming in another precision, raise
+        ``RecipeError``.
         """
         register_asr()
         if args is None:

@@ -69,10 +69,8 @@ class LamerHubertTask(HubertTask):
         """Check every option, then train.
 
         With ``--dry_run true`` only report, with ``--sanity true`` overfit one batch.
-
-        Raises:
-            RecipeError: A wrong option, by name; a training that cannot go on; a
-                batch that was not learnt.
+        ``RecipeError`` is a wrong option, a training that cannot go on, or a batch that
+        was not learnt.
         """
         if args is None:
             args = cls.get_parser().parse_args(cmd)
@@ -212,12 +210,7 @@ class LamerHubertTask(HubertTask):
     def build_optimizers(
         cls, args: argparse.Namespace, model: torch.nn.Module
     ) -> list[torch.optim.Optimizer]:
-        """Give the optimizer only what trains; take over experts to expand.
-
-        Raises:
-            RecipeError: fp16 is asked for without a GPU, or the experiment of
-                ``expand_from`` does not fit.
-        """
+        """Give the optimizer only what trains; take over experts to expand."""
         if args.amp_dtype == "fp16":
             if args.ngpu == 0:
                 raise RecipeError(

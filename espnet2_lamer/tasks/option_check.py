@@ -4,7 +4,7 @@ import argparse
 import difflib
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, get_type_hints
 
@@ -71,11 +71,10 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
             classes["scheduler_conf"] = scheduler_classes[args.scheduler]
         classes["collate_fn_conf"] = CollateOptions
         for name, constructor in classes.items():
-            given = _GIVEN.get(name, set())
-            check_keywords(name, getattr(args, name), constructor, given)
+            _check_keywords(name, getattr(args, name), constructor)
         lamer = args.encoder_conf.get("lamer")
         if lamer is not None:
-            check_keywords("encoder_conf.lamer", lamer, LamerConfig)
+            _check_keywords("encoder_conf.lamer", lamer, LamerConfig)
             LamerConfig(**lamer)
         _check_ranges(args)
     except ValueError as error:
@@ -97,22 +96,14 @@ def check_init_param(args: argparse.Namespace) -> None:
             raise RecipeError(f"init_param: {error}") from error
 
 
-def check_keywords(
-    name: str,
-    values: Any,
-    constructor: Callable[..., Any],
-    given: set[str] = frozenset(),
-) -> None:
+def _check_keywords(name: str, values: Any, constructor: type) -> None:
     """Check that ``constructor(**values)`` names and types its arguments rightly.
 
-    The signature is the schema; the caller provides the arguments ``given``. A list,
-    from YAML, may stand for a tuple.
-
-    Raises:
-        RecipeError: Not a mapping, an unknown key, or a value of another type.
+    The signature is the schema; the caller provides the arguments in ``_GIVEN``. A
+    list, from YAML, may stand for a tuple.
     """
-    if not isinstance(values, Mapping):
-        raise RecipeError(f"{name}: found {values!r}, expected 'key: value' lines")
+    right, given = isinstance(values, Mapping), _GIVEN.get(name, set())
+    check_values("", [(name, values, right, "'key: value' lines")])
     parameters = inspect.signature(constructor).parameters
     kinds = {p.kind for p in parameters.values()}
     known = {key for key, p in parameters.items() if p.kind != p.VAR_KEYWORD} - given
@@ -124,11 +115,8 @@ def check_keywords(
                 f"{name}.{key}: unknown key, expected some of "
                 f"{', '.join(sorted(known))}{hint}"
             )
-    function = constructor
-    if inspect.isclass(constructor):
-        function = constructor.__init__
     try:
-        hints = get_type_hints(function)
+        hints = get_type_hints(constructor.__init__)
     except NameError:
         # Some of torch's schedules name types that only type checkers import.
         hints = {}

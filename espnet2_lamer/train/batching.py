@@ -173,8 +173,7 @@ class LamerCollate:
     ) -> tuple[list[str], dict[str, torch.Tensor]]:
         """Return utterance ids and padded tensors (see the model's ``forward``).
 
-        Raises:
-            RecipeError: Labels do not have one unit per frame.
+        Labels without one unit per frame raise ``RecipeError``.
         """
         names, waveforms, labels, masks, langs = [], [], [], [], []
         for utt_id, data in batch:

@@ -189,11 +189,9 @@ def ignore_stop_signals(*_: object) -> None:
 def run_espnet(task: Any, program: str, command: Sequence[str], log: Path) -> None:
     """Run one of ESPnet's tasks in this process; its log begins with the command.
 
-    By hand ``program``, i.e. ``hubert_train`` or ``asr_train``, runs it.
-
-    Raises:
-        RecipeError: ESPnet refused its options.
-        SystemExit: It was asked to stop from outside, and has written a checkpoint.
+    By hand ``program``, i.e. ``hubert_train`` or ``asr_train``, runs it. Options that
+    ESPnet refuses raise ``RecipeError``; ``SystemExit`` is a stop asked for from
+    outside, with a checkpoint written.
     """
     with espnet_log(log):
         by_hand = shlex.join(map(str, command))

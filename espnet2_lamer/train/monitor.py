@@ -5,8 +5,9 @@ import logging
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +45,21 @@ States = list[Tensor]
 
 @dataclass(frozen=True)
 class Sample:
-    """Held-out waveforms ``[n]`` by language and utterance, and frames' phones.
-
-    In the languages ``with_phones`` a probe can be trained and tested.
-    """
+    """Held-out waveforms ``[n]`` by language and utterance, and frames' phones."""
 
     speech: dict[str, dict[str, Tensor]]
-    phones: dict[str, Phones] = field(default_factory=dict)
-    with_phones: frozenset[str] = frozenset()
+    phones: dict[str, Phones]
+
+    @cached_property
+    def with_phones(self) -> list[str]:
+        """Languages both halves of whose utterances have at least two phones."""
+        found = []
+        for lang, utts in self.speech.items():
+            known = [self.phones[utt] for utt in utts if utt in self.phones]
+            halves = ({p for row in known[half::2] for p in row} for half in (0, 1))
+            if all(len(half - {None}) >= 2 for half in halves):
+                found.append(lang)
+        return sorted(found)
 
 
 @dataclass(eq=False)
@@ -296,22 +304,13 @@ def monitor_sample(factory: Any, options: Any) -> Sample:
         for utt, waveform in utts.items()
         if utt in aligned
     }
-    usable = frozenset(lang for lang, u in speech.items() if _can_probe(u, phones))
+    sample = Sample(speech, phones)
     logging.info(
         "forgetting is monitored on %s; phone probe: %s",
         ", ".join(f"{len(utts)} utterances of {lang}" for lang, utts in speech.items()),
-        ", ".join(sorted(usable)) or "none (no phones.ctm, or too few phones)",
+        ", ".join(sample.with_phones) or "none (no phones.ctm, or too few phones)",
     )
-    return Sample(speech, phones, usable)
-
-
-def _can_probe(utts: Iterable[str], phones: dict[str, Phones]) -> bool:
-    """Whether both halves of the utterances have at least two phones."""
-    known = [utt for utt in utts if utt in phones]
-    return all(
-        len({p for utt in known[half::2] for p in phones[utt]} - {None}) >= 2
-        for half in (0, 1)
-    )
+    return sample
 
 
 def read_curves(experiment: Path) -> list[dict[str, float | int | str]]:
@@ -334,13 +333,11 @@ def read_curves(experiment: Path) -> list[dict[str, float | int | str]]:
 
 
 def read_control(experiment: str | Path) -> dict[int, dict[str, dict[str, float]]]:
-    """Read what a head-only control logged at each epoch's validation.
+    """Read what a head-only control (else ``RecipeError``) logged at each validation.
 
-    ``control_<name>`` by the figure of a training that it stands beside.
-
-    Units are new to the base: what its frozen features give is what the head alone
-    reaches on the same data after as many updates, not what it was before training.
-    Where there is no training it raises ``RecipeError``.
+    It is ``control_<name>`` by the figure of a training that it stands beside. Units
+    are new to the base: what its frozen features give is what the head alone reaches on
+    the same data after as many updates, not what it was before training.
     """
     path = Path(experiment) / "checkpoint.pth"
     if not path.is_file():

@@ -109,11 +109,9 @@ class TrainingRun:
                 if self._end_epoch():
                     break
         if self.is_first:
+            criteria, numbers = self.options.best_model_criterion, self._best_counts()
             checkpoint.average_best_models(
-                self.reporter,
-                self.output_dir,
-                self.options.best_model_criterion,
-                self._best_counts(),
+                self.reporter, self.output_dir, criteria, numbers
             )
         for writer in self.writers.values():
             writer.close()

@@ -141,14 +141,14 @@ def overfit(
     names: list[str],
     batch: dict[str, Tensor],
     options: Any,
-    updates: int,
 ) -> Sanity:
     """Train on one batch, with its crops and masks as they are, until it is learnt.
 
-    The updates, of which there are at most ``updates``, are those of training, clipping
-    and loss scale included, but for the rate: it is the configured peak, reached in
-    ten. A batch without a masked frame raises ``RecipeError``.
+    The updates, of which there are at most ``sanity_updates``, are those of training,
+    clipping and loss scale included, but for the rate: it is the configured peak,
+    reached in ten. A batch without a masked frame raises ``RecipeError``.
     """
+    updates = options.sanity_updates
     mask = index_mask(batch["mask_indices"], batch["text"].shape[1])
     labels = batch["text"][mask].cpu()
     if not labels.numel():
@@ -224,9 +224,7 @@ def check_sanity(task: type, args: argparse.Namespace) -> Sanity:
     if text is not None:
         count_labels(text, args.num_classes, factory.lengths)
     names, batch = factory.load(factory.plan(1)[0], 1)
-    found = overfit(
-        model, optimizer, names, to_device(batch, device), args, args.sanity_updates
-    )
+    found = overfit(model, optimizer, names, to_device(batch, device), args)
     write_json(report, asdict(found) | {"passed": found.passed, "utterances": names})
     said = (
         f"{found.frames} masked frames: at first {found.initial_bits:.3f} bits, "

@@ -134,11 +134,6 @@ class WhisperLoraConfig:
             "student": STUDENT,
         }.get(self.method)
 
-    @property
-    def identifies(self) -> bool:
-        """Whether there is a language identifier of ours."""
-        return self.method == "mole"
-
     def token_of(self, language: str) -> str:
         """Whisper's code of a language, or ``new:CODE``; else a ``RecipeError``."""
         code = self.language_tokens.get(language) or DEFAULT_TOKENS.get(language)

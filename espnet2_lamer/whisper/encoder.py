@@ -160,7 +160,7 @@ class WhisperLoraEncoder(WhisperHalf, AbsEncoder):
         self.silence = min_seconds, trailing_silence
         self.combination = self.identifier = None
         config, dim = self.config, self.output_size()
-        if config.identifies:
+        if config.method == "mole":
             self.combination = ExpertCombination(config, len(self.whisper.blocks))
             self.identifier = LanguageIdentifier(
                 dim, config.identifier_hidden, len(config.languages)

@@ -17,9 +17,9 @@ from espnet2_lamer.fileio.foreign import check_weights, clear_errors
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.whisper.config import WhisperLoraConfig
 from espnet2_lamer.whisper.lora import add_loras
+from espnet2_lamer.whisper.text import N_VOCAB
 
 BASE_HASH = "whisper_sha256"
-MULTILINGUAL_VOCABULARY = 51865  # the smallest
 
 
 def whisper_file(source: str | Path) -> Path:
@@ -101,7 +101,7 @@ def read_half(
         half, digest = build_half(side, dims), None
     else:
         raise RecipeError("found null, expected a name or path, or dims")
-    if dims["n_vocab"] < MULTILINGUAL_VOCABULARY:
+    if dims["n_vocab"] < N_VOCAB:
         raise RecipeError(
             f"found an English-only model ({dims['n_vocab']} tokens), expected a "
             "multilingual one"

@@ -234,7 +234,7 @@ class WhisperLoraModel(ESPnetASRModel):
             )
         encoded = self.encoder.encode(speech, lengths, route)
         posterior, chosen = None, []
-        if config.identifies:
+        if config.method == "mole":
             posterior = encoded.logits.softmax(-1)
             chosen = posterior.argmax(-1).tolist()
         elif languages is None:

@@ -21,7 +21,8 @@ from espnet2_lamer.fileio.atomic import write_text
 from espnet2_lamer.whisper.config import NEW_TOKEN, WhisperLoraConfig
 
 MULTILINGUAL = "whisper_multilingual"
-N_VOCAB = 51865  # text tokens have the same ids in every multilingual Whisper
+# Of the smallest; text tokens have the same ids in every multilingual Whisper.
+N_VOCAB = 51865
 
 
 @lru_cache(maxsize=4)

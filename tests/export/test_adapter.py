@@ -15,12 +15,12 @@ from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.export import adapter as module
 from espnet2_lamer.export.adapter import write_adapter
-from espnet2_lamer.tasks.adapter import (
+from espnet2_lamer.tasks.pretrained import (
     CENTROIDS,
+    as_upstream,
     load_adapter_for_pretraining,
     read_adapter,
 )
-from espnet2_lamer.tasks.pretrained import as_upstream
 from tests.export.tiny import UNITS, same, speech, states_of, write_base
 from tests.export.tiny import write_experiment as write
 
