@@ -57,7 +57,7 @@ def load_model(
     if path.is_file() and path.suffix == ".zip":
         return _load_zip(path, base)
     if path.is_file() and path.suffix == ".safetensors":
-        return load_adapter(path, base)
+        return as_upstream(load_adapter(path, base))
     if path.suffix == ".pth" and path.is_file() and (path.parent / CONFIG).is_file():
         return load_experiment(path.parent, base, path.name)
     if (path / CONFIG).is_file() and read_config(path).get("encoder") != STOCK:

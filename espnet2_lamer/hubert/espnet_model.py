@@ -86,7 +86,7 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
             ("amp_dtype", amp_dtype, list(AMP_DTYPES)),
         ):
             table.append((key, value, value in known, f"one of {known}"))
-        check_values("", table)
+        check_values("", *table)
         units = [str(unit) for unit in range(encoder.num_classes)]
         if list(token_list[: len(units)]) != units or len(token_list) != len(units) + 2:
             raise RecipeError(

@@ -1,7 +1,7 @@
 """Options of a mixture of LoRA experts, and how many experts each layer gets."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,13 @@ ROUTERS = ("ffn", "projection")
 BALANCES = ("loss", "bias", "importance", "none")
 
 
-def check_values(prefix: str, table: Iterable[tuple[str, Any, Any, str]]) -> None:
+def check_values(prefix: str, *rows: tuple[str, Any, Any, str]) -> None:
     """Refuse the first wrong value among ``(key, value, is right, what is expected)``.
 
     Raises:
         RecipeError: With the key, what was found and what is expected.
     """
-    for key, value, right, expected in table:
+    for key, value, right, expected in rows:
         if not right:
             raise RecipeError(
                 f"{prefix}{key}: found {repr(value)[:80]}, expected {expected}"
@@ -71,7 +71,7 @@ class LamerConfig:
             ("top_k", used, used is None or used >= 1, soft),
             ("dropout", self.dropout, 0.0 <= self.dropout < 1.0, "[0, 1)"),
         ]
-        check_values("lamer.", table)
+        check_values("lamer.", *table)
 
 
 def parse_allocation(

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from espnet2_lamer.layers.config import LINEARS, LamerConfig, parse_allocation
-from espnet2_lamer.layers.lora import LoRAExpertLinear, LoRAExperts
-from espnet2_lamer.layers.router import Router
+from espnet2_lamer.layers.experts import LoRAExpertLinear, LoRAExperts, Router
 
 
 @dataclass

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from espnet2_lamer.layers.experts import LoRAExpertLinear, LoRAExperts
 from espnet2_lamer.layers.feed_forward import LamerFeedForward, RoutingRecord
-from espnet2_lamer.layers.lora import LoRAExpertLinear, LoRAExperts
 
 
 def adapter_kinds(model: nn.Module) -> dict[nn.Parameter, str]:

@@ -22,6 +22,7 @@ from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.fileio.text import text_lines, utf8_tables
 from espnet2_lamer.hubert.espnet_model import LamerHubertPretrainModel
 from espnet2_lamer.hubert.statistics import rank_and_ranks
+from espnet2_lamer.layers.config import check_values
 from espnet2_lamer.precision import (
     AMP_DTYPES,
     AUTO,
@@ -130,7 +131,6 @@ class LamerHubertTask(HubertTask):
             parser.add_argument(f"--{name}", nargs="*", default=[], help=text)
         parser.add_argument(
             "--expand_from",
-            default=None,
             help="Earlier experiment with experts: its experts are the first ones of "
             "each layer, encoder_conf.lamer.allocation counts old and new together",
         )
@@ -185,10 +185,8 @@ class LamerHubertTask(HubertTask):
                 line.rstrip("\r\n") for _, line in text_lines(args.token_list)
             ]
         encoder_class = encoder_choices.get_class(args.encoder)
-        if not issubclass(encoder_class, LamerHubertEncoder):
-            raise RecipeError(
-                f"encoder: found {args.encoder!r}, expected 'lamer_hubert'"
-            )
+        ours = issubclass(encoder_class, LamerHubertEncoder)
+        check_values("", ("encoder", args.encoder, ours, "'lamer_hubert'"))
         encoder = encoder_class(num_classes=args.num_classes, **args.encoder_conf)
         model_class = model_choices.get_class(args.model)
         precision = settled_amp_dtype(args)

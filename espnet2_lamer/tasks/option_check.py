@@ -103,7 +103,7 @@ def _check_keywords(name: str, values: Any, constructor: type) -> None:
     list, from YAML, may stand for a tuple.
     """
     right, given = isinstance(values, Mapping), _GIVEN.get(name, set())
-    check_values("", [(name, values, right, "'key: value' lines")])
+    check_values("", (name, values, right, "'key: value' lines"))
     parameters = inspect.signature(constructor).parameters
     kinds = {p.kind for p in parameters.values()}
     known = {key for key, p in parameters.items() if p.kind != p.VAR_KEYWORD} - given
@@ -154,7 +154,7 @@ def _check_top_level(parser: argparse.ArgumentParser, args: argparse.Namespace) 
             continue
         choices = action.choices or [value]
         allowed = f"one of {', '.join(map(str, choices))}"
-        check_values("", [(action.dest, value, value in choices, allowed)])
+        check_values("", (action.dest, value, value in choices, allowed))
         if action.type in (int, float) and not _fits(value, action.type):
             raise RecipeError(_wrong_type(action.dest, value, action.type))
 
@@ -172,10 +172,8 @@ def _check_ranges(args: argparse.Namespace) -> None:
             section, _, name = key.rpartition(".")
             value = (getattr(args, section) if section else vars(args)).get(name)
             right = isinstance(value, int | float) and low <= value <= high
-            check_values("", [(key, value, value is None or right, expected)])
+            check_values("", (key, value, value is None or right, expected))
     batches = args.num_iters_per_epoch
-    if batches is not None and args.accum_grad > batches:
-        raise RecipeError(
-            f"accum_grad: found {args.accum_grad}, expected at most "
-            f"num_iters_per_epoch ({batches}): no update would be made in an epoch"
-        )
+    right = batches is None or args.accum_grad <= batches
+    most = f"at most num_iters_per_epoch ({batches}): an epoch would make no update"
+    check_values("", ("accum_grad", args.accum_grad, right, most))

@@ -58,7 +58,7 @@ def checked_config(config: Mapping[str, Any], source: object) -> dict[str, Any]:
         ("token_list", tokens, isinstance(tokens, list), "the list of units"),
         ("num_classes", classes, enough, f"1 to {MAX_CLASSES} units"),
     ]
-    check_values(f"{source}: ", table)
+    check_values(f"{source}: ", *table)
     return deepcopy(dict(config)) | {"encoder": OURS, "model": "lamer"}
 
 
@@ -176,10 +176,9 @@ def load_experiment(
 def as_upstream(model: nn.Module) -> Upstream:
     """Keep a pretraining model's encoder alone, as a frozen extractor."""
     encoder = model.encoder
-    lamer = None
-    if encoder.lamer is not None:
-        lamer = asdict(encoder.lamer)
-        lamer["targets"] = list(lamer["targets"])
+    lamer = encoder.lamer
+    if lamer is not None:
+        lamer = asdict(lamer) | {"targets": list(lamer.targets)}
     # transformers keeps it with the backbone.
     mask = encoder.hubert_pretrain_model.mask_generator.mask_embedding
     encoder.wav2vec2.mask_embedding = mask.detach()
@@ -225,12 +224,7 @@ def read_adapter(path: str | Path) -> Adapter:
     return Adapter(tensors, metadata)
 
 
-def load_adapter(path: str | Path, base: str | Path | None = None) -> Upstream:
-    """Put the experts of an adapter file on their base; see the function below."""
-    return as_upstream(load_adapter_for_pretraining(path, base))
-
-
-def load_adapter_for_pretraining(path: str | Path, base: str | Path | None = None):
+def load_adapter(path: str | Path, base: str | Path | None = None):
     """Return the whole ``LamerHubertPretrainModel`` of an adapter file, head included.
 
     The base may have any format that :func:`~espnet2_lamer.convert.load_hubert` reads;
@@ -292,7 +286,7 @@ def _check_metadata(metadata: Any, path: Path) -> None:
     }
     expected = "what bin.export writes; fetch the file again"
     table = [(key, found.get(key), good, expected) for key, good in right.items()]
-    check_values(f"{path}: ", table)
+    check_values(f"{path}: ", *table)
 
 
 def _find_base(adapter: Adapter, base: str | Path | None, path: str | Path) -> str:

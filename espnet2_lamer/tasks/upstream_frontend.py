@@ -10,6 +10,7 @@ from torch import Tensor
 from espnet2_lamer.asr.frontend.states import LayerSum, selected_states, upstream_states
 from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.layers.config import check_values
 
 
 class LamerUpstreamFrontend(AbsFrontend):
@@ -40,11 +41,9 @@ class LamerUpstreamFrontend(AbsFrontend):
         fs: int | str = SAMPLE_RATE,
     ) -> None:
         super().__init__()
-        if str(fs) not in (str(SAMPLE_RATE), "16k"):
-            raise RecipeError(
-                f"frontend_conf.fs: found {fs}, expected {SAMPLE_RATE}; resample the "
-                "audio"
-            )
+        right = str(fs) in (str(SAMPLE_RATE), "16k")
+        expected = f"{SAMPLE_RATE}; resample the audio"
+        check_values("frontend_conf.", ("fs", fs, right, expected))
         if (upstream is None) == (upstream_conf is None):
             raise RecipeError(
                 "frontend_conf: give exactly one of upstream (a path) and "

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from espnet2_lamer.constants import SAMPLE_RATE, STRIDE, num_frames
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table
+from espnet2_lamer.layers.config import check_values
 from espnet2_lamer.train.console import hold_stop_signals, ignore_stop_signals
 
 # Pads labels in a batch; never a unit.
@@ -33,11 +34,9 @@ def read_hours(words: Sequence[str]) -> dict[str, float]:
             hours[lang] = float(number)
         except ValueError:
             hours[lang] = 0.0
-        if not (lang and 0 < hours[lang] < float("inf")):
-            raise RecipeError(
-                f"max_hours: found {word!r}, expected LANGUAGE=HOURS above 0, e.g. "
-                "eng=0.5; exclude_langs leaves a language out"
-            )
+        right = lang and 0 < hours[lang] < float("inf")
+        form = "LANGUAGE=HOURS above 0, e.g. eng=0.5; exclude_langs leaves one out"
+        check_values("", ("max_hours", word, right, form))
     return hours
 
 

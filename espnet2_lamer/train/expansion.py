@@ -15,7 +15,7 @@ from espnet2_lamer.convert.espnet_experiment import model_file, read_config
 from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers import LamerConfig, LamerFeedForward, parse_allocation
-from espnet2_lamer.layers.lora import LoRAExperts
+from espnet2_lamer.layers.experts import LoRAExperts
 
 OLD_EXPERTS = ("frozen", "shared")
 _LAYER = "encoder.hubert_pretrain_model.wav2vec2.encoder.transformer.layers"

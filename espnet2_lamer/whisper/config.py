@@ -110,7 +110,7 @@ class WhisperLoraConfig:
             ("language_tokens", not (languages and unknown), f"some of {languages}"),
         ]
         check_values(
-            "lora.", [(key, getattr(self, key), *check) for key, *check in checks]
+            "lora.", *((key, getattr(self, key), *check) for key, *check in checks)
         )
 
     @property

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.layers.config import check_values
 from espnet2_lamer.whisper.blocks import BlockCache, decoder_block, key_mask
 from espnet2_lamer.whisper.encoder import Encoded
 from espnet2_lamer.whisper.half import WhisperHalf
@@ -50,12 +51,9 @@ class WhisperLoraDecoder(WhisperHalf, AbsDecoder, BatchScorerInterface):
     ) -> None:
         super().__init__()
         self.build("decoder", whisper, dims, lora)
-        if vocab_size != self.dims["n_vocab"]:
-            raise RecipeError(
-                f"token_list: found {vocab_size} tokens, expected Whisper's "
-                f"{self.dims['n_vocab']}; espnet2_lamer.whisper.text.write_token_list "
-                "writes it"
-            )
+        size = self.dims["n_vocab"]
+        expected = f"Whisper's {size} tokens, as whisper.text.write_token_list writes"
+        check_values("", ("token_list", vocab_size, vocab_size == size, expected))
         self.prompts = Prompts(self.config, vocab_size)
         embedding = self.whisper.token_embedding.weight.detach()
         self.new_tokens = nn.ParameterDict()

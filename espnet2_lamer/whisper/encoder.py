@@ -12,6 +12,7 @@ from whisper.audio import HOP_LENGTH, N_FFT, N_SAMPLES, mel_filters
 
 from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.layers.config import check_values
 from espnet2_lamer.whisper.blocks import encoder_block, key_mask, real_positions
 from espnet2_lamer.whisper.config import WhisperLoraConfig
 from espnet2_lamer.whisper.half import WhisperHalf
@@ -74,11 +75,9 @@ class ExpertCombination(nn.Module):
 
     def __init__(self, config: WhisperLoraConfig, num_layers: int) -> None:
         super().__init__()
-        if config.shared_layers > num_layers:
-            raise RecipeError(
-                f"lora.shared_layers: found {config.shared_layers}, expected at most "
-                f"{num_layers}, the encoder's layers"
-            )
+        shared = config.shared_layers
+        most = f"at most {num_layers}, the encoder's layers"
+        check_values("lora.", ("shared_layers", shared, shared <= num_layers, most))
         self.languages = config.languages
         self.merged = config.combination == "merged"
         self.softmax = config.combination_weights == "softmax"

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from espnet2_lamer.convert.state import check_fit
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path
-from espnet2_lamer.layers.lora import LoRAExperts
+from espnet2_lamer.layers.experts import LoRAExperts
 from espnet2_lamer.whisper.config import STUDENT, TARGETS, WhisperLoraConfig
 
 FORMAT = "espnet2_lamer.whisper.expert"

@@ -96,7 +96,7 @@ class WhisperLoraModel(ESPnetASRModel):
             ("ctc_weight", ctc_weight, not ctc_weight, "0.0: Whisper has no CTC"),
             ("distillation", distillation, known, kinds),
         ]
-        check_values("model_conf.", table)
+        check_values("model_conf.", *table)
         espnet = {
             "ctc_weight": 0.0,
             "sym_sos": "<|startoftranscript|>",

@@ -18,6 +18,7 @@ from whisper.tokenizer import Tokenizer, get_tokenizer
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_text
+from espnet2_lamer.layers.config import check_values
 from espnet2_lamer.whisper.config import NEW_TOKEN, WhisperLoraConfig
 
 MULTILINGUAL = "whisper_multilingual"
@@ -157,11 +158,9 @@ class WhisperTokens:
     """ESPnet's tokenizer and token-to-id converter for ``whisper_multilingual``."""
 
     def __init__(self, model_type: str, **unused: object) -> None:
-        if model_type != MULTILINGUAL:
-            raise RecipeError(
-                f"bpemodel: found {model_type!r}, expected {MULTILINGUAL!r}, and the "
-                "same for token_type"
-            )
+        expected = f"{MULTILINGUAL!r}, and the same for token_type"
+        right = model_type == MULTILINGUAL
+        check_values("", ("bpemodel", model_type, right, expected))
         # What ESPnet's beam search starts from.
         sot = tokenizer_of(N_VOCAB).sot
         self.tokenizer = SimpleNamespace(sot_sequence_including_notimestamps=(sot,))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from espnet2_lamer.constants import SAMPLE_RATE
-from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.layers.config import check_values
 from espnet2_lamer.whisper.blocks import BlockCache
 from espnet2_lamer.whisper.model import Routed, WhisperLoraModel
 from espnet2_lamer.whisper.text import decode_text
@@ -47,11 +47,9 @@ def transcribe(
     """
     if isinstance(languages, str):
         languages = [languages] * len(speech)
-    if languages is not None and len(languages) != len(speech):
-        raise RecipeError(
-            f"languages: found {len(languages)}, expected {len(speech)}, one for each "
-            "utterance"
-        )
+    count = len(speech) if languages is None else len(languages)
+    each = f"{len(speech)}, one for each utterance"
+    check_values("", ("languages", count, count == len(speech), each))
     with model.autocast(speech.device):
         routed = model.route(speech, speech_lengths, languages)
     limits = speech_lengths / SAMPLE_RATE * TOKENS_PER_SECOND + TOKENS_MORE

@@ -18,7 +18,7 @@ from espnet2_lamer.export.adapter import write_adapter
 from espnet2_lamer.tasks.pretrained import (
     CENTROIDS,
     as_upstream,
-    load_adapter_for_pretraining,
+    load_adapter,
     read_adapter,
 )
 from tests.export.tiny import UNITS, same, speech, states_of, write_base
@@ -88,7 +88,7 @@ def test_states_of_the_whole_family_are_exact(root, tmp_path, name):
 
 def test_the_head_and_every_buffer_come_back_too(adapter, root):
     path, _, model, _ = adapter
-    again = load_adapter_for_pretraining(path, root / "base")
+    again = load_adapter(path, root / "base")
     expected = model.state_dict()
     assert again.state_dict().keys() == expected.keys()
     for name, value in again.state_dict().items():

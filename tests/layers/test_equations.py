@@ -15,7 +15,7 @@ from espnet2_lamer.layers import (
     load_balancing_loss,
     record_routing,
 )
-from espnet2_lamer.layers.lora import LoRAExperts
+from espnet2_lamer.layers.experts import LoRAExperts
 
 LINEARS = ("intermediate_dense", "output_dense")
 

@@ -13,7 +13,7 @@ from espnet2_lamer.layers import (
     add_lamer,
     record_routing,
 )
-from espnet2_lamer.layers.lora import LoRAExperts
+from espnet2_lamer.layers.experts import LoRAExperts
 
 FAMILY = [
     {"allocation": "2,4"},
