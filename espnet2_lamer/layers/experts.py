@@ -171,9 +171,7 @@ class Router(nn.Module):
                 f"a router needs at least 2 experts to choose from, found {num_experts}"
             )
         right = top_k is None or 1 <= top_k <= num_experts
-        most = (
-            f"at most {num_experts}, the layer's experts, at least 1, or None for all"
-        )
+        most = f"at most {num_experts}, the layer's experts, 1 or more, or None for all"
         check_values("", ("top_k", top_k, right, most))
         self.num_experts = num_experts
         self.top_k = top_k

@@ -37,9 +37,6 @@ class RoutingRecord:
     def __iter__(self) -> Iterator[Routing]:
         return iter(self._routings.values())
 
-    def __len__(self) -> int:
-        return len(self._routings)
-
     def by_expert_count(self) -> list[list[Routing]]:
         """Group routers with equal N, so that a few stacked operations serve all."""
         groups: dict[int, list[Routing]] = {}
@@ -75,8 +72,7 @@ class LamerFeedForward(nn.Module):
             if name in config.targets:
                 linear = LoRAExpertLinear(linear, *options)
             self.add_module(name, linear)
-        first = getattr(feed_forward, LINEARS[0])
-        last = getattr(feed_forward, LINEARS[1])
+        first, last = (getattr(feed_forward, name) for name in LINEARS)
         self.ffn_experts = None
         if "ffn" in config.targets:
             self.ffn_experts = LoRAExperts(

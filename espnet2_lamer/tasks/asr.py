@@ -116,7 +116,6 @@ class LamerASRTask(ASRTask):
         Files that hold more than weights, or resuming in another precision, raise
         ``RecipeError``.
         """
-        register_asr()
         if args is None:
             args = cls.get_parser().parse_args(cmd)
         check_init_param(args)

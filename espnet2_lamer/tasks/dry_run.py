@@ -48,8 +48,7 @@ def dry_run(task: type, args: argparse.Namespace) -> DryRun:
     args = argparse.Namespace(**copy.deepcopy(vars(args)))
     args.output_dir = None
     if args.token_list is None:
-        units = [str(unit) for unit in range(args.num_classes)]
-        args.token_list = [*units, "<unk>", "<sos/eos>"]
+        args.token_list = [*map(str, range(args.num_classes)), "<unk>", "<sos/eos>"]
     base = args.encoder_conf.pop("base", None)
     if base is not None:
         args.encoder_conf |= _architecture(base)
@@ -65,10 +64,9 @@ def dry_run(task: type, args: argparse.Namespace) -> DryRun:
             scheduler_classes[args.scheduler](optimizer, **args.scheduler_conf)
     except (ValueError, TypeError, OSError) as error:
         raise RecipeError(f"{args.config or 'options'}: {error}") from error
-    ffns = [
-        layer.feed_forward
-        for layer in model.encoder.wav2vec2.encoder.transformer.layers
-    ]
+    layers = model.encoder.wav2vec2.encoder.transformer.layers
+    ffns = [layer.feed_forward for layer in layers]
+    groups = [[p.numel() for p in group["params"]] for group in optimizer.param_groups]
     updates = None
     if args.num_iters_per_epoch is not None:
         # An epoch's last update may have fewer batches.
@@ -76,10 +74,7 @@ def dry_run(task: type, args: argparse.Namespace) -> DryRun:
     found = DryRun(
         parameter_report(model),
         [f.num_experts if isinstance(f, LamerFeedForward) else 0 for f in ffns],
-        [
-            (len(group["params"]), sum(p.numel() for p in group["params"]))
-            for group in optimizer.param_groups
-        ],
+        [(len(sizes), sum(sizes)) for sizes in groups],
         updates,
         args.batch_bins * args.accum_grad / SAMPLE_RATE,
     )
@@ -103,9 +98,8 @@ def _architecture(base: str) -> dict[str, Any]:
 
 
 def _named(name: str | None, options: dict[str, Any]) -> str:
-    if name is None:
-        return "none"
-    return " ".join([name, *(f"{key}={value}" for key, value in options.items())])
+    values = [f"{key}={value}" for key, value in options.items()]
+    return "none" if name is None else " ".join([name, *values])
 
 
 def _log(found: DryRun, args: argparse.Namespace, base: str | None) -> None:

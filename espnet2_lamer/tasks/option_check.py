@@ -30,25 +30,17 @@ _GIVEN = {
     "scheduler_conf": {"optimizer"},
 }
 _POSITIVE = math.nextafter(0.0, 1.0)
-# Smallest and largest value and whose they are; ESPnet and torch check none of these.
-_RANGES = (
-    (
-        1,
-        math.inf,
-        """num_classes accum_grad batch_bins valid_batch_bins max_epoch
+# Options by smallest and largest value; ESPnet and torch check none of these.
+_RANGES = {
+    (1, math.inf): """num_classes accum_grad batch_bins valid_batch_bins max_epoch
         num_iters_per_epoch sanity_updates encoder_conf.mask_length
         encoder_conf.final_dim collate_fn_conf.bucket_samples""",
-    ),
-    (
-        0,
-        math.inf,
-        """monitor_utts model_conf.balance_weight model_conf.unmasked_weight
+    (0, math.inf): """monitor_utts model_conf.balance_weight model_conf.unmasked_weight
         model_conf.feature_penalty model_conf.distill_weight""",
-    ),
-    (RECEPTIVE_FIELD, math.inf, "collate_fn_conf.max_sample_size"),
-    (_POSITIVE, math.inf, "grad_clip model_conf.logit_temp"),
-    (_POSITIVE, 1.0, "encoder_conf.mask_prob"),
-)
+    (RECEPTIVE_FIELD, math.inf): "collate_fn_conf.max_sample_size",
+    (_POSITIVE, math.inf): "grad_clip model_conf.logit_temp",
+    (_POSITIVE, 1.0): "encoder_conf.mask_prob",
+}
 
 
 def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -165,7 +157,7 @@ def _check_ranges(args: argparse.Namespace) -> None:
             "num_classes: found none, expected the number of units K; give "
             "--num_classes, 1000 in conf/presets/paper.sh"
         )
-    for low, high, keys in _RANGES:
+    for (low, high), keys in _RANGES.items():
         above = "above 0" if low == _POSITIVE else f"{low} or more"
         expected = above if high == math.inf else f"{above} and at most {high:g}"
         for key in keys.split():

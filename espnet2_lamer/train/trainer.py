@@ -85,10 +85,13 @@ class LamerTrainer(Trainer):
                     default=field.default,
                     help=field.metadata["help"],
                 )
-        text = "Layers that are compared; the last one's figures are logged (default: "
-        text += "at 1/4, 1/2, 3/4 and 11/12 of the depth)"
         group.add_argument(
-            "--monitor_layers", type=int, nargs="*", default=[], help=text
+            "--monitor_layers",
+            type=int,
+            nargs="*",
+            default=[],
+            help="Layers that are compared; the last one's figures are logged "
+            "(default: at 1/4, 1/2, 3/4 and 11/12 of the depth)",
         )
 
     @classmethod

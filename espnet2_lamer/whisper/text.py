@@ -108,7 +108,6 @@ class Prompts:
         return logits
 
 
-@lru_cache(maxsize=1)
 def _characters() -> dict[int, str]:
     """A printable character for each byte, as byte-level BPE vocabularies have it.
 
