@@ -30,7 +30,7 @@ BY_BATCH = {
     f"{FORWARD}._loss",
     # The gradient of that.
     "train.update.Updater.add",
-    "train.trial._pass",
+    "train.trial.try_batch",
     # Figures of a batch, in one transfer.
     "hubert.statistics.to_floats",
 }
