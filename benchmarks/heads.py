@@ -221,7 +221,7 @@ def train(command: list[str], log: Path) -> float:
     from espnet2_lamer.train.console import espnet_log
 
     with (
-        espnet_log(log, "training"),
+        espnet_log(log),
         # Some of ESPnet's modules print when they are imported.
         redirect_stdout(io.StringIO()),
         # S3PRL reads an upstream that was made here.

@@ -15,9 +15,9 @@ from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import parse_yaml
 from espnet2_lamer.fileio.trust import S3PRL_PREFIX, protect, trusting_s3prl_files
-from espnet2_lamer.tasks.adapter import load_adapter
 from espnet2_lamer.tasks.pretrained import (
     as_upstream,
+    load_adapter,
     load_experiment,
     restore_pretraining_model,
 )
@@ -53,7 +53,7 @@ def load_model(
     if path.is_file() and path.suffix == ".zip":
         return _load_zip(path, base)
     if path.is_file() and path.suffix == ".safetensors":
-        return load_adapter(path, base)
+        return as_upstream(load_adapter(path, base))
     if path.suffix == ".pth" and path.is_file() and (path.parent / CONFIG).is_file():
         return load_experiment(path.parent, base, path.name)
     if (path / CONFIG).is_file() and read_config(path).get("encoder") != STOCK:

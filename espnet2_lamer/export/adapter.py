@@ -14,14 +14,14 @@ from espnet2_lamer.convert.load import public_name
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.export.card import Origin
 from espnet2_lamer.fileio.atomic import atomic_path
-from espnet2_lamer.tasks.adapter import (
+from espnet2_lamer.tasks.pretrained import (
+    ADAPTER_SUFFIX,
     CENTROIDS,
     FORMAT,
     METADATA,
-    SUFFIX,
     content_digest,
+    load_pretraining_model,
 )
-from espnet2_lamer.tasks.pretrained import load_pretraining_model
 
 _ENCODER_KEYS = ("mask_prob", "mask_length", "final_norm", "gradient_checkpointing")
 
@@ -58,8 +58,8 @@ def write_adapter(
     from espnet2_lamer.asr.encoder.lamer_hubert import BASE_HASH, GUARD
 
     output = Path(output)
-    if output.suffix != SUFFIX:
-        raise RecipeError(f"{output}: expected a name that ends in {SUFFIX}")
+    if output.suffix != ADAPTER_SUFFIX:
+        raise RecipeError(f"{output}: expected a name that ends in {ADAPTER_SUFFIX}")
     config = read_config(experiment)
     model = load_pretraining_model(experiment, base, epoch_file)
     encoder = model.encoder

@@ -29,7 +29,7 @@ from espnet2_lamer.export.huggingface import describe, refuse_other_content
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.layers import LamerFeedForward, experts_off, record_routing
 from espnet2_lamer.layers.config import LINEARS
-from espnet2_lamer.layers.lora import LoRAExpertLinear
+from espnet2_lamer.layers.experts import LoRAExpertLinear
 
 # Means settle long before; more speech only takes longer.
 AT_MOST = 200

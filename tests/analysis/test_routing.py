@@ -13,7 +13,7 @@ from espnet2_lamer.analysis.routing import (
     mutual_information,
 )
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.layers.feed_forward import RoutingRecord
+from espnet2_lamer.layers.feed_forward import Routing, RoutingRecord
 from espnet2_lamer.metrics.similarity import entropy
 
 
@@ -32,7 +32,7 @@ def recorded(probs, gates, router="ffn"):
     """A record of one utterance, from its frames ``[T, N]`` per layer."""
     record = RoutingRecord()
     for layer in probs:
-        record.add(layer, router, probs[layer][None], gates[layer][None])
+        record.add(Routing(layer, router, probs[layer][None], gates[layer][None]))
     return record
 
 

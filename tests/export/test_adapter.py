@@ -15,12 +15,12 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.export import adapter as module
 from espnet2_lamer.export.adapter import write_adapter
 from espnet2_lamer.export.card import Origin
-from espnet2_lamer.tasks.adapter import (
+from espnet2_lamer.tasks.pretrained import (
     CENTROIDS,
-    load_adapter_for_pretraining,
+    as_upstream,
+    load_adapter,
     read_adapter,
 )
-from espnet2_lamer.tasks.pretrained import as_upstream
 from tests.export.tiny import UNITS, same, speech, states_of, write_base
 from tests.export.tiny import write_experiment as write
 
@@ -88,7 +88,7 @@ def test_states_of_the_whole_family_are_exact(root, tmp_path, name):
 
 def test_the_head_and_every_buffer_come_back_too(adapter, root):
     path, _, model, _ = adapter
-    again = load_adapter_for_pretraining(path, root / "base")
+    again = load_adapter(path, root / "base")
     expected = model.state_dict()
     assert again.state_dict().keys() == expected.keys()
     for name, value in again.state_dict().items():

@@ -230,7 +230,7 @@ def test_packed_heads_write_the_same_text_on_the_whole_test_sets(finished):
 
 def test_the_adapter_file_is_the_pretraining_and_names_no_path(finished):
     from espnet2_lamer import load_model
-    from espnet2_lamer.tasks.adapter import CENTROIDS, read_adapter
+    from espnet2_lamer.tasks.pretrained import CENTROIDS, read_adapter
 
     exp = finished.root / "exp"
     path = exp / "packed" / "ssl_lamer.safetensors"

@@ -38,7 +38,7 @@ _SHARED = ("rank", "alpha", "targets", "encoder", "decoder")
 def train_experts(options: WhisperOptions) -> None:
     """Train one expert after the other, then build the model that has them all."""
     from espnet2_lamer.tasks.asr import load_whisper_model
-    from espnet2_lamer.whisper.expert_files import save_expert
+    from espnet2_lamer.whisper.lora import save_expert
 
     if not needs_experts(options):
         return
