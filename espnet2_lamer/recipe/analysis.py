@@ -24,12 +24,11 @@ from espnet2_lamer.convert.load import read_architecture
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.layers import record_routing
-from espnet2_lamer.metrics.measure import Measure
 from espnet2_lamer.metrics.probe import PhoneProbe, frame_phones, phone_probe
 from espnet2_lamer.metrics.similarity import LinearCKA
 from espnet2_lamer.parallel import run_each
-from espnet2_lamer.recipe.checkpoints import base_path
 from espnet2_lamer.recipe.options import Options
+from espnet2_lamer.recipe.upstreams import base_path
 from espnet2_lamer.tasks.pretrained import load_pretraining_model
 from espnet2_lamer.upstream import load_model
 
@@ -207,14 +206,3 @@ def _cka(x: dict[str, np.ndarray], y: dict[str, np.ndarray]) -> float:
     for utt, features in x.items():
         cka.add(features, y[utt])
     return float(cka.value())
-
-
-def read_measure(fields: dict[str, Any]) -> Measure:
-    """Rebuild a :class:`Measure` from its JSON form."""
-    interval = fields["interval"]
-    return Measure(
-        value=fields["value"],
-        interval=None if interval is None else tuple(interval),
-        count=fields["count"],
-        parts={utt: tuple(part) for utt, part in fields["parts"].items()},
-    )

@@ -17,9 +17,9 @@ from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.layers import parse_allocation
 from espnet2_lamer.layers.config import apportion
-from espnet2_lamer.recipe.checkpoints import base_path, read_checkpoints
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.settle import own_allocation, read_ssl_config
+from espnet2_lamer.recipe.upstreams import base_path, read_checkpoints
 from espnet2_lamer.upstream import load_model
 
 #: Utterances per language whose states are compared, and how much of each is heard.

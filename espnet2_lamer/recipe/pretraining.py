@@ -11,8 +11,8 @@ from espnet2_lamer.evaluation.runs import made_from
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.hashing import sha256_file
-from espnet2_lamer.recipe.checkpoints import base_path, read_checkpoints
-from espnet2_lamer.recipe.declaration import as_arguments
+from espnet2_lamer.layers import parameter_report
+from espnet2_lamer.recipe.declaration import as_arguments, data_arguments
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.settle import (
     AUTO,
@@ -20,6 +20,8 @@ from espnet2_lamer.recipe.settle import (
     experts_options,
     read_ssl_config,
 )
+from espnet2_lamer.recipe.upstreams import base_path, read_checkpoints
+from espnet2_lamer.tasks.hubert import LamerHubertTask
 from espnet2_lamer.tasks.pretrained import load_pretraining_model
 from espnet2_lamer.train.console import run_espnet
 from espnet2_lamer.units.labels import check_labels, write_token_list
@@ -36,6 +38,12 @@ def write_shapes(data_dir: Path, output_dir: Path) -> None:
         output_dir / "text_shape",
         {utt: str(num_frames(int(n))) for utt, n in samples.items()},
     )
+
+
+def write_all_shapes(options: Options) -> None:
+    """Stage 6: the shape files of pretraining."""
+    write_shapes(options.raw / "ssl_train", options.stats / "train")
+    write_shapes(options.raw / "ssl_dev", options.stats / "valid")
 
 
 def write_language_numbers(utt2lang: Path, langs: list[str], output: Path) -> None:
@@ -62,7 +70,8 @@ def train_ssl(
     output_dir: Path,
     num_classes: int,
     options: list[str],
-) -> Path:
+    log: str = "train.log",
+) -> None:
     """Train through ``LamerHubertTask`` in this process; resume if interrupted.
 
     Args:
@@ -73,23 +82,15 @@ def train_ssl(
         output_dir: The experiment.
         num_classes: K.
         options: More ESPnet options.
-
-    Returns:
-        The best model file.
+        log: Its file in the experiment.
 
     Raises:
         RecipeError: Labels do not fit, or training ended without a model.
     """
     command = _data_options(train_dir, dev_dir, stats_dir, num_classes)
-    command += ["--config", str(config), "--output_dir", str(output_dir)]
-    logging.info("training %s, log: %s", output_dir, output_dir / "train.log")
-    _run_task([*command, *options], output_dir, "train.log")
-    best = output_dir / "valid.loss_m.best.pth"
-    if not best.exists():
-        raise RecipeError(
-            f"{output_dir}: training ended without {best.name}; see the log above it"
-        )
-    return best
+    command += ["--config", str(config), "--output_dir", str(output_dir), *options]
+    logging.info("training %s, log: %s", output_dir, output_dir / log)
+    run_espnet(LamerHubertTask, "hubert_train", command, output_dir / log)
 
 
 def _data_options(
@@ -113,28 +114,17 @@ def _data_options(
         write_collected_feats=False,
         langs=langs,
     )
-    for part, split, directory in (
-        ("train", "train", train_dir),
-        ("valid", "valid", dev_dir),
-    ):
-        numbers = stats_dir / split / "utt2langid"
-        write_language_numbers(directory / "utt2lang", langs, numbers)
-        for data in (
-            f"{directory / 'wav.scp'},speech,sound",
-            f"{directory / 'text.km'},text,text",
-            f"{numbers},lang,text_int",
-        ):
-            command += [f"--{part}_data_path_and_name_and_type", data]
-        for shape in ("speech_shape", "text_shape"):
-            command += [f"--{part}_shape_file", str(stats_dir / split / shape)]
+    for part, directory in (("train", train_dir), ("valid", dev_dir)):
+        stats = stats_dir / part
+        write_language_numbers(directory / "utt2lang", langs, stats / "utt2langid")
+        data = {
+            directory / "wav.scp": "speech,sound",
+            directory / "text.km": "text,text",
+            stats / "utt2langid": "lang,text_int",
+        }
+        shapes = (stats / "speech_shape", stats / "text_shape")
+        command += data_arguments(part, data, shapes)
     return command
-
-
-def _run_task(command: list[str], output_dir: Path, log: str) -> None:
-    """Run ``LamerHubertTask``; its messages go into a file of the experiment."""
-    from espnet2_lamer.tasks.hubert import LamerHubertTask
-
-    run_espnet(LamerHubertTask, "hubert_train", command, output_dir / log)
 
 
 def continue_pretraining(options: Options) -> None:
@@ -142,8 +132,6 @@ def continue_pretraining(options: Options) -> None:
 
     The control comes first: the other's validations show its masked accuracy.
     """
-    from espnet2_lamer.layers import parameter_report
-
     runs = [(options.ssl_experiment, _allocation(options))]
     if options.control:
         runs.insert(0, (options.control_experiment, "0"))
@@ -153,15 +141,7 @@ def continue_pretraining(options: Options) -> None:
         control = []
         if options.control and experiment != options.control_experiment:
             control = ["--monitor_control", str(options.control_experiment)]
-        train_ssl(
-            options.ssl_config,
-            options.raw / "ssl_train",
-            options.raw / "ssl_dev",
-            options.stats,
-            experiment,
-            options.n_clusters,
-            [*_training_options(options, experiment, allocation), *control],
-        )
+        _train(options, experiment, allocation, control)
         model = load_pretraining_model(experiment)
         write_json(experiment / "parameters.json", parameter_report(model))
 
@@ -172,26 +152,39 @@ def check_one_batch(options: Options) -> None:
     Raises:
         RecipeError: It could not.
     """
-    experiment = options.ssl_experiment
-    command = _data_options(
+    experiment, more = options.ssl_experiment, ["--sanity", "true"]
+    _train(options, experiment, _allocation(options), more, log="sanity.log")
+    found = json.loads((experiment / "sanity.json").read_text(encoding="utf-8"))
+    logging.info(
+        "one batch could be learnt: %(initial_bits).3f bits before, %(final_bits).3f "
+        "after %(updates)d updates, accuracy %(final_accuracy).3f",
+        found,
+    )
+
+
+def _train(
+    options: Options,
+    experiment: Path,
+    allocation: str,
+    more: list[str],
+    log: str = "train.log",
+) -> None:
+    command = [
+        *as_arguments(encoder_conf=f"base={base_path(options)}"),
+        *experts_options(allocation),
+        *as_arguments(seed=options.seed, replay_langs=options.replay_langs),
+        *device_options(options, experiment),
+        *more,
+    ]
+    train_ssl(
+        options.ssl_config,
         options.raw / "ssl_train",
         options.raw / "ssl_dev",
         options.stats,
+        experiment,
         options.n_clusters,
-    )
-    command += ["--config", str(options.ssl_config), "--output_dir", str(experiment)]
-    command += _training_options(options, experiment, _allocation(options))
-    command += ["--sanity", "true"]
-    logging.info("one batch again and again, log: %s", experiment / "sanity.log")
-    _run_task(command, experiment, "sanity.log")
-    found = json.loads((experiment / "sanity.json").read_text(encoding="utf-8"))
-    logging.info(
-        "one batch could be learnt: %.3f bits before, %.3f after %d updates, accuracy "
-        "%.3f",
-        found["initial_bits"],
-        found["final_bits"],
-        found["updates"],
-        found["final_accuracy"],
+        command,
+        log,
     )
 
 

@@ -233,12 +233,12 @@ def stage7(resolve, monkeypatch):
 
     calls = []
 
-    def train(config, train_dir, dev_dir, stats, experiment, classes, options):
+    def train(config, train_dir, dev_dir, stats, experiment, classes, options, log):
         calls.append((experiment.name, options[: options.index("--seed")]))
 
     monkeypatch.setattr(pretraining, "train_ssl", train)
     monkeypatch.setattr(pretraining, "load_pretraining_model", lambda path: None)
-    monkeypatch.setattr("espnet2_lamer.layers.parameter_report", lambda model: {})
+    monkeypatch.setattr(pretraining, "parameter_report", lambda model: {})
 
     def run(*args, labels="one", **changes):
         options = resolve(*args, ngpu=0, num_nodes=1, n_clusters=9, **changes)

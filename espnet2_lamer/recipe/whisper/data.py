@@ -1,6 +1,5 @@
 """The sets that experts are trained, chosen and tested on."""
 
-import json
 import logging
 from pathlib import Path
 
@@ -62,10 +61,11 @@ def select(options: WhisperOptions) -> None:
                 spoken = read_table(source / "romanisation")
                 spoken = {u: s for u, s in spoken.items() if u in chosen}
                 write_table(target / "romanisation", spoken)
-            counts = {k: record[k] for k in ("utterances", "seconds")}
-            report["sets"][target.name] = counts
-            number, minutes = counts["utterances"], counts["seconds"] / 60
-            logging.info("%s: %d utterances, %.1f min", target.name, number, minutes)
+            number, seconds = record["utterances"], record["seconds"]
+            report["sets"][target.name] = {"utterances": number, "seconds": seconds}
+            logging.info(
+                "%s: %d utterances, %.1f min", target.name, number, seconds / 60
+            )
     write_json(options.raw / "whisper_sets.json", report)
 
 
@@ -92,11 +92,3 @@ def _choose(source: Path, lang: str, split: str, options: WhisperOptions) -> set
     # Speakers in turn; an "hour" per utterance makes the amount a number of them.
     speakers = read_table(source / "utt2spk")
     return sample_balanced(dict.fromkeys(seconds, 3600.0), speakers, count, drawn)
-
-
-def channel_confounded(options: WhisperOptions) -> bool:
-    """Whether the manifest's sources tell the languages apart."""
-    path = options.datadir / "manifest.json"
-    if options.corpus != "manifest" or not path.is_file():
-        return False
-    return bool(json.loads(path.read_text(encoding="utf-8")).get("channel_confounded"))

@@ -1,13 +1,10 @@
 """RESULTS.md of the comparison."""
 
-import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from espnet2_lamer.evaluation.results import (
-    CONFOUNDED,
-    SYNTHETIC,
     MeasureTable,
     Results,
     Task,
@@ -22,7 +19,7 @@ from espnet2_lamer.evaluation.scoring import (
 )
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.metrics.measure import Measure
-from espnet2_lamer.recipe.whisper.data import channel_confounded
+from espnet2_lamer.recipe.scoring import data_notes, read_json
 from espnet2_lamer.recipe.whisper.options import WhisperOptions
 from espnet2_lamer.recipe.whisper.scoring import (
     decode_dir,
@@ -60,25 +57,23 @@ def tabulate(options: WhisperOptions) -> None:
         for run, route in system.runs().items()
     }
     recognition: dict[Task, dict[str, dict[int, Score]]] = {}
-    identification: dict[Task, dict[str, dict[int, LidScore]]] = {}
+    chosen: dict[str, dict[int, LidScore]] = {}
     for run in runs:
         for lang in options.langs:
             for unit in units_of(lang):
-                task = Task("multi_asr", lang, unit)
-                row = recognition.setdefault(task, {})
+                row = recognition.setdefault(Task("multi_asr", lang, unit), {})
                 row[run] = {options.seed: score_unit(options, run, lang, unit)}
         found = identified(options, run)
         if found is not None:
-            task = Task("lid", " ".join(options.langs), "language")
-            row = identification.setdefault(task, {})
-            row[run] = {options.seed: found}
+            chosen[run] = {options.seed: found}
+    lid = Task("lid", " ".join(options.langs), "language")
     baselines = [name for name in _BASELINES if name in runs]
     results = Results(
         systems=runs,
         baselines=baselines,
         recognition=recognition,
-        identification=identification,
-        tables=_over_languages(options, list(runs), baselines),
+        identification={lid: chosen} if chosen else {},
+        tables=_over_languages(options, runs, baselines),
         parameters=_costs(options, systems),
         environment=describe_environment(),
         notes=_notes(options),
@@ -102,7 +97,7 @@ def _describe(system: System, route: str) -> str:
 
 
 def _over_languages(
-    options: WhisperOptions, runs: list[str], baselines: list[str]
+    options: WhisperOptions, runs: Iterable[str], baselines: list[str]
 ) -> list[MeasureTable]:
     """Summarise each run over its languages, in each language's headline unit."""
     if len(options.langs) < 2:
@@ -118,19 +113,8 @@ def _over_languages(
         for what, measure in language_figures(groups, options.seed).items():
             rows.setdefault(what, {})[run] = measure
     named = ", ".join(f"{lang} {unit}" for lang, unit in units.items())
-    return [
-        MeasureTable(
-            "Over languages",
-            "error rate (%)",
-            rows,
-            baselines,
-            f"In {named}: the mean over a language's utterances, then over languages.",
-        )
-    ]
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    note = f"In {named}: the mean over a language's utterances, then over languages."
+    return [MeasureTable("Over languages", "error rate (%)", rows, baselines, note)]
 
 
 def _costs(
@@ -145,20 +129,16 @@ def _costs(
         elif system.config is not None:
             costs[system.name] = _training(system.directory(options))
         run = list(system.runs())[-1]
-        times = [
-            _read(decode_dir(options, run, lang) / "time.json")
-            for lang in options.langs
-        ]
-        seconds = {name: sum(time[name] for time in times) for name in times[0]}
-        costs.setdefault(system.name, {"trainable": 0})
-        costs[system.name]["decoding (s per s of speech)"] = (
-            seconds["seconds"] / seconds["speech"]
-        )
+        folders = [decode_dir(options, run, lang) for lang in options.langs]
+        times = [read_json(folder / "time.json") for folder in folders]
+        cost = sum(t["seconds"] for t in times) / sum(t["speech"] for t in times)
+        row = costs.setdefault(system.name, {"trainable": 0})
+        row["decoding (s per s of speech)"] = cost
     return costs
 
 
 def _training(experiment: Path) -> dict[str, float]:
-    report = _read(experiment / "training.json")
+    report = read_json(experiment / "training.json")
     parameters = report["parameters"]
     return {
         "trainable": parameters["trainable"],
@@ -177,10 +157,7 @@ def _notes(options: WhisperOptions) -> list[str]:
             " Languages that share a token are told apart by the experts alone; the "
             "frozen Whisper cannot tell them apart."
         )
-    if options.corpus == "mini":
-        notes.append(SYNTHETIC)
-    if channel_confounded(options):
-        notes.append(CONFOUNDED)
+    notes += data_notes(options)
     if {"cmn", "yue"} & set(options.langs):
         notes.append(
             "In characters, a hypothesis in the other script (traditional for "

