@@ -28,7 +28,7 @@ from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.checksum import check_file
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.layers import parse_allocation
-from espnet2_lamer.recipe.declaration import as_arguments
+from espnet2_lamer.recipe.declaration import as_arguments, refused
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.pretraining import train_ssl, write_shapes
 from espnet2_lamer.recipe.settle import AUTO
@@ -67,17 +67,8 @@ def train_from_nothing(
 ) -> None:
     """Train a HuBERT in rounds and write it as an fp16 Hugging Face directory.
 
-    A killed run goes on where it stopped.
-
-    Args:
-        train_dirs: Data dirs with ``utt2num_samples`` and ``utt2lang``.
-        dev_dirs: Likewise for validation.
-        config: Training YAML.
-        work_dir: Features, labels and experiments.
-        output_dir: Gets ``config.json``, ``model.safetensors`` ...
-        rounds: What to do in each round.
-        seed: Seed of k-means and training.
-        nj: Processes for features and labels.
+    A killed run goes on where it stopped: ``work_dir`` holds features, labels and
+    experiments. Data dirs have ``utt2num_samples`` and ``utt2lang``.
     """
     teacher = "mfcc"
     start: list[str] = []
@@ -224,9 +215,7 @@ def _check_layers(base: str, options: Options) -> None:
     for name in ("asr_layer", "lid_layer"):
         value = getattr(options, name)
         if value != "all" and not 0 <= value <= layers:
-            raise RecipeError(
-                f"--{name}: found {value}, expected 0 to {layers}, the layers of {base}"
-            )
+            raise refused(name, value, f"0 to {layers}, the layers of {base}")
     try:
         if options.allocation not in ("", AUTO):
             parse_allocation(options.allocation, layers)

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation import mlsuperb, paper_sets
 from espnet2_lamer.evaluation.mlsuperb import FEW_SHOT, MONOLINGUAL, few_shot_utterances
 from espnet2_lamer.evaluation.runs import LID_UNIT, MIXED_TRACKS, Run
 from espnet2_lamer.evaluation.text_units import default_unit
+from espnet2_lamer.recipe.declaration import refused
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.upstreams import UpstreamSpec, upstream_specs
 
@@ -41,21 +41,18 @@ def check_benchmark(options: Options) -> None:
         RecipeError: Naming the option, what was found and what is expected.
     """
     if options.benchmark != "own" and "all" in options.budgets:
-        raise RecipeError(
-            f"--budgets: found 'all', expected 10min or 1h with --benchmark "
-            f"{options.benchmark}"
-        )
-    if options.benchmark != "mlsuperb" and "all" in options.eval_langs:
-        raise RecipeError(
-            "--eval_langs: found 'all', expected language codes; only --benchmark "
-            "mlsuperb knows all languages"
-        )
-    unknown = sorted(set(options.eval_langs) - set(options.langs) - {"all"})
-    if options.benchmark != "mlsuperb" and unknown:
-        raise RecipeError(
-            f"--eval_langs: found {unknown[0]!r}, expected some of "
-            f"{' '.join(options.langs)}, which --new_langs and --replay_langs name"
-        )
+        expected = f"10min or 1h with --benchmark {options.benchmark}"
+        raise refused("budgets", "'all'", expected)
+    if options.benchmark == "mlsuperb":
+        return
+    if "all" in options.eval_langs:
+        known = "language codes; only --benchmark mlsuperb knows all languages"
+        raise refused("eval_langs", "'all'", known)
+    unknown = sorted(set(options.eval_langs) - set(options.langs))
+    if unknown:
+        known = " ".join(options.langs)
+        known = f"some of {known}, which --new_langs and --replay_langs name"
+        raise refused("eval_langs", repr(unknown[0]), known)
 
 
 def eval_langs(options: Options) -> list[str]:

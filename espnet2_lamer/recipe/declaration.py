@@ -128,11 +128,7 @@ def parse(
 ) -> tuple[dict[str, Any], dict[str, Any], bool]:
     """Read a command line over its preset over the declared defaults.
 
-    Args:
-        parser: Of :func:`get_parser`.
-        options: The dataclass.
-        cmd: Arguments; ``--some-option`` is ``--some_option``.
-        presets: Folder of the presets.
+    ``--some-option`` is ``--some_option``.
 
     Returns:
         The value of every option, those that were given, and whether only help is
@@ -189,6 +185,11 @@ def read_preset(path: Path, known: set[str]) -> dict[str, str]:
     return found
 
 
+def refused(name: str, found: object, expected: str) -> RecipeError:
+    """Return the error of an option's value."""
+    return RecipeError(f"--{name}: found {found}, expected {expected}")
+
+
 def check(values: Any) -> None:
     """Check what the declarations say of an object of options.
 
@@ -201,15 +202,11 @@ def check(values: Any) -> None:
             words = value if isinstance(value, list) else [value]
             unknown = [word for word in words if word not in about["choices"]]
             if unknown or not words:
-                raise RecipeError(
-                    f"--{name}: found {unknown[0] if unknown else 'none'!r}, expected "
-                    f"{'some' if isinstance(value, list) else 'one'} of "
-                    f"{', '.join(about['choices'])}"
-                )
+                found = repr(unknown[0] if unknown else "none")
+                some = "some" if isinstance(value, list) else "one"
+                raise refused(name, found, f"{some} of {', '.join(about['choices'])}")
         if about["least"] is not None and value < about["least"]:
-            raise RecipeError(
-                f"--{name}: found {value:g}, expected {about['least']:g} or more"
-            )
+            raise refused(name, f"{value:g}", f"{about['least']:g} or more")
         if about["exists"] and not Path(value).is_file():
             raise RecipeError(f"--{name}: {value} not found")
 
@@ -251,14 +248,7 @@ def data_arguments(
 def help_text(
     options: type, values: Mapping[str, Any], about: str, titles: Mapping[int, str]
 ) -> str:
-    """Return what ``./run.sh --help`` shows.
-
-    Args:
-        options: The dataclass.
-        values: Of every option, shown in brackets.
-        about: What the recipe does.
-        titles: Of the stages, by number.
-    """
+    """Return what ``./run.sh --help`` shows, values in brackets."""
     lines = ["usage: ./run.sh [--option value] ...", "", *textwrap.wrap(about, 88)]
     lines += ["", "Stages"]
     half = (len(titles) + 1) // 2

@@ -105,7 +105,8 @@ def set_sources(options: Options) -> list[Path]:
         for split in ("train", "dev", "test")
     ]
     prepared = below(options.datadir / EVAL_DIR, sets, ("wav.scp", "text"))
-    return [*options.eval_list_files, *prepared]
+    lists = Path(options.eval_lists).glob("*.txt") if options.eval_lists else ()
+    return [*sorted(lists), *prepared]
 
 
 def eval_sets(options: Options) -> list[Path]:

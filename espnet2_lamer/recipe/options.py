@@ -305,13 +305,3 @@ class Options(CommonOptions):
     def mlsuperb(self) -> str:
         """Where ``db.sh`` says that ML-SUPERB's data are; empty if not in use."""
         return os.environ.get("MLSUPERB", "") if self.benchmark == "mlsuperb" else ""
-
-    @property
-    def feature_stores(self) -> Path:
-        """Stored features of the upstreams, shared by all heads."""
-        return self.dumpdir / "feature_store"
-
-    @property
-    def eval_list_files(self) -> list[Path]:
-        """The utterance lists of ``--eval_lists``."""
-        return sorted(Path(self.eval_lists).glob("*.txt")) if self.eval_lists else []

@@ -178,17 +178,7 @@ def check_package(
 ) -> int:
     """Decode test utterances with the finished head and with its package.
 
-    Args:
-        run: The head.
-        package: Its zip.
-        expdir: Parent of the experiment directories.
-        raw_dir: Parent of the data directories.
-        decode_config: ESPnet decoding config.
-        device: Where the models run.
-        utterances: First so many of each test set; ``None``: all.
-
-    Returns:
-        How many utterances were compared.
+    The first ``utterances`` of each test set, or all, and how many these were.
 
     Raises:
         RecipeError: A text differs; the package is removed, so that nobody publishes

@@ -28,7 +28,7 @@ from espnet2_lamer.evaluation.scored_runs import (
 )
 from espnet2_lamer.metrics.measure import Measure
 from espnet2_lamer.parallel import run_each
-from espnet2_lamer.recipe.benchmark import ASR_TRACKS, LID_TRACKS, planned_runs
+from espnet2_lamer.recipe.benchmark import planned_runs
 from espnet2_lamer.recipe.options import CommonOptions, Options
 from espnet2_lamer.recipe.upstreams import upstream_specs
 
@@ -36,17 +36,8 @@ DECODE_CONFIG = Path("conf/decode_asr_mlsuperb.yaml")
 _CONTROL = "head-only control"
 
 
-def train_asr(options: Options) -> None:
-    """Train the heads of the tracks asr and multi_asr."""
-    _train_heads(options, ASR_TRACKS)
-
-
-def train_lid(options: Options) -> None:
-    """Train the heads of the tracks lid and asr_lid."""
-    _train_heads(options, LID_TRACKS)
-
-
-def _train_heads(options: Options, tracks: Sequence[str]) -> None:
+def train_heads(options: Options, tracks: Sequence[str]) -> None:
+    """Train the heads of some tracks."""
     calls = [(options, run) for run in planned_runs(options, tracks)]
     run_each(_train_one, calls, _jobs(options), "heads")
 
@@ -73,7 +64,7 @@ def _train_one(options: Options, run: Run) -> None:
         run.upstream,
         [options.raw / name for name in run.train_sets],
         [options.raw / name for name in run.dev_sets],
-        options.feature_stores,
+        options.dumpdir / "feature_store",
         run.directory(options.expdir),
         run.config,
         head,

@@ -54,15 +54,16 @@ def command(program: str, **arguments: Any) -> Command:
     return Command(program, tuple(words))
 
 
-def work(module: str, function: str) -> Work:
+def work(module: str, function: str, *arguments: Any) -> Work:
     """Return a function of this package, imported when it is called.
 
-    A run in which every stage is done then ends in a second or two.
+    A run in which every stage is done then ends in a second or two. ``arguments``
+    follow the options.
     """
 
     def run(options: Options) -> None:
         found = importlib.import_module(f"espnet2_lamer.recipe.{module}")
-        getattr(found, function)(options)
+        getattr(found, function)(options, *arguments)
 
     return run
 
@@ -147,15 +148,12 @@ class Recipe:
 
     def __getitem__(self, name: str) -> Stage:
         """Find a stage by its name."""
-        return next(stage for stage in self.stages if stage.name == name)
+        return {stage.name: stage for stage in self.stages}[name]
 
     def by_hand(self, stage: Stage, options: Options, given: dict) -> Sequence[Command]:
         """Return the commands that do a stage's work.
 
-        Args:
-            stage: One of the recipe's.
-            options: With their values.
-            given: Those that were given beside the preset, as they were given.
+        ``given`` are the options that were given beside the preset.
         """
         if stage.by_commands:
             return stage.run(options)

@@ -3,9 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.recipe import files
 from espnet2_lamer.recipe.benchmark import ASR_TRACKS, LID_TRACKS
+from espnet2_lamer.recipe.declaration import refused
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.settle import settle
 from espnet2_lamer.recipe.stage import Command, Recipe, Stage, command, work
@@ -211,7 +211,7 @@ STAGES = (
         "asr_heads",
         "ASR fine-tuning",
         f"units asr_layer store_dtype {_BENCHMARK} {_HEADS}",
-        work("scoring", "train_asr"),
+        work("scoring", "train_heads", ASR_TRACKS),
         inputs=lambda o: files.of_heads(o, ASR_TRACKS),
         outputs=lambda o: files.heads(o, ASR_TRACKS),
         variant=lambda o: o.evaluation,
@@ -221,7 +221,7 @@ STAGES = (
         "lid_heads",
         "LID fine-tuning",
         f"lid_layer store_dtype {_BENCHMARK} {_HEADS}",
-        work("scoring", "train_lid"),
+        work("scoring", "train_heads", LID_TRACKS),
         inputs=lambda o: files.of_heads(o, LID_TRACKS),
         outputs=lambda o: files.heads(o, LID_TRACKS),
         variant=lambda o: o.evaluation,
@@ -280,10 +280,9 @@ def _stages_of(options: Options) -> tuple[Stage, ...]:
     training = ssl1["pretraining"]
     number = training.number
     if not options.stage <= number <= options.stop_stage:
-        raise RecipeError(
-            f"--sanity: found stages {options.stage} to {options.stop_stage}, expected "
-            f"a range with stage {number}, which it replaces"
-        )
+        found = f"stages {options.stage} to {options.stop_stage}"
+        expected = f"a range with stage {number}, which it replaces"
+        raise refused("sanity", found, expected)
     check = replace(
         training,
         name="sanity",

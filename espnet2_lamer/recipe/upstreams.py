@@ -8,6 +8,7 @@ from typing import Any
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import read_yaml
+from espnet2_lamer.recipe.declaration import refused
 from espnet2_lamer.recipe.options import Options
 
 CONFIGS = Path("conf/upstreams")
@@ -113,10 +114,8 @@ def _spec(name: str, options: Options) -> UpstreamSpec:
         return _from_config(name, config, options)
     if not ("/" in name or ":" in name or Path(name).exists()):
         known = ", ".join([*BUILT_IN, *sorted(p.stem for p in CONFIGS.glob("*.yaml"))])
-        raise RecipeError(
-            f"--upstreams: found {name!r}, expected some of {known}, s3prl:NAME, a "
-            "path or a Hugging Face id"
-        )
+        known = f"some of {known}, s3prl:NAME, a path or a Hugging Face id"
+        raise refused("upstreams", repr(name), known)
     system = re.sub(r"[^\w.-]+", "-", Path(name).name.removesuffix(".zip")).strip("-")
     return UpstreamSpec(system, name, name)
 

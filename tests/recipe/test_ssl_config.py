@@ -297,9 +297,9 @@ def test_espnet_reads_the_options_as_they_are_meant(config, allocation, expected
 
 
 def test_stage_7_trains_with_the_counts_that_auto_found(stage7, monkeypatch):
-    from espnet2_lamer.recipe import auto_allocation
+    from espnet2_lamer.recipe import pretraining
 
-    monkeypatch.setattr(auto_allocation, "automatic_allocation", lambda o: "1,9")
+    monkeypatch.setattr(pretraining, "automatic_allocation", lambda o: "1,9")
     own = ["--encoder_conf", "lamer.allocation=1,9"]
     none = ["--encoder_conf", "lamer={allocation: 0}"]
     assert stage7(allocation="auto") == [

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.data.sampling import sample_balanced, sample_replay, seed_of
-from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.benchmark_sets import (
     SetInfo,
     prepare_asr_data,
@@ -13,6 +12,7 @@ from espnet2_lamer.evaluation.benchmark_sets import (
 )
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
+from espnet2_lamer.recipe.declaration import refused
 from espnet2_lamer.recipe.whisper.options import SPLITS, WhisperOptions
 
 #: What Whisper learns to write, beside the normalised ``text`` of a formatted set.
@@ -32,10 +32,8 @@ def select(options: WhisperOptions) -> None:
             :func:`~espnet2_lamer.evaluation.benchmark_sets.prepare_asr_data`.
     """
     if options.max_duration > WINDOW_SECONDS:
-        raise RecipeError(
-            f"--max_duration: found {options.max_duration:g}, expected at most "
-            f"{WINDOW_SECONDS:g} s, Whisper's window"
-        )
+        most = f"at most {WINDOW_SECONDS:g} s, Whisper's window"
+        raise refused("max_duration", f"{options.max_duration:g}", most)
     prepare_asr_data(
         options.datadir,
         options.dumpdir,

@@ -5,7 +5,13 @@ from pathlib import Path
 
 from espnet2_lamer.data.sets import language_code
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.recipe.declaration import data_option, model_option, upload_option
+from espnet2_lamer.recipe.declaration import (
+    as_text,
+    data_option,
+    model_option,
+    refused,
+    upload_option,
+)
 from espnet2_lamer.recipe.options import CommonOptions
 
 #: What can be trained and compared, in the order of the tables.
@@ -75,23 +81,19 @@ def settle(options: WhisperOptions) -> None:
         RecipeError: Naming the option, what was found and what is expected.
     """
     if not options.langs:
-        raise RecipeError("--langs: found none, expected at least one language")
+        raise refused("langs", "none", "at least one language")
     for name in ("langs", "systems", "pack", "shared_layers", "student_rank"):
         values = getattr(options, name)
         if len(set(values)) < len(values):
-            raise RecipeError(
-                f"--{name}: found {' '.join(map(str, values))}, expected nothing twice"
-            )
+            raise refused(name, as_text(values), "nothing twice")
     for lang, token in options.prompts.items():
         if not lang or not token:
             found = f"{lang}={token}" if token else lang
-            raise RecipeError(
-                f"--prompts: found {found!r}, expected LANG=TOKEN such as yue=zh"
-            )
+            raise refused("prompts", repr(found), "LANG=TOKEN such as yue=zh")
     for lang in options.langs:
         code = language_code(lang, "--langs")
         if code != lang:
-            raise RecipeError(f"--langs: found {lang}, expected ISO 639-3: {code}")
+            raise refused("langs", lang, f"ISO 639-3: {code}")
         if lang not in options.prompts:
             raise RecipeError(
                 f"--prompts: nothing for {lang}; every language of --langs needs a "
@@ -101,7 +103,5 @@ def settle(options: WhisperOptions) -> None:
     trained = [name for name in options.systems if name != "frozen"]
     lost = [name for name in options.pack if name not in trained]
     if lost:
-        raise RecipeError(
-            f"--pack: found {lost[0]}, expected some of the systems that are trained: "
-            f"{' '.join(trained) or 'none'}"
-        )
+        known = " ".join(trained) or "none"
+        raise refused("pack", lost[0], f"some of the systems that are trained: {known}")

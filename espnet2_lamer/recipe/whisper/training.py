@@ -22,7 +22,6 @@ from espnet2_lamer.recipe.whisper.data import TARGET
 from espnet2_lamer.recipe.whisper.options import STUDENTS, WhisperOptions
 from espnet2_lamer.recipe.whisper.systems import (
     EXPERTS,
-    System,
     expert_dir,
     needs_experts,
     systems_of,
@@ -56,39 +55,30 @@ def train_experts(options: WhisperOptions) -> None:
     build(options, options.expdir / EXPERTS, lora, {"experts": expert_files(options)})
 
 
-def train_baselines(options: WhisperOptions) -> None:
-    """Train one LoRA for all languages, and all of Whisper."""
-    for system in systems_of(options, "multilingual", "full"):
-        lora = {"method": system.kind}
-        directory = system.directory(options)
-        train(options, directory, system.config, options.langs, lora)
-
-
-def train_mixtures(options: WhisperOptions) -> None:
-    """Train combination weights and identifier of each depth asked for."""
-    for system in systems_of(options, "mole"):
-        lora = {"method": "mole"}
+def train_systems(options: WhisperOptions, *kinds: str) -> None:
+    """Train the systems of some kinds, those made of the experts after these."""
+    systems = systems_of(options, *kinds)
+    if kinds == STUDENTS:
+        # What a layer-wise student has stored of its teachers serves the other one.
+        systems.reverse()
+    for system in systems:
+        student = system.kind in STUDENTS
+        lora: dict[str, Any] = {"method": "student" if student else system.kind}
+        model: dict[str, Any] = {}
         if system.shared_layers is not None:
             lora["shared_layers"] = system.shared_layers
-        _train_from_experts(options, system, lora, {})
-
-
-def train_students(options: WhisperOptions) -> None:
-    """Train the students; those that need most of the teachers come first.
-
-    What a layer-wise student has stored of its teachers serves the other one.
-    """
-    for system in systems_of(options, *STUDENTS)[::-1]:
-        lora = {"method": "student"}
         if system.rank is not None:
             lora["student_rank"] = system.rank
-        stored = _part(read_yaml(system.config), "model_conf").get("teacher_cache")
-        cache = str((options.expdir / "teacher_cache").absolute())
-        model = {
-            "distillation": system.kind.removeprefix("kd_"),
-            "teacher_cache": cache if stored else None,
-        }
-        _train_from_experts(options, system, lora, model)
+        if student:
+            stored = _part(read_yaml(system.config), "model_conf").get("teacher_cache")
+            cache = str((options.expdir / "teacher_cache").absolute())
+            model["distillation"] = system.kind.removeprefix("kd_")
+            model["teacher_cache"] = cache if stored else None
+        if student or system.kind == "mole":
+            lora |= _expert_lora(options)
+            model["experts"] = expert_files(options)
+        directory = system.directory(options)
+        train(options, directory, system.config, options.langs, lora, model)
 
 
 def expert_files(options: WhisperOptions) -> dict[str, str]:
@@ -97,15 +87,6 @@ def expert_files(options: WhisperOptions) -> dict[str, str]:
         lang: str((expert_dir(options, lang) / EXPERT).absolute())
         for lang in options.langs
     }
-
-
-def _train_from_experts(
-    options: WhisperOptions, system: System, lora: dict, model: dict
-) -> None:
-    lora = lora | _expert_lora(options)
-    model = model | {"experts": expert_files(options)}
-    directory = system.directory(options)
-    train(options, directory, system.config, options.langs, lora, model)
 
 
 def _expert_lora(options: WhisperOptions) -> dict[str, Any]:

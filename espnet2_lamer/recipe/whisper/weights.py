@@ -10,6 +10,7 @@ from whisper.tokenizer import LANGUAGES
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.hashing import sha256_file
+from espnet2_lamer.recipe.declaration import refused
 from espnet2_lamer.recipe.whisper.options import WhisperOptions
 from espnet2_lamer.whisper.fetch import fetch_whisper_base
 from espnet2_lamer.whisper.half import read_checkpoint, whisper_file
@@ -42,10 +43,8 @@ def prepare_weights(options: WhisperOptions) -> None:
     layers = dims["n_audio_layer"]
     for depth in options.shared_layers:
         if not 1 <= depth <= layers:
-            raise RecipeError(
-                f"--shared_layers: found {depth}, expected 1 to {layers}, the encoder "
-                f"layers of --whisper {options.whisper}"
-            )
+            known = f"1 to {layers}, the encoder layers of --whisper {options.whisper}"
+            raise refused("shared_layers", depth, known)
     digest = sha256_file(path)
     logging.info("Whisper %s: %s (SHA-256 %s)", options.whisper, path, digest)
     record = {"source": options.whisper, "path": str(path), "sha256": digest}
