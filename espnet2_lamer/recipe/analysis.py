@@ -51,7 +51,7 @@ def analyse(options: Options) -> None:
 def read_speech(
     audio: dict[str, str], utts: Iterable[str], title: str, seconds: int | None = None
 ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """Yield utterance, waveform ``[1, samples]`` and its length; of each the start."""
+    """Yield utterance, waveform ``[1, samples]`` and its length, of the start."""
     frames = -1 if seconds is None else seconds * SAMPLE_RATE
     for utt in tqdm(list(utts), desc=title, disable=not sys.stderr.isatty()):
         speech, _ = soundfile.read(audio[utt], frames, dtype="float32")

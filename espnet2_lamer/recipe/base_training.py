@@ -78,7 +78,8 @@ def train_from_nothing(
         done, experiment = here / "hf", here / "exp"
         if not done.is_dir():
             logging.info("%s: round %d of %d", work_dir, number, len(rounds))
-            _make_units(train_dirs, dev_dirs, here, teacher, plan, seed, nj)
+            dirs = {"train": train_dirs, "dev": dev_dirs}
+            _make_units(dirs, here, teacher, plan, seed, nj)
             options = as_arguments(
                 max_epoch=plan.epochs,
                 scheduler_conf=f"total_steps={plan.epochs * 500}",
@@ -121,16 +122,15 @@ def _merge(directories: list[Path], output: Path) -> None:
 
 
 def _make_units(
-    train_dirs: list[Path],
-    dev_dirs: list[Path],
+    dirs: dict[str, list[Path]],
     here: Path,
-    teacher_source: str,
+    source: str,
     plan: Round,
     seed: int,
     nj: int,
 ) -> None:
-    teacher = load_teacher(teacher_source, plan.teacher_layer)
-    for split, directories in (("train", train_dirs), ("dev", dev_dirs)):
+    teacher = load_teacher(source, plan.teacher_layer)
+    for split, directories in dirs.items():
         _merge(directories, here / split)
     write_shapes(here / "train", here / "stats" / "train")
     write_shapes(here / "dev", here / "stats" / "valid")

@@ -35,11 +35,7 @@ class Task:
 
 
 def check_benchmark(options: Options) -> None:
-    """Refuse values that contradict the benchmark.
-
-    Raises:
-        RecipeError: Naming the option, what was found and what is expected.
-    """
+    """Refuse values that contradict the benchmark."""
     if options.benchmark != "own" and "all" in options.budgets:
         expected = f"10min or 1h with --benchmark {options.benchmark}"
         raise refused("budgets", "'all'", expected)
@@ -61,11 +57,7 @@ def eval_langs(options: Options) -> list[str]:
 
 
 def planned_tasks(options: Options, tracks: Sequence[str] | None = None) -> list[Task]:
-    """List what the options ask for, each for every budget.
-
-    Args:
-        options: The recipe's.
-        tracks: Only these of ``--tracks``.
+    """List what the options ask for, each for every budget; if given, of ``tracks``.
 
     Raises:
         RecipeError: The ML-SUPERB tree is missing or lacks a language.

@@ -1,6 +1,7 @@
 """Stages 1, 2 and 9: corpora in, formatted sets for pretraining and for heads."""
 
 import logging
+from dataclasses import fields
 
 from espnet2_lamer.data.corpora import CORPORA, MHUBERT147_AUDIO
 from espnet2_lamer.data.corpora.join import join_corpora
@@ -63,19 +64,12 @@ def prepare_corpus(options: CommonOptions) -> None:
 
 def format_ssl(options: Options) -> None:
     """Stage 2: 16 kHz mono, duration filter, replay sample, overlap."""
+    stated = vars(options) | {
+        "min_s": options.min_duration,
+        "max_s": options.max_duration,
+    }
     selection = Selection(
-        new_langs=options.new_langs,
-        replay_langs=options.replay_langs,
-        replay_hours=options.replay_hours,
-        min_s=options.min_duration,
-        max_s=options.max_duration,
-        replay_sampling=options.replay_sampling,
-        replay_alpha=options.replay_alpha,
-        replay_clusters=options.replay_clusters,
-        dev_hours=options.dev_hours,
-        max_bad_audio=options.max_bad_audio,
-        drop_overlap=options.drop_overlap,
-        seed=options.seed,
+        **{field.name: stated[field.name] for field in fields(Selection)}
     )
     with workers(options.dask):
         report = prepare_ssl_data(

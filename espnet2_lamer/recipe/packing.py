@@ -37,6 +37,8 @@ def pack(options: Options) -> None:
     metadata = {"codebook_sha256": load_codebook(options.codebook).sha256}
     runs = {run.name: run for run in planned_runs(options)}
     pretraining = options.ssl_experiment
+    settings = read_config(pretraining)
+    trained = model_file(pretraining, settings)
     sources = {name: c["source"] for name, c in read_checkpoints(options).items()}
     corpora = options.corpus.split()
     terms = licence_terms(sources["base"], sources["teacher"], corpora)
@@ -46,11 +48,9 @@ def pack(options: Options) -> None:
         if (final / BPE_MODEL).is_file():
             extra.append(final / BPE_MODEL)
         if name == pretraining.name:
-            config, weights = write_full_model(
-                pretraining / "config.yaml",
-                model_file(pretraining, read_config(pretraining)),
-                options.packed / name,
-            )
+            config = pretraining / "config.yaml"
+            full = options.packed / name
+            config, weights = write_full_model(config, trained, full)
         kind = "ssl" if name == pretraining.name else "asr"
         card = model_card(
             kind,
@@ -68,10 +68,9 @@ def pack(options: Options) -> None:
             where = (options.expdir, options.raw, DECODE_CONFIG)
             check_package(runs[name], output, *where, device=device)
     for output in adapter_files(options).values():
-        config = read_config(pretraining)
         write_adapter(
-            config,
-            read_state(model_file(pretraining, config)),
+            settings,
+            read_state(trained),
             output,
             source=pretraining,
             base=base_path(options),
@@ -135,11 +134,6 @@ def licence_terms(
     base: str, teacher: str, corpora: Sequence[str]
 ) -> dict[str, str | list[str]]:
     """Return what :func:`model_card` says of licences.
-
-    Args:
-        base: Source of the base, as it was given.
-        teacher: Source of the teacher of the units.
-        corpora: Values of ``--corpus``.
 
     Returns:
         ``licence``: its id on Hugging Face, the teacher's where that binds more than

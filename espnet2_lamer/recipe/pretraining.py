@@ -15,6 +15,7 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.runs import made_from
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
+from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.layers import parameter_report, parse_allocation
 from espnet2_lamer.layers.config import apportion
@@ -26,7 +27,6 @@ from espnet2_lamer.recipe.settle import (
     control_settings,
     experts_options,
     own_allocation,
-    read_ssl_config,
 )
 from espnet2_lamer.recipe.upstreams import base_path, read_checkpoints
 from espnet2_lamer.tasks.hubert import LamerHubertTask
@@ -51,22 +51,6 @@ def write_all_shapes(options: Options) -> None:
     """Stage 6: the shape files of pretraining."""
     write_shapes(options.raw / "ssl_train", options.stats / "train")
     write_shapes(options.raw / "ssl_dev", options.stats / "valid")
-
-
-def write_language_numbers(utt2lang: Path, langs: list[str], output: Path) -> None:
-    """Write ``utt number``, the position of each utterance's language in ``langs``.
-
-    Raises:
-        RecipeError: A language is not among them: it would have no training data.
-    """
-    table = read_table(utt2lang)
-    unknown = sorted(set(table.values()) - set(langs))
-    if unknown:
-        raise RecipeError(
-            f"{utt2lang}: language {unknown[0]} does not occur in the training data "
-            f"({', '.join(langs)}); take its utterances out"
-        )
-    write_table(output, {utt: str(langs.index(lang)) for utt, lang in table.items()})
 
 
 def train_ssl(
@@ -116,7 +100,15 @@ def _data_options(
     )
     for part, directory in (("train", train_dir), ("valid", dev_dir)):
         stats = stats_dir / part
-        write_language_numbers(directory / "utt2lang", langs, stats / "utt2langid")
+        utt2lang = read_table(directory / "utt2lang")
+        unknown = sorted(set(utt2lang.values()) - set(langs))
+        if unknown:
+            raise RecipeError(
+                f"{directory / 'utt2lang'}: language {unknown[0]} does not occur in "
+                f"the training data ({', '.join(langs)}); take its utterances out"
+            )
+        numbers = {utt: str(langs.index(lang)) for utt, lang in utt2lang.items()}
+        write_table(stats / "utt2langid", numbers)
         data = {
             directory / "wav.scp": "speech,sound",
             directory / "text.km": "text,text",
@@ -147,11 +139,7 @@ def continue_pretraining(options: Options) -> None:
 
 
 def check_one_batch(options: Options) -> None:
-    """Can the model learn one batch?
-
-    Raises:
-        RecipeError: It could not.
-    """
+    """Refuse a model that cannot learn one batch."""
     experiment, more = options.ssl_experiment, ["--sanity", "true"]
     _train(options, experiment, _allocation(options), more, log="sanity.log")
     found = json.loads((experiment / "sanity.json").read_text(encoding="utf-8"))
@@ -194,13 +182,9 @@ def _allocation(options: Options) -> str:
 
 
 def _check_control(options: Options) -> None:
-    """Note what the shared head-only control is trained from, before any training.
-
-    Raises:
-        RecipeError: There is one already that was trained from something else.
-    """
+    """Note what the shared head-only control is trained from, or refuse another."""
     inputs = {
-        "config": control_settings(read_ssl_config(options.ssl_config)),
+        "config": control_settings(read_yaml(options.ssl_config)),
         "base": read_checkpoints(options)["base"]["sha256"],
         "labels": sha256_file(options.raw / "ssl_train" / "text.km.json"),
         "seed": options.seed,
@@ -275,15 +259,12 @@ def automatic_allocation(options: Options) -> str:
     proportion to the Fisher ratio of languages in its states
     (:func:`~espnet2_lamer.analysis.language_probe.fisher_ratio`), computed of the
     frozen base on a seeded sample of the pretraining speech. Written to
-    ``allocation.json`` of the experiment.
-
-    Returns:
-        One count per layer, separated by commas.
+    ``allocation.json`` of the experiment; returned separated by commas.
 
     Raises:
         RecipeError: Speech of two languages is missing, or the experts are too few.
     """
-    config = read_ssl_config(options.ssl_config)
+    config = read_yaml(options.ssl_config)
     scheme = own_allocation(config)
     directory = options.raw / "ssl_train"
     chosen = _sample(directory, config.get("exclude_langs") or [], options.seed)

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -57,25 +58,23 @@ def _read_json(path: Path) -> Any:
         return None
 
 
+@dataclass
 class Runner:
     """Runs a range of stages and remembers in ``<expdir>/stages`` what was done.
 
-    Args:
+    Attributes:
         stages: All stages, in order.
         options: The recipe's options.
         by_hand: Returns the commands that do a stage's work; without it none are said.
     """
 
-    def __init__(
-        self,
-        stages: Sequence[Stage],
-        options: Options,
-        by_hand: Callable[[Stage], Sequence[Command]] = lambda stage: (),
-    ) -> None:
-        self.stages = stages
-        self.options = options
-        self.by_hand = by_hand
-        self.directory = options.expdir / "stages"
+    stages: Sequence[Stage]
+    options: Options
+    by_hand: Callable[[Stage], Sequence[Command]] = lambda stage: ()
+
+    def __post_init__(self) -> None:
+        """Read what is known of files."""
+        self.directory = self.options.expdir / "stages"
         self.hashes = HashCache(self.directory / "hashes.json")
 
     def run(self) -> None:
@@ -167,8 +166,11 @@ class Runner:
             else:
                 logging.info("%s: done, nothing changed", label)
                 return None
-            if changes:
-                self._put_aside(stage, state)
+            tag = sha256_value(state["fingerprint"])[:8]
+            for kept in stage.keep(self.options) if changes else ():
+                if kept.exists():
+                    target = rename_old(kept, tag)
+                    logging.info("kept the earlier %s as %s", kept, target)
         write_json(self._state_file(stage), record | {"status": "running"})
         started = time.perf_counter()
         for command in self.by_hand(stage):
@@ -195,24 +197,15 @@ class Runner:
         logging.info("%s: done in %.1f s", label, seconds)
         return seconds
 
-    def _put_aside(self, stage: Stage, state: dict[str, Any]) -> None:
-        tag = sha256_value(state["fingerprint"])[:8]
-        for directory in filter(Path.exists, stage.keep(self.options)):
-            target = rename_old(directory, tag)
-            logging.info("kept the earlier %s as %s", directory, target)
-
     def _warn_outdated(self, stage: Stage) -> None:
         state = _read_json(self._state_file(stage))
         if state is None or state["status"] != "done":
             return
         changed = list(self._differing(state["fingerprint"]["inputs"]))
         if changed:
-            logging.warning(
-                "stage %d (%s) is out of date: its inputs changed: %s",
-                stage.number,
-                stage.title,
-                ", ".join(changed[:3]),
-            )
+            label = f"stage {stage.number} ({stage.title})"
+            text = "%s is out of date: its inputs changed: %s"
+            logging.warning(text, label, ", ".join(changed[:3]))
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -3,7 +3,6 @@
 import logging
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from espnet2_lamer.errors import RecipeError
@@ -84,18 +83,6 @@ _OF_EXPERTS = ("expand_from", "old_experts")
 AUTO = "auto"
 
 
-def read_ssl_config(path: Path) -> dict[str, Any]:
-    """Read a pretraining YAML.
-
-    Raises:
-        RecipeError: It is not a YAML mapping.
-    """
-    config = read_yaml(path)
-    if not config:
-        raise RecipeError(f"{path}: found no 'key: value' lines, expected a config")
-    return config
-
-
 def resolve_ssl_config(options: Options) -> None:
     """Settle ``allocation``, ``ssl_tag`` and ``control`` of the options, in place.
 
@@ -109,7 +96,10 @@ def resolve_ssl_config(options: Options) -> None:
             or is stated nowhere; or the name is taken.
     """
     path = options.ssl_config
-    own = own_allocation(read_ssl_config(path))
+    config = read_yaml(path)
+    if not config:
+        raise RecipeError(f"{path}: found no 'key: value' lines, expected a config")
+    own = own_allocation(config)
     given = options.allocation.replace(" ", "")
     if given and given != AUTO and not re.fullmatch(r"\d+(,\d+)*", given):
         counts = "expert counts of 0 or more separated by commas, e.g. 2,4,6,8, or auto"

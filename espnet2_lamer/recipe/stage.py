@@ -6,7 +6,6 @@ from that.
 """
 
 import importlib
-import importlib.util
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -22,26 +21,19 @@ Work = Callable[[Options], "Sequence[Command] | None"]
 
 @dataclass(frozen=True)
 class Command:
-    """A command line: a module of ``espnet2_lamer.bin`` or a script, and arguments."""
+    """A command line: a module of ``espnet2_lamer.bin`` and its arguments."""
 
     program: str
     arguments: tuple[str, ...]
 
     def text(self, python: str = "python") -> str:
         """Return what a shell runs."""
-        program = [self.program]
-        if not self.program.endswith(".py"):
-            program = ["-m", f"espnet2_lamer.bin.{self.program}"]
+        program = ["-m", f"espnet2_lamer.bin.{self.program}"]
         return shlex.join([*(python or "python").split(), *program, *self.arguments])
 
     def run(self) -> None:
         """Run it in this process."""
-        if self.program.endswith(".py"):
-            spec = importlib.util.spec_from_file_location("script", self.program)
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(f"espnet2_lamer.bin.{self.program}")
+        module = importlib.import_module(f"espnet2_lamer.bin.{self.program}")
         module.main(list(self.arguments))
 
 

@@ -270,11 +270,7 @@ STAGES = (
 
 
 def _stages_of(options: Options) -> tuple[Stage, ...]:
-    """Return every stage; with ``--sanity true`` those up to the sanity check.
-
-    Raises:
-        RecipeError: A sanity check is asked for, but not the stage that it replaces.
-    """
+    """Return every stage; with ``--sanity true`` those up to the sanity check."""
     if not options.sanity:
         return STAGES
     training = ssl1["pretraining"]

@@ -176,7 +176,7 @@ STAGES = (
         "results",
         "results tables",
         f"systems shared_layers student_rank {_LANGS} corpus",
-        work("whisper.tables", "tabulate"),
+        work("whisper.scoring", "tabulate"),
         inputs=lambda o: [o.expdir / "scores.json", *_decoded(o), *_models(o)],
         outputs=results,
     ),

@@ -133,15 +133,8 @@ def train(
 
     An interrupted training goes on after its last epoch; one made from other inputs is
     put aside as ``<experiment>.old-<hash>``. Leaves ``config.yaml``, ``model.pth`` (the
-    epoch with the lowest validation loss) and ``training.json``.
-
-    Args:
-        options: Of the recipe.
-        experiment: ESPnet's output directory.
-        config: YAML of the training.
-        langs: Whose speech is trained on.
-        lora: Fields of ``encoder_conf.lora``; they win over the YAML's.
-        model: Fields of ``model_conf``; they win, too.
+    epoch with the lowest validation loss) and ``training.json``. ``lora`` are fields of
+    ``encoder_conf.lora``, ``model`` of ``model_conf``; they win over the YAML's.
 
     Raises:
         RecipeError: ESPnet stopped before it wrote a checkpoint.

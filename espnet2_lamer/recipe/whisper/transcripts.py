@@ -127,13 +127,8 @@ def _decode_set(
         times = {"seconds": round(seconds, 2), "speech": round(spoken, 2)}
         write_json(directory / "time.json", times)
         write_json(directory / "inputs.json", inputs)
-    logging.info(
-        "%s: %d utterances, %.0f s of speech in %.1f s",
-        target,
-        len(texts),
-        spoken,
-        seconds,
-    )
+    done = f"{len(texts)} utterances, {spoken:.0f} s of speech in {seconds:.1f} s"
+    logging.info("%s: %s", target, done)
 
 
 def _batches(
