@@ -154,10 +154,8 @@ def _forgetting(options: Options, dev: Path) -> None:
             for k, of_set in phones.items()
         }
         for name in options.analysed:
-            base = files["base"] if name != "base" else None
-            calls.append(
-                (lang, name, files[name], base, layer, wavs, spoken, options.seed)
-            )
+            models = (files[name], files["base"] if name != "base" else None)
+            calls.append((lang, name, *models, layer, wavs, spoken, options.seed))
     result: dict[str, Any] = {"layer": layer, "phone_probe": {}, "cka": {}}
     found = run_each(_compare, calls, options.nj, "forgetting")
     for (lang, name, *_), (probe, cka) in zip(calls, found, strict=True):
@@ -194,14 +192,8 @@ def _compare(
         return None, cka
     trained = _features(file, wavs["train"], layer)
     probe = phone_probe(trained, phones["train"], features, phones["dev"], seed=seed)
-    logging.info(
-        "phone probe, %s, %s, layer %d: %.1f %% (majority %.1f %%)",
-        lang,
-        name,
-        layer,
-        probe.accuracy.value,
-        probe.majority,
-    )
+    found = f"{probe.accuracy.value:.1f} % (majority {probe.majority:.1f} %)"
+    logging.info("phone probe, %s, %s, layer %d: %s", lang, name, layer, found)
     return probe, cka
 
 

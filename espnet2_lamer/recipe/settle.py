@@ -124,21 +124,18 @@ def resolve_ssl_config(options: Options) -> None:
     head_only = _is_zero(options.allocation)
     # The size of a preset is not part of the name.
     tag = path.stem.removeprefix("train_").removeprefix("ssl_").removesuffix("_mini")
-    if head_only:
-        tag = HEAD_ONLY_TAG
     if given and given != own:
         logging.info("--allocation %s replaces %s of %s", given, own or "none", path)
-        if not head_only:
-            tag += f"_{given.replace(',', '-')}"
+        tag += f"_{given.replace(',', '-')}"
+    if head_only:
+        # Nothing would differ between this run and its control.
+        options.control, tag = False, HEAD_ONLY_TAG
     if not options.ssl_tag:
         options.ssl_tag = tag
     taken = _TAKEN_TAGS if head_only else (*_TAKEN_TAGS, HEAD_ONLY_TAG)
     if not re.fullmatch(r"\w[\w.-]*", options.ssl_tag) or options.ssl_tag in taken:
         name = f"a name of letters, digits and _ . - other than {', '.join(taken)}"
         raise refused("ssl_tag", repr(options.ssl_tag), name)
-    if head_only:
-        # Nothing would differ between this run and its control.
-        options.control = False
 
 
 def own_allocation(config: Mapping[str, Any]) -> str | None:

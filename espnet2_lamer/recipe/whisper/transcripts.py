@@ -32,8 +32,6 @@ from espnet2_lamer.recipe.whisper.weights import read_weights
 from espnet2_lamer.tasks.asr import load_whisper_model
 from espnet2_lamer.whisper.transcription import transcribe
 
-Batch = tuple[list[str], torch.Tensor, torch.Tensor]
-
 # What Whisper was trained on: without it, Whisper as it is repeats itself endlessly.
 # Systems that are trained here learn to do with the silence of their configuration.
 _FROZEN_SECONDS = 30.0
@@ -133,7 +131,7 @@ def _decode_set(
 
 def _batches(
     samples: list[tuple[str, str, int]], batch_seconds: float
-) -> Iterator[Batch]:
+) -> Iterator[tuple[list[str], torch.Tensor, torch.Tensor]]:
     """Yield utterances of like length, longest first, padding counted as speech."""
     ordered = sorted(samples, key=lambda sample: -sample[2])
     while ordered:

@@ -39,19 +39,6 @@ def prepare_weights(options: WhisperOptions) -> None:
         dims, _ = read_checkpoint(path, map_location="meta")
     except RecipeError as error:
         raise RecipeError(f"--whisper {options.whisper}: {error}") from error
-    _check_prompts(options, dims)
-    layers = dims["n_audio_layer"]
-    for depth in options.shared_layers:
-        if not 1 <= depth <= layers:
-            known = f"1 to {layers}, the encoder layers of --whisper {options.whisper}"
-            raise refused("shared_layers", depth, known)
-    digest = sha256_file(path)
-    logging.info("Whisper %s: %s (SHA-256 %s)", options.whisper, path, digest)
-    record = {"source": options.whisper, "path": str(path), "sha256": digest}
-    write_json(options.weights, record | {"dims": dims})
-
-
-def _check_prompts(options: WhisperOptions, dims: dict[str, int]) -> None:
     # The vocabulary of a multilingual model: 51765 entries, its languages, one more.
     codes = list(LANGUAGES)[: max(dims["n_vocab"] - 51766, 0)]
     for lang, prompt in options.prompts.items():
@@ -61,3 +48,12 @@ def _check_prompts(options: WhisperOptions, dims: dict[str, int]) -> None:
                 f"{len(codes)} language tokens and none called {prompt!r}; "
                 f"{lang}=new:zh would train a new one that starts as <|zh|>"
             )
+    layers = dims["n_audio_layer"]
+    for depth in options.shared_layers:
+        if not 1 <= depth <= layers:
+            known = f"1 to {layers}, the encoder layers of --whisper {options.whisper}"
+            raise refused("shared_layers", depth, known)
+    digest = sha256_file(path)
+    logging.info("Whisper %s: %s (SHA-256 %s)", options.whisper, path, digest)
+    record = {"source": options.whisper, "path": str(path), "sha256": digest}
+    write_json(options.weights, record | {"dims": dims})
