@@ -1,6 +1,6 @@
 """Files that stages of ssl1 read and write, as functions of the options."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from espnet2_lamer.evaluation.mlsuperb import scan_tree
@@ -11,7 +11,8 @@ from espnet2_lamer.recipe.benchmark import (
     planned_runs,
     planned_sets,
 )
-from espnet2_lamer.recipe.options import CommonOptions, Options
+from espnet2_lamer.recipe.options import Options
+from espnet2_lamer.recipe.stage import below, corpus_sets, with_those_there
 from espnet2_lamer.recipe.upstreams import (
     BUILT_IN,
     CONFIGS,
@@ -20,28 +21,6 @@ from espnet2_lamer.recipe.upstreams import (
 )
 
 _SSL_SETS = ("ssl_train", "ssl_dev")
-
-
-def below(folder: Path, directories: Iterable[str], names: Iterable[str]) -> list[Path]:
-    """Files of the same names in each of several directories."""
-    names = list(names)
-    return [folder / directory / name for directory in directories for name in names]
-
-
-def with_those_there(needed: Sequence[Path], others: Sequence[Path]) -> list[Path]:
-    """``needed``, and of ``others`` those that exist."""
-    return list(dict.fromkeys([*needed, *filter(Path.is_file, others)]))
-
-
-def corpus_sets(options: CommonOptions) -> list[Path]:
-    """Prepared speech of every language."""
-    sets = [f"train_{lang}" for lang in options.langs]
-    return below(options.datadir, sets, ("wav.scp", "utt2lang"))
-
-
-def results(options: CommonOptions) -> list[Path]:
-    """Tables."""
-    return [options.results / n for n in ("RESULTS.md", "results.json", "results.csv")]
 
 
 def ssl_sets(options: Options) -> list[Path]:

@@ -62,10 +62,7 @@ def _read_json(path: Path) -> Any:
 class Runner:
     """Runs a range of stages and remembers in ``<expdir>/stages`` what was done.
 
-    Attributes:
-        stages: All stages, in order.
-        options: The recipe's options.
-        by_hand: Returns the commands that do a stage's work; without it none are said.
+    ``by_hand`` returns the commands that do a stage's work; without it none are said.
     """
 
     stages: Sequence[Stage]

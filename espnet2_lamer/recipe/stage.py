@@ -7,7 +7,7 @@ from that.
 
 import importlib
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -105,15 +105,8 @@ class Stage:
 class Recipe:
     """Stages by number, and what else a run.sh is about.
 
-    Attributes:
-        name: ``ssl1`` or ``asr1``.
-        about: First lines of ``--help``.
-        options: Dataclass of its options.
-        presets: Folder of its presets.
-        settle: Checks options that the declarations cannot check alone, and fills in
-            what follows from others.
-        stages: In order.
-        stages_of: Gives the stages of some options.
+    ``settle`` checks options that their declarations cannot check alone, and fills in
+    what follows from others; ``stages_of`` gives the stages of some options.
 
     Raises:
         ValueError: A stage depends on an option that does not exist.
@@ -152,3 +145,25 @@ class Recipe:
         leave = ("stage", "stop_stage", "skip_stages", "print_commands", "python")
         words = [f"--{k}={as_text(v)}" for k, v in given.items() if k not in leave]
         return [Command("stage", (self.name, stage.name, *words))]
+
+
+def below(folder: Path, directories: Iterable[str], names: Iterable[str]) -> list[Path]:
+    """Files of the same names in each of several directories."""
+    names = list(names)
+    return [folder / directory / name for directory in directories for name in names]
+
+
+def with_those_there(needed: Sequence[Path], others: Sequence[Path]) -> list[Path]:
+    """``needed``, and of ``others`` those that exist."""
+    return list(dict.fromkeys([*needed, *filter(Path.is_file, others)]))
+
+
+def corpus_sets(options: Options) -> list[Path]:
+    """Prepared speech of every language."""
+    sets = [f"train_{lang}" for lang in options.langs]
+    return below(options.datadir, sets, ("wav.scp", "utt2lang"))
+
+
+def results(options: Options) -> list[Path]:
+    """Tables."""
+    return [options.results / n for n in ("RESULTS.md", "results.json", "results.csv")]

@@ -8,7 +8,16 @@ from espnet2_lamer.recipe.benchmark import ASR_TRACKS, LID_TRACKS
 from espnet2_lamer.recipe.declaration import refused
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.settle import settle
-from espnet2_lamer.recipe.stage import Command, Recipe, Stage, command, work
+from espnet2_lamer.recipe.stage import (
+    Command,
+    Recipe,
+    Stage,
+    command,
+    corpus_sets,
+    results,
+    with_those_there,
+    work,
+)
 from espnet2_lamer.recipe.upstreams import teacher_path
 
 # What decides which heads there are.
@@ -97,7 +106,7 @@ STAGES = (
         "base and teacher checkpoints",
         "base teacher retrain seed allocation asr_layer lid_layer",
         work("base_training", "prepare_checkpoints"),
-        inputs=lambda o: files.with_those_there([], [Path("mini") / "SHA256SUMS"]),
+        inputs=lambda o: with_those_there([], [Path("mini") / "SHA256SUMS"]),
         outputs=lambda o: [o.checkpoints, o.random_upstream / "model.safetensors"],
         shared=True,
     ),
@@ -108,7 +117,7 @@ STAGES = (
         "corpus corpus_paths manifest exclude_sources new_langs replay_langs seed",
         work("data", "prepare_corpus"),
         inputs=lambda o: o.manifest_files,
-        outputs=files.corpus_sets,
+        outputs=corpus_sets,
         shared=True,
     ),
     Stage(
@@ -237,7 +246,7 @@ STAGES = (
             *(files.reports(o) if "lamer" in o.upstreams else []),
             *files.eval_sets(o),
         ],
-        outputs=files.results,
+        outputs=results,
         variant=lambda o: o.evaluation,
     ),
     Stage(
@@ -250,7 +259,7 @@ STAGES = (
             o.checkpoints,
             o.codebook,
             *files.trained(o),
-            *files.results(o),
+            *results(o),
         ],
         outputs=files.published,
         variant=lambda o: o.variant,

@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
-from espnet2_lamer.recipe.files import (
+from espnet2_lamer.recipe.stage import (
+    Recipe,
+    Stage,
     below,
     corpus_sets,
     results,
     with_those_there,
+    work,
 )
-from espnet2_lamer.recipe.stage import Recipe, Stage, work
 from espnet2_lamer.recipe.whisper.options import (
     SPLITS,
     STUDENTS,
