@@ -37,6 +37,9 @@ class RoutingRecord:
     def __iter__(self) -> Iterator[Routing]:
         return iter(self._routings.values())
 
+    def __len__(self) -> int:
+        return len(self._routings)
+
     def by_expert_count(self) -> list[list[Routing]]:
         """Group routers with equal N, so that a few stacked operations serve all."""
         groups: dict[int, list[Routing]] = {}
