@@ -162,10 +162,7 @@ def prepare(
     for name in ("train", "dev"):
         plan = plan_store(upstream, choice, root / name, root / "store", options.dtype)
         start = time.perf_counter()
-        store = store_features(
-            *(upstream, choice, root / name, root / "store", options.dtype),
-            *(device, plan),
-        )
+        store = store_features(plan, device)
         seconds += time.perf_counter() - start if name == "train" else 0.0
         plans[name] = plan
         texts = read_table(root / name / "text")
@@ -224,7 +221,7 @@ def train(command: list[str], log: Path) -> float:
     from espnet2_lamer.train.console import espnet_log
 
     with (
-        espnet_log(log, "training"),
+        espnet_log(log),
         # Some of ESPnet's modules print when they are imported.
         redirect_stdout(io.StringIO()),
         # S3PRL reads an upstream that was made here.

@@ -153,11 +153,11 @@ def measure_ours(
 
 def measure(options: Options) -> dict[str, Batching]:
     """Count every way of batching."""
-    from espnet2_lamer.tasks.hubert import COLLATE_DEFAULTS
+    from espnet2_lamer.train.batching import CollateOptions
 
     lengths = make_lengths(options)
     bins = int(options.bins * RATE)
-    crop, bucket = (COLLATE_DEFAULTS[k] for k in ("max_sample_size", "bucket_samples"))
+    crop, bucket = CollateOptions().max_sample_size, CollateOptions().bucket_samples
     found = {}
     for kind in ("numel", "catpow"):
         batches = stock_batches(lengths, bins, kind)

@@ -109,7 +109,7 @@ def with_experts(backbone: nn.Module, config: LamerConfig) -> nn.Module:
 
 def synthetic_batch(options: Options, device: str) -> dict[str, Tensor]:
     """Collate noise with random units as training does, without extra padding."""
-    from espnet2_lamer.train.collate import LamerCollate
+    from espnet2_lamer.train.batching import LamerCollate
 
     generator = np.random.default_rng(0)
     samples = int(options.seconds * 16000)

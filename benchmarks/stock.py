@@ -55,7 +55,7 @@ def train(
     quiet_nltk()
     torch.set_num_threads(threads)
     # Some of its modules print when they are imported.
-    with espnet_log(log, "training"), redirect_stdout(io.StringIO()):
+    with espnet_log(log), redirect_stdout(io.StringIO()):
         importlib.import_module(module).main(cmd=command)
     return memory.peak_resident() if measure_resident else None
 

@@ -132,11 +132,10 @@ def our_bins(corpus: Corpus, bins: int) -> int:
     ESPnet's sampler goes above ``batch_bins`` by one utterance, ours stays below; with
     the same number an update of ours would hold less audio.
     """
-    from espnet2_lamer.tasks.hubert import COLLATE_DEFAULTS
-    from espnet2_lamer.train.batching import make_batches
+    from espnet2_lamer.train.batching import CollateOptions, make_batches
 
     wanted = len(stock_batches(corpus, bins))
-    crop, bucket = (COLLATE_DEFAULTS[k] for k in ("max_sample_size", "bucket_samples"))
+    crop, bucket = CollateOptions().max_sample_size, CollateOptions().bucket_samples
     while True:
         generator = np.random.default_rng(0)
         found = make_batches(corpus.lengths, bins, crop, bucket, generator, True)
@@ -194,11 +193,11 @@ def trained_audio(form: str, corpus: Corpus, options: Options) -> float:
     Stock training cuts every batch to its shortest utterance (ESPnet's default,
     ``pad: false``); ours cuts utterances at the crop length and pads.
     """
-    from espnet2_lamer.tasks.hubert import COLLATE_DEFAULTS
+    from espnet2_lamer.train.batching import CollateOptions
 
     lengths = corpus.lengths
     if form == STOCK:
         batches = stock_batches(corpus, int(options.bins * RATE))
         return sum(len(b) * min(lengths[name] for name in b) for b in batches) / RATE
-    crop = COLLATE_DEFAULTS["max_sample_size"]
+    crop = CollateOptions().max_sample_size
     return sum(min(length, crop) for length in lengths.values()) / RATE

@@ -1,9 +1,7 @@
 """Repairs to other packages.
 
-ESPnet's tasks ask the network for NLTK data that this recipe never uses, and S3PRL
-0.4.18 expects two names that torchaudio 2.9 removed: both before their import. ESPnet
-evaluates option values, and kaldiio, its reader of features, runs commands. Repairs are
-idempotent, and importing this module costs nothing.
+Those of imports come before them. Repairs are idempotent, and importing this module
+costs nothing.
 """
 
 import ast
@@ -26,6 +24,13 @@ from espnet2_lamer.fileio.trust import protect
 
 # What espnet-g2p-en looks for when ESPnet's text frontend imports it.
 _NLTK_ARCHIVES = ("taggers/averaged_perceptron_tagger_eng.zip", "corpora/cmudict.zip")
+#: What ESPnet's checkpoints hold besides tensors and plain values.
+REPORTER_TYPES = [
+    np._core.multiarray.scalar,
+    np.dtype,
+    np.dtypes.Float64DType,
+    datetime.timedelta,
+]
 
 
 def quiet_nltk() -> None:
@@ -33,10 +38,9 @@ def quiet_nltk() -> None:
 
     Any task imports ``g2p_en``, which downloads a tagger and a dictionary when NLTK
     does not find their archives: printed errors without a network, a hang behind some
-    firewalls. It only asks whether the files exist, and English grapheme-to-phoneme
-    conversion is no part of this recipe, so two empty archives in the user's cache
-    directory answer it. ``NLTK_DATA`` names them, and before them NLTK's usual places
-    with real data; where it is set already, nothing happens.
+    firewalls. It only asks whether the files exist, and this recipe uses neither, so
+    two empty archives in the user's cache directory answer it. ``NLTK_DATA`` names
+    them, after NLTK's usual places with real data; where it is set, nothing happens.
     """
     if os.environ.get("NLTK_DATA"):
         return
@@ -44,9 +48,8 @@ def quiet_nltk() -> None:
     try:
         ours = _write_empty_archives(cache / "espnet2_lamer" / "nltk_data")
     except OSError:  # no home directory, or a read-only one
-        ours = _write_empty_archives(
-            Path(tempfile.gettempdir()) / f"espnet2_lamer-{os.getuid()}" / "nltk_data"
-        )
+        own = f"espnet2_lamer-{os.getuid()}"
+        ours = _write_empty_archives(Path(tempfile.gettempdir(), own, "nltk_data"))
     parents = [Path.home(), sys.prefix, "/usr/share", "/usr/local/share"]
     usual = [Path(parent) / "nltk_data" for parent in parents]
     present = [str(path) for path in usual if path.is_dir()]
@@ -71,11 +74,9 @@ def patch_torchaudio_for_s3prl() -> None:
     """Put back the two torchaudio names that ``import s3prl.nn`` needs.
 
     ``s3prl.hub`` imports every upstream, and two of them fail on torchaudio 2.9 and
-    later: ``byol_s`` calls ``torchaudio.set_audio_backend`` (it chose how files are
-    read; S3PRL upstreams used here get waveforms, never files) and
-    ``mos_prediction`` imports ``torchaudio.sox_effects``. The first becomes a no-op,
-    the second a module whose functions raise when something does call them. Older
-    torchaudio is left as it is.
+    later: ``byol_s`` calls ``torchaudio.set_audio_backend`` (how files are read;
+    upstreams get waveforms here), now a no-op, and ``mos_prediction`` imports
+    ``torchaudio.sox_effects``, now a module whose functions raise when called.
     """
     import torchaudio
 
@@ -84,10 +85,8 @@ def patch_torchaudio_for_s3prl() -> None:
     name = "torchaudio.sox_effects"
     if name not in sys.modules and importlib.util.find_spec(name) is None:
         module = types.ModuleType(name, "Stand-in for what torchaudio 2.9 removed.")
-        module.apply_effects_tensor = _no_sox_effects
-        module.apply_effects_file = _no_sox_effects
-        sys.modules[name] = module
-        torchaudio.sox_effects = module
+        module.apply_effects_tensor = module.apply_effects_file = _no_sox_effects
+        sys.modules[name] = torchaudio.sox_effects = module
 
 
 def _no_sox_effects(*args: object, **kwargs: object) -> None:
@@ -105,19 +104,9 @@ def prepare_espnet() -> None:
 
     protect()
     quiet_nltk()
-    torch.serialization.add_safe_globals(reporter_types())
+    torch.serialization.add_safe_globals(REPORTER_TYPES)
     _read_plain_option_values()
     _read_no_commands_with_kaldiio()
-
-
-def reporter_types() -> list[type]:
-    """What ESPnet's checkpoints hold besides tensors and plain values."""
-    return [
-        np._core.multiarray.scalar,
-        np.dtype,
-        np.dtypes.Float64DType,
-        datetime.timedelta,
-    ]
 
 
 def _read_plain_option_values() -> None:

@@ -12,11 +12,11 @@ import os
 import pickle
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import ExitStack, chdir, contextmanager, redirect_stderr
 from typing import Any, TextIO
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.fileio.logfile import LogFile
+from espnet2_lamer.fileio.system import LogFile
 from espnet2_lamer.fileio.trust import s3prl_files_trusted, trusting_s3prl_files
 
 #: Seconds to wait for the first worker: a batch system may queue it.
@@ -29,9 +29,8 @@ _PACKAGES = ("espnet2-lamer", "numpy", "scikit-learn", "torch", "torchaudio")
 def workers(dask: str | None = None) -> Iterator[None]:
     """Run the joblib calls of the block on a Dask cluster, if one is named.
 
-    A worker that dies is replaced by the others: Dask gives its task to the next one.
-    Workers that come later take part. Calls run in the present directory, wherever the
-    workers were started.
+    Dask gives the task of a worker that dies to the next one. Workers that come later
+    take part. Calls run in the present directory, wherever the workers were started.
 
     Args:
         dask: Address of the scheduler, such as ``tcp://host:8786``. Its workers have
@@ -53,12 +52,9 @@ def check_processes(nj: int) -> None:
 
 
 def run_each(
-    function: Callable[..., Any],
-    calls: Sequence[tuple],
-    nj: int,
-    description: str,
+    function: Callable[..., Any], calls: Sequence[tuple], nj: int, description: str
 ) -> list[Any]:
-    """Call a function with each tuple of arguments, ``nj`` calls at a time.
+    """Call a module's function with each tuple of arguments, and return the results.
 
     Worth it for calls that take seconds, such as training a head: models of that size
     gain little from a second thread, everything from a second process. What workers log
@@ -66,13 +62,9 @@ def run_each(
 
     Args:
         function: Of a module, so that workers find it.
-        calls: Its arguments. A single call runs in this process, with all its threads;
-            so do all calls where ``nj`` is 1.
+        calls: Its arguments. A single call runs in this process, with all its threads.
         nj: Number of processes, -1 for as many as there are cores.
         description: Label of the progress bar.
-
-    Returns:
-        What the calls returned, in their order.
 
     Raises:
         RecipeError: ``nj`` is 0, or the first that a call raised.
@@ -104,30 +96,25 @@ def _log_places() -> list[tuple]:
 
 
 def _call_logged(
-    level: int,
-    places: list[tuple],
-    trust: bool,
-    function: Callable[..., Any],
-    arguments: tuple,
+    level: int, places: list[tuple], trust: bool, function: Callable, arguments: tuple
 ) -> Any:
     """Call in a worker, whose messages go where those of its parent go."""
     root = logging.getLogger()
-    before = root.level, root.handlers
+    old_level, old_handlers = root.level, root.handlers
     root.handlers = []
+    root.setLevel(level)
     try:
-        with redirect_stderr(_NoTerminal(sys.stderr)):
-            root.setLevel(level)
+        with redirect_stderr(_NoTerminal(sys.stderr)), trusting_s3prl_files(trust):
             for file, *look in places:
                 handler = LogFile(file) if file else logging.StreamHandler()
                 handler.level, handler.formatter, handler.filters = look
                 root.addHandler(handler)
-            with trusting_s3prl_files(trust):
-                return function(*arguments)
+            return function(*arguments)
     finally:
         for handler in root.handlers:
             handler.close()
-        root.handlers = before[1]
-        root.setLevel(before[0])
+        root.handlers = old_handlers
+        root.setLevel(old_level)
 
 
 class _NoTerminal:
@@ -161,9 +148,9 @@ def _processes() -> Iterator[None]:
 def _keep_loaded() -> None:
     """Let a worker of joblib keep what it loaded.
 
-    Where psutil is installed (Dask brings it), a worker that grew by 300 MB counts as
-    leaking and is replaced, with a warning: here it has loaded a teacher, and its
-    successor would spend 10 s on loading it again. There is no public switch.
+    Where psutil is installed (Dask brings it), one that grew by 300 MB counts as
+    leaking and is replaced, with a warning: here it has loaded a teacher, which its
+    successor would load again in 10 s. There is no public switch.
     """
     from joblib.externals.loky import process_executor
 
@@ -228,20 +215,17 @@ def _backend(client):
 
 def _call_in(directory: str, call: bytes) -> Any:
     """Make a pickled call in a directory: relative paths of the caller hold there."""
-    before = os.getcwd()
-    try:
-        os.chdir(directory)
-    except OSError as error:
-        raise RecipeError(
-            f"{directory}: not found on {os.uname().nodename} ({error.strerror}); the "
-            "workers of a cluster need the same files under the same paths"
-        ) from error
-    try:
+    # The next task may belong to a run in another directory.
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(chdir(directory))
+        except OSError as error:
+            raise RecipeError(
+                f"{directory}: not found on {os.uname().nodename} ({error.strerror}); "
+                "the workers of a cluster need the same files under the same paths"
+            ) from error
         function, args, kwargs = pickle.loads(call)
         return function(*args, **kwargs)
-    finally:
-        # The next task may belong to a run in another directory.
-        os.chdir(before)
 
 
 def _connect(address: str):
@@ -296,8 +280,5 @@ def _check(client, address: str) -> None:
 
 
 def _versions() -> dict[str, str | None]:
-    distributions = importlib.metadata.distributions
-    return {
-        name: next((found.version for found in distributions(name=name)), None)
-        for name in _PACKAGES
-    }
+    found = {name: importlib.metadata.distributions(name=name) for name in _PACKAGES}
+    return {name: next((d.version for d in ds), None) for name, ds in found.items()}

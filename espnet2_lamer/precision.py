@@ -15,23 +15,16 @@ AUTO = "auto"
 #: Values of ``amp_dtype`` and what autocast computes in; ``none`` is float32.
 AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Values of oneDNN's ONEDNN_MAX_CPU_ISA under which it has no bf16 instructions.
-_ISAS_WITHOUT_BF16 = {
-    *("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"),
-    *("AVX512_CORE", "AVX512_CORE_VNNI"),
-}
+_ISAS_WITHOUT_BF16 = set(
+    "SSE41 AVX AVX2 AVX2_VNNI AVX2_VNNI_2 AVX512_CORE AVX512_CORE_VNNI".split()
+)
 
 
 def native_bf16(device: str) -> tuple[bool, str]:
-    """Tell whether a device computes bf16 itself.
+    """Tell whether ``cpu`` or ``cuda`` (or one by number) computes bf16, and why.
 
     Without bf16 instructions a CPU converts every operand to float32 and back: the
     mini recipe's updates took 5 to 8 times as long as in float32.
-
-    Args:
-        device: ``cpu`` or ``cuda``, also with a number.
-
-    Returns:
-        Whether it does, and what says so, for a message.
     """
     if torch.device(device).type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -44,25 +37,20 @@ def native_bf16(device: str) -> tuple[bool, str]:
     # Alone it also says yes where AVX-512 without bf16 instructions emulates them.
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False, "this CPU has no bf16 instructions"
-    if torch.cpu._is_amx_tile_supported():
-        return True, "this CPU has AMX"
-    if torch.cpu._is_avx512_bf16_supported():
-        return True, "this CPU has AVX-512 BF16"
-    if os.uname().machine == "aarch64":
-        return True, "this CPU has bf16 instructions"
+    for found, name in (
+        (torch.cpu._is_amx_tile_supported(), "AMX"),
+        (torch.cpu._is_avx512_bf16_supported(), "AVX-512 BF16"),
+        (os.uname().machine == "aarch64", "bf16 instructions"),
+    ):
+        if found:
+            return True, f"this CPU has {name}"
     return False, "this CPU has neither AVX-512 BF16 nor AMX"
 
 
 def choose_amp_dtype(asked: str, device: str) -> str:
-    """Return what ``auto`` stands for on a device, and say so; others stay.
+    """Return what ``auto`` stands for on ``cpu`` or ``cuda``, and say so; others stay.
 
-    Args:
-        asked: ``auto`` or one of :data:`AMP_DTYPES`; bf16 that the device only
-            emulates is warned about.
-        device: ``cpu`` or ``cuda``.
-
-    Returns:
-        One of :data:`AMP_DTYPES`.
+    bf16 that the device only emulates is warned about.
     """
     if asked not in (AUTO, "bf16"):
         return asked
@@ -86,16 +74,15 @@ def settle_amp_dtype(args: argparse.Namespace) -> str | None:
     A training that is resumed goes on in the precision that its ``config.yaml``
     records, wherever it runs now; ESPnet writes there what is settled here.
 
-    Args:
-        args: ``amp_dtype``, ``ngpu``, ``resume`` and ``output_dir`` of a task.
-
     Returns:
         The recorded precision of a training that is resumed, else ``None``; the caller
         decides what becomes of one that differs from what was asked for by hand.
     """
     recorded = None
-    if args.resume and args.output_dir is not None:
-        recorded = _recorded(Path(args.output_dir) / "config.yaml")
+    config = Path(args.output_dir or "") / "config.yaml"
+    if args.resume and args.output_dir is not None and config.is_file():
+        found = read_yaml(config).get("amp_dtype")
+        recorded = found if found in AMP_DTYPES else None
     if args.amp_dtype == AUTO and recorded is not None:
         logging.info("amp_dtype: %s, in which this training began", recorded)
         args.amp_dtype = recorded
@@ -111,15 +98,6 @@ def settled_amp_dtype(args: argparse.Namespace) -> str:
 
 def _device(args: argparse.Namespace) -> str:
     return "cuda" if getattr(args, "ngpu", 0) else "cpu"
-
-
-def _recorded(config: Path) -> str | None:
-    """Return the settled ``amp_dtype`` of an experiment; ``None`` without one."""
-    if not config.is_file():
-        return None
-    settings = read_yaml(config)
-    found = settings.get("amp_dtype") if isinstance(settings, dict) else None
-    return found if found in AMP_DTYPES else None
 
 
 @contextmanager

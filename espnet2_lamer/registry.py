@@ -1,6 +1,6 @@
 """``register``: make ESPnet, and on request S3PRL, know our classes."""
 
-from espnet2_lamer.compat import patch_torchaudio_for_s3prl, quiet_nltk
+from espnet2_lamer.compat import patch_torchaudio_for_s3prl
 
 
 def register(s3prl: bool = False) -> None:
@@ -8,14 +8,9 @@ def register(s3prl: bool = False) -> None:
 
     ESPnet has no plug-in hook: its choices are module-level tables, read when a
     parser is built or a model is loaded. From here on torch unpickles nothing in this
-    process, whoever asks it to: files of others are data.
-
-    Args:
-        s3prl: Also make S3PRL importable and put ``lamer_ssl_local``,
-            ``lamer_ssl_custom`` and ``lamer_ssl_url`` into ``s3prl.hub``.
+    process, whoever asks it to: files of others are data. With ``s3prl``, S3PRL becomes
+    importable and gets ``lamer_ssl_local``, ``lamer_ssl_custom`` and ``lamer_ssl_url``.
     """
-    quiet_nltk()  # before an ESPnet task is imported
-
     from espnet2_lamer.tasks.asr import register_asr
     from espnet2_lamer.tasks.hubert import register_hubert
 

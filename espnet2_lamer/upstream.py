@@ -2,7 +2,6 @@
 
 import re
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,16 @@ from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import parse_yaml
 from espnet2_lamer.fileio.trust import S3PRL_PREFIX, protect, trusting_s3prl_files
-from espnet2_lamer.tasks.adapter import load_adapter
 from espnet2_lamer.tasks.pretrained import (
     as_upstream,
+    load_adapter,
     load_experiment,
     restore_pretraining_model,
 )
 
 
 def load_model(
-    source: str | Path,
-    base: str | Path | None = None,
-    trust_s3prl_files: bool = False,
+    source: str | Path, base: str | Path | None = None, trust_s3prl_files: bool = False
 ) -> nn.Module:
     """Load a trained model for feature extraction.
 
@@ -43,8 +40,7 @@ def load_model(
         trust_s3prl_files: Let S3PRL read FILE, which runs code that it may hold.
 
     Returns:
-        An :class:`Upstream`, or for ``s3prl:`` an :class:`S3prlUpstream` with the same
-        interface.
+        An ``Upstream``, or for ``s3prl:`` an ``S3prlUpstream`` with the same interface.
 
     Raises:
         RecipeError: Not found, damaged, or not the base it was trained on.
@@ -57,7 +53,7 @@ def load_model(
     if path.is_file() and path.suffix == ".zip":
         return _load_zip(path, base)
     if path.is_file() and path.suffix == ".safetensors":
-        return load_adapter(path, base)
+        return as_upstream(load_adapter(path, base))
     if path.suffix == ".pth" and path.is_file() and (path.parent / CONFIG).is_file():
         return load_experiment(path.parent, base, path.name)
     if (path / CONFIG).is_file() and read_config(path).get("encoder") != STOCK:
@@ -68,32 +64,28 @@ def load_model(
 def _load_zip(path: Path, base: str | Path | None) -> Upstream:
     with tempfile.TemporaryDirectory() as directory:
         try:
-            return _load_unpacked(path, unpack_model(path, directory), base)
+            members = unpack_model(path, directory)
+            if not {"ssl_train_config", "ssl_model_file"} <= members.keys():
+                raise RecipeError(
+                    f"{path}: found a zip with {sorted(members)}, expected a packed "
+                    "pretraining model (ssl_train_config, ssl_model_file)"
+                )
+            config = parse_yaml(Path(members["ssl_train_config"]).read_bytes(), path)
+            conf = config.get("encoder_conf")
+            named = conf.get("base") if isinstance(conf, dict) else None
+            if base is None and named is not None:
+                # Whoever made the zip must not decide what else is read or fetched.
+                raise RecipeError(
+                    f"{path}: encoder_conf.base: found {named!r}, expected null: the "
+                    "zip lacks the base; give it as the argument base, if you trust "
+                    "its name"
+                )
+            state = read_state(Path(members["ssl_model_file"]))
+            return as_upstream(restore_pretraining_model(config, state, base, path))
         except RecipeError as error:
             # Messages name files of a directory that is gone when they are read.
             text = re.sub(rf"{re.escape(directory)}/\w+", str(path), str(error))
             raise RecipeError(text) from error
-
-
-def _load_unpacked(
-    path: Path, members: Mapping[str, str], base: str | Path | None
-) -> Upstream:
-    if not {"ssl_train_config", "ssl_model_file"} <= members.keys():
-        raise RecipeError(
-            f"{path}: found a zip with {sorted(members)}, expected a packed "
-            "pretraining model (ssl_train_config, ssl_model_file)"
-        )
-    config = parse_yaml(Path(members["ssl_train_config"]).read_bytes(), path)
-    conf = config.get("encoder_conf")
-    named = conf.get("base") if isinstance(conf, dict) else None
-    if base is None and named is not None:
-        # Whoever made the zip must not decide what else is read or fetched here.
-        raise RecipeError(
-            f"{path}: encoder_conf.base: found {named!r}, expected null: the zip lacks "
-            "the base; give it as the argument base, if you trust its name"
-        )
-    state = read_state(Path(members["ssl_model_file"]))
-    return as_upstream(restore_pretraining_model(config, state, base, path))
 
 
 def build_upstream(architecture: dict[str, Any]) -> nn.Module:

@@ -7,7 +7,7 @@ a public corpus as it is distributed. run.sh joins what several public corpora g
 import argparse
 import os
 
-from espnet2_lamer.bin.common import get_argument_parser, run_main, words
+from espnet2_lamer.bin.common import Parser, run_main, words
 from espnet2_lamer.data.corpora import CORPORA, MHUBERT147_AUDIO
 
 #: What --root points to.
@@ -26,7 +26,7 @@ def get_parser() -> argparse.ArgumentParser:
     from espnet2_lamer.data.corpora.mhubert147 import DATASETS
     from espnet2_lamer.data.mini import LANGS
 
-    parser = get_argument_parser(__doc__)
+    parser = Parser(__doc__)
     corpora = parser.add_subparsers(dest="corpus", metavar="CORPUS", required=True)
 
     def add(name: str, text: str, langs: str) -> argparse.ArgumentParser:

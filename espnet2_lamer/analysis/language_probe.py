@@ -1,6 +1,7 @@
 """Which layers tell the language of an utterance: a linear probe, and separability."""
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,18 +18,13 @@ _ITERATIONS = 200
 
 @dataclass(frozen=True)
 class Folds:
-    """A division of utterances into parts that are held out in turn.
+    """A division of utterances into parts that are held out in turn."""
 
-    Attributes:
-        part: Number of the part of every utterance ``[U]``.
-        owners: What an interval draws: the speaker of every utterance where parts are
-            of speakers, else the utterance itself.
-        by_speaker: Whether no speaker is in two parts.
-    """
-
-    part: NDArray[np.int64]
+    part: NDArray[np.int64]  # number of the part of every utterance [U]
+    # What an interval draws: the speaker of every utterance where parts are of
+    # speakers, else the utterance itself.
     owners: list[str]
-    by_speaker: bool
+    by_speaker: bool  # no speaker is in two parts
 
     @property
     def number(self) -> int:
@@ -55,14 +51,10 @@ def held_out_folds(
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     owners = [s or f"utterance {u}" for u, s in zip(utts, speakers, strict=True)]
-    groups = [
-        len({o for o, x in zip(owners, langs, strict=True) if x == lang})
-        for lang in sorted(set(langs))
-    ]
+    groups = Counter(lang for lang, _ in set(zip(langs, owners, strict=True))).values()
     by_speaker = min(groups) >= 2 and len(set(owners)) < len(utts)
     if not by_speaker:
-        owners = list(utts)
-        groups = [list(langs).count(lang) for lang in set(langs)]
+        owners, groups = list(utts), Counter(langs).values()
     number = min(folds, *groups) if groups else 0
     if number < 2:
         raise RecipeError("a held-out split needs two utterances of every language")
@@ -109,7 +101,11 @@ def language_probe(
             probe.fit((train - mean) / deviation, known)
             found = probe.predict((vectors[held_out] - mean) / deviation)
             right[held_out] = found == truth[held_out]
-    return _measure(right, folds, seed)
+    parts: dict[str, tuple[float, float]] = {}
+    for owner, correct in zip(folds.owners, right.tolist(), strict=True):
+        hits, count = parts.get(owner, (0, 0))
+        parts[owner] = (hits + correct, count + 1)
+    return Measure.of_rate(parts, seed=seed)
 
 
 def chance_level(langs: Sequence[str], folds: Folds) -> float:
@@ -120,14 +116,6 @@ def chance_level(langs: Sequence[str], folds: Folds) -> float:
         names, counts = np.unique(truth[folds.part != index], return_counts=True)
         right += int((truth[folds.part == index] == names[counts.argmax()]).sum())
     return 100 * right / len(truth)
-
-
-def _measure(right: NDArray[np.bool_], folds: Folds, seed: int) -> Measure:
-    parts: dict[str, tuple[float, float]] = {}
-    for owner, correct in zip(folds.owners, right.tolist(), strict=True):
-        hits, count = parts.get(owner, (0, 0))
-        parts[owner] = (hits + correct, count + 1)
-    return Measure.of_rate(parts, seed=seed)
 
 
 def fisher_ratio(groups: Mapping[str, ArrayLike] | Sequence[ArrayLike]) -> float:

@@ -1,8 +1,10 @@
-"""One pass of a model, and of its base, over speech: what all figures come from."""
+"""The speech of an analysis, and one pass of a model and its base over it."""
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +15,25 @@ from tqdm import tqdm
 
 from espnet2_lamer.analysis.language_probe import held_out_folds
 from espnet2_lamer.analysis.routing import RoutingStatistics
-from espnet2_lamer.analysis.speech_set import SpeechSet, phones_of, read_waveform
-from espnet2_lamer.constants import SAMPLE_RATE
-from espnet2_lamer.data.sets import Utterance
+from espnet2_lamer.constants import RECEPTIVE_FIELD, SAMPLE_RATE, num_frames
+from espnet2_lamer.data.audio import read_16k
+from espnet2_lamer.data.audio_decoding import Unusable
+from espnet2_lamer.data.manifest import (
+    channel_confounded,
+    read_folder,
+    read_manifest,
+)
+from espnet2_lamer.data.sets import Utterance, language_code, read_if_there
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.layers import LamerFeedForward, experts_off, record_routing
-from espnet2_lamer.metrics.probe import PhoneProbe, Phones, phone_probe
+from espnet2_lamer.metrics.probe import Phones, frame_phones, phone_probe
 from espnet2_lamer.metrics.similarity import LinearCKA
 
+# Below this neither a held-out split nor an interval means anything.
+MIN_UTTERANCES = 4
+# Of longer utterances only the beginning, so that memory and time are bounded.
+MAX_SECONDS = 20
 # Frames of a language that are kept in memory for the phone probe: 640 MB for four
 # layers of a Large model and its base.
 MAX_PROBE_FRAMES = 20_000
@@ -30,27 +43,164 @@ _PHONE_FOLDS = 3
 Frames = NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class SpeechSet:
+    """Utterances to analyse."""
+
+    source: str
+    utterances: dict[str, list[Utterance]]  # per language, in random order
+    available: dict[str, int]  # per language, how many there were to choose from
+    # Per utterance the phone of every frame, where phones.ctm is there.
+    phones: dict[str, Phones] = field(default_factory=dict, repr=False)
+    speakers_known: bool = False  # some speaker has more than one utterance
+    # No source covers two languages, so that the recording tells the language; None
+    # where sources are not known.
+    confounded: bool | None = None
+
+    @property
+    def langs(self) -> list[str]:
+        """Languages, sorted."""
+        return sorted(self.utterances)
+
+
+def read_speech_set(
+    data: str | Path, langs: Sequence[str] = (), max_utts: int = 100, seed: int = 0
+) -> SpeechSet:
+    """Choose utterances of a data directory, a manifest or a folder per language.
+
+    A directory has ``wav.scp`` and ``utt2lang`` (``utt2spk``, ``utt2source`` and
+    ``phones.ctm`` are used where they are there); ``phones.ctm`` may stand beside a
+    manifest, too. Without ``langs`` all languages are used.
+
+    Raises:
+        RecipeError: Something is missing or unreadable, a language is unknown or not
+            there, or has fewer than :data:`MIN_UTTERANCES` utterances.
+    """
+    data = Path(data)
+    if max_utts < MIN_UTTERANCES:
+        raise RecipeError(
+            f"--max_utts: found {max_utts}, expected {MIN_UTTERANCES} or more"
+        )
+    rows, folder = _rows(data)
+    groups: dict[str, list[Utterance]] = defaultdict(list)
+    for row in rows:
+        groups[row.lang].append(row)
+    wanted = [language_code(lang, "--langs") for lang in langs] or sorted(groups)
+    for lang in dict.fromkeys(wanted):
+        count = len(groups.get(lang, []))
+        if not count:
+            raise RecipeError(
+                f"{data}: no utterance of language {lang} (--langs); found "
+                f"{', '.join(sorted(groups))}"
+            )
+        if count < MIN_UTTERANCES:
+            rest = " ".join(sorted(set(wanted) - {lang}))
+            raise RecipeError(
+                f"{data}: language {lang} has {count} utterance(s), expected "
+                f"{MIN_UTTERANCES} or more; add speech, or leave it out by "
+                f"--langs {rest!r}"
+            )
+    generator = np.random.default_rng(seed)
+    chosen: dict[str, list[Utterance]] = {}
+    for lang in sorted(set(wanted)):
+        group = sorted(groups[lang], key=lambda row: row.utt_id.encode())
+        order = generator.permutation(len(group))[:max_utts]
+        chosen[lang] = [group[i] for i in order]
+    used = [row for group in chosen.values() for row in group]
+    speakers = Counter(row.speaker for row in used if row.speaker)
+    ctm = folder / "phones.ctm"
+    return SpeechSet(
+        source=data.as_posix(),
+        utterances=chosen,
+        available={lang: len(groups[lang]) for lang in chosen},
+        phones=frame_phones(ctm) if ctm.is_file() else {},
+        speakers_known=any(count > 1 for count in speakers.values()),
+        confounded=channel_confounded(used) if len(chosen) > 1 else None,
+    )
+
+
+def read_waveform(utterance: Utterance) -> tuple[NDArray[np.float32], bool]:
+    """Read samples ``[n]`` at 16 kHz, mono, and whether :data:`MAX_SECONDS` cut them.
+
+    Raises:
+        RecipeError: It cannot be read, or is too short for one frame.
+    """
+    try:
+        samples = read_16k(utterance.path)
+    except Unusable as error:
+        raise RecipeError(
+            f"{utterance.path}: utterance {utterance.utt_id!r} ({utterance.where}): "
+            f"{error}; paths of wav.scp are relative to the current folder, those of a "
+            "manifest to its own"
+        ) from None
+    if len(samples) < RECEPTIVE_FIELD:
+        raise RecipeError(
+            f"{utterance.path}: utterance {utterance.utt_id!r} has {len(samples)} "
+            f"samples, expected at least {RECEPTIVE_FIELD} (one frame); leave it out"
+        )
+    most = MAX_SECONDS * SAMPLE_RATE
+    return np.ascontiguousarray(samples[:most], np.float32), len(samples) > most
+
+
+def phones_of(
+    speech: SpeechSet, utterance: Utterance, samples: int, cut: bool
+) -> Phones | None:
+    """Return the phones of an utterance's frames, or None where they are not known.
+
+    Where its ``samples`` were ``cut``, phones are cut, too; only then, so that phones
+    of other audio are found out.
+    """
+    phones = speech.phones.get(utterance.utt_id)
+    return phones[: num_frames(samples)] if phones is not None and cut else phones
+
+
+def _rows(data: Path) -> tuple[list[Utterance], Path]:
+    """Return all utterances, and the folder where ``phones.ctm`` may be."""
+    if data.is_dir() and not (data / "wav.scp").is_file():
+        if (data / "utt2lang").is_file() or (data / "text").is_file():
+            raise RecipeError(f"{data / 'wav.scp'}: file not found")
+        return read_folder(data), data
+    if not data.is_dir():
+        return read_manifest(data), data.parent
+    wavs, langs = read_table(data / "wav.scp"), read_table(data / "utt2lang")
+    speakers, sources = (read_if_there(data / f"utt2{x}") for x in ("spk", "source"))
+    codes = {x: language_code(x, f"{data / 'utt2lang'}") for x in set(langs.values())}
+    rows = []
+    for utt, path in wavs.items():
+        if utt not in langs:
+            raise RecipeError(
+                f"{data / 'utt2lang'}: no line for utterance {utt!r} of wav.scp"
+            )
+        # Corpora with unknown speakers have the utterance's id there.
+        speaker = speakers.get(utt, "")
+        rows.append(
+            Utterance(
+                utt_id=utt,
+                path=path,
+                lang=codes[langs[utt]],
+                speaker="" if speaker == utt else speaker,
+                source=sources.get(utt, ""),
+                where=str(data / "wav.scp"),
+            )
+        )
+    if not rows:
+        raise RecipeError(f"{data / 'wav.scp'}: no utterances")
+    return rows, data
+
+
 @dataclass
 class Heard:
-    """What one pass over the speech found.
+    """What one pass over the speech found."""
 
-    Attributes:
-        utterances: In the order of the vectors.
-        vectors: Mean of every state over an utterance's frames ``[U, L + 1, D]``.
-        base_vectors: The same of the base, or None.
-        routing: Statistics of the routers; without rows where there is none.
-        forgetting: Per language the ``layers`` compared, their linear ``cka`` to the
-            base, a ``phone_probe`` of both systems each, and a ``note`` on the probe:
-            why there is none, or how utterances were divided. Empty without a base.
-        seconds: Speech heard per language.
-    """
-
-    utterances: list[Utterance]
-    vectors: Frames
-    base_vectors: Frames | None
-    routing: RoutingStatistics
-    forgetting: dict[str, dict[str, Any]]
-    seconds: dict[str, float]
+    utterances: list[Utterance]  # in the order of the vectors
+    seconds: dict[str, float]  # of speech per language
+    routing: RoutingStatistics = field(default_factory=RoutingStatistics)
+    # Mean of every state over an utterance's frames [U, L + 1, D], also of the base.
+    vectors: Frames | None = None
+    base_vectors: Frames | None = None
+    # Per language the layers compared, their linear cka to the base, a phone_probe of
+    # both systems each, and a note: why there is none, or how utterances were divided.
+    forgetting: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def has_routers(model: nn.Module) -> bool:
@@ -74,16 +224,9 @@ def listen(
     """Run the model and its base once over every utterance.
 
     Memory holds one vector per utterance and state, and the frames of one language at
-    a time.
-
-    Args:
-        model: From :func:`espnet2_lamer.load_model`.
-        base: Likewise; the model itself: its experts are switched off; None: nothing
-            is compared.
-        speech: What to listen to.
-        layers: States whose frames are compared with the base's.
-        device: Where to compute.
-        seed: Of splits and bootstrap.
+    a time. Where ``base`` is the model itself, its experts are switched off; None:
+    nothing is compared. ``layers`` are the states whose frames are compared; ``seed``
+    is that of splits and bootstrap.
 
     Raises:
         RecipeError: Audio cannot be read, or the base has another number of layers.
@@ -98,10 +241,6 @@ def listen(
             )
     heard = Heard(
         utterances=[u for lang in speech.langs for u in speech.utterances[lang]],
-        vectors=np.zeros(0, np.float32),
-        base_vectors=None,
-        routing=RoutingStatistics(),
-        forgetting={},
         seconds=dict.fromkeys(speech.langs, 0.0),
     )
     vectors: list[Frames] = []
@@ -115,7 +254,7 @@ def listen(
                 wave = torch.from_numpy(samples)[None].to(device)
                 with record_routing(model) as record:
                     states = _states(model, wave)
-                heard.routing.add_record([lang], record, torch.tensor([len(states[0])]))
+                heard.routing.add(lang, record, len(states[0]))
                 vectors.append(_means(states))
                 if base is not None:
                     off = experts_off(model) if base is model else nullcontext()
@@ -133,21 +272,6 @@ def listen(
     return heard
 
 
-def _compare_probes(layer: int, model: PhoneProbe, base: PhoneProbe) -> dict[str, Any]:
-    """Put two phone probes on the same utterances side by side, in per cent."""
-    test = model.accuracy.compare(base.accuracy)
-    row: dict[str, Any] = {"layer": layer}
-    for name, probe in (("model", model), ("base", base)):
-        # Without the values of single utterances.
-        fields = asdict(probe)
-        measure = fields.pop("accuracy")
-        row[name] = {key: measure[key] for key in ("value", "interval", "count")}
-        row[name] |= fields
-    row["difference"] = test.value
-    row["interval"] = list(test.interval)
-    return row | {"p": test.p}
-
-
 class _Language:
     """Collects what the model and its base make of one language."""
 
@@ -158,9 +282,7 @@ class _Language:
         self.utterances: list[Utterance] = []
         self.phones: dict[str, Phones] = {}
         # Per layer the frames of every utterance, of the model and of its base.
-        self.frames: list[tuple[dict[str, Frames], dict[str, Frames]]] = [
-            ({}, {}) for _ in layers
-        ]
+        self.frames: list[tuple[dict[str, Frames], ...]] = [({}, {}) for _ in layers]
         self.kept = 0
 
     def add(
@@ -199,19 +321,35 @@ class _Language:
         try:
             folds = held_out_folds(utts, langs, speakers, _PHONE_FOLDS, seed)
             test = {u for u, part in zip(utts, folds.part, strict=True) if part == 0}
-            probes = [
-                _compare_probes(layer, *(self._probe(f, test, seed) for f in frames))
-                for layer, frames in zip(self.layers, self.frames, strict=True)
-            ]
+            compared = zip(self.layers, self.frames, strict=True)
+            probes = [self._probes(k, frames, test, seed) for k, frames in compared]
         except RecipeError as error:
             return result | {"note": str(error)}
         held_out = "other speakers" if folds.by_speaker else "other utterances"
         note = f"tested on {len(test)} utterances of {held_out}"
         return result | {"phone_probe": probes, "note": note}
 
-    def _probe(self, frames: dict[str, Frames], test: set[str], seed: int):
-        split = [{u: f for u, f in frames.items() if (u in test) == t} for t in (0, 1)]
-        return phone_probe(split[0], self.phones, split[1], self.phones, seed=seed)
+    def _probes(
+        self, layer: int, both: tuple[dict[str, Frames], ...], test: set[str], seed: int
+    ) -> dict[str, Any]:
+        """Put the probes of model and base side by side, in per cent."""
+        row: dict[str, Any] = {"layer": layer}
+        measures = []
+        for name, of in zip(("model", "base"), both, strict=True):
+            train, held_out = (
+                {u: f for u, f in of.items() if (u in test) == tested}
+                for tested in (False, True)
+            )
+            probe = phone_probe(train, self.phones, held_out, self.phones, seed=seed)
+            measures.append(probe.accuracy)
+            fields = asdict(probe)
+            # Without the values of single utterances.
+            measure = fields.pop("accuracy")
+            row[name] = {key: measure[key] for key in ("value", "interval", "count")}
+            row[name] |= fields
+        paired = measures[0].compare(measures[1])
+        interval = list(paired.interval)
+        return row | {"difference": paired.value, "interval": interval, "p": paired.p}
 
 
 def _states(model: nn.Module, wave: torch.Tensor) -> list[Frames]:

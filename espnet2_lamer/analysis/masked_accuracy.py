@@ -11,7 +11,7 @@ from tqdm import tqdm
 from espnet2_lamer.constants import STRIDE
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.metrics.measure import Measure
-from espnet2_lamer.train.collate import LABEL_PADDING, LamerCollate
+from espnet2_lamer.train.batching import LABEL_PADDING, LamerCollate
 
 
 def masked_accuracy(

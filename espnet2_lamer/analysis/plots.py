@@ -1,20 +1,26 @@
-"""Pictures: lines over layers or time, and heat-maps of expert use."""
+"""Pictures: lines over layers or time, heat-maps of expert use, curves of trainings."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.atomic import write_text
 from espnet2_lamer.fileio.picture import new_picture, save_picture
+from espnet2_lamer.train.monitor import read_curves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.image import AxesImage
 
+MEASURES = {"cka": "CKA to the base", "probe": "phone accuracy"}
+COLUMNS = ("epoch", "updates", "language", "layer", *MEASURES, "probe_of_base")
 _COLOURS = "Blues"
 # Large enough for the number written in each cell.
 _CELL_INCHES = (0.48, 0.34)
@@ -44,13 +50,8 @@ def plot_lines(
 ) -> None:
     """Draw rows of panels of lines, the legend in the first panel, as PNG.
 
-    Args:
-        rows: Name of the values -> title of a panel -> its lines; every row has the
-            same panels.
-        path: The PNG to write.
-        xlabel: What lies along the panels.
-        chance: Where to draw the level of guessing.
-        note: What stands above all panels.
+    ``rows`` are name of the values -> title of a panel -> its lines; every row has the
+    same panels. ``chance`` is the level of guessing; ``note`` stands above all panels.
     """
     columns = max(map(len, rows.values()))
     width = 3.2 * columns + 1.6 if columns > 1 else 6.4
@@ -82,10 +83,8 @@ def plot_layers(rows: Sequence[Row], path: str | Path) -> None:
     """Draw one panel per language: a row per layer, a column per expert.
 
     ``rows`` are a :meth:`~espnet2_lamer.analysis.routing.RoutingStatistics.table`; the
-    cells are mean gates. Experts that a layer does not have are hatched.
-
-    Raises:
-        RecipeError: There are no rows, because no layer has a router.
+    cells are mean gates. Experts that a layer does not have are hatched. Raises
+    RecipeError where there are no rows, because no layer has a router.
     """
     routers, langs, cells = _cells(rows, path)
     panels = {
@@ -139,8 +138,8 @@ def _draw(
     columns: int,
 ) -> None:
     """Draw panels of ragged rows on one colour scale and write the PNG."""
-    experts = max(len(values) for panel in panels.values() for values in panel)
-    high = max(v for panel in panels.values() for values in panel for v in values)
+    every = [values for panel in panels.values() for values in panel]
+    experts, high = max(map(len, every)), max(v for values in every for v in values)
     lines = -(-len(panels) // columns)
     width = columns * (experts * _CELL_INCHES[0] + 0.7) + 1.2
     height = lines * (len(row_names) * _CELL_INCHES[1] + 0.7) + 0.3
@@ -155,11 +154,9 @@ def _draw(
         axes.set_visible(False)
     for axes in grid[:, 0]:
         axes.set_ylabel(row_axis)
-    ragged = any(len(v) < experts for panel in panels.values() for v in panel)
-    picture.supxlabel(
-        "expert (hatched: the layer does not have it)" if ragged else "expert",
-        fontsize=10,
-    )
+    hatched = " (hatched: the layer does not have it)"
+    ragged = min(map(len, every)) < experts
+    picture.supxlabel("expert" + hatched * ragged, fontsize=10)
     bar = picture.colorbar(image, ax=grid, shrink=0.9, pad=0.02, aspect=30)
     bar.set_label("mean gate", fontsize=9)
     bar.ax.tick_params(labelsize=8)
@@ -182,3 +179,85 @@ def _panel(
             text = f"{number:.2f}"
             axes.text(k, i, text, ha="center", va="center", fontsize=7, c=colour)
     return image
+
+
+def write_curves(
+    experiments: Mapping[str, Path], csv_path: Path, keys: tuple[str, ...]
+) -> None:
+    """Write values of several experiments to a CSV, and drawn to a PNG beside it."""
+    curves = {name: read_curves(path) for name, path in experiments.items()}
+    _write_csv(
+        csv_path,
+        ("experiment", "epoch", "phase", *keys),
+        (row | {"experiment": name} for name, rows in curves.items() for row in rows),
+    )
+    panels: dict[str, list[Line]] = {key: [] for key in keys}
+    for number, (name, rows) in enumerate(curves.items()):
+        for phase, style in (("train", ":"), ("valid", "-")):
+            look = {"style": style, "colour": f"C{number}"}
+            for key, lines in panels.items():
+                points = [row for row in rows if row["phase"] == phase and key in row]
+                epochs, values = ([p[k] for p in points] for k in ("epoch", key))
+                lines.append(Line(epochs, values, f"{name}, {phase}", **look))
+    plot_lines({"": panels}, csv_path.with_suffix(".png"), "epoch")
+
+
+def read_forgetting(path: Path) -> list[dict[str, Any]]:
+    """Read ``forgetting.jsonl``: a row per validation, language and layer.
+
+    The keys are :data:`COLUMNS`; without phones ``probe`` and ``probe_of_base`` are
+    ``None``.
+    """
+    rows = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        line = json.loads(text)
+        for lang in line["cka"]:
+            for index, layer in enumerate(line["layers"]):
+                row = {"epoch": line["epoch"], "updates": line["updates"]}
+                row |= {"language": lang, "layer": layer}
+                for key in (*MEASURES, "probe_of_base"):
+                    values = line[key].get(lang)
+                    row[key] = None if values is None else values[index]
+                rows.append(row)
+    return rows
+
+
+def write_forgetting_curves(path: Path, csv_path: Path, langs: Sequence[str]) -> None:
+    """Write CKA and phone probe of a training to a CSV and a PNG beside it.
+
+    Panels follow the order of ``langs``; other languages come after them.
+    """
+    rows = read_forgetting(path)
+    _write_csv(csv_path, COLUMNS, rows)
+    found = {row["language"] for row in rows}
+    langs = [lang for lang in langs if lang in found] + sorted(found - set(langs))
+    drawn: dict[str, dict[str, list[Line]]] = {}
+    for key, name in MEASURES.items():
+        measured = [row for row in rows if row[key] is not None]
+        if not measured:
+            continue
+        drawn[name] = {lang: [] for lang in langs}
+        for number, layer in enumerate(sorted({row["layer"] for row in rows})):
+            for lang, lines in drawn[name].items():
+                where = lang, layer
+                points = [r for r in measured if (r["language"], r["layer"]) == where]
+                updates, colour = [row["updates"] for row in points], f"C{number}"
+                values = [row[key] for row in points]
+                lines.append(Line(updates, values, f"layer {layer}", colour=colour))
+                if key == "probe":
+                    base = [row["probe_of_base"] for row in points]
+                    lines.append(Line(updates, base, style="--", colour=colour))
+    note = "dashed: the base" if MEASURES["probe"] in drawn else ""
+    plot_lines(drawn, csv_path.with_suffix(".png"), "updates", note=note)
+
+
+def _write_csv(
+    path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
+) -> None:
+    # Floats with five digits, as text: others, and what is not there, as they are.
+    texts = [
+        {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()}
+        for row in rows
+    ]
+    frame = pd.DataFrame(texts, columns=columns, dtype=object)
+    write_text(path, frame.to_csv(index=False, lineterminator="\n"))

@@ -6,6 +6,7 @@ import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,14 @@ from espnet2_lamer.analysis.language_probe import (
     held_out_folds,
     language_probe,
 )
-from espnet2_lamer.analysis.listening import Heard, has_experts, has_routers, listen
+from espnet2_lamer.analysis.listening import (
+    Heard,
+    SpeechSet,
+    has_experts,
+    has_routers,
+    listen,
+)
 from espnet2_lamer.analysis.plots import Line, plot_languages, plot_layers, plot_lines
-from espnet2_lamer.analysis.speech_set import SpeechSet
 from espnet2_lamer.layers import LamerFeedForward, parameter_report
 
 OWN_BASE = "the model with its experts switched off"
@@ -44,9 +50,7 @@ def report_on(
     ``base`` as the user gave them.
     """
     notes: list[str] = []
-    compared = base
-    if base is None and has_experts(model):
-        compared = model
+    compared = model if base is None and has_experts(model) else base
     if compared is None:
         notes.append(
             "Nothing is said about forgetting: the model has no experts that could be "
@@ -78,18 +82,16 @@ def _model(model: nn.Module, source: str | None) -> dict[str, Any]:
     experts = {m.layer + 1: m.num_experts for m in routed}
     lamer = getattr(model, "lamer", None)
     options = ("rank", "alpha", "top_k", "targets", "router", "balance")
-    trained = Path(source or "") / "parameters.json"
+    trained, in_training = Path(source or "") / "parameters.json", None
+    if trained.is_file():
+        in_training = json.loads(trained.read_text(encoding="utf-8"))
     return {
         "source": source,
         "kind": "S3PRL upstream" if hasattr(model, "source") else "HuBERT",
         "layers": model.num_layers,
         "dim": model.dim,
         "parameters": {k: v for k, v in counts.items() if not k.startswith(_ABSENT)},
-        "parameters_in_training": (
-            json.loads(trained.read_text(encoding="utf-8"))
-            if trained.is_file()
-            else None
-        ),
+        "parameters_in_training": in_training,
         "experts": [experts.get(k, 0) for k in range(1, model.num_layers + 1)],
         "options": {key: lamer.get(key) for key in options} if lamer else None,
     }
@@ -139,10 +141,10 @@ def _language_probe(heard: Heard, seed: int, notes: list[str]) -> dict[str, Any]
             "language."
         )
         return None
-    utts = [u.utt_id for u in heard.utterances]
-    folds = held_out_folds(
-        utts, langs, [u.speaker for u in heard.utterances], seed=seed
+    utts, speakers = zip(
+        *((u.utt_id, u.speaker) for u in heard.utterances), strict=True
     )
+    folds = held_out_folds(utts, langs, speakers, seed=seed)
     if not folds.by_speaker:
         notes.append(
             "The language probe is tested on other utterances, not on other speakers: "
@@ -154,13 +156,12 @@ def _language_probe(heard: Heard, seed: int, notes: list[str]) -> dict[str, Any]
         systems["base"] = heard.base_vectors
     layers = []
     for state in range(heard.vectors.shape[1]):
-        measures = {
-            name: language_probe(vectors[:, state], langs, folds, seed)
-            for name, vectors in systems.items()
-        }
         row: dict[str, Any] = {"layer": state}
-        for name, measure in measures.items():
-            row[name] = {"value": measure.value, "interval": list(measure.interval)}
+        measures = {}
+        for name, vectors in systems.items():
+            found = language_probe(vectors[:, state], langs, folds, seed)
+            measures[name] = found
+            row[name] = {"value": found.value, "interval": list(found.interval)}
         if "base" in measures:
             test = measures["model"].compare(measures["base"])
             row |= {"difference": test.value, "p": test.p}
@@ -180,7 +181,8 @@ def render_page(report: dict[str, Any]) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {"count": _count, "share": _share, "p": _p}
+    environment.filters |= {"count": _count, "p": _p}
+    environment.filters["share"] = lambda nats, n: f"{nats / math.log(n):.2f}"
     source = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
     template = environment.from_string(source)
     loaded = report["model"]["parameters"]
@@ -199,9 +201,8 @@ def summary(report: dict[str, Any]) -> list[str]:
     if report["routing"]:
         rows = report["routing"]["layers"]
         dead = sum(len(row["dead_experts"]) for row in rows)
-        lines.append(
-            f"{dead} of {sum(row['experts'] for row in rows)} experts are dead."
-        )
+        every = sum(row["experts"] for row in rows)
+        lines.append(f"{dead} of {every} experts are dead.")
         most = max(rows, key=lambda row: row["mutual_information"])
         lines.append(
             f"The choice of experts tells most about the language in layer "
@@ -231,40 +232,42 @@ def summary(report: dict[str, Any]) -> list[str]:
 
 def _images(report: dict[str, Any]) -> dict[str, str]:
     """Draw the plots of the parts that are there, each as a data URI."""
-    images: dict[str, str] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    plots: dict[str, Callable[[Path], None]] = {}
+    if report["routing"]:
+        table = report["routing"]["table"]
+        plots |= {
+            "layers": partial(plot_layers, table),
+            "languages": partial(plot_languages, table),
+        }
 
-        def draw(name: str, plot: Callable[[Path], None]) -> None:
+    def plot(name: str, rows, chance: float | None = None) -> None:
+        plots[name] = partial(plot_lines, rows, xlabel="layer", chance=chance)
+
+    if probe := report["language_probe"]:
+        rows = probe["layers"]
+        lines = [_line(rows, name) for name in ("model", "base") if name in rows[0]]
+        plot("probe", {"accuracy (%)": {"language": lines}}, probe["chance"])
+    images: dict[str, str] = {}
+    if forgetting := report["forgetting"]:
+        cka = [
+            Line(found["layers"], found["cka"], lang, colour=f"C{number}")
+            for number, (lang, found) in enumerate(forgetting.items())
+        ]
+        plot("cka", {"CKA": {"all": cka}})
+        phones = {
+            lang: [_line(found["phone_probe"], name) for name in ("model", "base")]
+            for lang, found in forgetting.items()
+            if found["phone_probe"]
+        }
+        images["phones"] = ""
+        if phones:
+            plot("phones", {"frame accuracy (%)": phones})
+    with tempfile.TemporaryDirectory() as folder:
+        for name, draw in plots.items():
             path = Path(folder) / f"{name}.png"
-            plot(path)
+            draw(path=path)
             content = base64.b64encode(path.read_bytes()).decode()
             images[name] = f"data:image/png;base64,{content}"
-
-        if report["routing"]:
-            table = report["routing"]["table"]
-            draw("layers", lambda path: plot_layers(table, path))
-            draw("languages", lambda path: plot_languages(table, path))
-        if probe := report["language_probe"]:
-            rows = probe["layers"]
-            lines = [_line(rows, n) for n in ("model", "base") if n in rows[0]]
-            panels = {"accuracy (%)": {"language": lines}}
-            chance = probe["chance"]
-            draw("probe", lambda path: plot_lines(panels, path, "layer", chance))
-        if forgetting := report["forgetting"]:
-            cka = [
-                Line(found["layers"], found["cka"], lang, colour=f"C{number}")
-                for number, (lang, found) in enumerate(forgetting.items())
-            ]
-            draw("cka", lambda path: plot_lines({"CKA": {"all": cka}}, path, "layer"))
-            phones = {
-                lang: [_line(found["phone_probe"], name) for name in ("model", "base")]
-                for lang, found in forgetting.items()
-                if found["phone_probe"]
-            }
-            images["phones"] = ""
-            if phones:
-                rows_of = {"frame accuracy (%)": phones}
-                draw("phones", lambda path: plot_lines(rows_of, path, "layer"))
     return images
 
 
@@ -283,10 +286,6 @@ def _count(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:,}" if isinstance(value, int) else f"{value:.2f} %"
-
-
-def _share(value: float, experts: int) -> str:
-    return f"{value / math.log(experts):.2f}"
 
 
 def _p(value: float) -> str:

@@ -1,6 +1,6 @@
 """Which experts a language uses, and how much an expert tells about the language."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,6 @@ from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.metrics.similarity import entropy
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from espnet2_lamer.layers.feed_forward import RoutingRecord
 
 RESAMPLES = 1000
@@ -34,62 +32,38 @@ class RoutingStatistics:
         # Per router and utterance its language, and how often each expert came first.
         self._choices: dict[tuple[int, str], list[tuple[str, NDArray[np.int64]]]] = {}
 
-    def add(
-        self,
-        lang: str,
-        probs_per_layer: "Mapping[int, Tensor]",
-        gates_per_layer: "Mapping[int, Tensor]",
-        router: str = "ffn",
-    ) -> None:
-        """Add the real frames ``[T, N]`` of one utterance per layer index.
+    def add(self, lang: str, record: "RoutingRecord", frames: int) -> None:
+        """Add the real ``frames`` of one utterance.
 
-        Gates are 0 where an expert was not selected; ``router`` is the name within the
-        layer.
+        The batch that :func:`espnet2_lamer.layers.record_routing` recorded holds it
+        alone. Gates are 0 where an expert was not selected.
         """
-        for layer, probs in probs_per_layer.items():
-            p = probs.detach().double().cpu().numpy()
-            g = gates_per_layer[layer].detach().double().cpu().numpy()
-            if not len(p):
-                continue
-            experts = p.shape[-1]
-            first = np.bincount(p.argmax(axis=-1), minlength=experts)
+        for routing in record if frames else ():
+            probs, gates = (
+                tensor[0, :frames].detach().double().cpu().numpy()
+                for tensor in (routing.probs, routing.gates)
+            )
+            first = np.bincount(probs.argmax(axis=-1), minlength=probs.shape[-1])
             new = {
-                "frames": len(p),
-                "gates": g.sum(0),
-                "probs": p.sum(0),
-                "dispatched": (g > 0).sum(0),
+                "frames": len(probs),
+                "gates": gates.sum(0),
+                "probs": probs.sum(0),
+                "dispatched": (gates > 0).sum(0),
                 "first": first,
-                "entropy": float(entr(p).sum()),
+                "entropy": float(entr(probs).sum()),
             }
-            self._choices.setdefault((layer, router), []).append((lang, first))
-            sums = self._sums.setdefault((layer, router), {})
+            router = routing.layer, routing.name
+            self._choices.setdefault(router, []).append((lang, first))
+            sums = self._sums.setdefault(router, {})
             old = sums.setdefault(lang, dict.fromkeys(new, 0))
             sums[lang] = {key: old[key] + value for key, value in new.items()}
-
-    def add_record(
-        self, langs: Sequence[str], record: "RoutingRecord", lengths: "Tensor"
-    ) -> None:
-        """Add a batch that :func:`espnet2_lamer.layers.record_routing` recorded.
-
-        ``langs`` and ``lengths`` (real frames) are those of its utterances ``[B]``.
-        """
-        frames = [int(n) for n in lengths]
-        for routing in record:
-            for b, (lang, n) in enumerate(zip(langs, frames, strict=True)):
-                self.add(
-                    lang,
-                    {routing.layer: routing.probs[b, :n]},
-                    {routing.layer: routing.gates[b, :n]},
-                    routing.name,
-                )
 
     def table(self) -> list[dict[str, Any]]:
         """Return one row per layer, router and language, in that order.
 
-        Each row: ``layer``, ``router``, ``lang``, ``frames``, ``experts`` (N) and three
-        lists of N: ``mean_gate``, ``mean_prob`` (Eq. 7's m), ``dispatch_share`` (Eq.
-        7's f: share of the selections that went to the expert); each sums to 1, but
-        top-1 gates, which are raw probabilities.
+        Of the three lists of N, ``mean_gate``, ``mean_prob`` (Eq. 7's m) and
+        ``dispatch_share`` (Eq. 7's f: share of the selections that went to the expert),
+        each sums to 1, but top-1 gates, which are raw probabilities.
         """
         return [
             {
@@ -109,8 +83,6 @@ class RoutingStatistics:
     def layers(self) -> list[dict[str, Any]]:
         r"""Return one row per layer and router, over the frames of all languages.
 
-        Each row: ``layer``, ``router``, ``frames``, ``experts`` and
-
         - ``mutual_information``: plug-in estimate, in nats, between a frame's arg-max
           expert k and its language l; with frame counts :math:`n_{lk}`
 
@@ -118,9 +90,9 @@ class RoutingStatistics:
 
         - ``language_entropy``, which it cannot exceed, in nats;
         - ``load``: dispatch share of each expert times N, 1 for a fair share;
-        - ``load_entropy``: entropy of the dispatch shares, in nats, ln N when balanced;
-        - ``routing_entropy``: entropy of a frame's routing probabilities, in nats, mean
-          over frames: 0 where routers are sure, ln N where they are not;
+        - ``load_entropy``: of the dispatch shares, in nats, ln N when balanced;
+        - ``routing_entropy``: of a frame's routing probabilities, in nats, mean over
+          frames: 0 where routers are sure, ln N where they are not;
         - ``dead_experts``: experts that no frame was dispatched to.
         """
         rows = []
@@ -128,19 +100,19 @@ class RoutingStatistics:
             sums = [s for _, s in sorted(by_lang.items())]
             counts = np.stack([s["first"] for s in sums])
             dispatched = np.sum([s["dispatched"] for s in sums], axis=0)
+            frames, uncertain = int(counts.sum()), sum(s["entropy"] for s in sums)
             rows.append(
                 {
                     "layer": layer + 1,
                     "router": router,
-                    "frames": int(counts.sum()),
+                    "frames": frames,
                     "experts": counts.shape[1],
                     "mutual_information": mutual_information(counts),
                     # Not -0.0 where there is one language, or one expert.
                     "language_entropy": entropy(counts.sum(axis=1)) + 0.0,
                     "load": (dispatched * len(dispatched) / dispatched.sum()).tolist(),
                     "load_entropy": entropy(dispatched) + 0.0,
-                    "routing_entropy": sum(s["entropy"] for s in by_lang.values())
-                    / int(counts.sum()),
+                    "routing_entropy": uncertain / frames,
                     "dead_experts": (np.flatnonzero(dispatched == 0) + 1).tolist(),
                 }
             )
@@ -169,19 +141,14 @@ def mutual_information(counts: NDArray[Any]) -> float:
 class Information:
     """Mutual information between a frame's first expert and its language, in nats.
 
-    Attributes:
-        value: Plug-in estimate over all frames.
-        interval: Central 95 % of it over bootstrap draws of utterances within each
-            language. The estimate and its draws are biased upwards, so compare with
-            ``chance``.
-        chance: Mean of the estimate when languages are shuffled among utterances.
-        p: Share of shufflings, this one included, that reach ``value``.
+    The estimate and its draws are biased upwards, so compare with ``chance``.
     """
 
-    value: float
+    value: float  # plug-in estimate over all frames
+    # Central 95 % of it over bootstrap draws of utterances within each language.
     interval: tuple[float, float]
-    chance: float
-    p: float
+    chance: float  # its mean when languages are shuffled among utterances
+    p: float  # share of shufflings, this one included, that reach it
 
 
 def expert_language_information(
@@ -202,15 +169,11 @@ def expert_language_information(
     value = mutual_information(indicator.T @ table)
     rng = np.random.default_rng(seed)
     members = [np.flatnonzero(owner == lang) for lang in range(len(names))]
-    drawn = _information(
-        [
-            [table[rng.choice(m, len(m))].sum(axis=0) for m in members]
-            for _ in range(resamples)
-        ]
-    )
-    shuffled = _information(
-        [indicator[rng.permutation(len(owner))].T @ table for _ in range(resamples)]
-    )
+    draws, times = [], range(resamples)
+    for _ in times:
+        draws.append([table[rng.choice(m, len(m))].sum(axis=0) for m in members])
+    shuffles = [indicator[rng.permutation(len(owner))].T @ table for _ in times]
+    drawn, shuffled = _information(draws), _information(shuffles)
     low, high = np.quantile(drawn, [0.025, 0.975])
     # Sums in another order differ in the last digit; that is no larger value.
     reached = np.count_nonzero(shuffled >= value - 1e-12)

@@ -31,16 +31,11 @@ class FrozenBase(nn.Module):
     ) -> None:
         """Say which tensors are the base's.
 
-        Args:
-            option: ``<part>_conf.<key>``, which names the file; for messages.
-            sha256: Of that file; ``None`` where checkpoints are to hold everything.
-            base: Parameters and buffers of the base.
-            guard: Key of one of them. Where a checkpoint leaves the base out, it holds
-                an empty tensor under this name: loaders that know nothing of bases,
-                ESPnet's with ``strict=False`` included, fail on its shape instead of
-                keeping random weights.
-            hash_name: Key of the hash.
-            hash_dtype: Of the hash, a number per byte.
+        ``option``, ``<part>_conf.<key>``, names the file, whose hash has a number per
+        byte; without ``sha256`` checkpoints hold everything. ``guard`` is the key of a
+        tensor. Where a checkpoint leaves the base out, it holds an empty one under this
+        name: loaders that know nothing of bases, ESPnet's with ``strict=False``
+        included, fail on its shape instead of keeping random weights.
         """
         ours = {id(tensor) for tensor in base}
         state = self.state_dict(keep_vars=True)
@@ -62,7 +57,7 @@ class FrozenBase(nn.Module):
     @property
     def base_hash(self) -> str:
         """SHA-256 of the base's file, empty without one."""
-        return _hex(getattr(self, self.hash_name))
+        return digest_hex(getattr(self, self.hash_name))
 
     def full_state(self) -> dict[str, Tensor]:
         """Return every tensor of this module, the base's included."""
@@ -78,7 +73,8 @@ class FrozenBase(nn.Module):
         self.register_buffer(self.hash_name, None)
 
 
-def _hex(digest: Tensor | None) -> str:
+def digest_hex(digest: Tensor | None) -> str:
+    """Write a hash that is kept as a number per byte; empty without one."""
     return "" if digest is None else bytes(map(int, digest.tolist())).hex()
 
 
@@ -99,12 +95,11 @@ def _fill_base(module: FrozenBase, state: dict, prefix: str, *_: Any) -> None:
     conf = option.partition(".")[0]
     part = conf.removesuffix("_conf")
     own = module.full_state()
-    found = state.get(prefix + module.hash_name)
-    if module.base_is_external and _hex(found) not in ("", module.base_hash):
+    found = digest_hex(state.get(prefix + module.hash_name))
+    if module.base_is_external and found not in ("", module.base_hash):
         raise RecipeError(
-            f"{option}: the checkpoint was trained on a base with SHA-256 "
-            f"{_hex(found)}, found one with {module.base_hash}; give the base it was "
-            "trained on"
+            f"{option}: the checkpoint was trained on a base with SHA-256 {found}, "
+            f"found one with {module.base_hash}; give the base it was trained on"
         )
     guard = state.get(prefix + module.guard)
     if guard is not None and not guard.numel():

@@ -18,13 +18,11 @@ from espnet2_lamer.layers import LamerConfig, add_lamer
 def hidden_states(
     wav2vec2: nn.Module, wavs: Tensor, lengths: Tensor | None, final_norm: bool
 ) -> tuple[list[Tensor], Tensor | None]:
-    """Compute every state of a HuBERT, with or without experts, nothing masked.
+    """Compute every state of a HuBERT in eval mode, with or without experts, unmasked.
 
-    Args:
-        wav2vec2: In eval mode.
-        wavs: Waveforms ``[B, n]``, 16 kHz, not normalised.
-        lengths: Valid samples ``[B]``; ``None`` means all.
-        final_norm: Whether the last state of a pre-norm model gets its LayerNorm.
+    Waveforms are ``[B, n]``, 16 kHz, not normalised, their lengths ``[B]``, ``None``
+    where all are full. With ``final_norm`` the last state of a pre-norm model gets its
+    LayerNorm.
 
     Returns:
         L + 1 tensors ``[B, T, D]`` and the valid frames ``[B]`` (``None`` without
@@ -69,10 +67,7 @@ def one_by_one(
 class FrozenUpstream(nn.Module):
     """Waveform in, every layer's state out: always in eval mode, without gradients.
 
-    Attributes:
-        num_layers: Blocks L; there are L + 1 states.
-        dim: Width of a state.
-        hop: Samples per frame.
+    There are ``num_layers`` + 1 states of ``dim`` values, one in ``hop`` samples.
     """
 
     num_layers: int
@@ -85,17 +80,12 @@ class FrozenUpstream(nn.Module):
 
 
 class Upstream(FrozenUpstream):
-    """HuBERT with or without LoRA experts.
+    """HuBERT with or without LoRA experts, whose options are ``lamer``.
 
     States: 0 is the transformer's input after the positional convolution, k the output
     of block k (Hugging Face ``hidden_states[k]``, S3PRL index k). With ``final_norm``
     the last state of a pre-norm model is taken after the final LayerNorm, as S3PRL
-    does.
-
-    Args:
-        wav2vec2: The backbone, with ``architecture`` as attribute.
-        lamer: Options of its experts, or ``None``.
-        final_norm: See above.
+    does. ``wav2vec2`` has its ``architecture`` as attribute.
     """
 
     def __init__(
@@ -150,11 +140,9 @@ class S3prlUpstream(FrozenUpstream):
     Utterances run one at a time: many upstreams let padding reach an utterance's
     frames.
 
-    Args:
-        source: As :func:`~espnet2_lamer.convert.load.load_s3prl`.
-
     Raises:
-        RecipeError: As there, or its states differ in width or frame rate.
+        RecipeError: As :func:`~espnet2_lamer.convert.load.load_s3prl`, or its states
+            differ in width or frame rate.
     """
 
     def __init__(self, source: str) -> None:

@@ -1,21 +1,14 @@
 """Report what a model's routers do, what its layers know, and what it forgot."""
 
-import argparse
 import logging
 from pathlib import Path
 
-from espnet2_lamer.bin.common import (
-    add_trust_argument,
-    get_argument_parser,
-    numbers,
-    run_main,
-    words,
-)
+from espnet2_lamer.bin.common import Parser, numbers, run_main, words
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     """Return the argument parser."""
-    parser = get_argument_parser(__doc__)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add(
         "--model",
@@ -29,29 +22,19 @@ def get_parser() -> argparse.ArgumentParser:
         help="directory with wav.scp and utt2lang (utt2spk, phones.ctm), manifest, or "
         "folder of audio per language",
     )
-    add(
-        "--output",
-        type=Path,
-        required=True,
-        help="folder; gets report.html and report.json",
-    )
+    folder = "folder; gets report.html and report.json"
+    add("--output", type=Path, required=True, help=folder)
     add(
         "--base",
         help="model to compare with; default: the model with its experts switched off",
     )
-    add(
-        "--frozen_base",
-        help="where the frozen base of an experiment is now, if it moved",
-    )
-    add_trust_argument(parser)
+    moved = "where the frozen base of an experiment is now, if it moved"
+    add("--frozen_base", help=moved)
+    parser.share("trust_s3prl_files")
     add("--langs", type=words, default=[], help='languages, e.g. "eng yue"; all')
     add("--max_utts", type=int, default=100, help="most utterances per language")
-    add(
-        "--layers",
-        type=numbers,
-        default=[],
-        help='layers for CKA and phones, e.g. "6 12"; four of them',
-    )
+    layers = 'layers for CKA and phones, e.g. "6 12"; four of them'
+    add("--layers", type=numbers, default=[], help=layers)
     add("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute")
     add("--seed", type=int, default=0, help="of the choice, splits and intervals")
     return parser
@@ -60,8 +43,8 @@ def get_parser() -> argparse.ArgumentParser:
 def main(cmd: list[str] | None = None) -> None:
     """Run the command line."""
     args = get_parser().parse_args(cmd)
+    from espnet2_lamer.analysis.listening import read_speech_set
     from espnet2_lamer.analysis.report import render_page, report_on, summary
-    from espnet2_lamer.analysis.speech_set import read_speech_set
     from espnet2_lamer.fileio.atomic import write_json, write_text
     from espnet2_lamer.metrics.similarity import compared_layers
     from espnet2_lamer.upstream import load_model

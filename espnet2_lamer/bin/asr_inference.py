@@ -1,7 +1,6 @@
 """Decode with an ESPnet ASR model that uses this package's frontends."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 from espnet2_lamer.bin.common import run_main, take_trust
@@ -17,17 +16,16 @@ def get_parser() -> argparse.ArgumentParser:
     return asr_inference.get_parser()
 
 
-def main(cmd: Sequence[str] | None = None) -> None:
+def main(cmd: list[str] | None = None) -> None:
     """Run ``espnet2.bin.asr_inference`` with our classes registered."""
     trust, cmd = take_trust(cmd)
-    quiet_nltk()
+    args = get_parser().parse_args(cmd)
     from espnet2.bin import asr_inference
 
     from espnet2_lamer.fileio.foreign import check_weights, parse_yaml
     from espnet2_lamer.tasks.asr import check_s3prl_frontend, register_asr
 
     register_asr()
-    args = asr_inference.get_parser().parse_args(cmd)
     for weights in (args.asr_model_file, args.lm_file):
         if weights is not None:
             check_weights(weights)

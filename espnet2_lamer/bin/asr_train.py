@@ -1,25 +1,21 @@
 """Train an ESPnet ASR model with this package's frontends: ESPnet's own options."""
 
 import argparse
-from collections.abc import Sequence
 
 from espnet2_lamer.bin.common import run_main, take_trust
-from espnet2_lamer.compat import quiet_nltk
 from espnet2_lamer.fileio.trust import trusting_s3prl_files
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the parser of ``espnet2.bin.asr_train`` with our choices."""
-    quiet_nltk()
     from espnet2_lamer.tasks.asr import LamerASRTask
 
     return LamerASRTask.get_parser()
 
 
-def main(cmd: Sequence[str] | None = None) -> None:
+def main(cmd: list[str] | None = None) -> None:
     """Train, e.g. ``--frontend lamer_upstream --frontend_conf upstream=DIR``."""
     trust, cmd = take_trust(cmd)
-    quiet_nltk()
     from espnet2_lamer.tasks.asr import LamerASRTask
 
     with trusting_s3prl_files(trust):

@@ -1,33 +1,21 @@
 """Label speech with the units of a codebook, in one pass over the audio."""
 
-import argparse
-
-from espnet2_lamer.bin.common import (
-    add_parallel_arguments,
-    add_trust_argument,
-    get_argument_parser,
-    run_main,
-)
+from espnet2_lamer.bin.common import Parser, run_main
 from espnet2_lamer.errors import RecipeError
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     """Return the argument parser."""
-    parser = get_argument_parser("Write `utt u1 u2 ...` and its sidecar.")
-    parser.add_argument(
-        "--teacher",
-        required=True,
-        help="mfcc, a Hugging Face HuBERT directory or id, s3prl:NAME[:FILE], or an "
-        "experiment directory",
-    )
-    parser.add_argument("--layer", type=int, help="1..L; the codebook's when not given")
-    parser.add_argument("--codebook", required=True, help="output of learn_kmeans")
-    parser.add_argument("--wav_scp", required=True, help="`utt path` lines, 16 kHz")
-    parser.add_argument("--output", required=True, help="text.km")
-    parser.add_argument("--n_clusters", type=int, help="units K that are expected")
-    parser.add_argument("--token_list", help="tokens.txt to write: 0..K-1 and symbols")
-    add_parallel_arguments(parser)
-    add_trust_argument(parser)
+    parser = Parser("Write `utt u1 u2 ...` and its sidecar.")
+    add = parser.add_argument
+    parser.share("teacher")
+    add("--layer", type=int, help="1..L; the codebook's when not given")
+    add("--codebook", required=True, help="output of learn_kmeans")
+    parser.share("wav_scp")
+    add("--output", required=True, help="text.km")
+    add("--n_clusters", type=int, help="units K that are expected")
+    add("--token_list", help="tokens.txt to write: 0..K-1 and symbols")
+    parser.share("nj", "dask", "device", "trust_s3prl_files")
     return parser
 
 
@@ -48,13 +36,8 @@ def main(cmd: list[str] | None = None) -> None:
             f"--n_clusters {units}, or make the codebook anew"
         )
     with workers(args.dask):
-        assign_units(
-            load_teacher(args.teacher, layer, args.device, args.trust_s3prl_files),
-            args.codebook,
-            args.wav_scp,
-            args.output,
-            nj=args.nj,
-        )
+        teacher = load_teacher(args.teacher, layer, args.device, args.trust_s3prl_files)
+        assign_units(teacher, args.codebook, args.wav_scp, args.output, nj=args.nj)
     if args.token_list:
         write_token_list(args.token_list, units)
 

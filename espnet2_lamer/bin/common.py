@@ -1,48 +1,57 @@
-"""What every command line shares: logging, exit codes, parser style."""
+"""What every command line shares: logging, exit codes, parser and common options."""
 
 import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from espnet2_lamer.fileio.system import system_message
 from espnet2_lamer.fileio.trust import OPTION, protect
-from espnet2_lamer.recipe.declaration import flag
+from espnet2_lamer.recipe.declaration import READERS
+
+#: Read an option's words, and its whole numbers.
+words, numbers = READERS[list[str]], READERS[list[int]]
+
+#: Options of several commands.
+SHARED: dict[str, dict[str, Any]] = {
+    "teacher": {
+        "required": True,
+        "help": "mfcc, a Hugging Face HuBERT directory or id, s3prl:NAME[:FILE], or "
+        "an experiment directory",
+    },
+    "wav_scp": {"required": True, "help": "`utt path` lines, 16 kHz"},
+    "nj": {"type": int, "default": 1, "help": "processes of this machine"},
+    "dask": {
+        "metavar": "ADDRESS",
+        "help": "run on the workers of this Dask scheduler instead, e.g. "
+        "tcp://host:8786",
+    },
+    "device": {
+        "choices": ["cpu", "cuda"],
+        "default": "cpu",
+        "help": "where the teacher and the distances to centroids compute",
+    },
+    OPTION: {
+        "type": READERS[bool],
+        "default": False,
+        "help": "true: let S3PRL read the FILE of s3prl:NAME:FILE, which runs code "
+        "that it may hold",
+    },
+}
 
 
-def get_argument_parser(description: str) -> argparse.ArgumentParser:
-    """Return a parser whose ``--help`` shows defaults."""
-    return argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+class Parser(argparse.ArgumentParser):
+    """A parser whose ``--help`` shows defaults."""
 
+    def __init__(self, description: str | None = None, **settings: Any) -> None:
+        form = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
+        super().__init__(description=description, **form | settings)
 
-def add_parallel_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--nj``, ``--dask`` and ``--device``."""
-    parser.add_argument("--nj", type=int, default=1, help="processes of this machine")
-    parser.add_argument(
-        "--dask",
-        metavar="ADDRESS",
-        help="run on the workers of this Dask scheduler instead, e.g. tcp://host:8786",
-    )
-    parser.add_argument(
-        "--device",
-        choices=["cpu", "cuda"],
-        default="cpu",
-        help="where the teacher and the distances to centroids compute",
-    )
-
-
-def add_trust_argument(parser: argparse.ArgumentParser) -> None:
-    """Add ``--trust_s3prl_files``."""
-    parser.add_argument(
-        f"--{OPTION}",
-        type=flag,
-        default=False,
-        help="true: let S3PRL read the FILE of s3prl:NAME:FILE, which runs code that "
-        "it may hold",
-    )
+    def share(self, *names: str) -> None:
+        """Add options of :data:`SHARED`."""
+        for name in names:
+            self.add_argument(f"--{name}", **SHARED[name])
 
 
 def take_trust(cmd: Sequence[str] | None) -> tuple[bool, list[str]]:
@@ -54,20 +63,10 @@ def take_trust(cmd: Sequence[str] | None) -> tuple[bool, list[str]]:
     Returns:
         Its value, and the other arguments.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    add_trust_argument(parser)
+    parser = Parser(add_help=False, allow_abbrev=False)
+    parser.share(OPTION)
     known, rest = parser.parse_known_args(cmd)
     return getattr(known, OPTION), rest
-
-
-def words(text: str) -> list[str]:
-    """Read an option's words."""
-    return text.split()
-
-
-def numbers(text: str) -> list[int]:
-    """Read an option's whole numbers."""
-    return [int(word) for word in text.split()]
 
 
 def setup_logging() -> None:

@@ -1,34 +1,20 @@
 """Write teacher features of (a sample of) the speech, for k-means."""
 
-import argparse
-
-from espnet2_lamer.bin.common import (
-    add_parallel_arguments,
-    add_trust_argument,
-    get_argument_parser,
-    run_main,
-)
+from espnet2_lamer.bin.common import Parser, run_main
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     """Return the argument parser."""
-    parser = get_argument_parser("Write teacher features as float32 shards.")
-    parser.add_argument(
-        "--teacher",
-        required=True,
-        help="mfcc, a Hugging Face HuBERT directory or id, s3prl:NAME[:FILE], or an "
-        "experiment directory",
-    )
-    parser.add_argument("--layer", type=int, default=0, help="1..L; 0 for mfcc")
-    parser.add_argument("--wav_scp", required=True, help="`utt path` lines, 16 kHz")
-    parser.add_argument("--output", required=True, help="directory of the shards")
-    parser.add_argument("--utt2lang", help="`utt lang` lines")
-    parser.add_argument(
-        "--hours_per_lang", type=float, help="sample so much of each language"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
-    add_parallel_arguments(parser)
-    add_trust_argument(parser)
+    parser = Parser("Write teacher features as float32 shards.")
+    add = parser.add_argument
+    parser.share("teacher")
+    add("--layer", type=int, default=0, help="1..L; 0 for mfcc")
+    parser.share("wav_scp")
+    add("--output", required=True, help="directory of the shards")
+    add("--utt2lang", help="`utt lang` lines")
+    add("--hours_per_lang", type=float, help="sample so much of each language")
+    add("--seed", type=int, default=0, help="seed of the sample")
+    parser.share("nj", "dask", "device", "trust_s3prl_files")
     return parser
 
 

@@ -1,23 +1,21 @@
 """Lay the recipes into an ESPnet checkout, in the form that ESPnet would merge."""
 
-import argparse
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
-from espnet2_lamer.bin.common import get_argument_parser, run_main
+from espnet2_lamer.bin.common import Parser, run_main
 
 
-def get_parser() -> argparse.ArgumentParser:
-    """Return the parser."""
-    parser = get_argument_parser(__doc__)
+def get_parser() -> Parser:
+    """Return the argument parser."""
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--checkout", type=Path, required=True, help="top directory of ESPnet")
     add("--repository", type=Path, default=Path(), help="top directory of this project")
     return parser
 
 
-def main(cmd: Sequence[str] | None = None) -> None:
+def main(cmd: list[str] | None = None) -> None:
     """Run the command line."""
     args = get_parser().parse_args(cmd)
     from espnet2_lamer.export.espnet_tree import lay_tree

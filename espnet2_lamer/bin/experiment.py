@@ -12,6 +12,7 @@ import argparse
 import logging
 import os
 import platform
+import re
 import shlex
 import signal
 import subprocess
@@ -20,32 +21,29 @@ import time
 from functools import partial
 from pathlib import Path
 
-from espnet2_lamer.bin.common import add_trust_argument, run_main
+from espnet2_lamer.bin.common import Parser, run_main
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.trust import OPTION
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     """Return the argument parser."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("definition", help="YAML file, see conf/experiments")
-    parser.add_argument(
+    parser = Parser(__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("definition", help="YAML file, see conf/experiments")
+    add(
         "--expdir",
         default="exp/experiments",
         help="where data, cells and tables go (default: %(default)s)",
     )
-    parser.add_argument(
-        "--recipe", default=".", help="directory of run.sh (default: this one)"
-    )
-    parser.add_argument(
+    add("--recipe", default=".", help="directory of run.sh (default: this one)")
+    add(
         "--cells",
         default="*",
         metavar="PATTERN",
         help="only cells whose SYSTEM/SEED matches, e.g. 'lamer/0' or '*/[0-2]'",
     )
-    parser.add_argument(
+    add(
         "--data",
         action="append",
         default=[],
@@ -53,27 +51,23 @@ def get_parser() -> argparse.ArgumentParser:
         help="option of run.sh that all data depend on, instead of the definition's, "
         "e.g. manifest=FILE; may be repeated",
     )
-    parser.add_argument(
+    add(
         "--nj",
         type=int,
         metavar="N",
         help="cores of one cell: --nj of run.sh, and threads of steps that are one "
         "process (default: 2, and threads as the libraries choose)",
     )
-    parser.add_argument(
+    add(
         "--time_budget",
         type=float,
         metavar="MIN",
         help="start no cell that would end later than this many minutes from now",
     )
-    add_trust_argument(parser)
-    parser.add_argument(
-        "--plan", action="store_true", help="say what would run, and stop"
-    )
-    parser.add_argument(
-        "--tables", action="store_true", help="run nothing, write the tables anew"
-    )
-    parser.add_argument(
+    parser.share(OPTION)
+    add("--plan", action="store_true", help="say what would run, and stop")
+    add("--tables", action="store_true", help="run nothing, write the tables anew")
+    add(
         "--remeasure",
         action="store_true",
         help="run nothing, read the figures of finished cells from their files anew, "
@@ -83,11 +77,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def main(cmd: list[str] | None = None) -> None:
-    """Run the command line.
-
-    Raises:
-        RecipeError: The definition is wrong, or a cell failed.
-    """
+    """Run the command line."""
     args = get_parser().parse_args(cmd)
     from espnet2_lamer.experiments.definition import plan_cells, read_definition
     from espnet2_lamer.experiments.launch import measure_cell, prepare_data, run_cell
@@ -122,21 +112,21 @@ def main(cmd: list[str] | None = None) -> None:
         "commit": commit,
         "machine": " ".join([machine, *sorted(words)]),
     }
-    write = partial(_write, matrix, header, store.root / definition.name)
+    folder = store.root / definition.name
+    write = partial(_write, matrix, header, folder)
+    failed = []
     if args.remeasure:
         matrix.remeasure(lambda cell: measure_cell(cell, store))
-    if not (args.tables or args.remeasure):
+    elif not args.tables:
         # As on Ctrl-C: the cell's own process saves a checkpoint first.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         failed = matrix.run(args.cells, args.time_budget, write)
-        write()
-        if failed:
-            raise RecipeError(
-                f"{len(failed)} cells failed: {'; '.join(c.label for c in failed)}; "
-                f"see {store.root / definition.name / 'RESULTS.md'} for their logs"
-            )
-    else:
-        write()
+    write()
+    if failed:
+        raise RecipeError(
+            f"{len(failed)} cells failed: {'; '.join(c.label for c in failed)}; see "
+            f"{folder / 'RESULTS.md'} for their logs"
+        )
 
 
 def _cores(nj: int | None) -> dict[str, int]:
@@ -151,13 +141,10 @@ def _cores(nj: int | None) -> dict[str, int]:
 
 
 def _options(words: list[str]) -> dict[str, str]:
-    options = {}
     for word in words:
-        name, equals, value = word.partition("=")
-        if not (name and equals):
+        if word.find("=") < 1:
             raise RecipeError(f"--data: found {word!r}, expected OPTION=VALUE")
-        options[name] = value
-    return options
+    return dict(word.split("=", 1) for word in words)
 
 
 def _write(matrix, header: dict[str, str], directory: Path) -> None:
@@ -182,27 +169,22 @@ def _command(words: list[str]) -> str:
 
 
 def _commit(directory: Path) -> str:
+    command = ["git", "-C", str(directory), "rev-parse", "HEAD"]
     try:
-        return subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=directory,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
+        return subprocess.check_output(
+            command, text=True, stderr=subprocess.DEVNULL
+        ).strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
 
 
 def _machine() -> str:
     """Processor and cores; no host name, which says nothing to others."""
-    model = platform.machine()
-    info = Path("/proc/cpuinfo")
+    model, info = platform.machine(), Path("/proc/cpuinfo")
     if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
+        text = info.read_text(encoding="utf-8")
+        found = re.search(r"^model name\s*:(.*)", text, re.MULTILINE)
+        model = found[1].strip() if found else model
     return f"{model}, {len(os.sched_getaffinity(0))} cores"
 
 

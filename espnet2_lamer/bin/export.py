@@ -3,24 +3,25 @@
 import argparse
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from espnet2_lamer.bin.common import get_argument_parser, run_main
+from espnet2_lamer.bin.common import Parser, run_main
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import read_yaml
+from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.fileio.text import read_text
 from espnet2_lamer.fileio.trust import S3PRL_PREFIX
 
 
-def get_parser() -> argparse.ArgumentParser:
-    """Return the parser."""
-    parser = get_argument_parser(__doc__)
+def get_parser() -> Parser:
+    """Return the argument parser."""
+    parser = Parser(__doc__)
     add = parser.add_argument
     add(
         "--kind",
-        choices=sorted(KINDS),
+        choices=["adapter", "dense", "hf", "s3prl", "zoo"],
         default="zoo",
         help="zoo: an ESPnet model-zoo zip; s3prl: a checkpoint and an upstream to "
         "drop into an S3PRL checkout; hf: a directory for transformers; dense: the "
@@ -40,55 +41,76 @@ def get_parser() -> argparse.ArgumentParser:
         help="directory with config.yaml and weights, or with final/ of these; s3prl, "
         "hf and dense also take a packed zip",
     )
-    add("--model_file", default=None, help="its weights; default: its best model")
+    add("--model_file", help="its weights; default: its best model")
     add("--output", type=Path, required=True, help="the file or directory to write")
-    add("--base", default=None, help="where the frozen base is now, if it moved")
-    add(
-        "--language", default=None, help="dense: whose speech the experts are mixed for"
-    )
-    add("--wav_scp", default=None, help="dense: speech of it; utt2lang beside selects")
+    add("--base", help="where the frozen base is now, if it moved")
+    add("--language", help="dense: whose speech the experts are mixed for")
+    add("--wav_scp", help="dense: speech of it; utt2lang beside selects")
     add("--option", type=Path, action="append", default=[], help="file to add; repeat")
-    add("--results", type=Path, default=None, help="RESULTS.md for zip and model card")
-    add("--name", default=None, help="name in the model card; default: the zip's")
+    add("--results", type=Path, help="RESULTS.md for zip and model card")
+    add("--name", help="name in the model card; default: the zip's")
     add("--languages", nargs="*", default=[], help="ISO 639-3 codes for the card")
     add("--license", default="apache-2.0", help="licence of the weights (HF id)")
     add("--note", action="append", default=[], help="line for the card; repeat")
     add(
         "--codebook",
         type=Path,
-        default=None,
         help="codebook.npz of the units; zoo: its hash goes into meta.yaml, adapter: "
         "all of it",
     )
-    add(
-        "--base_name",
-        default=None,
-        help="adapter: name under which others find the base, e.g. its Hugging Face id",
-    )
+    name = "adapter: name under which others find the base, e.g. its Hugging Face id"
+    add("--base_name", help=name)
     return parser
 
 
-def main(cmd: Sequence[str] | None = None) -> None:
+def main(cmd: list[str] | None = None) -> None:
     """Run the command line."""
     args = get_parser().parse_args(cmd)
-    KINDS[args.kind](args)
-    logging.info("wrote %s", args.output)
+    from espnet2_lamer.export.adapter import write_adapter
+    from espnet2_lamer.export.card import Origin
+    from espnet2_lamer.export.dense import language_speech, write_dense
+    from espnet2_lamer.export.huggingface import write_huggingface
+    from espnet2_lamer.export.s3prl import write_s3prl
+
+    experiment, output, epoch_file = args.experiment, args.output, args.model_file
+    origin = Origin(args.name, args.languages, args.license, args.note)
+    match args.kind:
+        case "zoo":
+            _pack(args, replace(origin, name=args.name or output.stem))
+        case "s3prl":
+            write_s3prl(experiment, output, epoch_file, args.base)
+        case "hf":
+            write_huggingface(_model(args), output, origin)
+        case "dense":
+            if args.language is None or args.wav_scp is None:
+                raise RecipeError("--kind dense needs --language and --wav_scp")
+            speech = language_speech(args.wav_scp, args.language)
+            write_dense(_model(args), output, args.language, speech, origin)
+        case "adapter":
+            write_adapter(
+                experiment,
+                output,
+                origin,
+                epoch_file=epoch_file,
+                base=args.base,
+                base_name=args.base_name,
+                codebook=args.codebook,
+            )
+    logging.info("wrote %s", output)
 
 
-def _zoo(args: argparse.Namespace) -> None:
-    from espnet2_lamer.convert.espnet_experiment import model_file
+def _pack(args: argparse.Namespace, origin: Any) -> None:
+    from espnet2_lamer.convert.espnet_experiment import CONFIG, model_file
     from espnet2_lamer.export.card import model_card
     from espnet2_lamer.export.zoo import pack_model, write_full_model
-    from espnet2_lamer.fileio.hashing import sha256_file
 
     directory = args.experiment
-    if (directory / "final" / "config.yaml").is_file():
+    if (directory / "final" / CONFIG).is_file():
         directory = directory / "final"
-    config = directory / "config.yaml"
+    config = directory / CONFIG
     if not config.is_file():
         raise RecipeError(f"{config}: file not found; expected a trained experiment")
-    options = list(args.option)
-    results = None
+    options, results, metadata = list(args.option), None, {}
     if args.results is not None:
         if not args.results.is_file():
             raise RecipeError(
@@ -96,32 +118,22 @@ def _zoo(args: argparse.Namespace) -> None:
             )
         options.append(args.results)
         results = read_text(args.results)
-    metadata = {}
     if args.codebook is not None:
         metadata["codebook_sha256"] = sha256_file(args.codebook)
-    card = model_card(
-        args.task,
-        args.name or args.output.stem,
-        languages=args.languages,
-        licence=args.license,
-        notes=args.note,
-        results=results,
-    )
     settings = read_yaml(config)
-    if args.model_file is not None:
-        weights = directory / args.model_file
-    else:
-        weights = model_file(directory, settings)
+    weights = model_file(directory, settings, args.model_file)
     with tempfile.TemporaryDirectory() as scratch:
         if args.task == "ssl" and settings["encoder_conf"].get("base"):
-            config, weights = write_full_model(config, weights, scratch)
+            config, weights = write_full_model(
+                directory, scratch, epoch_file=args.model_file
+            )
         pack_model(
             args.task,
             config,
             weights,
             args.output,
             options=options,
-            card=card,
+            card=model_card(args.task, origin, results=results),
             metadata=metadata,
         )
 
@@ -129,79 +141,12 @@ def _zoo(args: argparse.Namespace) -> None:
 def _model(args: argparse.Namespace) -> Any:
     from espnet2_lamer.upstream import load_model
 
-    source = args.experiment
-    if str(source).startswith(S3PRL_PREFIX):
+    if str(args.experiment).startswith(S3PRL_PREFIX):
         raise RecipeError(
-            f"--experiment: found {str(source)!r}, expected a model of this package: "
-            "S3PRL has its own upstreams already"
+            f"--experiment: found {str(args.experiment)!r}, expected a model of this "
+            "package: S3PRL has its own upstreams already"
         )
-    if args.model_file is not None:
-        source = source / args.model_file
-    return load_model(source, base=args.base)
-
-
-def _origin(args: argparse.Namespace) -> Any:
-    from espnet2_lamer.export.card import Origin
-
-    return Origin(args.name, args.languages, args.license, args.note)
-
-
-def _s3prl(args: argparse.Namespace) -> None:
-    from espnet2_lamer.export.s3prl import write_s3prl
-
-    write_s3prl(args.experiment, args.output, args.model_file, args.base)
-
-
-def _hf(args: argparse.Namespace) -> None:
-    from espnet2_lamer.export.huggingface import write_huggingface
-
-    write_huggingface(_model(args), args.output, _origin(args))
-
-
-def _dense(args: argparse.Namespace) -> None:
-    from espnet2_lamer.export.dense import language_speech, write_dense
-
-    if args.language is None or args.wav_scp is None:
-        raise RecipeError("--kind dense needs --language and --wav_scp")
-    speech = language_speech(args.wav_scp, args.language)
-    write_dense(_model(args), args.output, args.language, speech, _origin(args))
-
-
-def _adapter(args: argparse.Namespace) -> None:
-    from espnet2_lamer.convert.espnet_experiment import model_file, read_config
-    from espnet2_lamer.convert.state import read_state
-    from espnet2_lamer.export.adapter import write_adapter
-
-    config = read_config(args.experiment)
-    if args.model_file is not None:
-        weights = args.experiment / args.model_file
-    else:
-        weights = model_file(args.experiment, config)
-    write_adapter(
-        config,
-        read_state(weights),
-        args.output,
-        source=args.experiment,
-        base=args.base,
-        base_name=args.base_name,
-        codebook=args.codebook,
-        metadata={
-            "name": args.name or args.output.stem,
-            "languages": args.languages,
-            "license": args.license,
-            "notes": args.note,
-        },
-    )
-
-
-# What --kind takes; each function imports what it needs.
-KINDS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "zoo": _zoo,
-    "s3prl": _s3prl,
-    "hf": _hf,
-    "dense": _dense,
-    "adapter": _adapter,
-}
+    return load_model(args.experiment / (args.model_file or ""), base=args.base)
 
 
 if __name__ == "__main__":

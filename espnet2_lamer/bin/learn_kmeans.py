@@ -1,27 +1,22 @@
 """Learn a k-means codebook from dumped teacher features."""
 
-import argparse
-
-from espnet2_lamer.bin.common import (
-    add_parallel_arguments,
-    get_argument_parser,
-    run_main,
-)
+from espnet2_lamer.bin.common import Parser, run_main
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     """Return the argument parser."""
-    parser = get_argument_parser("Learn a codebook with mini-batch k-means.")
-    parser.add_argument("--features", required=True, help="output of dump_features")
-    parser.add_argument("--n_clusters", type=int, default=1000, help="units K")
-    parser.add_argument("--seed", type=int, default=0, help="seed of all randomness")
-    parser.add_argument("--n_init", type=int, default=20, help="k-means++ starts")
-    parser.add_argument(
+    parser = Parser("Learn a codebook with mini-batch k-means.")
+    add = parser.add_argument
+    add("--features", required=True, help="output of dump_features")
+    add("--n_clusters", type=int, default=1000, help="units K")
+    add("--seed", type=int, default=0, help="seed of all randomness")
+    add("--n_init", type=int, default=20, help="k-means++ starts")
+    add(
         "--output",
         required=True,
         help="codebook.npz; its quality goes beside it as .quality.json and .md",
     )
-    add_parallel_arguments(parser)
+    parser.share("nj", "dask", "device")
     return parser
 
 

@@ -1,14 +1,13 @@
 """Do one stage's work by hand: ``stage ssl1 analysis --preset mini``."""
 
-import argparse
 import sys
 
-from espnet2_lamer.bin.common import get_argument_parser, run_main
+from espnet2_lamer.bin.common import Parser, run_main
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     """Return a parser that explains; options are those of the recipe's run.sh."""
-    parser = get_argument_parser(
+    parser = Parser(
         "Do the work of one stage, whatever was done before and without a record; run "
         "in the recipe's folder. ./run.sh --print_commands true prints such commands."
     )

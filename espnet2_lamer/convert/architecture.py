@@ -71,11 +71,8 @@ def normalize_waveform(waveforms: Tensor, lengths: Tensor | None) -> Tensor:
     """Zero mean and unit variance over each utterance's valid samples.
 
     Variance is biased, eps 1e-5, as ``torch.nn.functional.layer_norm`` over one
-    utterance.
-
-    Args:
-        waveforms: ``[B, n]``; padding may hold anything, NaN included, and becomes 0.
-        lengths: Valid samples ``[B]``, or ``None`` when all are valid.
+    utterance. Padding of ``waveforms [B, n]`` beyond ``lengths [B]`` (``None``: there
+    is none) may hold anything, NaN included, and becomes 0.
     """
     if lengths is None:
         return nn.functional.layer_norm(waveforms, waveforms.shape[-1:])
@@ -102,19 +99,15 @@ def strided_conv(x: Tensor, conv: nn.Conv1d) -> Tensor:
     pieces = -(-kernel // stride)
     needed = (frames + pieces - 1) * stride
     # Samples past the last frame's reach are never multiplied: their weight is absent.
-    x = (
-        x[:, :needed]
-        if needed <= length
-        else nn.functional.pad(x, (0, 0, 0, needed - length))
-    )
-    blocks = x.reshape(batch, -1, stride * channels)
+    if needed > length:
+        x = nn.functional.pad(x, (0, 0, 0, needed - length))
+    blocks = x[:, :needed].reshape(batch, -1, stride * channels)
     weight = conv.weight.transpose(1, 2)  # [C_out, k, C_in]
     y = None
     for piece in range(pieces):
         part = weight[:, piece * stride : (piece + 1) * stride].flatten(1)
         block = blocks[:, piece : piece + frames, : part.shape[1]]
-        bias = conv.bias if piece == 0 else None
-        term = nn.functional.linear(block, part, bias)
+        term = nn.functional.linear(block, part, conv.bias if y is None else None)
         y = term if y is None else y + term
     return y
 
@@ -123,11 +116,8 @@ class HubertFeatureExtractor(FeatureExtractor):
     """torchaudio's convolution stack with waveform normalisation in front.
 
     Sitting first inside ``wav2vec2``, it gives every door (training, S3PRL, feature
-    extraction) the normalisation exactly once. The layer-norm variant is computed
-    frame-major, which spares the transposes around every LayerNorm (2-3x on a CPU).
-    Parameter names are torchaudio's.
-
-    ``frame_major`` says that every block has a LayerNorm.
+    extraction) the normalisation exactly once. Where every block has a LayerNorm it
+    computes ``frame_major``, which spares the transposes around each (2-3x on a CPU).
     """
 
     def __init__(
@@ -154,10 +144,8 @@ class HubertFeatureExtractor(FeatureExtractor):
             )
             x = nn.functional.gelu(x)
             if length is not None:
-                length = torch.div(
-                    length - block.kernel_size, block.stride, rounding_mode="floor"
-                )
-                length = (length + 1).clamp(min=0)
+                length = (length - block.kernel_size) // block.stride + 1
+                length = length.clamp(min=0)
         return x, length
 
 
@@ -180,11 +168,11 @@ class PositionalEmbedding(ConvolutionalPositionalEmbedding):
 
 
 def _check_sizes(architecture: dict[str, Any]) -> None:
-    sizes = []
-    for key in PLAIN:
-        if type(LARGE[key]) is int:
-            most = MAX_LAYERS if key.endswith("layers") else MAX_SIZE
-            sizes.append((key, architecture[key], most))
+    sizes = [
+        (key, architecture[key], MAX_LAYERS if key.endswith("layers") else MAX_SIZE)
+        for key in PLAIN
+        if type(LARGE[key]) is int
+    ]
     key = "extractor_conv_layer_config"
     layers = architecture[key]
     if not isinstance(layers, list | tuple) or not 0 < len(layers) <= MAX_LAYERS:
@@ -207,13 +195,10 @@ def _check_sizes(architecture: dict[str, Any]) -> None:
 def build_hubert(architecture: dict[str, Any]) -> Wav2Vec2Model:
     """Build a model with random weights.
 
-    Args:
-        architecture: torchaudio's ``wav2vec2_model`` arguments (missing ones are
-            HuBERT-Large's) and ``normalize_waveform: bool``.
-
-    Returns:
-        The model, with ``architecture`` (complete), ``normalize_waveform``,
-        ``extractor_mode`` and ``mask_embedding`` (``None``) as attributes.
+    ``architecture`` has torchaudio's ``wav2vec2_model`` arguments (missing ones are
+    HuBERT-Large's) and ``normalize_waveform: bool``. The model has ``architecture``
+    (complete), ``normalize_waveform``, ``extractor_mode`` and ``mask_embedding``
+    (``None``) as attributes.
 
     Raises:
         ValueError: Unknown key, or a size that no network has.
@@ -226,8 +211,7 @@ def build_hubert(architecture: dict[str, Any]) -> Wav2Vec2Model:
         )
     full = known | architecture
     _check_sizes(full)
-    arguments = {key: full[key] for key in LARGE}
-    model = wav2vec2_model(**arguments, aux_num_out=None)
+    model = wav2vec2_model(**{key: full[key] for key in LARGE}, aux_num_out=None)
     model.feature_extractor = HubertFeatureExtractor(
         model.feature_extractor.conv_layers,
         full["normalize_waveform"],

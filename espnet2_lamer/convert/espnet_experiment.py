@@ -1,29 +1,33 @@
 """A plain HuBERT from an ESPnet experiment directory (``config.yaml``, ``.pth``)."""
 
 import inspect
-from collections.abc import Callable
+import re
 from pathlib import Path
 from typing import Any
 
-from torchaudio.models import Wav2Vec2Model
-
 from espnet2_lamer.convert.architecture import STRUCTURE
-from espnet2_lamer.convert.state import fill_hubert, read_tensors
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.fileio.foreign import clear_errors, read_yaml
+from espnet2_lamer.fileio.foreign import check_weights, clear_errors, read_yaml
 
 CONFIG = "config.yaml"
 STOCK, OURS = "torchaudio_hubert", "lamer_hubert"
 HUBERT = "encoder.hubert_pretrain_model."
 BACKBONE = f"{HUBERT}wav2vec2."
 MASK_EMBEDDING = f"{HUBERT}mask_generator.mask_embedding"
-# The masked-prediction head, and counters of a training.
-HEAD = f"{HUBERT}logit_generator."
-COUNTERS = ("encoder.global_step", "training_batches")
+NAMES = (
+    # The masked-prediction head, and counters of a training.
+    (rf"{re.escape(HUBERT)}logit_generator\.", None),
+    (r"(encoder\.global_step|training_batches)$", None),
+    (re.escape(BACKBONE), ""),
+)
 
 
-def model_file(experiment: Path, config: dict[str, Any]) -> Path:
-    """Return the file of an experiment that its own criterion calls best, or refuse."""
+def model_file(
+    experiment: Path, config: dict[str, Any], epoch_file: str | None = None
+) -> Path:
+    """Return a named file of an experiment, or what its own criterion calls best."""
+    if epoch_file is not None:
+        return experiment / epoch_file
     names = ["model.pth"]
     with clear_errors(f"{experiment / CONFIG}: best_model_criterion"):
         for phase, key, _ in config.get("best_model_criterion") or []:
@@ -43,14 +47,11 @@ def read_config(experiment: Path) -> dict[str, Any]:
     return read_yaml(experiment / CONFIG)
 
 
-def read_architecture(
-    experiment: Path, of_base: Callable[[str], dict[str, Any]]
-) -> dict[str, Any]:
+def read_architecture(experiment: Path) -> dict[str, Any]:
     """Translate ``encoder_conf`` of an experiment without experts.
 
-    Raises:
-        RecipeError: Another encoder, LoRA experts, or a preparation of the waveform
-            that is not part of HuBERT.
+    Where a base was trained as a whole there is ``base`` alone: the network is its.
+    Preparations of the waveform that are not part of HuBERT are refused.
     """
     config, path = read_config(experiment), experiment / CONFIG
     encoder, conf = config.get("encoder"), config.get("encoder_conf") or {}
@@ -63,10 +64,19 @@ def read_architecture(
     if encoder == STOCK:
         from espnet2.asr.encoder.hubert_encoder import TorchAudioHuBERTPretrainEncoder
 
-        _refuse_preparation(config, path)
+        found = {key: config.get(key) for key in ("normalize", "preencoder")}
+        # With an input_size ESPnet leaves the frontend out.
+        if config.get("input_size") is None:
+            found["frontend"] = config.get("frontend")
+        for key, value in found.items():
+            if value is not None:
+                raise RecipeError(
+                    f"{path}: {key}: found {value!r}, expected null: HuBERT hears the "
+                    "waveform as it is"
+                )
         parameters = inspect.signature(TorchAudioHuBERTPretrainEncoder).parameters
         defaults = {key: parameters[key].default for key in STRUCTURE}
-        stated = defaults | conf | {"normalize_waveform": False}
+        conf = defaults | conf | {"normalize_waveform": False}
     elif conf.get("lamer") is not None:
         raise RecipeError(
             f"{path}: encoder_conf.lamer: found LoRA experts, expected a plain HuBERT; "
@@ -74,32 +84,10 @@ def read_architecture(
             "python -m espnet2_lamer.bin.export"
         )
     elif conf.get("base") is not None:
-        # Trained as a whole from a base: the network is the base's.
-        try:
-            return of_base(conf["base"])
-        except RecipeError as error:
-            raise RecipeError(f"{path}: encoder_conf.base: {error}") from error
-    else:
-        stated = conf
+        return {"base": conf["base"]}
     # What ours leaves out, or sets to null, is HuBERT-Large's; build_hubert knows it.
-    return {
-        key: stated[key]
-        for key in (*STRUCTURE, "normalize_waveform")
-        if stated.get(key) is not None
-    }
-
-
-def _refuse_preparation(config: dict[str, Any], path: Path) -> None:
-    found = {key: config.get(key) for key in ("normalize", "preencoder")}
-    # With an input_size ESPnet leaves the frontend out.
-    if config.get("input_size") is None:
-        found["frontend"] = config.get("frontend")
-    for key, value in found.items():
-        if value is not None:
-            raise RecipeError(
-                f"{path}: {key}: found {value!r}, expected null: HuBERT hears the "
-                "waveform as it is"
-            )
+    keys = (*STRUCTURE, "normalize_waveform")
+    return {key: conf[key] for key in keys if conf.get(key) is not None}
 
 
 def weights_file(experiment: Path) -> Path:
@@ -107,15 +95,6 @@ def weights_file(experiment: Path) -> Path:
     return model_file(experiment, read_config(experiment))
 
 
-def _torchaudio_name(key: str) -> str | None:
-    if key.startswith(HEAD) or key in COUNTERS:
-        return None
-    return key.removeprefix(BACKBONE)
-
-
-def load(experiment: Path, of_base: Callable[[str], dict[str, Any]]) -> Wav2Vec2Model:
-    """Load the backbone of a plain HuBERT's experiment; every key of it must match."""
-    architecture = read_architecture(experiment, of_base)
-    path = weights_file(experiment)
-    state = read_tensors(path)
-    return fill_hubert(architecture, state, _torchaudio_name, MASK_EMBEDDING, path)
+def read_weights(experiment: Path) -> Any:
+    """Return the tensors of a plain HuBERT's experiment, head and counters included."""
+    return check_weights(weights_file(experiment), "cpu")

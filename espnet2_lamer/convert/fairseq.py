@@ -5,60 +5,41 @@ The configuration that fairseq pickles with the weights comes in three forms: an
 """
 
 import ast
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torchaudio.models import Wav2Vec2Model
-
 from espnet2_lamer.convert.architecture import ARGUMENTS, PLAIN
 from espnet2_lamer.convert.inert_pickle import Inert, load_inert
-from espnet2_lamer.convert.state import fill_hubert, replace_prefix
 from espnet2_lamer.errors import RecipeError
 
 MASK_EMBEDDING = "mask_emb"
-# Masked prediction, which is trained anew for other units.
-HEAD = re.compile(r"(final_proj|target_glu)\..+|label_embs_concat")
-# A convolution block is [conv, dropout, norm, GELU]; a LayerNorm, which Large has in
-# place of the GroupNorm, sits between two transposes.
-CONV = re.compile(r"feature_extractor\.conv_layers\.(\d+)\.(0|2|2\.1)\.(weight|bias)")
-CONV_PARTS = {"0": "conv", "2": "layer_norm", "2.1": "layer_norm"}
-LAYER = re.compile(r"encoder\.layers\.(\d+)\.([a-z_0-9]+)\.(.+)")
-LAYER_PARTS = {
-    "self_attn": "attention",
-    "self_attn_layer_norm": "layer_norm",
-    "fc1": "feed_forward.intermediate_dense",
-    "fc2": "feed_forward.output_dense",
-}
-PREFIXES = {
-    "post_extract_proj.": "encoder.feature_projection.projection.",
-    "layer_norm.": "encoder.feature_projection.layer_norm.",
-    "encoder.pos_conv.0.": "encoder.transformer.pos_conv_embed.conv.",
-    "encoder.layer_norm.": "encoder.transformer.layer_norm.",
-}
+_BLOCK = r"encoder\.layers\.(\d+)\."
+NAMES = (
+    # Masked prediction, which is trained anew for other units.
+    (r"(final_proj|target_glu)\.|label_embs_concat$", None),
+    # A convolution block is [conv, dropout, norm, GELU]; a LayerNorm, which Large has
+    # in place of the GroupNorm, sits between two transposes.
+    (r"(feature_extractor\.conv_layers\.\d+)\.0\.", r"\1.conv."),
+    (r"(feature_extractor\.conv_layers\.\d+)\.2\.(1\.)?", r"\1.layer_norm."),
+    (r"post_extract_proj\.", "encoder.feature_projection.projection."),
+    (r"layer_norm\.", "encoder.feature_projection.layer_norm."),
+    (r"encoder\.pos_conv\.0\.", "encoder.transformer.pos_conv_embed.conv."),
+    (rf"{_BLOCK}self_attn\.", r"encoder.transformer.layers.\1.attention."),
+    (rf"{_BLOCK}self_attn_layer_norm\.", r"encoder.transformer.layers.\1.layer_norm."),
+    (
+        rf"{_BLOCK}fc1\.",
+        r"encoder.transformer.layers.\1.feed_forward.intermediate_dense.",
+    ),
+    (rf"{_BLOCK}fc2\.", r"encoder.transformer.layers.\1.feed_forward.output_dense."),
+    (r"encoder\.", "encoder.transformer."),
+)
 EXTRACTOR_MODES = {"default": "group_norm", "layer_norm": "layer_norm"}
-# What newer versions let one choose, and the choice that is HuBERT.
-FIXED = {"activation_fn": "gelu", "layer_type": "transformer"}
 MAX_LAYERS = 100
 FINE_TUNED = (
     "found a fine-tuned model, expected a pretrained HuBERT; give the checkpoint that "
     "it was fine-tuned from"
 )
-
-
-def torchaudio_name(key: str) -> str | None:
-    """Translate a parameter's name; ``None`` for the masked-prediction head."""
-    if HEAD.fullmatch(key):
-        return None
-    if match := CONV.fullmatch(key):
-        layer, part, name = match.groups()
-        return f"feature_extractor.conv_layers.{layer}.{CONV_PARTS[part]}.{name}"
-    if match := LAYER.fullmatch(key):
-        layer, part, name = match.groups()
-        part = LAYER_PARTS.get(part, part)
-        return f"encoder.transformer.layers.{layer}.{part}.{name}"
-    return replace_prefix(key, PREFIXES.items())
 
 
 def fields(node: Any) -> dict[str, Any] | None:
@@ -100,35 +81,26 @@ class Section:
         return value
 
 
-def find_sections(state: Any, path: Path) -> tuple[Section, Section, str]:
-    """Find the settings of model and task in a checkpoint, and the key of its weights.
-
-    Raises:
-        RecipeError: It is not a checkpoint of fairseq, nor of S3PRL's converter.
-    """
-    if not isinstance(state, dict):
-        state = {}
+def _find(state: Any, path: Path) -> tuple[Section, Section, dict[str, Any]]:
+    """Find the settings of model and task in a checkpoint, and its weights."""
+    state = state if isinstance(state, dict) else {}
+    weights = state.get("model")
     if "model_weight" in state:  # plain dicts, as s3prl.upstream.hubert.convert writes
-        names = ("model_cfg", "task_cfg")
-        nodes = [state.get(name) for name in names]
-        weights = "model_weight"
+        weights = state["model_weight"]
+        nodes = [(name, state.get(name)) for name in ("model_cfg", "task_cfg")]
     elif state.get("args") is not None:
-        names = ("args", "args")
-        nodes = [state["args"]] * 2
-        weights = "model"
+        nodes = [("args", state["args"])] * 2
     else:
         cfg = fields(state.get("cfg")) or {}
-        names = ("cfg.model", "cfg.task")
-        nodes = [cfg.get("model"), cfg.get("task")]
-        weights = "model"
-    if weights not in state or not isinstance(state[weights], dict):
+        nodes = [(f"cfg.{name}", cfg.get(name)) for name in ("model", "task")]
+    if not isinstance(weights, dict):
         raise RecipeError(
             f"{path}: found the keys {sorted(map(str, state))}, expected a fairseq "
             "checkpoint: 'model' with the weights, and 'cfg' or 'args'; "
             "for a .pth of ESPnet give its experiment directory"
         )
     sections = []
-    for name, node in zip(names, nodes, strict=True):
+    for name, node in nodes:
         values = fields(node)
         if values is None:
             raise RecipeError(
@@ -136,21 +108,18 @@ def find_sections(state: Any, path: Path) -> tuple[Section, Section, str]:
                 "of a fairseq model"
             )
         sections.append(Section(f"{path}: {name}", values))
-    return sections[0], sections[1], weights
+    return *sections, weights
 
 
 def hubert_architecture(model: Section, task: Section) -> dict[str, Any]:
-    """Translate fairseq's settings.
-
-    Raises:
-        RecipeError: Another kind of model, or a setting is missing or of another kind.
-    """
+    """Translate fairseq's settings; those of another kind of model are refused."""
     kind = leaf(model.values.get("_name", model.values.get("arch", "hubert")))
     if "w2v_path" in model.values or kind in ("hubert_ctc", "hubert_seq2seq"):
         raise RecipeError(f"{model.name}: {FINE_TUNED}")
     if kind not in (None, "hubert"):
         raise RecipeError(f"{model.name}: found {kind!r}, expected 'hubert'")
-    for key, expected in FIXED.items():
+    # What newer versions let one choose, and the choice that is HuBERT.
+    for key, expected in (("activation_fn", "gelu"), ("layer_type", "transformer")):
         found = leaf(model.values.get(key, expected))
         if found != expected:
             raise RecipeError(
@@ -170,22 +139,20 @@ def hubert_architecture(model: Section, task: Section) -> dict[str, Any]:
             f"{model.name}.conv_feature_layers: found {expression!r}, expected a list "
             f"such as '[(512,10,5)] + [(512,3,2)] * 4' ({error})"
         ) from error
-    architecture: dict[str, Any] = {
+    plain = {key: ARGUMENTS[key] for key in PLAIN}
+    return {
         "extractor_mode": EXTRACTOR_MODES[mode],
         "extractor_conv_layer_config": layers,
         "normalize_waveform": task.get("normalize", bool),
+        **{key: model.get(a.fairseq, type(a.default)) for key, a in plain.items()},
     }
-    for key in PLAIN:
-        argument = ARGUMENTS[key]
-        architecture[key] = model.get(argument.fairseq, type(argument.default))
-    return architecture
 
 
 def evaluate_layers(expression: str) -> list[list[int]]:
     """Evaluate ``conv_feature_layers``: lists, tuples, ``+`` and ``*``.
 
     Raises:
-        ValueError: The value is anything but a list of [channels, kernel, stride].
+        ValueError: It is anything but a list of [channels, kernel, stride].
     """
     if len(expression) > 1000:
         raise ValueError("longer than 1000 characters")
@@ -220,9 +187,7 @@ def _evaluate(node: ast.expr) -> Any:
 
 
 def _read(path: Path, tensors: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    state = load_inert(path, tensors)
-    model, task, key = find_sections(state, path)
-    weights = state[key]
+    model, task, weights = _find(load_inert(path, tensors), path)
     # A fine-tuned model holds the pretrained one's configuration and network inside.
     if any("w2v_model." in str(name) for name in weights):
         raise RecipeError(f"{path}: {FINE_TUNED}")
@@ -234,14 +199,9 @@ def read_architecture(path: Path) -> dict[str, Any]:
     return _read(path, tensors=False)[0]
 
 
-def load(path: Path) -> Wav2Vec2Model:
-    """Load a pretrained HuBERT; every tensor outside of its head must match.
-
-    Besides fairseq's own files this reads those of S3PRL's converter. Fine-tuned models
-    are refused.
-    """
-    architecture, weights = _read(path, tensors=True)
-    return fill_hubert(architecture, weights, torchaudio_name, MASK_EMBEDDING, path)
+def read_weights(path: Path) -> dict[str, Any]:
+    """Return the tensors of a pretrained HuBERT of fairseq or of S3PRL's converter."""
+    return _read(path, tensors=True)[1]
 
 
 def weights_file(path: Path) -> Path:

@@ -1,7 +1,4 @@
-"""Hugging Face HuBERT directories, in both directions, without importing transformers.
-
-Key names differ from torchaudio's by prefixes only.
-"""
+"""Hugging Face HuBERT directories, both ways, without importing transformers."""
 
 import json
 import logging
@@ -16,15 +13,20 @@ from torchaudio.models import Wav2Vec2Model
 
 from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.convert.architecture import ARGUMENTS, PLAIN
-from espnet2_lamer.convert.state import fill_hubert, read_tensors, replace_prefix
+from espnet2_lamer.convert.state import renamed
 from espnet2_lamer.errors import RecipeError, short_reason
 from espnet2_lamer.fileio.atomic import atomic_dir
+from espnet2_lamer.fileio.foreign import check_weights
 
-# Prefixes in a Hugging Face state dict -> prefixes in torchaudio's; order matters.
-PREFIXES = (
-    ("feature_extractor.", "feature_extractor."),
-    ("feature_projection.", "encoder.feature_projection."),
-    ("encoder.", "encoder.transformer."),
+# Fine-tuned exports carry the backbone under "hubert.".
+NAMES = (
+    (r"(hubert\.)?feature_projection\.", "encoder.feature_projection."),
+    (r"(hubert\.)?encoder\.", "encoder.transformer."),
+    (r"hubert\.", ""),
+)
+_THEIR_NAMES = (
+    (r"encoder\.feature_projection\.", "feature_projection."),
+    (r"encoder\.transformer\.", "encoder."),
 )
 MASK_EMBEDDING = "masked_spec_embed"
 CONVOLUTIONS = ("conv_dim", "conv_kernel", "conv_stride")
@@ -45,16 +47,14 @@ def read_architecture(directory: Path) -> dict[str, Any]:
     """Translate ``config.json`` and ``preprocessor_config.json``."""
     path = directory / "config.json"
     config = _read_json(path)
-    if config.get("model_type") != "hubert":
-        raise RecipeError(
-            f"{path}: model_type: found {config.get('model_type')!r}, expected 'hubert'"
-        )
-    for key in ("hidden_act", "feat_extract_activation"):
-        if config.get(key, "gelu") != "gelu":
-            raise RecipeError(
-                f"{path}: {key}: found {config[key]!r}, expected 'gelu', the only "
-                "activation of HuBERT"
-            )
+    for key, expected, default in (
+        ("model_type", "hubert", None),
+        ("hidden_act", "gelu", "gelu"),
+        ("feat_extract_activation", "gelu", "gelu"),
+    ):
+        found = config.get(key, default)
+        if found != expected:
+            raise RecipeError(f"{path}: {key}: found {found!r}, expected {expected!r}")
     try:
         architecture = {key: config[ARGUMENTS[key].huggingface] for key in PLAIN}
         architecture["extractor_mode"] = f"{config['feat_extract_norm']}_norm"
@@ -70,11 +70,10 @@ def read_architecture(directory: Path) -> dict[str, Any]:
             f"{path}: {', '.join(CONVOLUTIONS)}: expected lists of equal length "
             f"({error})"
         ) from error
-    preprocessor = directory / "preprocessor_config.json"
+    preprocessor, normalize = directory / "preprocessor_config.json", True
     if preprocessor.is_file():
         normalize = bool(_read_json(preprocessor).get("do_normalize", True))
     else:
-        normalize = True
         logging.warning(
             "%s has no preprocessor_config.json: assuming do_normalize true, as "
             "transformers does",
@@ -91,32 +90,22 @@ def weights_file(directory: Path) -> Path:
     raise RecipeError(f"{directory}: found none of {', '.join(WEIGHT_FILES)}")
 
 
-def load(directory: Path) -> Wav2Vec2Model:
-    """Load a ``HubertModel`` directory; every key must match."""
-    architecture = read_architecture(directory)
+def read_weights(directory: Path) -> Any:
+    """Return the tensors of a ``HubertModel`` directory."""
     path = weights_file(directory)
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    if path.suffix != ".safetensors":
+        return check_weights(path, "cpu")
+    from safetensors.torch import load_file
 
-        try:
-            state = load_file(path)
-        except Exception as error:
-            raise RecipeError(
-                f"{path}: cannot be read ({short_reason(error)})"
-            ) from error
-    else:
-        state = read_tensors(path)
-    return fill_hubert(architecture, state, _new_name, MASK_EMBEDDING, directory)
-
-
-def _new_name(key: str) -> str:
-    # Fine-tuned exports carry the backbone under "hubert.".
-    return replace_prefix(key.removeprefix("hubert."), PREFIXES)
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise RecipeError(f"{path}: cannot be read ({short_reason(error)})") from error
 
 
 def hugging_face_name(key: str) -> str:
     """Name of a tensor of torchaudio's model in a Hugging Face state dict."""
-    return replace_prefix(key, [(ours, theirs) for theirs, ours in reversed(PREFIXES)])
+    return renamed(key, _THEIR_NAMES)
 
 
 def hubert_config(architecture: dict[str, Any]) -> dict[str, Any]:
@@ -135,10 +124,8 @@ def hubert_config(architecture: dict[str, Any]) -> dict[str, Any]:
         # transformers would drop layers and mask spans in train() otherwise.
         "layerdrop": 0.0,
         "apply_spec_augment": False,
-        "attention_dropout": 0.0,
-        "activation_dropout": 0.0,
-        "hidden_dropout": 0.0,
-        "feat_proj_dropout": 0.0,
+        **dict.fromkeys(("attention_dropout", "activation_dropout"), 0.0),
+        **dict.fromkeys(("hidden_dropout", "feat_proj_dropout"), 0.0),
     }
 
 
@@ -164,17 +151,13 @@ def write_directory(
 ) -> None:
     """Write what ``from_pretrained`` reads, whole or not at all.
 
-    Tensors of ``state`` must not share memory; ``files`` are texts of more files, by
-    name.
+    Tensors of ``state`` must not share memory; ``files`` are more texts, by file name.
     """
     from safetensors.torch import save_file
 
-    texts = dict(files or {})
-    for name, value in (
-        ("config.json", config),
-        ("preprocessor_config.json", preprocessor),
-    ):
-        texts[name] = json.dumps(value, indent=1) + "\n"
+    values = {"config.json": config, "preprocessor_config.json": preprocessor}
+    texts = {name: json.dumps(value, indent=1) + "\n" for name, value in values.items()}
+    texts |= files or {}
     with atomic_dir(directory) as temporary:
         for name, text in texts.items():
             (temporary / name).write_text(text, encoding="utf-8")

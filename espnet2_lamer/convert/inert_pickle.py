@@ -1,9 +1,9 @@
 """Read a torch file that holds objects of unknown classes, running nothing of it.
 
-torch's ``weights_only`` unpickler builds tensors and plain containers and refuses
-every other class. Here those others are replaced by stand-ins that keep what they are
-given and do nothing: neither code of the file nor a module that it names is imported or
-called. What torch blocks even then (``os``, ``sys``) stays refused.
+torch's ``weights_only`` unpickler builds tensors and plain containers and refuses all
+else. Here stand-ins take the place of other classes, keep what they are given and do
+nothing: neither code of the file nor a module that it names is imported or called. What
+torch blocks even then (``os``, ``sys``) stays refused.
 """
 
 import pickletools
@@ -32,31 +32,20 @@ class Inert:
         state: What ``__setstate__`` or ``__dict__`` was to get; ``None`` without one.
     """
 
+    state: Any = None
+
     def __new__(cls, *args: Any) -> "Inert":
-        """Keep the arguments."""
+        """Keep the arguments; pickle does not always call ``__init__``."""
         stand_in = super().__new__(cls)
         stand_in.args = args
-        stand_in.state = None
         return stand_in
 
-    def __init__(self, *args: Any) -> None:
-        """Do nothing; a subclass must not get ``object``'s check of arguments."""
-
     def __setstate__(self, state: Any) -> None:
-        """Keep the state."""
         self.state = state
 
 
-def _empty_dict(*_: Any) -> dict:
-    return {}
-
-
-def _empty_list(*_: Any) -> list:
-    return []
-
-
 # The unpickler fills exact dicts and lists only; these are read as such.
-PLAIN = {"collections.defaultdict": _empty_dict, "collections.deque": _empty_list}
+PLAIN = {"collections.defaultdict": lambda *_: {}, "collections.deque": lambda *_: []}
 
 
 def _is_zip(path: Path) -> bool:
@@ -81,14 +70,10 @@ def global_names(path: Path) -> set[str]:
     """Names of all classes and functions that a torch file refers to.
 
     The instructions of its pickles are listed, not followed.
-
-    Raises:
-        ValueError: It is no torch file.
     """
     names = set()
-    found = False
+    handle = None
     for handle in _pickles(path):
-        found = True
         for opcode, argument, _ in pickletools.genops(handle):
             if opcode.name == "GLOBAL":
                 # Protocol 2 has Python 2's names for some; torch translates them.
@@ -98,24 +83,19 @@ def global_names(path: Path) -> set[str]:
                     (module, name), (IMPORT_MAPPING.get(module, module), name)
                 )
                 names.add(f"{module}.{name}")
-    if not found:
+    if handle is None:
         raise ValueError("a zip file without data.pkl, not one that torch.save wrote")
     return names
 
 
-def _stand_ins(names: set[str]) -> list[tuple[Any, str]]:
-    return [
-        (PLAIN.get(name) or type(name, (Inert,), {}), name) for name in sorted(names)
-    ]
-
-
 @contextmanager
-def _only(stand_ins: list[tuple[Any, str]]) -> Iterator[None]:
+def _only_stand_ins(names: set[str]) -> Iterator[None]:
     """Let the unpickler build stand-ins and nothing that others have registered.
 
     Packages register what their own files need (numpy's scalars, for one). That would
     be called with stand-ins as arguments.
     """
+    stand_ins = [(PLAIN.get(name) or type(name, (Inert,), {}), name) for name in names]
     registered = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     try:
@@ -136,7 +116,7 @@ def load_inert(path: Path, tensors: bool = True) -> Any:
     """
     options = {"map_location": "cpu", "weights_only": True}
     try:
-        with _only(_stand_ins(global_names(path))):
+        with _only_stand_ins(global_names(path)):
             if not tensors:
                 with torch.serialization.skip_data():
                     return torch.load(path, **options)

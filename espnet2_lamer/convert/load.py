@@ -1,9 +1,8 @@
 """``load_hubert``: one entry for every checkpoint format, and what names one."""
 
 import re
-from functools import partial
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,13 +15,12 @@ from espnet2_lamer.convert import (
     huggingface,
     torchaudio_bundle,
 )
+from espnet2_lamer.convert.state import fill_hubert
 from espnet2_lamer.errors import RecipeError, short_reason
 from espnet2_lamer.fileio.foreign import clear_errors
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.fileio.trust import protect, split_s3prl
 
-CONFIG_FILES = ["*.json"]
-WEIGHT_FILES = ["*.safetensors", "pytorch_model.bin"]
 _ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _BUNDLE = re.compile(f"({re.escape(torchaudio_bundle.PREFIX)})?HUBERT_[A-Z0-9_]+")
 # Where huggingface_hub keeps what it fetched.
@@ -36,9 +34,7 @@ NOT_ALONE = {
 }
 
 
-def _local_directory(
-    source: str | Path, weights: bool = True, fetch: bool = True
-) -> Path:
+def _local_directory(source: str | Path, weights: bool, fetch: bool) -> Path:
     """Return the local directory of a Hugging Face checkpoint, fetching an id once."""
     path = Path(source)
     if path.is_dir():
@@ -53,14 +49,12 @@ def _local_directory(
         )
     from huggingface_hub import snapshot_download
 
+    files = ["*.json", *(["*.safetensors", "pytorch_model.bin"] if weights else [])]
     try:
-        return Path(
-            snapshot_download(
-                name,
-                allow_patterns=CONFIG_FILES + (WEIGHT_FILES if weights else []),
-                local_files_only=not fetch,
-            )
+        found = snapshot_download(
+            name, allow_patterns=files, local_files_only=not fetch
         )
+        return Path(found)
     except Exception as error:
         raise RecipeError(
             f"{source}: neither a local directory nor a model that could be fetched "
@@ -70,10 +64,11 @@ def _local_directory(
 
 def _locate(
     source: str | Path, weights: bool = True, fetch: bool = True
-) -> tuple[ModuleType | SimpleNamespace, Any]:
+) -> tuple[ModuleType, Any]:
     """Return the module that reads this format and where it finds the checkpoint.
 
-    Each of them has ``read_architecture``, ``load`` and ``weights_file``.
+    Each of them has ``read_architecture``, ``read_weights``, ``weights_file``, a table
+    ``NAMES`` from its names to torchaudio's, and ``MASK_EMBEDDING``, a name in it.
     """
     name, path = str(source), Path(source)
     bundle = name.removeprefix(torchaudio_bundle.PREFIX)
@@ -89,13 +84,7 @@ def _locate(
     if (directory / "config.json").is_file():
         return huggingface, directory
     if (directory / espnet_experiment.CONFIG).is_file():
-        return SimpleNamespace(
-            read_architecture=partial(
-                espnet_experiment.read_architecture, of_base=_named_base
-            ),
-            load=partial(espnet_experiment.load, of_base=_named_base),
-            weights_file=espnet_experiment.weights_file,
-        ), directory
+        return espnet_experiment, directory
     raise RecipeError(
         f"{directory}: no config.json; expected a Hugging Face HuBERT directory, or an "
         f"ESPnet experiment with {espnet_experiment.CONFIG}"
@@ -123,7 +112,14 @@ def load_hubert(source: str | Path) -> Wav2Vec2Model:
     """
     reader, where = _locate(source)
     with clear_errors(source):
-        return reader.load(where).eval()
+        model = fill_hubert(
+            _describe(reader, where),
+            reader.read_weights(where),
+            reader.NAMES,
+            reader.MASK_EMBEDDING,
+            reader.weights_file(where),
+        )
+        return model.eval()
 
 
 def read_architecture(source: str | Path, fetch: bool = True) -> dict[str, Any]:
@@ -133,12 +129,19 @@ def read_architecture(source: str | Path, fetch: bool = True) -> dict[str, Any]:
     """
     reader, where = _locate(source, weights=False, fetch=fetch)
     with clear_errors(source):
-        return reader.read_architecture(where)
+        return _describe(reader, where)
 
 
-def _named_base(name: str) -> dict[str, Any]:
-    """Describe the base that an experiment names; it decides no fetching."""
-    return read_architecture(name, fetch=False)
+def _describe(reader: ModuleType, where: Any) -> dict[str, Any]:
+    architecture = reader.read_architecture(where)
+    if "base" not in architecture:
+        return architecture
+    try:
+        # An experiment may name its base; it decides no fetching.
+        return read_architecture(architecture["base"], fetch=False)
+    except RecipeError as error:
+        path = where / espnet_experiment.CONFIG
+        raise RecipeError(f"{path}: encoder_conf.base: {error}") from error
 
 
 def source_sha256(source: str | Path) -> str:
@@ -148,10 +151,9 @@ def source_sha256(source: str | Path) -> str:
 
 
 def local_source(source: str | Path, fetch: bool = True) -> str:
-    """Return what names the same checkpoint from now on, fetching an id once.
+    """Return the directory that an id is fetched to, once; other sources as they are.
 
-    An id becomes the directory it was fetched to; anything else stays as it is. Without
-    ``fetch`` it must be on this machine: for names that a file of others gives.
+    Without ``fetch`` it must be on this machine: for names that a file of others gives.
     """
     reader, where = _locate(source, fetch=fetch)
     return str(where if reader is huggingface else source)
@@ -168,9 +170,8 @@ def can_be_fetched(name: str) -> bool:
 def public_name(source: str) -> str:
     """Name a checkpoint without the directories of this machine.
 
-    Names that are public already (Hugging Face id, torchaudio bundle, ``s3prl:NAME``)
-    stay as they are, a directory in Hugging Face's cache gets its id, any other path
-    its last part.
+    Public names (Hugging Face id, torchaudio bundle, ``s3prl:NAME``) stay, a directory
+    in Hugging Face's cache gets its id, any other path its last part.
     """
     if source.startswith("s3prl:") or can_be_fetched(source):
         return source
@@ -183,10 +184,6 @@ def load_s3prl(source: str) -> Any:
     """Build an ``s3prl.nn.S3PRLUpstream`` of ``s3prl:NAME``.
 
     ``s3prl:NAME:FILE`` needs :func:`~espnet2_lamer.fileio.trust.trusting_s3prl_files`.
-
-    Raises:
-        RecipeError: The file is not trusted, or S3PRL does not know the upstream or
-            cannot load it.
     """
     name, file = split_s3prl(source)
     protect()
@@ -196,8 +193,7 @@ def load_s3prl(source: str) -> Any:
 
     if name not in S3PRLUpstream.available_names():
         raise RecipeError(
-            f"upstream {source!r}: S3PRL has no upstream {name!r}; s3prl.hub lists "
-            "their names"
+            f"upstream {source!r}: S3PRL has no upstream {name!r}; s3prl.hub lists all"
         )
     # A head and its upstream must not share random numbers.
     with torch.random.fork_rng(devices=[]):

@@ -7,17 +7,26 @@ through, and files only where they are members of the zip.
 """
 
 import logging
+import zipfile
 from collections.abc import Container, Mapping
-from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import torch
+import yaml
+
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.fileio.archive import COMPLETE, META, check_zip, extract_zip
-from espnet2_lamer.fileio.atomic import write_text
+from espnet2_lamer.fileio.archive import COMPLETE, META, check_zip
+from espnet2_lamer.fileio.atomic import exclusive, write_text
 from espnet2_lamer.fileio.checksum import changed_files, checksums
-from espnet2_lamer.fileio.foreign import check_weights
+from espnet2_lamer.fileio.foreign import (
+    check_weights,
+    clear_errors,
+    parse_yaml,
+    replace_texts,
+)
 from espnet2_lamer.fileio.hashing import sha256_file
+from espnet2_lamer.fileio.system import check_space
 from espnet2_lamer.fileio.trust import protect
 
 # What meta.yaml may name: the config of which task, and weights.
@@ -35,8 +44,7 @@ TRAINING_KEYS = (
 ).split()
 
 
-def _one_of(words: str) -> tuple[str | None, ...]:
-    """No part, or one of these."""
+def _none_or(words: str) -> tuple[str | None, ...]:
     return (None, *words.split())
 
 
@@ -52,22 +60,22 @@ _COMMON: dict[str, tuple[Any, ...]] = {
 _PARTS: dict[str, dict[str, tuple[Any, ...]]] = {
     "asr": _COMMON
     | {
-        "frontend": _one_of("default sliding_window wav2vec_cnn lamer_upstream"),
-        "preencoder": _one_of("sinc linear"),
-        "encoder": _one_of(
+        "frontend": _none_or("default sliding_window wav2vec_cnn lamer_upstream"),
+        "preencoder": _none_or("sinc linear"),
+        "encoder": _none_or(
             "conformer transformer transformer_multispkr contextual_block_transformer "
             "contextual_block_conformer vgg_rnn rnn branchformer e_branchformer "
             "multiconv_conformer torchaudiohubert whisper_lora"
         ),
-        "postencoder": _one_of("length_adaptor"),
-        "decoder": _one_of(
+        "postencoder": _none_or("length_adaptor"),
+        "decoder": _none_or(
             "transformer lightweight_conv lightweight_conv2d dynamic_conv "
             "dynamic_conv2d rnn transducer mlm s4 linear_decoder whisper_lora"
         ),
         "model": (None, "espnet", "maskctc", "pit_espnet", "whisper_lora"),
         "preprocessor": (None, "default", "multi"),
         # The others fetch a tokenizer or a dictionary by name.
-        "token_type": _one_of("bpe char word whisper_en whisper_multilingual"),
+        "token_type": _none_or("bpe char word whisper_en whisper_multilingual"),
     },
     "ssl": _COMMON
     | {
@@ -97,16 +105,12 @@ _NAMES = ("whisper_en", "whisper_multilingual")
 
 
 def unpack_model(archive: str | Path, cachedir: str | Path) -> dict[str, str]:
-    """Check a model zip and unpack it below ``cachedir``, once per content.
+    """Check a zip of the model zoo and unpack it below ``cachedir``, once per content.
 
     What the zip holds decides nothing else: ESPnet's loaders find in the returned files
     only parts that fetch, open and run nothing, and weights without pickled objects.
     ``ModelDownloader`` keys its cache by the archive's path, so that a zip packed anew
     under the same name loads the old model; here the key is the content.
-
-    Args:
-        archive: A zip that :func:`pack_model` or ``espnet2.bin.pack`` wrote.
-        cachedir: Directory for unpacked models.
 
     Returns:
         Paths by ESPnet's argument names: ``asr_train_config``, ``asr_model_file`` ...
@@ -115,8 +119,6 @@ def unpack_model(archive: str | Path, cachedir: str | Path) -> dict[str, str]:
         RecipeError: As :func:`~espnet2_lamer.fileio.archive.check_zip` and
             :func:`check_packed_config`, or the weights hold more than tensors.
     """
-    from filelock import FileLock
-
     protect()
     meta = check_zip(archive)
     for key, known in (("yaml_files", _CONFIGS), ("files", _WEIGHTS)):
@@ -129,9 +131,8 @@ def unpack_model(archive: str | Path, cachedir: str | Path) -> dict[str, str]:
                 )
     # Absolute: ESPnet writes these paths into the unpacked config.
     target = Path(cachedir).absolute() / sha256_file(archive)[:16]
-    target.parent.mkdir(parents=True, exist_ok=True)
     complete = target / COMPLETE
-    with FileLock(f"{target}.lock"):
+    with exclusive(target):
         changed = changed_files(target, complete) if complete.is_file() else None
         if changed:
             logging.warning(
@@ -139,7 +140,8 @@ def unpack_model(archive: str | Path, cachedir: str | Path) -> dict[str, str]:
             )
         if changed is None or changed:
             complete.unlink(missing_ok=True)
-            extract_zip(archive, target, meta, partial(_checked, archive, meta))
+            with clear_errors(archive):
+                _extract(archive, target, meta)
             for name in set(meta["files"].values()):
                 try:
                     check_state_dict(target / name)
@@ -151,35 +153,46 @@ def unpack_model(archive: str | Path, cachedir: str | Path) -> dict[str, str]:
     return {option: str(target / name) for option, name in entries.items()}
 
 
-def _checked(
-    archive: str | Path,
-    meta: Mapping[str, Any],
-    name: str,
-    settings: dict[str, Any],
-    members: Container[str],
-) -> dict[str, Any]:
-    """Return a member's settings for unpacking, if all tasks that use it may.
+def _extract(path: str | Path, target: Path, meta: Mapping[str, Any]) -> None:
+    """Unpack as ESPnet's ``unpack`` does, but only settings that all users may have.
 
-    Keys that name training files are emptied: loading a model needs none of them, a
-    training that starts from the config would read them.
+    In the YAML files that ``meta.yaml`` names, every string that is the name of a
+    member becomes the path of the unpacked file. Keys that name training files are
+    emptied: loading a model needs none of them, a training that starts from the config
+    would read them.
     """
-    for option, member in meta["yaml_files"].items():
-        if member == name:
-            check_packed_config(_CONFIGS[option], settings, archive, members)
-    emptied = {
-        key: [] if isinstance(value, list) else None
-        for key, value in settings.items()
-        if key in TRAINING_KEYS and value
-    }
-    if emptied:
-        logging.info("%s: left out of the config: %s", archive, ", ".join(emptied))
-    return {**settings, **emptied}
+    with zipfile.ZipFile(path) as archive:
+        needed = sum(info.file_size for info in archive.infolist())
+        check_space(target, needed, "unpacked files", "name another folder")
+        files = {PurePosixPath(name): str(target / name) for name in archive.namelist()}
+        for name in archive.namelist():
+            options = [key for key, m in meta["yaml_files"].items() if m == name]
+            if not options:
+                archive.extract(name, target)
+                continue
+            settings = parse_yaml(archive.read(name), f"{path}: {name}")
+            if not isinstance(settings, dict):
+                raise RecipeError(
+                    f"{path}: {name}: found {type(settings).__name__}, expected a "
+                    "mapping, as ESPnet writes it"
+                )
+            settings = replace_texts(
+                settings, lambda text, _: files.get(PurePosixPath(text), text)
+            )
+            for option in options:
+                check_packed_config(_CONFIGS[option], settings, path, {*files.values()})
+            emptied = {
+                key: [] if isinstance(value, list) else None
+                for key, value in settings.items()
+                if key in TRAINING_KEYS and value
+            }
+            if emptied:
+                logging.info("%s: left out of the config: %s", path, ", ".join(emptied))
+            write_text(target / name, yaml.safe_dump({**settings, **emptied}))
 
 
 def check_state_dict(model_file: Path) -> None:
     """Refuse a file that holds anything but a state dict of tensors."""
-    import torch
-
     state = check_weights(model_file)
     if not isinstance(state, dict) or not all(
         isinstance(tensor, torch.Tensor) for tensor in state.values()
@@ -195,11 +208,7 @@ def check_packed_config(
 ) -> None:
     """Refuse a config that makes ESPnet fetch, open or run more than its own zip.
 
-    Args:
-        task: ``"asr"``, ``"ssl"`` or ``"lm"``.
-        config: Content of ``config.yaml``.
-        source: Where it is from, for messages.
-        members: Values that name a file of the zip.
+    ``task`` is ``"asr"``, ``"ssl"`` or ``"lm"``; ``members`` name files of the zip.
 
     Raises:
         RecipeError: With the key, what was found and what is expected.
@@ -239,9 +248,16 @@ def check_packed_config(
         known = isinstance(value, str) and (value in _NAMES or value in members)
         if value is not None and not known:
             raise _outside(source, key, value)
-    for key, value in config.items():
-        if key.endswith("_conf"):
-            _check_strings(value, key, source, members)
+
+    def check(text: str, key: str) -> None:
+        """What constructors get: their texts are names of methods, never places."""
+        a_place = text.startswith(("~", ".", "s3prl:")) or "/" in text
+        a_symbol = text.startswith("<")  # such as </s>
+        of_a_file = key == "normalize_conf.stats_file"
+        if text not in members and (of_a_file or (a_place and not a_symbol)):
+            raise _outside(source, key, text)
+
+    replace_texts({k: v for k, v in config.items() if k.endswith("_conf")}, check)
 
 
 def _section(config: Mapping[str, Any], key: str, source: object) -> Mapping[str, Any]:
@@ -251,23 +267,6 @@ def _section(config: Mapping[str, Any], key: str, source: object) -> Mapping[str
     if not isinstance(value, Mapping):
         raise RecipeError(f"{source}: {key}: found {_short(value)}, expected a mapping")
     return value
-
-
-def _check_strings(
-    value: Any, key: str, source: object, members: Container[str]
-) -> None:
-    """What constructors get: their texts are names of methods, never places."""
-    if isinstance(value, Mapping):
-        for name, part in value.items():
-            _check_strings(part, f"{key}.{name}", source, members)
-    elif isinstance(value, list | tuple):
-        for number, part in enumerate(value):
-            _check_strings(part, f"{key}[{number}]", source, members)
-    elif isinstance(value, str) and value not in members:
-        a_place = value.startswith(("~", ".", "s3prl:")) or "/" in value
-        a_symbol = value.startswith("<")  # such as </s>
-        if (a_place and not a_symbol) or key == "normalize_conf.stats_file":
-            raise _outside(source, key, value)
 
 
 def _outside(source: object, key: str, value: Any) -> RecipeError:

@@ -1,6 +1,7 @@
 """From the tensors of a file to a filled model: strict keys, whatever the format."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,28 +10,16 @@ from torch import Tensor
 from torchaudio.models import Wav2Vec2Model
 
 from espnet2_lamer.convert.architecture import build_hubert
-from espnet2_lamer.errors import RecipeError, short_reason
-from espnet2_lamer.fileio.checksum import check_file
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.foreign import check_weights
 
+# Patterns for the beginning of a name, and what replaces it: ``None`` leaves it out.
+Names = Sequence[tuple[str, str | None]]
 # How torch named the two parts of a weight norm before parametrizations.
 LEGACY_WEIGHT_NORM = {
     "conv.weight_g": "conv.parametrizations.weight.original0",
     "conv.weight_v": "conv.parametrizations.weight.original1",
 }
-
-
-def read_tensors(path: Path) -> Any:
-    """Return what ``torch.save`` wrote, tensors and plain containers only.
-
-    Raises:
-        RecipeError: It is damaged, by the checksum beside it if there is one, or holds
-            anything else.
-    """
-    check_file(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file fails in many ways
-        raise RecipeError(f"{path}: cannot be read ({short_reason(error)})") from error
 
 
 def _named_tensors(state: Any, source: object) -> Iterator[tuple[str, Tensor]]:
@@ -46,71 +35,62 @@ def _named_tensors(state: Any, source: object) -> Iterator[tuple[str, Tensor]]:
                 f"{source}: {key}: found {type(value).__name__}, expected a tensor "
                 "under a parameter's name"
             )
+        if value.layout is not torch.strided or value.is_meta:
+            raise RecipeError(
+                f"{source}: {key}: found a {value.layout} tensor on {value.device}, "
+                "expected plain values"
+            )
         yield key, value
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """Return a file's mapping of names to tensors; anything else is refused."""
-    state = dict(_named_tensors(read_tensors(path), path))
-    for key, value in state.items():
-        if value.layout is not torch.strided or value.is_meta:
-            raise RecipeError(
-                f"{path}: {key}: found a {value.layout} tensor on {value.device}, "
-                "expected plain values"
-            )
-    return state
+    return dict(_named_tensors(check_weights(path, "cpu"), path))
 
 
-def replace_prefix(name: str, prefixes: Iterable[tuple[str, str]]) -> str:
-    """Put the second of the first pair that fits in place of its first."""
-    for old, new in prefixes:
-        if name.startswith(old):
-            return new + name[len(old) :]
-    return name
+def renamed(key: str, names: Names) -> str | None:
+    """Replace what the first fitting pattern finds at the beginning of a name."""
+    for pattern, new in names:
+        if match := re.match(pattern, key):
+            return None if new is None else match.expand(new) + key[match.end() :]
+    return key
 
 
-def _rename(
-    state: Any, new_name: Callable[[str], str | None], source: object
-) -> dict[str, Tensor]:
-    renamed: dict[str, Tensor] = {}
+def _rename(state: Any, names: Names, source: object) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
     for key, value in _named_tensors(state, source):
-        name = new_name(key)
+        name = renamed(key, names)
         if name is None:
             continue
-        if not value.is_floating_point() or value.layout is not torch.strided:
+        if not value.is_floating_point():
             raise RecipeError(
-                f"{source}: {key}: found {value.dtype} ({value.layout}), expected "
-                "floating-point numbers in a plain tensor"
+                f"{source}: {key}: found {value.dtype}, expected floating-point numbers"
             )
         for legacy, current in LEGACY_WEIGHT_NORM.items():
             name = name.replace(legacy, current)
-        if name in renamed:
+        if name in tensors:
             raise RecipeError(f"{source}: {key}: found twice, as {name}")
-        renamed[name] = value.detach()
-    return renamed
+        tensors[name] = value.detach()
+    return tensors
 
 
 def fill_hubert(
     architecture: dict[str, Any],
     state: Any,
-    new_name: Callable[[str], str | None],
+    names: Names,
     mask_name: str | None,
     source: object,
 ) -> Wav2Vec2Model:
     """Build the model and load every tensor of a checkpoint.
 
-    Args:
-        architecture: For :func:`build_hubert`.
-        state: What the file holds: a mapping of names to tensors.
-        new_name: Maps a name of the file to torchaudio's; ``None`` leaves it out.
-        mask_name: What ``new_name`` calls the mask embedding ``[D]``, if anything.
-        source: For error messages.
+    ``state`` is what the file holds: a mapping of names to tensors. ``names`` lead to
+    torchaudio's; under ``mask_name`` the mask embedding ``[D]`` is then, if anywhere.
 
     Raises:
         RecipeError: The architecture is impossible, or tensors are missing, unexpected,
             found twice, wrongly shaped or not of plain floating-point numbers.
     """
-    tensors = _rename(state, new_name, source)
+    tensors = _rename(state, names, source)
     mask_embedding = tensors.pop(mask_name, None)
     try:
         # Nothing is allocated before the sizes are known to be the file's own.
@@ -152,6 +132,5 @@ def check_fit(
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise RecipeError(
             f"{source}: the checkpoint does not fit the model: "
-            + "; ".join(problems[:8])
-            + more
+            f"{'; '.join(problems[:8])}{more}"
         )

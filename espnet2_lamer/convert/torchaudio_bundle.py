@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 import torchaudio
-from torchaudio.models import Wav2Vec2Model
 
 from espnet2_lamer.convert.architecture import STRUCTURE
-from espnet2_lamer.convert.state import fill_hubert
 from espnet2_lamer.errors import RecipeError, short_reason
+from espnet2_lamer.fileio.foreign import check_weights
 
 PREFIX = "torchaudio:"
+# torchaudio publishes no mask embedding.
+NAMES, MASK_EMBEDDING = (), None
 
 
 def bundle_names() -> list[str]:
@@ -39,37 +40,24 @@ def read_architecture(name: str) -> dict[str, Any]:
     return architecture | {"normalize_waveform": bundle._normalize_waveform}
 
 
-def _cached(name: str) -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints" / Path(_find(name)._path).name
-
-
 def weights_file(name: str, fetch: bool = True) -> Path:
     """The file in torch's cache whose SHA-256 identifies the checkpoint.
 
     Without ``fetch`` it must be there already.
     """
-    path = _cached(name)
+    bundle = _find(name)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(bundle._path).name
     if not path.is_file():
         if not fetch:
             raise RecipeError(f"{name}: {path} not found")
-        _read(name, "meta")
+        try:
+            bundle._get_state_dict({"map_location": "meta", "weights_only": True})
+        except Exception as error:
+            reason = f"cannot be fetched ({short_reason(error)})"
+            raise RecipeError(f"{name}: {path}: {reason}") from error
     return path
 
 
-def _read(name: str, map_location: str) -> Any:
-    bundle = _find(name)
-    options = {"map_location": map_location, "weights_only": True}
-    try:
-        return bundle._get_state_dict(options)
-    except Exception as error:
-        path = _cached(name)
-        problem = "cannot be read" if path.is_file() else "cannot be fetched"
-        raise RecipeError(
-            f"{name}: {path}: {problem} ({short_reason(error)})"
-        ) from error
-
-
-def load(name: str) -> Wav2Vec2Model:
-    """Load a bundle, which is fetched once; every key must match."""
-    # torchaudio publishes no mask embedding.
-    return fill_hubert(read_architecture(name), _read(name, "cpu"), str, None, name)
+def read_weights(name: str) -> Any:
+    """Return the tensors of a bundle, which is fetched once."""
+    return check_weights(weights_file(name), "cpu")

@@ -4,7 +4,7 @@ import io
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from espnet2_lamer.fileio.system import check_space
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 _KEPT_AS_THEY_ARE = ("WAV", "WAVEX", "RF64", "FLAC")
 # Headers read before a set is converted, and the least that a second of speech takes:
-# a third of its 16-bit samples. Who has less room will not come to the end.
+# a third of its 16-bit samples.
 _SOME = 200
 _FLAC_BYTES_PER_SECOND = 2 * SAMPLE_RATE / 3
 # A process pays from this many files on: its start takes as long as reading them.
@@ -47,19 +47,15 @@ _ONE_IS_FINE_FROM = 10
 
 @dataclass(frozen=True)
 class Audio:
-    """One utterance's audio after preparation.
-
-    The last fields say how the original differed: in its sampling rate, by more than
-    one channel, by another format than WAV or FLAC.
-    """
+    """One utterance's audio after preparation; at last how the original differed."""
 
     path: str  # 16 kHz mono; the original if it is a WAV or FLAC file of that kind
     num_samples: int  # at 16 kHz
     seconds: float  # of the original, which is what limits refer to
     fingerprint: Fingerprint | None  # to look it up in others, if asked for
     resampled: bool
-    downmixed: bool
-    decoded: bool
+    downmixed: bool  # had more than one channel
+    decoded: bool  # was neither WAV nor FLAC
 
 
 def allowed_bad(files: int, percent: float) -> int:
@@ -73,20 +69,18 @@ def allowed_bad(files: int, percent: float) -> int:
     return max(int(files * percent / 100), int(files >= _ONE_IS_FINE_FROM))
 
 
-def refuse(
-    wav_scp: str | Path,
-    wavs: Mapping[str, str],
-    problems: Mapping[str, str],
-    more: str = "",
-) -> None:
-    """Raise ``RecipeError`` for unusable audio: all counted, the first 10 named."""
-    listed = list(problems.items())[:_LISTED]
-    lines = [f"  {utt} {wavs[utt]}: {problem}" for utt, problem in listed]
-    if len(problems) > len(listed):
-        lines.append(f"  ... and {len(problems) - len(listed)} more")
+def listed(lines: Sequence[str]) -> str:
+    """Put the first ten lines, and how many there are besides, below a message."""
+    left = len(lines) - _LISTED
+    shown = [*lines[:_LISTED], f"... and {left} more"] if left > 0 else lines
+    return "\n".join(f"  {line}" for line in shown)
+
+
+def _refuse(wav_scp, wavs: Mapping[str, str], problems: Mapping[str, str], more=""):
+    lines = listed([f"{utt} {wavs[utt]}: {why}" for utt, why in problems.items()])
     raise RecipeError(
         f"{wav_scp}: {len(problems)} of {len(wavs)} audio files cannot be used; repair "
-        f"them or take them out of the corpus{more}:\n" + "\n".join(lines)
+        f"them or take them out of the corpus{more}:\n{lines}"
     )
 
 
@@ -124,7 +118,7 @@ class SkippedAudio:
                 f" ({self.report} lists all; --max_bad_audio {self.max_percent:g} lets "
                 f"{allowed} of {len(wavs)} pass)"
             )
-            refuse(wav_scp, wavs, problems, more)
+            _refuse(wav_scp, wavs, problems, more)
 
     @property
     def counts(self) -> Counter[str]:
@@ -138,15 +132,10 @@ class SkippedAudio:
             for row in sorted(self._rows, key=lambda row: [v.encode() for v in row])
         ]
         write_text(self.report, "set\tutt_id\tpath\treason\n" + "".join(lines))
+        text = "%s: %d of %d utterances skipped because their audio cannot be used, "
         for name, count in sorted(self.counts.items()):
-            logging.warning(
-                "%s: %d of %d utterances skipped because their audio cannot be used, "
-                "see %s",
-                name,
-                count,
-                self._files[name],
-                self.report,
-            )
+            figures = name, count, self._files[name], self.report
+            logging.warning(text + "see %s", *figures)
 
 
 def prepare_audio(
@@ -161,20 +150,17 @@ def prepare_audio(
 
     Files of another rate, with more channels or in another format than WAV or FLAC
     become ``<audio_dir>/<utt>.flac`` (16 kHz, mono, 16 bit), each written by rename;
-    one that was converted from the same file before is kept.
-
-    ``wavs`` are all or some lines of ``wav_scp``. Utterances that cannot be used go to
-    ``skipped`` and are left out of the result; without it they are an error.
+    one that was converted from the same file before is kept. ``wavs`` are all or some
+    lines of ``wav_scp``. Unusable ones go to ``skipped`` and are left out.
 
     Raises:
         RecipeError: Files are missing, empty, truncated, not audio, silent, hold NaN,
-            or are not what their headers say (``audio_decoding.decode`` tells what can
-            be seen): any without ``skipped``, too many with it.
+            or are not what their headers say (see ``audio_decoding.decode``): any
+            without ``skipped``, too many with it.
     """
     _check_room(wavs, Path(audio_dir))
-    prepared = over_files(
-        _prepare, wavs, nj, "check audio", str(audio_dir), fingerprints
-    )
+    options = str(audio_dir), fingerprints
+    prepared = over_files(_prepare, wavs, nj, "check audio", *options)
     return _checked(prepared, wavs, wav_scp, skipped)
 
 
@@ -227,9 +213,7 @@ def over_files(
     else:
         parallel = Parallel(n_jobs=nj, batch_size=_BATCH, return_as="generator")
         results = parallel(delayed(_try)(*call) for call in calls)
-    yield from tqdm(
-        results, desc=description, total=len(calls), unit="file", disable=None
-    )
+    yield from tqdm(results, description, len(calls), unit="file", disable=None)
 
 
 def _try(function: Callable[..., Any], utt: str, path: str, *args: Any) -> tuple:
@@ -240,8 +224,7 @@ def _try(function: Callable[..., Any], utt: str, path: str, *args: Any) -> tuple
 
 
 def _checked(items, wavs, wav_scp, skipped: SkippedAudio | None) -> dict:
-    results: dict = {}
-    problems: dict[str, str] = {}
+    results, problems = {}, {}
     for utt, result, problem in items:
         if problem:
             problems[utt] = problem
@@ -250,7 +233,7 @@ def _checked(items, wavs, wav_scp, skipped: SkippedAudio | None) -> dict:
     if skipped is not None:
         skipped.add(wav_scp, wavs, problems)
     elif problems:
-        refuse(wav_scp, wavs, problems)
+        _refuse(wav_scp, wavs, problems)
     return results
 
 
@@ -261,11 +244,10 @@ def file_seconds(utt: str, path: str) -> float:
 
 
 def _prepare(utt: str, path: str, audio_dir: str, fingerprints: bool) -> Audio:
+    converted = Path(audio_dir) / f"{utt}.flac"
     with open_audio(path) as source:
-        rate = source.file.samplerate
-        changes = _changes(source)
+        rate, changes = source.file.samplerate, _changes(source)
         change = any(changes.values())
-        converted = Path(audio_dir) / f"{utt}.flac"
         known = _already_converted(path, converted) if change else None
         if known is None:
             samples = decode(source)
@@ -302,9 +284,10 @@ def _check_room(wavs: Mapping[str, str], audio_dir: Path) -> None:
     some = list(wavs)[:: max(1, len(wavs) // _SOME)]
     for utt in some:
         with suppress(Unusable), open_audio(wavs[utt]) as source:
-            if any(_changes(source).values()):
-                if _already_converted(wavs[utt], audio_dir / f"{utt}.flac") is None:
-                    seconds += duration(source)
+            change = any(_changes(source).values())
+            converted = audio_dir / f"{utt}.flac"
+            if change and _already_converted(wavs[utt], converted) is None:
+                seconds += duration(source)
     needed = seconds * _FLAC_BYTES_PER_SECOND * len(wavs) / max(1, len(some))
     way_out = "name another folder with --dumpdir"
     check_space(audio_dir, needed, "files at 16 kHz, by estimate,", way_out)
@@ -328,8 +311,8 @@ def _to_16k_mono(samples: np.ndarray, rate: int) -> np.ndarray:
 
 def _origin(path: str) -> str:
     # Without the folder, so that a corpus that moved gives the same bytes.
-    name, size = os.path.basename(path), os.stat(path).st_size
-    return sha256_value([_VERSION, name, size])[:16]
+    described = [_VERSION, os.path.basename(path), os.stat(path).st_size]
+    return sha256_value(described)[:16]
 
 
 def _already_converted(path: str, converted: Path) -> int | None:
@@ -353,10 +336,8 @@ def write_flac(path: Path, samples: np.ndarray, comment: str = "") -> None:
     import soundfile
 
     # In memory first: libsndfile takes a short write at the end of a file for success.
-    content = io.BytesIO()
-    with soundfile.SoundFile(
-        content, "w", SAMPLE_RATE, 1, format="FLAC", subtype="PCM_16"
-    ) as target:
+    content, kind = io.BytesIO(), {"format": "FLAC", "subtype": "PCM_16"}
+    with soundfile.SoundFile(content, "w", SAMPLE_RATE, 1, **kind) as target:
         if comment:
             target.comment = comment
         target.write(samples)

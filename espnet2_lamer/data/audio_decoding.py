@@ -63,27 +63,28 @@ def open_audio(path: str) -> Iterator[Source]:
     except (OSError, RuntimeError, ValueError) as error:
         raise Unusable(f"not readable as audio ({error})") from None
     with file:
+        frames = file.frames if file.frames < _UNKNOWN else None
         if file.format == "MP3":
             with open(path, "rb") as handle:
                 data = handle.read()
             if stream := scan(data):
-                _check_mp3(stream, file.frames)
-                if stream.stated is None and stream.varying:
-                    file = soundfile.SoundFile(io.BytesIO(with_length(data, stream)))
-                frames = file.frames if stream.stated is not None else stream.samples
-                with file:
-                    yield Source(file, frames)
-                return
-        yield Source(file, file.frames if file.frames < _UNKNOWN else None)
+                if stream.problem:
+                    raise Unusable(stream.problem)
+                if stream.stated is None:
+                    frames = stream.samples
+                    if stream.varying:
+                        whole = io.BytesIO(with_length(data, stream))
+                        file = soundfile.SoundFile(whole)
+                else:
+                    _compare_lengths(file.frames, stream.samples - stream.trimmed)
+        with file:
+            yield Source(file, frames)
 
 
-def _check_mp3(stream: "Mp3", frames: int) -> None:
-    if stream.problem:
-        raise Unusable(stream.problem)
-    samples = stream.samples - stream.trimmed
-    if stream.stated is not None and abs(frames - samples) > 2 * _MP3_SLACK:
+def _compare_lengths(stated: int, samples: int) -> None:
+    if abs(stated - samples) > 2 * _MP3_SLACK:
         raise Unusable(
-            f"header lies about the length: by it {frames} samples, {samples} by the "
+            f"header lies about the length: by it {stated} samples, {samples} by the "
             "MPEG frames"
         )
 
@@ -108,12 +109,13 @@ def decode(source: Source, check: bool = True) -> np.ndarray:
     Raises:
         Unusable: The file is damaged, has no samples, or holds NaN.
     """
-    if check and source.file.format in ("WAV", "WAVEX"):
-        _check_wav(source.file.name)
-    elif check and source.file.format == "OGG":
-        _check_ogg(source.file.name)
+    kind, path = source.file.format, source.file.name
+    if check and kind in ("WAV", "WAVEX"):
+        _check_wav(path)
+    elif check and kind == "OGG":
+        _check_ogg(path)
     samples = _read(source)
-    slack = _MP3_SLACK if source.file.format == "MP3" else 0
+    slack = _MP3_SLACK if kind == "MP3" else 0
     if source.frames is not None and len(samples) < source.frames - slack:
         raise Unusable(
             f"truncated: header promises {source.frames} samples, {len(samples)} "
@@ -121,8 +123,8 @@ def decode(source: Source, check: bool = True) -> np.ndarray:
         )
     if len(samples) == 0:
         raise Unusable("no samples (zero length)")
-    if check and source.file.format == "FLAC":
-        _check_flac(source.file.name, samples)
+    if check and kind == "FLAC":
+        _check_flac(path, samples)
     if samples.dtype == np.int16:
         return samples.astype(np.float32) / np.float32(1 << 15)
     if not np.isfinite(samples).all():
@@ -131,16 +133,16 @@ def decode(source: Source, check: bool = True) -> np.ndarray:
 
 
 def _read(source: Source) -> np.ndarray:
+    file, blocks = source.file, []
     # The MD5 of FLAC is that of the integers.
-    whole = (source.file.format, source.file.subtype) == ("FLAC", "PCM_16")
+    whole = (file.format, file.subtype) == ("FLAC", "PCM_16")
     dtype = "int16" if whole else "float32"
-    blocks = []
     try:
         if source.frames is not None and source.frames <= _BLOCK:
-            return source.file.read(dtype=dtype, always_2d=True)
+            return file.read(dtype=dtype, always_2d=True)
         # soundfile seeks after each read, which fails where the length is unknown.
-        source.file.seekable = lambda: False
-        while len(block := source.file.read(_BLOCK, dtype=dtype, always_2d=True)):
+        file.seekable = lambda: False
+        while len(block := file.read(_BLOCK, dtype=dtype, always_2d=True)):
             blocks.append(block)
     except (OSError, RuntimeError, ValueError) as error:
         raise Unusable(f"truncated or damaged ({error})") from None
@@ -184,7 +186,7 @@ def _check_ogg(path: str) -> None:
     # ones, and takes a damaged first page for a stream that starts later.
     with open(path, "rb") as handle:
         data = handle.read()
-    position, last = 0, False
+    position, flags = 0, 0
     expected: dict[bytes, int] = {}
     while position < len(data):
         head = data[position : position + 27]
@@ -195,16 +197,15 @@ def _check_ogg(path: str) -> None:
         page = data[position : position + size]
         if len(head) < 27 or len(page) < size:
             raise Unusable("truncated: the last Ogg page is cut")
-        stream = page[14:18]
+        flags, stream = page[5], page[14:18]
         number, checksum = struct.unpack("<II", page[18:26])
         if _ogg_checksum(page) != checksum:
             raise Unusable(f"damaged: Ogg page {number} does not match its checksum")
         if number != expected.get(stream, number):
             raise Unusable(f"damaged: Ogg pages are missing before page {number}")
         expected[stream] = number + 1
-        last = bool(page[5] & 0x04)
         position += size
-    if not last:
+    if not flags & 0x04:
         raise Unusable("truncated: the last Ogg page is missing")
 
 
@@ -297,15 +298,9 @@ def scan(data: bytes) -> Mp3 | None:
         position += frame.size
         frames += 1
         bit_rates.add(frame.bit_rate)
-    return Mp3(
-        start=start,
-        frames=frames,
-        samples=frames * (1152 if first.kind[0] == 3 else 576),
-        trimmed=trimmed,
-        stated=stated,
-        varying=len(bit_rates) > 1,
-        problem=_problem(data[position:], frames, stated),
-    )
+    samples = frames * (1152 if first.kind[0] == 3 else 576)
+    varying, problem = len(bit_rates) > 1, _problem(data[position:], frames, stated)
+    return Mp3(start, frames, samples, trimmed, stated, varying, problem)
 
 
 def with_length(data: bytes, stream: Mp3) -> bytes:
@@ -380,9 +375,8 @@ def _problem(rest: bytes, frames: int, stated: int | None) -> str:
         cut = "truncated or damaged"
         relation = cut if frames < stated else "lies about its length"
         return f"{relation}: header promises {stated} MPEG frames, {frames} there"
-    if stated is not None and frames >= stated:
-        return ""
-    if not rest or rest.startswith(_TAGS):
+    complete = stated is not None and frames >= stated
+    if complete or not rest or rest.startswith(_TAGS):
         return ""
     if _frame(rest[:4]) is not None:
         return "truncated: the last MPEG frame is cut"

@@ -38,12 +38,8 @@ class _Event(ctypes.Structure):
     ]
 
 
-_CALLBACK = ctypes.CFUNCTYPE(
-    ctypes.c_int,
-    ctypes.POINTER(ctypes.c_short),
-    ctypes.c_int,
-    ctypes.POINTER(_Event),
-)
+_SAMPLES, _EVENTS = ctypes.POINTER(ctypes.c_short), ctypes.POINTER(_Event)
+_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, _SAMPLES, ctypes.c_int, _EVENTS)
 
 
 class Espeak:
@@ -75,7 +71,8 @@ class Espeak:
             self._library = None
         # Random numbers inside the library come from the C library's generator.
         ctypes.CDLL(None).srand(1)
-        library = ctypes.CDLL(espeakng_loader.get_library_path())
+        path = espeakng_loader.get_library_path()
+        library = ctypes.CDLL(path)
         library.espeak_TextToPhonemes.restype = ctypes.c_char_p
         self._native_rate = library.espeak_Initialize(
             _AUDIO_OUTPUT_SYNCHRONOUS,
@@ -85,8 +82,8 @@ class Espeak:
         )
         if self._native_rate <= 0:
             raise RecipeError(
-                f"{espeakng_loader.get_library_path()}: espeak-ng did not start "
-                f"(code {self._native_rate}); reinstall the package espeakng-loader"
+                f"{path}: espeak-ng did not start (code {self._native_rate}); "
+                "reinstall the package espeakng-loader"
             )
         library.espeak_SetSynthCallback(self._callback)
         self._library = library
@@ -135,6 +132,8 @@ class Espeak:
             phones as ``(name, start_s, end_s)`` in order, without pauses and without
             stress marks.
         """
+        from scipy.signal import resample_poly
+
         self._blocks.clear()
         self._events.clear()
         self._set_voice(f"{voice}+{variant}" if variant else voice)
@@ -146,17 +145,12 @@ class Espeak:
         )
         self._library.espeak_Synchronize()
         native = np.frombuffer(b"".join(self._blocks), dtype=np.int16)
-        samples = _resample(native.astype(np.float32) / 32768.0, self._native_rate)
+        samples = native.astype(np.float32) / 32768.0
+        if samples.size:
+            up, down, taps = _low_pass(self._native_rate)
+            resampled = resample_poly(samples, up, down, window=taps)
+            samples = resampled.astype(np.float32)
         return samples, _phones(self._events, len(native) / self._native_rate)
-
-
-def _resample(samples: np.ndarray, rate: int) -> np.ndarray:
-    from scipy.signal import resample_poly
-
-    if samples.size == 0:
-        return samples
-    up, down, taps = _low_pass(rate)
-    return resample_poly(samples, up, down, window=taps).astype(np.float32)
 
 
 @cache

@@ -8,9 +8,10 @@ from pathlib import Path
 from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.data.audio import Audio, SkippedAudio, prepare_audio
 from espnet2_lamer.data.audio_fingerprint import Fingerprint
+from espnet2_lamer.data.sets import read_if_there, write_tables
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_dir
-from espnet2_lamer.fileio.datadir import read_table, write_spk2utt, write_table
+from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.fileio.text import text_lines
 
 _TABLES = ("wav.scp", "utt2spk", "utt2lang", "utt2num_samples")
@@ -38,11 +39,7 @@ class FormattedSet:
     def write(self, directory: str | Path) -> None:
         """Write the data directory by rename."""
         with atomic_dir(directory) as temporary:
-            for name, table in self.tables.items():
-                if name == "utt2spk":
-                    write_spk2utt(temporary, table)
-                elif table:
-                    write_table(temporary / name, table)
+            write_tables(temporary, self.tables)
             if self.ctm:
                 lines = "".join(self.ctm)
                 (temporary / "phones.ctm").write_text(lines, encoding="utf-8")
@@ -100,17 +97,9 @@ def collect_set(
     """Join data directories into one whose audio is ready for training.
 
     Durations are those of the originals; both limits are kept, as in mHuBERT-147
-    (2 <= seconds <= 30).
-
-    Args:
-        data_dirs: Each with wav.scp and utt2lang at least.
-        audio_dir: Converted files go to ``<audio_dir>/<name of the data dir>/``.
-        min_s: Shortest utterance in seconds.
-        max_s: Longest.
-        nj: Processes.
-        keep: Whether to take an utterance; None: all.
-        skipped: Gets utterances with unusable audio; None: they are an error.
-        fingerprints: Take them, too.
+    (2 <= seconds <= 30). Converted files go to ``<audio_dir>/<name of the data dir>/``.
+    ``keep`` tells which utterances to take (None: all); ``skipped`` gets those with
+    unusable audio (None: they are an error).
 
     Raises:
         RecipeError: Unusable audio, an utterance id in two data directories, a missing
@@ -133,12 +122,16 @@ def collect_set(
             )
         target = Path(audio_dir) / data_dir.name
         found = prepare_audio(wavs, wav_scp, target, nj, skipped, fingerprints)
-        usable = {
-            utt: audio
-            for utt, audio in found.items()
-            if _count(result.report, utt2lang[utt], audio, min_s, max_s)
-        }
-        _add(result, data_dir, usable, utt2lang)
+        for utt, audio in found.items():
+            _add(result, utt, audio, utt2lang[utt], min_s, max_s)
+        usable = dict.fromkeys(u for u in found if u in result.tables["wav.scp"])
+        for name in ("utt2spk", *_OPTIONAL_TABLES):
+            table = read_if_there(data_dir / name)
+            result.tables[name] |= {u: table[u] for u in usable if table.get(u)}
+        ctm = data_dir / "phones.ctm"
+        if ctm.is_file():
+            lines = (line for _, line in text_lines(ctm))
+            result.ctm += [line for line in lines if line.split(" ", 1)[0] in usable]
     if not result.tables["wav.scp"]:
         short = sum(counts["dropped_short"] for counts in result.report.values())
         long = sum(counts["dropped_long"] for counts in result.report.values())
@@ -167,38 +160,22 @@ def check_unique(data_dirs: Sequence[Path]) -> None:
 
 
 def _add(
-    result: FormattedSet,
-    data_dir: Path,
-    usable: dict[str, Audio],
-    utt2lang: dict[str, str],
+    result: FormattedSet, utt: str, audio: Audio, lang: str, min_s: float, max_s: float
 ) -> None:
-    tables = result.tables
-    for utt, audio in usable.items():
-        tables["wav.scp"][utt] = audio.path
-        tables["utt2num_samples"][utt] = str(audio.num_samples)
-        tables["utt2lang"][utt] = utt2lang[utt]
-        # Without speaker information every utterance is a speaker of its own.
-        tables["utt2spk"][utt] = utt
-        if audio.fingerprint is not None:
-            result.fingerprints[utt] = audio.fingerprint
-    for name in ("utt2spk", *_OPTIONAL_TABLES):
-        path = data_dir / name
-        table = read_table(path) if path.is_file() else {}
-        tables[name] |= {utt: table[utt] for utt in usable if table.get(utt)}
-    ctm = data_dir / "phones.ctm"
-    if ctm.is_file():
-        lines = (line for _, line in text_lines(ctm))
-        result.ctm += [line for line in lines if line.split(" ", 1)[0] in usable]
-
-
-def _count(report: dict, lang: str, audio: Audio, min_s: float, max_s: float) -> bool:
-    """Count an utterance; tell whether its length is usable."""
-    counts = report.setdefault(lang, {**dict.fromkeys(_COUNTS, 0), "hours": 0.0})
+    """Count an utterance, and take it in where its length is usable."""
+    empty = {**dict.fromkeys(_COUNTS, 0), "hours": 0.0}
+    counts = result.report.setdefault(lang, empty)
     if not min_s <= audio.seconds <= max_s:
         counts["dropped_short" if audio.seconds < min_s else "dropped_long"] += 1
-        return False
+        return
     counts["utterances"] += 1
     counts["hours"] += audio.num_samples / SAMPLE_RATE / 3600
     for name in _CHANGES:
         counts[name] += getattr(audio, name)
-    return True
+    result.tables["wav.scp"][utt] = audio.path
+    result.tables["utt2num_samples"][utt] = str(audio.num_samples)
+    result.tables["utt2lang"][utt] = lang
+    # Without speaker information every utterance is a speaker of its own.
+    result.tables["utt2spk"][utt] = utt
+    if audio.fingerprint is not None:
+        result.fingerprints[utt] = audio.fingerprint

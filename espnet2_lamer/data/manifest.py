@@ -2,11 +2,11 @@
 
 import logging
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from espnet2_lamer.data.audio import EXTENSIONS
+from espnet2_lamer.data.audio import EXTENSIONS, listed
 from espnet2_lamer.data.sampling import seed_of
 from espnet2_lamer.data.sets import (
     SPLITS,
@@ -23,7 +23,6 @@ REQUIRED = ("utt_id", "path", "lang")
 _AS_THEY_ARE = ("split", "text", "romanisation", "source")
 # Share of dev and of test where the manifest does not say.
 _HELD_OUT = 0.1
-_LISTED = 10
 
 
 def prepare_manifest(
@@ -35,17 +34,12 @@ def prepare_manifest(
 ) -> dict:
     """Write ``<output_dir>/<split>_<lang>`` and ``<output_dir>/manifest.json``.
 
-    Rows without a split are divided by a hash of their id, 80/10/10 in every language.
+    ``manifest`` is a TSV file (header line; utt_id, path, lang required; no quoting;
+    paths relative to its folder) or a folder ``<lang>/**/*.wav``. Rows without a split
+    are divided by a hash of their id and ``seed``, 80/10/10 in every language.
     Utterances without text cannot be scored, so they join ``train``. Sets of the
-    embedded corpus are removed, since evaluation would prefer them.
-
-    Args:
-        manifest: A TSV file (header line; utt_id, path, lang required; no quoting;
-            paths relative to its folder) or a folder ``<lang>/**/*.wav``.
-        output_dir: Where the data directories go.
-        langs: Languages to use; empty: all there are.
-        exclude_sources: Values of the column ``source`` to leave out.
-        seed: Of the hash.
+    embedded corpus are removed, since evaluation would prefer them. Without ``langs``
+    all languages are used; rows of ``exclude_sources`` (column ``source``) are not.
 
     Returns:
         What ``manifest.json`` holds.
@@ -66,6 +60,10 @@ def prepare_manifest(
     for row in moved:
         row.split = "train"
     sources = _sources(kept)
+    excluded = [row for row in wanted if row.source in exclude_sources]
+    sets: dict[str, list[Utterance]] = defaultdict(list)
+    for row in kept:
+        sets[f"{row.split}_{row.lang}"].append(row)
     stats = {
         "manifest": manifest.as_posix(),
         "seed": seed,
@@ -74,19 +72,17 @@ def prepare_manifest(
         "used": len(kept),
         "dropped": {
             "other_language": _by_lang(row for row in rows if row.lang not in langs),
-            "excluded_source": _by_lang(
-                row for row in wanted if row.source in exclude_sources
-            ),
+            "excluded_source": _by_lang(excluded),
         },
         "no_text": _by_lang(row for row in kept if not row.text),
         "no_text_moved_from_test_to_train": len(moved),
-        "sets": dict(sorted(Counter(f"{r.split}_{r.lang}" for r in kept).items())),
+        "sets": {name: len(rows) for name, rows in sorted(sets.items())},
         "sources": sources,
-        "channel_confounded": _channel_confounded(kept, sources),
+        "channel_confounded": channel_confounded(kept),
     }
-    remove_other_sets(output_dir, langs, stats["sets"])
-    for name in stats["sets"]:
-        write_set(output_dir / name, [r for r in kept if f"{r.split}_{r.lang}" == name])
+    remove_other_sets(output_dir, langs, sets)
+    for name, own in sets.items():
+        write_set(output_dir / name, own)
     write_json(output_dir / "manifest.json", stats)
     _log(stats)
     return stats
@@ -231,15 +227,12 @@ def _by_lang(rows: Iterable[Utterance]) -> dict[str, int]:
 
 def _check_files(rows: list[Utterance], manifest: Path) -> None:
     missing = [row for row in rows if not os.path.isfile(row.path)]
-    if not missing:
-        return
-    lines = [f"  {row.where}: {row.path}" for row in missing[:_LISTED]]
-    if len(missing) > _LISTED:
-        lines.append(f"  ... and {len(missing) - _LISTED} more")
-    raise RecipeError(
-        f"{manifest}: {len(missing)} of {len(rows)} audio files not found; paths are "
-        "relative to the manifest's folder:\n" + "\n".join(lines)
-    )
+    if missing:
+        lines = listed([f"{row.where}: {row.path}" for row in missing])
+        raise RecipeError(
+            f"{manifest}: {len(missing)} of {len(rows)} audio files not found; paths "
+            f"are relative to the manifest's folder:\n{lines}"
+        )
 
 
 def _assign_splits(rows: list[Utterance], seed: int) -> None:
@@ -265,26 +258,29 @@ def _sources(rows: list[Utterance]) -> dict[str, dict]:
     return sources
 
 
-def _channel_confounded(rows: list[Utterance], sources: dict[str, dict]) -> bool | None:
+def channel_confounded(rows: Sequence[Utterance]) -> bool | None:
     """Whether the source tells the language; None where sources are not known."""
-    if len({row.lang for row in rows}) < 2:
+    covered: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        covered[row.source].add(row.lang)
+    if len(set().union(*covered.values())) < 2:
         return False
-    if not all(row.source for row in rows):
+    if "" in covered:
         return None
-    return not any(entry["covers_several_languages"] for entry in sources.values())
+    if any(len(langs) > 1 for langs in covered.values()):
+        return False
+    logging.warning(
+        "channel-confounded: no source covers two languages, so the recording tells "
+        "the language; language identification on it is no evidence"
+    )
+    return True
 
 
 def _log(stats: dict) -> None:
-    logging.info(
-        "%s: %d of %d rows used", stats["manifest"], stats["used"], stats["rows"]
-    )
+    figures = stats["manifest"], stats["used"], stats["rows"]
+    logging.info("%s: %d of %d rows used", *figures)
     for name, count in stats["sets"].items():
         logging.info("  %s: %d utterances", name, count)
     for reason, counts in {**stats["dropped"], "no_text": stats["no_text"]}.items():
         for lang, count in counts.items():
             logging.info("  %s: %d of %s", reason, count, lang)
-    if stats["channel_confounded"]:
-        logging.warning(
-            "channel-confounded: no source covers two languages, so the recording "
-            "tells the language; language identification on it is no evidence"
-        )

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,9 @@ from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.data import mini_plan
 from espnet2_lamer.data.audio import write_flac
 from espnet2_lamer.data.espeak import VOICES, engine
-from espnet2_lamer.data.sets import Utterance, write_tables
+from espnet2_lamer.data.sets import Utterance, tables_of, write_tables
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json
-from espnet2_lamer.fileio.datadir import write_table
 
 # An utterance and its phones: name, start and end in seconds.
 _Spoken = tuple[Utterance, list[tuple[str, float, float]]]
@@ -64,10 +63,8 @@ def build_mini(
 
     Data directories are ``<output_dir>/<split>_<lang>``, with audio in
     ``audio/<split>_<lang>``. A ``manifest.json`` there is removed: it describes another
-    corpus. ``minutes_scale`` is a factor on every set's minutes and utterances.
-
-    Returns:
-        Per ``<split>_<lang>``: utterances and minutes.
+    corpus. ``minutes_scale`` is a factor on every set's minutes and utterances. Returns
+    utterances and minutes per ``<split>_<lang>``.
 
     Raises:
         RecipeError: A language that the corpus does not have.
@@ -93,84 +90,54 @@ def build_pretraining_corpora(
 
 
 def _build_sets(
-    sets: dict,
-    output_dir: str | Path,
-    nj: int,
-    seed: int,
-    minutes_scale: float,
-    langs: Sequence[str],
+    sets: dict, output_dir: str | Path, nj: int, seed: int, scale: float, langs
 ) -> dict[str, dict[str, float]]:
-    output_dir = Path(output_dir)
-    return {
-        f"{split}_{lang}": build_set(
-            output_dir / "audio" / f"{split}_{lang}",
-            output_dir / f"{split}_{lang}",
-            split,
-            lang,
-            options["minutes"][lang] * minutes_scale,
-            options["pool"],
-            seed,
-            round(options.get("min_utterances", 0) * minutes_scale),
-            nj,
-        )
-        for split, options in sets.items()
-        for lang in langs
-        if lang in options["minutes"]
-    }
+    results = {}
+    for split, lang in product(sets, langs):
+        options, name = sets[split], f"{split}_{lang}"
+        if lang in options["minutes"]:
+            recipe = {
+                "split": split,
+                "lang": lang,
+                "pool": options["pool"],
+                "minutes": options["minutes"][lang] * scale,
+                "min_utterances": round(options.get("min_utterances", 0) * scale),
+                "seed": seed,
+                "audio": (Path(output_dir) / "audio" / name).as_posix(),
+            }
+            results[name] = build_set(Path(output_dir) / name, recipe, nj)
+    return results
 
 
-def build_set(
-    output_dir: str | Path,
-    data_dir: str | Path,
-    split: str,
-    lang: str,
-    minutes: float,
-    pool: str,
-    seed: int = 0,
-    min_utterances: int = 0,
-    nj: int = 1,
-) -> dict[str, float]:
+def build_set(data_dir: str | Path, recipe: dict, nj: int = 1) -> dict[str, float]:
     """Synthesise one set of one language, unless it is there already.
 
     Utterances come in the order of the plan until there are ``minutes`` and
     ``min_utterances`` of them; the result does not depend on ``nj``. FLAC files go to
-    ``output_dir``, the data directory also holds ``phones.ctm``, ``utt2num_samples``
-    and ``mini.json``. ``pool`` is one of ``mini_plan.POOLS``.
-
-    Returns:
-        ``{"utterances": int, "minutes": float}``.
+    ``audio``, the data directory also holds ``phones.ctm``, ``utt2num_samples`` and
+    ``mini.json``. ``pool`` is one of ``mini_plan.POOLS``.
     """
-    output_dir, data_dir = Path(output_dir), Path(data_dir)
-    recipe = {
-        "version": _VERSION,
-        "split": split,
-        "lang": lang,
-        "pool": pool,
-        "minutes": minutes,
-        "min_utterances": min_utterances,
-        "seed": seed,
-        "audio": output_dir.as_posix(),
-    }
+    recipe = {"version": _VERSION, **recipe}
+    output_dir, data_dir = Path(recipe["audio"]), Path(data_dir)
     stored: dict = {}
     with suppress(OSError, ValueError):
         stored = json.loads((data_dir / "mini.json").read_text(encoding="utf-8"))
     if stored.get("recipe") == recipe and output_dir.is_dir():
         logging.info("%s: already made", data_dir)
         return stored["result"]
+    plan = (recipe[key] for key in ("split", "lang", "pool", "seed"))
+    plans = mini_plan.plan_utterances(*plan)
+    wanted = recipe["minutes"] * 60, recipe["min_utterances"]
     # The data directory appears after its audio: where it is, the audio is whole.
     with atomic_dir(output_dir) as audio_dir:
-        plans = mini_plan.plan_utterances(split, lang, pool, seed)
         # Absolute: worker processes outlive a change of the working directory.
         folder = audio_dir.absolute()
-        spoken = _synthesise(
-            plans, folder, minutes * 60, min_utterances, nj, data_dir.name
-        )
+        spoken = _synthesise(plans, folder, *wanted, nj, data_dir.name)
     with atomic_dir(data_dir) as directory:
         result = _write_data_dir(directory, output_dir, spoken)
         write_json(directory / "mini.json", {"recipe": recipe, "result": result})
-    logging.info(
-        "%s: %d utterances, %.1f min", data_dir, result["utterances"], result["minutes"]
-    )
+    figures = result["utterances"], result["minutes"]
+    logging.info("%s: %d utterances, %.1f min", data_dir, *figures)
     return result
 
 
@@ -216,20 +183,18 @@ def _speak(plan: mini_plan.UtterancePlan, audio_dir: Path) -> _Spoken | None:
     speaker = plan.speaker
     espeak = engine()
     espeak.reset()
-    lead = rng.uniform(0.05, 0.15)
-    pieces = [np.zeros(round(lead * SAMPLE_RATE), np.float32)]
+    voice = {
+        "voice": VOICES[plan.lang],
+        "variant": speaker.variant,
+        "pitch": speaker.pitch,
+        "pitch_range": speaker.pitch_range,
+        "rate": speaker.rate,
+    }
+    pieces = [np.zeros(round(rng.uniform(0.05, 0.15) * SAMPLE_RATE), np.float32)]
     length = len(pieces[0])
-    phones = []
-    said = []
+    phones, said = [], []
     for sentence in plan.sentences:
-        samples, timed = espeak.synthesise(
-            sentence.spoken,
-            VOICES[plan.lang],
-            speaker.variant,
-            speaker.pitch,
-            speaker.pitch_range,
-            speaker.rate,
-        )
+        samples, timed = espeak.synthesise(sentence.spoken, **voice)
         pause = round(rng.uniform(0.1, 0.3) * SAMPLE_RATE)
         if not timed:
             continue
@@ -257,8 +222,7 @@ def _speak(plan: mini_plan.UtterancePlan, audio_dir: Path) -> _Spoken | None:
         romanisation=" ".join(s.romanisation for s in said).strip(),
         seconds=len(samples) / SAMPLE_RATE,
     )
-    varied = _vary(samples, rng)
-    write_flac(audio_dir / f"{plan.utt_id}.flac", varied)
+    write_flac(audio_dir / f"{plan.utt_id}.flac", _vary(samples, rng))
     return utterance, phones
 
 
@@ -277,17 +241,13 @@ def _write_data_dir(
     utterances = [utterance for utterance, _ in spoken]
     for utterance in utterances:
         utterance.path = (audio_dir / f"{utterance.utt_id}.flac").as_posix()
-    write_tables(directory, utterances)
     samples = {u.utt_id: round(u.seconds * SAMPLE_RATE) for u in utterances}
-    write_table(
-        directory / "utt2num_samples", {utt: str(n) for utt, n in samples.items()}
-    )
+    counts = {utt: str(n) for utt, n in samples.items()}
+    write_tables(directory, {**tables_of(utterances), "utt2num_samples": counts})
     with open(directory / "phones.ctm", "w", encoding="utf-8") as handle:
         for utterance, phones in sorted(spoken, key=lambda s: s[0].utt_id.encode()):
             for name, start, end in phones:
-                duration = end - start
-                handle.write(
-                    f"{utterance.utt_id} 1 {start:.3f} {duration:.3f} {name}\n"
-                )
+                times = f"{start:.3f} {end - start:.3f}"
+                handle.write(f"{utterance.utt_id} 1 {times} {name}\n")
     minutes = round(sum(samples.values()) / SAMPLE_RATE / 60, 3)
     return {"utterances": len(spoken), "minutes": minutes}

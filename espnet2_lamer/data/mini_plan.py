@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -47,12 +48,9 @@ _SETTINGS_PER_VARIANT = 2
 
 # Seconds of speech at 160 words a minute: a + b * letters or hanzi, least squares over
 # 1/15 of the sentences. Only the size of a plan rests on it, never the audio.
-_SECONDS = {
-    "eng": (0.14, 0.0552),
-    "cmn": (-0.04, 0.2885),
-    "yue": (-0.02, 0.2402),
-    "spa": (0.51, 0.056),
-}
+_SECONDS = dict(
+    eng=(0.14, 0.0552), cmn=(-0.04, 0.2885), yue=(-0.02, 0.2402), spa=(0.51, 0.056)
+)
 _MEAN_PAUSE = 0.2
 _TARGET_SECONDS = (2.3, 6.1)
 
@@ -125,15 +123,17 @@ def _candidates(lang: str) -> Iterator[tuple[str, str, str | None]]:
         yield from ((spoken, "", None) for spoken in sorted(every))
     elif lang in ("eng", "cmn"):
         records = _read(*_HSK)
-        pairs = [(r["translation"]["en"], r["chinese"]) for r in records]
+        english = [record["translation"]["en"] for record in records]
+        chinese = [record["chinese"] for record in records]
+        readings = [record["pinyin_numbered"].lower() for record in records]
         keys = _pair_keys(
-            [(normalise(e, "eng"), normalise(c, "cmn")) for e, c in pairs]
+            [normalise(text, "eng") for text in english],
+            [normalise(text, "cmn") for text in chinese],
         )
-        for record, (english, chinese), key in zip(records, pairs, keys, strict=True):
-            if lang == "eng":
-                yield english, "", key
-            else:
-                yield chinese, record["pinyin_numbered"].lower(), key
+        if lang == "eng":
+            yield from zip(english, [""] * len(keys), keys, strict=True)
+        else:
+            yield from zip(chinese, readings, keys, strict=True)
     else:
         raise ValueError(f"no sentences for language {lang!r}; have {sorted(VOICES)}")
 
@@ -164,7 +164,7 @@ def _read(package: str, relative: str) -> list:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _pair_keys(pairs: list[tuple[str, str]]) -> list[str]:
+def _pair_keys(english: list[str], chinese: list[str]) -> list[str]:
     """Name the group of each pair: pairs that share either side belong together.
 
     The smallest English text is the name, so the order of the file plays no part.
@@ -172,11 +172,10 @@ def _pair_keys(pairs: list[tuple[str, str]]) -> list[str]:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    english, chinese = zip(*pairs, strict=True)
     texts, first = np.unique(english, return_inverse=True)
     others, second = np.unique(chinese, return_inverse=True)
     size = len(texts) + len(others)
-    edges = (np.ones(len(pairs)), (first, len(texts) + second))
+    edges = (np.ones(len(first)), (first, len(texts) + second))
     _, groups = connected_components(coo_array(edges, (size, size)), directed=False)
     names: dict[int, str] = {}
     for group, text in zip(groups[first], english, strict=True):
@@ -219,16 +218,13 @@ class Speaker:
 
 @dataclass(frozen=True)
 class UtterancePlan:
-    """One utterance before synthesis: sentences with pauses between.
-
-    ``seed`` seeds its pauses, level and noise.
-    """
+    """One utterance before synthesis: sentences with pauses between."""
 
     utt_id: str  # <lang>_<speaker>_<split>_<number>
     lang: str
     speaker: Speaker
     sentences: tuple[Sentence, ...]
-    seed: int
+    seed: int  # of its pauses, level and noise
 
 
 def speakers(pool: str | None = None) -> tuple[Speaker, ...]:
@@ -270,11 +266,10 @@ def plan_utterances(
     """
     rng = np.random.default_rng(seed_of(seed, split, lang, pool))
     own = [sentence for sentence in load_sentences(lang) if sentence.pool == pool]
-    stream = (own[i] for order in _orders(rng, len(own)) for i in order)
+    stream = (own[i] for _ in count() for i in rng.permutation(len(own)))
     voices = speakers(pool)
     upcoming = next(stream)
-    number = 0
-    while True:
+    for number in count():
         speaker = voices[number % len(voices)]
         target = rng.uniform(*_TARGET_SECONDS)
         chosen: list[Sentence] = []
@@ -287,12 +282,6 @@ def plan_utterances(
             total += seconds
             upcoming = next(stream)
         utt_id = f"{lang}_{speaker.name}_{split}_{number:05d}"
-        number += 1
         spoken = tuple(filter(is_read_in_full, chosen))
         if spoken:
             yield UtterancePlan(utt_id, lang, speaker, spoken, seed_of(seed, utt_id))
-
-
-def _orders(rng: np.random.Generator, count: int) -> Iterator[np.ndarray]:
-    while True:
-        yield rng.permutation(count)

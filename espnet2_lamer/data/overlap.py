@@ -18,7 +18,7 @@ from espnet2_lamer.data.audio_fingerprint import (
     fingerprint,
 )
 from espnet2_lamer.data.corpora import EVAL_DIR
-from espnet2_lamer.data.sets import Utterance
+from espnet2_lamer.data.sets import Utterance, read_if_there
 from espnet2_lamer.fileio.atomic import write_text
 from espnet2_lamer.fileio.datadir import read_table
 
@@ -30,9 +30,9 @@ _FEWEST_DIGITS = 6
 # Durations are multiples of a sample; a microsecond is none.
 _ROUNDING = 1e-6
 _HEADER = (
-    "utt_id\tlang\tmatched_by\tevaluation_set\tevaluation_utt_id\tseconds"
-    "\tevaluation_seconds\tdistance"
-)
+    "utt_id lang matched_by evaluation_set evaluation_utt_id seconds "
+    "evaluation_seconds distance"
+).split()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +89,7 @@ def read_evaluation(
     for folder in evaluation_dirs(data_dir, langs):
         name = folder.relative_to(data_dir).as_posix()
         lang = name.rpartition("_")[2]
-        text = folder / "text"
-        texts = read_table(text) if text.is_file() else {}
+        texts = read_if_there(folder / "text")
         for utt, path in read_table(folder / "wav.scp").items():
             utterance = Utterance(utt, path, lang, text=texts.get(utt, ""))
             entries[os.path.abspath(path)].append((name, utterance))
@@ -108,12 +107,8 @@ def read_evaluation(
         utt, lang = found[0].utt_id, found[-1].lang
         clips.append(Clip(utt, path, lang, seconds, words, names))
     if problems:
-        logging.warning(
-            "%d evaluation files cannot be read, so overlap with them is not seen; "
-            "first: %s",
-            len(problems),
-            problems[0],
-        )
+        text = "%d evaluation files cannot be read, so overlap with them is not seen; "
+        logging.warning(text + "first: %s", len(problems), problems[0])
     return clips
 
 
@@ -220,10 +215,8 @@ def _fingerprint(utt: str, path: str) -> Fingerprint:
 def _with_neighbours(clips: Sequence[Clip], others: Sequence[Clip]) -> list[Clip]:
     """Return those clips whose language and duration some other has."""
     durations: dict[str, list[float]] = defaultdict(list)
-    for other in others:
+    for other in sorted(others, key=lambda clip: clip.seconds):
         durations[other.lang].append(other.seconds)
-    for seconds in durations.values():
-        seconds.sort()
     reach = DURATION_TOLERANCE + _ROUNDING
 
     def near(clip: Clip) -> int:
@@ -251,8 +244,7 @@ def write_overlaps(path: str | Path, overlaps: Sequence[Overlap]) -> None:
         for name in o.found.sets
     }
     ordered = sorted(rows, key=lambda row: [value.encode() for value in row])
-    lines = [_HEADER, *("\t".join(row) for row in ordered)]
-    write_text(path, "".join(line + "\n" for line in lines))
+    write_text(path, "".join("\t".join(r) + "\n" for r in (_HEADER, *ordered)))
 
 
 def overlap_counts(overlaps: Sequence[Overlap]) -> Mapping[str, dict[str, int]]:
@@ -260,6 +252,5 @@ def overlap_counts(overlaps: Sequence[Overlap]) -> Mapping[str, dict[str, int]]:
     found = {(o.clip.lang, o.clip.utt_id): o.by for o in overlaps}
     counts: dict[str, dict[str, int]] = {}
     for (lang, _), by in sorted(found.items()):
-        entry = counts.setdefault(lang, {"id": 0, "text": 0, "audio": 0})
-        entry[by] += 1
+        counts.setdefault(lang, {"id": 0, "text": 0, "audio": 0})[by] += 1
     return counts

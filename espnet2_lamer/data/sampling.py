@@ -24,10 +24,9 @@ def seed_of(*parts: object) -> int:
 
 
 def sample_replay(durations: Mapping[str, float], hours: float, seed: int) -> set[str]:
-    """Draw utterances uniformly at random until they last ``hours``.
+    """Draw utterances uniformly at random until they last ``hours``, or all.
 
-    No utterance is drawn twice; when all together are shorter, all are returned. The
-    same seed, ids and durations (in seconds) give the same sample.
+    The same seed, ids and durations (in seconds) give the same sample.
     """
     utts = sorted(durations, key=str.encode)
     order = np.random.default_rng(seed).permutation(len(utts))
@@ -40,9 +39,7 @@ def sample_balanced(
     """Draw one utterance of every group in turn until they last ``hours``.
 
     ``groups`` maps utterances to a speaker or unit. Groups and the utterances of each
-    come in random order. While no group is used up, the numbers of utterances drawn
-    from any two groups differ by at most one; a group that is used up is passed over,
-    nothing is drawn twice.
+    come in random order; a group that is used up is passed over.
     """
     generator = np.random.default_rng(seed)
     members: dict[str, list[str]] = {}
@@ -148,21 +145,16 @@ def draw_replay(
             "the replay candidates, such as python -m espnet2_lamer.bin.assign_units "
             "writes with the teacher and codebook of an earlier run"
         )
+    every, unknown = len(durations), len(durations) - len(groups)
     if durations and not groups:
         raise RecipeError(
-            f"--replay_clusters {clusters}: no line for any of {len(durations)} {name} "
+            f"--replay_clusters {clusters}: no line for any of {every} {name} "
             "utterances; label the utterances of data/train_LANG/wav.scp"
         )
     kind = "speakers" if method == "speaker" else "units"
     count = len(set(groups.values()))
     logging.info("%s: replay drawn in turn from %d %s", name, count, kind)
-    if len(groups) < len(durations):
-        logging.warning(
-            "%s: %d of %d utterances have no units in %s and are not drawn",
-            name,
-            len(durations) - len(groups),
-            len(durations),
-            clusters,
-        )
-    known = {utt: durations[utt] for utt in groups}
-    return sample_balanced(known, groups, hours, seed)
+    if unknown:
+        text = "%s: %d of %d utterances have no units in %s and are not drawn"
+        logging.warning(text, name, unknown, every, clusters)
+    return sample_balanced({u: durations[u] for u in groups}, groups, hours, seed)

@@ -15,7 +15,7 @@ from espnet2_lamer.data.formatting import (
     check_unique,
     collect_set,
 )
-from espnet2_lamer.data.sets import Utterance
+from espnet2_lamer.data.sets import Utterance, read_if_there
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table
@@ -77,16 +77,8 @@ def prepare_ssl_data(
     transcript, are out before replay is drawn. What only decoding and fingerprints show
     afterwards is taken out of the sample and not replaced.
 
-    Args:
-        data_dir: Prepared corpora.
-        dump_dir: Root of the dump.
-        selection: What to take.
-        nj: Processes.
-        compare_hours: Warn where the hours are not the paper's.
-        lists: Further evaluation sets, see ``overlap.read_evaluation``.
-
-    Returns:
-        What ``hours.json`` holds.
+    ``compare_hours`` warns where the hours are not the paper's; ``lists`` are further
+    evaluation sets, see ``overlap.read_evaluation``. Returns what ``hours.json`` holds.
 
     Raises:
         RecipeError: A language without data, nothing left of it, an utterance id in two
@@ -105,8 +97,7 @@ def prepare_ssl_data(
 
     clips = []
     for lang, folder in train_dirs.items():
-        wavs, text = read_table(folder / "wav.scp"), folder / "text"
-        texts = read_table(text) if text.is_file() else {}
+        wavs, texts = read_table(folder / "wav.scp"), read_if_there(folder / "text")
         seconds = header_seconds(wavs, folder / "wav.scp", nj, skipped)
         clips += [
             overlap.Clip(utt, wavs[utt], lang, length, texts.get(utt, ""))
@@ -145,16 +136,14 @@ def prepare_ssl_data(
             sources=sources[lang],
             dev=dev.report[lang],
         )
-    hours = {
+    hours: dict = {
         "replay_hours_wanted": selection.replay_hours,
         "replay_sampling": selection.replay_sampling,
         "dev_hours_wanted": selection.dev_hours,
-        "drop_overlap": selection.drop_overlap,
-        "seed": selection.seed,
-        "min_s": selection.min_s,
-        "max_s": selection.max_s,
-        "languages": languages,
     }
+    for name in ("drop_overlap", "seed", "min_s", "max_s"):
+        hours[name] = getattr(selection, name)
+    hours["languages"] = languages
     train.write(raw / "ssl_train")
     dev.write(raw / "ssl_dev")
     overlap.write_overlaps(overlap_tsv, overlaps)
@@ -194,14 +183,13 @@ def _choose(
         total = selection.replay_hours * len(there)
         wanted = sampling.share_hours(there, total, selection.replay_alpha)
     for lang in selection.replay_langs:
-        utt2spk = folders[lang] / "utt2spk"
-        by_speaker = selection.replay_sampling == "speaker" and utt2spk.is_file()
+        by_speaker = selection.replay_sampling == "speaker"
         keep |= sampling.draw_replay(
             usable[lang],
             wanted[lang],
             sampling.seed_of(selection.seed, "replay", lang),
             selection.replay_sampling,
-            read_table(utt2spk) if by_speaker else {},
+            read_if_there(folders[lang] / "utt2spk") if by_speaker else {},
             selection.replay_clusters,
             lang,
         )
@@ -226,19 +214,15 @@ def _choose_dev(
     for lang, folder in folders.items():
         wav_scp = folder / "wav.scp"
         seconds = header_seconds(read_table(wav_scp), wav_scp, nj, skipped)
-        usable = selection.usable(seconds)
-        if _hours(usable) <= selection.dev_hours:
+        usable, most = selection.usable(seconds), selection.dev_hours
+        if _hours(usable) <= most:
             # All of them, so that those of other lengths are counted.
             keep.update(seconds)
             continue
         seed = sampling.seed_of(selection.seed, "dev", lang)
-        keep |= sampling.sample_replay(usable, selection.dev_hours, seed)
-        logging.info(
-            "%s: %g of %.3f h of the dev set drawn for validation (--dev_hours)",
-            lang,
-            selection.dev_hours,
-            _hours(usable),
-        )
+        keep |= sampling.sample_replay(usable, most, seed)
+        text = "%s: %g of %.3f h of the dev set drawn for validation (--dev_hours)"
+        logging.info(text, lang, most, _hours(usable))
     return keep
 
 
@@ -259,27 +243,29 @@ def _check(selection: Selection) -> None:
             method not in sampling.METHODS
         ),
     }
-    for name, most in (("replay_alpha", 1), ("max_bad_audio", 100), ("dev_hours", inf)):
-        value = getattr(selection, name)
-        expected = f"0 to {most}" if most < inf else "0 (all) or more"
-        wrong = not 0 <= value <= most
-        problems[f"--{name}: found {value:g}, expected {expected}"] = wrong
+    for name, most, expected in (
+        ("replay_alpha", 1, "0 to 1"),
+        ("max_bad_audio", 100, "0 to 100"),
+        ("dev_hours", inf, "0 (all) or more"),
+    ):
+        found = getattr(selection, name)
+        text = f"--{name}: found {found:g}, expected {expected}"
+        problems[text] = not 0 <= found <= most
     for message, wrong in problems.items():
         if wrong:
             raise RecipeError(message)
 
 
 def _language_dir(data_dir: Path, split: str, lang: str) -> Path:
-    directory = data_dir / f"{split}_{lang}"
-    wav_scp = directory / "wav.scp"
+    wav_scp = data_dir / f"{split}_{lang}" / "wav.scp"
     found = wav_scp.is_file()
-    if not found or not read_table(wav_scp):
+    if not read_if_there(wav_scp):
         raise RecipeError(
             f"{wav_scp}: {'' if found else 'file not found, so '}language {lang} has "
             f"no {split} utterances; prepare a corpus that has them, or take the "
             "language out of --new_langs/--replay_langs"
         )
-    return directory
+    return wav_scp.parent
 
 
 def _format(
@@ -291,16 +277,10 @@ def _format(
     skipped: SkippedAudio,
     fingerprints: bool = False,
 ) -> FormattedSet:
-    formatted = collect_set(
-        list(directories.values()),
-        audio_dir,
-        selection.min_s,
-        selection.max_s,
-        nj,
-        None if keep is None else keep.__contains__,
-        skipped,
-        fingerprints,
-    )
+    limits, folders = (selection.min_s, selection.max_s), list(directories.values())
+    wanted = None if keep is None else keep.__contains__
+    options = nj, wanted, skipped, fingerprints
+    formatted = collect_set(folders, audio_dir, *limits, *options)
     for lang, directory in directories.items():
         counts = formatted.report.get(lang, {})
         if not counts.get("utterances"):
@@ -320,8 +300,8 @@ def _check_left(
     overlaps: list[overlap.Overlap],
     report: Path,
 ) -> None:
-    for lang in selection.langs:
-        if selection.drop_overlap and not left[lang]:
+    for lang in selection.langs if selection.drop_overlap else ():
+        if not left[lang]:
             overlap.write_overlaps(report, overlaps)
             raise RecipeError(
                 f"{report}: every usable training utterance of {lang} is in an "
@@ -333,57 +313,35 @@ def _check_left(
 def _log_overlap(counts, report: Path, dropped: bool) -> None:
     if not counts:
         logging.info("no pretraining clip is in an evaluation set")
+    outcome = "left out" if dropped else "stay (--drop_overlap false)"
     for lang, found in counts.items():
-        logging.warning(
-            "%s: %d pretraining clips are in an evaluation set (%s) and %s, see %s",
-            lang,
-            sum(found.values()),
-            ", ".join(f"{count} by {by}" for by, count in found.items() if count),
-            "left out" if dropped else "stay (--drop_overlap false)",
-            report,
-        )
+        how = ", ".join(f"{count} by {by}" for by, count in found.items() if count)
+        text = "%s: %d pretraining clips are in an evaluation set (%s) and %s, see %s"
+        logging.warning(text, lang, sum(found.values()), how, outcome, report)
 
 
 def log_hours(hours: dict, compare: bool = False) -> None:
     """Log ``hours.json``; with ``compare``, warn where the paper's hours are missed."""
     logging.info("pretraining hours by language and corpus (the paper's beside them):")
     for lang, entry in hours["languages"].items():
-        paper = entry["paper_hours"]
-        logging.info(
-            "  %s %-6s %9.3f of %9.3f h available   paper %s",
-            lang,
-            entry["role"],
-            entry["hours"],
-            entry["available_hours"],
-            f"{paper:.3f}" if paper else "-",
-        )
+        paper = f"{entry['paper_hours']:.3f}" if entry["paper_hours"] else "-"
+        found, there = entry["hours"], entry["available_hours"]
+        text = "  %s %-6s %9.3f of %9.3f h available   paper %s"
+        logging.info(text, lang, entry["role"], found, there, paper)
         for source, counts in entry["sources"].items():
             if source != UNNAMED:
-                logging.info(
-                    "      %-24s %9.3f h, %d utterances",
-                    source,
-                    counts["hours"],
-                    counts["utterances"],
-                )
+                of_source = source, counts["hours"], counts["utterances"]
+                logging.info("      %-24s %9.3f h, %d utterances", *of_source)
         if entry["role"] == "replay" and entry["whole_language"]:
-            logging.info(
-                "  %s: %g h wanted, %.3f there: the whole language is used, nothing "
-                "is repeated",
-                lang,
-                entry["wanted_hours"],
-                entry["available_hours"],
-            )
+            text = "  %s: %g h wanted, %.3f there: the whole language is used, "
+            text += "nothing is repeated"
+            logging.info(text, lang, entry["wanted_hours"], there)
     for lang, expected in PAPER_HOURS.items() if compare else ():
         found = hours["languages"].get(lang, {}).get("hours")
         if found is None:
             logging.warning("%s: none, the paper has %.3f h", lang, expected)
-        elif abs(found - expected) > _TOLERANCE * expected:
-            logging.warning(
-                "%s: %.3f h, %.3f h (%.1f %%) %s than the paper's %.3f h",
-                lang,
-                found,
-                abs(found - expected),
-                100 * abs(found - expected) / expected,
-                "more" if found > expected else "less",
-                expected,
-            )
+        elif (off := abs(found - expected)) > _TOLERANCE * expected:
+            side = "more" if found > expected else "less"
+            figures = found, off, 100 * off / expected, side, expected
+            text = "%s: %.3f h, %.3f h (%.1f %%) %s than the paper's %.3f h"
+            logging.warning(text, lang, *figures)

@@ -2,14 +2,14 @@
 
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from espnet2_lamer.data.corpora import CORPORA, EVAL_DIR, PRETRAIN_DIR
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_dir
-from espnet2_lamer.fileio.datadir import write_spk2utt, write_table
+from espnet2_lamer.fileio.datadir import read_table, write_spk2utt, write_table
 
 SPLITS = ("train", "dev", "test")
 # Other names under which corpora list their languages; then ISO 639-2's bibliographic
@@ -63,21 +63,34 @@ class Utterance:
 def write_set(directory: str | Path, utterances: Sequence[Utterance]) -> None:
     """Write one data directory by rename; tables without a line are left out."""
     with atomic_dir(directory) as temporary:
-        write_tables(temporary, utterances)
+        write_tables(temporary, tables_of(utterances))
 
 
-def write_tables(directory: Path, utterances: Sequence[Utterance]) -> None:
-    """Write the tables of a data directory that say something."""
-    write_spk2utt(directory, {u.utt_id: u.speaker or u.utt_id for u in utterances})
-    for name, values in (
-        ("wav.scp", {u.utt_id: u.path for u in utterances}),
-        ("utt2lang", {u.utt_id: u.lang for u in utterances}),
-        ("text", {u.utt_id: u.text for u in utterances}),
-        ("romanisation", {u.utt_id: u.romanisation for u in utterances}),
-        ("utt2source", {u.utt_id: u.source for u in utterances}),
-    ):
-        if table := {utt: value for utt, value in values.items() if value}:
+def tables_of(utterances: Sequence[Utterance]) -> dict[str, dict[str, str]]:
+    """Return the tables of a data directory, without what is not known."""
+    values = {
+        "wav.scp": {u.utt_id: u.path for u in utterances},
+        "utt2spk": {u.utt_id: u.speaker or u.utt_id for u in utterances},
+        "utt2lang": {u.utt_id: u.lang for u in utterances},
+        "text": {u.utt_id: u.text for u in utterances},
+        "romanisation": {u.utt_id: u.romanisation for u in utterances},
+        "utt2source": {u.utt_id: u.source for u in utterances},
+    }
+    return {name: {u: v for u, v in t.items() if v} for name, t in values.items()}
+
+
+def write_tables(directory: Path, tables: Mapping[str, Mapping[str, str]]) -> None:
+    """Write the tables that have a line; ``utt2spk`` with its inverse."""
+    for name, table in tables.items():
+        if name == "utt2spk":
+            write_spk2utt(directory, table)
+        elif table:
             write_table(directory / name, table)
+
+
+def read_if_there(path: Path) -> dict[str, str]:
+    """Return a table that a data directory may lack; empty then."""
+    return read_table(path) if path.is_file() else {}
 
 
 def remove_other_sets(

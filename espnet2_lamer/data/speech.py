@@ -14,8 +14,7 @@ from espnet2_lamer.fileio.datadir import read_table
 def read_speech(utt: str, path: str) -> np.ndarray:
     """Return the samples of one utterance, float32 ``[n]`` at 16 kHz.
 
-    Raises:
-        RecipeError: The file cannot be read, is not 16 kHz mono, or holds NaN or inf.
+    Raises RecipeError where the file is not that, or holds NaN or inf.
     """
     import soundfile
 

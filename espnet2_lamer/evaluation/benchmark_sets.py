@@ -8,22 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from espnet2_lamer.constants import SAMPLE_RATE
-from espnet2_lamer.data.audio import SkippedAudio, header_seconds
+from espnet2_lamer.data.audio import SkippedAudio
 from espnet2_lamer.data.formatting import FormattedSet, collect_set
 from espnet2_lamer.data.sampling import sample_replay, seed_of
 from espnet2_lamer.data.sets import SPLITS
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.runs import BUDGETS
-from espnet2_lamer.evaluation.text_units import NoUnitsError, normalize_text, to_units
-from espnet2_lamer.fileio.atomic import atomic_dir, write_json
-from espnet2_lamer.fileio.datadir import read_table, write_spk2utt, write_table
+from espnet2_lamer.evaluation.text_units import (
+    NoUnitsError,
+    normalize_text,
+    to_units,
+)
+from espnet2_lamer.fileio.atomic import write_json
+from espnet2_lamer.fileio.datadir import read_table
 
 RECORD = "set.json"
 #: The normalised transcript, for units that are made of characters.
 PLAIN_TEXT = "text.char"
-#: Units whose text is the normalised transcript.
-PLAIN_UNITS = ("char", "word", "bpe")
-_MADE_BY = "the formatting of evaluation sets"
+MADE_BY = "the formatting of evaluation sets"
 _TABLES = "wav.scp utt2lang utt2num_samples text text.char text.raw utt2spk".split()
 
 
@@ -33,9 +35,6 @@ class SetInfo:
 
     Attributes:
         benchmark: ``own``, ``paper`` or ``mlsuperb``.
-        corpus: Data set it comes from, or empty.
-        lang: ISO 639-3 code.
-        split: ``train``, ``dev`` or ``test``.
         unit: Of ``text``; ``text.char`` and ``text.raw`` are there in any case.
         budget: ``10min``, ``1h`` or ``all``; dev and test sets: empty.
         seed: Drew the utterances, or None where a list did.
@@ -55,7 +54,7 @@ class SetInfo:
     normalisation: str = "all punctuation"
 
 
-def write_record(directory: Path, info: SetInfo) -> dict[str, Any]:
+def _write_record(directory: Path, info: SetInfo) -> dict[str, Any]:
     """Write ``set.json`` into a formatted set: its description and its size."""
     samples = read_table(directory / "utt2num_samples")
     record = {
@@ -68,163 +67,103 @@ def write_record(directory: Path, info: SetInfo) -> dict[str, Any]:
     return record
 
 
-def write_sets(
-    raw: Path, ready: Mapping[str, tuple[FormattedSet, SetInfo]]
-) -> dict[str, dict[str, Any]]:
-    """Write formatted sets by name, with their records, which are returned."""
-    records = {}
-    for name, (formatted, info) in ready.items():
-        formatted.write(raw / name)
-        records[name] = write_record(raw / name, info)
-    return records
+class EvaluationSets:
+    """Sets below ``raw`` (``dump/raw``) that are written when all were collected."""
 
+    def __init__(self, raw: Path, nj: int) -> None:
+        self.raw = raw
+        self.nj = nj
+        self._ready: dict[str, tuple[FormattedSet, SetInfo]] = {}
 
-def collect(
-    source: Path,
-    info: SetInfo,
-    raw: Path,
-    limits: tuple[float, float],
-    nj: int,
-    keep: Callable[[str], bool] | None = None,
-    skipped: SkippedAudio | None = None,
-    normalize: Callable[[str], str] = normalize_text,
-    plain: Callable[[str], str] = normalize_text,
-) -> FormattedSet:
-    """Convert a prepared set's audio, and turn its transcripts into units.
+    def collect(
+        self,
+        name: str,
+        source: Path,
+        info: SetInfo,
+        limits: tuple[float, float],
+        keep: Callable[[str], bool] | None = None,
+        skipped: SkippedAudio | None = None,
+        normalize: Callable[[str], str] = normalize_text,
+        plain: Callable[[str], str] = normalize_text,
+    ) -> dict[str, float]:
+        """Convert a prepared set's audio, turn its transcripts into units, count it.
 
-    ``keep`` says whether an utterance is taken, ``skipped`` takes unusable audio, and
-    ``limits`` are seconds. A transcript is normalised before it becomes units; it is
-    kept as ``text.char``, where ``plain`` normalises it, and as ``text.raw``.
+        ``keep`` says whether an utterance is taken, ``skipped`` takes unusable audio,
+        and ``limits`` are seconds. A transcript is normalised before it becomes units;
+        it is kept as ``text.char``, where ``plain`` normalises it, and as ``text.raw``.
 
-    Raises:
-        RecipeError: A transcript has no text in this unit.
-    """
-    formatted = collect_set([source], raw / "audio", *limits, nj, keep, skipped)
-    raw_text = formatted.tables["text"]
-    pronunciations = formatted.tables["romanisation"]
-    if info.unit == "phone":
-        phones: dict[str, str] = {}
-        for line in formatted.ctm:
-            utt, _, _, _, phone = line.split()
-            phones[utt] = f"{phones[utt]} {phone}" if utt in phones else phone
-        pronunciations = phones or pronunciations
-    unit = "char" if info.unit in PLAIN_UNITS else info.unit
-    converted = {}
-    for utt, text in raw_text.items():
-        try:
-            read = pronunciations.get(utt)
-            converted[utt] = to_units(text, unit, info.lang, read, normalize)
-        except RecipeError as error:
-            raise RecipeError(f"{source / 'text'}: {utt}: {error}") from None
-    formatted.tables["text"] = converted
-    formatted.tables[PLAIN_TEXT] = {utt: plain(text) for utt, text in raw_text.items()}
-    formatted.tables["text.raw"] = raw_text
-    return formatted
+        Raises:
+            RecipeError: A transcript has no text in this unit.
+        """
+        audio = self.raw / "audio"
+        formatted = collect_set([source], audio, *limits, self.nj, keep, skipped)
+        raw_text = formatted.tables["text"]
+        pronunciations = formatted.tables["romanisation"]
+        if info.unit == "phone":
+            phones: dict[str, str] = {}
+            for line in formatted.ctm:
+                utt, _, _, _, phone = line.split()
+                phones[utt] = f"{phones[utt]} {phone}" if utt in phones else phone
+            pronunciations = phones or pronunciations
+        converted = {}
+        for utt, text in raw_text.items():
+            try:
+                read = pronunciations.get(utt)
+                converted[utt] = to_units(text, info.unit, info.lang, read, normalize)
+            except RecipeError as error:
+                raise RecipeError(f"{source / 'text'}: {utt}: {error}") from None
+        formatted.tables["text"] = converted
+        formatted.tables[PLAIN_TEXT] = {utt: plain(t) for utt, t in raw_text.items()}
+        formatted.tables["text.raw"] = raw_text
+        self._ready[name] = formatted, info
+        return formatted.report[info.lang]
+
+    def write(self) -> dict[str, dict[str, Any]]:
+        """Write all sets and return their records by name."""
+        records = {}
+        for name, (formatted, info) in self._ready.items():
+            formatted.write(self.raw / name)
+            records[name] = _write_record(self.raw / name, info)
+        return records
 
 
 def has_units(
     text: str, unit: str, lang: str, normalize: Callable[[str], str] = normalize_text
 ) -> bool:
-    """Whether anything is left of a transcript in its unit (of "1984" in pinyin not).
-
-    Raises:
-        RecipeError: The unit does not exist or does not fit the language.
-    """
+    """Whether anything is left of a transcript in its unit ("1984": not in pinyin)."""
     try:
         return bool(normalize(text) and to_units(text, unit, lang, None, normalize))
     except NoUnitsError:
         return False
 
 
-def read_texts(directory: str | Path, unit: str) -> dict[str, str]:
-    """Return a formatted set's text in a unit.
-
-    Raises:
-        RecipeError: See :func:`read_whole`.
-    """
-    name = PLAIN_TEXT if unit in PLAIN_UNITS else "text"
-    # Sets made by hand may have nothing but `text`.
-    name = name if (Path(directory) / name).is_file() else "text"
-    return read_whole(directory, name, "text")
-
-
-def read_whole(directory: str | Path, name: str, what: str) -> dict[str, str]:
-    """Return a formatted set's table in the order of its ``wav.scp``.
-
-    Raises:
-        RecipeError: A file is missing, or an utterance of ``wav.scp`` has no line in
-            it or an empty one.
-    """
-    path = Path(directory) / name
-    table = read_table(path, _MADE_BY)
-    utts = read_table(path.with_name("wav.scp"), _MADE_BY)
-    for utt in utts:
-        if not table.get(utt):
-            raise RecipeError(
-                f"{path}: {utt}: no {what}; every utterance of wav.scp needs one: drop "
-                "it or make the evaluation sets anew"
-            )
-    return {utt: table[utt] for utt in utts}
-
-
 def durations(directory: Path) -> dict[str, float]:
     """Return the seconds of every utterance of a formatted set."""
-    samples = read_table(directory / "utt2num_samples", _MADE_BY)
+    samples = read_table(directory / "utt2num_samples", MADE_BY)
     return {utt: int(count) / SAMPLE_RATE for utt, count in samples.items()}
 
 
 def write_subset(
-    source: str | Path, target: str | Path, utts: Collection[str], info: SetInfo
+    source: Path, target: Path, utts: Collection[str], info: SetInfo
 ) -> dict[str, Any]:
-    """Write some of a formatted set's utterances as a set that shares its audio.
-
-    Raises:
-        RecipeError: An utterance is not in the set.
-    """
-    source, target = Path(source), Path(target)
-    missing = sorted(set(utts) - read_table(source / "wav.scp").keys())
-    if missing:
-        raise RecipeError(
-            f"{source / 'wav.scp'}: {missing[0]} not found ({len(missing)} of "
-            f"{len(utts)} listed utterances); the list belongs to other data"
-        )
-    with atomic_dir(target) as temporary:
-        for path in (source / name for name in _TABLES):
-            if not path.is_file():
-                continue
-            table = {u: v for u, v in read_table(path).items() if u in utts}
-            if path.name == "utt2spk":
-                write_spk2utt(temporary, table)
-            else:
-                write_table(temporary / path.name, table)
-    return write_record(target, info)
+    """Write some of a formatted set's utterances as a set that shares its audio."""
+    tables = {}
+    for path in (source / name for name in _TABLES):
+        if path.is_file():
+            table = read_table(path)
+            tables[path.name] = {u: v for u, v in table.items() if u in utts}
+    FormattedSet(tables).write(target)
+    return _write_record(target, info)
 
 
-def write_budget(train: Path, budget: str, seed: int) -> dict[str, Any]:
-    """Write ``<train>_<budget>``: as many utterances of a training set as last so long.
-
-    Raises:
-        RecipeError: The set is missing.
-    """
+def write_budget(train: Path, budget: str, seed: int) -> None:
+    """Write ``<train>_<budget>``: utterances of a training set that last so long."""
     record = json.loads((train / RECORD).read_text(encoding="utf-8"))
     values = {f.name: record[f.name] for f in fields(SetInfo)}
     info = SetInfo(**values | {"budget": budget, "seed": seed})
     drawn = seed_of(seed, "budget", info.lang)
     utts = sample_replay(durations(train), BUDGETS[budget] / 60, drawn)
-    return write_subset(train, train.with_name(f"{train.name}_{budget}"), utts, info)
-
-
-def unit_of(lang: str, units: Mapping[str, str]) -> str:
-    """Return the unit of a language.
-
-    Raises:
-        RecipeError: There is none.
-    """
-    if lang not in units:
-        raise RecipeError(
-            f"--units: none for language {lang}; found {', '.join(sorted(units))}"
-        )
-    return units[lang]
+    write_subset(train, train.with_name(f"{train.name}_{budget}"), utts, info)
 
 
 def prepare_asr_data(
@@ -233,7 +172,6 @@ def prepare_asr_data(
     langs: Sequence[str],
     units: Mapping[str, str],
     seed: int = 0,
-    max_minutes: float | None = None,
     min_s: float = 0.1,
     max_s: float = 30.0,
     nj: int = 1,
@@ -248,65 +186,48 @@ def prepare_asr_data(
     test set that lacks some are not exactly comparable with others'.
 
     Args:
-        data_dir: Prepared data.
         dump_dir: Root of the dump; converted audio is shared with pretraining.
-        langs: ISO 639-3 codes.
         units: Language to unit of its text.
-        seed: Draws the training set where ``max_minutes`` limits it.
-        max_minutes: Most training speech per language (ML-SUPERB: 10 or 60).
+        seed: Of what is drawn from these sets; recorded.
         min_s: Shortest utterance in seconds. max_s: longest.
-        nj: Processes.
         max_bad_audio: Per cent of a set's files that may be unusable.
 
     Returns:
         What ``asr.json`` holds: per language the unit and per split the counts.
 
     Raises:
-        RecipeError: A set is missing or without text, no unit for a language, a
-            transcript that has no units, too much unusable audio.
+        RecipeError: A set is missing or without text, a transcript that has no units,
+            too much unusable audio. Nothing is written then.
     """
-    data_dir, raw = Path(data_dir), Path(dump_dir) / "raw"
-    ready: dict[str, tuple[FormattedSet, SetInfo]] = {}
-    report: dict = {"seed": seed, "max_minutes": max_minutes, "languages": {}}
-    skipped = SkippedAudio(raw / "skipped_audio_asr.tsv", max_bad_audio)
+    sets = EvaluationSets(Path(dump_dir) / "raw", nj)
+    report: dict = {"seed": seed, "max_minutes": None, "languages": {}}
+    skipped = SkippedAudio(sets.raw / "skipped_audio_asr.tsv", max_bad_audio)
     for lang in langs:
-        unit = unit_of(lang, units)
+        unit = units[lang]
         report["languages"][lang] = {"unit": unit}
         for split in SPLITS:
-            directory = _source_dir(data_dir, split, lang)
-            keep, no_text = _with_text(directory, lang)
-            if split == "train" and max_minutes is not None:
-                wavs = read_table(directory / "wav.scp")
-                seconds = header_seconds(
-                    {utt: path for utt, path in wavs.items() if utt in keep},
-                    directory / "wav.scp",
-                    skipped=skipped,
-                )
-                drawn = seed_of(seed, "asr", lang)
-                keep = sample_replay(seconds, max_minutes / 60, drawn)
+            source = _source_dir(Path(data_dir), split, lang)
+            keep, no_text = _with_text(source, lang)
             budget = "all" if split == "train" else ""
             info = SetInfo("own", "", lang, split, unit, budget, seed)
-            limits = (min_s, max_s)
-            wanted = keep.__contains__
-            formatted = collect(directory, info, raw, limits, nj, wanted, skipped)
-            ready[f"asr_{lang}_{split}"] = formatted, info
-            bad = skipped.counts[directory.name]
-            counts = {**formatted.report[lang], "no_text": no_text, "bad_audio": bad}
-            report["languages"][lang][split] = counts
-            what = f"{lang} {split} ({unit})"
-            size = f"{counts['utterances']} utterances, {counts['hours']:.3f} h"
-            logging.info(
-                "%s: %s; dropped: %d without text, %d too short, %d too long",
-                what,
-                size,
-                no_text,
-                counts["dropped_short"],
-                counts["dropped_long"],
+            counts = sets.collect(
+                f"asr_{lang}_{split}",
+                source,
+                info,
+                (min_s, max_s),
+                keep.__contains__,
+                skipped,
             )
-    # All languages are checked before anything is written.
-    write_sets(raw, ready)
+            bad = skipped.counts[source.name]
+            counts = {**counts, "no_text": no_text, "bad_audio": bad}
+            report["languages"][lang][split] = counts
+            size = f"{counts['utterances']} utterances, {counts['hours']:.3f} h"
+            dropped = f"{no_text} without text, {counts['dropped_short']} too short"
+            dropped += f", {counts['dropped_long']} too long"
+            logging.info("%s %s: %s; dropped: %s", lang, split, size, dropped)
+    sets.write()
     skipped.write()
-    write_json(raw / "asr.json", report)
+    write_json(sets.raw / "asr.json", report)
     return report
 
 

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from espnet2_lamer.constants import SAMPLE_RATE
-from espnet2_lamer.convert.state import read_state, read_tensors
+from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.feature_store import (
     StorePlan,
@@ -32,19 +32,16 @@ from espnet2_lamer.evaluation.tokens import (
     Vocabulary,
     build_vocabulary,
     check_targets,
-    read_targets,
+    read_all_targets,
     token_type_of,
 )
-from espnet2_lamer.fileio.atomic import atomic_dir, write_json
+from espnet2_lamer.fileio.atomic import atomic_dir, exclusive, write_json
 from espnet2_lamer.fileio.checksum import checked_file
 from espnet2_lamer.fileio.datadir import read_table, write_table
-from espnet2_lamer.fileio.foreign import read_yaml
+from espnet2_lamer.fileio.foreign import check_weights, read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
-from espnet2_lamer.fileio.lock import exclusive
 from espnet2_lamer.train.console import run_espnet
 
-#: Stores of one head, training and development speech together, in 10^9 bytes.
-FEATURE_STORE_GB = 50.0
 # Options that say where a head was trained, not what it is: not in final/config.yaml.
 _LOCAL_OPTIONS = {
     "config": None,
@@ -66,21 +63,18 @@ class HeadOptions:
             sum.
         target: ``text``; ``lang``: the one word ``[eng]`` of ``utt2lang``, as
             ML-SUPERB's LID; ``lang_text``: the tag, then the text.
-        unit: Of the text.
         store_dtype: ``float32`` or ``float16`` of stored features.
-        feature_store_gb: Where the features of a head would take more, the upstream
-            runs in every epoch instead. 0: always.
+        feature_store_gb: Where the features of a head would take more, in 10^9 bytes,
+            the upstream runs in every epoch instead. 0: always.
         nbpe: Size of the vocabulary of unit ``bpe``.
         learning_rate: Instead of the config's, also as peak of its schedule.
-        seed: Of ESPnet's training.
-        ngpu: 0 or 1.
     """
 
     layer: int | str = "all"
     target: str = "text"
     unit: str = "char"
     store_dtype: str = "float32"
-    feature_store_gb: float = FEATURE_STORE_GB
+    feature_store_gb: float = 50.0
     nbpe: int = 200
     learning_rate: float | None = None
     seed: int = 0
@@ -115,27 +109,20 @@ def train_head(
 
     Features are stored (or found), the head is trained on them by ESPnet's ASRTask in
     this process, then config and averaged checkpoint are rewritten to ``frontend:
-    lamer_upstream`` with the upstream's weights inside: ``final/config.yaml`` and
-    ``final/model.pth`` need no other file. A finished head with the same inputs is
-    returned as it is; an interrupted one goes on after its last epoch; one made from
-    other inputs is put aside as ``<output_dir>.old-<hash>``. While another process
-    trains the same head, this one waits.
+    lamer_upstream`` with the upstream's weights inside: ``<output_dir>/final``, which
+    is returned, needs no other file. A finished head with the same inputs is returned
+    as it is; an interrupted one goes on after its last epoch; one made from other
+    inputs is put aside as ``<output_dir>.old-<hash>``. While another process trains
+    the same head, this one waits.
 
     Args:
         upstream: What ``espnet2_lamer.load_model`` accepts, or its result.
         train_dir: Data directory with ``wav.scp`` and ``text`` (or ``utt2lang``), or
             several that are trained on together. dev_dir: likewise; chooses the
             checkpoints.
-        store_root: Where feature stores live, shared by all heads.
-        output_dir: ESPnet experiment directory of this head.
-        config: ESPnet ASR config with head and schedule.
-        options: Layer, target, unit and the like.
         source: What ``upstream`` was loaded from, where it is given as a module: needed
             when features are too large to be stored.
         record: Written to ``run.json`` before training starts.
-
-    Returns:
-        ``output_dir/final``.
 
     Raises:
         RecipeError: Input is missing or contradicts itself, or ESPnet stopped before
@@ -148,22 +135,16 @@ def train_head(
 
         source, upstream = upstream, load_model(upstream)
     fingerprint = upstream_fingerprint(upstream)
-    dirs = {"train": _as_list(train_dir), "dev": _as_list(dev_dir)}
-    texts = {name: _read_all(found, options) for name, found in dirs.items()}
-    plans = {
-        name: [
-            plan_store(
-                upstream,
-                options.layer,
-                directory,
-                store_root,
-                options.store_dtype,
-                fingerprint,
-            )
-            for directory in found
+    texts: dict[str, dict[str, str]] = {}
+    plans: dict[str, list[StorePlan]] = {}
+    for name, found in (("train", train_dir), ("dev", dev_dir)):
+        dirs = [Path(found)] if isinstance(found, str | Path) else [*map(Path, found)]
+        texts[name] = read_all_targets(dirs, options.target, options.unit)
+        choice, form = options.layer, options.store_dtype
+        plans[name] = [
+            plan_store(upstream, choice, directory, store_root, form, fingerprint)
+            for directory in dirs
         ]
-        for name, found in dirs.items()
-    }
     inputs = {
         "upstream": fingerprint,
         "layer": options.layer,
@@ -194,39 +175,21 @@ def train_head(
             options.nbpe,
         )
         stored = _may_store(plans, options.feature_store_gb, source, output_dir)
-        for name, found in dirs.items():
-            tables = _audio(plans[name])
-            if stored:
-                tables = _stored(upstream, found, plans[name], options)
-            _write_data(data / name, texts[name], vocabulary, tables)
+        device = "cuda" if options.ngpu else "cpu"
+        device = device if stored else None
+        for name, targets in texts.items():
+            _write_data(data / name, targets, vocabulary, plans[name], device)
         write_json(inputs_file, inputs)
         if record is not None:
             write_json(output_dir / "run.json", record)
+        command = ["--config", str(config), "--output_dir", str(output_dir)]
+        command += ["--resume", "true", "--ngpu", str(options.ngpu)]
+        command += [*vocabulary.options(data), *_schedule_options(config, options)]
         plan = plans["train"][0]
-        command = _espnet_options(data, output_dir, Path(config), vocabulary, options)
-        command += ["--preencoder_conf", f"input_size={plan.dim}"]
-        command += _input_options(data, plan, None if stored else source, options.layer)
+        command += _input_options(data, plan, None if stored else source)
         _run_espnet(command, output_dir)
         _write_final(output_dir, upstream, options.layer, vocabulary, inputs)
     return final
-
-
-def _as_list(found: str | Path | Sequence[str | Path]) -> list[Path]:
-    return [Path(found)] if isinstance(found, str | Path) else [*map(Path, found)]
-
-
-def _read_all(dirs: Sequence[Path], options: HeadOptions) -> dict[str, str]:
-    targets: dict[str, str] = {}
-    for directory in dirs:
-        found = read_targets(directory, options.target, options.unit)
-        twice = sorted(found.keys() & targets.keys())
-        if twice:
-            raise RecipeError(
-                f"{directory}/wav.scp: {twice[0]} is also in another directory of this "
-                "set; utterance ids must be unique"
-            )
-        targets |= found
-    return targets
 
 
 def _may_store(
@@ -250,10 +213,9 @@ def _may_store(
             "give its path or name, so that training can run it"
         )
     logging.warning(
-        "%s: %.1f GB of features are more than --feature_store_gb %g: the upstream "
-        "runs in every epoch, which gives the same head many times more slowly",
+        "%s: features are more than --feature_store_gb %g: the upstream runs in every "
+        "epoch, which gives the same head many times more slowly",
         output_dir,
-        total,
         limit,
     )
     return False
@@ -263,64 +225,35 @@ def _write_data(
     directory: Path,
     texts: dict[str, str],
     vocabulary: Vocabulary,
-    tables: Sequence[Mapping[str, str]],
+    plans: Sequence[StorePlan],
+    device: str | None,
 ) -> None:
-    """Write what ESPnet reads: texts, speech (the two ``tables``), their shapes."""
+    """Write what ESPnet reads, after storing features on ``device``.
+
+    Without a device the upstream runs in training and ``feats.scp`` names audio, with
+    the shapes of its features, so that both ways have the same batches.
+    """
     lengths = check_targets(texts, vocabulary, str(directory / "text"))
     size = len(vocabulary.tokens)
-    text_shape = {utt: f"{n},{size}" for utt, n in lengths.items()}
-    names = ("text", "text_shape", "feats.scp", "speech_shape")
-    for name, table in zip(names, (texts, text_shape, *tables), strict=True):
+    scp, shape = {}, {}
+    for plan in plans:
+        if device is None:
+            scp |= {utt: path for utt, path, _ in plan.samples}
+        else:
+            scp |= read_table(store_features(plan, device).scp)
+        shape |= plan.shapes
+    tables = {
+        "text": texts,
+        "text_shape": {utt: f"{n},{size}" for utt, n in lengths.items()},
+        "feats.scp": scp,
+        "speech_shape": shape,
+    }
+    for name, table in tables.items():
         write_table(directory / name, table)
 
 
-def _stored(
-    upstream: torch.nn.Module,
-    dirs: Sequence[Path],
-    plans: Sequence[StorePlan],
-    options: HeadOptions,
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Store features; return where they are, and their shapes."""
-    scp: dict[str, str] = {}
-    shape: dict[str, str] = {}
-    for source, plan in zip(dirs, plans, strict=True):
-        store = store_features(
-            upstream,
-            options.layer,
-            source,
-            plan.directory.parent,
-            options.store_dtype,
-            "cuda" if options.ngpu else "cpu",
-            plan,
-        )
-        scp |= read_table(store.scp)
-        shape |= read_table(store.shape)
-    return scp, shape
-
-
-def _audio(plans: Sequence[StorePlan]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return audio for an upstream that runs in training, and shapes.
-
-    Shapes are those of the features, so that both paths have the same batches.
-    """
-    wavs, shape = {}, {}
-    for plan in plans:
-        for utt, path, samples in plan.samples:
-            wavs[utt] = path
-            shape[utt] = f"{-(-samples // plan.hop)},{plan.dim * plan.num_states}"
-    return wavs, shape
-
-
-def _espnet_options(
-    data: Path,
-    output_dir: Path,
-    config: Path,
-    vocabulary: Vocabulary,
-    head: HeadOptions,
-) -> list[str]:
-    options = ["--config", str(config), "--output_dir", str(output_dir)]
-    options += ["--resume", "true", "--seed", str(head.seed), "--ngpu", str(head.ngpu)]
-    options += vocabulary.options(data)
+def _schedule_options(config: str | Path, head: HeadOptions) -> list[str]:
+    options = ["--seed", str(head.seed)]
     if head.learning_rate is not None:
         options += ["--optim_conf", f"lr={head.learning_rate}"]
         if "max_lr" in (read_yaml(config).get("scheduler_conf") or {}):
@@ -328,15 +261,15 @@ def _espnet_options(
     return options
 
 
-def _input_options(
-    data: Path, plan: StorePlan, source: str | Path | None, layer: int | str
-) -> list[str]:
+def _input_options(data: Path, plan: StorePlan, source: str | Path | None) -> list[str]:
     """Say what the head reads: stored features, or audio through the upstream."""
-    kind = "kaldi_ark" if source is None else "sound"
-    options = ["--frontend", "stored_features" if source is None else "lamer_upstream"]
-    conf = {"dim": plan.dim, "num_states": plan.num_states}
+    dim = plan.upstream.dim
+    kind, frontend = "kaldi_ark", "stored_features"
+    conf = {"dim": dim, "num_states": plan.num_states}
     if source is not None:
-        conf = {"upstream": source, "layer": layer}
+        kind, frontend = "sound", "lamer_upstream"
+        conf = {"upstream": source, "layer": plan.layer}
+    options = ["--preencoder_conf", f"input_size={dim}", "--frontend", frontend]
     for key, value in conf.items():
         options += ["--frontend_conf", f"{key}={value}"]
     for espnet_name, name in (("train", "train"), ("valid", "dev")):
@@ -353,7 +286,7 @@ def _run_espnet(cmd: list[str], output_dir: Path) -> None:
 
     start = time.monotonic()
     run_espnet(LamerASRTask, "asr_train", cmd, output_dir / "train.log")
-    checkpoint = read_tensors(output_dir / "checkpoint.pth")
+    checkpoint = check_weights(output_dir / "checkpoint.pth", "cpu")
     stats = checkpoint["reporter"]["stats"]
     epoch = min(stats, key=lambda e: stats[e]["valid"]["loss"])
     loss = float(stats[epoch]["valid"]["loss"])
@@ -372,18 +305,13 @@ def _write_final(
     vocabulary: Vocabulary,
     inputs: dict[str, Any],
 ) -> None:
-    """Rewrite config and averaged checkpoint to ``frontend: lamer_upstream``.
-
-    ``final/{config.yaml,model.pth}``, and ``bpe.model`` for unit ``bpe``, need no
-    other file; ``final/inputs.json`` says what they were made from.
-    """
+    """Rewrite config and averaged checkpoint to ``frontend: lamer_upstream``."""
     averaged = output_dir / "valid.loss.ave.pth"
     if not averaged.is_file():
         raise RecipeError(
             f"{output_dir}: training wrote no {averaged.name}; read "
             f"{output_dir / 'train.log'}"
         )
-    head = read_state(averaged)
     config = read_yaml(output_dir / "config.yaml")
     config |= _LOCAL_OPTIONS
     config["frontend"] = "lamer_upstream"
@@ -398,17 +326,12 @@ def _write_final(
         f"frontend.upstream.{key}": value.detach().cpu().clone()
         for key, value in upstream.state_dict().items()
     }
-    weights |= head
+    weights |= read_state(averaged)
     from espnet2_lamer.tasks.asr import LamerASRTask
 
+    # Before they are written: head and upstream make a whole model.
     model = LamerASRTask.build_model(argparse.Namespace(**copy.deepcopy(config)))
-    result = model.load_state_dict(weights, strict=False)
-    if result.missing_keys or result.unexpected_keys:
-        raise RecipeError(
-            f"{output_dir}: head and upstream do not make a whole model: missing "
-            f"{result.missing_keys[:3]}, unexpected {result.unexpected_keys[:3]}; "
-            "remove the directory and train again"
-        )
+    model.load_state_dict(weights)
     with atomic_dir(output_dir / "final") as directory:
         (directory / "config.yaml").write_text(
             yaml.safe_dump(config, sort_keys=False, allow_unicode=True),

@@ -23,10 +23,9 @@ import torch
 from espnet2_lamer.asr.frontend.states import selected_states, upstream_states
 from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.fileio.atomic import write_json, write_text
-from espnet2_lamer.fileio.datadir import read_table
+from espnet2_lamer.fileio.atomic import exclusive, write_json
+from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.hashing import sha256_value
-from espnet2_lamer.fileio.lock import exclusive
 from espnet2_lamer.units.shards import Shards
 
 _SHARD_SECONDS = 600
@@ -50,23 +49,21 @@ def upstream_fingerprint(upstream: torch.nn.Module) -> str:
 class StorePlan:
     """Where the features of a data set are or would be, and what they take.
 
+    They are of one state of ``upstream``, an index, or of ``"all"`` of them.
+
     Attributes:
+        data_dir: Has ``wav.scp`` with 16 kHz mono files.
         directory: Named by a hash of the upstream's weights, the layer choice, the
             data set (ids, paths and file sizes) and the dtype.
         samples: ``(utt, path, samples)`` of every utterance.
-        frames: Their frames, S3PRL's ``ceil(samples / hop)`` each.
-        dim: Width D of one state. num_states: states S side by side.
-        hop: Samples per frame.
-        dtype: ``float32`` or ``float16``.
     """
 
+    upstream: torch.nn.Module
+    layer: int | str
+    dtype: str
+    data_dir: Path
     directory: Path
     samples: Samples
-    frames: int
-    dim: int
-    num_states: int
-    hop: int
-    dtype: str
 
     @property
     def scp(self) -> Path:
@@ -79,6 +76,22 @@ class StorePlan:
         return self.directory / "speech_shape"
 
     @property
+    def num_states(self) -> int:
+        """States S side by side."""
+        return len(selected_states(self.upstream.num_layers, self.layer))
+
+    @property
+    def frames(self) -> dict[str, int]:
+        """Every utterance's frames, as many as S3PRL's: ``ceil(samples / hop)``."""
+        return {utt: -(-n // self.upstream.hop) for utt, _, n in self.samples}
+
+    @property
+    def shapes(self) -> dict[str, str]:
+        """Every utterance's shape as ESPnet has it: ``T,S*D``."""
+        width = self.upstream.dim * self.num_states
+        return {utt: f"{frames},{width}" for utt, frames in self.frames.items()}
+
+    @property
     def stored(self) -> bool:
         """Whether the store is complete."""
         return (self.directory / "info.json").is_file()
@@ -86,17 +99,17 @@ class StorePlan:
     @property
     def gigabytes(self) -> float:
         """What the features take on disk, in 10^9 bytes."""
-        values = self.frames * self.num_states * self.dim
+        values = sum(self.frames.values()) * self.upstream.dim * self.num_states
         return values * np.dtype(self.dtype).itemsize / 1e9
 
     @property
     def info(self) -> dict[str, int]:
         """What ``info.json`` tells of a complete store."""
         return {
-            "dim": self.dim,
+            "dim": self.upstream.dim,
             "num_states": self.num_states,
             "utterances": len(self.samples),
-            "frames": self.frames,
+            "frames": sum(self.frames.values()),
         }
 
 
@@ -108,15 +121,10 @@ def plan_store(
     dtype: str = "float32",
     fingerprint: str | None = None,
 ) -> StorePlan:
-    """Look at a data set, and say where its features belong and how large they are.
+    """Look at a data set, and say where below ``root`` its features belong.
 
-    Args:
-        upstream: As ``espnet2_lamer.load_model`` returns it.
-        layer: One state index or ``"all"``.
-        data_dir: Has ``wav.scp`` with 16 kHz mono files.
-        root: Parent directory of all stores.
-        dtype: ``"float32"`` or ``"float16"`` (half the size; kaldiio arrays in NPY).
-        fingerprint: The upstream's, where it is known already.
+    The other arguments are those of :class:`StorePlan`; ``float16`` takes half the size
+    (kaldiio arrays in NPY). ``fingerprint`` is the upstream's, where it is known.
 
     Raises:
         RecipeError: A file is missing, unreadable or not 16 kHz mono.
@@ -133,46 +141,27 @@ def plan_store(
             [[utt, path, os.path.getsize(path)] for utt, path, _ in samples],
         ]
     )
-    hop = upstream.hop
-    return StorePlan(
-        directory=Path(root) / key[:16],
-        samples=samples,
-        frames=sum(-(-count // hop) for _, _, count in samples),
-        dim=upstream.dim,
-        num_states=len(selected_states(upstream.num_layers, layer)),
-        hop=hop,
-        dtype=dtype,
-    )
+    directory = Path(root) / key[:16]
+    return StorePlan(upstream, layer, dtype, Path(data_dir), directory, samples)
 
 
-def store_features(
-    upstream: torch.nn.Module,
-    layer: int | str,
-    data_dir: str | Path,
-    root: str | Path,
-    dtype: str = "float32",
-    device: str = "cpu",
-    plan: StorePlan | None = None,
-) -> StorePlan:
-    """Return the complete store of a data set's features, computing what is missing.
+def store_features(plan: StorePlan, device: str = "cpu") -> StorePlan:
+    """Complete the store of a data set's features, computing what is missing.
 
     Every run that needs the same features shares them. Shards are written as they come
     and an interrupted call goes on after the last one; the store's directory appears
     when all are there. A second process that needs the same store waits for the first.
-
-    Arguments are those of :func:`plan_store`, ``plan`` what it returned for them, and
-    ``device`` where the upstream, in eval mode, runs.
+    The upstream, in eval mode, runs on ``device``.
 
     Raises:
-        RecipeError: As :func:`plan_store`, or an utterance is too short, a value does
-            not fit into float16, or the store that is there has another width.
+        RecipeError: An utterance is too short, a value does not fit into float16, or
+            the store that is there has another width.
     """
-    plan = plan or plan_store(upstream, layer, data_dir, root, dtype)
     with exclusive(plan.directory):
         if plan.stored:
-            logging.info("%s: features are in %s", data_dir, plan.directory)
+            logging.info("%s: features are in %s", plan.data_dir, plan.directory)
         else:
-            _store(plan, upstream, layer, data_dir, device)
+            _store(plan, device)
     path = plan.directory / "info.json"
     info = json.loads(path.read_text(encoding="utf-8"))
     for key, expected in plan.info.items():
@@ -185,48 +174,33 @@ def store_features(
     return plan
 
 
-def _store(
-    plan: StorePlan,
-    upstream: torch.nn.Module,
-    layer: int | str,
-    data_dir: str | Path,
-    device: str,
-) -> None:
-    directory, width = plan.directory, plan.dim * plan.num_states
-    logging.info(
-        "%s: storing %d utterances, %d frames x %d values, %s: %.1f MB in %s",
-        data_dir,
-        len(plan.samples),
-        plan.frames,
-        width,
-        plan.dtype,
-        plan.gigabytes * 1e3,
-        directory,
-    )
+def _store(plan: StorePlan, device: str) -> None:
+    directory = plan.directory
+    frames, width = plan.info["frames"], plan.upstream.dim * plan.num_states
+    size = f"{frames} frames x {width} values, {plan.dtype}: {plan.gigabytes * 1e3:.1f}"
+    logging.info("%s: storing %s MB in %s", plan.data_dir, size, directory)
     unfinished = directory.with_name(directory.name + ".unfinished")
     for old in unfinished.glob("feats.*.*"):  # shards of an earlier version
         old.unlink()
     shards = Shards(unfinished, directory.name, ".ark")
     shards.check_space(
         plan.gigabytes * 1e9,
-        f"features of {data_dir}",
+        f"features of {plan.data_dir}",
         "lower --feature_store_gb, use --store_dtype float16, or name another folder "
         "with --dumpdir",
     )
-    work = partial(_write_shard, upstream.to(device).eval(), layer, plan.dtype, device)
-    name = f"features {Path(data_dir).name}"
+    plan.upstream.to(device).eval()
     # In this process: workers would need the upstream's weights.
     parts = [*_groups(plan.samples, _spoken, _SHARD_SECONDS * SAMPLE_RATE)]
+    work, name = partial(_write_shard, plan, device), f"features {plan.data_dir.name}"
     markers = shards.make(parts, work, 1, name)
-    entries = {
-        utt: (f"{directory / marker['file']}:{offset}", f"{length},{width}")
+    scp = {
+        utt: f"{directory / marker['file']}:{offset}"
         for marker in markers
-        for utt, offset, length in marker["utts"]
+        for utt, offset, _ in marker["utts"]
     }
-    order = sorted(entries, key=str.encode)
-    for file, column in ((plan.scp.name, 0), (plan.shape.name, 1)):
-        lines = (f"{utt} {entries[utt][column]}\n" for utt in order)
-        write_text(unfinished / file, "".join(lines))
+    write_table(unfinished / plan.scp.name, scp)
+    write_table(unfinished / plan.shape.name, plan.shapes)
     write_json(unfinished / "info.json", plan.info)
     shards.clean(keep={marker["file"] for marker in markers})
     if directory.exists():  # without info.json: not a store
@@ -296,13 +270,11 @@ def read_batches(
         yield [utt for utt, _, _ in group], wavs, lengths
 
 
-def _compute(
-    upstream: torch.nn.Module, layer: int | str, samples: Samples, device: str
-) -> dict[str, np.ndarray]:
+def _compute(plan: StorePlan, samples: Samples, device: str) -> dict[str, np.ndarray]:
     features = {}
     for utts, wavs, lengths in read_batches(samples):
         states, frames = upstream_states(
-            upstream, wavs.to(device), lengths.to(device), layer
+            plan.upstream, wavs.to(device), lengths.to(device), plan.layer
         )
         for utt, state, count in zip(utts, states.cpu(), frames.tolist(), strict=True):
             features[utt] = state[:count].numpy()
@@ -310,32 +282,24 @@ def _compute(
 
 
 def _write_shard(
-    upstream: torch.nn.Module,
-    layer: int | str,
-    dtype: str,
-    device: str,
-    samples: Samples,
-    path: Path,
+    plan: StorePlan, device: str, samples: Samples, path: Path
 ) -> dict[str, Any]:
     started = time.perf_counter()
-    features = _compute(upstream, layer, samples, device)
+    features = _compute(plan, samples, device)
     seconds = time.perf_counter() - started
     utts = []
     with open(path, "wb") as ark:
         for utt in sorted(features, key=str.encode):
             with np.errstate(over="ignore"):
-                array = features[utt].astype(dtype)
+                array = features[utt].astype(plan.dtype)
             if not np.isfinite(array).all():
                 raise RecipeError(
-                    f"{utt}: a feature does not fit into {dtype} or is not finite; "
-                    "store float32, and check the audio and the upstream"
+                    f"{utt}: a feature does not fit into {plan.dtype} or is not "
+                    "finite; store float32, and check the audio and the upstream"
                 )
             utts.append([utt, ark.tell() + len(utt.encode()) + 1, len(array)])
             # Kaldi's own matrices know no float16: NPY entries keep the dtype.
-            kaldiio.save_ark(
-                ark,
-                {utt: array},
-                write_function="numpy" if dtype == "float16" else None,
-            )
+            form = "numpy" if plan.dtype == "float16" else None
+            kaldiio.save_ark(ark, {utt: array}, write_function=form)
     audio = _spoken(samples) / SAMPLE_RATE
     return {"utts": utts, "audio": audio, "forward": seconds}

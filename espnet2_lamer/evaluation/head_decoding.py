@@ -2,7 +2,6 @@
 
 import logging
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,13 @@ from tqdm import tqdm
 
 from espnet2_lamer.compat import quiet_nltk
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.feature_store import count_samples, read_batches
+from espnet2_lamer.evaluation.feature_store import (
+    Samples,
+    count_samples,
+    read_batches,
+)
 from espnet2_lamer.evaluation.runs import TARGETS, Run, made_from
-from espnet2_lamer.evaluation.tokens import BPE_MODEL, read_targets
+from espnet2_lamer.evaluation.tokens import BPE_MODEL, read_all_targets
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.foreign import check_weights, read_yaml
@@ -46,16 +49,12 @@ def decode(
 
     Args:
         final_dir: ``config.yaml`` and ``model.pth`` of :func:`train_head`.
-        wav_scp: ``utt path`` of 16 kHz mono files.
         outputs: Directories that get ``1best_recog/{text,token,token_int}``, and
             whether it holds the most probable language tag instead of a free
             hypothesis, see :func:`most_probable_tag`. The model runs once for all.
-        config: ESPnet decoding config (``beam_size``, ``ctc_weight``, ...).
-        device: Where the model runs.
 
     Returns:
-        The text files, in the order of ``outputs``. They are left as they are when
-        they were made from the same model, audio list and config.
+        The text files, left as they are when model, audio list and config are the same.
     """
     final_dir = Path(final_dir)
     for path in (final_dir / "config.yaml", final_dir / "model.pth"):
@@ -70,26 +69,24 @@ def decode(
         "samples": sum(count for _, _, count in samples),
         "decode": options,
     }
-    inputs = {
-        output / "1best_recog": {**common, "closed_set": closed_set}
-        for output, closed_set in outputs.items()
-    }
-    missing = []
-    for result, made in inputs.items():
-        if made_from(result / "inputs.json", made):
+    missing = {}
+    for output, closed_set in outputs.items():
+        result = output / "1best_recog"
+        inputs = {**common, "closed_set": closed_set}
+        if made_from(result / "inputs.json", inputs):
             logging.info("%s: already decoded", result)
         else:
-            missing.append(result)
+            missing[result] = inputs
     if missing:
-        closed_sets = [inputs[result]["closed_set"] for result in missing]
+        closed_sets = [inputs["closed_set"] for inputs in missing.values()]
         found = decode_decisions(final_dir, samples, options, device, closed_sets)
-        for result, hypotheses in zip(missing, found, strict=True):
+        for (result, inputs), hypotheses in zip(missing.items(), found, strict=True):
             with atomic_dir(result) as directory:
                 for column, name in enumerate(("text", "token", "token_int")):
                     table = {utt: hyp[column] for utt, hyp in hypotheses.items()}
                     write_table(directory / name, table)
-                write_json(directory / "inputs.json", inputs[result])
-    return [result / "text" for result in inputs]
+                write_json(directory / "inputs.json", inputs)
+    return [output / "1best_recog" / "text" for output in outputs]
 
 
 def decode_run(
@@ -110,7 +107,7 @@ def decode_run(
         (as the official script) and ``most_probable_tag``.
 
     Raises:
-        RecipeError: A set or the head is missing, or an utterance without text.
+        RecipeError: A set, a text or the head is missing, or ids are not unique.
     """
     experiment = run.directory(expdir)
     decisions = {"free": False}
@@ -119,10 +116,10 @@ def decode_run(
     found: dict[str, dict[str, Path]] = {}
     for label, sets in run.tests.items():
         here = experiment / f"decode_{label}"
-        reference = write_reference(run, [Path(raw_dir) / s for s in sets], here)
+        _write_reference(run, [Path(raw_dir) / s for s in sets], here / "ref")
         texts = decode(
             experiment / "final",
-            reference / "wav.scp",
+            here / "ref" / "wav.scp",
             {here / decision: closed for decision, closed in decisions.items()},
             config,
             device,
@@ -131,37 +128,21 @@ def decode_run(
     return found
 
 
-def write_reference(run: Run, directories: Sequence[Path], here: Path) -> Path:
-    """Write ``<here>/ref`` for test sets; see :func:`decode_run`.
-
-    Raises:
-        RecipeError: A set is missing, an utterance without text, or one in two sets.
-    """
-    names = ("wav.scp", "text", "utt2lang", "utt2set")
-    tables: dict[str, dict[str, str]] = {name: {} for name in names}
+def _write_reference(run: Run, directories: Sequence[Path], reference: Path) -> None:
+    texts = read_all_targets(directories, TARGETS[run.track], run.unit)
+    tables = {"wav.scp": {}, "text": texts, "utt2lang": {}, "utt2set": {}}
     for directory in directories:
-        audio = read_table(directory / "wav.scp", "the formatting of evaluation sets")
-        twice = sorted(audio.keys() & tables["wav.scp"].keys())
-        if twice:
-            raise RecipeError(
-                f"{directory / 'wav.scp'}: {twice[0]} is also in another test set of "
-                f"{run.name}; utterance ids must be unique"
-            )
+        audio = read_table(directory / "wav.scp")
         tables["wav.scp"] |= audio
-        tables["text"] |= read_targets(directory, TARGETS[run.track], run.unit)
         tables["utt2lang"] |= read_table(directory / "utt2lang")
         tables["utt2set"] |= dict.fromkeys(audio, directory.name)
-    with atomic_dir(here / "ref") as temporary:
+    with atomic_dir(reference) as temporary:
         for name, table in tables.items():
             write_table(temporary / name, table)
-    return here / "ref"
 
 
 def decode_utterances(
-    final_dir: Path,
-    samples: list[tuple[str, str, int]],
-    options: dict[str, Any],
-    device: str = "cpu",
+    final_dir: Path, samples: Samples, options: dict[str, Any], device: str = "cpu"
 ) -> dict[str, Hypothesis]:
     """Return text, tokens and token ids (space-separated) per utterance."""
     return decode_decisions(final_dir, samples, options, device, [False])[0]
@@ -169,7 +150,7 @@ def decode_utterances(
 
 def decode_decisions(
     final_dir: Path,
-    samples: list[tuple[str, str, int]],
+    samples: Samples,
     options: dict[str, Any],
     device: str,
     closed_sets: Sequence[bool],
@@ -186,7 +167,7 @@ def decode_decisions(
         unit="sample",
         unit_scale=True,
         desc="decoding",
-        disable=not sys.stderr.isatty(),
+        disable=None,
     )
     with torch.no_grad(), progress:
         for utts, wavs, lengths in read_batches(samples):
@@ -199,14 +180,19 @@ def decode_decisions(
                     log_probs = model.ctc.log_softmax(encoded)[0].cpu()
                 for hypotheses, closed_set in zip(found, closed_sets, strict=True):
                     if closed_set:
-                        best = most_probable_tag(log_probs, tags, model.blank_id)
-                        token = model.token_list[best]
-                        hypotheses[utt] = token, token, str(best)
+                        ids = [most_probable_tag(log_probs, tags, model.blank_id)]
+                        tokens = [model.token_list[ids[0]]]
+                        text = tokens[0]
                     elif greedy:
-                        hypotheses[utt] = _search(speech2text, log_probs)
+                        ids = greedy_prefix_search(
+                            log_probs.numpy(), model.blank_id, model.eos
+                        )
+                        tokens = speech2text.converter.ids2tokens(ids)
+                        text = speech2text.tokenizer.tokens2text(tokens)
                     else:
                         text, tokens, ids, _ = speech2text(feat)[0]
-                        hypotheses[utt] = _as_columns(text, tokens, ids)
+                    columns = text or "", " ".join(tokens), " ".join(map(str, ids))
+                    hypotheses[utt] = columns
             progress.update(int(lengths.sum()))
     return found
 
@@ -233,19 +219,6 @@ def load_speech2text(
     )
 
 
-def _search(speech2text: Any, log_probs: torch.Tensor) -> Hypothesis:
-    model = speech2text.asr_model
-    ids = greedy_prefix_search(log_probs.numpy(), model.blank_id, model.eos)
-    tokens = speech2text.converter.ids2tokens(ids)
-    return _as_columns(speech2text.tokenizer.tokens2text(tokens), tokens, ids)
-
-
-def _as_columns(
-    text: str | None, tokens: Sequence[str], ids: Sequence[int]
-) -> Hypothesis:
-    return text or "", " ".join(tokens), " ".join(map(str, ids))
-
-
 def greedy_prefix_search(
     log_probs: np.ndarray, blank: int = 0, eos: int = -1
 ) -> list[int]:
@@ -259,13 +232,9 @@ def greedy_prefix_search(
     decoding: it sums over alignments. One difference: ESPnet prints a stray
     ``<sos/eos>`` when a search ends at the very last frame; this one does not.
 
-    Args:
-        log_probs: ``[T, V]`` log posteriors of one utterance.
-        blank: Its id.
-        eos: Id of ``<sos/eos>``, whose score is that of ending here.
-
-    Returns:
-        Token ids without blank and eos.
+    ``log_probs`` are ``[T, V]`` log posteriors of one utterance, ``eos`` is the id of
+    ``<sos/eos>``, whose score is that of ending here. Returns token ids without blank
+    and eos.
     """
     log_probs = log_probs.astype(np.float64)
     frames, vocabulary = log_probs.shape
@@ -295,9 +264,12 @@ def greedy_prefix_search(
         if best == eos:
             break
         phi = ends_blank if prefix and best == prefix[-1] else total
-        ends_token, ends_blank = _extend(
-            phi, log_probs[:, best], blanks, start, first=not prefix
-        )
+        token = log_probs[:, best]
+        ends_token, ends_blank = np.full((2, frames), _LOG_ZERO)
+        if not prefix:
+            ends_token[0] = token[0]
+        _extend(ends_token, phi, token, start)
+        _extend(ends_blank, ends_token, blanks, start)
         prefix.append(best)
     return prefix
 
@@ -310,25 +282,15 @@ def _logsumexp(values: np.ndarray) -> np.ndarray:
 
 
 def _extend(
-    phi: np.ndarray, token: np.ndarray, blanks: np.ndarray, start: int, first: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Forward variables ``[T]`` of the prefix extended by one token."""
-    from math import exp, log1p
+    ends: np.ndarray, entering: np.ndarray, steps: np.ndarray, start: int
+) -> None:
+    """Continue log probabilities ``ends [T]`` from frame ``start``, in place.
 
-    def log_add(a: float, b: float) -> float:
-        low, high = (a, b) if a < b else (b, a)
-        return high + log1p(exp(low - high))
-
-    ends_token = [_LOG_ZERO] * len(phi)
-    ends_blank = [_LOG_ZERO] * len(phi)
-    if first:
-        ends_token[0] = float(token[0])
-    phi_list, token_list, blank_list = phi.tolist(), token.tolist(), blanks.tolist()
-    for t in range(start, len(phi)):
-        before_token, before_blank = ends_token[t - 1], ends_blank[t - 1]
-        ends_token[t] = log_add(before_token, phi_list[t - 1]) + token_list[t]
-        ends_blank[t] = log_add(before_token, before_blank) + blank_list[t]
-    return np.array(ends_token), np.array(ends_blank)
+    One ends at t that ended or was ``entering`` at t - 1, times the step's probability.
+    """
+    path = np.append(0.0, np.cumsum(steps[start:]))
+    entered = np.logaddexp.accumulate((entering[start - 1 :] - path)[:-1])
+    ends[start:] = path[1:] + np.logaddexp(ends[start - 1], entered)
 
 
 def language_tags(tokens: Sequence[str]) -> list[int]:
@@ -343,12 +305,9 @@ def most_probable_tag(
 
     The official script takes the first tag of a free hypothesis, and a hypothesis
     without one is wrong. A head with little training knows the language long before
-    its tag wins against blank; this decision shows what it knows.
-
-    Args:
-        log_probs: ``[T, V]`` log posteriors of one utterance.
-        tags: Token ids to choose from; their one-token sequences are compared.
-        blank: Id of CTC's blank.
+    its tag wins against blank; this decision shows what it knows. ``log_probs`` are
+    ``[T, V]`` log posteriors of one utterance, ``tags`` the token ids to choose from,
+    as sequences of one token.
     """
     count = len(tags)
     losses = torch.nn.functional.ctc_loss(

@@ -1,9 +1,7 @@
 """ML-SUPERB's own data, ``<data set>/<language>/{wav,transcript_*.txt}``, and choices.
 
 A transcript has lines ``utterance-id <ignored> text``. Development and test sets are
-the ten-minute lists, whatever the amount of training speech. Data sets, monolingual
-tasks and reserved languages are those of espnet
-egs2/ml_superb/asr1/local/{data_prep,single_lang_data_prep}.py.
+the ten-minute lists, whatever the amount of training speech.
 """
 
 import logging
@@ -15,17 +13,16 @@ from pathlib import Path
 
 import soundfile
 
-from espnet2_lamer.data.formatting import FormattedSet
 from espnet2_lamer.data.sets import Utterance, write_set
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.benchmark_sets import (
+    EvaluationSets,
     SetInfo,
-    collect,
     has_units,
-    write_sets,
 )
 from espnet2_lamer.evaluation.text_units import default_unit, official_text
 from espnet2_lamer.fileio.atomic import write_json
+from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.text import read_text
 
 #: ESPnet's asr.sh drops longer and shorter utterances, but never from test sets.
@@ -33,62 +30,14 @@ LONGEST_TRAIN, SHORTEST_TRAIN = 20.0, 0.1
 # What an upstream needs.
 _SHORTEST_TEST = 0.025
 _UTTERANCE = re.compile(r"[\w.-]+")
+# The benchmark's own lists, and what was published on it.
+TABLES = read_yaml(Path(__file__).with_suffix(".yaml"))
 #: Folders of the data.
-DATASETS = tuple(
-    "ALFFA LAD M-AILABS NST commonvoice fleurs googlei18n_asr googlei18n_tts mls nchlt "
-    "swc voxforge mexico-el voxpopuli".split()
-)
+DATASETS: tuple[str, ...] = tuple(TABLES["data_sets"])
 #: The thirteen monolingual tasks: name to language and data set of its training speech.
-MONOLINGUAL = {
-    "eng1": ("eng", "mls"),
-    "eng2": ("eng", "nchlt"),
-    "eng3": ("eng", "voxpopuli"),
-    "fra1": ("fra", "voxforge"),
-    "fra2": ("fra", "voxpopuli"),
-    "deu1": ("deu", "swc"),
-    "deu2": ("deu", "voxpopuli"),
-    "rus": ("rus", "M-AILABS"),
-    "swa": ("swa", "ALFFA"),
-    "swe": ("swe", "NST"),
-    "jpn": ("jpn", "commonvoice"),
-    "cmn": ("cmn", "fleurs"),
-    "xty": ("xty", "mexico-el"),
-}
-# Per reserved language the training utterances of the multilingual tracks, as the
-# prefix and the number of utterance ids: cv_lit_000026 is "cv 26".
-_FEW_SHOT = """
-bos fleurs 67 fleurs 78 fleurs 80 fleurs 88 fleurs 90
-ceb fleurs 54 fleurs 64 fleurs 69 fleurs 71 fleurs 80
-dan NST 7 NST 72 cv 158 fleurs 58 fleurs 71
-epo cv 6 cv 39 cv 63 cv 66 cv 76
-frr cv 23 cv 86 cv 95 cv 102 cv 104
-ful fleurs 55 fleurs 59 fleurs 67 fleurs 76 fleurs 81
-kaz cv 80 cv 97 cv 111 fleurs 36 fleurs 66
-kea fleurs 52 fleurs 70 fleurs 78 fleurs 83 fleurs 85
-lit cv 26 cv 105 fleurs 97 mls 40 voxpopuli 1707
-luo fleurs 56 fleurs 62 fleurs 67 fleurs 73 fleurs 77
-srp cv 78 cv 145 fleurs 68 fleurs 93 fleurs 105
-sun googlei18n-asr 1 googlei18n-asr 7 googlei18n-asr 41 googlei18n-asr 99 \
-googlei18n-asr 106
-tok cv 4 cv 11 cv 30 cv 84 cv 101
-tos mexico-el 6 mexico-el 122 mexico-el 152 mexico-el 496 mexico-el 563
-tsn googlei18n-tts 26 googlei18n-tts 44 googlei18n-tts 108 nchlt 1 nchlt 32
-tso nchlt 35 nchlt 40 nchlt 89 nchlt 104 nchlt 125
-tur cv 95 cv 101 fleurs 60 fleurs 69 fleurs 95
-umb fleurs 28 fleurs 29 fleurs 33 fleurs 40 fleurs 47
-vie cv 105 cv 128 fleurs 67 fleurs 68 fleurs 77
-zul fleurs 49 fleurs 57 nchlt 27 nchlt 90 nchlt 104
-"""
-
-
+MONOLINGUAL = {name: tuple(task) for name, task in TABLES["monolingual"].items()}
 #: The twenty reserved languages and their five training utterances each.
-FEW_SHOT: dict[str, frozenset[str]] = {
-    lang: frozenset(
-        f"{name}_{lang}_{int(number):06d}"
-        for name, number in zip(rest[::2], rest[1::2], strict=True)
-    )
-    for lang, *rest in map(str.split, _FEW_SHOT.strip().splitlines())
-}
+FEW_SHOT = {lang: frozenset(utts) for lang, utts in TABLES["few_shot"].items()}
 
 
 def few_shot_group(lang: str) -> str:
@@ -97,19 +46,18 @@ def few_shot_group(lang: str) -> str:
 
 
 def few_shot_utterances(dataset: str, lang: str) -> frozenset[str]:
-    """Return the training utterances of a reserved language that a data set has."""
+    """Return a data set's training utterances of a language, if that is reserved."""
     prefix = "cv" if dataset == "commonvoice" else dataset.replace("18n_", "18n-")
-    return frozenset(u for u in FEW_SHOT[lang] if u.startswith(f"{prefix}_{lang}_"))
+    utts = FEW_SHOT.get(lang, ())
+    return frozenset(u for u in utts if u.startswith(f"{prefix}_{lang}_"))
 
 
 def scan_tree(
     root: str | Path, langs: Sequence[str] = ("all",)
 ) -> dict[tuple[str, str], Path]:
-    """Find the (data set, language) pairs of a tree.
+    """Return the folder of each (data set, language) pair with one of ``langs``.
 
-    Returns:
-        Folder of each pair with one of ``langs`` (or ``all``), in the order of the
-        official data sets.
+    The order is that of the official data sets; ``all`` means all languages.
 
     Raises:
         RecipeError: No tree of this layout, or a language that is not in it.
@@ -135,9 +83,7 @@ def scan_tree(
     pairs = {
         (dataset, folder.name): folder
         for dataset in DATASETS
-        if (root / dataset).is_dir()
-        for folder in sorted((root / dataset).iterdir())
-        if folder.is_dir()
+        for folder in sorted((root / dataset).glob("*/"))
     }
     known = {lang for _, lang in pairs}
     missing = [lang for lang in langs if lang != "all" and lang not in known]
@@ -207,13 +153,10 @@ def prepare_mlsuperb(
     ``*_few`` with its five training utterances.
 
     Args:
-        root: The tree.
         data_dir: Gets the sets before their audio is converted, in ``mlsuperb/``.
-        dump_dir: Root of the dump.
         langs: ISO 639-3 codes, or ``all``.
         units: Language to unit; others get their default.
         budgets: ``10min`` and ``1h``.
-        nj: Processes.
 
     Returns:
         What ``mlsuperb.json`` holds: the counts of every set.
@@ -221,8 +164,7 @@ def prepare_mlsuperb(
     Raises:
         RecipeError: The tree is not as it should be; nothing is written to the dump.
     """
-    raw = Path(dump_dir) / "raw"
-    ready: dict[str, tuple[FormattedSet, SetInfo]] = {}
+    sets = EvaluationSets(Path(dump_dir) / "raw", nj)
     report: dict = {"root": str(root), "sets": {}}
     for (dataset, lang), folder in scan_tree(root, langs).items():
         unit = units.get(lang, default_unit(lang))
@@ -233,36 +175,28 @@ def prepare_mlsuperb(
             utterances = list(read_transcript(folder / f"{name}.txt", lang, dataset))
             here = replace(info, split=split, budget=budget, few_shot=lang in FEW_SHOT)
             wanted = {split: utterances}
-            if split == "train" and lang in FEW_SHOT:
-                wanted |= _few(utterances, dataset, lang, folder / f"{name}.txt")
+            few = few_shot_utterances(dataset, lang) if split == "train" else ()
+            if few:
+                wanted["train_few"] = [u for u in utterances if u.utt_id in few]
+                if not wanted["train_few"]:
+                    raise RecipeError(
+                        f"{folder / name}.txt: found none of {', '.join(sorted(few))}, "
+                        "on which ML-SUPERB trains the reserved language "
+                        f"{lang}; complete the download"
+                    )
             for part, chosen in wanted.items():
                 key = set_name(dataset, lang, part, budget)
                 source = Path(data_dir) / "mlsuperb" / key
-                formatted, counts = _collect(source, chosen, here, raw, nj)
-                ready[key] = formatted, here
-                report["sets"][key] = counts
-    write_sets(raw, ready)
-    write_json(raw / "mlsuperb.json", report)
-    logging.info("ML-SUPERB: %d sets from %s", len(ready), root)
+                report["sets"][key] = _collect(sets, source, chosen, here)
+    records = sets.write()
+    write_json(sets.raw / "mlsuperb.json", report)
+    logging.info("ML-SUPERB: %d sets from %s", len(records), root)
     return report
 
 
-def _few(
-    utterances: list[Utterance], dataset: str, lang: str, path: Path
-) -> dict[str, list[Utterance]]:
-    wanted = few_shot_utterances(dataset, lang)
-    few = [u for u in utterances if u.utt_id in wanted]
-    if wanted and not few:
-        raise RecipeError(
-            f"{path}: found none of {', '.join(sorted(wanted))}, on which ML-SUPERB "
-            f"trains the reserved language {lang}; complete the download"
-        )
-    return {"train_few": few} if few else {}
-
-
 def _collect(
-    source: Path, utterances: list[Utterance], info: SetInfo, raw: Path, nj: int
-) -> tuple[FormattedSet, dict]:
+    sets: EvaluationSets, source: Path, utterances: list[Utterance], info: SetInfo
+) -> dict:
     unit, lang = info.unit, info.lang
     plain = partial(official_text, brackets=True)
     usable, empty, silent = [], 0, 0
@@ -283,8 +217,7 @@ def _collect(
     limits = (SHORTEST_TRAIN, LONGEST_TRAIN)
     if info.split == "test":
         limits = (_SHORTEST_TEST, float("inf"))
-    formatted = collect(
-        source, info, raw, limits, nj, normalize=official_text, plain=plain
+    counts = sets.collect(
+        source.name, source, info, limits, normalize=official_text, plain=plain
     )
-    counts = {**formatted.report[lang], "no_samples": empty, "no_text": silent}
-    return formatted, counts
+    return {**counts, "no_samples": empty, "no_text": silent}

@@ -14,18 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from espnet2_lamer.data.audio import SkippedAudio, header_seconds
-from espnet2_lamer.data.corpora import CORPORA, EVAL_DIR
-from espnet2_lamer.data.formatting import FormattedSet
+from espnet2_lamer.data.corpora import EVAL_DIR
 from espnet2_lamer.data.sampling import sample_replay, seed_of
 from espnet2_lamer.data.sets import SPLITS
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.benchmark_sets import (
+    EvaluationSets,
     SetInfo,
-    collect,
     durations,
     has_units,
-    unit_of,
-    write_sets,
     write_subset,
 )
 from espnet2_lamer.evaluation.runs import BUDGETS
@@ -57,7 +54,6 @@ def prepare_paper_sets(
     seed: int = 0,
     nj: int = 1,
     lists_dir: str | Path | None = None,
-    corpora: Sequence[str] = PAPER_CORPORA,
     max_bad_audio: float = 1.0,
 ) -> dict:
     """Write ``<dump_dir>/raw/paper_<corpus>_<lang>_*`` and their utterance lists.
@@ -69,14 +65,8 @@ def prepare_paper_sets(
     Args:
         data_dir: Prepared data with ``eval/<corpus>/<split>_<lang>``.
         dump_dir: Root of the dump; converted audio is shared with pretraining.
-        langs: ISO 639-3 codes.
-        units: Language to unit.
-        budgets: Of ``10min`` and ``1h``.
-        seed: Draws the utterances.
-        nj: Processes.
         lists_dir: Folder of lists to use instead of drawing; sets without a list there
             are drawn.
-        corpora: Which corpora.
         max_bad_audio: Per cent of a set's drawn files that may be unusable, or one if
             that is more; 0: none. They are left out and listed in
             ``<dump_dir>/raw/skipped_audio_<set>.tsv``.
@@ -89,18 +79,18 @@ def prepare_paper_sets(
             utterance that is not there, a held-out utterance is in the pretraining
             data, or too much audio is unusable. Nothing is written then.
     """
-    data_dir, raw = Path(data_dir), Path(dump_dir) / "raw"
-    budgets = sorted(set(budgets), key=lambda b: -_minutes(b))
-    ready: dict[str, tuple[FormattedSet, SetInfo]] = {}
+    data_dir, sets = Path(data_dir), EvaluationSets(Path(dump_dir) / "raw", nj)
+    raw = sets.raw
+    budgets = sorted(set(budgets), key=lambda b: -BUDGETS[b])
+    trained: list[SetInfo] = []
     bad: list[SkippedAudio] = []
-    for corpus in corpora:
+    for corpus in PAPER_CORPORA:
         for lang in langs:
-            unit = unit_of(lang, units)
             for split in SPLITS:
                 source = _source(data_dir, corpus, lang, split)
                 budget = budgets[0] if split == "train" else ""
                 name = set_name(corpus, lang, split, budget)
-                info = SetInfo("paper", corpus, lang, split, unit, budget, seed)
+                info = SetInfo("paper", corpus, lang, split, units[lang], budget, seed)
                 utts = _choose(source, info, name, lists_dir)
                 if split != "train":
                     _refuse_overlap(source, utts, data_dir / f"train_{lang}")
@@ -110,39 +100,25 @@ def prepare_paper_sets(
                 one = 100.001 / len(utts) if max_bad_audio else 0.0
                 skipped = SkippedAudio(report_file, max(max_bad_audio, one))
                 limits, wanted = (_SHORTEST, _LONGEST), utts.__contains__
-                formatted = collect(source, info, raw, limits, nj, wanted, skipped)
+                sets.collect(name, source, info, limits, wanted, skipped)
                 bad += [skipped] if skipped.counts else []
-                ready[name] = formatted, info
+                trained += [info] if split == "train" else []
     for skipped in bad:
         skipped.write()
-    records = write_sets(raw, ready)
-    for _, info in ready.values():
-        if info.split == "train":
-            records |= _parts(raw, info, budgets, len(corpora) * len(langs))
+    records = sets.write()
+    for info in trained:
+        records |= _parts(raw, info, budgets, len(trained))
     for name, record in records.items():
         utts = sorted(read_table(raw / name / "wav.scp"), key=str.encode)
         write_text(raw / LISTS / f"{name}.txt", "".join(f"{utt}\n" for utt in utts))
         size = f"{record['utterances']} utterances, {record['seconds'] / 60:.1f} min"
         logging.info("%s (%s): %s", name, record["unit"], size)
-    report = {"seed": seed, "corpora": list(corpora), "sets": records}
+    report = {"seed": seed, "corpora": list(PAPER_CORPORA), "sets": records}
     write_json(raw / "paper.json", report)
     return report
 
 
-def _minutes(budget: str) -> float:
-    minutes = BUDGETS.get(budget)
-    if minutes is None:
-        raise RecipeError(
-            f"--budgets: found {budget!r}, expected 10min or 1h with --benchmark paper"
-        )
-    return minutes
-
-
 def _source(data_dir: Path, corpus: str, lang: str, split: str) -> Path:
-    if corpus not in CORPORA:
-        raise RecipeError(
-            f"unknown corpus {corpus!r}; expected some of {', '.join(PAPER_CORPORA)}"
-        )
     directory = data_dir / EVAL_DIR / corpus / f"{split}_{lang}"
     for name in ("wav.scp", "text"):
         if not (directory / name).is_file():
@@ -183,7 +159,7 @@ def _choose(
                 f"({len(unusable)} of {len(utts)}); the list belongs to other data"
             )
         return utts
-    minutes = _minutes(info.budget) if info.budget else _HELD_OUT_MINUTES
+    minutes = BUDGETS[info.budget] if info.budget else _HELD_OUT_MINUTES
     drawn = seed_of(info.seed, "paper", info.corpus, info.lang, info.split)
     ranked = sorted((utt for utt in wavs if texts.get(utt)), key=str.encode)
     order = np.random.default_rng(drawn).permutation(len(ranked))
@@ -216,8 +192,8 @@ def _parts(
     longest = raw / set_name(info.corpus, info.lang, "train", info.budget)
     seconds = durations(longest)
     drawn = seed_of(info.seed, "paper", info.corpus, info.lang, "part")
-    wanted = {(budget, ""): _minutes(budget) for budget in budgets[1:]}
-    wanted |= {(budget, TOTAL): _minutes(budget) / number for budget in budgets}
+    wanted = {(budget, ""): BUDGETS[budget] for budget in budgets[1:]}
+    wanted |= {(budget, TOTAL): BUDGETS[budget] / number for budget in budgets}
     records = {}
     for (budget, total), minutes in wanted.items():
         name = set_name(info.corpus, info.lang, "train", budget, total)

@@ -6,12 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.results import Results, TaskFigure
 from espnet2_lamer.evaluation.runs import TRACKS
 from espnet2_lamer.fileio.picture import new_picture, save_picture
-
-Confusion = Mapping[str, Mapping[str, int]]
 
 # More languages than these and the cells are too small for a number.
 _NUMBERED = 12
@@ -55,13 +52,7 @@ def write_plots(
 
 
 def plot_rates(figures: Sequence[TaskFigure], path: str | Path) -> None:
-    """Draw one point with its 95 % interval per test set and system.
-
-    Raises:
-        RecipeError: There is nothing to draw.
-    """
-    if not figures:
-        raise RecipeError(f"{path}: no figures to draw")
+    """Draw one point with its 95 % interval per test set and system."""
     tests = list(dict.fromkeys(_test_name(f) for f in figures))
     systems = list(dict.fromkeys(f.system for f in figures))
     width = min(_WIDEST_INCHES, 2.5 + len(tests) * (0.5 + 0.18 * len(systems)))
@@ -90,17 +81,14 @@ def plot_rates(figures: Sequence[TaskFigure], path: str | Path) -> None:
     save_picture(picture, path)
 
 
-def plot_confusion(confusions: Mapping[str, Confusion], path: str | Path) -> None:
+def plot_confusion(
+    confusions: Mapping[str, Mapping[str, Mapping[str, int]]], path: str | Path
+) -> None:
     """Draw one panel per system: true language down, language found across.
 
     Colours are shares of the true language's utterances; the numbers are counts, of
     ``confusions[system][true][found]``.
-
-    Raises:
-        RecipeError: There is nothing to draw.
     """
-    if not confusions:
-        raise RecipeError(f"{path}: no confusion to draw")
     true = sorted({lang for rows in confusions.values() for lang in rows})
     names = {n for rows in confusions.values() for row in rows.values() for n in row}
     found = [*true, *sorted(names - {*true})]

@@ -3,41 +3,30 @@
 import platform
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.runs import TRACKS
+from espnet2_lamer.evaluation.runs import TRACKS, Task
 from espnet2_lamer.evaluation.scoring import BPE, LidScore, Score
 from espnet2_lamer.fileio.atomic import write_json, write_text
 from espnet2_lamer.metrics.bootstrap import Difference, mcnemar_exact
-from espnet2_lamer.metrics.measure import Figure, Measure
+from espnet2_lamer.metrics.measure import Measure
 from espnet2_lamer.metrics.tables import (
-    bounds,
     csv_text,
-    markdown_records,
     markdown_table,
     number,
     p_value,
+    render,
     span,
 )
 
 _RATE_NAMES = {"char": "CER", BPE: "CER", "word": "WER"}
 #: More languages than these are in results.csv and results.json alone.
 _MANY = 12
-_HOW_TO_READ = (
-    "Error rates are corpus-level: edit distance over reference tokens of the unit "
-    "named, all utterances together. Intervals are 95 %: error rates and other rates "
-    "by bootstrap over utterances (10,000 resamples), identification accuracy by "
-    'Wilson\'s score. "vs" gives the difference to that system and the two-sided '
-    "p-value of a paired bootstrap over utterances, for identification of McNemar's "
-    "exact test. The tables per system at the end have sclite's columns, counted along "
-    "sclite's alignment (costs 4, 3, 3), which may find more errors than the edit "
-    "distance where errors are dense."
-)
 #: Caveats of the recipes' notes.
 SYNTHETIC = (
     "Synthetic formant speech (espeak-ng): it shows that the pipeline learns and says "
@@ -48,36 +37,6 @@ CONFOUNDED = (
     "languages apart by their recordings. LID accuracy on this data is no evidence, "
     "and gains on it are weak evidence."
 )
-_SEEDS = (
-    "Where heads were trained with several seeds, a figure is their mean, its interval "
-    'and test are over utterances, and "sd" is the standard deviation over seeds.'
-)
-
-
-@dataclass(frozen=True)
-class Task:
-    """What heads were trained for and tested on; figures of one task compare.
-
-    Attributes:
-        track: One of :data:`~espnet2_lamer.evaluation.runs.TRACKS`.
-        test: Name of the test set.
-        unit: What is counted: the scoring unit, or for LID how the language is chosen.
-        train: Training speech: corpus, amount and how it was mixed.
-        part: Language or group of languages when only a part of the test set counts.
-        group: Whether ``part`` is a group of languages.
-    """
-
-    track: str
-    test: str
-    unit: str
-    train: str = ""
-    part: str = ""
-    group: bool = False
-
-    @property
-    def label(self) -> str:
-        """Name of what was tested."""
-        return f"{self.test}: {self.part}" if self.part else self.test
 
 
 @dataclass
@@ -85,7 +44,6 @@ class MeasureTable:
     """A further table of figures, such as masked accuracy or forgetting.
 
     Attributes:
-        title: Heading of the table.
         measure: What the figures are, with their unit: "masked accuracy (%)".
         rows: ``rows[label][system]``; the label is a language, or what was measured.
         references: Systems the others are compared with, e.g. "head-only control".
@@ -113,12 +71,9 @@ class Results:
         systems: What each upstream is, by name; the order is the tables' order.
         baselines: Systems that the others are tested against.
         recognition: A :class:`Score` per task, system and seed.
-        identification: A :class:`LidScore` likewise.
         heads: How the heads of a task's system were made, where that differs between
             systems, such as "layer 22".
-        tables: Masked accuracy, forgetting, figures over languages and the like.
         parameters: ``layers.parameter_report`` by model.
-        environment: See :func:`describe_environment`.
         notes: Caveats that a reader of the numbers must know.
         column: What a system is called in the tables of heads.
     """
@@ -136,16 +91,26 @@ class Results:
 
 
 @dataclass(frozen=True)
-class TaskFigure(Figure):
-    """A figure of the results, with what is said of heads alone.
+class TaskFigure:
+    """One number of a table, with everything that qualifies it.
 
     Attributes:
+        unit: What is counted; "" where the table says it.
+        comparisons: Against each reference system that has the same figure.
+        trainings: Value per seed, when several were averaged.
         task: What the head was trained for and tested on; without a track in further
             tables.
         score: Of the first training; None in further tables.
         head: See :attr:`Results.heads`.
     """
 
+    table: str
+    label: str
+    unit: str
+    system: str
+    measure: Measure
+    comparisons: tuple[Difference, ...] = ()
+    trainings: Mapping[int, float] = field(default_factory=dict)
     task: Task = Task("", "", "")
     score: Score | LidScore | None = None
     head: str = ""
@@ -158,7 +123,7 @@ class TaskFigure(Figure):
     @property
     def tokens(self) -> int | None:
         """Number of reference tokens of an error rate, None otherwise."""
-        return self.score.ref_length if isinstance(self.score, Score) else None
+        return self.score.total.ref_length if isinstance(self.score, Score) else None
 
 
 def collect_figures(results: Results) -> list[TaskFigure]:
@@ -192,24 +157,29 @@ def collect_figures(results: Results) -> list[TaskFigure]:
 
 def _of_task(
     results: Results, task: Task, row: Mapping[str, Mapping[int, Score | LidScore]]
-) -> list[TaskFigure]:
-    """Return a task's figure of every system that was scored on it."""
-    measures = {
-        system: {seed: score.measure for seed, score in row[system].items()}
+) -> Iterator[TaskFigure]:
+    """Yield a task's figure of every system that was scored on it."""
+    means = {
+        system: Measure.of_seeds([score.measure for score in row[system].values()])
         for system in results.systems
         if system in row
     }
-    means = {s: Measure.of_seeds([*found.values()]) for s, found in measures.items()}
-    figures = []
     for system, mean in means.items():
-        score = next(iter(row[system].values()))
-        exact = isinstance(score, LidScore)
-        compared = _compared(means, system, results.baselines, task.label, exact)
-        trainings = {seed: m.value for seed, m in measures[system].items()}
-        head = results.heads.get((task, system), "")
-        what = (TRACKS[task.track], task.label, task.unit, system)
-        figures.append(TaskFigure(*what, mean, compared, trainings, task, score, head))
-    return figures
+        scores = row[system]
+        first = next(iter(scores.values()))
+        exact = isinstance(first, LidScore)
+        yield TaskFigure(
+            TRACKS[task.track],
+            task.label,
+            task.unit,
+            system,
+            mean,
+            _compared(means, system, results.baselines, task.label, exact),
+            trainings={seed: score.measure.value for seed, score in scores.items()},
+            task=task,
+            score=first,
+            head=results.heads.get((task, system), ""),
+        )
 
 
 def _compared(
@@ -269,20 +239,19 @@ def write_results(
     """Write RESULTS.md, results.json and results.csv into ``directory``.
 
     ``figures`` are what ``collect_figures(results)`` returned, where that is at hand.
-
-    Raises:
-        RecipeError: See :func:`collect_figures`.
     """
     if figures is None:
         figures = collect_figures(results)
     directory = Path(directory)
-    write_text(directory / "RESULTS.md", markdown(results, figures))
-    write_json(directory / "results.json", as_json(results, figures))
-    write_text(directory / "results.csv", as_csv(figures))
+    write_text(directory / "RESULTS.md", _markdown(results, figures))
+    write_json(directory / "results.json", _as_json(results, figures))
+    write_text(directory / "results.csv", _as_csv(figures))
 
 
-def as_json(results: Results, figures: Sequence[TaskFigure]) -> dict[str, Any]:
+def _as_json(results: Results, figures: Sequence[TaskFigure]) -> dict[str, Any]:
     """Return every figure with its comparisons, and what RESULTS.md says beside."""
+    recognition = _trainings(results.recognition)
+    identification = _trainings(results.identification)
     return {
         "environment": dict(results.environment),
         "systems": dict(results.systems),
@@ -296,17 +265,16 @@ def as_json(results: Results, figures: Sequence[TaskFigure]) -> dict[str, Any]:
         ],
         "counts": [
             {**key, **score.total._asdict(), "sclite": score.sclite_total._asdict()}
-            for key, score in _scores(results.recognition)
+            for key, score in recognition
         ],
         "confusion": [
-            {**key, "confusion": score.confusion}
-            for key, score in _scores(results.identification)
+            {**key, "confusion": score.confusion} for key, score in identification
         ],
         "parameters": {m: dict(report) for m, report in results.parameters.items()},
     }
 
 
-def as_csv(figures: Sequence[TaskFigure]) -> str:
+def _as_csv(figures: Sequence[TaskFigure]) -> str:
     """Return the figures as CSV, one line per figure and comparison."""
     columns = (
         "table label unit system value low high utterances tokens reference difference "
@@ -315,10 +283,10 @@ def as_csv(figures: Sequence[TaskFigure]) -> str:
     ).split()
     lines = []
     for f in figures:
-        low, high = bounds(f.measure.interval)
+        low, high = f.measure.interval or (None, None)
         line = _record(f) | {"low": low, "high": high}
         for c in f.comparisons:
-            low, high = bounds(c.interval)
+            low, high = c.interval or (None, None)
             ends = {"difference_low": low, "difference_high": high}
             lines.append(line | _compared_with(c) | ends)
         lines += [] if f.comparisons else [line]
@@ -329,9 +297,10 @@ def _record(figure: TaskFigure) -> dict[str, Any]:
     """What a figure is, in the words of results.json and results.csv."""
     measure, task = figure.measure, figure.task
     return {
-        **{
-            name: getattr(figure, name) for name in ("table", "label", "unit", "system")
-        },
+        "table": figure.table,
+        "label": figure.label,
+        "unit": figure.unit,
+        "system": figure.system,
         "value": measure.value,
         "utterances": measure.count,
         "tokens": figure.tokens,
@@ -340,7 +309,9 @@ def _record(figure: TaskFigure) -> dict[str, Any]:
         "train": task.train,
         "part": task.part,
         "head": figure.head,
-        **{name: getattr(measure, name) for name in ("seeds", "deviation", "note")},
+        "seeds": measure.seeds,
+        "deviation": measure.deviation,
+        "note": measure.note,
     }
 
 
@@ -349,7 +320,7 @@ def _compared_with(difference: Difference, *more: str) -> dict[str, Any]:
     return start | {name: getattr(difference, name) for name in (*more, "p", "test")}
 
 
-def _scores(scored: Scored) -> Iterable[tuple[dict[str, Any], Any]]:
+def _trainings(scored: Scored) -> Iterator[tuple[dict[str, Any], Any]]:
     """Yield every training's score with what it is of."""
     for task, row in scored.items():
         named = {n: getattr(task, n) for n in ("track", "label", "unit", "train")}
@@ -358,73 +329,79 @@ def _scores(scored: Scored) -> Iterable[tuple[dict[str, Any], Any]]:
                 yield {**named, "system": system, "seed": seed}, score
 
 
-def markdown(results: Results, figures: Sequence[TaskFigure]) -> str:
-    """Lay the results out as RESULTS.md."""
-    lines = ["# RESULTS", "", "## Environments", ""]
-    lines += [f"- {name}: `{value}`" for name, value in results.environment.items()]
-    lines += ["", "## Summary", ""]
-    lines += [f"- {name}: {what}" for name, what in results.systems.items()]
-    lines += [f"- Note: {note}" for note in results.notes]
-    lines += ["", _HOW_TO_READ]
-    lines += [_SEEDS] if any(f.measure.seeds > 1 for f in figures) else []
-    lines.append("")
+def _markdown(results: Results, figures: Sequence[TaskFigure]) -> str:
+    sections = []
     for track, title in TRACKS.items():
         mine = [f for f in figures if f.task.track == track]
-        lines += _track_section(results, title, mine) if mine else []
+        sections += [_track_section(results, title, mine)] if mine else []
     for table in results.tables:
-        lines += _measure_section(table, figures)
-    lines += _parameters(results)
-    for system, what in results.systems.items():
-        lines += _system_section(results, system, what)
-    return "\n".join(lines).rstrip("\n") + "\n"
+        mine = [f for f in figures if not f.task.track and f.table == table.title]
+        what = ("measured on", "system", table.measure)
+        lines = _figure_table(mine, table.references, *what)
+        sections.append({"title": table.title, "note": table.note, "tables": [lines]})
+    reports = results.parameters.values()
+    counts = [
+        [key.replace("_", " "), *(_count(report.get(key)) for report in reports)]
+        for key in dict.fromkeys(key for report in reports for key in report)
+    ]
+    return render(
+        Path(__file__).with_name("results.md.jinja"),
+        results=results,
+        several_seeds=any(f.measure.seeds > 1 for f in figures),
+        sections=sections,
+        parameters=markdown_table(["count", *results.parameters], counts),
+        systems=_systems(results),
+    )
+
+
+def _count(value: float | None) -> str:
+    return f"{value:,}" if isinstance(value, int) else number(value)
 
 
 def _track_section(
     results: Results, title: str, figures: Sequence[TaskFigure]
-) -> list[str]:
-    lines = [f"### {title}", ""]
+) -> dict[str, Any]:
+    section: dict[str, Any] = {"title": title, "note": "", "tables": []}
     parts = {f.task.part for f in figures}
     if len(parts) > _MANY:
         figures = [f for f in figures if not f.task.part or f.task.group]
-        lines += [f"{len(parts) - 1} parts of the test sets: results.csv.", ""]
-    for kind, size in (("error rate", "tokens"), ("accuracy", "largest class (%)")):
-        rows = [
-            {
-                "test set": f.label,
-                "unit": f.unit,
-                results.column: f.system,
-                "utterances": _count(f.measure.count),
-                size: number(f.score.majority) if f.tokens is None else str(f.tokens),
-                **_cells(f, f"{kind} (%)"),
-            }
-            for f in figures
-            if f.kind == kind
-        ]
-        lines += _figure_table(rows, results.baselines) if rows else []
-    return lines
+        section["note"] = f"{len(parts) - 1} parts of the test sets: results.csv."
+    for kind in ("error rate", "accuracy"):
+        if mine := [f for f in figures if f.kind == kind]:
+            what = ("test set", results.column, f"{kind} (%)")
+            section["tables"].append(_figure_table(mine, results.baselines, *what))
+    return section
 
 
-def _measure_section(table: MeasureTable, figures: Sequence[TaskFigure]) -> list[str]:
-    rows = [
-        {
-            "measured on": f.label,
-            **({"unit": f.unit} if table.units else {}),
-            "system": f.system,
-            "utterances": _count(f.measure.count),
-            **_cells(f, table.measure),
-        }
-        for f in figures
-        if not f.task.track and f.table == table.title
-    ]
-    note = [table.note, ""] if table.note else []
-    return [f"### {table.title}", "", *note, *_figure_table(rows, table.references)]
+def _figure_table(
+    figures: Sequence[TaskFigure],
+    references: Sequence[str],
+    label: str,
+    system: str,
+    value: str,
+) -> str:
+    """Lay figures out, with the columns that at least one of them has."""
+    rows = [_cells(figure, label, system, value) for figure in figures]
+    last = ["sd", *(f"vs {r}" for r in references), "trained on", "head"]
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = [name for name in names if name not in last]
+    columns += [name for name in last if name in names]
+    return markdown_table(columns, [[row.get(c) for c in columns] for row in rows])
 
 
-def _cells(figure: TaskFigure, name: str) -> dict[str, str]:
-    """Return a figure's value, and what a table says of it beside."""
-    measure = figure.measure
+def _cells(figure: TaskFigure, label: str, system: str, value: str) -> dict[str, Any]:
+    """Return what a table says of a figure, by column; three have the table's names."""
+    measure, score = figure.measure, figure.score
+    cells = {label: figure.label}
+    if figure.unit:
+        cells["unit"] = figure.unit
+    cells |= {system: figure.system, "utterances": measure.count}
+    if isinstance(score, Score):
+        cells["tokens"] = figure.tokens
+    elif score:
+        cells["largest class (%)"] = number(score.majority)
     note = f" ({measure.note})" if measure.note else ""
-    cells = {name: number(measure.value) + note}
+    cells |= {value: number(measure.value) + note}
     cells["95 % interval"] = span(measure.interval)
     if measure.deviation is not None:
         cells["sd"] = f"{number(measure.deviation)} ({measure.seeds} seeds)"
@@ -437,79 +414,33 @@ def _cells(figure: TaskFigure, name: str) -> dict[str, str]:
     return cells
 
 
-def _figure_table(
-    rows: Sequence[Mapping[str, str]], references: Sequence[str]
-) -> list[str]:
-    last = ["sd", *(f"vs {r}" for r in references), "trained on", "head"]
-    first = [name for name in rows[0] if name not in last] if rows else []
-    return markdown_records(rows, [*first, *last])
+def _systems(results: Results) -> dict[str, Any]:
+    """Return every system's scores in sclite's columns and its confusions."""
+    systems: dict[str, Any] = {}
+    for scored in (results.recognition, results.identification):
+        for task, row in scored.items():
+            same = [t for t in scored if (t.track, t.test) == (task.track, task.test)]
+            if task.part and len({t.part for t in same}) > _MANY:
+                continue
+            for system, trainings in row.items():
+                own = systems.setdefault(system, {"rates": {}, "confusions": []})
+                for seed, score in trainings.items():
+                    words = [task.label]
+                    words += [] if task.track in ("asr", "lid") else [f"({task.track})"]
+                    words += [f"trained on {task.train}"] if task.train else []
+                    words += [f"seed {seed}"] if len(trainings) > 1 else []
+                    name = " ".join(words)
+                    if isinstance(score, Score):
+                        unit = _RATE_NAMES.get(task.unit, "TER"), task.unit
+                        own["rates"].setdefault(unit, []).append((name, score))
+                    elif len(score.confusion) <= _MANY and not task.part:
+                        confusion = f"{name}, {task.unit}", _confusion(score)
+                        own["confusions"].append(confusion)
+    return systems
 
 
-def _parameters(results: Results) -> list[str]:
-    if not results.parameters:
-        return []
-    keys = list(dict.fromkeys(k for r in results.parameters.values() for k in r))
-    body = []
-    for key in keys:
-        values = [report.get(key) for report in results.parameters.values()]
-        cells = [f"{v:,}" if isinstance(v, int) else number(v) for v in values]
-        body.append([key.replace("_", " "), *cells])
-    table = markdown_table(["count", *results.parameters], body)
-    return ["### Parameters", "", *table]
-
-
-def _system_section(results: Results, system: str, what: str) -> list[str]:
-    scores = _of_system(results.recognition, system)
-    identified = _of_system(results.identification, system)
-    if not scores and not identified:
-        return []
-    lines = [f"## {system}", "", f"- {what}", ""]
-    for unit in dict.fromkeys(task.unit for task, _, _ in scores):
-        rows = [[n, *_sclite(score)] for task, n, score in scores if task.unit == unit]
-        name = _RATE_NAMES.get(unit, "TER")
-        columns = "dataset|Snt|Wrd|Corr|Sub|Del|Ins|Err|S.Err".split("|")
-        lines += [f"### {name} (unit: {unit})", "", *markdown_table(columns, rows)]
-    for task, name, score in identified:
-        if len(score.confusion) <= _MANY and not task.part:
-            lines += [f"### LID: {name}, {task.unit}", "", *_confusion(score)]
-    return lines
-
-
-def _of_system(scored: Scored, system: str) -> list[tuple[Task, str, Any]]:
-    """Every task's scores of a system, with what they are called in its section."""
-    found = []
-    for task, row in scored.items():
-        parts = {t.part for t in scored if (t.track, t.test) == (task.track, task.test)}
-        if task.part and len(parts) > _MANY:
-            continue
-        trainings = row.get(system, {})
-        for seed, score in trainings.items():
-            words = [task.label]
-            words += [] if task.track in ("asr", "lid") else [f"({task.track})"]
-            words += [f"trained on {task.train}"] if task.train else []
-            words += [f"seed {seed}"] if len(trainings) > 1 else []
-            found.append((task, " ".join(words), score))
-    return found
-
-
-def _sclite(score: Score) -> list[str]:
-    total = score.sclite_total
-    counts = (total.cor, total.sub, total.dele, total.ins, total.errors)
-    shares = [100 * count / total.ref_length for count in counts]
-    shares.append(score.sentence_error_rate)
-    sizes = [str(score.utterances), str(total.ref_length)]
-    return sizes + [number(share, digits=1) for share in shares]
-
-
-def _confusion(score: LidScore) -> list[str]:
-    found = list(score.confusion)
-    found += sorted({f for row in score.confusion.values() for f in row} - {*found})
-    body = [
-        [true, *(str(row.get(name, 0)) for name in found)]
-        for true, row in score.confusion.items()
-    ]
+def _confusion(score: LidScore) -> str:
+    rows = score.confusion
+    found = [*rows, *sorted({f for row in rows.values() for f in row} - {*rows})]
+    body = [[true, *(row.get(f, 0) for f in found)] for true, row in rows.items()]
     return markdown_table(["true \\ found", *found], body)
-
-
-def _count(value: int | None) -> str:
-    return "-" if value is None else str(value)

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.fileio.atomic import rename_old, write_json
+from espnet2_lamer.fileio.atomic import rename_old
 from espnet2_lamer.fileio.hashing import sha256_file
 
 RECORD = "run.json"
@@ -41,23 +41,16 @@ class Run:
     """What one head is trained and tested on; also the content of ``run.json``.
 
     Attributes:
-        track: ``asr`` (one language), ``multi_asr``, ``lid`` or ``asr_lid``.
-        benchmark: Where its sets come from: ``own``, ``paper`` or ``mlsuperb``.
-        budget: Training speech: ``10min``, ``1h`` or ``all``.
+        budget: Training speech, one of :data:`BUDGETS`.
         corpus: Corpus of the training set; empty where there is one only, and for
             tracks that mix them.
-        langs: ISO 639-3 codes of the training set.
         unit: Unit of the text; ``lang`` for LID.
         system: The upstream's name in tables.
-        upstream: What was loaded.
         layer: State index, or ``"all"`` for the learned weighted sum.
-        config: Head and schedule.
         train_sets: Data directories below ``dump/raw``. dev_sets: likewise.
         tests: Name of a test set in tables to data directories below ``dump/raw``.
         lid_reading: Of mixed tracks of the paper's sets: whether the budget counts for
             each set (``per_set``) or for all together (``total``).
-        seed: Of the head's training.
-        learning_rate: Instead of the config's, or None.
     """
 
     track: str
@@ -106,21 +99,13 @@ class Run:
         """Return what ``run.json`` holds."""
         return {"name": self.name, **asdict(self)}
 
-    def write(self, expdir: str | Path) -> Path:
-        """Write ``run.json`` and return its path."""
-        path = self.directory(expdir) / RECORD
-        write_json(path, self.as_dict())
-        return path
-
     @classmethod
-    def read(cls, path: str | Path) -> "Run":
-        """Read ``run.json``, or the one of an experiment directory.
+    def read(cls, path: Path) -> "Run":
+        """Read ``run.json``.
 
         Raises:
             RecipeError: It is missing, or no such record.
         """
-        path = Path(path)
-        path = path / RECORD if path.is_dir() else path
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             values.pop("name", None)
@@ -137,6 +122,29 @@ class Run:
                 f"{path}: not a record of a run ({error}); expected the keys name, "
                 f"{', '.join(f.name for f in fields(cls))}; train the run again"
             ) from error
+
+
+@dataclass(frozen=True)
+class Task:
+    """What heads were trained for and tested on; figures of one task compare.
+
+    Attributes:
+        unit: What is counted: the scoring unit, or for LID how the language is chosen.
+        train: Training speech: corpus, amount and how it was mixed.
+        part: The language, or ``group`` of them, that alone counts of the test set.
+    """
+
+    track: str
+    test: str
+    unit: str
+    train: str = ""
+    part: str = ""
+    group: bool = False
+
+    @property
+    def label(self) -> str:
+        """Name of what was tested."""
+        return f"{self.test}: {self.part}" if self.part else self.test
 
 
 @dataclass(frozen=True)
@@ -161,10 +169,7 @@ def choose_rates(
     ML-SUPERB's hidden set is evaluated at several learning rates, everything else
     fixed, and the best result counts. Here the best is the one with the lowest dev
     loss, mean over seeds, as ``training.json`` says: test sets choose nothing.
-
-    Returns:
-        The runs that are scored, in their order, and what every rate gave, empty where
-        no head has more than one.
+    Returns the runs that are scored, and what every rate of a head with several gave.
 
     Raises:
         RecipeError: A run of a sweep was not trained.
@@ -187,8 +192,7 @@ def choose_rates(
             Rate(head, by_rate[rate][0].system, rate, loss, rate == best[head])
             for rate, loss in losses.items()
         ]
-    chosen = [run for run in runs if run.learning_rate == best[run.head]]
-    return chosen, rates
+    return [run for run in runs if run.learning_rate == best[run.head]], rates
 
 
 def _dev_loss(run: Run, expdir: str | Path) -> float:
@@ -197,8 +201,7 @@ def _dev_loss(run: Run, expdir: str | Path) -> float:
         return float(json.loads(path.read_text(encoding="utf-8"))["valid_loss"])
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise RecipeError(
-            f"{path}: no dev loss of this run ({error!r}); it is written "
-            "when training ends"
+            f"{path}: no dev loss ({error!r}); it is written when training ends"
         ) from error
 
 
@@ -215,6 +218,4 @@ def put_aside(directory: Path) -> None:
     """Rename a directory after what its ``inputs.json`` records; nothing is lost."""
     tag = sha256_file(directory / "inputs.json")[:8]
     target = rename_old(directory, tag)
-    logging.info(
-        "%s: inputs changed, training anew; the earlier one is %s", directory, target
-    )
+    logging.info("%s: inputs changed, training anew; before: %s", directory, target)

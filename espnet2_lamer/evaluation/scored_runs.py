@@ -1,16 +1,21 @@
 """From decoded runs to the tables: scores of every test, and ML-SUPERB's averages."""
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.mlsuperb import FEW_SHOT, MONOLINGUAL, few_shot_group
-from espnet2_lamer.evaluation.results import MeasureTable, Results, Task
-from espnet2_lamer.evaluation.runs import Run
+from espnet2_lamer.evaluation.mlsuperb import (
+    FEW_SHOT,
+    MONOLINGUAL,
+    TABLES,
+    few_shot_group,
+)
+from espnet2_lamer.evaluation.results import MeasureTable, Results
+from espnet2_lamer.evaluation.runs import Run, Task
 from espnet2_lamer.evaluation.scoring import (
     BPE,
     Groups,
@@ -40,29 +45,11 @@ METRICS = tuple(metric for metrics in TASKS.values() for metric in metrics)
 HIGHER_IS_BETTER = ("LID accuracy", "joint accuracy")
 FLOOR = "FBANK"
 
-# Published figures in the order of METRICS, of 10 min and of 1 h: ML-SUPERB (arXiv
-# 2305.10615), the findings
-# of its 2023 challenge (2310.05513), mHuBERT-147 (2406.06371), XEUS (2407.00837).
-_PUBLISHED = """
-FBANK: 72.1 62.4 58.3 11.1 35.9 62.0 58.9, 63.7 59.3 57.4 9.3 43.5 58.6 58.1
-HuBERT-base: 42.8 39.8 44.5 61.2 71.5 39.2 43.8, 35.3 31.4 42.7 86.1 86.0 30.9 41.8
-HuBERT-large: 38.2 44.4 48.2 46.5 55.4 45.6 49.3, 32.2 37.7 43.5 64.1 77.7 35.1 41.8
-HuBERT-base-cmn: 43.1 40.8 45.4 49.3 75.1 37.7 43.5, 35.6 43.2 46.6 85.3 86.1 31.8 42.1
-XLS-R-300M: 39.7 29.2 40.9 66.9 55.6 28.4 42.1, 30.6 22.0 39.3 87.9 85.6 22.9 42.4
-MMS-300M: 33.8 28.7 36.5 62.3 71.9 31.5 30.9, 30.5 24.0 36.5 84.3 74.3 30.0 29.2
-MMS-1B: 33.3 21.3 30.2 84.8 73.3 26.0 25.4, 25.7 18.1 30.8 86.1 74.8 25.5 24.8
-w2v-BERT 2.0 v2: 41.0 26.6 34.3 70.7 83.2 24.2 34.3, 29.2 20.3 35.3 86.8 90.6 20.3 34.0
-mHuBERT-147 it2: 35.9 25.4 34.2 74.8 81.0 26.3 33.9, 27.6 22.5 33.8 90.1 89.0 23.6 34.4
-mHuBERT-147: 34.2 23.6 33.2 85.3 81.4 26.2 34.9, 26.3 22.0 32.9 91.0 90.0 22.1 33.5
-XEUS: 30.3 21.1 33.4 81.5 86.4 22.9 32.7, 25.1 20.1 34.1 87.3 91.3 19.6 32.8
-"""
 #: ``PUBLISHED[budget][system][metric]``.
-PUBLISHED: dict[str, dict[str, dict[str, float]]] = {"10min": {}, "1h": {}}
-for _line in _PUBLISHED.strip().splitlines():
-    _system, _, _figures = _line.partition(": ")
-    for _budget, _row in zip(PUBLISHED, _figures.split(", "), strict=True):
-        _values = zip(METRICS, map(float, _row.split()), strict=True)
-        PUBLISHED[_budget][_system] = dict(_values)
+PUBLISHED: dict[str, dict[str, dict[str, float]]] = {
+    budget: {s: dict(zip(METRICS, row, strict=True)) for s, row in systems.items()}
+    for budget, systems in TABLES["published"].items()
+}
 
 
 @dataclass(frozen=True)
@@ -73,7 +60,6 @@ class ScoredTest:
         corpus: Corpora of the test set, for the figures over languages.
         utt2lang: True language per utterance.
         score: Error rate, None for track ``lid``.
-        found: Languages found, for the tracks that identify.
         rates: Per language and utterance, by "error rate" and "accuracy".
     """
 
@@ -89,13 +75,10 @@ class ScoredTest:
 def score_run(
     run: Run, expdir: str | Path, raw: str | Path, seed: int = 0
 ) -> list[ScoredTest]:
-    """Score all tests of a decoded run.
+    """Score all tests of a decoded run; for track ``lid`` once per decision.
 
     It was decoded into ``decode_<test>`` below its directory; ``raw`` has the formatted
     sets with ``set.json``.
-
-    Returns:
-        A :class:`ScoredTest` per test set; for track ``lid`` one per decision.
 
     Raises:
         RecipeError: Hypotheses are missing, or differ from the reference in their
@@ -106,7 +89,7 @@ def score_run(
         here = run.directory(expdir) / f"decode_{label}"
         ref = here / "ref" / "text"
         utt2lang = read_table(here / "ref" / "utt2lang", "decoding")
-        corpora = sorted({_corpus(Path(raw) / name) for name in sets})
+        corpora = {_corpus(Path(raw) / name) for name in sets}
         for folder in DECISIONS if run.track == "lid" else ("free",):
             hyp = here / folder / "1best_recog" / "text"
             score = found = None
@@ -121,11 +104,16 @@ def score_run(
             unit = DECISIONS.get(folder) or (BPE if run.unit == "bpe" else run.unit)
             # What a head was trained on: corpus, amount, mixture.
             amount = "all speech" if run.budget == "all" else run.budget
-            words = filter(None, (run.corpus, amount, run.lid_reading))
-            task = Task(run.track, label, unit, " ".join(words))
-            corpus = corpora[0] if len(corpora) == 1 else "all corpora"
+            task = Task(
+                run.track, label, unit, _words(run.corpus, amount, run.lid_reading)
+            )
+            corpus = next(iter(corpora)) if len(corpora) == 1 else "all corpora"
             tests.append(ScoredTest(run, task, corpus, utt2lang, score, found, rates))
     return tests
+
+
+def _words(*words: str | None) -> str:
+    return " ".join(word for word in words if word)
 
 
 def fill_results(results: Results, tests: Sequence[ScoredTest]) -> None:
@@ -134,26 +122,26 @@ def fill_results(results: Results, tests: Sequence[ScoredTest]) -> None:
     A test set with several languages also gives its languages and, in the official
     benchmark, its trained and its few-shot languages as tasks of their own.
     """
-    recognition: dict[Task, dict[str, dict[int, Score]]] = {}
-    identification: dict[Task, dict[str, dict[int, LidScore]]] = {}
-    heads: dict[tuple[Task, str], str] = {}
+    results.recognition, results.identification, results.heads = {}, {}, {}
     for test in tests:
         system, seed = test.run.system, test.run.seed
-        for scored, score in ((recognition, test.score), (identification, test.found)):
-            if score is None:
-                continue
-            whole = test.task
-            if test.score is not None and score is test.found:
-                whole = replace(whole, unit="first tag")
+        tag = test.task
+        if test.score is not None:
+            tag = replace(tag, unit="first tag")
+        for scored, whole, score in (
+            (results.recognition, test.task, test.score),
+            (results.identification, tag, test.found),
+        ):
             for task, part in _parts(test, whole, score).items():
                 scored.setdefault(task, {}).setdefault(system, {})[seed] = part
-                heads[task, system] = describe_head(test.run)
-    results.recognition = recognition
-    results.identification = identification
-    results.heads = heads
+                results.heads[task, system] = describe_head(test.run)
 
 
-def _parts(test: ScoredTest, whole: Task, score: Score | LidScore) -> dict[Task, Any]:
+def _parts(
+    test: ScoredTest, whole: Task, score: Score | LidScore | None
+) -> dict[Task, Any]:
+    if score is None:
+        return {}
     parts = {whole: score}
     if len(set(test.utt2lang.values())) > 1:
         if test.run.benchmark == "mlsuperb":
@@ -162,6 +150,11 @@ def _parts(test: ScoredTest, whole: Task, score: Score | LidScore) -> dict[Task,
         for lang, part in by_language(score, test.utt2lang).items():
             parts[replace(whole, part=lang)] = part
     return parts
+
+
+def _tree() -> defaultdict:
+    """A dict of such dicts, however deep."""
+    return defaultdict(_tree)
 
 
 def describe_head(run: Run) -> str:
@@ -176,28 +169,21 @@ def language_table(
     """Summarise each track over its languages, as ML-SUPERB 2.0 does.
 
     Monolingual heads are taken together across languages, one figure per training
-    and test corpus.
-
-    Returns:
-        The table, or None when no track has more than one language.
+    and test corpus. None when no track has more than one language.
     """
-    # collected[row, kind][system][seed][lang][utt]
-    collected: dict[tuple[str, str], dict[str, dict[int, dict[str, Any]]]] = {}
-    units: dict[tuple[str, str], dict[str, str]] = {}
+    collected = _tree()  # [row, kind][system][seed][lang][utt]
+    units = _tree()  # [row, kind][lang]
     for test in tests:
         for kind, groups in test.rates.items():
             row = (_language_row(test), kind)
-            by_seed = collected.setdefault(row, {}).setdefault(test.run.system, {})
-            by_lang = by_seed.setdefault(test.run.seed, {})
             # One utterance may be in the test set of several monolingual heads.
             where = f"{test.run.corpus}/{test.task.test}/"
             unit = test.task.unit if kind == "error rate" else "language"
             for lang, values in groups.items():
-                renamed = {where + utt: value for utt, value in values.items()}
-                by_lang.setdefault(lang, {}).update(renamed)
-                units.setdefault(row, {})[lang] = unit
-    rows: dict[str, dict[str, Measure]] = {}
-    row_units: dict[str, str] = {}
+                by_utt = collected[row][test.run.system][test.run.seed][lang]
+                by_utt |= {where + utt: value for utt, value in values.items()}
+                units[row][lang] = unit
+    rows, row_units = _tree(), {}
     for (name, kind), systems in collected.items():
         by_lang = units[name, kind]
         if len(by_lang) < 2:
@@ -210,7 +196,7 @@ def language_table(
             figures = language_figures(groups, seed, kind == "accuracy")
             for what, measure in figures.items():
                 label = f"{name}: {kind}, {what}"
-                rows.setdefault(label, {})[system] = measure
+                rows[label][system] = measure
                 row_units[label] = named
     if not rows:
         return None
@@ -237,7 +223,7 @@ def _language_row(test: ScoredTest) -> str:
             # A language has its own training corpus.
             train, where = run.budget, ""
     decision = f"({test.task.unit})" if run.track == "lid" else ""
-    return " ".join(filter(None, (run.track, train, where, decision)))
+    return _words(run.track, train, where, decision)
 
 
 def _corpus(directory: Path) -> str:
@@ -259,19 +245,9 @@ def superb_score(
     with the best value per metric over the pool (ML-SUPERB, arXiv 2305.10615); the
     score of every system moves when a better one joins the pool.
 
-    ``metrics`` are the system's, by the names in :data:`METRICS`; the pool has FBANK,
-    and normally the system itself.
-
-    Raises:
-        RecipeError: A metric is missing, or FBANK is not in the pool.
+    ``metrics`` are all of the system's, by the names in :data:`METRICS`; the pool has
+    FBANK, and normally the system itself.
     """
-    missing = [name for name in METRICS if name not in metrics]
-    if missing or FLOOR not in pool:
-        raise RecipeError(
-            "SUPERB score: "
-            + (f"no {', '.join(missing)}" if missing else f"no {FLOOR} in the pool")
-            + "; it needs all four tasks and the floor they are measured from"
-        )
     floor = pool[FLOOR]
     tasks = []
     for names in TASKS.values():
@@ -288,21 +264,18 @@ def superb_table(tests: Sequence[ScoredTest]) -> MeasureTable | None:
     """Give the official benchmark's figures and overall score per system.
 
     The scale runs from the published FBANK to the best of the published systems and
-    those scored here.
-
-    Returns:
-        The table; None when no system has all four tracks of one budget.
+    those scored here. None when no system has all four tracks of one budget.
     """
-    rows: dict[str, dict[str, Measure]] = {}
+    rows = _tree()
     for budget in PUBLISHED:
         metrics = _metrics([t for t in tests if t.run.budget == budget])
         complete = {s: m for s, m in metrics.items() if set(METRICS) <= set(m)}
         pool = {**PUBLISHED[budget], **{f"{s} (here)": m for s, m in complete.items()}}
         for system, values in complete.items():
             for name in METRICS:
-                rows.setdefault(f"{budget}: {name}", {})[system] = Measure(values[name])
+                rows[f"{budget}: {name}"][system] = Measure(values[name])
             score = Measure(superb_score(values, pool))
-            rows.setdefault(f"{budget}: SUPERB score", {})[system] = score
+            rows[f"{budget}: SUPERB score"][system] = score
     if not rows:
         return None
     langs = {
@@ -325,20 +298,19 @@ def superb_table(tests: Sequence[ScoredTest]) -> MeasureTable | None:
 
 def _metrics(tests: Sequence[ScoredTest]) -> dict[str, dict[str, float]]:
     """``metrics[system][name]`` of the official benchmark, means over seeds."""
-    found: dict[str, dict[str, list[float]]] = {}
-    mono: dict[str, dict[str, list[float]]] = {}
+    found = defaultdict(lambda: defaultdict(list))
+    mono = defaultdict(lambda: defaultdict(list))
     for test in tests:
         run = test.run
         if run.benchmark != "mlsuperb":
             continue
         if run.track == "asr":
-            rates = mono.setdefault(run.system, {}).setdefault(test.task.test, [])
-            rates.append(test.score.error_rate)
+            mono[run.system][test.task.test].append(test.score.error_rate)
             continue
         # The official script decides by the first tag.
         if run.track == "lid" and test.task.unit != "first tag":
             continue
-        values = found.setdefault(run.system, {})
+        values = found[run.system]
         few = {utt for utt, lang in test.utt2lang.items() if lang in FEW_SHOT}
         trained = test.utt2lang.keys() - few
         prefix = "joint" if run.track == "asr_lid" else "multi"
@@ -346,17 +318,15 @@ def _metrics(tests: Sequence[ScoredTest]) -> dict[str, dict[str, float]]:
             for utts, kind in ((trained, "CER"), (few, "few-shot CER")):
                 if utts:
                     rate = test.score.subset(utts).error_rate
-                    values.setdefault(f"{prefix} {kind}", []).append(rate)
+                    values[f"{prefix} {kind}"].append(rate)
         if test.found is not None and trained:
             name = "LID accuracy" if run.track == "lid" else "joint accuracy"
-            accuracy = test.found.subset(trained).accuracy
-            values.setdefault(name, []).append(accuracy)
+            values[name].append(test.found.subset(trained).accuracy)
     for system, rates_of in mono.items():
         # As mono_superb_score.py, which refuses to average when one is missing.
         if set(MONOLINGUAL) <= set(rates_of):
-            by_lang: dict[str, list[float]] = {}
+            by_lang = defaultdict(list)
             for name, (lang, _) in MONOLINGUAL.items():
-                by_lang.setdefault(lang, []).append(fmean(rates_of[name]))
-            average = fmean(map(fmean, by_lang.values()))
-            found.setdefault(system, {})["mono CER"] = [average]
+                by_lang[lang].append(fmean(rates_of[name]))
+            found[system]["mono CER"] = [fmean(map(fmean, by_lang.values()))]
     return {s: {n: fmean(v) for n, v in row.items()} for s, row in found.items()}

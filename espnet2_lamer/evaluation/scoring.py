@@ -15,12 +15,10 @@ from espnet2_lamer.evaluation.text_units import UNITS
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.metrics.alignment import Counts, error_counts, sclite_counts
 from espnet2_lamer.metrics.bootstrap import wilson_interval
-from espnet2_lamer.metrics.measure import MacroMeasure, Measure
+from espnet2_lamer.metrics.measure import Measure
 
-SPACE = "<space>"
 #: What tables call the unit ``bpe``.
 BPE = "bpe (scored in characters)"
-UNKNOWN_LANGUAGE = "[UNK]"
 # Hypotheses of these units are plain text, counted in characters.
 _CHARACTERS = ("char", "bpe")
 #: Values per language and utterance id, as fractions.
@@ -40,7 +38,6 @@ class Score:
     Attributes:
         counts: Alignment counts per utterance id, in byte order of the ids.
         sclite: Counts along sclite's alignment, per utterance id.
-        seed: Of the bootstrap.
     """
 
     kind: ClassVar[str] = "error rate"
@@ -50,9 +47,8 @@ class Score:
 
     def subset(self, utts: Collection[str]) -> "Score":
         """Score of some of the utterances, such as those of one language."""
-        kept = [utt for utt in self.counts if utt in utts]
-        counts = {utt: self.counts[utt] for utt in kept}
-        return Score(counts, {utt: self.sclite[utt] for utt in kept})
+        kept = {utt: counts for utt, counts in self.counts.items() if utt in utts}
+        return Score(kept, {utt: self.sclite[utt] for utt in kept})
 
     @cached_property
     def measure(self) -> Measure:
@@ -69,16 +65,6 @@ class Score:
     def sclite_total(self) -> Counts:
         """Counts along sclite's alignment, summed over utterances."""
         return Counts(*map(sum, zip(*self.sclite.values(), strict=True)))
-
-    @property
-    def errors(self) -> int:
-        """Errors over all utterances."""
-        return self.total.errors
-
-    @property
-    def ref_length(self) -> int:
-        """Reference tokens over all utterances."""
-        return self.total.ref_length
 
     @property
     def error_rate(self) -> float:
@@ -103,8 +89,14 @@ class Score:
 
     def summary(self) -> dict[str, Any]:
         """The figures that ``bin.score`` writes."""
-        names = ("errors", "ref_length", "error_rate", "interval", "utterances")
-        return {name: getattr(self, name) for name in names}
+        total = self.total
+        return {
+            "errors": total.errors,
+            "ref_length": total.ref_length,
+            "error_rate": self.error_rate,
+            "interval": self.interval,
+            "utterances": self.utterances,
+        }
 
 
 @dataclass(frozen=True)
@@ -142,11 +134,11 @@ class LidScore:
     @property
     def confusion(self) -> dict[str, dict[str, int]]:
         """``confusion[true][found]`` utterance counts, both sorted."""
-        pairs = Counter((lang, self.found[utt]) for utt, lang in self.languages.items())
-        rows: dict[str, dict[str, int]] = {}
-        for lang, found in sorted(pairs):
-            rows.setdefault(lang, {})[found] = pairs[lang, found]
-        return rows
+        langs = sorted(set(self.languages.values()))
+        rows: dict[str, Counter[str]] = {lang: Counter() for lang in langs}
+        for utt, lang in self.languages.items():
+            rows[lang][self.found[utt]] += 1
+        return {lang: dict(sorted(row.items())) for lang, row in rows.items()}
 
     @property
     def majority(self) -> float:
@@ -158,12 +150,10 @@ class LidScore:
 def tokenize(line: str, unit: str, remove_tags: bool = False) -> list[str]:
     """Split a line into the tokens that are counted.
 
-    ``char`` gives every character and a ``<space>`` token for each space, runs of
-    white space being one space, as ESPnet's scoring does (``tokenize_text -f 2-
-    --token_type char``); so does ``bpe``, whose pieces are joined to plain text. The
-    other units split on white space.
-
-    With ``remove_tags`` language tags are left out, as ESPnet's scoring does with
+    ``char`` gives every character and a ``<space>`` token for each run of white space,
+    as ESPnet's scoring does (``tokenize_text -f 2- --token_type char``); so does
+    ``bpe``, whose pieces are joined to plain text. The other units split on white
+    space. With ``remove_tags`` language tags are left out, as in ESPnet's
     ``--remove_non_linguistic_symbols``: the space after a tag stays, and in ``char`` it
     counts. Normalised transcripts hold no other brackets.
     """
@@ -171,7 +161,7 @@ def tokenize(line: str, unit: str, remove_tags: bool = False) -> list[str]:
     if remove_tags:
         line = LANGUAGE_TAG.sub("", line)
     if unit in _CHARACTERS:
-        return [SPACE if c == " " else c for c in line]
+        return ["<space>" if c == " " else c for c in line]
     return line.split()
 
 
@@ -218,7 +208,7 @@ def language_tag(text: str) -> str:
     for pattern in (r"\[[a-z]{3}\]", r"\[[a-z]{3}_[a-z]{3}\]"):
         if match := re.search(pattern, text):
             return match[0]
-    return UNKNOWN_LANGUAGE
+    return "[UNK]"
 
 
 def lid_accuracy(ref: str | Path, hyp: str | Path) -> LidScore:
@@ -289,15 +279,12 @@ def read_pair(
 def utterance_rates(
     ref: str | Path, hyp: str | Path, unit: str, utt2lang: Mapping[str, str]
 ) -> dict[str, dict[str, float]]:
-    """Return the error rate of every utterance, by language.
+    """Return the error rate of every utterance, by language, as a fraction.
 
     In characters (``char``, ``bpe``) after ML-SUPERB 2.0's normalisation: no Unicode
     punctuation, upper case, no spaces in the languages of :data:`UNSPACED`; language
     tags are left out. As in its script, an utterance whose reference is then empty is
     skipped. Other units are compared token by token.
-
-    Raises:
-        RecipeError: A file is missing or empty, or an utterance is on one side only.
     """
     references, hypotheses = read_pair(ref, hyp)
     groups: dict[str, dict[str, float]] = {}
@@ -320,12 +307,9 @@ def identification_rates(score: LidScore) -> dict[str, dict[str, float]]:
 
 def mean_of_groups(trainings: Sequence[Groups]) -> Groups:
     """Average the utterances' values of several trainings on one test set."""
-    first, *others = trainings
-    if not others:
-        return first
     return {
         lang: {utt: fmean(t[lang][utt] for t in trainings) for utt in utts}
-        for lang, utts in first.items()
+        for lang, utts in trainings[0].items()
     }
 
 
@@ -345,12 +329,11 @@ def language_figures(
     """
     rates = {lang: 100 * fmean(values.values()) for lang, values in groups.items()}
     ordered = sorted(rates, key=lambda lang: (rates[lang], lang))
-    if not higher_is_better:
-        ordered.reverse()
+    ordered = ordered if higher_is_better else ordered[::-1]
     count = sum(map(len, groups.values()))
     worst = ordered[0]
-    figures: dict[str, Measure] = {
-        "mean over languages": MacroMeasure.of_groups(groups, seed),
+    figures = {
+        "mean over languages": Measure.of_groups(groups, seed),
         "worst language": Measure(rates[worst], count=len(groups[worst]), note=worst),
     }
     if len(ordered) > WORST:

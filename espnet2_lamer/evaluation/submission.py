@@ -45,13 +45,13 @@ class Prediction:
 
 
 def write_submission(
-    output: str | Path,
+    output: Path,
     system: str,
     predictions: Sequence[Prediction],
-    tracks: Sequence[str] = tuple(FOLDERS),
-    budgets: Sequence[str] = ("10min", "1h"),
+    tracks: Sequence[str],
+    budgets: Sequence[str],
 ) -> None:
-    """Write one system's predictions as a zip.
+    """Write one system's predictions for these tracks and budgets as a zip.
 
     The benchmark's rules ask for a folder per task, all inside a folder ``predict``,
     as one zip archive (multilingual.superbbenchmark.org/rules, "Submission example").
@@ -61,7 +61,6 @@ def write_submission(
         RecipeError: A track is missing in a budget, two predictions have one place,
             or hypotheses and reference differ in their utterances.
     """
-    output = Path(output)
     present = {(p.track, p.budget) for p in predictions}
     missing = [
         f"{track} {budget}"
@@ -74,12 +73,10 @@ def write_submission(
             f"{output}: no predictions of {system} for {', '.join(missing)}; train "
             "and decode heads with these tracks and budgets, or ask for fewer"
         )
-    wanted = [p for p in predictions if p.track in tracks and p.budget in budgets]
     members: dict[str, Path | bytes] = {}
-    for prediction in wanted:
-        folder = (
-            f"predict/{FOLDERS[prediction.track]}/{prediction.budget}/{prediction.test}"
-        )
+    for prediction in predictions:
+        folder = f"predict/{FOLDERS[prediction.track]}"
+        folder += f"/{prediction.budget}/{prediction.test}"
         if f"{folder}/text" in members:
             raise RecipeError(
                 f"{output}: {folder} would hold two predictions, one of them from "
@@ -93,12 +90,11 @@ def write_submission(
         if prediction.track != "lid":
             # As ESPnet writes it before it calls sclite: tokens, tab,
             # (speaker-utterance), with the utterance as its own speaker.
-            words = {
-                utt: " ".join(tokenize(line, prediction.unit, remove_tags=True))
-                for utt, line in lines.items()
-            }
-            trn = "".join(f"{found}\t({u}-{u})\n" for u, found in words.items())
+            trn = ""
+            for utt, line in lines.items():
+                words = tokenize(line, prediction.unit, remove_tags=True)
+                trn += f"{' '.join(words)}\t({utt}-{utt})\n"
             members[f"{folder}/hyp.trn"] = trn.encode()
-    heads = ", ".join(sorted({p.head for p in wanted}))
+    heads = ", ".join(sorted({p.head for p in predictions}))
     members["README.txt"] = _README.format(system=system, heads=heads).encode()
     write_archive(output, members)

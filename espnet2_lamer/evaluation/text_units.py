@@ -8,7 +8,8 @@ from collections.abc import Callable
 from espnet2_lamer.errors import RecipeError
 
 UNITS = ("char", "word", "pinyin", "jyutping", "phone", "bpe")
-_DEFAULT_UNIT = {"cmn": "pinyin", "yue": "jyutping"}
+#: Units whose text is the normalised transcript.
+PLAIN_UNITS = ("char", "word", "bpe")
 _ASCII_PUNCTUATION = frozenset(string.punctuation)
 _DELETE_ASCII = str.maketrans("", "", string.punctuation)
 # What ML-SUPERB's multilingual script takes for a comment: from the first bracket to
@@ -29,7 +30,7 @@ def default_unit(lang: str) -> str:
     monolingual track but Japanese in characters; Cantonese, which is not in that
     track, gets the analogous jyutping units here.
     """
-    return _DEFAULT_UNIT.get(lang, "char")
+    return {"cmn": "pinyin", "yue": "jyutping"}.get(lang, "char")
 
 
 def normalize_text(text: str) -> str:
@@ -41,8 +42,13 @@ def normalize_text(text: str) -> str:
     punctuation character, is deleted here too (a stated departure). Spaces stay,
     also between Chinese characters; runs of white space become one space.
     """
-    kept = "".join(c for c in text if not _is_punctuation(c))
-    return " ".join(kept.upper().split())
+    kept = (
+        char
+        for char in text
+        if not unicodedata.category(char).startswith("P")
+        and unicodedata.normalize("NFKC", char) not in _ASCII_PUNCTUATION
+    )
+    return " ".join("".join(kept).upper().split())
 
 
 def official_text(text: str, brackets: bool = False) -> str:
@@ -67,7 +73,7 @@ def to_units(
     """Turn a transcript into the text that is trained on and scored.
 
     Args:
-        text: The transcript in its usual spelling.
+        text: In its usual spelling.
         unit: ``char``, ``word`` and ``bpe``: the normalised text itself (they differ
             in how it is split). ``pinyin``: strict initial and strict final with its
             tone, as ESPnet's ``pypinyin_g2p_phone``, which ML-SUPERB uses; the neutral
@@ -80,17 +86,16 @@ def to_units(
             over readings looked up from the characters.
         normalize: What is done to the transcript first.
 
-    Returns:
-        The text for ``char``, ``word`` and ``bpe``, space-separated tokens otherwise.
-        Tokens without a reading (Latin words in pinyin, unknown characters) stay as
-        they are; only ``pinyin`` drops bare numbers, as ESPnet does.
+    Tokens are separated by spaces. Those without a reading (Latin words in pinyin,
+    unknown characters) stay as they are; only ``pinyin`` drops bare numbers, as ESPnet
+    does.
 
     Raises:
         RecipeError: The unit does not exist or does not fit the language, or ``phone``
             comes without a pronunciation.
         NoUnitsError: Nothing is left; also a RecipeError.
     """
-    if unit in ("char", "word", "bpe"):
+    if unit in PLAIN_UNITS:
         result = normalize(text)
     elif unit == "pinyin" and lang == "cmn" and romanisation:
         result = _pinyin_from_syllables(romanisation)
@@ -119,13 +124,6 @@ def to_units(
     return result
 
 
-def _is_punctuation(char: str) -> bool:
-    return (
-        unicodedata.category(char).startswith("P")
-        or unicodedata.normalize("NFKC", char) in _ASCII_PUNCTUATION
-    )
-
-
 def _split_pinyin(syllable: str) -> list[str]:
     """Split one pinyin syllable (``lv4``) into initial and final with tone."""
     # The functions ESPnet itself calls; pypinyin has no public form of them for
@@ -143,11 +141,8 @@ def _split_pinyin(syllable: str) -> list[str]:
 def _pinyin_from_characters(text: str) -> str:
     from pypinyin import Style, pinyin
 
-    tokens: list[str] = []
-    for piece in text.split():
-        for reading, *_ in pinyin(piece, style=Style.TONE3):
-            tokens += _split_pinyin(reading)
-    return " ".join(tokens)
+    readings = (r for piece in text.split() for r in pinyin(piece, style=Style.TONE3))
+    return " ".join(token for first, *_ in readings for token in _split_pinyin(first))
 
 
 def _pinyin_from_syllables(romanisation: str) -> str:

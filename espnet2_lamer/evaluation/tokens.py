@@ -8,13 +8,15 @@ from pathlib import Path
 
 from espnet2_lamer.compat import quiet_nltk
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.benchmark_sets import read_texts, read_whole
+from espnet2_lamer.evaluation.benchmark_sets import MADE_BY, PLAIN_TEXT
+from espnet2_lamer.evaluation.text_units import PLAIN_UNITS
 from espnet2_lamer.fileio.atomic import atomic_path, write_text
+from espnet2_lamer.fileio.datadir import read_table
 
-TARGETS = ("text", "lang", "lang_text")
+#: What a head writes: the parts of each target.
+TARGETS = {"text": ("text",), "lang": ("lang",), "lang_text": ("lang", "text")}
 #: Name of the SentencePiece model in an experiment's ``data`` and ``final``.
 BPE_MODEL = "bpe.model"
-_NLSYMS = "nlsyms.txt"
 
 
 @dataclass(frozen=True)
@@ -56,29 +58,60 @@ def token_type_of(unit: str) -> str:
     return unit if unit in ("char", "bpe") else "word"
 
 
-def read_targets(directory: str | Path, target: str, unit: str) -> dict[str, str]:
+def read_targets(directory: Path, target: str, unit: str) -> dict[str, str]:
     """Return what a head shall write for every utterance of a data directory.
 
-    ``target`` is ``text``, ``lang``: the tag of the language, or ``lang_text``: both.
+    ``target`` is ``text``, ``lang``: the tag of the language, such as ``[eng]``, or
+    ``lang_text``: both. The order is that of ``wav.scp``.
 
     Raises:
         RecipeError: A file is missing, or an utterance of ``wav.scp`` has none.
     """
-    if target == "text":
-        return read_texts(directory, unit)
-    langs = read_whole(directory, "utt2lang", "lang")
-    # The tag that stands for a language, e.g. [eng].
-    tags = {utt: f"[{lang}]" for utt, lang in langs.items()}
-    if target == "lang":
-        return tags
-    texts = read_texts(directory, unit)
-    return {utt: f"{tag} {texts[utt]}" for utt, tag in tags.items()}
+    plain = unit in PLAIN_UNITS
+    # Sets made by hand may have nothing but `text`.
+    plain = plain and (directory / PLAIN_TEXT).is_file()
+    files = {"lang": "utt2lang", "text": PLAIN_TEXT if plain else "text"}
+    utts = read_table(directory / "wav.scp", MADE_BY)
+    targets = dict.fromkeys(utts, "")
+    for what in TARGETS[target]:
+        path = directory / files[what]
+        table = read_table(path, MADE_BY)
+        for utt in utts:
+            if not table.get(utt):
+                raise RecipeError(
+                    f"{path}: {utt}: no {what}; every utterance of wav.scp needs one: "
+                    "drop it or make the evaluation sets anew"
+                )
+            part = f"[{table[utt]}]" if what == "lang" else table[utt]
+            targets[utt] = f"{targets[utt]} {part}".lstrip()
+    return targets
+
+
+def read_all_targets(
+    directories: Sequence[Path], target: str, unit: str
+) -> dict[str, str]:
+    """Return :func:`read_targets` of several directories together.
+
+    Raises:
+        RecipeError: See there, or an utterance is in two of them.
+    """
+    targets: dict[str, str] = {}
+    for directory in directories:
+        found = read_targets(directory, target, unit)
+        twice = sorted(found.keys() & targets.keys())
+        if twice:
+            raise RecipeError(
+                f"{directory}/wav.scp: {twice[0]} is also in another of these sets; "
+                "utterance ids must be unique"
+            )
+        targets |= found
+    return targets
 
 
 def build_vocabulary(
     texts: Sequence[str],
     token_type: str,
-    directory: str | Path,
+    directory: Path,
     tags: Sequence[str] = (),
     nbpe: int = 200,
 ) -> Vocabulary:
@@ -88,13 +121,11 @@ def build_vocabulary(
         texts: The training transcripts, and nothing else.
         token_type: ``char`` (a space becomes ``<space>``), ``word`` or ``bpe``.
         directory: Gets ``tokens.txt``, and ``nlsyms.txt`` or ``bpe.model`` if needed.
-        tags: Language tags inside the texts, one token each.
         nbpe: Size of a ``bpe`` vocabulary; lowered where the texts have fewer pieces.
 
     Raises:
         RecipeError: There is no text, or fewer pieces than characters.
     """
-    directory = Path(directory)
     if not any(text.strip() for text in texts):
         raise RecipeError(
             f"{directory}: no training text; see the evaluation sets' report"
@@ -103,7 +134,7 @@ def build_vocabulary(
         return _build_bpe(texts, directory, tags, nbpe)
     nlsyms = None
     if tags and token_type == "char":
-        nlsyms = directory / _NLSYMS
+        nlsyms = directory / "nlsyms.txt"
         write_text(nlsyms, "".join(f"{tag}\n" for tag in tags))
     vocabulary = Vocabulary(token_type, (), nlsyms=nlsyms)
     tokenizer = vocabulary.tokenizer()
@@ -156,11 +187,7 @@ def _build_bpe(
 def check_targets(
     texts: Mapping[str, str], vocabulary: Vocabulary, where: str
 ) -> dict[str, int]:
-    """Return the number of tokens of every text.
-
-    Raises:
-        RecipeError: A text has none.
-    """
+    """Return the number of tokens of every text; raise RecipeError where it is 0."""
     tokenizer = vocabulary.tokenizer()
     lengths = {utt: len(tokenizer.text2tokens(text)) for utt, text in texts.items()}
     empty = [utt for utt, length in lengths.items() if not length]

@@ -5,7 +5,7 @@ A cell is one training, named by a hash of all that decides its result.
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,14 @@ DATA_SEED = 0
 # Raised whenever cells measure something else than before: all are then run again.
 _VERSION = 1
 _UNDIRECTED = tuple(name for name, kind in KINDS.items() if kind.better == "neither")
-_KEYS = set(
+_KEYS = (
     "title source note defaults seeds minutes data_minutes data cell configs systems "
-    "baseline claims transfer".split()
-)
+    "baseline claims transfer"
+).split()
 _OPTIONS = {option.name for option in fields(Options)}
 _REFERENCE = re.compile(r"\{cell:([^{}]+)\}")
+# What stands for a reference in planned options.
+_PLANNED = re.compile(r"<cell (\w+)>")
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,10 @@ class Claim:
 
 @dataclass(frozen=True)
 class Definition:
-    """An experiment.
+    """An experiment: the keys of its file.
 
     Attributes:
         source: Where the question comes from, e.g. "Lamer-SSL, Table 2".
-        note: What a reader must know of the figures.
         systems: Rows by name, in order; the others are tested against ``baseline``.
         data_minutes: Estimated time of stages 0-6 and 9.
         transfer: For the transfer matrix: systems in the order in which each continues
@@ -119,11 +120,10 @@ class Cell:
 
     Attributes:
         key: Names its directory; a hash of everything below but ``system``.
-        seed: Seed of stages 7 to 12.
-        options: Options of run.sh, those of the data included.
+        seed: Of stages 7 to 12.
+        options: Of run.sh, those of the data included.
         configs: Content of the config files, by option.
         needs: Keys of the cells that it reads.
-        minutes: Estimated time.
     """
 
     key: str
@@ -176,8 +176,8 @@ def read_definition(
         if not values.get(key) and values.get(key) != 0:
             raise RecipeError(f"{path}: {key}: not found, expected a value")
     systems = {
-        str(name): _system(path, str(name), own or {}, values)
-        for name, own in _mapping(path, "systems", values["systems"]).items()
+        str(name): _system(path, name, values)
+        for name in _mapping(path, values, "systems")
     }
     definition = Definition(
         name=path.stem,
@@ -188,7 +188,7 @@ def read_definition(
         baseline=str(values["baseline"]),
         claims=tuple(_claim(path, one, values) for one in values.get("claims") or []),
         data_minutes=float(values.get("data_minutes", 2.0)),
-        transfer=_mapping(path, "transfer", values.get("transfer") or {}),
+        transfer=_mapping(path, values, "transfer"),
         seeds=_seeds(path, "seeds", values["seeds"]),
     )
     named = [("baseline", definition.baseline)]
@@ -202,16 +202,19 @@ def read_definition(
     return definition
 
 
-def _mapping(path: Path, key: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
+def _mapping(
+    path: Path, values: Mapping[str, Any], key: str, where: str = ""
+) -> dict[str, Any]:
+    found = values.get(key) or {}
+    if not isinstance(found, dict):
         raise RecipeError(
-            f"{path}: {key}: found {value!r}, expected 'key: value' lines"
+            f"{path}: {where}{key}: found {found!r}, expected 'key: value' lines"
         )
-    return value
+    return found
 
 
-def _check_keys(path: Path, values: Mapping[str, Any], known: set[str]) -> None:
-    unknown = sorted(set(values) - known)
+def _check_keys(path: Path, values: Mapping[str, Any], known: Sequence[str]) -> None:
+    unknown = sorted(set(values) - set(known))
     if unknown:
         raise RecipeError(
             f"{path}: {unknown[0]}: unknown key, expected some of "
@@ -229,17 +232,14 @@ def _seeds(path: Path, key: str, value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _system(
-    path: Path, name: str, own: Mapping[str, Any], values: Mapping[str, Any]
-) -> System:
+def _system(path: Path, name: Any, values: Mapping[str, Any]) -> System:
     where = f"systems.{name}"
-    own = _mapping(path, where, own)
-    _check_keys(path, own, {field.name for field in fields(System)} - {"name"})
-    parts = {}
-    for key in ("data", "cell", "configs"):
-        below = _mapping(path, key, values.get(key) or {})
-        mine = _mapping(path, f"{where}.{key}", own.get(key) or {})
-        parts[key] = merge(below, mine)
+    own = _mapping(path, values["systems"], name, "systems.")
+    _check_keys(path, own, [field.name for field in fields(System)][1:])
+    parts = {
+        key: merge(_mapping(path, values, key), _mapping(path, own, key, f"{where}."))
+        for key in ("data", "cell", "configs")
+    }
     for key, allowed in (("data", "seed"), ("cell", "skip_stages")):
         for option in parts[key]:
             if option not in (*_OPTIONS, *OWN):
@@ -259,7 +259,7 @@ def _system(
                 f"of {', '.join(CONFIGS)}, each with file and change"
             )
     return System(
-        name=name,
+        name=str(name),
         description=str(own.get("description", "")),
         **parts,
         seeds=_seeds(path, f"{where}.seeds", own.get("seeds", values["seeds"])),
@@ -268,7 +268,8 @@ def _system(
 
 
 def _claim(path: Path, value: Any, values: Mapping[str, Any]) -> Claim:
-    found = {"than": values.get("baseline"), **_mapping(path, "claims", value)}
+    found = {"than": values.get("baseline")}
+    found |= value if isinstance(value, dict) else {}
     expected = {field.name for field in fields(Claim)}
     if set(found) != expected or found["expect"] not in EXPECTATIONS:
         raise RecipeError(
@@ -295,7 +296,13 @@ def plan_cells(definition: Definition, recipe: str | Path) -> list[Cell]:
         RecipeError: A config file is missing, a reference names no cell or itself, or
             an option belongs under ``data``.
     """
-    shared = _data_options()
+    from espnet2_lamer.recipe.stages import ssl1
+
+    # What the results of stages 0-6 and 9 depend on.
+    shared = {name for stage in ssl1 if stage.shared for name in stage.options}
+    # Of these only the value is checked, or they are no options of run.sh.
+    shared -= {"seed", "allocation", "asr_layer", "lid_layer"}
+    shared |= {"preset", "corpus", "manifest", "dev_hours", "kmeans_hours"}
     for system in definition.systems.values():
         wrong = sorted(set(system.cell) & shared)
         if wrong:
@@ -311,16 +318,6 @@ def plan_cells(definition: Definition, recipe: str | Path) -> list[Cell]:
             if seed in system.seeds:
                 _add(definition, Path(recipe), name, seed, cells, ())
     return list(cells.values())
-
-
-def _data_options() -> set[str]:
-    """Options of run.sh that the results of stages 0-6 and 9 depend on."""
-    from espnet2_lamer.recipe.stages import ssl1
-
-    shared = {name for stage in ssl1 if stage.shared for name in stage.options}
-    # Of these only the value is checked, or they are no options of run.sh.
-    shared -= {"seed", "allocation", "asr_layer", "lid_layer"}
-    return shared | {"preset", "corpus", "manifest", "dev_hours", "kmeans_hours"}
 
 
 def _add(
@@ -345,15 +342,16 @@ def _add(
             f"seed {seed}, expected one of {', '.join(definition.systems)}"
         )
 
-    def key_of(other: str) -> str:
-        return _add(definition, recipe, other, seed, cells, (*above, name)).key
+    def resolved(value: Any) -> tuple[Any, tuple[str, ...]]:
+        """Put keys of cells into a value; return it and them."""
+        keys: dict[str, None] = {}
 
-    def resolved(value: Any) -> Any:
-        return map_text(value, _REFERENCE, lambda other: f"<cell {key_of(other)}>")
+        def key_of(other: str) -> str:
+            key = _add(definition, recipe, other, seed, cells, (*above, name)).key
+            keys[key] = None
+            return f"<cell {key}>"
 
-    def needs(value: Any) -> tuple[str, ...]:
-        found = (n for text in _texts(value) for n in _REFERENCE.findall(text))
-        return tuple(dict.fromkeys(map(key_of, found)))
+        return _map_text(value, _REFERENCE, key_of), tuple(keys)
 
     configs = {}
     for option, config in system.configs.items():
@@ -364,9 +362,9 @@ def _add(
                 f"{definition.name}: systems.{name}: configs.{option}.file: {error}"
             ) from None
         configs[option] = merge(content, config.get("change") or {})
-    options = resolved({"seed": DATA_SEED, **system.data})
-    data = Data(_data_key(options, recipe), options, needs(system.data))
-    keyed = {"options": resolved(system.cell), "configs": resolved(configs)}
+    options, needs = resolved({"seed": DATA_SEED, **system.data})
+    data = Data(_data_key(options, recipe), options, needs)
+    keyed, needs = resolved({"options": system.cell, "configs": configs})
     content = {"version": _VERSION, "seed": seed, "data": data.key, **keyed}
     cell = Cell(
         key=sha256_value(content)[:12],
@@ -375,7 +373,7 @@ def _add(
         data=data,
         options={**data.options, **keyed["options"]},
         configs=keyed["configs"],
-        needs=needs([system.cell, configs]),
+        needs=needs,
         minutes=system.minutes,
     )
     cells[name, seed] = cell
@@ -396,26 +394,17 @@ def _data_key(options: Mapping[str, Any], recipe: Path) -> str:
 
 def place(value: Any, directory_of: Callable[[str], str | Path]) -> Any:
     """Put directories in place of the cells' keys that planned options hold."""
-    pattern = re.compile(r"<cell (\w+)>")
-    return map_text(value, pattern, lambda key: str(directory_of(key)))
+    return _map_text(value, _PLANNED, lambda key: str(directory_of(key)))
 
 
-def map_text(value: Any, pattern: re.Pattern[str], change: Callable[[str], str]) -> Any:
+def _map_text(
+    value: Any, pattern: re.Pattern[str], change: Callable[[str], str]
+) -> Any:
     """Replace a pattern, by its group, in all texts of nested mappings and lists."""
     if isinstance(value, Mapping):
-        return {key: map_text(part, pattern, change) for key, part in value.items()}
+        return {key: _map_text(part, pattern, change) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [map_text(part, pattern, change) for part in value]
+        return [_map_text(part, pattern, change) for part in value]
     if isinstance(value, str):
         return pattern.sub(lambda match: change(match[1]), value)
     return value
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _texts(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _texts(part)

@@ -21,7 +21,6 @@ from espnet2_lamer.recipe.stages import ssl1
 
 #: Name of every cell's pretraining in its own directory.
 TAG = "lamer"
-_TAIL_LINES = 5
 
 
 def prepare_data(
@@ -34,9 +33,6 @@ def prepare_data(
     """Run the stages whose results all cells share.
 
     The process keeps ``lock``, a descriptor; options in ``speed`` change no result.
-
-    Raises:
-        RecipeError: It failed; names the log.
     """
     directory = store.data(data.key)
     last = max(stage.number for stage in ssl1 if stage.shared)
@@ -45,14 +41,11 @@ def prepare_data(
         **place(data.options, store.experiment),
         "stage": 0,
         "stop_stage": last,
-        "skip_stages": " ".join(map(str, own)),
+        "skip_stages": own,
         "control": "false",
         "datadir": directory / "data",
-        "dumpdir": directory / "dump",
-        "expdir": directory / "exp",
-        **(speed or {}),
     }
-    run_sh(recipe, options, directory / "log.txt", lock)
+    _run_sh(recipe, options, directory, lock, speed)
     return ()
 
 
@@ -67,63 +60,56 @@ def run_cell(
 
     The cell's directory gets config files, links to the shared data, and an experiment
     directory of its own; killed and started again it goes on as the recipe does.
-
-    Raises:
-        RecipeError: It failed; names the log.
     """
     directory, shared = store.cell(cell.key), store.data(cell.data.key)
     _share(directory, shared)
     first = ssl1["pretraining"].number
+    late = [s.number for s in ssl1 if s.shared and s.number > first]
     options: dict[str, Any] = {
+        "control": "false",
         "stop_stage": ssl1["results"].number,
         "ssl_tag": TAG,
-        "control": "false",
         "upstreams": TAG,
         **place(cell.options, store.experiment),
         "seed": cell.seed,
         "stage": first,
+        "skip_stages": [*str(cell.options.get("skip_stages", "")).split(), *late],
         "datadir": shared / "data",
-        "dumpdir": directory / "dump",
-        "expdir": directory / "exp",
-        **(speed or {}),
     }
-    shared_late = [s.number for s in ssl1 if s.shared and s.number > first]
-    skipped = [str(cell.options.get("skip_stages", "")), *map(str, shared_late)]
-    options["skip_stages"] = " ".join(skipped).strip()
     for name, content in cell.configs.items():
         path = directory / f"{name}.yaml"
         write_text(path, yaml.safe_dump(place(content, store.experiment)))
         options[name] = path
-    run_sh(recipe, options, directory / "log.txt", lock)
+    _run_sh(recipe, options, directory, lock, speed)
     measures = measure_cell(cell, store)
     _clean(directory)
     return measures
 
 
 def measure_cell(cell: Cell, store: Store) -> list[CellMeasure]:
-    """Read what a finished cell found from the files it left.
-
-    Raises:
-        RecipeError: They are gone.
-    """
+    """Read what a finished cell found from the files it left."""
     directory = store.cell(cell.key)
     return read_measures(directory / "exp", directory / "dump" / "raw", cell.seed)
 
 
-def run_sh(recipe: Path, options: Mapping[str, Any], log: Path, lock: int) -> None:
-    """Run ``run.sh`` with options; its output goes to the end of ``log``.
-
-    Raises:
-        RecipeError: It ended with an error.
-    """
+def _run_sh(
+    recipe: Path,
+    options: Mapping[str, Any],
+    directory: Path,
+    lock: int,
+    speed: Mapping[str, int] | None,
+) -> None:
+    """Run ``run.sh`` into a directory; its output goes to the end of ``log.txt``."""
+    where = {"dumpdir": directory / "dump", "expdir": directory / "exp"}
+    everything = {**options, **where, **(speed or {})}
     command = ["./run.sh", "--python", sys.executable]
-    for name, value in options.items():
+    for name, value in everything.items():
         if isinstance(value, bool):
             value = str(value).lower()
         if isinstance(value, list | tuple):
             value = " ".join(map(str, value))
         command += [f"--{name}", str(value)]
-    log.parent.mkdir(parents=True, exist_ok=True)
+    log = directory / "log.txt"
     with open(log, "a", encoding="utf-8") as handle:
         handle.write(f"# {shlex.join(command)}\n")
         handle.flush()
@@ -145,9 +131,7 @@ def run_sh(recipe: Path, options: Mapping[str, Any], log: Path, lock: int) -> No
     if code:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         said = [line for line in lines[-40:] if "ERROR" in line] or lines
-        raise RecipeError(
-            f"run.sh ended with code {code}: {' | '.join(said[-_TAIL_LINES:])}"
-        )
+        raise RecipeError(f"run.sh ended with code {code}: {' | '.join(said[-5:])}")
 
 
 def _share(directory: Path, shared: Path) -> None:

@@ -20,16 +20,15 @@ from espnet2_lamer.experiments.definition import Cell, Data, Definition
 from espnet2_lamer.experiments.measures import CellMeasure
 from espnet2_lamer.fileio.atomic import write_json
 
-#: Does the work of a cell or of data, holding the descriptor of its lock.
-RunCell = Callable[[Cell, int], Sequence[CellMeasure]]
-RunData = Callable[[Data, int], Any]
+RECORD = "record.json"
 
 
 class Store:
     """Directories of data and cells below ``root``, one ``--expdir``.
 
     ``data/KEY`` and ``cells/KEY`` are where commands run; a file ``record.json`` in
-    them, written by rename, says that they are done; ``failed.json`` says why not.
+    them, written by rename, says that they are done; ``failed.json`` says why not, and
+    ``spent.json`` what starts took that did not finish.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -47,7 +46,7 @@ class Store:
         """``--expdir`` of a cell."""
         return self.cell(key) / "exp"
 
-    def read(self, directory: Path, name: str = "record.json") -> dict[str, Any] | None:
+    def read(self, directory: Path, name: str = RECORD) -> dict[str, Any] | None:
         """Return a file of a cell or data; None if it is not there, or torn."""
         try:
             return json.loads((directory / name).read_text(encoding="utf-8"))
@@ -61,38 +60,10 @@ class Store:
         it ran at and on.
         """
         found = self.read(self.cell(key))
-        if found is None or found.get("key") != key:
+        if found is None:
             return None
         measures = [CellMeasure.from_dict(m) for m in found["measures"]]
         return {**found, "measures": {m.name: m for m in measures}}
-
-    def start(self, directory: Path, description: dict[str, Any]) -> None:
-        """Note what runs in a directory, and forget an earlier failure."""
-        (directory / "failed.json").unlink(missing_ok=True)
-        write_json(directory / "definition.json", description)
-
-    def spent(self, directory: Path) -> float:
-        """Seconds that killed or failed starts took, as far as they are known."""
-        return float((self.read(directory, "spent.json") or {}).get("seconds", 0.0))
-
-    def spend(self, directory: Path, seconds: float) -> None:
-        """Note the seconds of a start that did not finish."""
-        total = round(self.spent(directory) + seconds, 1)
-        write_json(directory / "spent.json", {"seconds": total})
-
-    def finish(self, directory: Path, values: dict[str, Any]) -> None:
-        """Write the record: from now on it is done."""
-        write_json(directory / "record.json", {**values, "finished": _now()})
-
-    def remeasure(self, directory: Path, measures: Sequence[CellMeasure]) -> None:
-        """Replace the figures of a record, and nothing else of it."""
-        values = {**self.read(directory), "measures": [m.as_dict() for m in measures]}
-        write_json(directory / "record.json", values)
-
-    def fail(self, directory: Path, error: str, log: Path) -> None:
-        """Note a failure."""
-        found = {"error": error, "log": str(log), "time": _now()}
-        write_json(directory / "failed.json", found)
 
     @contextmanager
     def lock(self, directory: Path, wait: bool) -> Iterator[int | None]:
@@ -108,12 +79,11 @@ class Store:
         descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            held = descriptor
         except BlockingIOError:
-            os.close(descriptor)
-            yield None
-            return
+            held = None
         try:
-            yield descriptor
+            yield held
         finally:
             os.close(descriptor)
 
@@ -137,8 +107,9 @@ class Status:
 class Matrix:
     """The cells of one definition, each after those it reads, and where they stand.
 
-    ``run_data`` makes shared data, ``run_cell`` runs a cell; ``about`` (``commit`` and
-    ``machine``) is written into records.
+    ``run_data`` makes shared data, ``run_cell`` runs a cell, both holding the
+    descriptor of its lock; ``about`` (``commit`` and ``machine``) is written into
+    records.
     """
 
     def __init__(
@@ -146,8 +117,8 @@ class Matrix:
         definition: Definition,
         cells: Sequence[Cell],
         store: Store,
-        run_data: RunData,
-        run_cell: RunCell,
+        run_data: Callable[[Data, int], Sequence[CellMeasure]],
+        run_cell: Callable[[Cell, int], Sequence[CellMeasure]],
         about: dict[str, str] | None = None,
     ) -> None:
         self.definition = definition
@@ -156,11 +127,11 @@ class Matrix:
         self.run_data = run_data
         self.run_cell = run_cell
         self.about = about or {}
-        self._broken: set[str] = set()
+        self._broken: set[Path] = set()
 
     def status(self, cell: Cell) -> Status:
         """Say where a cell stands."""
-        if self.store.record(cell.key) is not None:
+        if self._record(cell.key) is not None:
             return Status("done")
         for directory in (self.store.cell(cell.key), self.store.data(cell.data.key)):
             failure = self.store.read(directory, "failed.json")
@@ -169,16 +140,19 @@ class Matrix:
         waits = self._waits(cell)
         return Status("not run", f"needs {waits}" if waits else "")
 
+    def _record(self, key: str) -> dict[str, Any] | None:
+        return self.store.read(self.store.cell(key))
+
     def _waits(self, cell: Cell) -> str:
         labels = {c.key: c.label for c in self.cells}
         for key in (*cell.needs, *cell.data.needs):
-            if self.store.record(key) is None:
+            if self._record(key) is None:
                 return labels.get(key, key)
         return ""
 
     def minutes(self, cell: Cell) -> float:
         """Estimate a cell's time: its system's cells, else all, else the definition."""
-        records = [(c, self.store.record(c.key)) for c in self.cells]
+        records = [(c, self._record(c.key)) for c in self.cells]
         known = [(c, r["seconds"] / 60) for c, r in records if r is not None]
         own = [minutes for c, minutes in known if c.system == cell.system]
         if own:
@@ -230,7 +204,7 @@ class Matrix:
         started = time.monotonic()
         failed: list[Cell] = []
         for cell in self._chosen(pattern):
-            if self.store.record(cell.key) is not None:
+            if self._record(cell.key) is not None:
                 continue
             waits = self._waits(cell)
             if waits:
@@ -239,15 +213,10 @@ class Matrix:
             need = self.minutes(cell) + self.data_minutes(cell.data)
             spent = (time.monotonic() - started) / 60
             if budget is not None and spent + need > budget:
-                left = f"{max(0.0, budget - spent):.1f} of {budget:g}"
-                logging.info(
-                    "%s: left out, it would take about %.1f min and %s are left",
-                    cell.label,
-                    need,
-                    left,
-                )
+                left = f"{need:.1f} min, {max(0.0, budget - spent):.1f} of {budget:g}"
+                logging.info("%s: left out, it needs about %s left", cell.label, left)
                 continue
-            if not (self._prepare(cell) and self._run_one(cell)):
+            if not (self._make_data(cell.data) and self._run_one(cell)):
                 failed.append(cell)
             after()
         return failed
@@ -259,19 +228,20 @@ class Matrix:
             RecipeError: A cell's files are gone; its record stays as it was.
         """
         for cell in {c.key: c for c in self.cells}.values():
-            if self.store.record(cell.key) is None:
+            record = self._record(cell.key)
+            if record is None:
                 continue
             try:
-                measures = measure(cell)
+                record["measures"] = [m.as_dict() for m in measure(cell)]
             except RecipeError as error:
                 raise RecipeError(f"{cell.label}: {error}") from error
-            self.store.remeasure(self.store.cell(cell.key), measures)
+            write_json(self.store.cell(cell.key) / RECORD, record)
 
     def _chosen(self, pattern: str) -> list[Cell]:
-        names = [f"{cell.system}/{cell.seed}" for cell in self.cells]
+        names = {f"{cell.system}/{cell.seed}": cell for cell in self.cells}
         chosen = [
             cell
-            for cell, name in zip(self.cells, names, strict=True)
+            for name, cell in names.items()
             if fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(cell.system, pattern)
         ]
         if not chosen:
@@ -281,71 +251,70 @@ class Matrix:
             )
         return chosen
 
-    def _prepare(self, cell: Cell) -> bool:
-        directory = self.store.data(cell.data.key)
-        if cell.data.key in self._broken:
+    def _make_data(self, data: Data) -> bool:
+        directory = self.store.data(data.key)
+        if directory in self._broken:
             return False
+        description = {"key": data.key, "options": dict(data.options)}
         # Others need the same data: wait for who makes them.
         with self.store.lock(directory, wait=True) as lock:
-            if self.store.read(directory) is not None:
-                return True
-            label = f"data {cell.data.key}"
-            logging.info("%s: starts", label)
-            self.store.start(
-                directory, {"key": cell.data.key, "options": dict(cell.data.options)}
-            )
-            return self._work(directory, label, partial(self.run_data, cell.data, lock))
+            work = partial(self.run_data, data, lock)
+            return self._work(directory, f"data {data.key}", description, work)
 
     def _run_one(self, cell: Cell) -> bool:
         directory = self.store.cell(cell.key)
+        description = {
+            "key": cell.key,
+            "seed": cell.seed,
+            "data": cell.data.key,
+            "options": dict(cell.options),
+            "configs": {name: dict(c) for name, c in cell.configs.items()},
+        }
         with self.store.lock(directory, wait=False) as lock:
             if lock is None:
                 logging.info("%s: another process runs it", cell.label)
                 return True
-            if self.store.record(cell.key) is not None:
-                return True
-            logging.info("%s: starts, log %s", cell.label, directory / "log.txt")
-            self.store.start(
-                directory,
-                {
-                    "key": cell.key,
-                    "seed": cell.seed,
-                    "data": cell.data.key,
-                    "options": dict(cell.options),
-                    "configs": {name: dict(c) for name, c in cell.configs.items()},
-                },
-            )
-            return self._work(directory, cell.label, partial(self.run_cell, cell, lock))
+            work = partial(self.run_cell, cell, lock)
+            return self._work(directory, cell.label, description, work)
 
     def _work(
-        self, directory: Path, label: str, work: Callable[[], Sequence[CellMeasure]]
+        self,
+        directory: Path,
+        label: str,
+        description: dict[str, Any],
+        work: Callable[[], Sequence[CellMeasure]],
     ) -> bool:
-        """Do the work and write its record, or why there is none."""
+        """Do what no other process has done; write its record, or why there is none."""
+        if self.store.read(directory) is not None:
+            return True
+        log = directory / "log.txt"
+        logging.info("%s: starts, log %s", label, log)
+        (directory / "failed.json").unlink(missing_ok=True)
+        write_json(directory / "definition.json", description)
+        before = (self.store.read(directory, "spent.json") or {}).get("seconds", 0.0)
         started = time.monotonic()
-        finished = False
+        measures = None
         try:
             measures = work()
-            finished = True
         except Exception as error:  # whatever it is, other cells may work
             known = isinstance(error, RecipeError)
             reason = str(error) if known else f"{type(error).__name__}: {error}"
             logging.error("%s failed: %s", label, reason, exc_info=not known)
-            self.store.fail(directory, reason, directory / "log.txt")
-            self._broken.add(directory.name)
+            failure = {"error": reason, "log": str(log), "time": _now()}
+            write_json(directory / "failed.json", failure)
+            self._broken.add(directory)
             return False
         finally:
-            seconds = time.monotonic() - started
-            if not finished:
-                self.store.spend(directory, seconds)
-        seconds += self.store.spent(directory)
-        self.store.finish(
-            directory,
-            {
-                "key": directory.name,
-                "seconds": round(seconds, 1),
-                **self.about,
-                "measures": [m.as_dict() for m in measures],
-            },
-        )
+            seconds = round(before + time.monotonic() - started, 1)
+            if measures is None:
+                write_json(directory / "spent.json", {"seconds": seconds})
+        record = {
+            "key": directory.name,
+            "seconds": seconds,
+            **self.about,
+            "measures": [m.as_dict() for m in measures],
+            "finished": _now(),
+        }
+        write_json(directory / RECORD, record)
         logging.info("%s: done in %.1f min", label, seconds / 60)
         return True

@@ -43,17 +43,14 @@ KINDS = {
 
 @dataclass(frozen=True)
 class CellMeasure:
-    """One figure of one cell.
+    """One figure of one cell; a rate is in per cent and has its parts.
 
     Attributes:
-        kind: One of :data:`KINDS`.
-        value: The figure, in per cent for rates.
         lang: Language, the name of a test set that mixes them, or "".
         test: Name of the test set, where that is not the language.
         unit: What is counted, or how a language is identified.
         layer: Of a router, or None.
         router: Where a layer has several.
-        parts: Where it is a rate.
         null: What chance alone would give, or None.
     """
 
@@ -143,9 +140,8 @@ def read_measures(
         rate("masked accuracy", lang, fields["parts"])
         for lang, fields in masked.get("ssl_lamer", {}).items()
     ]
-    share = _read(expdir / "ssl_lamer" / "parameters.json", {}).get(
-        "trainable_percent_of_total"
-    )
+    parameters = _read(expdir / "ssl_lamer" / "parameters.json", {})
+    share = parameters.get("trainable_percent_of_total")
     if share is not None:
         measures.append(CellMeasure("trainable parameters (%)", share))
     rows = _read(analysis / "expert_language.json", [])

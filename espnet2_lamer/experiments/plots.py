@@ -19,15 +19,13 @@ def plot_differences(tables: Tables, path: str | Path) -> bool:
 
     A row of panels is one kind of measure on one scale. A point is filled where the
     interval leaves 0 out. Left out is what has no better direction, and what is of no
-    language: layer by layer, the share that trains.
-
-    Returns:
-        Whether there was a difference to draw; nothing is written otherwise.
+    language: layer by layer, the share that trains. Returns whether there was a
+    difference to draw; nothing is written otherwise.
     """
     grid: dict[str, dict[str, list[Row]]] = {}
     for row in tables.rows:
         drawn = row.difference and row.difference.interval
-        label = row.label or row.unit
+        label = row.of.sample.lang or row.of.sample.unit
         if drawn and label and row.of.kind.better != "neither":
             kind = grid.setdefault(row.of.sample.kind, {})
             kind.setdefault(label, []).append(row)

@@ -2,42 +2,21 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.experiments.definition import Claim, Definition
 from espnet2_lamer.experiments.matrix import Matrix, Status
 from espnet2_lamer.experiments.measures import KINDS, CellMeasure, Kind
 from espnet2_lamer.metrics.bootstrap import Difference
-from espnet2_lamer.metrics.measure import Figure
-from espnet2_lamer.metrics.seeds import compare, means, summarise
-from espnet2_lamer.metrics.tables import (
-    bounds,
-    csv_text,
-    markdown_table,
-    number,
-    p_value,
-    span,
-)
+from espnet2_lamer.metrics.measure import Measure, compare, means, summarise
+from espnet2_lamer.metrics.tables import csv_text, render
 
 NOT_RUN = "not run"
 #: In place of a language.
 AVERAGE = "average"
-_HOW_TO_READ = (
-    "Mean and sd are over seeds; all systems of one seed share data and test sets. "
-    "Intervals are 95 %, by a hierarchical bootstrap: each of 10,000 resamples draws "
-    "seeds, and the same utterances for all of them; what varies with the seed is "
-    "stretched to Student's interval of so many seeds. Differences are paired by seed "
-    "and utterance; p is two-sided, of that bootstrap; p (seeds) is of a paired t test "
-    "over the seeds alone, d their mean difference over its sd. No p is corrected for "
-    "the number of tests. Figures marked with a star need no downstream head."
-)
-_DIRECTIONS = {
-    "higher": "Higher is better.",
-    "lower": "Lower is better.",
-    "neither": "Neither direction is better.",
-}
 
 
 @dataclass(frozen=True)
@@ -64,24 +43,23 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Row(Figure):
+class Row:
     """One figure of one system; its measure is None where no cell was run.
 
-    ``of`` is what all systems' figures have in common, ``null`` what chance alone would
-    give, mean over seeds.
+    ``difference`` is to the baseline, None for itself or when either was not run;
+    ``trainings`` are values by seed, ``null`` is what chance alone would give, mean
+    over seeds.
     """
 
-    of: Measured | None = None
-    null: float | None = None
+    of: Measured
+    system: str
+    measure: Measure | None
+    difference: Difference | None
+    trainings: Mapping[int, float]
+    null: float | None
 
-    @property
-    def difference(self) -> Difference | None:
-        """To the baseline; None for itself or when either was not run."""
-        return self.comparisons[0] if self.comparisons else None
 
-
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """Whether a claim holds: ``holds``, ``does not hold``, ``cannot be told``, ..."""
 
     claim: Claim
@@ -93,21 +71,20 @@ class Tables:
     """All figures of a matrix at one moment; ``header`` are lines of the head."""
 
     def __init__(self, matrix: Matrix, header: Mapping[str, str]) -> None:
-        self.matrix = matrix
         self.definition: Definition = matrix.definition
-        self.header = dict(header)
+        self.cells = matrix.cells
         self.statuses: dict[tuple[str, int], Status] = {}
-        self.machines: dict[str, None] = {}
-        self.seconds = 0.0
+        machines: dict[str, None] = {}
+        seconds = 0.0
         found: dict[str, Measured] = {}
         for cell in matrix.cells:
             self.statuses[cell.system, cell.seed] = matrix.status(cell)
             record = matrix.store.record(cell.key)
             if record is None:
                 continue
-            self.seconds += record["seconds"]
+            seconds += record["seconds"]
             if machine := record.get("machine"):
-                self.machines[f"{machine} ({record.get('commit', '')[:12]})"] = None
+                machines[f"{machine} ({record.get('commit', '')[:12]})"] = None
             for name, group, sample in with_averages(record["measures"]):
                 measured = found.setdefault(name, Measured(name, {}, sample))
                 measured.figures.setdefault(cell.system, {})[cell.seed] = group
@@ -117,6 +94,14 @@ class Tables:
         )
         self.rows = [row for one in self.measured.values() for row in self._rows(one)]
         self.verdicts = [self._verdict(claim) for claim in self.definition.claims]
+        done = sum(map(self.done, self.definition.systems))
+        self.header = {
+            **header,
+            "cells ran on": "; ".join(machines) or NOT_RUN,
+            "seeds": " ".join(map(str, self.definition.seeds)),
+            "cells done": f"{done} of {len(self.cells)}",
+            "cells took": f"{seconds / 60:.0f} min in all",
+        }
 
     def _rows(self, measured: Measured) -> Iterable[Row]:
         baseline = self.definition.baseline
@@ -127,15 +112,12 @@ class Tables:
                 difference = self._difference(measured, system, baseline)
             nulls = [m.null for group in figures.values() for m in group]
             yield Row(
-                table=measured.name,
-                label=measured.sample.lang,
-                unit=measured.sample.unit,
-                system=system,
-                measure=summarise(figures) if figures else None,
-                comparisons=(difference,) if difference else (),
-                trainings=means(figures),
-                of=measured,
-                null=None if not nulls or None in nulls else fmean(nulls),
+                measured,
+                system,
+                summarise(figures) if figures else None,
+                difference,
+                means(figures),
+                None if not nulls or None in nulls else fmean(nulls),
             )
 
     def _verdict(self, claim: Claim) -> Verdict:
@@ -167,16 +149,14 @@ class Tables:
             return {}
         *before, last = steps
         matrix: dict[str, Any] = {}
-        for measured in self.measured.values():
-            lang = measured.sample.lang
-            if measured.sample.kind not in ("phone probe", "ASR error"):
-                continue
-            if lang == AVERAGE:
+        for name, measured in self.measured.items():
+            lang, kind = measured.sample.lang, measured.sample.kind
+            if kind not in ("phone probe", "ASR error") or lang == AVERAGE:
                 continue
             own = [step for step in before if steps[step] == lang]
-            rows = [self.row(measured.name, step) for step in steps]
+            rows = [self.row(name, step) for step in steps]
             backward = self._difference(measured, last, own[0]) if own else None
-            matrix[measured.name] = {
+            matrix[name] = {
                 "lang": lang,
                 "steps": {r.system: r.measure and r.measure.value for r in rows},
                 "backward_transfer": backward,
@@ -186,12 +166,15 @@ class Tables:
     def as_json(self) -> dict[str, Any]:
         """Return everything as plain values."""
         return {
-            **self.head(),
+            "name": self.definition.name,
+            "title": self.definition.title,
+            "source": self.definition.source,
+            "header": self.header,
+            "baseline": self.definition.baseline,
             "rows": [_flat(row) for row in self.rows],
             "verdicts": [
-                vars(v.claim)
-                | {"verdict": v.verdict, "difference": _plain(v.difference)}
-                for v in self.verdicts
+                vars(claim) | {"verdict": verdict, "difference": _plain(difference)}
+                for claim, verdict, difference in self.verdicts
             ],
             "transfer": {
                 name: entry | {"backward_transfer": _plain(entry["backward_transfer"])}
@@ -200,38 +183,18 @@ class Tables:
             "cells": [
                 {"system": cell.system, "seed": cell.seed, "key": cell.key}
                 | vars(self.statuses[cell.system, cell.seed])
-                for cell in self.matrix.cells
+                for cell in self.cells
             ],
-        }
-
-    def head(self) -> dict[str, Any]:
-        """Return what stands above all figures."""
-        done = sum(map(self.done, self.definition.systems))
-        return {
-            "name": self.definition.name,
-            "title": self.definition.title,
-            "source": self.definition.source,
-            "header": {
-                **self.header,
-                "cells ran on": "; ".join(self.machines) or NOT_RUN,
-                "seeds": " ".join(map(str, self.definition.seeds)),
-                "cells done": f"{done} of {len(self.matrix.cells)}",
-                "cells took": f"{self.seconds / 60:.0f} min in all",
-            },
-            "baseline": self.definition.baseline,
         }
 
     def done(self, system: str) -> int:
         """Number of a system's cells that are done."""
-        return sum(
-            status.state == "done"
-            for (name, _), status in self.statuses.items()
-            if name == system
-        )
+        states = [s.state for (name, _), s in self.statuses.items() if name == system]
+        return states.count("done")
 
     def row(self, measure: str, system: str) -> Row:
         """Return one figure of one system."""
-        return next(r for r in self.rows if (r.table, r.system) == (measure, system))
+        return next(r for r in self.rows if (r.of.name, r.system) == (measure, system))
 
     def as_csv(self) -> str:
         """Return one line per figure and system."""
@@ -291,10 +254,10 @@ def _plain(difference: Difference | None) -> dict[str, Any] | None:
 
 def _flat(row: Row) -> dict[str, Any]:
     s, d = row.measure, row.difference
-    low, high = bounds(s and s.interval)
-    d_low, d_high = bounds(d and d.interval)
+    low, high = (s and s.interval) or (None, None)
+    d_low, d_high = (d and d.interval) or (None, None)
     return {
-        "measure": row.table,
+        "measure": row.of.name,
         "better": row.of.kind.better,
         "heads_free": row.of.kind.heads_free,
         "system": row.system,
@@ -320,146 +283,11 @@ def markdown(tables: Tables, picture: str | None = None) -> str:
     ``picture`` is the file beside the page that
     :func:`~espnet2_lamer.experiments.plots.plot_differences` drew, if any.
     """
-    head, definition = tables.head(), tables.definition
-    lines = [f"# {head['title']}", ""]
-    if head["source"]:
-        lines += [f"Source of the question: {head['source']}.", ""]
-    lines += [f"- {name}: `{value}`" for name, value in head["header"].items()]
-    lines += ["", _HOW_TO_READ, ""]
-    if definition.note:
-        lines += [definition.note, ""]
-    lines += _claims(tables)
-    if picture:
-        lines += [f"![Differences to {definition.baseline}]({picture})", ""]
-    compared = [
-        [name, system.description, f"{tables.done(name)} of {len(system.seeds)}"]
-        for name, system in definition.systems.items()
-    ]
-    lines += ["## What was compared", ""]
-    lines += markdown_table(["system", "what it is", "seeds run"], compared)
-    lines += _overview(tables) + _transfer(tables)
-    for measured in tables.measured.values():
-        lines += _details(tables, measured)
-    missing = [
-        f"- {system}, seed {seed}: {status.state}"
-        + (f": {status.why}" if status.why else "")
-        + (f"; log `{status.log}`" if status.log else "")
-        for (system, seed), status in tables.statuses.items()
-        if status.state != "done"
-    ]
-    lines += ["## Cells without a result", "", *missing, ""] if missing else []
-    return "\n".join(lines).rstrip("\n") + "\n"
-
-
-def _claims(tables: Tables) -> list[str]:
-    if not tables.verdicts:
-        return []
-    header = ["claim", "measured", "difference", "95 % interval", "p", "verdict"]
-    rows = []
-    for v in tables.verdicts:
-        measured = tables.measured.get(v.claim.measure)
-        about = f"{v.claim.measure}, {v.claim.system} minus {v.claim.than}"
-        cells = _difference(v.difference, measured)[:3]
-        rows.append([v.claim.text, about, *cells, v.verdict])
-    return ["## What holds in small", "", *markdown_table(header, rows)]
-
-
-def _overview(tables: Tables) -> list[str]:
-    systems = list(tables.definition.systems)
-    rows = []
-    for measured in tables.measured.values():
-        # Layer by layer is for the details.
-        if measured.sample.layer is None:
-            found = [tables.row(measured.name, name) for name in systems]
-            rows.append([measured.title, *(_overview_cell(tables, r) for r in found)])
-    if not rows:
-        return []
-    told = (
-        f"Mean ± sd over seeds. Bold: differs from {tables.definition.baseline}, the "
-        "95 % interval of the difference leaves 0 out."
+    definition = tables.definition
+    return render(
+        Path(__file__).with_name("page.md.jinja"),
+        tables=tables,
+        definition=definition,
+        picture=picture,
+        uneven=len({tables.done(name) for name in definition.systems} - {0}) > 1,
     )
-    if len({tables.done(name) for name in systems} - {0}) > 1:
-        told += (
-            " Not all systems have the same seeds: compare them by their differences, "
-            "which are of common seeds, not by these means."
-        )
-    table = markdown_table(["measure", *systems], rows)
-    return ["## Overview", "", told, "", *table]
-
-
-def _overview_cell(tables: Tables, row: Row) -> str:
-    if row.measure is None:
-        return _absent(tables, row)
-    digits = row.of.kind.digits
-    value = number(row.measure.value, digits=digits)
-    if row.measure.deviation is not None:
-        value += f" ± {number(row.measure.deviation, digits=digits)}"
-    return f"**{value}**" if row.difference and row.difference.told else value
-
-
-def _details(tables: Tables, measured: Measured) -> list[str]:
-    rows = [row for row in tables.rows if row.of is measured]
-    digits = measured.kind.digits
-    header = ["system", "seeds", "mean", "sd", "95 % interval"]
-    header += [f"minus {tables.definition.baseline}", "95 % interval", "p", "d"]
-    header += ["p (seeds)"]
-    with_null = any(row.null is not None for row in rows)
-    header += ["by chance"] if with_null else []
-    cells = []
-    for row in rows:
-        s = row.measure
-        line = [row.system, str(len(row.trainings))]
-        if s is None:
-            line += [_absent(tables, row), "-", "-"]
-        else:
-            line += [number(v, digits=digits) for v in (s.value, s.deviation)]
-            line.append(span(s.interval, digits=digits))
-        line += _difference(row.difference, measured)
-        line += [number(row.null, digits=digits)] if with_null else []
-        cells.append(line)
-    table = markdown_table(header, cells)
-    return [f"## {measured.title}", "", _DIRECTIONS[measured.kind.better], "", *table]
-
-
-def _transfer(tables: Tables) -> list[str]:
-    steps = tables.definition.transfer
-    if not steps:
-        return []
-    rows = []
-    for name, entry in tables.transfer().items():
-        measured = tables.measured[name]
-        digits = measured.kind.digits
-        values = [entry["steps"].get(step) for step in steps]
-        cells = [NOT_RUN if v is None else number(v, digits=digits) for v in values]
-        transfer = _difference(entry["backward_transfer"], measured)[:3]
-        rows.append([name, *cells, *transfer])
-    header = [f"{step} ({lang})" for step, lang in steps.items()]
-    header += ["backward transfer", "95 % interval", "p"]
-    return [
-        "## Transfer matrix",
-        "",
-        "Each step continues the one before; in brackets what it learnt. Backward "
-        "transfer is the value after the last step minus that after the step that "
-        "learnt the language: what later languages did to it. Phones: higher is "
-        "better; errors: lower is.",
-        "",
-        *markdown_table(["measure", *header], rows),
-    ]
-
-
-def _absent(tables: Tables, row: Row) -> str:
-    """What stands for a figure that is not there."""
-    return "none" if tables.done(row.system) else NOT_RUN
-
-
-def _difference(difference: Difference | None, measured: Measured | None) -> list[str]:
-    if difference is None:
-        return ["-"] * 5
-    d, digits = difference, measured.kind.digits
-    return [
-        number(d.value, "+", digits),
-        span(d.interval, "+", digits),
-        p_value(d.p),
-        number(d.effect),
-        p_value(d.p_seeds),
-    ]

@@ -1,7 +1,6 @@
 """The adapter file: what was trained beside a frozen base, in one safetensors file."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,44 +9,46 @@ import torch
 from torch import Tensor
 
 from espnet2_lamer import __version__
+from espnet2_lamer.convert.espnet_experiment import read_config
 from espnet2_lamer.convert.load import public_name
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.export.card import Origin
 from espnet2_lamer.fileio.atomic import atomic_path
-from espnet2_lamer.tasks.adapter import (
+from espnet2_lamer.tasks.pretrained import (
+    ADAPTER_SUFFIX,
     CENTROIDS,
     FORMAT,
     METADATA,
-    SUFFIX,
     content_digest,
+    load_pretraining_model,
 )
-from espnet2_lamer.tasks.pretrained import restore_pretraining_model
 
 _ENCODER_KEYS = ("mask_prob", "mask_length", "final_norm", "gradient_checkpointing")
 
 
 def write_adapter(
-    config: Mapping[str, Any],
-    state: Mapping[str, Tensor],
+    experiment: Path,
     output: str | Path,
+    origin: Origin,
     *,
-    source: Path,
+    epoch_file: str | None = None,
     base: str | Path | None = None,
     base_name: str | None = None,
     codebook: str | Path | None = None,
-    metadata: Mapping[str, Any] | None = None,
 ) -> None:
     """Write experts, routers, head, buffers and codebook of a pretraining.
 
+    Equal input gives equal bytes.
+
     Args:
-        config: Content of the experiment's ``config.yaml``.
-        state: One of its epoch files.
-        output: The file, written atomically; equal input gives equal bytes.
-        source: Where config and state are from, for messages.
+        experiment: Its directory.
+        output: The file.
+        origin: For its metadata.
+        epoch_file: Weights of the experiment; default is its best model.
         base: Where the base is now; default is ``encoder_conf.base``.
         base_name: Under which name others find the base, e.g. a Hugging Face id;
             by default what ``base`` tells, never a path of this machine.
         codebook: ``codebook.npz`` of the units.
-        metadata: More entries, e.g. ``license``; plain values.
 
     Raises:
         RecipeError: The experiment has no frozen base, or does not fit it.
@@ -57,14 +58,15 @@ def write_adapter(
     from espnet2_lamer.asr.encoder.lamer_hubert import BASE_HASH, GUARD
 
     output = Path(output)
-    if output.suffix != SUFFIX:
-        raise RecipeError(f"{output}: expected a name that ends in {SUFFIX}")
-    model = restore_pretraining_model(config, state, base, source)
+    if output.suffix != ADAPTER_SUFFIX:
+        raise RecipeError(f"{output}: expected a name that ends in {ADAPTER_SUFFIX}")
+    config = read_config(experiment)
+    model = load_pretraining_model(experiment, base, epoch_file)
     encoder = model.encoder
     if not encoder.base_is_external:
         raise RecipeError(
-            f"{source}: found a model without a frozen base, so there is nothing to "
-            "leave out; pack it whole with --kind zoo --task ssl"
+            f"{experiment}: found a model without a frozen base, so there is nothing "
+            "to leave out; pack it whole with --kind zoo --task ssl"
         )
     state = model.state_dict()
     for name in (BASE_HASH, GUARD):
@@ -73,7 +75,10 @@ def write_adapter(
     where = base or config["encoder_conf"]["base"]
     head = encoder.hubert_pretrain_model.logit_generator
     content: dict[str, Any] = {
-        **(metadata or {}),
+        "name": origin.name or output.stem,
+        "languages": list(origin.languages),
+        "license": origin.licence,
+        "notes": list(origin.notes),
         "format": FORMAT,
         "espnet2_lamer": __version__,
         "base": {
@@ -87,7 +92,7 @@ def write_adapter(
             "final_dim": head.label_embeddings.shape[1],
             **{key: getattr(encoder, key) for key in _ENCODER_KEYS},
         },
-        "model_conf": dict(config.get("model_conf") or {}),
+        "model_conf": dict(config["model_conf"]),
         "codebook": None,
     }
     if codebook is not None:

@@ -1,7 +1,7 @@
 """Model cards of published models: README.md with Hugging Face front matter."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,14 @@ _TASKS = {
     "asr": ("automatic-speech-recognition", "speech recognition"),
     "ssl": ("feature-extraction", "self-supervised speech representation"),
 }
-_ASR_USE = """\
+ASR_USE = """\
 from espnet2.bin.asr_inference import Speech2Text
 import espnet2_lamer, soundfile
 from espnet2_lamer.convert.packed import unpack_model
 
 espnet2_lamer.register()
-model = Speech2Text(**unpack_model("{name}.zip", "models"), beam_size=1, ctc_weight=1.0)
-print(model(soundfile.read("speech.wav")[0])[0][0])
+model = Speech2Text(**unpack_model("{name}.zip", "models"), beam_size=1, {options})
+{more}print(model(soundfile.read("speech.wav")[0])[0][0])
 """
 _SSL_USE = """\
 import espnet2_lamer, soundfile, torch
@@ -60,16 +60,13 @@ class Origin:
     name: str | None = None
     languages: Sequence[str] = ()
     licence: str = "apache-2.0"
-    notes: Sequence[str] = field(default_factory=list)
+    notes: Sequence[str] = ()
 
 
 def model_card(
     kind: str,
-    name: str,
+    origin: Origin,
     *,
-    languages: Sequence[str] = (),
-    licence: str = "apache-2.0",
-    notes: Sequence[str] = (),
     results: str | None = None,
     datasets: Sequence[str] = (),
     about: str | None = None,
@@ -80,10 +77,7 @@ def model_card(
 
     Args:
         kind: ``"asr"`` or ``"ssl"``.
-        name: Name of the model, also of its zip.
-        languages: As in :class:`Origin`, like the next two.
-        licence: Likewise.
-        notes: Likewise.
+        origin: With a name, also of the zip.
         results: Markdown of the results; its headings are moved one level down.
         datasets: Ids of the data on Hugging Face.
         about: What the model is; default: a HuBERT of this recipe.
@@ -100,10 +94,11 @@ def model_card(
         "a HuBERT extended to new languages with layer-aware mixtures of LoRA experts "
         f"by {_RECIPE}"
     )
-    use = use or (_ASR_USE if kind == "asr" else _SSL_USE).format(name=name)
+    default = {"asr": ASR_USE, "ssl": _SSL_USE}[kind]
+    use = use or default.format(name=origin.name, options="ctc_weight=1.0", more="")
     card = _card(
         front,
-        Origin(name, languages, licence, notes),
+        origin,
         [f"An ESPnet model for {meaning}: {about}."],
         [
             "With the package `espnet2_lamer` installed; 16 kHz mono speech.",
@@ -130,7 +125,7 @@ def hugging_face_card(
     paragraphs of ``more`` follow what it is. ``origin`` may name it otherwise.
     """
     origin = origin or Origin()
-    name = origin.name or Path(directory).absolute().name
+    origin = replace(origin, name=origin.name or Path(directory).absolute().name)
     front = {
         "library_name": "transformers",
         "pipeline_tag": "feature-extraction",
@@ -150,13 +145,10 @@ def hugging_face_card(
             "`hidden_states[k]` is the output of layer k, 0 the transformer's input."
         )
     use = _TRANSFORMERS_USE.format(
-        extractor=extractor, model=model, trust=trust, name=name
+        extractor=extractor, model=model, trust=trust, name=origin.name
     )
     return _card(
-        front,
-        Origin(name, origin.languages, origin.licence, origin.notes),
-        [f"{what} Made by {_RECIPE}.", *more],
-        [f"```python\n{use}```"],
+        front, origin, [f"{what} Made by {_RECIPE}.", *more], [f"```python\n{use}```"]
     )
 
 

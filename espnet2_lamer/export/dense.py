@@ -29,7 +29,7 @@ from espnet2_lamer.export.huggingface import describe, refuse_other_content
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.layers import LamerFeedForward, experts_off, record_routing
 from espnet2_lamer.layers.config import LINEARS
-from espnet2_lamer.layers.lora import LoRAExpertLinear
+from espnet2_lamer.layers.experts import LoRAExpertLinear
 
 # Means settle long before; more speech only takes longer.
 AT_MOST = 200
@@ -65,7 +65,7 @@ def mean_gates(upstream: Upstream, speech: Iterable[Tensor], language: str) -> G
     for wave in speech:
         with record_routing(upstream) as record:
             _, frames = upstream.extract_features(wave[None], torch.tensor([len(wave)]))
-        statistics.add_record([language], record, frames)
+        statistics.add(language, record, int(frames[0]))
     return {
         (row["layer"] - 1, row["router"]): torch.tensor(
             row["mean_gate"], dtype=torch.float64
@@ -75,21 +75,13 @@ def mean_gates(upstream: Upstream, speech: Iterable[Tensor], language: str) -> G
 
 
 def merge_experts(upstream: Upstream, gates: Gates) -> Upstream:
-    """Return a plain HuBERT with the experts inside its Linears.
-
-    Raises:
-        RecipeError: It has no experts, or some that are not beside a Linear.
-    """
+    """Return a plain HuBERT with the experts, all beside Linears, inside these."""
     if upstream.lamer is None:
         raise RecipeError("dense: the model has no experts; export it with --kind hf")
     plain = build_hubert(upstream.wav2vec2.architecture)
     plain.mask_embedding = upstream.wav2vec2.mask_embedding
-    state = {
-        key: value
-        for key, value in upstream.wav2vec2.state_dict().items()
-        if key in plain.state_dict()
-    }
-    prefix = "encoder.transformer.layers"
+    state = upstream.wav2vec2.state_dict()
+    state = {key: state[key] for key in state.keys() & plain.state_dict().keys()}
     for index, layer in enumerate(upstream.wav2vec2.encoder.transformer.layers):
         ffn = layer.feed_forward
         if not isinstance(ffn, LamerFeedForward):
@@ -104,7 +96,7 @@ def merge_experts(upstream: Upstream, gates: Gates) -> Upstream:
             linear = getattr(ffn, name)
             if not isinstance(linear, LoRAExpertLinear):
                 continue
-            key = f"{prefix}.{index}.feed_forward.{name}"
+            key = f"encoder.transformer.layers.{index}.feed_forward.{name}"
             router = "ffn" if ffn.one_router else name
             state[f"{key}.weight"] = _merged(linear, gates.get((index, router)))
             if linear.base.bias is not None:
@@ -126,18 +118,16 @@ def _merged(linear: LoRAExpertLinear, gates: Tensor | None) -> Tensor:
 @torch.no_grad()
 def deviation(routed: Upstream, dense: Upstream, speech: Iterable[Tensor]) -> Deviation:
     """Measure how far states are from the routed model's, on waveforms ``[n]``."""
-    size = routed.num_layers + 1
-    squares = torch.zeros(3, size, dtype=torch.float64)
+    squares = torch.zeros(3, routed.num_layers + 1, dtype=torch.float64)
     utterances = frames = 0
     for wave in speech:
         expected, _ = routed.extract_features(wave[None])
         found, _ = dense.extract_features(wave[None])
         with experts_off(routed):
             base, _ = routed.extract_features(wave[None])
-        for k in range(size):
-            squares[0, k] += expected[k].double().square().sum()
-            squares[1, k] += (found[k] - expected[k]).double().square().sum()
-            squares[2, k] += (base[k] - expected[k]).double().square().sum()
+        for k, (x, y, z) in enumerate(zip(expected, found, base, strict=True)):
+            parts = (part.double().square().sum() for part in (x, y - x, z - x))
+            squares[:, k] += torch.stack([*parts])
         utterances += 1
         frames += expected[0].shape[1]
     relative = (squares[1:] / squares[0].clamp(min=1e-30)).sqrt()
@@ -153,19 +143,17 @@ def language_speech(
     without one all are. None at all is refused.
     """
     paths = read_wav_scp(wav_scp)
+    chosen = list(paths.values())
     utt2lang = Path(wav_scp).with_name("utt2lang")
     if utt2lang.is_file():
         languages = read_table(utt2lang)
-        utts = [utt for utt in paths if languages.get(utt) == language]
-        if not utts:
+        chosen = [p for utt, p in paths.items() if languages.get(utt) == language]
+        if not chosen:
             known = sorted(set(languages.values()))
             raise RecipeError(
                 f"{utt2lang}: no utterance of {wav_scp} is {language!r}; found {known}"
             )
-        paths = {utt: paths[utt] for utt in utts}
-    chosen = list(paths.values())
-    step = max(1, -(-len(chosen) // at_most))
-    return chosen[::step]
+    return chosen[:: max(1, -(-len(chosen) // at_most))]
 
 
 def _read(paths: Sequence[str], title: str) -> Iterator[Tensor]:
@@ -188,10 +176,6 @@ def write_dense(
     Gates are averaged over every other utterance of ``paths``; the deviation is
     measured on the rest (with a single utterance, on that one), printed, and written
     into ``README.md`` and ``config.json`` (``lamer_dense``).
-
-    Raises:
-        RecipeError: ``directory`` holds something else, audio cannot be read, or as
-            :func:`merge_experts`.
     """
     refuse_other_content(Path(directory), "preprocessor_config.json")
     gates = mean_gates(upstream, _read(paths[::2], "mean gates"), language)

@@ -5,11 +5,18 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.fileio.atomic import atomic_dir, atomic_path, write_json, write_text
+from espnet2_lamer.fileio.atomic import (
+    atomic_dir,
+    atomic_path,
+    link,
+    write_json,
+    write_text,
+)
 
 CORPUS = "lamer_ssl"
 TASKS = ("ssl1", "asr1")
@@ -66,8 +73,19 @@ def lay_tree(repository: str | Path, checkout: str | Path) -> list[Path]:
             nothing was written.
     """
     repository, checkout = Path(repository), Path(checkout)
-    _check(repository, checkout)
-    record = _record_file(checkout)
+    for root, name, what in (
+        (checkout, f"{TEMPLATE}/asr1/cmd.sh", "an ESPnet checkout"),
+        (checkout, f"{TEMPLATE}/asr1/db.sh", "an ESPnet checkout"),
+        (checkout, "egs2/README.md", "an ESPnet checkout"),
+        (repository, f"egs2/{CORPUS}/ssl1/run.sh", "this project"),
+    ):
+        if not (root / name).is_file():
+            raise RecipeError(
+                f"{root}: no {name}; expected the top directory of {what}"
+            )
+    # What was written is noted where nothing is committed.
+    inside, record = checkout / ".git", f"{CORPUS}_tree.json"
+    record = inside / record if inside.is_dir() else checkout / f".{record}"
     known: dict[str, str] = json.loads(record.read_text()) if record.is_file() else {}
     trees = {
         Path("egs2", CORPUS, task): dict(_content(repository, checkout, task))
@@ -91,7 +109,19 @@ def lay_tree(repository: str | Path, checkout: str | Path) -> list[Path]:
             f"first {foreign[0]}; move them away, or keep your changes in this "
             "repository"
         )
-    written = _write(checkout, trees, known)
+    written = []
+    for folder, files in trees.items():
+        there = checkout / folder
+        changed = {
+            name: content
+            for name, content in files.items()
+            if _digest_at(there / name) != _digest(content)
+        }
+        # A new recipe appears whole.
+        with nullcontext(there) if there.exists() else atomic_dir(there) as place:
+            for name, content in changed.items():
+                _put(place / name, content)
+        written += [there / name for name in changed]
     for name in sorted(set(known) - set(wanted)):
         if _digest_at(checkout / name) == known[name]:
             (checkout / name).unlink()
@@ -110,43 +140,19 @@ def lay_tree(repository: str | Path, checkout: str | Path) -> list[Path]:
     return written
 
 
-def _check(repository: Path, checkout: Path) -> None:
-    for name in (f"{TEMPLATE}/asr1/cmd.sh", f"{TEMPLATE}/asr1/db.sh", "egs2/README.md"):
-        if not (checkout / name).is_file():
-            raise RecipeError(
-                f"{checkout / name}: file not found; expected the top directory of an "
-                "ESPnet checkout"
-            )
-    if not (repository / "egs2" / CORPUS / "ssl1/run.sh").is_file():
-        raise RecipeError(
-            f"{repository}: no egs2/{CORPUS}/ssl1/run.sh; expected the top directory "
-            "of this project"
-        )
-
-
-def _record_file(checkout: Path) -> Path:
-    """Where it is noted what was written: never among files that are committed."""
-    name = f"{CORPUS}_tree.json"
-    inside = checkout / ".git"
-    return inside / name if inside.is_dir() else checkout / f".{name}"
-
-
 def _content(
     repository: Path, checkout: Path, task: str
 ) -> Iterator[tuple[str, Content]]:
     """Yield path below the recipe's folder, and what belongs there."""
     recipe = repository / "egs2" / CORPUS / task
     template = checkout / TEMPLATE
-    for names, home in ((TASK_LINKS, task), (ASR_LINKS, "asr1")):
-        for name in names:
-            source = home if (template / home / name).exists() else "asr1"
-            if (template / source / name).exists():
-                yield name, f"../../TEMPLATE/{source}/{name}"
-    for name in COPIES:
-        for source in (task, "asr1"):
-            if (template / source / name).is_file():
-                yield name, (template / source / name).read_bytes()
-                break
+    for name in (*TASK_LINKS, *ASR_LINKS, *COPIES):
+        of_task = name not in ASR_LINKS and (template / task / name).exists()
+        source = template / (task if of_task else "asr1") / name
+        if source.exists() and name in COPIES:
+            yield name, source.read_bytes()
+        elif source.exists():
+            yield name, f"../../TEMPLATE/{source.relative_to(template)}"
     shared = repository / "egs2" / CORPUS / "espnet"
     yield "local/path.sh", (shared / "path.sh").read_bytes()
     yield "local/corpora.sh", (shared / "corpora.sh").read_bytes()
@@ -157,7 +163,7 @@ def _content(
         for path in sorted(found)
         if _belongs(path.relative_to(recipe), task)
     }
-    options = repository / "egs2" / CORPUS / "utils/options.sh"
+    options = shared.with_name("utils") / "options.sh"
     texts["local/options.sh"] = options.read_text(encoding="utf-8")
     for old, new in _SHELL:
         scripts = [n for n in ("run.sh", "local/options.sh") if old in texts[n]]
@@ -197,33 +203,9 @@ def _readme(recipe: Path, shared: Path, task: str) -> bytes:
     return _CONFIG.sub("conf/tuning/train_", text).encode()
 
 
-def _write(
-    checkout: Path,
-    trees: Mapping[Path, Mapping[str, Content]],
-    known: Mapping[str, str],
-) -> list[Path]:
-    written = []
-    for folder, files in trees.items():
-        if not (checkout / folder).exists():
-            # A new recipe appears whole.
-            with atomic_dir(checkout / folder) as temporary:
-                for name, content in files.items():
-                    _put(temporary / name, content)
-            written += [checkout / folder / name for name in files]
-            continue
-        for name, content in files.items():
-            path = checkout / folder / name
-            if _digest_at(path) != _digest(content):
-                _put(path, content)
-                written.append(path)
-    return written
-
-
 def _put(path: Path, content: Content) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, str):
-        path.unlink(missing_ok=True)
-        os.symlink(content, path)
+        link(path, content)
         return
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
@@ -251,18 +233,16 @@ def add_row(text: str) -> str:
     The text is unchanged where the row is there or where there is no table.
     """
     lines = text.split("\n")
-    rows = [
-        (number, line.split("|")[1].strip().lower())
+    rows = {
+        number: line.split("|")[1].strip().lower()
         for number, line in enumerate(lines)
         if line.startswith("|") and line.count("|") > 2
-    ]
-    # Heading and rule.
-    rows = rows[2:]
-    names = [name for _, name in rows]
-    if not rows or "lamer_ssl" in names:
+    }
+    heading_and_rule = [*rows][:2]
+    if len(rows) < 3 or CORPUS in rows.values():
         return text
-    after = [number for number, name in rows if name < "lamer_ssl"]
-    place = after[-1] + 1 if after else rows[0][0]
+    before = [n for n, name in rows.items() if n in heading_and_rule or name < CORPUS]
+    place = before[-1] + 1
     return "\n".join([*lines[:place], ROW, *lines[place:]])
 
 

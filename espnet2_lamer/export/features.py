@@ -110,10 +110,6 @@ def write_features(
             cannot be used; the utterance is named.
     """
     chosen = selected_states(model.num_layers, layer)
-    if file_format not in FORMATS:
-        raise RecipeError(
-            f"--format: found {file_format!r}, expected one of {sorted(FORMATS)}"
-        )
     if file_format == "ark" and layer == "all":
         raise RecipeError("--layer all: an ark holds matrices; use --format npz")
     for utt, path in utterances.items() if file_format == "ark" else ():

@@ -15,7 +15,7 @@ from espnet2_lamer.convert.huggingface import (
 )
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.export.card import Origin, hugging_face_card
-from espnet2_lamer.layers import LamerConfig, parse_allocation
+from espnet2_lamer.layers import LamerConfig, Router, parse_allocation
 
 CODE = Path(__file__).parent / "hf_code"
 
@@ -27,12 +27,8 @@ def write_huggingface(
 
     The directory holds configuration, feature extractor, weights, the code of
     ``LamerHubertModel`` (it needs transformers and torch only) and a model card. A
-    model without experts becomes a plain ``HubertModel`` without code.
-
-    Args:
-        upstream: What ``espnet2_lamer.load_model`` returns.
-        directory: To write, atomically; an older export there is replaced.
-        origin: For the card.
+    model without experts becomes a plain ``HubertModel`` without code. It appears
+    whole, and replaces an older export.
 
     Raises:
         RecipeError: The model is not ours, or ``directory`` holds something else.
@@ -42,7 +38,17 @@ def write_huggingface(
     lamer = None if upstream.lamer is None else LamerConfig(**upstream.lamer)
     files = {"README.md": hugging_face_card(directory, origin, lamer)}
     if lamer is not None:
-        config |= _lamer_config(upstream, lamer) | {
+        config |= {
+            "num_experts": parse_allocation(lamer.allocation, upstream.num_layers),
+            "num_experts_per_tok": lamer.top_k,
+            "lora_rank": lamer.rank,
+            "lora_alpha": float(lamer.rank if lamer.alpha is None else lamer.alpha),
+            "lora_dropout": lamer.dropout,
+            "lora_targets": list(lamer.targets),
+            "lora_router": lamer.router,
+            "use_selection_bias": lamer.balance == "bias",
+            "final_norm": upstream.final_norm,
+            "dtype": str(next(upstream.parameters()).dtype).removeprefix("torch."),
             "architectures": ["LamerHubertModel"],
             "model_type": "lamer_hubert",
             "auto_map": {
@@ -75,11 +81,12 @@ def describe(upstream: Upstream) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     wav2vec2 = upstream.wav2vec2
     config = hubert_config(wav2vec2.architecture)
+    # Loads of the last training batch: of no use to anyone else.
+    loads = {id(m.load) for m in wav2vec2.modules() if isinstance(m, Router)}
     state = {
         hugging_face_name(key): value.detach().clone().contiguous()
-        for key, value in wav2vec2.state_dict().items()
-        # Loads of the last training batch: of no use to anyone else.
-        if not key.endswith(".load")
+        for key, value in wav2vec2.state_dict(keep_vars=True).items()
+        if id(value) not in loads
     }
     if wav2vec2.mask_embedding is None:
         # transformers would make a random one otherwise, and warn.
@@ -103,18 +110,3 @@ def refuse_other_content(directory: Path, marker: str) -> None:
         f"--output {directory}: found {found}, expected a new or empty directory, or "
         "an earlier export to replace"
     )
-
-
-def _lamer_config(upstream: Upstream, lamer: LamerConfig) -> dict[str, Any]:
-    return {
-        "num_experts": parse_allocation(lamer.allocation, upstream.num_layers),
-        "num_experts_per_tok": lamer.top_k,
-        "lora_rank": lamer.rank,
-        "lora_alpha": float(lamer.rank if lamer.alpha is None else lamer.alpha),
-        "lora_dropout": lamer.dropout,
-        "lora_targets": list(lamer.targets),
-        "lora_router": lamer.router,
-        "use_selection_bias": lamer.balance == "bias",
-        "final_norm": upstream.final_norm,
-        "dtype": str(next(upstream.parameters()).dtype).removeprefix("torch."),
-    }

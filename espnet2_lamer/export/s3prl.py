@@ -4,19 +4,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import yaml
-
-from espnet2_lamer.convert.espnet_experiment import (
-    CONFIG,
-    OURS,
-    model_file,
-    read_config,
-)
+from espnet2_lamer.convert.espnet_experiment import CONFIG
 from espnet2_lamer.convert.packed import TRAINING_KEYS, unpack_model
-from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.export.huggingface import refuse_other_content
 from espnet2_lamer.export.zoo import write_full_model
-from espnet2_lamer.fileio.atomic import atomic_dir, write_text
+from espnet2_lamer.fileio.atomic import atomic_dir
 from espnet2_lamer.s3prl_hub import lamer_ssl
 from espnet2_lamer.upstream import load_model
 
@@ -51,7 +43,7 @@ def write_s3prl(
 
     Args:
         source: Experiment of a continual pretraining, or its packed zip.
-        directory: To write, atomically; an older export there is replaced.
+        directory: Appears whole, and replaces an older export.
         epoch_file: Weights of the experiment; default is its best model.
         base: Overrides ``encoder_conf.base``.
 
@@ -67,33 +59,16 @@ def write_s3prl(
             shutil.copyfile(members["ssl_train_config"], temporary / CONFIG)
             shutil.copyfile(members["ssl_model_file"], temporary / "model.pth")
         else:
-            config = _config(source, base, Path(scratch))
-            if epoch_file:
-                weights = source / epoch_file
-            else:
-                weights = model_file(source, read_config(source))
-            config, _ = write_full_model(config, weights, temporary)
-            settings = read_config(config.parent)
-            kept = {k: v for k, v in settings.items() if k not in TRAINING_KEYS}
-            text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
-            config.write_text(text, encoding="utf-8")
+            write_full_model(
+                source,
+                temporary,
+                epoch_file=epoch_file,
+                base=base,
+                leave_out=TRAINING_KEYS,
+            )
         target = temporary / "upstream" / UPSTREAM.name
         target.mkdir(parents=True)
         for path in sorted(UPSTREAM.glob("*.py")):
             shutil.copyfile(path, target / path.name)
         readme = README.format(name=directory.absolute().name)
         (temporary / "README.md").write_text(readme, encoding="utf-8")
-
-
-def _config(experiment: Path, base: str | Path | None, scratch: Path) -> Path:
-    settings = read_config(experiment)
-    if settings.get("encoder") != OURS:
-        raise RecipeError(
-            f"{experiment / CONFIG}: encoder: found {settings.get('encoder')!r}, "
-            f"expected {OURS!r}"
-        )
-    if base is None:
-        return experiment / CONFIG
-    settings["encoder_conf"]["base"] = str(base)
-    write_text(scratch / CONFIG, yaml.safe_dump(settings, allow_unicode=True))
-    return scratch / CONFIG

@@ -33,9 +33,7 @@ def repository_files(
 
 
 def upload_files(
-    repo: str,
-    files: Mapping[str, Path | zipfile.Path],
-    dry_run: bool = False,
+    repo: str, files: Mapping[str, Path | zipfile.Path], dry_run: bool = False
 ) -> None:
     """Upload files in one commit; the repository is made if it is not there.
 
@@ -61,13 +59,10 @@ def upload_files(
             f"--hf_repo: found {repo!r}, expected user/name ({error})"
         ) from error
     sizes = {name: _size(path) for name, path in files.items()}
-    logging.info(
-        "%s %s: %d files, %.1f MB",
-        "would upload to" if dry_run else "uploading to",
-        repo or "no repository (--hf_repo is empty)",
-        len(files),
-        sum(sizes.values()) / 1e6,
-    )
+    doing = "would upload to" if dry_run else "uploading to"
+    where = repo or "no repository (--hf_repo is empty)"
+    total = sum(sizes.values()) / 1e6
+    logging.info("%s %s: %d files, %.1f MB", doing, where, len(files), total)
     for name, size in sizes.items():
         logging.info("  %s (%.2f MB)", name, size / 1e6)
     if dry_run:
@@ -77,11 +72,10 @@ def upload_files(
             f"--hf_repo {repo}: found no token, expected one that may write there: set "
             "HF_TOKEN, or log in with `hf auth login`; --dry_run true needs none"
         )
-    contents = {
-        name: path.read_bytes() if isinstance(path, zipfile.Path) else path
-        for name, path in files.items()
-    }
-    operations = [CommitOperationAdd(*item) for item in contents.items()]
+    operations = [
+        CommitOperationAdd(name, p.read_bytes() if isinstance(p, zipfile.Path) else p)
+        for name, p in files.items()
+    ]
     try:
         api = HfApi()
         api.create_repo(repo, exist_ok=True, private=False)

@@ -2,7 +2,8 @@
 
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -17,46 +18,91 @@ from espnet2_lamer.convert.packed import (
     check_packed_config,
     check_state_dict,
 )
-from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.archive import META, write_archive
 from espnet2_lamer.fileio.atomic import write_text
 from espnet2_lamer.fileio.checksum import checked_file, checksum_line, sidecar
-from espnet2_lamer.fileio.foreign import read_yaml
+from espnet2_lamer.fileio.foreign import read_yaml, replace_texts
 from espnet2_lamer.fileio.hashing import sha256_file
-from espnet2_lamer.tasks.pretrained import restore_pretraining_model
-
-# Names as in espnet2.bin.pack: the arguments of ESPnet's inference classes.
-MEMBERS = {
-    "asr": ("asr_train_config", "asr_model_file"),
-    "ssl": ("ssl_train_config", "ssl_model_file"),
-}
+from espnet2_lamer.tasks.pretrained import load_pretraining_model
 
 
 def write_full_model(
-    config: str | Path, model_file: str | Path, output_dir: str | Path
+    experiment: Path,
+    output_dir: str | Path,
+    *,
+    epoch_file: str | None = None,
+    base: str | Path | None = None,
+    leave_out: Container[str] = (),
 ) -> tuple[Path, Path]:
     """Write ``config.yaml`` and ``model.pth`` of a pretraining that need no base.
 
     An experiment's epoch files hold what was trained and the base's hash only. Here the
     base's tensors join them, and ``encoder_conf`` describes the architecture instead of
     naming the base, which must be the one that the experiment was trained on.
+
+    Args:
+        experiment: Its directory.
+        output_dir: Where the two go; their paths are returned.
+        epoch_file: Weights of the experiment; default is its best model.
+        base: Where the base is now; default is ``encoder_conf.base``.
+        leave_out: Keys of the config that are not written.
     """
-    settings = read_config(Path(config).parent)
-    state = read_state(Path(model_file))
-    model = restore_pretraining_model(settings, state, None, Path(config))
+    model = load_pretraining_model(experiment, base, epoch_file)
     model.encoder.write_base = True
-    settings["encoder_conf"] = {
-        **settings["encoder_conf"],
-        **model.encoder.architecture,
-        "base": None,
-    }
-    output_dir = Path(output_dir)
-    paths = output_dir / "config.yaml", output_dir / "model.pth"
-    write_text(paths[0], yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    read = read_config(experiment)
+    settings = {key: value for key, value in read.items() if key not in leave_out}
+    conf = settings["encoder_conf"]
+    settings["encoder_conf"] = conf | model.encoder.architecture | {"base": None}
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    return write_model(output_dir, text, model.state_dict())
+
+
+def write_full_whisper(
+    config: str | Path, checkpoint: str | Path | None, output_dir: str | Path
+) -> tuple[Path, Path]:
+    """Write config and weights that need neither Whisper's file nor the experts'.
+
+    An experiment's epoch files hold what was added and the hash of Whisper's file
+    only. Here Whisper's tensors join them, and a student's teachers are left out.
+    Without a ``checkpoint`` the model is packed as built. The paths of ``config.yaml``
+    and ``model.pth`` in ``output_dir`` are returned.
+    """
+    from espnet2_lamer.tasks.asr import load_whisper_model
+    from espnet2_lamer.whisper.lora import remove_lora
+    from espnet2_lamer.whisper.text import token_list
+
+    model = load_whisper_model(config, checkpoint)
+    settings = read_yaml(config)
+    lora = dict(settings["encoder_conf"].get("lora") or {"method": "frozen"})
+    lora.pop("train_language", None)
+    if model.config.method == "student":
+        for teacher in model.config.languages:
+            remove_lora(model, teacher)
+        model.decoder.new_tokens.clear()
+        lora |= {"languages": [], "language_tokens": {}}
+    for half in (model.encoder, model.decoder):
+        half.drop_base_hash()
+        # A copy: YAML would write an alias.
+        more = {"whisper": None, "dims": half.dims, "lora": deepcopy(lora)}
+        settings[f"{half.side}_conf"] |= more
+    settings["token_list"] = list(token_list(model.vocab_size))
+    settings["model_conf"] |= {"experts": {}, "teacher_cache": None}
+    # The token list is long: libyaml takes a tenth of the time, where it is there.
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    text = yaml.dump(settings, Dumper=dumper, sort_keys=False, allow_unicode=True)
+    return write_model(output_dir, text, model.state_dict())
+
+
+def write_model(
+    output_dir: str | Path, config: str, state: Mapping[str, torch.Tensor]
+) -> tuple[Path, Path]:
+    """Write the text of ``config.yaml``, and ``model.pth`` with its checksum."""
+    paths = Path(output_dir) / "config.yaml", Path(output_dir) / "model.pth"
+    write_text(paths[0], config)
     with checked_file(paths[1]) as handle:
         # Through a handle: given a path, torch writes its name into the file.
-        torch.save(model.state_dict(), handle)
+        torch.save(state, handle)
     return paths
 
 
@@ -83,20 +129,17 @@ def pack_model(
             out; a value that names one of ``options`` then names the member instead,
             which ESPnet turns into the unpacked file's path.
         model_file: State dict of the whole model, loadable with ``weights_only``.
-        output: The zip to write, atomically.
-        options: More files or folders to include, e.g. ``RESULTS.md`` or a
-            SentencePiece model; each keeps its own name.
+        output: The zip.
+        options: More files or folders, e.g. ``RESULTS.md`` or a SentencePiece model;
+            each keeps its own name.
         card: Text of ``README.md``, the model card; an option of that name wins.
         metadata: More entries for ``meta.yaml``, e.g. the codebook's hash.
 
     Raises:
-        RecipeError: A file is missing, two members share a name, the config needs
-            something that is not in the zip, or the weights are not a plain state
-            dict.
+        RecipeError: A file is missing, two members share a name, or the config needs
+            something that is not in the zip.
     """
     config, model_file, output = Path(config), Path(model_file), Path(output)
-    if kind not in MEMBERS:
-        raise RecipeError(f"kind: found {kind!r}, expected one of {sorted(MEMBERS)}")
     if output.suffix != ".zip":
         raise RecipeError(f"{output}: ESPnet expects a name that ends in .zip")
     for path in (config, model_file):
@@ -105,27 +148,28 @@ def pack_model(
     extra = _option_members(options)
     settings = {k: v for k, v in read_yaml(config).items() if k not in TRAINING_KEYS}
     files = {path.resolve(): name for name, path in extra.items()}
-    settings = _replace_paths(settings, "", config, files)
+    settings = replace_texts(
+        settings, lambda text, key: _member_name(text, key, config, files)
+    )
     check_packed_config(kind, settings, config, extra)
     check_state_dict(model_file)
-    config_key, model_key = MEMBERS[kind]
     meta = {
         **(metadata or {}),
-        "files": {model_key: "model.pth"},
-        "yaml_files": {config_key: "config.yaml"},
+        # Names as in espnet2.bin.pack: the arguments of ESPnet's inference classes.
+        "files": {f"{kind}_model_file": "model.pth"},
+        "yaml_files": {f"{kind}_train_config": "config.yaml"},
         "espnet2_lamer": __version__,
         "python": platform.python_version(),
         "espnet": espnet.__version__,
         "torch": str(torch.__version__),
     }
+    digest = checksum_line(sha256_file(model_file), "model.pth")
     members: dict[str, Path | bytes] = {
         META: _dump(meta),
         "config.yaml": _dump(settings),
         "model.pth": model_file,
         # Whoever unpacks the zip has it beside the weights.
-        sidecar(Path("model.pth")).name: checksum_line(
-            sha256_file(model_file), "model.pth"
-        ).encode(),
+        sidecar(Path("model.pth")).name: digest.encode(),
     }
     if card is not None and "README.md" not in extra:
         members["README.md"] = card.encode()
@@ -155,22 +199,11 @@ def _option_members(options: Iterable[str | Path]) -> dict[str, Path]:
     return members
 
 
-def _replace_paths(
-    value: Any, key: str, config: Path, files: Mapping[Path, str]
-) -> Any:
-    if isinstance(value, dict):
-        return {
-            k: _replace_paths(v, f"{key}.{k}".lstrip("."), config, files)
-            for k, v in value.items()
-        }
-    if isinstance(value, list):
-        if key == "token_list":  # symbols may look like anything, "/" included
-            return value
-        return [
-            _replace_paths(v, f"{key}[{i}]", config, files) for i, v in enumerate(value)
-        ]
+def _member_name(value: str, key: str, config: Path, files: Mapping[Path, str]) -> str:
+    """Name the member that a path of a config stands for; other texts stay."""
     roots = (Path.cwd(), config.parent)
-    if not isinstance(value, str) or not _names_a_path(value, roots):
+    # Symbols may look like anything, "/" included.
+    if key.startswith("token_list[") or not _names_a_path(value, roots):
         return value
     for root in roots:
         if (found := (root / value).resolve()) in files:

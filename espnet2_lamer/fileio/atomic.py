@@ -1,4 +1,4 @@
-"""Write files and directories so that they appear whole or not at all."""
+"""Write files and directories, whole or not at all, one process at a time."""
 
 import hashlib
 import json
@@ -55,11 +55,15 @@ def _remove_leftovers(folder: str) -> None:
         if match is None or not _abandoned(path, match[1], int(match[2])):
             continue
         logging.info("%s: removed, a killed process left it half-written", path)
-        if os.path.isdir(path) and not os.path.islink(path):
+        _remove(Path(path))
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
-            with suppress(OSError):
-                os.unlink(path)
+            path.unlink(missing_ok=True)
 
 
 def _abandoned(path: str, place: str, process: int) -> bool:
@@ -75,6 +79,19 @@ def _abandoned(path: str, place: str, process: int) -> bool:
 
 
 @contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that is renamed to ``path`` in the end, or removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path)
+    try:
+        with naming(path, temporary):
+            yield temporary
+            os.replace(temporary, path)
+    finally:
+        _remove(temporary)
+
+
+@contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary file path that replaces ``path`` when the block succeeds.
 
@@ -84,51 +101,54 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Raises:
         OSError: With ``path``, where the system does not let it be written.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path)
-    try:
-        with naming(path, temporary):
-            yield temporary
-            with open(temporary, "rb") as handle:
-                os.fsync(handle.fileno())
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _replacing(Path(path)) as temporary:
+        yield temporary
+        with open(temporary, "rb") as handle:
+            os.fsync(handle.fileno())
 
 
 @contextmanager
 def atomic_dir(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary directory that replaces directory ``path`` on success.
-
-    Raises:
-        OSError: As :func:`atomic_path`.
-    """
+    """Yield a directory that replaces directory ``path``, as :func:`atomic_path`."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path)
-    try:
-        with naming(path, temporary):
-            temporary.mkdir()
-            yield temporary
+    old = None
+    with _replacing(path) as temporary:
+        temporary.mkdir()
+        yield temporary
+        if path.exists():
             old = _beside(path)
-            if path.exists():
-                os.replace(path, old)
-            os.replace(temporary, path)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            os.replace(path, old)
+    if old is not None:
+        _remove(old)
 
 
 def link(path: Path, target: str) -> None:
     """Make ``path`` a symbolic link to ``target``, replacing an old one at once."""
-    temporary = _beside(path)
+    with _replacing(path) as temporary:
+        temporary.symlink_to(target)
+
+
+@contextmanager
+def exclusive(path: str | Path) -> Iterator[None]:
+    """Hold the lock of a path; another process that wants it waits, and logs that.
+
+    The lock is the file ``.<name>.lock`` beside the path, which need not exist. It ends
+    with its process, however that ends.
+    """
+    from filelock import FileLock, Timeout
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
-        with naming(path, temporary):
-            temporary.symlink_to(target)
-            os.replace(temporary, path)
+        lock.acquire(timeout=0)
+    except Timeout:
+        logging.info("%s: another process works there; waiting for its end", path)
+        lock.acquire()
+    try:
+        yield
     finally:
-        temporary.unlink(missing_ok=True)
+        lock.release()
 
 
 def append_text(path: str | Path, text: str) -> None:
@@ -140,11 +160,7 @@ def append_text(path: str | Path, text: str) -> None:
 
 
 def rename_old(directory: Path, tag: str) -> Path:
-    """Rename ``directory`` to ``<directory>.old-<tag>``; nothing is overwritten.
-
-    Returns:
-        The new path, with ``-2``, ``-3``, ... behind it where that name was taken.
-    """
+    """Rename to ``<directory>.old-<tag>``, with ``-2`` ... where that is taken."""
     target = directory.with_name(f"{directory.name}.old-{tag}")
     number = 1
     while target.exists():

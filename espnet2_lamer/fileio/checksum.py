@@ -33,11 +33,8 @@ def checked_file(path: str | Path) -> Iterator[Any]:
     """Yield a binary file to write; ``<path>.sha256`` stands beside it afterwards.
 
     The file appears by rename, its checksum after it: while a file of the same name is
-    replaced, none of them has one.
-
-    Args:
-        path: The file, e.g. for ``torch.save(state, stream)``; given a stream, torch
-            does not write the name of the file into it.
+    replaced, none of them has one. Given a stream, ``torch.save`` does not write the
+    name of the file into it.
     """
     path = Path(path)
     with atomic_path(path) as temporary:
@@ -73,10 +70,7 @@ def problem(path: Path) -> str | None:
 def check_file(path: str | Path) -> None:
     """Refuse a file that is no longer what was written; links are followed.
 
-    Files of others, or of an earlier version, have no checksum and pass.
-
-    Raises:
-        RecipeError: There is a checksum beside the file, and it is another one.
+    Files of others, or of an earlier version, have no checksum beside them and pass.
     """
     real = Path(path).resolve()
     if not sidecar(real).is_file():
@@ -105,12 +99,7 @@ def checksums(folder: Path) -> str:
 
 
 def changed_files(folder: Path, record: Path) -> list[Path]:
-    """Files below a folder that are gone or differ from what :func:`checksums` gave.
-
-    Args:
-        folder: The folder.
-        record: What the function gave, in a file.
-    """
+    """Files below a folder that are gone or differ from the ``record`` in a file."""
     # A damaged record names files that are not there.
     text = record.read_text(encoding="utf-8", errors="replace")
     lines = (line.partition("  ") for line in text.splitlines())

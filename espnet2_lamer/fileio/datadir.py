@@ -11,9 +11,8 @@ from espnet2_lamer.fileio.text import read_text
 def read_table(path: str | Path, made_by: str = "") -> dict[str, str]:
     """Read ``key value...`` lines into a dict that keeps the file's order.
 
-    Args:
-        path: The file. A line without a value gets the empty string.
-        made_by: Named in the error when the file is missing, e.g. ``"labelling"``.
+    A line without a value gets the empty string. ``made_by`` is named in the error when
+    the file is missing, e.g. ``"labelling"``.
 
     Raises:
         RecipeError: The file is missing, a line is empty or not UTF-8, or a key occurs
@@ -32,8 +31,7 @@ def read_table(path: str | Path, made_by: str = "") -> dict[str, str]:
         key, _, value = line.strip().partition(" ")
         if key in table:
             raise RecipeError(
-                f"{path}:{number}: utterance id {key!r} occurs twice; "
-                "ids must be unique"
+                f"{path}:{number}: utterance id {key!r} occurs twice; ids are unique"
             )
         table[key] = value.strip()
     return table
@@ -51,6 +49,5 @@ def write_spk2utt(directory: str | Path, utt2spk: Mapping[str, str]) -> None:
     for utt in sorted(utt2spk, key=str.encode):
         spk2utt.setdefault(utt2spk[utt], []).append(utt)
     write_table(Path(directory) / "utt2spk", utt2spk)
-    write_table(
-        Path(directory) / "spk2utt", {s: " ".join(u) for s, u in spk2utt.items()}
-    )
+    lines = {spk: " ".join(utts) for spk, utts in spk2utt.items()}
+    write_table(Path(directory) / "spk2utt", lines)

@@ -1,6 +1,6 @@
 """Files from outside: data of bounded size, and one kind of error for all damage."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,9 @@ MAX_YAML_EXPANDED = 64 * 2**20
 def clear_errors(source: object) -> Iterator[None]:
     """Raise ``RecipeError`` for whatever a damaged file makes libraries raise.
 
-    Readers of formats fail on damage with dozens of types. Inside this block, keep to
-    reading and building from what ``source`` says: a mistake of our own would be
-    blamed on the file.
-
-    Args:
-        source: The file; every message names it.
-
-    Raises:
-        RecipeError: In place of any other ``Exception``, whose type it names.
+    Readers of formats fail on damage with dozens of types; the message names the type,
+    and the file ``source``. Inside this block, keep to reading and building from what
+    it says: a mistake of our own would be blamed on the file.
     """
     try:
         yield
@@ -46,16 +40,10 @@ def clear_errors(source: object) -> Iterator[None]:
 
 
 def check_weights(path: str | Path, map_location: str = "meta") -> Any:
-    """Refuse a torch file that is damaged or holds more than tensors and plain values.
+    """Return what a torch file holds: tensors, and plain values and containers.
 
-    For files that others' code is to read: ours is clearer about what is wrong.
-
-    Args:
-        path: Anything.
-        map_location: As torch has it; ``meta`` leaves the tensors' values out.
-
-    Returns:
-        Its content.
+    ``map_location`` is torch's; ``meta`` leaves the tensors' values out, for a look at
+    files that others' code is to read: ours is clearer about what is wrong.
 
     Raises:
         RecipeError: It differs from the checksum beside it, is damaged otherwise, or
@@ -67,25 +55,35 @@ def check_weights(path: str | Path, map_location: str = "meta") -> Any:
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # the unpickler raises many kinds
-        raise RecipeError(
-            f"{path}: not loadable as plain weights ({short_reason(error)})"
-        ) from error
+        raise RecipeError(f"{path}: cannot be read ({short_reason(error)})") from error
+
+
+def replace_texts(value: Any, change: Callable[[str, str], Any], key: str = "") -> Any:
+    """Return plain YAML with ``change(text, key)`` in place of every text in it.
+
+    A key is ``model_conf.names[2]``; that of ``value`` comes before it.
+    """
+    if isinstance(value, Mapping):
+        return {
+            name: replace_texts(part, change, f"{key}.{name}".lstrip("."))
+            for name, part in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [
+            replace_texts(part, change, f"{key}[{number}]")
+            for number, part in enumerate(value)
+        ]
+    return change(value, key) if isinstance(value, str) else value
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file of ``key: value`` lines; nothing in it is an empty mapping.
-
-    Raises:
-        RecipeError: It cannot be read, holds anything else, or is refused by
-            :func:`parse_yaml`.
-    """
+    """Read ``key: value`` lines and refuse all else; an empty file is no keys."""
     try:
         content = Path(path).read_bytes()
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror})") from error
     values = parse_yaml(content, path)
-    if values is None:
-        return {}
+    values = {} if values is None else values
     if not isinstance(values, dict):
         raise RecipeError(
             f"{path}: found {type(values).__name__}, expected a mapping: 'key: value' "
@@ -100,10 +98,6 @@ def parse_yaml(content: bytes | str, source: object) -> Any:
     An alias costs nothing here, but whoever walks through the value later pays for
     every repetition: nine nested lists of nine aliases are 400 million entries.
 
-    Args:
-        content: One document.
-        source: Its file, for the message.
-
     Raises:
         RecipeError: It is no YAML, has tags of Python, or is absurdly large.
     """
@@ -115,23 +109,19 @@ def parse_yaml(content: bytes | str, source: object) -> Any:
         loader = yaml.SafeLoader(content)
         try:
             node = loader.get_single_node()
-            if node is None:
-                return None
-            if _expanded(node, {}) > MAX_YAML_EXPANDED:
-                raise RecipeError(
-                    f"{source}: its aliases expand to more than {MAX_YAML_EXPANDED} "
-                    "bytes; refused"
-                )
-            return loader.construct_document(node)
+            size = 0 if node is None else _expanded(node, {})
+            if size <= MAX_YAML_EXPANDED:
+                return None if node is None else loader.construct_document(node)
         finally:
             loader.dispose()
-    except RecipeError:
-        raise
     except Exception as error:  # numbers, dates and nesting raise their own
         reason = " ".join(str(error).split())
         raise RecipeError(
             f"{source}: not valid YAML: {reason}; repair the line that it names"
         ) from error
+    raise RecipeError(
+        f"{source}: its aliases expand to more than {MAX_YAML_EXPANDED} bytes; refused"
+    )
 
 
 def _expanded(node: yaml.Node, known: dict[int, int]) -> int:

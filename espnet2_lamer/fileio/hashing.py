@@ -20,12 +20,7 @@ def sha256_value(value: Any) -> str:
 
 
 def sha256_tensors(tensors: Mapping[str, Any], *more: Any) -> str:
-    """Hex SHA-256 of tensors and what goes with them.
-
-    Args:
-        tensors: By name, in any order and on any device.
-        more: JSON-serialisable values.
-    """
+    """Hex SHA-256 of tensors (in any order, on any device) and JSON-like values."""
     digest = hashlib.sha256()
     for value in more:
         digest.update(sha256_value(value).encode())

@@ -10,29 +10,15 @@ if TYPE_CHECKING:
 
 
 def new_picture(width: float, height: float) -> "Figure":
-    """Return an empty matplotlib figure.
-
-    Args:
-        width: In inches.
-        height: In inches.
-    """
+    """Return an empty matplotlib figure; its sizes are in inches."""
     # The object interface needs no display and leaves no global state behind.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    picture = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(picture)
-    return picture
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def save_picture(picture: "Figure", path: str | Path, dpi: int = 150) -> None:
-    """Write a figure as PNG, whole or not at all.
-
-    Args:
-        picture: The figure.
-        path: The PNG to write.
-        dpi: Dots per inch.
-    """
+    """Write a figure as PNG, whole or not at all."""
     with atomic_path(path) as temporary:
         # Without the program's version, which would change the bytes.
         picture.savefig(temporary, format="png", dpi=dpi, metadata={"Software": None})

@@ -1,10 +1,12 @@
 """What the operating system refuses, in one line: which file, why, what to do."""
 
 import errno
+import logging
 import os
 import pickle
 import re
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,9 +42,6 @@ _PROBE_BYTES = 2**16
 
 def system_message(error: BaseException) -> str | None:
     """Describe an error that is not the program's fault.
-
-    Args:
-        error: Whatever was raised.
 
     Returns:
         One line for an ``OSError``, a text that is not UTF-8, broken YAML or a file
@@ -84,11 +83,8 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
 
     A write that fails knows no name, and libraries hide why it failed: libsndfile says
     "System error", torch "unexpected pos". Where a library failed, a write of our own
-    tells whether the system is the reason.
-
-    Args:
-        path: File, or folder of the files, that the block writes.
-        temporary: What the block writes instead, to be renamed.
+    tells whether the system is the reason. ``path`` is the file, or the folder of the
+    files, that the block writes; ``temporary`` what it writes instead, to be renamed.
 
     Raises:
         OSError: With ``path``, in place of one without a name, and of any other
@@ -143,17 +139,35 @@ def _refusal(path: Path) -> OSError | None:
     return None
 
 
+class LogFile(logging.FileHandler):
+    """Appends to a log; lines that a full disk refuses are lost, and it says so."""
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path, mode="a", encoding="utf-8")
+        self._failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say once on the terminal that the file cannot be written."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._failed:
+            self._failed = True
+            text = f"{self.baseFilename}: {error.strerror}; lines of this log are lost"
+            print(text, file=sys.__stderr__)
+
+    def close(self) -> None:
+        """Close the file, whatever could not be written."""
+        with suppress(OSError):
+            super().close()
+
+
 def check_space(folder: str | Path, needed: float, what: str, way_out: str) -> None:
-    """Refuse to begin what the disk cannot hold.
+    """Refuse to begin what the disk of a folder, which need not exist, cannot hold.
 
-    Args:
-        folder: Where it will be written; need not exist.
-        needed: Bytes that are still to come.
-        what: Their name, e.g. ``"teacher features"``.
-        way_out: Which option makes it less or moves it.
-
-    Raises:
-        RecipeError: Less is free. File systems that do not say are trusted.
+    ``needed`` bytes are still to come; ``what`` they are, e.g. ``"teacher features"``,
+    and which option makes them less or moves them (``way_out``), is for the message.
+    File systems that do not say what is free are trusted.
     """
     place = Path(folder).absolute()
     while not place.exists() and place != place.parent:

@@ -38,11 +38,7 @@ def read_text(path: str | Path) -> str:
 
 @contextmanager
 def utf8_tables(paths: Iterable[str | Path]) -> Iterator[None]:
-    """Say which of the tables that a library reads in the block is not UTF-8.
-
-    Raises:
-        RecipeError: In place of the library's ``UnicodeDecodeError``.
-    """
+    """Say which of the tables that a library reads in the block is not UTF-8."""
     try:
         yield
     except UnicodeDecodeError:

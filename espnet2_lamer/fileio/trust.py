@@ -40,10 +40,7 @@ def trusting_s3prl_files(trust: bool) -> Iterator[None]:
     """Let S3PRL upstreams read files inside the block, if the user said so.
 
     Models that ESPnet builds from a config get the user's word through this: a key of
-    the config would be the word of whoever wrote it.
-
-    Args:
-        trust: The option ``trust_s3prl_files``. ``False`` changes nothing.
+    the config would be the word of whoever wrote it. ``False`` changes nothing.
     """
     token = _trusted.set(trust or _trusted.get())
     try:
@@ -53,14 +50,9 @@ def trusting_s3prl_files(trust: bool) -> Iterator[None]:
 
 
 def split_s3prl(source: str) -> tuple[str, list[str]]:
-    """Split ``s3prl:NAME[:FILE]`` into the name and the file, refusing the latter.
+    """Split ``s3prl:NAME[:FILE]`` into the name and a list with the file, if any.
 
-    Args:
-        source: The name of an upstream, for upstreams named ``*_custom``, ``*_local``
-            and ``*_url`` with a path or URL.
-
-    Returns:
-        The name; a list with the file, or without one.
+    Upstreams named ``*_custom``, ``*_local`` and ``*_url`` take a path or URL.
 
     Raises:
         RecipeError: A file is named, and the user did not say that it is trusted.

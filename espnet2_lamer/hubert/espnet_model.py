@@ -20,6 +20,7 @@ from espnet2_lamer.hubert.statistics import (
 )
 from espnet2_lamer.layers import LamerFeedForward, Router, experts_off, record_routing
 from espnet2_lamer.layers.balance import BalanceTerm
+from espnet2_lamer.layers.config import check_values
 from espnet2_lamer.layers.feed_forward import RoutingRecord
 from espnet2_lamer.precision import AMP_DTYPES
 
@@ -76,26 +77,16 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
         preencoder: None = None,
     ) -> None:
         AbsESPnetModel.__init__(self)
-        for name, found in (
-            ("frontend", frontend),
-            ("specaug", specaug),
-            ("normalize", normalize),
-            ("preencoder", preencoder),
+        unused = {"frontend": frontend, "specaug": specaug}
+        unused |= {"normalize": normalize, "preencoder": preencoder}
+        null = "null (and input_size 1): the model hears the waveform as it is"
+        table = [(k, type(v).__name__, v is None, null) for k, v in unused.items()]
+        for key, value, known in (
+            ("model_conf.balance_reduction", balance_reduction, ["sum", "mean"]),
+            ("amp_dtype", amp_dtype, list(AMP_DTYPES)),
         ):
-            if found is not None:
-                raise RecipeError(
-                    f"{name}: found {type(found).__name__}, expected null (and "
-                    "input_size 1): the model hears the waveform as it is"
-                )
-        if balance_reduction not in ("sum", "mean"):
-            raise RecipeError(
-                f"model_conf.balance_reduction: found {balance_reduction!r}, expected "
-                "'sum' or 'mean'"
-            )
-        if amp_dtype not in AMP_DTYPES:
-            raise RecipeError(
-                f"amp_dtype: found {amp_dtype!r}, expected one of {list(AMP_DTYPES)}"
-            )
+            table.append((key, value, value in known, f"one of {known}"))
+        check_values("", *table)
         units = [str(unit) for unit in range(encoder.num_classes)]
         if list(token_list[: len(units)]) != units or len(token_list) != len(units) + 2:
             raise RecipeError(
@@ -133,23 +124,16 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
         mask_indices: Tensor,
         **kwargs: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor | float | None], Tensor]:
-        """Compute the loss of one batch.
+        """Compute loss, statistics and weight, the number of masked frames, of a batch.
 
         In distributed training the means run over the batches of all ranks: ESPnet
         averages the losses that ranks return by their weights, and that average is
         the loss of one process on all ranks' utterances.
 
-        Args:
-            speech: Waveforms ``[B, n]``.
-            speech_lengths: Valid samples ``[B]``.
-            text: Unit of every frame ``[B, T]``, padded with -1.
-            text_lengths: Frames ``[B]``.
-            mask_indices: Masked frames of each utterance ``[B, M]``, padded with -1.
-            kwargs: Other data; ``lang [B]``, the number of each utterance's language,
-                serves ``language_statistics`` only.
-
-        Returns:
-            loss, stats, weight = number of masked frames.
+        Waveforms are ``[B, n]``, the unit of every frame is in ``text [B, T]``, masked
+        frames of each utterance in ``mask_indices [B, M]``, both padded with -1. Among
+        other data ``lang [B]``, the number of each utterance's language, serves
+        ``language_statistics`` and distillation only.
         """
         if self.training:
             self.training_batches += 1
@@ -259,10 +243,8 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
 
         .. math:: L_{dist} = \frac{1}{|R|} \sum_{t \in R} (1 - \cos(h_t, h^0_t))
 
-        Only the model gets a gradient.
-
-        Returns:
-            The sum over R and :math:`|R|`, scalars; 0 and 0 where nothing is replayed.
+        Only the model gets a gradient. The sum over R and :math:`|R|` are scalars, 0
+        and 0 where nothing is replayed.
         """
         if self.encoder.lamer is None:
             raise RecipeError(

@@ -5,14 +5,13 @@ Knows torch only; torchaudio is touched when :func:`add_lamer` is called.
 
 from espnet2_lamer.layers.balance import load_balancing_loss
 from espnet2_lamer.layers.config import LamerConfig, parse_allocation
+from espnet2_lamer.layers.experts import LoRAExpertLinear, Router
 from espnet2_lamer.layers.feed_forward import LamerFeedForward, add_lamer
 from espnet2_lamer.layers.inspection import (
     experts_off,
     parameter_report,
     record_routing,
 )
-from espnet2_lamer.layers.lora import LoRAExpertLinear
-from espnet2_lamer.layers.router import Router
 
 __all__ = [
     "LamerConfig",

@@ -10,16 +10,11 @@ from espnet2_lamer.layers.feed_forward import Routing, RoutingRecord
 def routing_sums(
     probs: Tensor, gates: Tensor, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Sum routing probabilities and count dispatched frames per expert.
+    """Sum probabilities and count dispatched frames (gate above 0) per expert.
 
-    Args:
-        probs: Router probabilities ``[..., T, N]``.
-        gates: Expert weights ``[..., T, N]``; an expert is dispatched to where > 0.
-        mask: Real frames of the trailing shape before N (``[B, T]`` for ``[B, T, N]``
-            or, of several routers, ``[L, B, T, N]``); ``None`` = all frames.
-
-    Returns:
-        Sums ``[N]`` (``[L, N]``) with gradient, counts of the same shape without.
+    ``mask`` marks real frames of the trailing shape before N (``[B, T]`` for
+    ``[B, T, N]`` or, of several routers, ``[L, B, T, N]``). Sums ``[N]`` (``[L, N]``)
+    have a gradient, counts none.
     """
     used = (gates.detach() > 0).to(probs.dtype)
     if mask is None:
@@ -33,19 +28,6 @@ def routing_sums(
     return probs.sum(frames), used.sum(frames)
 
 
-def routing_means(
-    probs: Tensor, gates: Tensor, mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Mean probability m and dispatch share f per expert, from what a loss gets.
-
-    Returns:
-        ``m [N]`` with gradient, ``f [N]`` without, both summing to 1.
-    """
-    sums, counts = routing_sums(probs, gates, mask)
-    frames = probs[..., 0].numel() if mask is None else mask.sum()
-    return sums / frames, _shares(counts)
-
-
 def load_balancing_loss(
     probs: Tensor, gates: Tensor, mask: Tensor | None = None
 ) -> Tensor:
@@ -57,8 +39,9 @@ def load_balancing_loss(
     sum 1, so that perfect balance gives 1 whatever K is (Lamer-SSL, Eq. 7). Both are
     ``[..., N]``; ``mask [...]`` is True where a frame is real.
     """
-    mean_probs, share = routing_means(probs, gates, mask)
-    return probs.shape[-1] * torch.sum(mean_probs * share)
+    sums, counts = routing_sums(probs, gates, mask)
+    frames = probs[..., 0].numel() if mask is None else mask.sum()
+    return probs.shape[-1] * torch.sum(sums / frames * _shares(counts))
 
 
 class BalanceTerm:
@@ -82,25 +65,23 @@ class BalanceTerm:
     ) -> None:
         self.kind = "none" if lamer is None else lamer.balance
         self.frames = real.sum().float()
-        self.groups: list[list[Routing]] = []
-        self.sums: list[Tensor] = []
-        self.counts: list[Tensor] = []
-        if self.kind == "none":
-            return
-        for group in record.by_expert_count():
-            num_experts = group[0].probs.shape[-1]
-            sparse = lamer.top_k is not None and lamer.top_k < num_experts
-            if not sparse and self.kind != "importance":
-                # f is constant, so Eq. 7 is too: N = K and soft routing are left out.
-                continue
-            sums, counts = routing_sums(
+        # Where f is constant Eq. 7 is, too: N = K and soft routing are left out.
+        self.groups: list[list[Routing]] = [
+            group
+            for group in record.by_expert_count()
+            if self.kind == "importance"
+            or (self.kind != "none" and group[0].router.is_sparse)
+        ]
+        pairs = [
+            routing_sums(
                 torch.stack([routing.probs for routing in group]),
                 torch.stack([routing.gates for routing in group]),
                 real,
             )
-            self.groups.append(group)
-            self.sums.append(sums)
-            self.counts.append(counts)
+            for group in self.groups
+        ]
+        self.sums = [sums for sums, _ in pairs]
+        self.counts = [counts for _, counts in pairs]
 
     def local_sums(self) -> list[Tensor]:
         """What has to be added up over ranks."""
@@ -114,29 +95,30 @@ class BalanceTerm:
         """
         if not self.groups or self.kind == "bias":
             return None
-        frames = total[0]
-        parts = []
-        for index, sums in enumerate(self.sums):
-            num_experts = sums.shape[-1]
-            mean = sums / frames
+        frames, parts = total[0], []
+        sums, counts = self._by_group(total)
+        for own, whole, used in zip(self.sums, sums, counts, strict=True):
+            mean = own / frames
             if self.kind == "importance":
-                whole = total[1 + index] / frames
-                share = self.frames / frames
-                parts.append(num_experts * (2 * whole * mean - whole**2 * share).sum())
+                whole = whole / frames
+                term = 2 * whole * mean - whole**2 * (self.frames / frames)
             else:
-                f = _shares(total[1 + len(self.sums) + index])
-                parts.append(num_experts * (f * mean).sum())
+                term = _shares(used) * mean
+            parts.append(own.shape[-1] * term.sum())
         routers = sum(map(len, self.groups)) if reduction == "mean" else 1
         return torch.stack(parts).sum() / routers
 
     def note_load(self, total: list[Tensor]) -> None:
         """Give every router with a selection bias the batch's load, from all ranks."""
-        if self.kind != "bias":
-            return
-        for index, group in enumerate(self.groups):
-            load = _shares(total[1 + len(self.sums) + index])
-            for routing, row in zip(group, load, strict=True):
-                routing.router.load.copy_(row)
+        if self.kind == "bias":
+            _, counts = self._by_group(total)
+            for group, used in zip(self.groups, counts, strict=True):
+                for routing, row in zip(group, _shares(used), strict=True):
+                    routing.router.load.copy_(row)
+
+    def _by_group(self, total: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Sums and counts among :meth:`local_sums`."""
+        return total[1 : 1 + len(self.groups)], total[1 + len(self.groups) :]
 
 
 def _shares(counts: Tensor) -> Tensor:

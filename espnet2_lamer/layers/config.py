@@ -3,11 +3,27 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from espnet2_lamer.errors import RecipeError
 
 LINEARS = ("intermediate_dense", "output_dense")
 TARGETS = (*LINEARS, "ffn")
 ROUTERS = ("ffn", "projection")
 BALANCES = ("loss", "bias", "importance", "none")
+
+
+def check_values(prefix: str, *rows: tuple[str, Any, Any, str]) -> None:
+    """Refuse the first wrong value among ``(key, value, is right, what is expected)``.
+
+    Raises:
+        RecipeError: With the key, what was found and what is expected.
+    """
+    for key, value, right, expected in rows:
+        if not right:
+            raise RecipeError(
+                f"{prefix}{key}: found {repr(value)[:80]}, expected {expected}"
+            )
 
 
 @dataclass
@@ -44,26 +60,18 @@ class LamerConfig:
 
     def __post_init__(self) -> None:
         self.targets = tuple(self.targets)
-        for key, right, expected in (
-            (
-                "targets",
-                self.targets and set(self.targets) <= set(TARGETS),
-                f"a non-empty subset of {list(TARGETS)}",
-            ),
-            ("router", self.router in ROUTERS, f"one of {list(ROUTERS)}"),
-            ("balance", self.balance in BALANCES, f"one of {list(BALANCES)}"),
-            ("rank", self.rank >= 1, "1 or more"),
-            (
-                "top_k",
-                self.top_k is None or self.top_k >= 1,
-                "1 or more, or null for soft routing",
-            ),
-            ("dropout", 0.0 <= self.dropout < 1.0, "[0, 1)"),
-        ):
-            if not right:
-                found = getattr(self, key)
-                found = list(found) if key == "targets" else found
-                raise ValueError(f"lamer.{key}: found {found!r}, expected {expected}")
+        targets, router, balance = list(self.targets), self.router, self.balance
+        some = targets and set(targets) <= set(TARGETS)
+        used, soft = self.top_k, "1 or more, or null for soft routing"
+        table = [
+            ("targets", targets, some, f"a non-empty subset of {list(TARGETS)}"),
+            ("router", router, router in ROUTERS, f"one of {list(ROUTERS)}"),
+            ("balance", balance, balance in BALANCES, f"one of {list(BALANCES)}"),
+            ("rank", self.rank, self.rank >= 1, "1 or more"),
+            ("top_k", used, used is None or used >= 1, soft),
+            ("dropout", self.dropout, 0.0 <= self.dropout < 1.0, "[0, 1)"),
+        ]
+        check_values("lamer.", *table)
 
 
 def parse_allocation(
@@ -79,20 +87,18 @@ def parse_allocation(
     Raises:
         ValueError: Not integers, negative, or not divisible into equal groups.
     """
-    if isinstance(allocation, int):
-        counts = [allocation]
-    else:
-        parts = allocation.split(",") if isinstance(allocation, str) else allocation
-        try:
-            counts = [int(part) for part in parts]
-            exact = isinstance(allocation, str) or counts == list(parts)
-        except (TypeError, ValueError):
-            exact = False
-        if not exact:
-            raise ValueError(
-                f"allocation {allocation!r}: expected integers separated by commas, "
-                "e.g. '2,4,6,8'"
-            )
+    parts = [allocation] if isinstance(allocation, int) else allocation
+    parts = allocation.split(",") if isinstance(allocation, str) else parts
+    try:
+        counts = [int(part) for part in parts]
+        exact = isinstance(allocation, str) or counts == list(parts)
+    except (TypeError, ValueError):
+        exact = False
+    if not exact:
+        raise ValueError(
+            f"allocation {allocation!r}: expected integers separated by commas, e.g. "
+            "'2,4,6,8'"
+        )
     if not counts or min(counts) < 0:
         raise ValueError(
             f"allocation {allocation!r}: expected expert counts of 0 or more"

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from espnet2_lamer.layers.config import LINEARS, LamerConfig, parse_allocation
-from espnet2_lamer.layers.lora import LoRAExpertLinear, LoRAExperts
-from espnet2_lamer.layers.router import Router
+from espnet2_lamer.layers.experts import LoRAExpertLinear, LoRAExperts, Router
 
 
 @dataclass
@@ -31,16 +30,9 @@ class RoutingRecord:
     def __init__(self) -> None:
         self._routings: dict[tuple[int, str], Routing] = {}
 
-    def add(
-        self,
-        layer: int,
-        name: str,
-        probs: Tensor,
-        gates: Tensor,
-        router: Router | None = None,
-    ) -> None:
+    def add(self, routing: Routing) -> None:
         """Store one router's output; a second forward replaces the first."""
-        self._routings[layer, name] = Routing(layer, name, probs, gates, router)
+        self._routings[routing.layer, routing.name] = routing
 
     def __iter__(self) -> Iterator[Routing]:
         return iter(self._routings.values())
@@ -83,8 +75,7 @@ class LamerFeedForward(nn.Module):
             if name in config.targets:
                 linear = LoRAExpertLinear(linear, *options)
             self.add_module(name, linear)
-        first = getattr(feed_forward, LINEARS[0])
-        last = getattr(feed_forward, LINEARS[1])
+        first, last = (getattr(feed_forward, name) for name in LINEARS)
         self.ffn_experts = None
         if "ffn" in config.targets:
             self.ffn_experts = LoRAExperts(
@@ -105,7 +96,7 @@ class LamerFeedForward(nn.Module):
         router = self.routers[name]
         gates, probs = router(x)
         if self.record is not None:
-            self.record.add(self.layer, name, probs, gates, router)
+            self.record.add(Routing(self.layer, name, probs, gates, router))
         return gates
 
     def _linear(self, name: str, x: Tensor, ffn_gates: Tensor | None) -> Tensor:

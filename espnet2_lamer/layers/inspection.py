@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from espnet2_lamer.layers.experts import LoRAExpertLinear, LoRAExperts
 from espnet2_lamer.layers.feed_forward import LamerFeedForward, RoutingRecord
-from espnet2_lamer.layers.lora import LoRAExpertLinear, LoRAExperts
 
 
 def adapter_kinds(model: nn.Module) -> dict[nn.Parameter, str]:
@@ -17,16 +17,6 @@ def adapter_kinds(model: nn.Module) -> dict[nn.Parameter, str]:
         for module in model.modules()
         if hasattr(module, "adapter_parameters")
         for kind, parameter in module.adapter_parameters().items()
-    }
-
-
-def state_buffers(model: nn.Module) -> set[str]:
-    """Return the names, in the model's state, of buffers that training changes."""
-    return {
-        f"{prefix}.{name}" if prefix else name
-        for prefix, module in model.named_modules()
-        if hasattr(module, "state_buffers")
-        for name in module.state_buffers()
     }
 
 
@@ -72,16 +62,11 @@ def experts_off(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def parameter_report(model: nn.Module) -> dict[str, int | float]:
-    """Count parameters.
+    """Count parameters; what a percentage is of stands in its name.
 
-    Returns:
-        Integers: ``total`` (all parameters), ``backbone`` (neither expert, router nor
-        head), ``trainable`` (requiring a gradient), ``lora`` (A and B of all experts),
-        ``router``, ``head`` (masked-prediction head and a trained mask embedding),
-        ``active`` (A and B of the experts that one frame uses, summed over layers).
-        Percentages, the denominator after ``of``: ``trainable_percent_of_total``,
-        ``trainable_percent_of_backbone``, ``lora_and_router_percent_of_backbone``,
-        ``active_percent_of_backbone``.
+    ``backbone`` are neither expert, router nor head, ``lora`` A and B of all experts,
+    ``head`` the masked-prediction head and a trained mask embedding, ``active`` A and
+    B of the experts that one frame uses, summed over layers.
     """
     sizes: Counter[str] = Counter()
     for parameter, kind in adapter_kinds(model).items():
@@ -105,24 +90,21 @@ def parameter_report(model: nn.Module) -> dict[str, int | float]:
     total = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     lora, router = sizes["lora_A"] + sizes["lora_B"], sizes["routers"]
-    counts = {
+    backbone = total - lora - router - head
+
+    def percent(part: int, whole: int) -> float:
+        return 100.0 * part / whole if whole else 0.0
+
+    return {
         "total": total,
-        "backbone": total - lora - router - head,
+        "backbone": backbone,
         "trainable": trainable,
         "lora": lora,
         "router": router,
         "head": head,
         "active": active,
+        "trainable_percent_of_total": percent(trainable, total),
+        "trainable_percent_of_backbone": percent(trainable, backbone),
+        "lora_and_router_percent_of_backbone": percent(lora + router, backbone),
+        "active_percent_of_backbone": percent(active, backbone),
     }
-    parts = {**counts, "lora_and_router": lora + router}
-    percentages = {}
-    for part, whole in (
-        ("trainable", "total"),
-        ("trainable", "backbone"),
-        ("lora_and_router", "backbone"),
-        ("active", "backbone"),
-    ):
-        size = counts[whole]
-        share = 100.0 * parts[part] / size if size else 0.0
-        percentages[f"{part}_percent_of_{whole}"] = share
-    return {**counts, **percentages}

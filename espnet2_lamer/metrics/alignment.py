@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from rapidfuzz.distance import Levenshtein
+
 
 class Counts(NamedTuple):
     """Substitutions, deletions, insertions and correct tokens of an alignment."""
@@ -33,7 +35,9 @@ def error_counts(ref_tokens: Sequence[str], hyp_tokens: Sequence[str]) -> Counts
     # A substitution costs a hair more than the other edits: `one` is larger than
     # any number of substitutions, so both figures can be read off the distance.
     one = min(len(ref_tokens), len(hyp_tokens)) + 1
-    errors, sub = divmod(_distance(ref_tokens, hyp_tokens, one, one + 1), one)
+    weights = (one, one, one + 1)
+    distance = Levenshtein.distance(ref_tokens, hyp_tokens, weights=weights)
+    errors, sub = divmod(distance, one)
     return _counts(errors, sub, ref_tokens, hyp_tokens)
 
 
@@ -51,17 +55,10 @@ def sclite_counts(ref_tokens: Sequence[str], hyp_tokens: Sequence[str]) -> Count
     # Each edit costs a hair more than in sclite: `one` is larger than any number of
     # edits, so sclite's cost and the number of errors can be read off the distance.
     one = len(ref_tokens) + len(hyp_tokens) + 1
-    distance = _distance(ref_tokens, hyp_tokens, 3 * one + 1, 4 * one + 1)
+    weights = (3 * one + 1, 3 * one + 1, 4 * one + 1)
+    distance = Levenshtein.distance(ref_tokens, hyp_tokens, weights=weights)
     cost, errors = divmod(distance, one)
     return _counts(errors, cost - 3 * errors, ref_tokens, hyp_tokens)
-
-
-def _distance(
-    ref: Sequence[str], hyp: Sequence[str], edit: int, substitution: int
-) -> int:
-    from rapidfuzz.distance import Levenshtein
-
-    return Levenshtein.distance(ref, hyp, weights=(edit, edit, substitution))
 
 
 def _counts(errors: int, sub: int, ref: Sequence[str], hyp: Sequence[str]) -> Counts:

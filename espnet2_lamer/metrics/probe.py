@@ -30,8 +30,6 @@ class PhoneProbe:
     Attributes:
         accuracy: Frame accuracy on the test utterances, per cent.
         majority: Accuracy of always answering the most frequent training phone.
-        phones: Number of phones the probe can answer.
-        train_frames: Number of frames it was trained on.
     """
 
     accuracy: Measure
@@ -44,10 +42,8 @@ def frame_phones(phones_ctm: str | Path) -> dict[str, list[str | None]]:
     """Align a phone CTM, ``utt channel start_s duration_s phone``, to HuBERT frames.
 
     Frame t covers samples 320 t to 320 t + 400 of 16 kHz audio; it gets the phone
-    that is spoken at its centre, sample 320 t + 200.
-
-    Returns:
-        Per utterance one phone a frame, up to the last phone; None between phones.
+    that is spoken at its centre, sample 320 t + 200. Returned are an utterance's
+    phones, one a frame up to the last phone, None between phones.
 
     Raises:
         RecipeError: The file is missing or a line is not CTM.
@@ -94,10 +90,8 @@ def phone_probe(
         train_features: ``[T, D]`` per utterance id (arrays or CPU tensors).
         train_phones: Per utterance id its frames' phones, see :func:`frame_phones`.
             Utterances that are not in it are left out.
-        test_features: Likewise, for other utterances.
-        test_phones: Likewise.
         max_frames: More training frames than these are sampled down.
-        seed: Seed of that sample and of the bootstrap.
+        seed: Of that sample and of the bootstrap.
         ridge: Use a ridge classifier instead, which is solved at once (the phones'
             indicators by least squares, the highest wins), with this L2 penalty on
             the mean squared error.

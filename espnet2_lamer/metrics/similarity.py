@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from espnet2_lamer.errors import RecipeError
 
@@ -29,36 +29,29 @@ class LinearCKA:
 
     def __init__(self) -> None:
         self.frames = 0
-        self._offset: NDArray[np.float64] | None = None
-        self._sum = self._products = np.zeros(0)
         self._split = 0
 
     def add(self, x: ArrayLike, y: ArrayLike) -> None:
         """Add an utterance's features ``[T, D_1]`` and ``[T, D_2]``.
 
         Raises:
-            ValueError: Frame numbers differ, or dimensions change between calls.
+            ValueError: Their numbers of frames differ.
         """
         x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-        if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
+        if len(x) != len(y):
             raise ValueError(
                 f"expected [T, D1] and [T, D2] of one T, found {x.shape} and {y.shape}"
             )
         joint = np.concatenate([x, y], axis=1)
-        if self._offset is None:
-            if not len(joint):
-                return
+        if not len(joint):
+            return
+        if not self.frames:
             # Products of centred values are differences of large numbers unless the
             # values are near zero to begin with; the first utterance's mean does it.
             self._offset = joint.mean(axis=0)
             self._sum = np.zeros(joint.shape[1])
             self._products = np.zeros((joint.shape[1], joint.shape[1]))
             self._split = x.shape[1]
-        if (x.shape[1], joint.shape[1]) != (self._split, len(self._offset)):
-            raise ValueError(
-                f"dimensions changed to {x.shape[1]} and {y.shape[1]} from "
-                f"{self._split} and {len(self._offset) - self._split}"
-            )
         joint -= self._offset
         self._sum += joint.sum(axis=0)
         self._products += joint.T @ joint
@@ -70,7 +63,7 @@ class LinearCKA:
         Raises:
             ValueError: No frames, or one of the representations is constant.
         """
-        if self.frames == 0:
+        if not self.frames:
             raise ValueError("no frames were added")
         centred = self._products - np.outer(self._sum, self._sum) / self.frames
         split = self._split
@@ -89,8 +82,7 @@ def compared_layers(layers: Sequence[int], depth: int, option: str) -> list[int]
     twelfths of the depth.
 
     Raises:
-        RecipeError: One is not among 0 (the transformer's input) to ``depth``; names
-            the option that asked for it.
+        RecipeError: One is not among 0 to ``depth``; names the option.
     """
     wrong = [layer for layer in layers if not 0 <= layer <= depth]
     if wrong:

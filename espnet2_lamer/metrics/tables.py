@@ -1,25 +1,31 @@
 """Figures as text: Markdown tables, CSV, numbers of the tables."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return the lines of a Markdown table, and an empty one."""
-    lines = [header, ["---"] * len(header), *rows]
-    return ["|" + "|".join(line) + "|" for line in lines] + [""]
+def render(template: Path, **values: Any) -> str:
+    """Render a page of Markdown; its filters are the functions of this module.
 
-
-def markdown_records(
-    rows: Sequence[Mapping[str, str]], columns: Iterable[str]
-) -> list[str]:
-    """Return the lines of a Markdown table of cells by column.
-
-    Columns that no row has are left out; what one row lacks is a "-".
+    Blocks of the template take no line of the page; ``one_line`` joins lines.
     """
-    present = [name for name in columns if any(name in row for row in rows)]
-    body = [[row.get(name, "-") for name in present] for row in rows]
-    return markdown_table(present, body)
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": number, "span": span, "p": p_value}
+    environment.filters["one_line"] = lambda text: " ".join(text.split()) + "\n"
+    page = environment.from_string(template.read_text(encoding="utf-8"))
+    return page.render(**values).rstrip("\n") + "\n"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence]) -> str:
+    """Return a Markdown table; None is a "-"."""
+    lines = [header, ["---"] * len(header), *rows]
+    cells = (["-" if cell is None else str(cell) for cell in line] for line in lines)
+    return "".join("|" + "|".join(line) + "|\n" for line in cells)
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
@@ -29,11 +35,6 @@ def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     # As objects: whole numbers stay whole beside empty cells.
     table = DataFrame([*rows], columns=[*columns], dtype=object)
     return table.to_csv(index=False, lineterminator="\n")
-
-
-def bounds(interval: tuple[float, float] | None) -> tuple[float | None, float | None]:
-    """Return the two ends of an interval, None where it was not estimated."""
-    return interval or (None, None)
 
 
 def number(value: float | None, sign: str = "", digits: int = 2) -> str:
@@ -49,12 +50,7 @@ def span(interval: tuple[float, float] | None, sign: str = "", digits: int = 2) 
 
 
 def p_value(p: float | None, equals: str = "") -> str:
-    """Return a p-value; no table says 0.
-
-    Args:
-        p: The value, or None.
-        equals: What stands before a value that is not below 0.001.
-    """
+    """Return a p-value; no table says 0. ``equals`` stands before one that is told."""
     if p is None:
         return "-"
     return "< 0.001" if p < 0.001 else f"{equals}{p:.3f}"

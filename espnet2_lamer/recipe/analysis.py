@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,25 +12,26 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from espnet2_lamer.analysis.curves import (
+from espnet2_lamer.analysis.listening import has_routers
+from espnet2_lamer.analysis.masked_accuracy import masked_accuracy
+from espnet2_lamer.analysis.plots import (
+    plot_languages,
+    plot_layers,
     read_curves,
     write_curves,
     write_forgetting_curves,
 )
-from espnet2_lamer.analysis.listening import has_routers
-from espnet2_lamer.analysis.masked_accuracy import masked_accuracy
-from espnet2_lamer.analysis.plots import plot_languages, plot_layers
 from espnet2_lamer.analysis.routing import RoutingStatistics
+from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.convert.load import read_architecture
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.layers import record_routing
-from espnet2_lamer.metrics.measure import Measure
 from espnet2_lamer.metrics.probe import PhoneProbe, frame_phones, phone_probe
 from espnet2_lamer.metrics.similarity import LinearCKA
 from espnet2_lamer.parallel import run_each
-from espnet2_lamer.recipe.checkpoints import base_path
 from espnet2_lamer.recipe.options import Options
+from espnet2_lamer.recipe.upstreams import base_path
 from espnet2_lamer.tasks.pretrained import load_pretraining_model
 from espnet2_lamer.upstream import load_model
 
@@ -43,24 +45,41 @@ def analyse(options: Options) -> None:
     utt2lang = read_table(dev / "utt2lang")
     _routing(options, dev, utt2lang)
     _masked(options, dev, utt2lang)
-    _forgetting(options, dev, utt2lang)
+    _forgetting(options, dev)
     _curves(options)
 
 
-def _read(audio: dict[str, str], utts: list[str], title: str):
-    for utt in tqdm(utts, desc=title, disable=not sys.stderr.isatty()):
-        speech, _ = soundfile.read(audio[utt], dtype="float32")
+def read_speech(
+    audio: dict[str, str], utts: Iterable[str], title: str, seconds: int | None = None
+) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Yield utterance, waveform ``[1, samples]`` and its length, of the start."""
+    frames = -1 if seconds is None else seconds * SAMPLE_RATE
+    for utt in tqdm(list(utts), desc=title, disable=not sys.stderr.isatty()):
+        speech, _ = soundfile.read(audio[utt], frames, dtype="float32")
         yield utt, torch.from_numpy(speech)[None], torch.tensor([len(speech)])
+
+
+def by_language(utt2lang: dict[str, str]) -> dict[str, list[str]]:
+    """Sort the utterances of each language."""
+    found: dict[str, list[str]] = {}
+    for utt in sorted(utt2lang):
+        found.setdefault(utt2lang[utt], []).append(utt)
+    return found
+
+
+def draw(utts: list[str], size: int, rng: np.random.Generator) -> list[str]:
+    """Draw some utterances and keep their order."""
+    return [utts[i] for i in sorted(rng.choice(len(utts), size, replace=False))]
 
 
 def _routing(options: Options, dev: Path, utt2lang: dict[str, str]) -> None:
     model = load_model(options.ssl_experiment)
     statistics = RoutingStatistics()
     audio = read_table(dev / "wav.scp")
-    for utt, speech, length in _read(audio, sorted(utt2lang), "routing"):
+    for utt, speech, length in read_speech(audio, sorted(utt2lang), "routing"):
         with record_routing(model) as record:
             _, frames = model.extract_features(speech, length)
-        statistics.add_record([utt2lang[utt]], record, frames)
+        statistics.add(utt2lang[utt], record, int(frames[0]))
     statistics.save(options.analysis / "routing.json")
     found = statistics.information(options.seed)
     write_json(
@@ -90,14 +109,9 @@ def _masked(options: Options, dev: Path, utt2lang: dict[str, str]) -> None:
 
 def _curves(options: Options) -> None:
     """Draw what the trainings logged per language at each validation."""
-    trainings = {
-        path.name: path
-        for path in options.trainings
-        if (path / "checkpoint.pth").exists()
-    }
-    logged = {
-        key for path in trainings.values() for r in read_curves(path) for key in r
-    }
+    found = [path for path in options.trainings if (path / "checkpoint.pth").exists()]
+    trainings = {path.name: path for path in found}
+    logged = {key for path in found for row in read_curves(path) for key in row}
     keys = tuple(f"acc_m_{x}" for x in options.langs if f"acc_m_{x}" in logged)
     if keys:
         # The head-only control's curve is what a base that forgets nothing reaches.
@@ -109,9 +123,8 @@ def _curves(options: Options) -> None:
         write_forgetting_curves(measured, path, options.langs)
 
 
-def _forgetting(options: Options, dev: Path, utt2lang: dict[str, str]) -> None:
+def _forgetting(options: Options, dev: Path) -> None:
     """Phone probe and CKA of base and adapted model, on the layer that ASR uses."""
-    train = options.raw / "ssl_train"
     layer = options.asr_layer
     if layer == "all":
         layer = read_architecture(base_path(options))["encoder_num_layers"] - 1
@@ -120,9 +133,9 @@ def _forgetting(options: Options, dev: Path, utt2lang: dict[str, str]) -> None:
         "base": base_path(options),
         "lamer": options.ssl_experiment,
     }
-    sets = {"train": train, "dev": dev}
+    sets = {"train": options.raw / "ssl_train", "dev": dev}
     audio = {k: read_table(path / "wav.scp") for k, path in sets.items()}
-    train_lang = read_table(train / "utt2lang")
+    langs = {k: by_language(read_table(p / "utt2lang")) for k, p in sets.items()}
     phones = {}
     if all((path / "phones.ctm").is_file() for path in sets.values()):
         phones = {k: frame_phones(path / "phones.ctm") for k, path in sets.items()}
@@ -131,25 +144,19 @@ def _forgetting(options: Options, dev: Path, utt2lang: dict[str, str]) -> None:
     rng = np.random.default_rng(options.seed)
     calls = []
     for lang in options.langs:
-        utts = {
-            "train": sorted(u for u, other in train_lang.items() if other == lang),
-            "dev": sorted(u for u, other in utt2lang.items() if other == lang),
-        }
+        utts = {k: of_set.get(lang, []) for k, of_set in langs.items()}
         if not phones:
             utts["train"] = []
         elif len(utts["train"]) > PROBE_UTTERANCES:
-            chosen = rng.choice(len(utts["train"]), PROBE_UTTERANCES, replace=False)
-            utts["train"] = [utts["train"][i] for i in sorted(chosen)]
+            utts["train"] = draw(utts["train"], PROBE_UTTERANCES, rng)
         wavs = {k: {u: audio[k][u] for u in chosen} for k, chosen in utts.items()}
         spoken = {
             k: {u: of_set[u] for u in utts[k] if u in of_set}
             for k, of_set in phones.items()
         }
         for name in options.analysed:
-            base = files["base"] if name != "base" else None
-            calls.append(
-                (lang, name, files[name], base, layer, wavs, spoken, options.seed)
-            )
+            models = (files[name], files["base"] if name != "base" else None)
+            calls.append((lang, name, *models, layer, wavs, spoken, options.seed))
     result: dict[str, Any] = {"layer": layer, "phone_probe": {}, "cka": {}}
     found = run_each(_compare, calls, options.nj, "forgetting")
     for (lang, name, *_), (probe, cka) in zip(calls, found, strict=True):
@@ -178,19 +185,16 @@ def _compare(
     features = _features(file, wavs["dev"], layer)
     cka = None
     if base is not None:
-        cka = _cka(_features(base, wavs["dev"], layer), features)
+        similarity = LinearCKA()
+        for utt, of_base in _features(base, wavs["dev"], layer).items():
+            similarity.add(of_base, features[utt])
+        cka = float(similarity.value())
     if not wavs["train"]:
         return None, cka
     trained = _features(file, wavs["train"], layer)
     probe = phone_probe(trained, phones["train"], features, phones["dev"], seed=seed)
-    logging.info(
-        "phone probe, %s, %s, layer %d: %.1f %% (majority %.1f %%)",
-        lang,
-        name,
-        layer,
-        probe.accuracy.value,
-        probe.majority,
-    )
+    found = f"{probe.accuracy.value:.1f} % (majority {probe.majority:.1f} %)"
+    logging.info("phone probe, %s, %s, layer %d: %s", lang, name, layer, found)
     return probe, cka
 
 
@@ -198,23 +202,5 @@ def _features(file: Path, wavs: dict[str, str], layer: int) -> dict[str, np.ndar
     model = load_model(file)
     return {
         utt: model.extract_features(speech, length)[0][layer][0].numpy()
-        for utt, speech, length in _read(wavs, list(wavs), "probe features")
+        for utt, speech, length in read_speech(wavs, wavs, "probe features")
     }
-
-
-def _cka(x: dict[str, np.ndarray], y: dict[str, np.ndarray]) -> float:
-    cka = LinearCKA()
-    for utt, features in x.items():
-        cka.add(features, y[utt])
-    return float(cka.value())
-
-
-def read_measure(fields: dict[str, Any]) -> Measure:
-    """Rebuild a :class:`Measure` from its JSON form."""
-    interval = fields["interval"]
-    return Measure(
-        value=fields["value"],
-        interval=None if interval is None else tuple(interval),
-        count=fields["count"],
-        parts={utt: tuple(part) for utt, part in fields["parts"].items()},
-    )

@@ -12,13 +12,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from espnet2_lamer.analysis.plots import write_curves
+from espnet2_lamer.convert.architecture import build_hubert
+from espnet2_lamer.convert.huggingface import save_huggingface
+from espnet2_lamer.convert.load import (
+    local_source,
+    read_architecture,
+    source_sha256,
+)
+from espnet2_lamer.data.mini import build_pretraining_corpora
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.checksum import check_file
-from espnet2_lamer.recipe.declaration import as_arguments
+from espnet2_lamer.fileio.datadir import read_table, write_table
+from espnet2_lamer.layers import parse_allocation
+from espnet2_lamer.recipe.declaration import as_arguments, refused
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.pretraining import train_ssl, write_shapes
 from espnet2_lamer.recipe.settle import AUTO
+from espnet2_lamer.tasks.hubert import LamerHubertTask
+from espnet2_lamer.units.features import dump_features
+from espnet2_lamer.units.kmeans import KmeansConfig, learn_kmeans
+from espnet2_lamer.units.labels import assign_units
+from espnet2_lamer.units.teacher import load_teacher
 
 MINI = Path("mini")
 
@@ -49,66 +67,45 @@ def train_from_nothing(
 ) -> None:
     """Train a HuBERT in rounds and write it as an fp16 Hugging Face directory.
 
-    A killed run goes on where it stopped.
-
-    Args:
-        train_dirs: Data dirs with ``utt2num_samples`` and ``utt2lang``.
-        dev_dirs: Likewise for validation.
-        config: Training YAML.
-        work_dir: Features, labels and experiments.
-        output_dir: Gets ``config.json``, ``model.safetensors`` ...
-        rounds: What to do in each round.
-        seed: Seed of k-means and training.
-        nj: Processes for features and labels.
+    A killed run goes on where it stopped: ``work_dir`` holds features, labels and
+    experiments. Data dirs have ``utt2num_samples`` and ``utt2lang``.
     """
-    import torch
-
-    from espnet2_lamer.convert.huggingface import save_huggingface
-
     teacher = "mfcc"
     start: list[str] = []
+    curves = {}
     for number, plan in enumerate(rounds, 1):
         here = work_dir / f"round{number}"
-        done = here / "hf"
+        done, experiment = here / "hf", here / "exp"
         if not done.is_dir():
             logging.info("%s: round %d of %d", work_dir, number, len(rounds))
-            _make_units(train_dirs, dev_dirs, here, teacher, plan, seed, nj)
-            best = train_ssl(
+            dirs = {"train": train_dirs, "dev": dev_dirs}
+            _make_units(dirs, here, teacher, plan, seed, nj)
+            options = as_arguments(
+                max_epoch=plan.epochs,
+                scheduler_conf=f"total_steps={plan.epochs * 500}",
+                encoder_conf=f"mask_prob={plan.mask_prob}",
+                seed=seed,
+            )
+            train_ssl(
                 config,
                 here / "train",
                 here / "dev",
                 here / "stats",
-                here / "exp",
+                experiment,
                 plan.n_clusters,
-                as_arguments(
-                    max_epoch=plan.epochs,
-                    scheduler_conf=f"total_steps={plan.epochs * 500}",
-                    encoder_conf=f"mask_prob={plan.mask_prob}",
-                    seed=seed,
-                )
-                + start,
+                options + start,
             )
-            save_huggingface(_backbone(here / "exp", best), done)
+            save_huggingface(_backbone(experiment), done)
         teacher = str(done)
         start = ["--encoder_conf", f"base={done}"]
-    from espnet2_lamer.analysis.curves import write_curves
-
-    write_curves(
-        {
-            f"round {number}": work_dir / f"round{number}" / "exp"
-            for number in range(1, len(rounds) + 1)
-        },
-        work_dir / "curves.csv",
-        ("loss_m", "acc_m", "acc_u"),
-    )
-    model = _backbone(here / "exp", here / "exp" / "valid.loss_m.best.pth")
-    save_huggingface(model, output_dir, dtype=torch.float16)
+        curves[f"round {number}"] = experiment
+    write_curves(curves, work_dir / "curves.csv", ("loss_m", "acc_m", "acc_u"))
+    save_huggingface(_backbone(experiment), output_dir, dtype=torch.float16)
 
 
-def _backbone(experiment: Path, weights: Path):
+def _backbone(experiment: Path):
     """Rebuild the plain HuBERT of a trained experiment, mask embedding included."""
-    from espnet2_lamer.tasks.hubert import LamerHubertTask
-
+    weights = experiment / "valid.loss_m.best.pth"
     check_file(weights)
     model, _ = LamerHubertTask.build_model_from_file(
         experiment / "config.yaml", weights
@@ -119,34 +116,21 @@ def _backbone(experiment: Path, weights: Path):
 
 
 def _merge(directories: list[Path], output: Path) -> None:
-    output.mkdir(parents=True, exist_ok=True)
     for name in ("wav.scp", "utt2num_samples", "utt2lang"):
-        lines: list[str] = []
-        for directory in directories:
-            path = directory / name
-            if not path.is_file():
-                raise RecipeError(f"{path}: file not found")
-            lines += path.read_text(encoding="utf-8").splitlines()
-        lines.sort(key=str.encode)
-        (output / name).write_text("".join(f"{line}\n" for line in lines))
+        tables = [read_table(directory / name) for directory in directories]
+        write_table(output / name, {k: v for table in tables for k, v in table.items()})
 
 
 def _make_units(
-    train_dirs: list[Path],
-    dev_dirs: list[Path],
+    dirs: dict[str, list[Path]],
     here: Path,
-    teacher_source: str,
+    source: str,
     plan: Round,
     seed: int,
     nj: int,
 ) -> None:
-    from espnet2_lamer.units.features import dump_features
-    from espnet2_lamer.units.kmeans import KmeansConfig, learn_kmeans
-    from espnet2_lamer.units.labels import assign_units
-    from espnet2_lamer.units.teacher import load_teacher
-
-    teacher = load_teacher(teacher_source, plan.teacher_layer)
-    for split, directories in (("train", train_dirs), ("dev", dev_dirs)):
+    teacher = load_teacher(source, plan.teacher_layer)
+    for split, directories in dirs.items():
         _merge(directories, here / split)
     write_shapes(here / "train", here / "stats" / "train")
     write_shapes(here / "dev", here / "stats" / "valid")
@@ -158,13 +142,8 @@ def _make_units(
         shutil.rmtree(features)
     for split in ("train", "dev"):
         if not (here / split / "text.km.json").is_file():
-            assign_units(
-                teacher,
-                codebook,
-                here / split / "wav.scp",
-                here / split / "text.km",
-                nj,
-            )
+            files = (here / split / "wav.scp", here / split / "text.km")
+            assign_units(teacher, codebook, *files, nj)
 
 
 def retrain_mini(options: Options) -> tuple[str, str]:
@@ -174,34 +153,27 @@ def retrain_mini(options: Options) -> tuple[str, str]:
         Directories of base and teacher under ``<expdir>/stage0``. To ship them, copy
         them over ``mini/base`` and ``mini/teacher`` and renew ``mini/SHA256SUMS``.
     """
-    from espnet2_lamer.data.mini import build_pretraining_corpora
-
-    data = options.dumpdir / "stage0"
+    data, experiments = options.dumpdir / "stage0", options.expdir / "stage0"
     build_pretraining_corpora(data, nj=options.nj, seed=options.seed)
     config = Path("conf/train_ssl_mini_base.yaml")
     if not config.is_file():  # the form of bin.espnet_tree
         config = Path("conf/tuning") / config.name
-    results = []
     for name, langs in (("base", ["eng"]), ("teacher", ["eng", "cmn", "yue"])):
-        work = options.expdir / "stage0" / name
-        output = work / "final"
-        if not output.is_dir():
+        work = experiments / name
+        if not (work / "final").is_dir():
             train_from_nothing(
                 [data / f"{name}_train_{lang}" for lang in langs],
                 [data / f"{name}_dev_{lang}" for lang in langs],
                 config,
                 work,
-                output,
+                work / "final",
                 seed=options.seed,
                 nj=options.nj,
             )
-        results.append(str(output))
-    return results[0], results[1]
+    return tuple(str(experiments / name / "final") for name in ("base", "teacher"))
 
 
 def _record(source: str) -> dict[str, Any]:
-    from espnet2_lamer.convert.load import local_source, source_sha256
-
     if source.startswith("s3prl:") or source == "mfcc":
         return {"source": source, "path": source, "sha256": None}
     path = local_source(source)
@@ -214,10 +186,8 @@ def _verify_mini(records: dict[str, dict[str, Any]]) -> None:
     expected = {name: digest for digest, name in (line.split() for line in lines)}
     for record in records.values():
         path = Path(record["path"])
-        if path.parent != MINI:
-            continue
         name = f"{path.name}/model.safetensors"
-        if expected.get(name) != record["sha256"]:
+        if path.parent == MINI and expected.get(name) != record["sha256"]:
             raise RecipeError(
                 f"{MINI / name}: SHA-256 is {record['sha256']}, expected "
                 f"{expected.get(name)}; restore the file with git, or train it anew: "
@@ -241,34 +211,20 @@ def prepare_checkpoints(options: Options) -> None:
 
 
 def _check_layers(base: str, options: Options) -> None:
-    from espnet2_lamer.convert.load import read_architecture
-    from espnet2_lamer.layers import parse_allocation
-
     layers = read_architecture(base)["encoder_num_layers"]
     for name in ("asr_layer", "lid_layer"):
         value = getattr(options, name)
-        if value == "all":
-            continue
-        if not 0 <= value <= layers:
-            raise RecipeError(
-                f"--{name}: found {value}, expected 0 to {layers}, the layers of {base}"
-            )
-    if options.allocation in ("", AUTO):
-        return
+        if value != "all" and not 0 <= value <= layers:
+            raise refused(name, value, f"0 to {layers}, the layers of {base}")
     try:
-        parse_allocation(options.allocation, layers)
+        if options.allocation not in ("", AUTO):
+            parse_allocation(options.allocation, layers)
     except ValueError as error:
         raise RecipeError(f"--allocation: {error}") from error
 
 
 def _write_random(base: str, options: Options) -> None:
     """Write the base's network with random weights: the upstream that knows nothing."""
-    import torch
-
-    from espnet2_lamer.convert.architecture import build_hubert
-    from espnet2_lamer.convert.huggingface import save_huggingface
-    from espnet2_lamer.convert.load import read_architecture
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         model = build_hubert(read_architecture(base))

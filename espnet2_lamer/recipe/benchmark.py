@@ -1,22 +1,14 @@
 """Which heads an evaluation trains: tracks x budgets x sets, and upstreams."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation import mlsuperb, paper_sets
-from espnet2_lamer.evaluation.mlsuperb import (
-    FEW_SHOT,
-    MONOLINGUAL,
-    few_shot_utterances,
-)
-from espnet2_lamer.evaluation.runs import (
-    LID_UNIT,
-    MIXED_TRACKS,
-    Run,
-)
+from espnet2_lamer.evaluation.mlsuperb import FEW_SHOT, MONOLINGUAL, few_shot_utterances
+from espnet2_lamer.evaluation.runs import LID_UNIT, MIXED_TRACKS, Run
 from espnet2_lamer.evaluation.text_units import default_unit
+from espnet2_lamer.recipe.declaration import refused
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.upstreams import UpstreamSpec, upstream_specs
 
@@ -43,27 +35,20 @@ class Task:
 
 
 def check_benchmark(options: Options) -> None:
-    """Refuse values that contradict the benchmark.
-
-    Raises:
-        RecipeError: Naming the option, what was found and what is expected.
-    """
+    """Refuse values that contradict the benchmark."""
     if options.benchmark != "own" and "all" in options.budgets:
-        raise RecipeError(
-            f"--budgets: found 'all', expected 10min or 1h with --benchmark "
-            f"{options.benchmark}"
-        )
-    if options.benchmark != "mlsuperb" and "all" in options.eval_langs:
-        raise RecipeError(
-            "--eval_langs: found 'all', expected language codes; only --benchmark "
-            "mlsuperb knows all languages"
-        )
-    unknown = sorted(set(options.eval_langs) - set(options.langs) - {"all"})
-    if options.benchmark != "mlsuperb" and unknown:
-        raise RecipeError(
-            f"--eval_langs: found {unknown[0]!r}, expected some of "
-            f"{' '.join(options.langs)}, which --new_langs and --replay_langs name"
-        )
+        expected = f"10min or 1h with --benchmark {options.benchmark}"
+        raise refused("budgets", "'all'", expected)
+    if options.benchmark == "mlsuperb":
+        return
+    if "all" in options.eval_langs:
+        known = "language codes; only --benchmark mlsuperb knows all languages"
+        raise refused("eval_langs", "'all'", known)
+    unknown = sorted(set(options.eval_langs) - set(options.langs))
+    if unknown:
+        known = " ".join(options.langs)
+        known = f"some of {known}, which --new_langs and --replay_langs name"
+        raise refused("eval_langs", repr(unknown[0]), known)
 
 
 def eval_langs(options: Options) -> list[str]:
@@ -72,21 +57,17 @@ def eval_langs(options: Options) -> list[str]:
 
 
 def planned_tasks(options: Options, tracks: Sequence[str] | None = None) -> list[Task]:
-    """List what the options ask for, each for every budget.
-
-    Args:
-        options: The recipe's.
-        tracks: Only these of ``--tracks``.
+    """List what the options ask for, each for every budget; if given, of ``tracks``.
 
     Raises:
         RecipeError: The ML-SUPERB tree is missing or lacks a language.
     """
-    chosen = [t for t in options.tracks if tracks is None or t in tracks]
     make = {"own": _own, "paper": _paper, "mlsuperb": _mlsuperb}[options.benchmark]
     return [
         task
         for budget in options.budgets
-        for track in chosen
+        for track in options.tracks
+        if tracks is None or track in tracks
         for task in make(options, track, budget)
     ]
 
@@ -103,30 +84,22 @@ def planned_sets(options: Options) -> list[str]:
 def planned_runs(options: Options, tracks: Sequence[str] | None = None) -> list[Run]:
     """List every head to train: upstreams, then tasks, learning rates and seeds."""
     tasks = planned_tasks(options, tracks)
-    seeds = getattr(options, "eval_seeds", None) or [options.seed]
-    rates = getattr(options, "learning_rates", None) or [None]
     return [
-        _run(options, spec, task, seed, rate)
+        Run(
+            **vars(task),
+            benchmark=options.benchmark,
+            system=spec.system,
+            upstream=spec.source,
+            layer=_layer(options, spec, task.track),
+            config=str(_config(options, task.track, task.budget)),
+            seed=seed,
+            learning_rate=rate,
+        )
         for spec in upstream_specs(options).values()
         for task in tasks
-        for rate in rates
-        for seed in seeds
+        for rate in options.learning_rates or [None]
+        for seed in options.eval_seeds or [options.seed]
     ]
-
-
-def _run(
-    options: Options, spec: UpstreamSpec, task: Task, seed: int, rate: float | None
-) -> Run:
-    return Run(
-        **vars(task),
-        benchmark=options.benchmark,
-        system=spec.system,
-        upstream=spec.source,
-        layer=_layer(options, spec, task.track),
-        config=str(config_of(options, task.track, task.budget)),
-        seed=seed,
-        learning_rate=rate,
-    )
 
 
 def _layer(options: Options, spec: UpstreamSpec, track: str) -> int | str:
@@ -137,138 +110,100 @@ def _layer(options: Options, spec: UpstreamSpec, track: str) -> int | str:
     return asked if asked == "all" or own is None else own
 
 
-def config_of(options: Options, track: str, budget: str) -> Path:
+def _config(options: Options, track: str, budget: str) -> Path:
     """Return the head's config: ``NAME_10min.yaml`` beside it, where there is one."""
-    config = {
-        "asr": options.asr_config,
-        "multi_asr": options.multi_config,
-        "asr_lid": options.multi_config,
-        "lid": options.lid_config,
-    }[track]
+    config = {"asr": options.asr_config, "lid": options.lid_config}.get(
+        track, options.multi_config
+    )
     short = config.with_name(f"{config.stem}_10min{config.suffix}")
     return short if budget == "10min" and short.is_file() else config
 
 
-def _mixed_unit(options: Options, track: str) -> str:
-    return LID_UNIT if track == "lid" else options.multi_unit
+def _alone(
+    options: Options,
+    budget: str,
+    corpus: str,
+    lang: str,
+    train: str,
+    dev: str,
+    tests: Mapping[str, tuple[str, ...]],
+) -> Task:
+    """A task of one language and corpus."""
+    unit = options.units.get(lang) or default_unit(lang)
+    return Task("asr", budget, corpus, (lang,), unit, (train,), (dev,), tests)
+
+
+def _mixed(
+    options: Options,
+    track: str,
+    budget: str,
+    train: Iterable[str],
+    dev: Iterable[str],
+    test: Iterable[str],
+    langs: Sequence[str],
+    lid_reading: str | None = None,
+) -> Task:
+    """A task that mixes languages and corpora."""
+    unit = LID_UNIT if track == "lid" else options.multi_unit
+    tests = {MIXED_TEST: tuple(test)}
+    sets = (tuple(train), tuple(dev), tests)
+    return Task(track, budget, "", tuple(langs), unit, *sets, lid_reading)
 
 
 def _own(options: Options, track: str, budget: str) -> list[Task]:
     langs = eval_langs(options)
-
-    def train(lang: str) -> str:
-        name = f"asr_{lang}_train"
-        return name if budget == "all" else f"{name}_{budget}"
-
-    if track == "asr":
-        return [
-            Task(
-                track=track,
-                budget=budget,
-                corpus="",
-                langs=(lang,),
-                unit=options.units[lang],
-                train_sets=(train(lang),),
-                dev_sets=(f"asr_{lang}_dev",),
-                tests={lang: (f"asr_{lang}_test",)},
-            )
-            for lang in langs
-        ]
+    size = "" if budget == "all" else f"_{budget}"
+    parts = (f"train{size}", "dev", "test")
+    sets = [[f"asr_{lang}_{part}" for lang in langs] for part in parts]
+    if track in MIXED_TRACKS:
+        return [_mixed(options, track, budget, *sets, langs)]
     return [
-        Task(
-            track=track,
-            budget=budget,
-            corpus="",
-            langs=tuple(langs),
-            unit=_mixed_unit(options, track),
-            train_sets=tuple(train(lang) for lang in langs),
-            dev_sets=tuple(f"asr_{lang}_dev" for lang in langs),
-            tests={MIXED_TEST: tuple(f"asr_{lang}_test" for lang in langs)},
-        )
+        _alone(options, budget, "", lang, train, dev, {lang: (test,)})
+        for lang, train, dev, test in zip(langs, *sets, strict=True)
     ]
 
 
 def _paper(options: Options, track: str, budget: str) -> list[Task]:
-    langs = eval_langs(options)
-    name = paper_sets.set_name
-    corpora = paper_sets.PAPER_CORPORA
-    if track == "asr":
-        return [
-            Task(
-                track=track,
-                budget=budget,
-                corpus=corpus,
-                langs=(lang,),
-                unit=options.units[lang],
-                train_sets=(name(corpus, lang, "train", budget),),
-                dev_sets=(name(corpus, lang, "dev"),),
-                tests={
-                    f"{lang}_{other}": (name(other, lang, "test"),)
-                    for other in corpora
-                    if other == corpus or options.cross_corpus
-                },
-            )
-            for corpus in corpora
-            for lang in langs
-        ]
-    pairs = [(corpus, lang) for corpus in corpora for lang in langs]
-    suffix = (paper_sets.TOTAL,) if options.lid_reading == "total" else ()
-    return [
-        Task(
-            track=track,
-            budget=budget,
-            corpus="",
-            langs=tuple(langs),
-            unit=_mixed_unit(options, track),
-            train_sets=tuple(name(c, x, "train", budget, *suffix) for c, x in pairs),
-            dev_sets=tuple(name(c, x, "dev") for c, x in pairs),
-            tests={MIXED_TEST: tuple(name(c, x, "test") for c, x in pairs)},
-            lid_reading=options.lid_reading,
-        )
-    ]
+    langs, name = eval_langs(options), paper_sets.set_name
+    pairs = [(corpus, x) for corpus in paper_sets.PAPER_CORPORA for x in langs]
+    if track in MIXED_TRACKS:
+        reading = options.lid_reading
+        suffix = (paper_sets.TOTAL,) if reading == "total" else ()
+        train = [name(c, x, "train", budget, *suffix) for c, x in pairs]
+        sets = [[name(c, x, part) for c, x in pairs] for part in ("dev", "test")]
+        return [_mixed(options, track, budget, train, *sets, langs, reading)]
+    tasks = []
+    for corpus, lang in pairs:
+        tests = {
+            f"{lang}_{other}": (name(other, lang, "test"),)
+            for other in paper_sets.PAPER_CORPORA
+            if other == corpus or options.cross_corpus
+        }
+        train = name(corpus, lang, "train", budget)
+        dev = name(corpus, lang, "dev")
+        tasks.append(_alone(options, budget, corpus, lang, train, dev, tests))
+    return tasks
 
 
 def _mlsuperb(options: Options, track: str, budget: str) -> list[Task]:
-    langs = eval_langs(options)
+    langs, name = eval_langs(options), mlsuperb.set_name
     pairs = list(mlsuperb.scan_tree(options.mlsuperb, langs))
-    name = mlsuperb.set_name
     if track in MIXED_TRACKS:
-
-        def train(dataset: str, lang: str) -> str:
-            part = "train_few" if lang in FEW_SHOT else "train"
-            return name(dataset, lang, part, budget)
-
-        trained = [
-            (d, x) for d, x in pairs if x not in FEW_SHOT or few_shot_utterances(d, x)
+        train = [
+            name(d, x, "train_few" if x in FEW_SHOT else "train", budget)
+            for d, x in pairs
+            if x not in FEW_SHOT or few_shot_utterances(d, x)
         ]
-        return [
-            Task(
-                track=track,
-                budget=budget,
-                corpus="",
-                langs=tuple(dict.fromkeys(x for _, x in pairs)),
-                unit=_mixed_unit(options, track),
-                train_sets=tuple(train(d, x) for d, x in trained),
-                dev_sets=tuple(name(d, x, "dev") for d, x in pairs),
-                tests={MIXED_TEST: tuple(name(d, x, "test") for d, x in pairs)},
-            )
-        ]
+        sets = [[name(d, x, part) for d, x in pairs] for part in ("dev", "test")]
+        found = dict.fromkeys(x for _, x in pairs)
+        return [_mixed(options, track, budget, train, *sets, list(found))]
     tasks = []
     for label, (lang, dataset) in _monolingual(pairs, "all" in langs).items():
         # The official test set of a language covers all its data sets.
-        tests = tuple(name(d, x, "test") for d, x in pairs if x == lang)
-        tasks.append(
-            Task(
-                track=track,
-                budget=budget,
-                corpus=dataset,
-                langs=(lang,),
-                unit=options.units.get(lang, default_unit(lang)),
-                train_sets=(name(dataset, lang, "train", budget),),
-                dev_sets=(name(dataset, lang, "dev"),),
-                tests={label: tests},
-            )
-        )
+        tests = {label: tuple(name(d, x, "test") for d, x in pairs if x == lang)}
+        train = name(dataset, lang, "train", budget)
+        dev = name(dataset, lang, "dev")
+        tasks.append(_alone(options, budget, dataset, lang, train, dev, tests))
     return tasks
 
 
@@ -288,7 +223,7 @@ def packages(options: Options) -> dict[str, Path]:
     names = [options.ssl_experiment.name]
     if "lamer" in options.upstreams:
         names += [r.name for r in planned_runs(options) if r.system == options.ssl_tag]
-    return {name: options.expdir / "packed" / f"{name}.zip" for name in names}
+    return {name: options.packed / f"{name}.zip" for name in names}
 
 
 def adapter_files(options: Options) -> dict[str, Path]:
@@ -296,4 +231,4 @@ def adapter_files(options: Options) -> dict[str, Path]:
     if not options.allocation:
         return {}
     name = options.ssl_experiment.name
-    return {f"{name}.adapter": options.expdir / "packed" / f"{name}.safetensors"}
+    return {f"{name}.adapter": options.packed / f"{name}.safetensors"}

@@ -5,13 +5,14 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.trust import OPTION, trusting_s3prl_files
 from espnet2_lamer.recipe.declaration import check, get_parser, help_text, parse
 from espnet2_lamer.recipe.runner import Runner, chosen_stages
-from espnet2_lamer.recipe.stage import Options, Recipe, Stage
+from espnet2_lamer.recipe.stage import Options, Recipe
 
 
 def read_options(recipe: Recipe, cmd: Sequence[str]) -> tuple[Options, dict[str, Any]]:
@@ -48,11 +49,7 @@ def read_options(recipe: Recipe, cmd: Sequence[str]) -> tuple[Options, dict[str,
 
 
 def run_recipe(recipe: Recipe, cmd: Sequence[str] | None) -> None:
-    """Run the stages that the command line asks for.
-
-    Args:
-        recipe: Which one.
-        cmd: Arguments of run.sh.
+    """Run the stages that run.sh's arguments ask for.
 
     Raises:
         RecipeError: An option, an input or a stage is wrong.
@@ -61,13 +58,15 @@ def run_recipe(recipe: Recipe, cmd: Sequence[str] | None) -> None:
     stages = recipe.stages_of(options)
     with trusting_s3prl_files(getattr(options, OPTION, False)):
         if options.print_commands:
-            _print_commands(recipe, chosen_stages(stages, options), options, given)
+            print(f"# in egs2/lamer_ssl/{recipe.name}, after: . ./path.sh && . ./db.sh")
+            for stage in chosen_stages(stages, options):
+                print(f"# stage {stage.number}: {stage.title}")
+                for command in recipe.by_hand(stage, options, given):
+                    print(command.text(options.python))
             return
         quiet_terminal()
-        runner = Runner(
-            stages, options, lambda stage: recipe.by_hand(stage, options, given)
-        )
-        runner.run()
+        by_hand = partial(recipe.by_hand, options=options, given=given)
+        Runner(stages, options, by_hand).run()
 
 
 def run_stage(recipes: Sequence[Recipe], cmd: Sequence[str]) -> None:
@@ -92,27 +91,14 @@ def run_stage(recipes: Sequence[Recipe], cmd: Sequence[str]) -> None:
             command.run()
 
 
-def _print_commands(
-    recipe: Recipe, stages: Sequence[Stage], options: Options, given: dict[str, Any]
-) -> None:
-    print(f"# in egs2/lamer_ssl/{recipe.name}, after: . ./path.sh && . ./db.sh")
-    for stage in stages:
-        print(f"# stage {stage.number}: {stage.title}")
-        for command in recipe.by_hand(stage, options, given):
-            print(command.text(options.python))
-
-
-class _OwnOrError(logging.Filter):
-    """Lets errors through, and what this package's own modules say."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        ours = f"{os.sep}espnet2_lamer{os.sep}" in record.pathname
-        return ours or record.levelno >= logging.ERROR
+def _own_or_error(record: logging.LogRecord) -> bool:
+    ours = f"{os.sep}espnet2_lamer{os.sep}" in record.pathname
+    return ours or record.levelno >= logging.ERROR
 
 
 def quiet_terminal() -> None:
     """Keep ESPnet's log lines off the terminal; the stage's log file has them all."""
     for handler in logging.getLogger().handlers:
-        handler.addFilter(_OwnOrError())
+        handler.addFilter(_own_or_error)
     # ESPnet's own use of torch; nothing a user could change.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"espnet2\.")

@@ -1,19 +1,29 @@
 """Stages 1, 2 and 9: corpora in, formatted sets for pretraining and for heads."""
 
 import logging
+from dataclasses import fields
 
-from espnet2_lamer.data.sets import Utterance
+from espnet2_lamer.data.corpora import CORPORA, MHUBERT147_AUDIO
+from espnet2_lamer.data.corpora.prepare import join_corpora, prepare
+from espnet2_lamer.data.manifest import prepare_manifest
+from espnet2_lamer.data.mini import build_mini
+from espnet2_lamer.data.selection import Selection, prepare_ssl_data
+from espnet2_lamer.data.sets import Utterance, remove_other_corpora
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.recipe.options import Options
+from espnet2_lamer.evaluation.benchmark_sets import prepare_asr_data, write_budget
+from espnet2_lamer.evaluation.mlsuperb import (
+    prepare_mlsuperb,
+    read_transcript,
+    scan_tree,
+)
+from espnet2_lamer.evaluation.paper_sets import prepare_paper_sets
+from espnet2_lamer.parallel import workers
+from espnet2_lamer.recipe.benchmark import eval_langs
+from espnet2_lamer.recipe.options import CommonOptions, Options
 
 
-def prepare_corpus(options: Options) -> None:
-    """Stage 1: what ``local/data.py CORPUS`` does; public corpora are joined."""
-    from espnet2_lamer.data.corpora import CORPORA, MHUBERT147_AUDIO
-    from espnet2_lamer.data.corpora.join import join_corpora
-    from espnet2_lamer.data.corpora.prepare import prepare
-    from espnet2_lamer.data.sets import remove_other_corpora
-
+def prepare_corpus(options: CommonOptions) -> None:
+    """What ``local/data.py CORPUS`` does; public corpora are joined."""
     corpora = list(dict.fromkeys(options.corpus.split()))
     alone = [corpus for corpus in corpora if corpus not in CORPORA]
     unknown = [corpus for corpus in alone if corpus not in ("mini", "manifest")]
@@ -28,82 +38,52 @@ def prepare_corpus(options: Options) -> None:
             + (f"{alone[0]} cannot be joined with others" if alone else "names none")
             + f"; give one corpus, or several of {', '.join(CORPORA)}"
         )
+    to, langs, seed = options.datadir, options.langs, options.seed
     if alone:
-        remove_other_corpora(options.datadir)
-        _prepare_alone(alone[0], options)
-        return
-    paths = options.corpus_paths
-    for corpus in corpora:
-        more = {}
-        if corpus == "mhubert147":
-            more["audio_root"] = paths[MHUBERT147_AUDIO]
-        prepare(
-            corpus,
-            paths[CORPORA[corpus]],
-            options.datadir,
-            options.langs,
-            options.max_missing,
-            options.nj,
-            **more,
-        )
-    join_corpora(corpora, options.datadir, options.langs, options.seed)
-
-
-def _prepare_alone(corpus: str, options: Options) -> None:
-    if corpus == "mini":
-        from espnet2_lamer.data.mini import build_mini
-
-        build_mini(options.datadir, options.nj, options.seed, langs=options.langs)
-        return
-    from espnet2_lamer.data.manifest import prepare_manifest
-
-    if not options.manifest:
-        raise RecipeError(
-            "--corpus manifest needs --manifest: a TSV file or a folder of audio per "
-            "language"
-        )
-    prepare_manifest(
-        options.manifest,
-        options.datadir,
-        options.langs,
-        options.exclude_sources,
-        options.seed,
-    )
+        remove_other_corpora(to)
+    if alone == ["mini"]:
+        build_mini(to, options.nj, seed, langs=langs)
+    elif alone:
+        if not options.manifest:
+            raise RecipeError(
+                "--corpus manifest needs --manifest: a TSV file or a folder of audio "
+                "per language"
+            )
+        prepare_manifest(options.manifest, to, langs, options.exclude_sources, seed)
+    else:
+        paths = options.corpus_paths
+        for corpus in corpora:
+            more = {}
+            if corpus == "mhubert147":
+                more["audio_root"] = paths[MHUBERT147_AUDIO]
+            root = paths[CORPORA[corpus]]
+            prepare(corpus, root, to, langs, options.max_missing, options.nj, **more)
+        join_corpora(corpora, to, langs, seed)
 
 
 def format_ssl(options: Options) -> None:
     """Stage 2: 16 kHz mono, duration filter, replay sample, overlap."""
-    from espnet2_lamer.data.selection import Selection, prepare_ssl_data
-
+    stated = vars(options) | {
+        "min_s": options.min_duration,
+        "max_s": options.max_duration,
+    }
     selection = Selection(
-        new_langs=options.new_langs,
-        replay_langs=options.replay_langs,
-        replay_hours=options.replay_hours,
-        min_s=options.min_duration,
-        max_s=options.max_duration,
-        replay_sampling=options.replay_sampling,
-        replay_alpha=options.replay_alpha,
-        replay_clusters=options.replay_clusters,
-        dev_hours=options.dev_hours,
-        max_bad_audio=options.max_bad_audio,
-        drop_overlap=options.drop_overlap,
-        seed=options.seed,
+        **{field.name: stated[field.name] for field in fields(Selection)}
     )
-    report = prepare_ssl_data(
-        options.datadir,
-        options.dumpdir,
-        selection,
-        options.nj,
-        compare_hours=options.preset == "paper",
-        lists=_mlsuperb_lists(options),
-    )
+    with workers(options.dask):
+        report = prepare_ssl_data(
+            options.datadir,
+            options.dumpdir,
+            selection,
+            options.nj,
+            compare_hours=options.preset == "paper",
+            lists=_mlsuperb_lists(options),
+        )
     logging.debug("%s", report)
 
 
 def _mlsuperb_lists(options: Options) -> dict[str, list[Utterance]]:
     """Dev and test lists of ML-SUPERB's data in the languages of pretraining."""
-    from espnet2_lamer.evaluation.mlsuperb import read_transcript, scan_tree
-
     if not options.overlap_tree:
         return {}
     return {
@@ -118,57 +98,20 @@ def _mlsuperb_lists(options: Options) -> dict[str, list[Utterance]]:
 
 def format_evaluation(options: Options) -> None:
     """Stage 9: train, dev and test sets of the benchmark, in each language's unit."""
-    {"own": _format_own, "paper": _format_paper, "mlsuperb": _format_mlsuperb}[
-        options.benchmark
-    ](options)
-
-
-def _format_own(options: Options) -> None:
-    from espnet2_lamer.evaluation.benchmark_sets import prepare_asr_data, write_budget
-    from espnet2_lamer.recipe.benchmark import eval_langs
-
-    langs = eval_langs(options)
-    prepare_asr_data(
-        options.datadir,
-        options.dumpdir,
-        langs,
-        options.units,
-        seed=options.seed,
-        nj=options.nj,
-        max_bad_audio=options.max_bad_audio,
-    )
-    for budget in options.budgets:
-        for lang in langs if budget != "all" else ():
-            write_budget(options.raw / f"asr_{lang}_train", budget, options.seed)
-
-
-def _format_paper(options: Options) -> None:
-    from espnet2_lamer.evaluation.paper_sets import prepare_paper_sets
-    from espnet2_lamer.recipe.benchmark import eval_langs
-
-    prepare_paper_sets(
-        options.datadir,
-        options.dumpdir,
-        eval_langs(options),
-        options.units,
-        options.budgets,
-        seed=options.seed,
-        nj=options.nj,
-        lists_dir=options.eval_lists or None,
-        max_bad_audio=options.max_bad_audio,
-    )
-
-
-def _format_mlsuperb(options: Options) -> None:
-    from espnet2_lamer.evaluation.mlsuperb import prepare_mlsuperb
-    from espnet2_lamer.recipe.benchmark import eval_langs
-
-    prepare_mlsuperb(
-        options.mlsuperb,
-        options.datadir,
-        options.dumpdir,
-        eval_langs(options),
-        options.units,
-        options.budgets,
-        nj=options.nj,
-    )
+    langs, budgets = eval_langs(options), options.budgets
+    where = (options.datadir, options.dumpdir, langs, options.units)
+    audio = {"nj": options.nj, "max_bad_audio": options.max_bad_audio}
+    with workers(options.dask):
+        if options.benchmark == "mlsuperb":
+            prepare_mlsuperb(options.mlsuperb, *where, budgets, nj=options.nj)
+        elif options.benchmark == "paper":
+            lists = options.eval_lists or None
+            prepare_paper_sets(
+                *where, budgets, seed=options.seed, lists_dir=lists, **audio
+            )
+        else:
+            prepare_asr_data(*where, seed=options.seed, **audio)
+            for budget in options.budgets:
+                for lang in langs if budget != "all" else ():
+                    train = options.raw / f"asr_{lang}_train"
+                    write_budget(train, budget, options.seed)

@@ -7,10 +7,12 @@ would read them, which are never executed.
 
 import argparse
 import dataclasses
+import functools
 import re
 import shlex
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -50,6 +52,12 @@ def option(
     return dataclasses.field(metadata=about)
 
 
+data_option = functools.partial(option, group=DATA)
+model_option = functools.partial(option, group=MODELS)
+head_option = functools.partial(option, group=EVALUATION)
+upload_option = functools.partial(option, group=PUBLISHING)
+
+
 def flag(text: str) -> bool:
     """Read ``true`` or ``false``."""
     if text not in ("true", "false"):
@@ -58,14 +66,9 @@ def flag(text: str) -> bool:
 
 
 def _layer(text: str) -> int | str:
-    if text == "all":
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"expected a number or all, found {text!r}"
-        ) from None
+    if text != "all" and not re.fullmatch(r"-?\d+", text):
+        raise argparse.ArgumentTypeError(f"expected a number or all, found {text!r}")
+    return text if text == "all" else int(text)
 
 
 def _words(kind: Callable[[str], Any]) -> Callable[[str], list]:
@@ -125,11 +128,7 @@ def parse(
 ) -> tuple[dict[str, Any], dict[str, Any], bool]:
     """Read a command line over its preset over the declared defaults.
 
-    Args:
-        parser: Of :func:`get_parser`.
-        options: The dataclass.
-        cmd: Arguments; ``--some-option`` is ``--some_option``.
-        presets: Folder of the presets.
+    ``--some-option`` is ``--some_option``.
 
     Returns:
         The value of every option, those that were given, and whether only help is
@@ -160,11 +159,9 @@ def parse(
 
 def _underscored(word: str) -> str:
     name, equals, value = word.partition("=")
-    return (
-        name[:2] + name[2:].replace("-", "_") + equals + value
-        if (name.startswith("--"))
-        else word
-    )
+    if not name.startswith("--"):
+        return word
+    return "--" + name[2:].replace("-", "_") + equals + value
 
 
 def read_preset(path: Path, known: set[str]) -> dict[str, str]:
@@ -176,16 +173,21 @@ def read_preset(path: Path, known: set[str]) -> dict[str, str]:
     found = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         words = shlex.split(line, comments=True)
-        name, equals, value = words[0].partition("=") if words else ("", "", "")
-        wrong = not equals or len(words) > 1 or "$" in line or "`" in line
-        if words and (wrong or name not in known):
+        if not words:
+            continue
+        name, equals, value = words[0].partition("=")
+        if not equals or len(words) > 1 or {"$", "`"} & {*line} or name not in known:
             raise RecipeError(
                 f"{path}:{number}: found {line.strip()!r}, expected a line "
                 'option="value" with an option of ./run.sh --help'
             )
-        if words:
-            found[name] = value
+        found[name] = value
     return found
+
+
+def refused(name: str, found: object, expected: str) -> RecipeError:
+    """Return the error of an option's value."""
+    return RecipeError(f"--{name}: found {found}, expected {expected}")
 
 
 def check(values: Any) -> None:
@@ -200,15 +202,11 @@ def check(values: Any) -> None:
             words = value if isinstance(value, list) else [value]
             unknown = [word for word in words if word not in about["choices"]]
             if unknown or not words:
-                raise RecipeError(
-                    f"--{name}: found {unknown[0] if unknown else 'none'!r}, expected "
-                    f"{'some' if isinstance(value, list) else 'one'} of "
-                    f"{', '.join(about['choices'])}"
-                )
+                found = repr(unknown[0] if unknown else "none")
+                some = "some" if isinstance(value, list) else "one"
+                raise refused(name, found, f"{some} of {', '.join(about['choices'])}")
         if about["least"] is not None and value < about["least"]:
-            raise RecipeError(
-                f"--{name}: found {value:g}, expected {about['least']:g} or more"
-            )
+            raise refused(name, f"{value:g}", f"{about['least']:g} or more")
         if about["exists"] and not Path(value).is_file():
             raise RecipeError(f"--{name}: {value} not found")
 
@@ -235,23 +233,27 @@ def as_arguments(**values: Any) -> list[str]:
     return words
 
 
+def data_arguments(
+    part: str, data: Mapping[Path, str], shapes: Sequence[Path]
+) -> list[str]:
+    """Name files of ESPnet's ``train`` or ``valid`` set: ``name,type`` by path."""
+    words: list[str] = []
+    for path, kind in data.items():
+        words += [f"--{part}_data_path_and_name_and_type", f"{path},{kind}"]
+    for path in shapes:
+        words += [f"--{part}_shape_file", str(path)]
+    return words
+
+
 def help_text(
     options: type, values: Mapping[str, Any], about: str, titles: Mapping[int, str]
 ) -> str:
-    """Return what ``./run.sh --help`` shows.
-
-    Args:
-        options: The dataclass.
-        values: Of every option, shown in brackets.
-        about: What the recipe does.
-        titles: Of the stages, by number.
-    """
+    """Return what ``./run.sh --help`` shows, values in brackets."""
     lines = ["usage: ./run.sh [--option value] ...", "", *textwrap.wrap(about, 88)]
     lines += ["", "Stages"]
     half = (len(titles) + 1) // 2
     cells = [f"{number:>2}  {title}" for number, title in titles.items()]
-    for row, left in enumerate(cells[:half]):
-        right = cells[half + row] if half + row < len(cells) else ""
+    for left, right in zip_longest(cells[:half], cells[half:], fillvalue=""):
         lines.append(f"  {left:<38}{right}".rstrip())
     fields = dataclasses.fields(options)
     width = max(len(field.name) for field in fields) + 5

@@ -7,11 +7,11 @@ from pathlib import Path
 from espnet2_lamer.data.corpora import CORPORA, MHUBERT147_AUDIO
 from espnet2_lamer.evaluation.runs import BENCHMARKS, BUDGETS, LID_READINGS, TRACKS
 from espnet2_lamer.recipe.declaration import (
-    DATA,
-    EVALUATION,
-    MODELS,
-    PUBLISHING,
+    data_option,
+    head_option,
+    model_option,
     option,
+    upload_option,
 )
 
 #: The run that the recipe is about; its files carry no further name.
@@ -38,32 +38,37 @@ class CommonOptions:
     dumpdir: Path = option("formatted data, features, units", Path("dump"))
     expdir: Path = option("experiments, logs, results", Path("exp"))
     python: str = option("Python interpreter", "", empty="that of path.sh")
-    corpus: str = option(
+    corpus: str = data_option(
         "mini | manifest | public corpora, joined, of: commonvoice thchs30 aishell1 "
-        "aishell3 fleurs mhubert147, whose paths are in db.sh",
-        group=DATA,
+        "aishell3 fleurs mhubert147, whose paths are in db.sh"
     )
-    manifest: str = option("TSV, or folder of audio per language", "", group=DATA)
-    exclude_sources: list[str] = option(
-        "sources of the manifest to leave out", [], group=DATA
+    manifest: str = data_option("TSV, or folder of audio per language", "")
+    exclude_sources: list[str] = data_option("sources of the manifest to leave out", [])
+    max_missing: float = data_option(
+        "most missing clips per set of a public corpus, in %", 1.0, least=0
     )
-    max_missing: float = option(
-        "most missing clips per set of a public corpus, in %", 1.0, group=DATA, least=0
+    min_duration: float = data_option("shortest utterance in seconds")
+    max_duration: float = data_option("longest utterance in seconds")
+    max_bad_audio: float = data_option(
+        "most unusable audio files per set, in %", 1.0, least=0
     )
-    min_duration: float = option("shortest utterance in seconds", group=DATA)
-    max_duration: float = option("longest utterance in seconds", group=DATA)
-    max_bad_audio: float = option(
-        "most unusable audio files per set, in %", 1.0, group=DATA, least=0
-    )
-    hf_repo: str = option("Hugging Face repository to upload to", "", group=PUBLISHING)
-    dry_run: bool = option(
-        "true: only list what would be uploaded", False, group=PUBLISHING
-    )
+    hf_repo: str = upload_option("Hugging Face repository to upload to", "")
+    dry_run: bool = upload_option("true: only list what would be uploaded", False)
 
     @property
     def raw(self) -> Path:
         """Where formatted data directories are."""
         return self.dumpdir / "raw"
+
+    @property
+    def packed(self) -> Path:
+        """Where packages go."""
+        return self.expdir / "packed"
+
+    @property
+    def results(self) -> Path:
+        """Directory of ``RESULTS.md``."""
+        return self.expdir
 
     @property
     def corpus_paths(self) -> dict[str, str] | None:
@@ -96,167 +101,123 @@ class Options(CommonOptions):
         "",
     )
     num_nodes: int = option("nodes of pretraining", 1, least=1)
-    new_langs: list[str] = option("languages to learn, ISO 639-3", group=DATA)
-    replay_langs: list[str] = option("languages to keep", group=DATA)
-    replay_hours: float = option("hours of replay per kept language", group=DATA)
-    replay_sampling: str = option(
+    new_langs: list[str] = data_option("languages to learn, ISO 639-3")
+    replay_langs: list[str] = data_option("languages to keep")
+    replay_hours: float = data_option("hours of replay per kept language")
+    replay_sampling: str = data_option(
         "uniform | temperature (shares the hours over kept languages) | speaker | "
         "cluster (one of each in turn)",
         "uniform",
-        group=DATA,
     )
-    replay_alpha: float = option(
-        "exponent of temperature: 0 = equal, 1 = in proportion", 0.7, group=DATA
+    replay_alpha: float = data_option(
+        "exponent of temperature: 0 = equal, 1 = in proportion", 0.7
     )
-    replay_clusters: str = option(
-        "file with units of the replay candidates", "", group=DATA
+    replay_clusters: str = data_option("file with units of the replay candidates", "")
+    dev_hours: float = data_option(
+        "most validation speech per language, in hours, 0 = all", 1.0
     )
-    dev_hours: float = option(
-        "most validation speech per language, in hours, 0 = all", 1.0, group=DATA
+    drop_overlap: bool = data_option(
+        "leave out clips that are in an evaluation set", True
     )
-    drop_overlap: bool = option(
-        "leave out clips that are in an evaluation set", True, group=DATA
-    )
-    base: str = option(
+    base: str = model_option(
         "HuBERT to extend: Hugging Face directory or id, torchaudio bundle, fairseq "
-        ".pt file, ESPnet experiment",
-        group=MODELS,
+        ".pt file, ESPnet experiment"
     )
-    teacher: str = option("model that gives the units", group=MODELS)
-    teacher_layer: int = option("its layer", group=MODELS)
-    trust_s3prl_files: bool = option(
+    teacher: str = model_option("model that gives the units")
+    teacher_layer: int = model_option("its layer")
+    trust_s3prl_files: bool = model_option(
         "true: let S3PRL read the FILE of s3prl:NAME:FILE in --teacher and "
         "--upstreams, which runs code that it may hold",
         False,
-        group=MODELS,
     )
-    retrain: bool = option(
-        "true: train mini base and teacher anew, hours", False, group=MODELS
-    )
-    kmeans_hours: float = option("hours per language for k-means", group=MODELS)
-    n_clusters: int = option("number of units K", group=MODELS, least=1)
-    ssl_config: Path = option("pretraining config", group=MODELS, exists=True)
-    allocation: str = option(
+    retrain: bool = model_option("true: train mini base and teacher anew, hours", False)
+    kmeans_hours: float = model_option("hours per language for k-means")
+    n_clusters: int = model_option("number of units K", least=1)
+    ssl_config: Path = model_option("pretraining config", exists=True)
+    allocation: str = model_option(
         "LoRA experts per group of layers, or auto: by language separability of the "
         "base",
         "",
-        group=MODELS,
         empty="as in --ssl_config",
     )
-    ssl_tag: str = option(
-        "name of the pretraining",
-        "",
-        group=MODELS,
-        empty="from --ssl_config and --allocation",
+    ssl_tag: str = model_option(
+        "name of the pretraining", "", empty="from --ssl_config and --allocation"
     )
-    control: bool = option("also train the head-only control", True, group=MODELS)
-    sanity: bool = option(
+    control: bool = model_option("also train the head-only control", True)
+    sanity: bool = model_option(
         "true: instead of pretraining, overfit one batch and say whether it could be "
         "learnt; nothing after that runs",
         False,
-        group=MODELS,
     )
-    upstreams: list[str] = option(
+    upstreams: list[str] = head_option(
         "of: random base lamer, names of conf/upstreams/NAME.yaml, s3prl:NAME, paths, "
-        "Hugging Face ids",
-        group=EVALUATION,
+        "Hugging Face ids"
     )
-    tracks: list[str] = option(
-        "of: asr multi_asr lid asr_lid",
-        ["asr", "lid"],
-        group=EVALUATION,
-        choices=TRACKS,
+    tracks: list[str] = head_option(
+        "of: asr multi_asr lid asr_lid", ["asr", "lid"], choices=TRACKS
     )
-    benchmark: str = option(
+    benchmark: str = head_option(
         "own (sets of stage 1) | paper (CommonVoice and FLEURS in ML-SUPERB's sizes) "
         "| mlsuperb (its data, db.sh)",
         "own",
-        group=EVALUATION,
         choices=BENCHMARKS,
     )
-    budgets: list[str] = option(
-        "training speech, of: 10min 1h; own: all",
-        ["all"],
-        group=EVALUATION,
-        choices=tuple(BUDGETS),
+    budgets: list[str] = head_option(
+        "training speech, of: 10min 1h; own: all", ["all"], choices=tuple(BUDGETS)
     )
-    eval_langs: list[str] = option(
-        "languages to evaluate; mlsuperb: all",
-        [],
-        group=EVALUATION,
-        empty="those learnt and kept",
+    eval_langs: list[str] = head_option(
+        "languages to evaluate; mlsuperb: all", [], empty="those learnt and kept"
     )
-    eval_lists: str = option(
-        "paper: folder of utterance lists to use again", "", group=EVALUATION
-    )
-    cross_corpus: bool = option(
-        "paper: also test ASR on the other corpus", False, group=EVALUATION
-    )
-    lid_reading: str = option(
+    eval_lists: str = head_option("paper: folder of utterance lists to use again", "")
+    cross_corpus: bool = head_option("paper: also test ASR on the other corpus", False)
+    lid_reading: str = head_option(
         "paper: mixtures take the budget per_set | in total",
         "per_set",
-        group=EVALUATION,
         choices=LID_READINGS,
     )
-    units: dict[str, str] = option(
+    units: dict[str, str] = head_option(
         "LANG=char|word|pinyin|jyutping|phone|bpe of monolingual ASR",
         {},
-        group=EVALUATION,
         empty="eng=char cmn=pinyin yue=jyutping, else char",
     )
-    multi_unit: str = option(
-        "char | bpe of multi_asr and asr_lid",
-        "char",
-        group=EVALUATION,
-        choices=("char", "bpe"),
+    multi_unit: str = head_option(
+        "char | bpe of multi_asr and asr_lid", "char", choices=("char", "bpe")
     )
-    nbpe: int = option("size of a bpe vocabulary", 200, group=EVALUATION, least=1)
-    asr_config: Path = option(
+    nbpe: int = head_option("size of a bpe vocabulary", 200, least=1)
+    asr_config: Path = head_option(
         "head and schedule of asr; for 10min NAME_10min.yaml beside it, where there "
         "is one, as for the next two",
-        group=EVALUATION,
         exists=True,
     )
-    asr_layer: int | str = option(
-        "layer that asr and multi_asr read, or all: the learned weighted sum",
-        group=EVALUATION,
+    asr_layer: int | str = head_option(
+        "layer that asr and multi_asr read, or all: the learned weighted sum"
     )
-    multi_config: Path = option(
-        "head and schedule of multi_asr and asr_lid", group=EVALUATION, exists=True
+    multi_config: Path = head_option(
+        "head and schedule of multi_asr and asr_lid", exists=True
     )
-    lid_config: Path = option("head and schedule of lid", group=EVALUATION, exists=True)
-    lid_layer: int | str = option(
-        "layer that lid and asr_lid read, or all", group=EVALUATION
+    lid_config: Path = head_option("head and schedule of lid", exists=True)
+    lid_layer: int | str = head_option("layer that lid and asr_lid read, or all")
+    store_dtype: str = head_option(
+        "float32 | float16 of stored features", choices=("float32", "float16")
     )
-    store_dtype: str = option(
-        "float32 | float16 of stored features",
-        group=EVALUATION,
-        choices=("float32", "float16"),
-    )
-    feature_store_gb: float = option(
+    feature_store_gb: float = head_option(
         "most features of a head, in GB; above it the upstream runs in every epoch",
         50.0,
-        group=EVALUATION,
         least=0,
     )
-    eval_seeds: list[int] = option(
+    eval_seeds: list[int] = head_option(
         'seeds of the heads, e.g. "0 1 2": mean and deviation',
         [],
-        group=EVALUATION,
         empty="that of --seed",
     )
-    learning_rates: list[float] = option(
+    learning_rates: list[float] = head_option(
         'rates that each head is trained at, e.g. "1e-3 1e-4 1e-5"; the lowest dev '
         "loss is scored",
         [],
-        group=EVALUATION,
         empty="that of the config",
     )
-    baselines: list[str] = option(
-        "systems the others are tested against",
-        [],
-        group=EVALUATION,
-        empty="random and base",
+    baselines: list[str] = head_option(
+        "systems the others are tested against", [], empty="random and base"
     )
 
     @property
@@ -313,8 +274,7 @@ class Options(CommonOptions):
     @property
     def analysed(self) -> list[str]:
         """Models that the analysis compares: the pretraining, others if upstreams."""
-        others = ("random", "base")
-        return [*(name for name in others if name in self.upstreams), "lamer"]
+        return [*(n for n in ("random", "base") if n in self.upstreams), "lamer"]
 
     @property
     def evaluation(self) -> str:
@@ -325,8 +285,7 @@ class Options(CommonOptions):
     @property
     def results(self) -> Path:
         """Directory of ``RESULTS.md``, one per pretraining and benchmark."""
-        name = self.evaluation
-        return self.expdir / f"results{name}" if name else self.expdir
+        return self.expdir / (f"results{self.evaluation}" if self.evaluation else "")
 
     def system(self, upstream: str) -> str:
         """Name of an upstream in file names and tables: the pretraining by its own."""
@@ -346,13 +305,3 @@ class Options(CommonOptions):
     def mlsuperb(self) -> str:
         """Where ``db.sh`` says that ML-SUPERB's data are; empty if not in use."""
         return os.environ.get("MLSUPERB", "") if self.benchmark == "mlsuperb" else ""
-
-    @property
-    def feature_stores(self) -> Path:
-        """Stored features of the upstreams, shared by all heads."""
-        return self.dumpdir / "feature_store"
-
-    @property
-    def eval_list_files(self) -> list[Path]:
-        """The utterance lists of ``--eval_lists``."""
-        return sorted(Path(self.eval_lists).glob("*.txt")) if self.eval_lists else []

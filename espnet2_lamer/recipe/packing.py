@@ -2,48 +2,27 @@
 
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from espnet2_lamer.convert.espnet_experiment import model_file, read_config
 from espnet2_lamer.convert.load import public_name
 from espnet2_lamer.convert.packed import unpack_model
-from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.feature_store import count_samples
 from espnet2_lamer.evaluation.head_decoding import decode_utterances
 from espnet2_lamer.evaluation.runs import Run
 from espnet2_lamer.evaluation.tokens import BPE_MODEL
 from espnet2_lamer.export.adapter import write_adapter
-from espnet2_lamer.export.card import model_card
+from espnet2_lamer.export.card import Origin, model_card
 from espnet2_lamer.export.upload import repository_files, upload_files
 from espnet2_lamer.export.zoo import pack_model, write_full_model
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.recipe.benchmark import adapter_files, packages, planned_runs
-from espnet2_lamer.recipe.checkpoints import base_path, read_checkpoints
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.scoring import DECODE_CONFIG
+from espnet2_lamer.recipe.upstreams import base_path, read_checkpoints
 from espnet2_lamer.units.codebook import load_codebook
-
-
-def _terms(options: Options) -> tuple[str, list[str], list[str]]:
-    sources = {name: c["source"] for name, c in read_checkpoints(options).items()}
-    corpora = options.corpus.split()
-    return licence_terms(sources["base"], sources["teacher"], corpora)
-
-
-def _card(options: Options, kind: str, name: str, results: str) -> str:
-    licence, notes, datasets = _terms(options)
-    return model_card(
-        kind,
-        name,
-        languages=options.langs,
-        licence=licence,
-        notes=notes,
-        results=results,
-        datasets=datasets,
-    )
 
 
 def pack(options: Options) -> None:
@@ -52,86 +31,58 @@ def pack(options: Options) -> None:
     Raises:
         RecipeError: A package does not decode what its model decodes.
     """
-    results_file = options.results / "RESULTS.md"
-    results = results_file.read_text(encoding="utf-8")
+    results = options.results / "RESULTS.md"
     metadata = {"codebook_sha256": load_codebook(options.codebook).sha256}
     runs = {run.name: run for run in planned_runs(options)}
+    pretraining = options.ssl_experiment
+    sources = {name: c["source"] for name, c in read_checkpoints(options).items()}
+    corpora = options.corpus.split()
+    terms = licence_terms(sources["base"], sources["teacher"], corpora)
+    datasets = terms.pop("datasets")
     for name, output in packages(options).items():
-        extra = [results_file]
-        if name == options.ssl_experiment.name:
-            kind = "ssl"
-            experiment = options.ssl_experiment
-            config_file, weights = write_full_model(
-                experiment / "config.yaml",
-                model_file(experiment, read_config(experiment)),
-                options.expdir / "packed" / name,
-            )
-        else:
-            kind = "asr"
-            config_file = options.expdir / name / "final" / "config.yaml"
-            weights = options.expdir / name / "final" / "model.pth"
-            pieces = options.expdir / name / "final" / BPE_MODEL
-            extra += [pieces] if pieces.is_file() else []
-        pack_model(
+        final, extra = options.expdir / name / "final", [results]
+        config, weights = final / "config.yaml", final / "model.pth"
+        if (final / BPE_MODEL).is_file():
+            extra.append(final / BPE_MODEL)
+        if name == pretraining.name:
+            config, weights = write_full_model(pretraining, options.packed / name)
+        kind = "ssl" if name == pretraining.name else "asr"
+        card = model_card(
             kind,
-            config_file,
-            weights,
-            output,
-            options=extra,
-            card=_card(options, kind, name, results),
-            metadata=metadata,
+            Origin(name, options.langs, **terms),
+            results=results.read_text(encoding="utf-8"),
+            datasets=datasets,
         )
-        logging.info("packed %s (%.1f MB)", output, output.stat().st_size / 1e6)
+        pack_model(
+            kind, config, weights, output, options=extra, card=card, metadata=metadata
+        )
+        log_size("packed", output)
         if name in runs:
-            check_package(
-                runs[name],
-                output,
-                options.expdir,
-                options.raw,
-                DECODE_CONFIG,
-                device="cuda" if options.ngpu else "cpu",
-            )
+            device = "cuda" if options.ngpu else "cpu"
+            where = (options.expdir, options.raw, DECODE_CONFIG)
+            check_package(runs[name], output, *where, device=device)
     for output in adapter_files(options).values():
-        _write_adapter(options, output)
+        write_adapter(
+            pretraining,
+            output,
+            Origin(pretraining.name, options.langs, **terms),
+            base=base_path(options),
+            base_name=public_name(sources["base"]),
+            codebook=options.codebook,
+        )
+        log_size("wrote", output)
 
 
-def _write_adapter(options: Options, output: Path) -> None:
-    licence, notes, _ = _terms(options)
-    experiment = options.ssl_experiment
-    config = read_config(experiment)
-    write_adapter(
-        config,
-        read_state(model_file(experiment, config)),
-        output,
-        source=experiment,
-        base=base_path(options),
-        base_name=public_name(read_checkpoints(options)["base"]["source"]),
-        codebook=options.codebook,
-        metadata={
-            "name": experiment.name,
-            "languages": options.langs,
-            "license": licence,
-            "notes": notes,
-        },
-    )
-    logging.info("wrote %s (%.1f MB)", output, output.stat().st_size / 1e6)
+def log_size(what: str, file: Path) -> None:
+    """Say that a file was written, and how large it is."""
+    logging.info("%s %s (%.1f MB)", what, file, file.stat().st_size / 1e6)
 
 
-def upload_packages(
-    hf_repo: str, files: Mapping[str, Path], dry_run: bool = False, front: str = ""
-) -> None:
-    """Upload packages by the model's name; nothing where ``hf_repo`` is empty.
-
-    Args:
-        hf_repo: ``user/name``.
-        files: Zips, adapter files and directories.
-        dry_run: Only say what would be uploaded.
-        front: The package whose files lie at the top of the repository.
-
-    Raises:
-        RecipeError: No token, or the upload failed.
-    """
-    upload_files(hf_repo, repository_files(files, front), dry_run)
+def upload(options: Options) -> None:
+    """Stage 14: upload what was packed; the pretraining lies at the top."""
+    packed = packages(options) | adapter_files(options)
+    files = repository_files(packed, options.ssl_experiment.name)
+    upload_files(options.hf_repo, files, options.dry_run)
 
 
 APACHE = "apache-2.0"
@@ -168,42 +119,28 @@ UNKNOWN = "not known to this recipe: state it here before you publish"
 
 def licence_terms(
     base: str, teacher: str, corpora: Sequence[str]
-) -> tuple[str, list[str], list[str]]:
-    """Return the licence of a model, and where it comes from.
-
-    Args:
-        base: Source of the base, as it was given.
-        teacher: Source of the teacher of the units.
-        corpora: Values of ``--corpus``.
+) -> dict[str, str | list[str]]:
+    """Return what an :class:`Origin` and a card say of licences.
 
     Returns:
-        Hugging Face id of the licence (the teacher's where that binds more than
-        Apache's, ``other`` where a licence is not known), lines for the card, and ids
-        of data sets.
+        ``licence``: its id on Hugging Face, the teacher's where that binds more than
+        Apache's, ``other`` where one is not known; ``notes``: where it comes from;
+        ``datasets``: ids of data sets.
     """
     found, notes = [], []
     for role, source in (("base", base), ("teacher of the units", teacher)):
         name = public_name(source.rstrip("/"))
-        licence = WEIGHTS.get(name)
-        found.append(licence)
-        notes.append(f"{role}: {name}, licence {licence or UNKNOWN}")
+        found.append(WEIGHTS.get(name))
+        notes.append(f"{role}: {name}, licence {found[-1] or UNKNOWN}")
     of_data, known, ids = corpus_terms(corpora)
-    notes += of_data
-    found.append(APACHE if known else None)
     binding = [licence for licence in found if licence not in (APACHE, None)]
-    if binding:
-        licence = binding[0]
-    else:
-        licence = "other" if None in found else APACHE
-    return licence, notes, ids
+    free = APACHE if known and None not in found else "other"
+    licence = (binding or [free])[0]
+    return {"licence": licence, "notes": [*notes, *of_data], "datasets": ids}
 
 
 def corpus_terms(corpora: Sequence[str]) -> tuple[list[str], bool, list[str]]:
-    """Return lines for the card, whether all licences are known, and data set ids.
-
-    Args:
-        corpora: Values of ``--corpus``.
-    """
+    """Return lines for the card, whether all licences are known, and data set ids."""
     rows = [CORPORA.get(corpus, (corpus, None, None)) for corpus in corpora]
     notes = [
         f"training data: {name}, licence {terms or UNKNOWN}" for name, terms, _ in rows
@@ -222,17 +159,7 @@ def check_package(
 ) -> int:
     """Decode test utterances with the finished head and with its package.
 
-    Args:
-        run: The head.
-        package: Its zip.
-        expdir: Parent of the experiment directories.
-        raw_dir: Parent of the data directories.
-        decode_config: ESPnet decoding config.
-        device: Where the models run.
-        utterances: First so many of each test set; ``None``: all.
-
-    Returns:
-        How many utterances were compared.
+    The first ``utterances`` of each test set, or all, and how many these were.
 
     Raises:
         RecipeError: A text differs; the package is removed, so that nobody publishes

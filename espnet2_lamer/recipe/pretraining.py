@@ -1,28 +1,39 @@
-"""Stage 7, and what stage 0 shares with it: masked-prediction training."""
+"""Stages 6 and 7, and what stage 0 shares with them: masked-prediction training."""
 
 import json
 import logging
 import os
 from pathlib import Path
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from espnet2_lamer.analysis.language_probe import fisher_ratio
 from espnet2_lamer.constants import num_frames
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.runs import made_from
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
+from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file
-from espnet2_lamer.recipe.checkpoints import base_path, read_checkpoints
-from espnet2_lamer.recipe.declaration import as_arguments
+from espnet2_lamer.layers import parameter_report, parse_allocation
+from espnet2_lamer.layers.config import apportion
+from espnet2_lamer.recipe.analysis import by_language, draw, read_speech
+from espnet2_lamer.recipe.declaration import as_arguments, data_arguments
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.settle import (
     AUTO,
     control_settings,
     experts_options,
-    read_ssl_config,
+    own_allocation,
 )
+from espnet2_lamer.recipe.upstreams import base_path, read_checkpoints
+from espnet2_lamer.tasks.hubert import LamerHubertTask
 from espnet2_lamer.tasks.pretrained import load_pretraining_model
 from espnet2_lamer.train.console import run_espnet
 from espnet2_lamer.units.labels import check_labels, write_token_list
+from espnet2_lamer.upstream import load_model
 
 
 def write_shapes(data_dir: Path, output_dir: Path) -> None:
@@ -31,27 +42,15 @@ def write_shapes(data_dir: Path, output_dir: Path) -> None:
     They follow from the sample counts, so no pass over the audio is needed.
     """
     samples = read_table(data_dir / "utt2num_samples")
+    frames = {utt: str(num_frames(int(n))) for utt, n in samples.items()}
     write_table(output_dir / "speech_shape", samples)
-    write_table(
-        output_dir / "text_shape",
-        {utt: str(num_frames(int(n))) for utt, n in samples.items()},
-    )
+    write_table(output_dir / "text_shape", frames)
 
 
-def write_language_numbers(utt2lang: Path, langs: list[str], output: Path) -> None:
-    """Write ``utt number``, the position of each utterance's language in ``langs``.
-
-    Raises:
-        RecipeError: A language is not among them: it would have no training data.
-    """
-    table = read_table(utt2lang)
-    unknown = sorted(set(table.values()) - set(langs))
-    if unknown:
-        raise RecipeError(
-            f"{utt2lang}: language {unknown[0]} does not occur in the training data "
-            f"({', '.join(langs)}); take its utterances out"
-        )
-    write_table(output, {utt: str(langs.index(lang)) for utt, lang in table.items()})
+def write_all_shapes(options: Options) -> None:
+    """Stage 6: the shape files of pretraining."""
+    write_shapes(options.raw / "ssl_train", options.stats / "train")
+    write_shapes(options.raw / "ssl_dev", options.stats / "valid")
 
 
 def train_ssl(
@@ -62,34 +61,20 @@ def train_ssl(
     output_dir: Path,
     num_classes: int,
     options: list[str],
-) -> Path:
+    log: str = "train.log",
+) -> None:
     """Train through ``LamerHubertTask`` in this process; resume if interrupted.
 
-    Args:
-        config: YAML for ``--config``.
-        train_dir: With ``wav.scp``, ``text.km``, ``utt2num_samples``, ``utt2lang``.
-        dev_dir: Likewise, for validation.
-        stats_dir: Where the shape files are (``train/``, ``valid/``).
-        output_dir: The experiment.
-        num_classes: K.
-        options: More ESPnet options.
-
-    Returns:
-        The best model file.
+    Data dirs hold ``wav.scp``, ``text.km``, ``utt2num_samples`` and ``utt2lang``,
+    ``stats_dir`` the shape files of ``train`` and ``valid``. ``options`` are ESPnet's.
 
     Raises:
-        RecipeError: Labels do not fit, or training ended without a model.
+        RecipeError: Labels do not fit.
     """
     command = _data_options(train_dir, dev_dir, stats_dir, num_classes)
-    command += ["--config", str(config), "--output_dir", str(output_dir)]
-    logging.info("training %s, log: %s", output_dir, output_dir / "train.log")
-    _run_task([*command, *options], output_dir, "train.log")
-    best = output_dir / "valid.loss_m.best.pth"
-    if not best.exists():
-        raise RecipeError(
-            f"{output_dir}: training ended without {best.name}; see the log above it"
-        )
-    return best
+    command += ["--config", str(config), "--output_dir", str(output_dir), *options]
+    logging.info("training %s, log: %s", output_dir, output_dir / log)
+    run_espnet(LamerHubertTask, "hubert_train", command, output_dir / log)
 
 
 def _data_options(
@@ -113,28 +98,25 @@ def _data_options(
         write_collected_feats=False,
         langs=langs,
     )
-    for part, split, directory in (
-        ("train", "train", train_dir),
-        ("valid", "valid", dev_dir),
-    ):
-        numbers = stats_dir / split / "utt2langid"
-        write_language_numbers(directory / "utt2lang", langs, numbers)
-        for data in (
-            f"{directory / 'wav.scp'},speech,sound",
-            f"{directory / 'text.km'},text,text",
-            f"{numbers},lang,text_int",
-        ):
-            command += [f"--{part}_data_path_and_name_and_type", data]
-        for shape in ("speech_shape", "text_shape"):
-            command += [f"--{part}_shape_file", str(stats_dir / split / shape)]
+    for part, directory in (("train", train_dir), ("valid", dev_dir)):
+        stats = stats_dir / part
+        utt2lang = read_table(directory / "utt2lang")
+        unknown = sorted(set(utt2lang.values()) - set(langs))
+        if unknown:
+            raise RecipeError(
+                f"{directory / 'utt2lang'}: language {unknown[0]} does not occur in "
+                f"the training data ({', '.join(langs)}); take its utterances out"
+            )
+        numbers = {utt: str(langs.index(lang)) for utt, lang in utt2lang.items()}
+        write_table(stats / "utt2langid", numbers)
+        data = {
+            directory / "wav.scp": "speech,sound",
+            directory / "text.km": "text,text",
+            stats / "utt2langid": "lang,text_int",
+        }
+        shapes = (stats / "speech_shape", stats / "text_shape")
+        command += data_arguments(part, data, shapes)
     return command
-
-
-def _run_task(command: list[str], output_dir: Path, log: str) -> None:
-    """Run ``LamerHubertTask``; its messages go into a file of the experiment."""
-    from espnet2_lamer.tasks.hubert import LamerHubertTask
-
-    run_espnet(LamerHubertTask, "hubert_train", command, output_dir / log)
 
 
 def continue_pretraining(options: Options) -> None:
@@ -142,8 +124,6 @@ def continue_pretraining(options: Options) -> None:
 
     The control comes first: the other's validations show its masked accuracy.
     """
-    from espnet2_lamer.layers import parameter_report
-
     runs = [(options.ssl_experiment, _allocation(options))]
     if options.control:
         runs.insert(0, (options.control_experiment, "0"))
@@ -153,73 +133,58 @@ def continue_pretraining(options: Options) -> None:
         control = []
         if options.control and experiment != options.control_experiment:
             control = ["--monitor_control", str(options.control_experiment)]
-        train_ssl(
-            options.ssl_config,
-            options.raw / "ssl_train",
-            options.raw / "ssl_dev",
-            options.stats,
-            experiment,
-            options.n_clusters,
-            [*_training_options(options, experiment, allocation), *control],
-        )
+        _train(options, experiment, allocation, control)
         model = load_pretraining_model(experiment)
         write_json(experiment / "parameters.json", parameter_report(model))
 
 
 def check_one_batch(options: Options) -> None:
-    """Can the model learn one batch?
-
-    Raises:
-        RecipeError: It could not.
-    """
-    experiment = options.ssl_experiment
-    command = _data_options(
-        options.raw / "ssl_train",
-        options.raw / "ssl_dev",
-        options.stats,
-        options.n_clusters,
-    )
-    command += ["--config", str(options.ssl_config), "--output_dir", str(experiment)]
-    command += _training_options(options, experiment, _allocation(options))
-    command += ["--sanity", "true"]
-    logging.info("one batch again and again, log: %s", experiment / "sanity.log")
-    _run_task(command, experiment, "sanity.log")
+    """Refuse a model that cannot learn one batch."""
+    experiment, more = options.ssl_experiment, ["--sanity", "true"]
+    _train(options, experiment, _allocation(options), more, log="sanity.log")
     found = json.loads((experiment / "sanity.json").read_text(encoding="utf-8"))
     logging.info(
-        "one batch could be learnt: %.3f bits before, %.3f after %d updates, accuracy "
-        "%.3f",
-        found["initial_bits"],
-        found["final_bits"],
-        found["updates"],
-        found["final_accuracy"],
+        "one batch could be learnt: %(initial_bits).3f bits before, %(final_bits).3f "
+        "after %(updates)d updates, accuracy %(final_accuracy).3f",
+        found,
     )
 
 
-def _allocation(options: Options) -> str:
-    if options.allocation != AUTO:
-        return options.allocation
-    from espnet2_lamer.recipe.auto_allocation import automatic_allocation
-
-    return automatic_allocation(options)
-
-
-def _training_options(options: Options, experiment: Path, allocation: str) -> list[str]:
-    return [
+def _train(
+    options: Options,
+    experiment: Path,
+    allocation: str,
+    more: list[str],
+    log: str = "train.log",
+) -> None:
+    command = [
         *as_arguments(encoder_conf=f"base={base_path(options)}"),
         *experts_options(allocation),
         *as_arguments(seed=options.seed, replay_langs=options.replay_langs),
         *device_options(options, experiment),
+        *more,
     ]
+    train_ssl(
+        options.ssl_config,
+        options.raw / "ssl_train",
+        options.raw / "ssl_dev",
+        options.stats,
+        experiment,
+        options.n_clusters,
+        command,
+        log,
+    )
+
+
+def _allocation(options: Options) -> str:
+    auto = options.allocation == AUTO
+    return automatic_allocation(options) if auto else options.allocation
 
 
 def _check_control(options: Options) -> None:
-    """Note what the shared head-only control is trained from, before any training.
-
-    Raises:
-        RecipeError: There is one already that was trained from something else.
-    """
+    """Note what the shared head-only control is trained from, or refuse another."""
     inputs = {
-        "config": control_settings(read_ssl_config(options.ssl_config)),
+        "config": control_settings(read_yaml(options.ssl_config)),
         "base": read_checkpoints(options)["base"]["sha256"],
         "labels": sha256_file(options.raw / "ssl_train" / "text.km.json"),
         "seed": options.seed,
@@ -244,11 +209,8 @@ def device_options(options: Options, experiment: Path) -> list[str]:
     """Name devices and processes of a training to ESPnet.
 
     One process per GPU; on several nodes one recipe per node, started by ``srun``,
-    whose processes find each other through a file in the shared ``expdir``.
-
-    Args:
-        options: ``ngpu`` (per node) and ``num_nodes``.
-        experiment: The training's; each has its own file.
+    whose processes find each other through a file in the shared ``expdir``, of which
+    each training has its own.
 
     Raises:
         RecipeError: Several nodes are asked for, and Slurm did not start this on them.
@@ -258,21 +220,10 @@ def device_options(options: Options, experiment: Path) -> list[str]:
         command += ["--dist_backend", "gloo"]
     if options.ngpu > 1 or options.num_nodes > 1:
         command += ["--multiprocessing_distributed", "true"]
-    if options.num_nodes > 1:
-        _check_step(options)
-        command += as_arguments(
-            dist_world_size=options.num_nodes,
-            dist_launcher="slurm",
-            dist_init_method=f"file://{_meeting_place(experiment)}",
-        )
-    return command
-
-
-def _check_step(options: Options) -> None:
-    nodes, tasks = (
-        os.environ.get(name, "none")
-        for name in ("SLURM_STEP_NUM_NODES", "SLURM_NTASKS")
-    )
+    if options.num_nodes == 1:
+        return command
+    nodes = os.environ.get("SLURM_STEP_NUM_NODES", "none")
+    tasks = os.environ.get("SLURM_NTASKS", "none")
     if {nodes, tasks} != {str(options.num_nodes)}:
         raise RecipeError(
             f"--num_nodes: found {options.num_nodes}, but Slurm started {tasks} tasks "
@@ -280,11 +231,112 @@ def _check_step(options: Options) -> None:
             f"--ntasks-per-node=1 ./run.sh --num_nodes {options.num_nodes} ..., or set "
             "train_cmd in cmd.sh"
         )
-
-
-def _meeting_place(experiment: Path) -> Path:
-    """A file that no earlier start has left behind: torch would wait for its ranks."""
+    # A file that no earlier start has left behind: torch would wait for its ranks.
     start = ".".join(os.environ.get(name, "0") for name in _START)
     directory = experiment.resolve().parent / "dist"
     directory.mkdir(parents=True, exist_ok=True)
-    return directory / f"{experiment.name}.{start}"
+    return command + as_arguments(
+        dist_world_size=options.num_nodes,
+        dist_launcher="slurm",
+        dist_init_method=f"file://{directory / experiment.name}.{start}",
+    )
+
+
+#: Utterances per language whose states are compared, and how much of each is heard.
+UTTERANCES = 50
+_SECONDS = 10
+_CRITERION = (
+    "language separability: Fisher's ratio of the traces of between-language and "
+    "within-language scatter of utterance means of the base's states"
+)
+
+
+def automatic_allocation(options: Options) -> str:
+    """Place the experts of ``--ssl_config`` by how well layers tell languages apart.
+
+    The number of experts is that of the config's own allocation. Layer l gets the
+    fewest that routing needs (top_k, 1 for soft routing) and a share of the rest in
+    proportion to the Fisher ratio of languages in its states
+    (:func:`~espnet2_lamer.analysis.language_probe.fisher_ratio`), computed of the
+    frozen base on a seeded sample of the pretraining speech. Written to
+    ``allocation.json`` of the experiment; returned separated by commas.
+
+    Raises:
+        RecipeError: Speech of two languages is missing, or the experts are too few.
+    """
+    config = read_yaml(options.ssl_config)
+    scheme = own_allocation(config)
+    directory = options.raw / "ssl_train"
+    chosen = _sample(directory, config.get("exclude_langs") or [], options.seed)
+    model = load_model(base_path(options))
+    try:
+        budget = sum(parse_allocation(scheme or "", model.num_layers))
+        means = _utterance_means(model, directory, chosen)
+        criterion = [
+            fisher_ratio({lang: x[:, layer] for lang, x in means.items()})
+            for layer in range(1, model.num_layers + 1)
+        ]
+        minimum = config["encoder_conf"]["lamer"].get("top_k", 2) or 1
+        counts = apportion(budget, criterion, minimum)
+    except ValueError as error:
+        raise RecipeError(
+            f"--allocation auto: {options.ssl_config}: {error}"
+        ) from error
+    path = options.ssl_experiment / "allocation.json"
+    found = {
+        "allocation": counts,
+        "criterion": _CRITERION,
+        "criterion_per_layer": criterion,
+        "budget": budget,
+        "budget_of": scheme,
+        "minimum": minimum,
+        "utterances": {lang: len(utts) for lang, utts in chosen.items()},
+        "seed": options.seed,
+        "base_sha256": read_checkpoints(options)["base"]["sha256"],
+    }
+    write_json(path, found)
+    allocation = ",".join(map(str, counts))
+    logging.info(
+        "--allocation auto: %s, as many experts as %s; separability per layer %s; %s",
+        allocation,
+        scheme,
+        " ".join(f"{value:.3f}" for value in criterion),
+        path,
+    )
+    return allocation
+
+
+def _sample(directory: Path, excluded: list[str], seed: int) -> dict[str, list[str]]:
+    utt2lang = directory / "utt2lang"
+    found = by_language(read_table(utt2lang))
+    by_lang = {lang: found[lang] for lang in sorted(set(found) - set(excluded))}
+    if len(by_lang) < 2:
+        raise RecipeError(
+            f"--allocation auto: {utt2lang}: found "
+            f"{', '.join(by_lang) or 'no language'}, expected speech of two or more "
+            "languages to tell apart; name counts, e.g. --allocation 2,4,6,8"
+        )
+    # As many of each, or the criterion would follow the sizes of the languages.
+    few = min(by_lang, key=lambda lang: len(by_lang[lang]))
+    size = min(UTTERANCES, len(by_lang[few]))
+    if size < 2:
+        raise RecipeError(
+            f"--allocation auto: {utt2lang}: found {size} utterance of {few}, expected "
+            "2 or more of every language"
+        )
+    rng = np.random.default_rng(seed)
+    return {lang: draw(utts, size, rng) for lang, utts in by_lang.items()}
+
+
+def _utterance_means(
+    model: torch.nn.Module, directory: Path, chosen: dict[str, list[str]]
+) -> dict[str, NDArray[np.float64]]:
+    """Mean over frames of every state: per language ``[utterances, L + 1, D]``."""
+    audio = read_table(directory / "wav.scp")
+    means: dict[str, list[NDArray[np.float64]]] = {}
+    langs = {utt: lang for lang, utts in chosen.items() for utt in utts}
+    for utt, wav, length in read_speech(audio, langs, "separability", _SECONDS):
+        states, _ = model.extract_features(wav, length)
+        mean = torch.stack([state[0].double().mean(0) for state in states])
+        means.setdefault(langs[utt], []).append(mean.numpy())
+    return {lang: np.stack(rows) for lang, rows in means.items()}

@@ -4,8 +4,9 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,7 @@ from typing import Any
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import rename_old, write_json
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
-from espnet2_lamer.fileio.logfile import LogFile
-from espnet2_lamer.fileio.system import system_message
+from espnet2_lamer.fileio.system import LogFile, system_message
 from espnet2_lamer.recipe.stage import Command, Options, Stage
 
 
@@ -57,27 +57,21 @@ def _read_json(path: Path) -> Any:
         return None
 
 
+@dataclass
 class Runner:
     """Runs a range of stages and remembers in ``<expdir>/stages`` what was done.
 
-    Args:
-        stages: All stages, in order.
-        options: The recipe's options.
-        by_hand: Returns the commands that do a stage's work; without it none are said.
+    ``by_hand`` returns the commands that do a stage's work; without it none are said.
     """
 
-    def __init__(
-        self,
-        stages: Sequence[Stage],
-        options: Options,
-        by_hand: Callable[[Stage], Sequence[Command]] = lambda stage: (),
-    ) -> None:
-        self.stages = stages
-        self.options = options
-        self.by_hand = by_hand
-        self.directory = options.expdir / "stages"
+    stages: Sequence[Stage]
+    options: Options
+    by_hand: Callable[[Stage], Sequence[Command]] = lambda stage: ()
+
+    def __post_init__(self) -> None:
+        """Read what is known of files."""
+        self.directory = self.options.expdir / "stages"
         self.hashes = HashCache(self.directory / "hashes.json")
-        self.seconds: dict[int, float] = {}
 
     def run(self) -> None:
         """Run the stages asked for.
@@ -87,26 +81,28 @@ class Runner:
         """
         started = time.perf_counter()
         chosen = chosen_stages(self.stages, self.options)
-        for stage in chosen:
-            self._run_stage(stage)
+        seconds = [self._run_stage(stage) for stage in chosen]
         self.hashes.save()
-        self._warn_outdated([s for s in self.stages if s not in chosen])
-        for stage in chosen:
-            if stage.number in self.seconds:
-                seconds = self.seconds[stage.number]
-                logging.info(
-                    "stage %2d: %6.1f s  %s", stage.number, seconds, stage.title
-                )
+        for stage in self.stages:
+            if stage not in chosen:
+                self._warn_outdated(stage)
+        for stage, took in zip(chosen, seconds, strict=True):
+            if took is not None:
+                logging.info("stage %2d: %6.1f s  %s", stage.number, took, stage.title)
         logging.info("total: %.1f s", time.perf_counter() - started)
 
     def _state_file(self, stage: Stage) -> Path:
         name = f"{stage.number:02d}{stage.variant(self.options)}.json"
         return self.directory / name
 
-    def _maker(self, path: Path) -> Stage | None:
+    def _how_to_make(self, path: Path) -> str | None:
         for stage in self.stages:
             if path in stage.outputs(self.options):
-                return stage
+                number = stage.number
+                return (
+                    f"it is made by stage {number} ({stage.title}): ./run.sh --stage "
+                    f"{number} --stop_stage {number}"
+                )
         return None
 
     @contextmanager
@@ -116,76 +112,61 @@ class Runner:
             yield
         except RecipeError as error:
             path, found, _ = str(error).partition(": file not found")
-            maker = self._maker(Path(path)) if found else None
-            if maker is None:
+            hint = self._how_to_make(Path(path)) if found else None
+            if hint is None:
                 raise
-            raise RecipeError(f"{error}; {_how_to_make(maker)}") from error
+            raise RecipeError(f"{error}; {hint}") from error
 
-    def _fingerprint(self, stage: Stage) -> dict[str, Any]:
-        options = {}
-        for name in stage.options:
-            value = getattr(self.options, name)
-            options[name] = str(value) if isinstance(value, Path) else value
+    def _fingerprint(self, stage: Stage) -> dict[str, dict[str, Any]]:
         inputs = {}
         for path in stage.inputs(self.options):
             if not path.is_file():
-                maker = self._maker(path)
-                hint = "check the option that names it"
-                if maker is not None:
-                    hint = _how_to_make(maker)
+                hint = self._how_to_make(path) or "check the option that names it"
                 raise RecipeError(
                     f"stage {stage.number} ({stage.title}) needs {path}: file not "
                     f"found; {hint}"
                 )
             inputs[str(path)] = self.hashes(path)
-        return {"options": options, "inputs": inputs}
+        options = {name: getattr(self.options, name) for name in stage.options}
+        # As it will be read back: paths as text, tuples as lists.
+        text = json.dumps({"options": options, "inputs": inputs}, default=str)
+        return json.loads(text)
 
-    def _changes(self, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-        changes = []
-        for name in sorted({*old["options"], *new["options"]}):
-            before, after = old["options"].get(name), new["options"].get(name)
-            if before != after:
-                changes.append(f"--{name} {before} -> {after}")
-        for path in sorted({*old["inputs"], *new["inputs"]}):
-            if old["inputs"].get(path) != new["inputs"].get(path):
-                changes.append(f"{path} changed")
-        return changes
-
-    def _damaged(self, state: dict[str, Any]) -> list[str]:
-        """Outputs that are gone or no longer what the stage wrote."""
-        return [
-            f"{path} {'changed' if Path(path).is_file() else 'is gone'}"
-            for path, digest in state["outputs"].items()
+    def _differing(self, digests: Mapping[str, str]) -> dict[str, str]:
+        """What happened to files that are not as they were."""
+        return {
+            path: "changed" if Path(path).is_file() else "is gone"
+            for path, digest in digests.items()
             if not Path(path).is_file() or self.hashes(Path(path)) != digest
-        ]
+        }
 
-    def _run_stage(self, stage: Stage) -> None:
+    def _run_stage(self, stage: Stage) -> float | None:
+        """Return the seconds that the stage took, if it was not done already."""
         label = f"stage {stage.number}: {stage.title}"
-        fingerprint = self._fingerprint(stage)
-        # JSON turns tuples into lists; compare what will be read back.
-        fingerprint = json.loads(json.dumps(fingerprint))
+        record = {"stage": stage.number, "title": stage.title}
+        record["fingerprint"] = fingerprint = self._fingerprint(stage)
         state = _read_json(self._state_file(stage))
-        if state is not None:
-            changes = self._changes(state["fingerprint"], fingerprint)
+        if state is None:
+            logging.info("%s: starts", label)
+        else:
+            changes = _changes(state["fingerprint"], fingerprint)
             done = state["status"] == "done"
-            damage = self._damaged(state) if done else []
-            again = stage.repeat(self.options)
-            if done and not changes and not damage and not again:
-                logging.info("%s: done, nothing changed", label)
-                return
-            if changes:
-                logging.info("%s: runs again: %s", label, "; ".join(changes[:5]))
-                self._put_aside(stage, state)
-            elif damage:
-                logging.info("%s: runs again: %s", label, "; ".join(damage[:5]))
-            elif done:
+            damage = self._differing(state["outputs"]) if done else {}
+            reasons = changes or [f"{path} {what}" for path, what in damage.items()]
+            if reasons:
+                logging.info("%s: runs again: %s", label, "; ".join(reasons[:5]))
+            elif not done:
+                logging.info("%s: goes on where it stopped", label)
+            elif stage.repeat(self.options):
                 logging.info("%s: runs again, as asked", label)
             else:
-                logging.info("%s: goes on where it stopped", label)
-        else:
-            logging.info("%s: starts", label)
-        record = {"stage": stage.number, "title": stage.title}
-        record["fingerprint"] = fingerprint
+                logging.info("%s: done, nothing changed", label)
+                return None
+            tag = sha256_value(state["fingerprint"])[:8]
+            for kept in stage.keep(self.options) if changes else ():
+                if kept.exists():
+                    target = rename_old(kept, tag)
+                    logging.info("kept the earlier %s as %s", kept, target)
         write_json(self._state_file(stage), record | {"status": "running"})
         started = time.perf_counter()
         for command in self.by_hand(stage):
@@ -193,61 +174,46 @@ class Runner:
         with stage_log(self.options.expdir, stage.number), self._naming_makers():
             for command in stage.run(self.options) or ():
                 command.run()
-        missing = [p for p in stage.outputs(self.options) if not p.is_file()]
+        outputs = stage.outputs(self.options)
+        missing = [path for path in outputs if not path.is_file()]
         if missing:
             raise RecipeError(
                 f"{label}: ended without {missing[0]}; see its log under "
                 f"{self.options.expdir / 'logs'}"
             )
         seconds = time.perf_counter() - started
-        self.seconds[stage.number] = seconds
-        outputs = {str(p): self.hashes(p) for p in stage.outputs(self.options)}
-        write_json(
-            self._state_file(stage),
-            record
-            | {
-                "status": "done",
-                "outputs": outputs,
-                "seconds": round(seconds, 1),
-                "finished": datetime.now().isoformat(timespec="seconds"),
-            },
-        )
+        record |= {
+            "status": "done",
+            "outputs": {str(path): self.hashes(path) for path in outputs},
+            "seconds": round(seconds, 1),
+            "finished": datetime.now().isoformat(timespec="seconds"),
+        }
+        write_json(self._state_file(stage), record)
         self.hashes.save()
         logging.info("%s: done in %.1f s", label, seconds)
+        return seconds
 
-    def _put_aside(self, stage: Stage, state: dict[str, Any]) -> None:
-        tag = sha256_value(state["fingerprint"])[:8]
-        for directory in stage.keep(self.options):
-            if not directory.exists():
-                continue
-            target = rename_old(directory, tag)
-            logging.info("kept the earlier %s as %s", directory, target)
-
-    def _warn_outdated(self, stages: list[Stage]) -> None:
-        for stage in stages:
-            state = _read_json(self._state_file(stage))
-            if state is None or state["status"] != "done":
-                continue
-            changed = [
-                path
-                for path, digest in state["fingerprint"]["inputs"].items()
-                if not Path(path).is_file() or self.hashes(Path(path)) != digest
-            ]
-            if changed:
-                logging.warning(
-                    "stage %d (%s) is out of date: its inputs changed: %s",
-                    stage.number,
-                    stage.title,
-                    ", ".join(changed[:3]),
-                )
+    def _warn_outdated(self, stage: Stage) -> None:
+        state = _read_json(self._state_file(stage))
+        if state is None or state["status"] != "done":
+            return
+        changed = list(self._differing(state["fingerprint"]["inputs"]))
+        if changed:
+            label = f"stage {stage.number} ({stage.title})"
+            text = "%s is out of date: its inputs changed: %s"
+            logging.warning(text, label, ", ".join(changed[:3]))
 
 
-def _how_to_make(stage: Stage) -> str:
-    number = stage.number
-    return (
-        f"it is made by stage {number} ({stage.title}): ./run.sh --stage {number} "
-        f"--stop_stage {number}"
-    )
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    changes = []
+    for name in sorted({*old["options"], *new["options"]}):
+        before, after = old["options"].get(name), new["options"].get(name)
+        if before != after:
+            changes.append(f"--{name} {before} -> {after}")
+    for path in sorted({*old["inputs"], *new["inputs"]}):
+        if old["inputs"].get(path) != new["inputs"].get(path):
+            changes.append(f"{path} changed")
+    return changes
 
 
 @contextmanager
@@ -267,17 +233,10 @@ def stage_log(expdir: Path, number: int) -> Iterator[None]:
         # The reason belongs in the stage's log as well as on the terminal; only what
         # the user cannot mend comes with a traceback.
         known = system_message(error)
-        handler.handle(
-            logging.LogRecord(
-                __name__,
-                logging.ERROR,
-                __file__,
-                0,
-                "stage %d failed: %s",
-                (number, known or error),
-                None if known else sys.exc_info(),
-            )
-        )
+        trace = None if known else sys.exc_info()
+        text = f"stage {number} failed: {known or error}"
+        place = (__name__, logging.ERROR, __file__, 0)
+        handler.handle(logging.LogRecord(*place, text, None, trace))
         raise
     finally:
         root.removeHandler(handler)

@@ -1,10 +1,12 @@
-"""Decode the test sets, score, and write RESULTS.md."""
+"""Stages 10 to 12: train heads on frozen upstreams, decode, write RESULTS.md."""
 
 import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from espnet2_lamer.evaluation.downstream import HeadOptions, train_head
 from espnet2_lamer.evaluation.head_decoding import decode_run
 from espnet2_lamer.evaluation.plots import write_plots
 from espnet2_lamer.evaluation.results import (
@@ -17,7 +19,7 @@ from espnet2_lamer.evaluation.results import (
     describe_environment,
     write_results,
 )
-from espnet2_lamer.evaluation.runs import Rate, Run, choose_rates
+from espnet2_lamer.evaluation.runs import TARGETS, Rate, Run, choose_rates
 from espnet2_lamer.evaluation.scored_runs import (
     fill_results,
     language_table,
@@ -26,42 +28,76 @@ from espnet2_lamer.evaluation.scored_runs import (
 )
 from espnet2_lamer.metrics.measure import Measure
 from espnet2_lamer.parallel import run_each
-from espnet2_lamer.recipe.analysis import read_measure
 from espnet2_lamer.recipe.benchmark import planned_runs
-from espnet2_lamer.recipe.downstream import head_jobs
-from espnet2_lamer.recipe.options import Options
+from espnet2_lamer.recipe.options import CommonOptions, Options
 from espnet2_lamer.recipe.upstreams import upstream_specs
 
 DECODE_CONFIG = Path("conf/decode_asr_mlsuperb.yaml")
+_CONTROL = "head-only control"
+
+
+def train_heads(options: Options, tracks: Sequence[str]) -> None:
+    """Train the heads of some tracks."""
+    calls = [(options, run) for run in planned_runs(options, tracks)]
+    run_each(_train_one, calls, _jobs(options), "heads")
+
+
+def _jobs(options: Options) -> int:
+    """How many heads train or decode at a time: on a GPU, one after the other."""
+    return 1 if options.ngpu else options.nj
+
+
+def _train_one(options: Options, run: Run) -> None:
+    logging.info("%s: %d sets", run.name, len(run.train_sets))
+    head = HeadOptions(
+        layer=run.layer,
+        target=TARGETS[run.track],
+        unit=run.unit,
+        store_dtype=options.store_dtype,
+        feature_store_gb=options.feature_store_gb,
+        nbpe=options.nbpe,
+        learning_rate=run.learning_rate,
+        seed=run.seed,
+        ngpu=options.ngpu,
+    )
+    train_head(
+        run.upstream,
+        [options.raw / name for name in run.train_sets],
+        [options.raw / name for name in run.dev_sets],
+        options.dumpdir / "feature_store",
+        run.directory(options.expdir),
+        run.config,
+        head,
+        record=run.as_dict(),
+    )
 
 
 def score(options: Options) -> None:
     """Decode, score and write ``RESULTS.md``, its data and its pictures."""
     runs, rates = choose_rates(planned_runs(options), options.expdir)
-    device = "cuda" if options.ngpu else "cpu"
-    run_each(
-        decode_run,
-        [(r, options.expdir, options.raw, DECODE_CONFIG, device) for r in runs],
-        head_jobs(options),
-        "decoding",
-    )
-    tests = [
-        test
-        for run in runs
-        for test in score_run(run, options.expdir, options.raw, options.seed)
-    ]
+    where = (options.expdir, options.raw)
+    decoding = (*where, DECODE_CONFIG, "cuda" if options.ngpu else "cpu")
+    run_each(decode_run, [(r, *decoding) for r in runs], _jobs(options), "decoding")
+    tests = [test for run in runs for test in score_run(run, *where, options.seed)]
     systems = {s.system: s.description for s in upstream_specs(options).values()}
     baselines = options.baselines or [n for n in ("random", "base") if n in systems]
     tables = [language_table(tests, baselines, options.seed), superb_table(tests)]
+    tables = [table for table in tables if table is not None] + _rate_table(rates)
+    parameters = {}
+    if "lamer" in options.upstreams:
+        tables += _pretraining_tables(options)
+        experiments = {options.ssl_tag: options.ssl_experiment}
+        if options.control:
+            experiments[_CONTROL] = options.control_experiment
+        parameters = {
+            name: read_json(experiment / "parameters.json")
+            for name, experiment in experiments.items()
+        }
     results = Results(
         systems=systems,
         baselines=baselines,
-        tables=[
-            *(table for table in tables if table is not None),
-            *_rate_table(rates),
-            *_pretraining_tables(options),
-        ],
-        parameters=_parameters(options),
+        tables=tables,
+        parameters=parameters,
         environment=describe_environment(),
         notes=_notes(options, runs),
     )
@@ -83,81 +119,87 @@ def _log(figures: Sequence[TaskFigure]) -> None:
         logging.info("%s %s, %d utterances", what, found, f.measure.count)
 
 
-def _read(path: Path):
+def read_json(path: Path) -> Any:
+    """Read what another stage wrote."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def _measure(fields: dict[str, Any]) -> Measure:
+    interval = fields["interval"]
+    return Measure(
+        value=fields["value"],
+        interval=None if interval is None else tuple(interval),
+        count=fields["count"],
+        parts={utt: tuple(part) for utt, part in fields["parts"].items()},
+    )
+
+
 def _pretraining_tables(options: Options) -> list[MeasureTable]:
-    """What analysis found, where the pretraining is among the upstreams."""
-    if "lamer" not in options.upstreams:
-        return []
+    """What analysis found of the pretraining."""
     names = {
         options.ssl_experiment.name: options.ssl_tag,
-        options.control_experiment.name: "head-only control",
+        options.control_experiment.name: _CONTROL,
     }
     masked: dict[str, dict[str, Measure]] = {}
-    saved = _read(options.analysis / "masked_accuracy.json")
+    saved = read_json(options.analysis / "masked_accuracy.json")
     for experiment, measures in saved.items():
         for lang, fields in measures.items():
-            masked.setdefault(lang, {})[names[experiment]] = read_measure(fields)
+            masked.setdefault(lang, {})[names[experiment]] = _measure(fields)
+    forgetting = read_json(options.analysis / "forgetting.json")
+    where = f"Held-out speech, layer {forgetting['layer']}."
+    # Without phones.ctm there are none.
+    probes = {
+        lang: {
+            options.system(name): _measure(probe["accuracy"])
+            for name, probe in found.items()
+        }
+        for lang, found in forgetting["phone_probe"].items()
+    }
+    similar = {
+        lang: {options.system(name): Measure(value) for name, value in found.items()}
+        for lang, found in forgetting["cka"].items()
+    }
     tables = [
         MeasureTable(
             "Masked prediction",
             "masked accuracy (%)",
             masked,
-            ["head-only control"],
+            [_CONTROL],
             "Same units, data, masks and number of updates; the control trains the "
             "head on the frozen base.",
-        )
+        ),
+        MeasureTable(
+            "Forgetting: linear phone probe",
+            "frame accuracy (%)",
+            probes,
+            ["base"],
+            f"{where} Replayed languages ({', '.join(options.replay_langs)}) show "
+            "what was kept, new ones what was gained.",
+        ),
+        MeasureTable(
+            "Similarity to the base: linear CKA",
+            "CKA",
+            similar,
+            ["base"],
+            f"{where} 1 means unchanged up to rotation and scale.",
+        ),
     ]
-    forgetting = _read(options.analysis / "forgetting.json")
-    where = f"Held-out speech, layer {forgetting['layer']}."
-    if forgetting["phone_probe"]:
-        probes = {
-            lang: {
-                options.system(name): read_measure(probe["accuracy"])
-                for name, probe in found.items()
-            }
-            for lang, found in forgetting["phone_probe"].items()
-        }
-        tables.append(
-            MeasureTable(
-                "Forgetting: linear phone probe",
-                "frame accuracy (%)",
-                probes,
-                ["base"],
-                f"{where} Replayed languages ({', '.join(options.replay_langs)}) show "
-                "what was kept, new ones what was gained.",
-            )
-        )
-    similar = {
-        lang: {options.system(name): Measure(value) for name, value in found.items()}
-        for lang, found in forgetting["cka"].items()
-    }
-    note = f"{where} 1 means unchanged up to rotation and scale."
-    title = "Similarity to the base: linear CKA"
-    return [*tables, MeasureTable(title, "CKA", similar, ["base"], note)]
+    return [table for table in tables if table.rows]
 
 
-def _parameters(options: Options) -> dict[str, dict[str, float]]:
-    if "lamer" not in options.upstreams:
-        return {}
-    reports = {options.ssl_tag: _read(options.ssl_experiment / "parameters.json")}
-    if options.control:
-        reports["head-only control"] = _read(
-            options.control_experiment / "parameters.json"
-        )
-    return reports
+def data_notes(options: CommonOptions) -> list[str]:
+    """Return the caveats that follow from the corpus."""
+    if options.corpus == "mini":
+        return [SYNTHETIC]
+    statistics = options.datadir / "manifest.json"
+    if options.corpus == "manifest" and statistics.is_file():
+        if read_json(statistics).get("channel_confounded"):
+            return [CONFOUNDED]
+    return []
 
 
 def _notes(options: Options, runs: Sequence[Run]) -> list[str]:
-    notes = []
-    if options.corpus == "mini":
-        notes.append(SYNTHETIC)
-    statistics = options.datadir / "manifest.json"
-    if options.corpus == "manifest" and statistics.is_file():
-        if _read(statistics).get("channel_confounded"):
-            notes.append(CONFOUNDED)
+    notes = data_notes(options)
     if any(run.track == "lid" for run in runs):
         notes.append(
             "LID is scored twice: by the language tag with the highest CTC "

@@ -3,7 +3,6 @@
 import logging
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from espnet2_lamer.errors import RecipeError
@@ -15,6 +14,7 @@ from espnet2_lamer.fileio.trust import (
     trusting_s3prl_files,
 )
 from espnet2_lamer.recipe.benchmark import check_benchmark
+from espnet2_lamer.recipe.declaration import as_text, refused
 from espnet2_lamer.recipe.options import HEAD_ONLY_TAG, Options
 from espnet2_lamer.recipe.upstreams import upstream_specs
 
@@ -26,16 +26,14 @@ def settle(options: Options) -> None:
         RecipeError: Naming the option, what was found and what is expected.
     """
     if not options.new_langs:
-        raise RecipeError("--new_langs: found none, expected at least one language")
+        raise refused("new_langs", "none", "at least one language")
     twice = sorted({x for x in options.langs if options.langs.count(x) > 1})
     if twice:
         raise RecipeError(
             f"--new_langs and --replay_langs: {' '.join(twice)} is named twice"
         )
     if options.max_missing > 100:
-        raise RecipeError(
-            f"--max_missing: found {options.max_missing:g}, expected 0 to 100 per cent"
-        )
+        raise refused("max_missing", f"{options.max_missing:g}", "0 to 100 per cent")
     options.units = _units(options)
     check_benchmark(options)
     resolve_ssl_config(options)
@@ -48,10 +46,7 @@ def _check_heads(options: Options) -> None:
         ("learning_rates", options.learning_rates, 1e-30, "rates above 0"),
     ):
         if len(set(values)) < len(values) or min(values, default=least) < least:
-            raise RecipeError(
-                f"--{name}: found {' '.join(map(str, values))}, expected different "
-                f"{expected}"
-            )
+            raise refused(name, as_text(values), f"different {expected}")
     specs = upstream_specs(options).values()
     with trusting_s3prl_files(options.trust_s3prl_files):
         for source in (options.teacher, *(spec.source for spec in specs)):
@@ -60,10 +55,8 @@ def _check_heads(options: Options) -> None:
     systems = [spec.system for spec in specs]
     unknown = [name for name in options.baselines if name not in systems]
     if unknown:
-        raise RecipeError(
-            f"--baselines: found {unknown[0]!r}, expected some of the systems of "
-            f"--upstreams: {', '.join(systems)}"
-        )
+        known = f"some of the systems of --upstreams: {', '.join(systems)}"
+        raise refused("baselines", repr(unknown[0]), known)
 
 
 def _units(options: Options) -> dict[str, str]:
@@ -72,10 +65,11 @@ def _units(options: Options) -> dict[str, str]:
     units = {lang: default_unit(lang) for lang in langs if lang != "all"}
     for lang, unit in options.units.items():
         if lang not in units or unit not in UNITS:
-            found = f"{lang}={unit}" if unit else lang
-            raise RecipeError(
-                f"--units: found {found!r}, expected LANG=UNIT with LANG one of "
-                f"{' '.join(units)} and UNIT one of {' '.join(UNITS)}"
+            raise refused(
+                "units",
+                repr(f"{lang}={unit}" if unit else lang),
+                f"LANG=UNIT with LANG one of {' '.join(units)} and UNIT one of "
+                f"{' '.join(UNITS)}",
             )
         units[lang] = unit
     return units
@@ -87,18 +81,6 @@ _TAKEN_TAGS = ("random", "base", "stats")
 _OF_EXPERTS = ("expand_from", "old_experts")
 #: Value of ``--allocation``: counts from the data, when stage 7 starts.
 AUTO = "auto"
-
-
-def read_ssl_config(path: Path) -> dict[str, Any]:
-    """Read a pretraining YAML.
-
-    Raises:
-        RecipeError: It is not a YAML mapping.
-    """
-    config = read_yaml(path)
-    if not config:
-        raise RecipeError(f"{path}: found no 'key: value' lines, expected a config")
-    return config
 
 
 def resolve_ssl_config(options: Options) -> None:
@@ -114,13 +96,14 @@ def resolve_ssl_config(options: Options) -> None:
             or is stated nowhere; or the name is taken.
     """
     path = options.ssl_config
-    own = own_allocation(read_ssl_config(path))
+    config = read_yaml(path)
+    if not config:
+        raise RecipeError(f"{path}: found no 'key: value' lines, expected a config")
+    own = own_allocation(config)
     given = options.allocation.replace(" ", "")
     if given and given != AUTO and not re.fullmatch(r"\d+(,\d+)*", given):
-        raise RecipeError(
-            f"--allocation: found {options.allocation!r}, expected expert counts of 0 "
-            f"or more separated by commas, e.g. 2,4,6,8, or {AUTO}"
-        )
+        counts = "expert counts of 0 or more separated by commas, e.g. 2,4,6,8, or auto"
+        raise refused("allocation", repr(options.allocation), counts)
     if given and own is None:
         raise RecipeError(
             f"--allocation: found {given}, but {path} has no encoder_conf.lamer and "
@@ -139,22 +122,20 @@ def resolve_ssl_config(options: Options) -> None:
         )
     options.allocation = given or own or ""
     head_only = _is_zero(options.allocation)
-    tag = HEAD_ONLY_TAG if head_only else _stem_tag(path)
+    # The size of a preset is not part of the name.
+    tag = path.stem.removeprefix("train_").removeprefix("ssl_").removesuffix("_mini")
     if given and given != own:
         logging.info("--allocation %s replaces %s of %s", given, own or "none", path)
-        if not head_only:
-            tag += f"_{given.replace(',', '-')}"
+        tag += f"_{given.replace(',', '-')}"
+    if head_only:
+        # Nothing would differ between this run and its control.
+        options.control, tag = False, HEAD_ONLY_TAG
     if not options.ssl_tag:
         options.ssl_tag = tag
     taken = _TAKEN_TAGS if head_only else (*_TAKEN_TAGS, HEAD_ONLY_TAG)
     if not re.fullmatch(r"\w[\w.-]*", options.ssl_tag) or options.ssl_tag in taken:
-        raise RecipeError(
-            f"--ssl_tag: found {options.ssl_tag!r}, expected a name of letters, digits "
-            f"and _ . - other than {', '.join(taken)}"
-        )
-    if head_only:
-        # Nothing would differ between this run and its control.
-        options.control = False
+        name = f"a name of letters, digits and _ . - other than {', '.join(taken)}"
+        raise refused("ssl_tag", repr(options.ssl_tag), name)
 
 
 def own_allocation(config: Mapping[str, Any]) -> str | None:
@@ -170,12 +151,6 @@ def own_allocation(config: Mapping[str, Any]) -> str | None:
 
 def _is_zero(allocation: str) -> bool:
     return set(allocation.split(",")) == {"0"}
-
-
-def _stem_tag(path: Path) -> str:
-    """Name a run after its YAML; the size of a preset is not part of the name."""
-    stem = path.stem.removeprefix("train_").removeprefix("ssl_")
-    return stem.removesuffix("_mini")
 
 
 def experts_options(allocation: str) -> list[str]:

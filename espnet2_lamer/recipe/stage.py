@@ -1,14 +1,14 @@
-"""A recipe: its options and its stages, each a decorated function.
+"""A recipe: its options and its stages, each an entry of a table.
 
-To add a stage, write a function in the module of the recipe's stages and decorate it;
-``--help``, the range of stages, records and ``--print_commands`` follow from that.
+To add a stage, write a function that takes the options and add a :class:`Stage` to the
+recipe's table; ``--help``, the range of stages, records and ``--print_commands`` follow
+from that.
 """
 
 import importlib
-import importlib.util
 import shlex
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +16,24 @@ from espnet2_lamer.recipe.declaration import as_text
 
 # Stages of a recipe receive that recipe's own options.
 Options = Any
+Work = Callable[[Options], "Sequence[Command] | None"]
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command line: a module of ``espnet2_lamer.bin`` or a script, and arguments."""
+    """A command line: a module of ``espnet2_lamer.bin`` and its arguments."""
 
     program: str
     arguments: tuple[str, ...]
 
     def text(self, python: str = "python") -> str:
         """Return what a shell runs."""
-        program = [self.program]
-        if not self.program.endswith(".py"):
-            program = ["-m", f"espnet2_lamer.bin.{self.program}"]
+        program = ["-m", f"espnet2_lamer.bin.{self.program}"]
         return shlex.join([*(python or "python").split(), *program, *self.arguments])
 
     def run(self) -> None:
         """Run it in this process."""
-        if self.program.endswith(".py"):
-            spec = importlib.util.spec_from_file_location("script", self.program)
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(f"espnet2_lamer.bin.{self.program}")
+        module = importlib.import_module(f"espnet2_lamer.bin.{self.program}")
         module.main(list(self.arguments))
 
 
@@ -52,19 +46,33 @@ def command(program: str, **arguments: Any) -> Command:
     return Command(program, tuple(words))
 
 
+def work(module: str, function: str, *arguments: Any) -> Work:
+    """Return a function of this package, imported when it is called.
+
+    A run in which every stage is done then ends in a second or two. ``arguments``
+    follow the options.
+    """
+
+    def run(options: Options) -> None:
+        found = importlib.import_module(f"espnet2_lamer.recipe.{module}")
+        getattr(found, function)(options, *arguments)
+
+    return run
+
+
 @dataclass(frozen=True)
 class Stage:
     """One numbered step of a recipe.
 
     Attributes:
         number: Public number.
+        name: Public name.
         title: What it does, in a few words.
-        options: Names of the options its result depends on.
-        inputs: Files it reads; their content is part of what "unchanged" means.
-        outputs: Files that exist when it is done.
+        depends_on: Names of the options its result depends on, with spaces between.
         run: Does the work, or returns the commands that do; called again after a kill,
             it goes on.
-        name: Name of the function.
+        inputs: Files it reads; their content is part of what "unchanged" means.
+        outputs: Files that exist when it is done.
         keep: Directories whose content is moved aside, never overwritten, when the
             stage runs with other inputs than before.
         variant: Suffix of the stage's record where the options name one of several
@@ -75,36 +83,33 @@ class Stage:
     """
 
     number: int
+    name: str
     title: str
-    options: tuple[str, ...]
-    inputs: Callable[[Options], list[Path]]
-    outputs: Callable[[Options], list[Path]]
-    run: Callable[[Options], Sequence[Command] | None]
-    name: str = ""
+    depends_on: str
+    run: Work
+    inputs: Callable[[Options], list[Path]] = lambda options: []
+    outputs: Callable[[Options], list[Path]] = lambda options: []
     keep: Callable[[Options], list[Path]] = lambda options: []
     variant: Callable[[Options], str] = lambda options: ""
     repeat: Callable[[Options], bool] = lambda options: False
     shared: bool = False
     by_commands: bool = False
 
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of the options its result depends on."""
+        return tuple(self.depends_on.split())
 
-def nothing(options: Options) -> list[Path]:
-    """No files."""
-    return []
 
-
-@dataclass
+@dataclass(frozen=True)
 class Recipe:
     """Stages by number, and what else a run.sh is about.
 
-    Attributes:
-        name: ``ssl1`` or ``asr1``.
-        about: First lines of ``--help``.
-        options: Dataclass of its options.
-        presets: Folder of its presets.
-        stages_of: Gives the stages of some options, where these are not all.
-        settle: Checks options that the declarations cannot check alone, and fills in
-            what follows from others.
+    ``settle`` checks options that their declarations cannot check alone, and fills in
+    what follows from others; ``stages_of`` gives the stages of some options.
+
+    Raises:
+        ValueError: A stage depends on an option that does not exist.
     """
 
     name: str
@@ -112,74 +117,53 @@ class Recipe:
     options: type
     presets: Path
     settle: Callable[[Options], None]
+    stages: tuple[Stage, ...]
+    stages_of: Callable[[Options], Sequence[Stage]]
 
     def __post_init__(self) -> None:
-        """Start without stages."""
-        self._stages: dict[int, Stage] = {}
-        self.stages_of: Callable[[Options], list[Stage]] = lambda options: [*self]
-
-    def stage(
-        self,
-        number: int,
-        title: str,
-        options: str = "",
-        *,
-        inputs: Callable[[Options], list[Path]] = nothing,
-        outputs: Callable[[Options], list[Path]] = nothing,
-        **more: Any,
-    ) -> Callable:
-        """Make the decorated function a stage; arguments as :class:`Stage` has them.
-
-        ``options`` are names in one text, with spaces between.
-
-        Raises:
-            ValueError: The number is taken, or an option does not exist.
-        """
+        """Check the names of options."""
         known = {field.name for field in fields(self.options)} | {*dir(self.options)}
-        names = tuple(options.split())
-        unknown = sorted(set(names) - known)
-        if number in self._stages or unknown:
-            raise ValueError(f"stage {number}: taken, or no option {unknown}")
-
-        def add(run: Callable) -> Callable:
-            self._stages[number] = Stage(
-                number, title, names, inputs, outputs, run, run.__name__, **more
-            )
-            return run
-
-        return add
-
-    def commands(self, *args: Any, **more: Any) -> Callable:
-        """Make the decorated function, which returns commands, a stage."""
-        return self.stage(*args, by_commands=True, **more)
+        for stage in self.stages:
+            if unknown := sorted({*stage.options} - known):
+                raise ValueError(f"stage {stage.number}: no option {unknown}")
 
     def __iter__(self) -> Iterator[Stage]:
         """Iterate over the stages by number."""
-        return iter(self._stages[number] for number in sorted(self._stages))
+        return iter(self.stages)
 
     def __getitem__(self, name: str) -> Stage:
-        """Find a stage by the name of its function."""
-        for stage in self:
-            if stage.name == name:
-                return stage
-        raise KeyError(f"{self.name}: no stage {name}")
-
-    def replaced(self, name: str, /, **changes: Any) -> list[Stage]:
-        """Return the stages up to ``name``, and that one with changes in its place."""
-        last = self[name]
-        before = [stage for stage in self if stage.number < last.number]
-        return [*before, replace(last, **changes)]
+        """Find a stage by its name."""
+        return {stage.name: stage for stage in self.stages}[name]
 
     def by_hand(self, stage: Stage, options: Options, given: dict) -> Sequence[Command]:
         """Return the commands that do a stage's work.
 
-        Args:
-            stage: One of the recipe's.
-            options: With their values.
-            given: Those that were given beside the preset, as they were given.
+        ``given`` are the options that were given beside the preset.
         """
         if stage.by_commands:
             return stage.run(options)
         leave = ("stage", "stop_stage", "skip_stages", "print_commands", "python")
         words = [f"--{k}={as_text(v)}" for k, v in given.items() if k not in leave]
         return [Command("stage", (self.name, stage.name, *words))]
+
+
+def below(folder: Path, directories: Iterable[str], names: Iterable[str]) -> list[Path]:
+    """Files of the same names in each of several directories."""
+    names = list(names)
+    return [folder / directory / name for directory in directories for name in names]
+
+
+def with_those_there(needed: Sequence[Path], others: Sequence[Path]) -> list[Path]:
+    """``needed``, and of ``others`` those that exist."""
+    return list(dict.fromkeys([*needed, *filter(Path.is_file, others)]))
+
+
+def corpus_sets(options: Options) -> list[Path]:
+    """Prepared speech of every language."""
+    sets = [f"train_{lang}" for lang in options.langs]
+    return below(options.datadir, sets, ("wav.scp", "utt2lang"))
+
+
+def results(options: Options) -> list[Path]:
+    """Tables."""
+    return [options.results / n for n in ("RESULTS.md", "results.json", "results.csv")]

@@ -1,33 +1,24 @@
-"""The stages of ssl1: Lamer-SSL and its siblings on HuBERT.
+"""The stages of ssl1: Lamer-SSL and its siblings on HuBERT."""
 
-Heavy modules are imported inside the stages, so that a run in which every stage is done
-ends in a second or two.
-"""
-
+from dataclasses import replace
 from pathlib import Path
 
-from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.recipe import files
-from espnet2_lamer.recipe.benchmark import (
-    ASR_TRACKS,
-    LID_TRACKS,
-    adapter_files,
-    packages,
-)
-from espnet2_lamer.recipe.checkpoints import teacher_path
+from espnet2_lamer.recipe.benchmark import ASR_TRACKS, LID_TRACKS
+from espnet2_lamer.recipe.declaration import refused
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.settle import settle
-from espnet2_lamer.recipe.stage import Command, Recipe, Stage, command
-
-ssl1 = Recipe(
-    "ssl1",
-    "Lamer-SSL: extend a HuBERT to new languages with layer-aware LoRA experts. "
-    "Without options: the mini preset, from data to packed models, on a CPU. A stage "
-    "whose inputs and options did not change is skipped; one that was killed goes on.",
-    Options,
-    Path("conf/presets"),
-    settle,
+from espnet2_lamer.recipe.stage import (
+    Command,
+    Recipe,
+    Stage,
+    command,
+    corpus_sets,
+    results,
+    with_those_there,
+    work,
 )
+from espnet2_lamer.recipe.upstreams import teacher_path
 
 # What decides which heads there are.
 _BENCHMARK = (
@@ -53,63 +44,6 @@ def _teacher(options: Options) -> dict:
     }
 
 
-@ssl1.stage(
-    0,
-    "base and teacher checkpoints",
-    "base teacher retrain seed allocation asr_layer lid_layer",
-    inputs=files.mini_sums,
-    outputs=lambda o: [o.checkpoints, o.random_upstream / "model.safetensors"],
-    shared=True,
-)
-def checkpoints(options: Options) -> None:
-    """Find, verify and record base and teacher; write the random upstream."""
-    from espnet2_lamer.recipe.base_training import prepare_checkpoints
-
-    prepare_checkpoints(options)
-
-
-@ssl1.stage(
-    1,
-    "data preparation",
-    "corpus corpus_paths manifest exclude_sources new_langs replay_langs seed",
-    inputs=lambda o: o.manifest_files,
-    outputs=files.corpus_sets,
-    shared=True,
-)
-def data(options: Options) -> None:
-    """Prepare corpora as ``local/data.py`` does, and join public ones."""
-    from espnet2_lamer.recipe.data import prepare_corpus
-
-    prepare_corpus(options)
-
-
-@ssl1.stage(
-    2,
-    "formatting and selection",
-    "new_langs replay_langs replay_hours replay_sampling replay_alpha "
-    "replay_clusters dev_hours min_duration max_duration max_bad_audio "
-    "drop_overlap overlap_tree seed",
-    inputs=files.selection_inputs,
-    outputs=files.selection_outputs,
-    shared=True,
-)
-def selection(options: Options) -> None:
-    """Write 16 kHz mono audio of the right lengths, a replay sample, the overlap."""
-    from espnet2_lamer.parallel import workers
-    from espnet2_lamer.recipe.data import format_ssl
-
-    with workers(options.dask):
-        format_ssl(options)
-
-
-@ssl1.commands(
-    3,
-    "teacher features",
-    "teacher_layer kmeans_hours seed",
-    inputs=lambda o: [o.checkpoints, *files.ssl_sets(o)[:3]],
-    outputs=files.features,
-    shared=True,
-)
 def features(options: Options) -> list[Command]:
     """Store features of sampled hours per language."""
     train = options.raw / "ssl_train"
@@ -126,14 +60,6 @@ def features(options: Options) -> list[Command]:
     ]
 
 
-@ssl1.commands(
-    4,
-    "k-means",
-    "n_clusters seed",
-    inputs=files.features,
-    outputs=files.codebook,
-    shared=True,
-)
 def clusters(options: Options) -> list[Command]:
     """Cluster the features, and say how good the clusters are."""
     return [
@@ -148,14 +74,6 @@ def clusters(options: Options) -> list[Command]:
     ]
 
 
-@ssl1.commands(
-    5,
-    "pseudo-labels",
-    "teacher_layer n_clusters",
-    inputs=lambda o: [o.checkpoints, *files.codebook(o), *files.ssl_sets(o)],
-    outputs=lambda o: [*files.labels(o), o.expdir / "label_quality.json"],
-    shared=True,
-)
 def labels(options: Options) -> list[Command]:
     """Label every utterance with units, measure them, write the token list."""
     dev = options.raw / "ssl_dev"
@@ -181,188 +99,216 @@ def labels(options: Options) -> list[Command]:
     return [*assigned, quality]
 
 
-@ssl1.stage(
-    6,
-    "statistics",
-    inputs=lambda o: [*files.ssl_sets(o), *files.labels(o)],
-    outputs=files.shapes,
-    shared=True,
-)
-def statistics(options: Options) -> None:
-    """Write shape files, which follow from the sample counts."""
-    from espnet2_lamer.recipe.pretraining import write_shapes
-
-    write_shapes(options.raw / "ssl_train", options.stats / "train")
-    write_shapes(options.raw / "ssl_dev", options.stats / "valid")
-
-
-@ssl1.stage(
-    7,
-    "continual pretraining",
-    "allocation n_clusters control seed",
-    inputs=lambda o: [o.checkpoints, o.ssl_config, *files.labels(o), *files.shapes(o)],
-    outputs=files.trained,
-    keep=lambda o: o.trainings,
-    variant=lambda o: o.variant,
-)
-def pretraining(options: Options) -> None:
-    """Train the head-only control, and Lamer on the same data and updates."""
-    from espnet2_lamer.recipe.pretraining import continue_pretraining
-
-    continue_pretraining(options)
-
-
-def sanity(options: Options) -> None:
-    """Instead of pretraining: can the model learn one batch?"""
-    from espnet2_lamer.recipe.pretraining import check_one_batch
-
-    check_one_batch(options)
-
-
-@ssl1.stage(
-    8,
-    "analysis",
-    "asr_layer analysed seed",
-    inputs=lambda o: [o.checkpoints, *files.trained(o), *files.labels(o)],
-    outputs=files.reports,
-    variant=lambda o: o.variant,
-)
-def analysis(options: Options) -> None:
-    """Measure what was learnt, what was forgotten, and how the routers decide."""
-    from espnet2_lamer.recipe.analysis import analyse
-
-    analyse(options)
-
-
-@ssl1.stage(
-    9,
-    "ML-SUPERB data",
-    f"new_langs replay_langs units max_bad_audio seed {_BENCHMARK} mlsuperb eval_lists",
-    inputs=files.set_sources,
-    outputs=files.eval_sets,
-    shared=True,
-)
-def evaluation_sets(options: Options) -> None:
-    """Write train, dev and test sets of the benchmark, in each language's unit."""
-    from espnet2_lamer.parallel import workers
-    from espnet2_lamer.recipe.data import format_evaluation
-
-    with workers(options.dask):
-        format_evaluation(options)
-
-
-@ssl1.stage(
-    10,
-    "ASR fine-tuning",
-    f"units asr_layer store_dtype {_BENCHMARK} {_HEADS}",
-    inputs=lambda o: files.of_heads(o, ASR_TRACKS),
-    outputs=lambda o: files.heads(o, ASR_TRACKS),
-    variant=lambda o: o.evaluation,
-)
-def asr_heads(options: Options) -> None:
-    """Train the heads of the tracks asr and multi_asr on frozen upstreams."""
-    from espnet2_lamer.recipe.downstream import train_heads
-
-    train_heads(options, ASR_TRACKS)
-
-
-@ssl1.stage(
-    11,
-    "LID fine-tuning",
-    f"lid_layer store_dtype {_BENCHMARK} {_HEADS}",
-    inputs=lambda o: files.of_heads(o, LID_TRACKS),
-    outputs=lambda o: files.heads(o, LID_TRACKS),
-    variant=lambda o: o.evaluation,
-)
-def lid_heads(options: Options) -> None:
-    """Train the heads of the tracks lid and asr_lid on frozen upstreams."""
-    from espnet2_lamer.recipe.downstream import train_heads
-
-    train_heads(options, LID_TRACKS)
-
-
-@ssl1.stage(
-    12,
-    "decoding and results",
-    f"units baselines {_BENCHMARK} {_HEADS}",
-    inputs=lambda o: [
-        *files.heads(o, ASR_TRACKS),
-        *files.heads(o, LID_TRACKS),
-        *files.reports_used(o),
-        *files.eval_sets(o),
-    ],
-    outputs=files.results,
-    variant=lambda o: o.evaluation,
-)
-def results(options: Options) -> None:
-    """Decode, score, and write the tables."""
-    from espnet2_lamer.recipe.scoring import score
-
-    score(options)
-
-
-@ssl1.stage(
-    13,
-    "packing",
-    "upstreams",
-    inputs=lambda o: [
-        o.checkpoints,
-        *files.trained(o),
-        *files.codebook(o),
-        *files.results(o),
-    ],
-    outputs=files.published,
-    variant=lambda o: o.variant,
-)
-def packing(options: Options) -> None:
-    """Write zips for ``espnet_model_zoo`` and the adapter file."""
-    from espnet2_lamer.recipe.packing import pack
-
-    pack(options)
-
-
-@ssl1.stage(
-    14,
-    "upload (off without --hf_repo)",
-    "hf_repo dry_run",
-    inputs=lambda o: files.published(o) if o.hf_repo or o.dry_run else [],
-    variant=lambda o: o.variant,
-    # A list that was shown once is asked for again.
-    repeat=lambda o: o.dry_run,
-)
-def upload(options: Options) -> None:
-    """Upload to Hugging Face what was packed."""
-    from espnet2_lamer.recipe.packing import upload_packages
-
-    files = packages(options) | adapter_files(options)
-    front = options.ssl_experiment.name
-    upload_packages(options.hf_repo, files, options.dry_run, front)
-
-
-def _stages_of(options: Options) -> list[Stage]:
-    """Return every stage; with ``--sanity true`` those up to the sanity check.
-
-    Raises:
-        RecipeError: A sanity check is asked for, but not the stage that it replaces.
-    """
-    if not options.sanity:
-        return list(ssl1)
-    number = ssl1["pretraining"].number
-    if not options.stage <= number <= options.stop_stage:
-        raise RecipeError(
-            f"--sanity: found stages {options.stage} to {options.stop_stage}, expected "
-            f"a range with stage {number}, which it replaces"
-        )
-    return ssl1.replaced(
+STAGES = (
+    Stage(
+        0,
+        "checkpoints",
+        "base and teacher checkpoints",
+        "base teacher retrain seed allocation asr_layer lid_layer",
+        work("base_training", "prepare_checkpoints"),
+        inputs=lambda o: with_those_there([], [Path("mini") / "SHA256SUMS"]),
+        outputs=lambda o: [o.checkpoints, o.random_upstream / "model.safetensors"],
+        shared=True,
+    ),
+    Stage(
+        1,
+        "data",
+        "data preparation",
+        "corpus corpus_paths manifest exclude_sources new_langs replay_langs seed",
+        work("data", "prepare_corpus"),
+        inputs=lambda o: o.manifest_files,
+        outputs=corpus_sets,
+        shared=True,
+    ),
+    Stage(
+        2,
+        "selection",
+        "formatting and selection",
+        "new_langs replay_langs replay_hours replay_sampling replay_alpha "
+        "replay_clusters dev_hours min_duration max_duration max_bad_audio "
+        "drop_overlap overlap_tree seed",
+        work("data", "format_ssl"),
+        inputs=files.selection_inputs,
+        outputs=lambda o: [
+            *files.ssl_sets(o),
+            *(o.raw / n for n in ("hours.json", "overlap.tsv", "skipped_audio.tsv")),
+        ],
+        shared=True,
+    ),
+    Stage(
+        3,
+        "features",
+        "teacher features",
+        "teacher_layer kmeans_hours seed",
+        features,
+        inputs=lambda o: [o.checkpoints, *files.ssl_sets(o)[:3]],
+        outputs=lambda o: [o.features / "index.json"],
+        shared=True,
+        by_commands=True,
+    ),
+    Stage(
+        4,
+        "clusters",
+        "k-means",
+        "n_clusters seed",
+        clusters,
+        inputs=lambda o: [o.features / "index.json"],
+        outputs=lambda o: [o.codebook],
+        shared=True,
+        by_commands=True,
+    ),
+    Stage(
+        5,
+        "labels",
+        "pseudo-labels",
+        "teacher_layer n_clusters",
+        labels,
+        inputs=lambda o: [o.checkpoints, o.codebook, *files.ssl_sets(o)],
+        outputs=lambda o: [*files.labels(o), o.expdir / "label_quality.json"],
+        shared=True,
+        by_commands=True,
+    ),
+    Stage(
+        6,
+        "statistics",
+        "statistics",
+        "",
+        work("pretraining", "write_all_shapes"),
+        inputs=lambda o: [*files.ssl_sets(o), *files.labels(o)],
+        outputs=files.shapes,
+        shared=True,
+    ),
+    Stage(
+        7,
         "pretraining",
-        title="sanity check of pretraining",
-        options=("allocation", "n_clusters", "seed"),
-        outputs=lambda o: [o.ssl_experiment / "sanity.json"],
-        run=sanity,
+        "continual pretraining",
+        "allocation n_clusters control seed",
+        work("pretraining", "continue_pretraining"),
+        inputs=lambda o: [
+            o.checkpoints,
+            o.ssl_config,
+            *files.labels(o),
+            *files.shapes(o),
+        ],
+        outputs=files.trained,
+        keep=lambda o: o.trainings,
+        variant=lambda o: o.variant,
+    ),
+    Stage(
+        8,
+        "analysis",
+        "analysis",
+        "asr_layer analysed seed",
+        work("analysis", "analyse"),
+        inputs=lambda o: [o.checkpoints, *files.trained(o), *files.labels(o)],
+        outputs=files.reports,
+        variant=lambda o: o.variant,
+    ),
+    Stage(
+        9,
+        "evaluation_sets",
+        "ML-SUPERB data",
+        "new_langs replay_langs units max_bad_audio seed "
+        f"{_BENCHMARK} mlsuperb eval_lists",
+        work("data", "format_evaluation"),
+        inputs=files.set_sources,
+        outputs=files.eval_sets,
+        shared=True,
+    ),
+    Stage(
+        10,
+        "asr_heads",
+        "ASR fine-tuning",
+        f"units asr_layer store_dtype {_BENCHMARK} {_HEADS}",
+        work("scoring", "train_heads", ASR_TRACKS),
+        inputs=lambda o: files.of_heads(o, ASR_TRACKS),
+        outputs=lambda o: files.heads(o, ASR_TRACKS),
+        variant=lambda o: o.evaluation,
+    ),
+    Stage(
+        11,
+        "lid_heads",
+        "LID fine-tuning",
+        f"lid_layer store_dtype {_BENCHMARK} {_HEADS}",
+        work("scoring", "train_heads", LID_TRACKS),
+        inputs=lambda o: files.of_heads(o, LID_TRACKS),
+        outputs=lambda o: files.heads(o, LID_TRACKS),
+        variant=lambda o: o.evaluation,
+    ),
+    Stage(
+        12,
+        "results",
+        "decoding and results",
+        f"units baselines {_BENCHMARK} {_HEADS}",
+        work("scoring", "score"),
+        inputs=lambda o: [
+            *files.heads(o),
+            *(files.reports(o) if "lamer" in o.upstreams else []),
+            *files.eval_sets(o),
+        ],
+        outputs=results,
+        variant=lambda o: o.evaluation,
+    ),
+    Stage(
+        13,
+        "packing",
+        "packing",
+        "upstreams",
+        work("packing", "pack"),
+        inputs=lambda o: [
+            o.checkpoints,
+            o.codebook,
+            *files.trained(o),
+            *results(o),
+        ],
+        outputs=files.published,
+        variant=lambda o: o.variant,
+    ),
+    Stage(
+        14,
+        "upload",
+        "upload (off without --hf_repo)",
+        "hf_repo dry_run",
+        work("packing", "upload"),
+        inputs=lambda o: files.published(o) if o.hf_repo or o.dry_run else [],
+        variant=lambda o: o.variant,
+        # A list that was shown once is asked for again.
+        repeat=lambda o: o.dry_run,
+    ),
+)
+
+
+def _stages_of(options: Options) -> tuple[Stage, ...]:
+    """Return every stage; with ``--sanity true`` those up to the sanity check."""
+    if not options.sanity:
+        return STAGES
+    training = ssl1["pretraining"]
+    number = training.number
+    if not options.stage <= number <= options.stop_stage:
+        found = f"stages {options.stage} to {options.stop_stage}"
+        expected = f"a range with stage {number}, which it replaces"
+        raise refused("sanity", found, expected)
+    check = replace(
+        training,
         name="sanity",
+        title="sanity check of pretraining",
+        depends_on="allocation n_clusters seed",
+        run=work("pretraining", "check_one_batch"),
+        outputs=lambda o: [o.ssl_experiment / "sanity.json"],
         keep=lambda o: [],
         variant=lambda o: f"{o.variant}_sanity",
     )
+    return (*(stage for stage in STAGES if stage.number < number), check)
 
 
-ssl1.stages_of = _stages_of
+ssl1 = Recipe(
+    "ssl1",
+    "Lamer-SSL: extend a HuBERT to new languages with layer-aware LoRA experts. "
+    "Without options: the mini preset, from data to packed models, on a CPU. A stage "
+    "whose inputs and options did not change is skipped; one that was killed goes on.",
+    Options,
+    Path("conf/presets"),
+    settle,
+    STAGES,
+    _stages_of,
+)

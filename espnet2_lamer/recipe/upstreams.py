@@ -1,21 +1,18 @@
-"""The upstreams of ``--upstreams``: built-in names, conf/upstreams, paths, S3PRL."""
+"""The models of a run: base and teacher of stage 0, and those of ``--upstreams``."""
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import read_yaml
-from espnet2_lamer.recipe.checkpoints import base_path
+from espnet2_lamer.recipe.declaration import refused
 from espnet2_lamer.recipe.options import Options
 
 CONFIGS = Path("conf/upstreams")
-# What each built-in name is, as the tables describe it.
-BUILT_IN = {
-    "random": "the base's network with random weights",
-    "base": "the base before continual pretraining",
-    "lamer": "after continual pretraining with LoRA experts",
-}
+BUILT_IN = ("random", "base", "lamer")
 # Of an ESPnet experiment or a Hugging Face directory.
 _FILES = (
     "config.yaml",
@@ -27,12 +24,28 @@ _FILES = (
 _KEYS = {"source", "experiment", "description", "asr_layer", "lid_layer"}
 
 
+def read_checkpoints(options: Options) -> dict[str, dict[str, Any]]:
+    """Return stage 0's record: ``{"base": {"path": ...}, "teacher": ...}``."""
+    return json.loads(options.checkpoints.read_text(encoding="utf-8"))
+
+
+def base_path(options: Options) -> str:
+    """The base: local directory or file, or name of a torchaudio bundle."""
+    return read_checkpoints(options)["base"]["path"]
+
+
+def teacher_path(options: Options) -> str:
+    """The teacher, or a name that needs no checkpoint; before stage 0, the option."""
+    if not options.checkpoints.is_file():
+        return options.teacher
+    return read_checkpoints(options)["teacher"]["path"]
+
+
 @dataclass(frozen=True)
 class UpstreamSpec:
     """One upstream of the evaluation.
 
     Attributes:
-        name: As ``--upstreams`` gives it.
         system: Its name in tables and directories.
         source: What ``espnet2_lamer.load_model`` reads.
         description: What it is, for the tables.
@@ -40,7 +53,6 @@ class UpstreamSpec:
         lid_layer: State that LID reads, or None: ``--lid_layer``.
     """
 
-    name: str
     system: str
     source: str
     description: str
@@ -61,7 +73,7 @@ def upstream_specs(options: Options) -> dict[str, UpstreamSpec]:
     specs: dict[str, UpstreamSpec] = {}
     for name in options.upstreams:
         spec = _spec(name, options)
-        same = [s.name for s in specs.values() if s.system == spec.system]
+        same = [other for other, s in specs.items() if s.system == spec.system]
         if same:
             raise RecipeError(
                 f"--upstreams: {same[0]!r} and {name!r} are both called "
@@ -81,57 +93,41 @@ def weight_files(source: str) -> list[Path]:
 
 
 def _spec(name: str, options: Options) -> UpstreamSpec:
-    if name in BUILT_IN:
-        return _built_in(name, options)
-    config = CONFIGS / f"{name}.yaml"
-    if config.is_file():
-        return _from_config(name, config, options)
-    known = ", ".join([*BUILT_IN, *sorted(p.stem for p in CONFIGS.glob("*.yaml"))])
-    looks_like_a_source = "/" in name or ":" in name or Path(name).exists()
-    if not looks_like_a_source:
-        raise RecipeError(
-            f"--upstreams: found {name!r}, expected some of {known}, s3prl:NAME, a "
-            "path or a Hugging Face id"
-        )
-    system = re.sub(r"[^\w.-]+", "-", Path(name).name.removesuffix(".zip")).strip("-")
-    return UpstreamSpec(name, system, name, name)
-
-
-def _built_in(name: str, options: Options) -> UpstreamSpec:
     if name == "random":
-        return UpstreamSpec(
-            name, name, str(options.random_upstream), BUILT_IN["random"]
-        )
+        description = "the base's network with random weights"
+        return UpstreamSpec(name, str(options.random_upstream), description)
     if name == "base":
         # Stage 0 says where the base is; before it, only its option is known.
         recorded = options.checkpoints.is_file()
         source = base_path(options) if recorded else options.base
-        return UpstreamSpec(name, name, source, BUILT_IN["base"])
-    description = BUILT_IN["lamer"]
-    if options.variant:
-        description = (
-            f"after continual pretraining with {options.ssl_config}, experts per layer "
-            f"{options.allocation or 'none: the whole model trains'}"
-        )
-    source = str(options.ssl_experiment)
-    return UpstreamSpec(name, options.ssl_tag, source, description)
+        return UpstreamSpec(name, source, "the base before continual pretraining")
+    if name == "lamer":
+        description = "after continual pretraining with LoRA experts"
+        if options.variant:
+            description = (
+                f"after continual pretraining with {options.ssl_config}, experts per "
+                f"layer {options.allocation or 'none: the whole model trains'}"
+            )
+        return UpstreamSpec(options.ssl_tag, str(options.ssl_experiment), description)
+    config = CONFIGS / f"{name}.yaml"
+    if config.is_file():
+        return _from_config(name, config, options)
+    if not ("/" in name or ":" in name or Path(name).exists()):
+        known = ", ".join([*BUILT_IN, *sorted(p.stem for p in CONFIGS.glob("*.yaml"))])
+        known = f"some of {known}, s3prl:NAME, a path or a Hugging Face id"
+        raise refused("upstreams", repr(name), known)
+    system = re.sub(r"[^\w.-]+", "-", Path(name).name.removesuffix(".zip")).strip("-")
+    return UpstreamSpec(system, name, name)
 
 
 def _from_config(name: str, path: Path, options: Options) -> UpstreamSpec:
     values = read_yaml(path)
-    unknown = sorted(set(values) - _KEYS)
-    if unknown or ("source" in values) == ("experiment" in values):
+    if not _KEYS.issuperset(values) or ("source" in values) == ("experiment" in values):
         raise RecipeError(
             f"{path}: found keys {', '.join(sorted(values)) or 'none'}; expected "
             "either source (what bin.extract takes) or experiment (a directory in "
             "--expdir), and of description, asr_layer, lid_layer"
         )
-    source = values.get("source") or str(options.expdir / values["experiment"])
-    return UpstreamSpec(
-        name=name,
-        system=name,
-        source=str(source),
-        description=values.get("description", str(source)),
-        asr_layer=values.get("asr_layer"),
-        lid_layer=values.get("lid_layer"),
-    )
+    experiment = values.pop("experiment", None)
+    source = str(values.pop("source", None) or options.expdir / experiment)
+    return UpstreamSpec(name, source, **{"description": source} | values)

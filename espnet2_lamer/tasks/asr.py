@@ -37,8 +37,7 @@ from espnet2_lamer.precision import (
 )
 from espnet2_lamer.tasks.option_check import check_init_param
 from espnet2_lamer.tasks.upstream_frontend import LamerUpstreamFrontend
-from espnet2_lamer.train.checkpoint import LATEST
-from espnet2_lamer.train.models import CheckedTrainer
+from espnet2_lamer.train.checkpoint import LATEST, CheckedTrainer
 from espnet2_lamer.whisper.decoder import WhisperLoraDecoder
 from espnet2_lamer.whisper.encoder import WhisperLoraEncoder
 from espnet2_lamer.whisper.model import WhisperLoraModel
@@ -59,8 +58,7 @@ def register_asr() -> None:
 def check_s3prl_frontend(conf: Any) -> None:
     """Refuse files that ESPnet's own ``frontend: s3prl``, also fused, would read.
 
-    Raises:
-        RecipeError: ``frontend_conf`` names one that the user did not trust.
+    Those that the user did not trust raise ``RecipeError``.
     """
     if isinstance(conf, Mapping):
         # S3PRL takes a file from either of them.
@@ -78,7 +76,7 @@ def _check_checkpoint(path: Path) -> None:
     """Refuse what ESPnet's trainer could not resume from."""
     state = check_weights(path)
     parts = ("model", "reporter", "optimizers", "schedulers")
-    if not (isinstance(state, dict) and all(part in state for part in parts)):
+    if not (isinstance(state, dict) and state.keys() >= set(parts)):
         raise RecipeError(
             f"{path}: expected a checkpoint of ESPnet's trainer, with "
             f"{', '.join(parts)}; move it away to train from the start"
@@ -111,17 +109,13 @@ class LamerASRTask(ASRTask):
 
     @classmethod
     def main(
-        cls,
-        args: argparse.Namespace | None = None,
-        cmd: Sequence[str] | None = None,
+        cls, args: argparse.Namespace | None = None, cmd: Sequence[str] | None = None
     ) -> None:
         """Check the files that training starts from, settle the precision, train.
 
-        Raises:
-            RecipeError: One of the files holds more than weights, or a training would
-                be resumed in another precision.
+        Files that hold more than weights, or resuming in another precision, raise
+        ``RecipeError``.
         """
-        register_asr()
         if args is None:
             args = cls.get_parser().parse_args(cmd)
         check_init_param(args)
@@ -193,15 +187,10 @@ def _with_autocast(forward):
 def load_whisper_model(
     config: str | Path, checkpoint: str | Path | None = None, device: str = "cpu"
 ) -> WhisperLoraModel:
-    """Rebuild the model of a Whisper experiment.
+    """Rebuild the model of a Whisper experiment, or of a packed one, in eval mode.
 
-    Args:
-        config: ``config.yaml`` of an experiment, or of a packed model.
-        checkpoint: One of its epoch files; ``None`` leaves it as it starts.
-        device: Where to; in float32 where it only emulates the bf16 of the training.
-
-    Returns:
-        The model, in eval mode.
+    Without one of its epoch files, the ``checkpoint``, it is as it starts. It computes
+    in float32 where the device only emulates the bf16 of the training.
 
     Raises:
         RecipeError: The config is of another model, or does not fit the checkpoint.

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from espnet2.tasks.abs_task import scheduler_classes
-from torch import nn
 
 from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.convert.load import read_architecture
@@ -22,12 +21,10 @@ from espnet2_lamer.layers import LamerFeedForward, parameter_report
 class DryRun:
     """What a config comes to.
 
-    Attributes:
-        parameters: See :func:`espnet2_lamer.layers.parameter_report`.
-        allocation: Experts of each layer.
-        groups: Tensors and values in each of the optimizer's parameter groups.
-        updates: Optimizer steps in all; ``None`` where the data decide.
-        seconds_per_update: Audio per update, padding included, at most.
+    ``parameters`` are those of :func:`espnet2_lamer.layers.parameter_report`,
+    ``allocation`` the experts of each layer, ``groups`` tensors and values of the
+    optimizer's parameter groups, ``updates`` its steps in all (``None`` where the data
+    decide). An update has at most ``seconds_per_update`` of audio, padding included.
     """
 
     parameters: dict[str, int | float]
@@ -35,13 +32,6 @@ class DryRun:
     groups: list[tuple[int, int]]
     updates: int | None
     seconds_per_update: float
-
-    @property
-    def hours(self) -> float | None:
-        """Hours of audio of all updates, at most."""
-        if self.updates is None:
-            return None
-        return self.updates * self.seconds_per_update / 3600
 
 
 def dry_run(task: type, args: argparse.Namespace) -> DryRun:
@@ -58,8 +48,7 @@ def dry_run(task: type, args: argparse.Namespace) -> DryRun:
     args = argparse.Namespace(**copy.deepcopy(vars(args)))
     args.output_dir = None
     if args.token_list is None:
-        units = [str(unit) for unit in range(args.num_classes)]
-        args.token_list = [*units, "<unk>", "<sos/eos>"]
+        args.token_list = [*map(str, range(args.num_classes)), "<unk>", "<sos/eos>"]
     base = args.encoder_conf.pop("base", None)
     if base is not None:
         args.encoder_conf |= _architecture(base)
@@ -75,18 +64,23 @@ def dry_run(task: type, args: argparse.Namespace) -> DryRun:
             scheduler_classes[args.scheduler](optimizer, **args.scheduler_conf)
     except (ValueError, TypeError, OSError) as error:
         raise RecipeError(f"{args.config or 'options'}: {error}") from error
+    layers = model.encoder.wav2vec2.encoder.transformer.layers
+    ffns = [layer.feed_forward for layer in layers]
+    groups = [[p.numel() for p in group["params"]] for group in optimizer.param_groups]
+    updates = None
+    if args.num_iters_per_epoch is not None:
+        # An epoch's last update may have fewer batches.
+        updates = args.max_epoch * -(-args.num_iters_per_epoch // args.accum_grad)
     found = DryRun(
-        parameters=parameter_report(model),
-        allocation=_allocation(model),
-        groups=[
-            (len(group["params"]), sum(p.numel() for p in group["params"]))
-            for group in optimizer.param_groups
-        ],
-        updates=_updates(args),
-        seconds_per_update=args.batch_bins * args.accum_grad / SAMPLE_RATE,
+        parameter_report(model),
+        [f.num_experts if isinstance(f, LamerFeedForward) else 0 for f in ffns],
+        [(len(sizes), sum(sizes)) for sizes in groups],
+        updates,
+        args.batch_bins * args.accum_grad / SAMPLE_RATE,
     )
     _log(found, args, base)
-    _warn(found, args)
+    if updates is not None:
+        _warn(updates, args)
     return found
 
 
@@ -103,23 +97,9 @@ def _architecture(base: str) -> dict[str, Any]:
         return {}
 
 
-def _allocation(model: nn.Module) -> list[int]:
-    layers = model.encoder.wav2vec2.encoder.transformer.layers
-    ffns = [layer.feed_forward for layer in layers]
-    return [f.num_experts if isinstance(f, LamerFeedForward) else 0 for f in ffns]
-
-
 def _named(name: str | None, options: dict[str, Any]) -> str:
-    if name is None:
-        return "none"
-    return " ".join([name, *(f"{key}={value}" for key, value in options.items())])
-
-
-def _updates(args: argparse.Namespace) -> int | None:
-    if args.num_iters_per_epoch is None:
-        return None
-    # An epoch's last update may have fewer batches.
-    return args.max_epoch * -(-args.num_iters_per_epoch // args.accum_grad)
+    values = [f"{key}={value}" for key, value in options.items()]
+    return "none" if name is None else " ".join([name, *values])
 
 
 def _log(found: DryRun, args: argparse.Namespace, base: str | None) -> None:
@@ -127,19 +107,18 @@ def _log(found: DryRun, args: argparse.Namespace, base: str | None) -> None:
     logging.info("dry run of %s: no weights are read", args.config or "the options")
     logging.info("base: %s", base or "none; random weights of this architecture")
     logging.info("parameters:")
-    of_total = f"{counts['trainable_percent_of_total']:.3f} % of the total"
-    of_backbone = {
-        name: f"{counts[f'{name}_percent_of_backbone']:.3f} % of the backbone"
-        for name in ("lora_and_router", "trainable", "active")
-    }
+
+    def share(name: str, whole: str = "backbone") -> str:
+        return f"{counts[f'{name}_percent_of_{whole}']:.3f} % of the {whole}"
+
     for name, note in (
         ("total", "= backbone + lora + router + head"),
         ("backbone", "convolutions, transformer, mask embedding of a base"),
         ("lora", "A and B of all experts"),
-        ("router", f"with lora {of_backbone['lora_and_router']}"),
+        ("router", f"with lora {share('lora_and_router')}"),
         ("head", "unit embeddings, projection, a mask embedding that trains"),
-        ("trainable", f"{of_total}, {of_backbone['trainable']}"),
-        ("active", f"lora that one frame uses, {of_backbone['active']}"),
+        ("trainable", f"{share('trainable', 'total')}, {share('trainable')}"),
+        ("active", f"lora that one frame uses, {share('active')}"),
     ):
         logging.info("  %-9s %13s  %s", name, f"{counts[name]:,}", note)
     logging.info("experts per layer: %s", _groups(found.allocation))
@@ -156,11 +135,12 @@ def _log(found: DryRun, args: argparse.Namespace, base: str | None) -> None:
             f"{args.accum_grad})"
         )
     logging.info("audio per update: at most %.2f s", found.seconds_per_update)
-    if found.hours is not None:
+    if found.updates is not None:
+        hours = found.updates * found.seconds_per_update / 3600
         paper = sum(PAPER_HOURS.values())
         logging.info(
-            f"audio in all: at most {found.hours:,.0f} h, {found.hours / paper:.1f} "
-            f"epochs over the paper's {paper:.3f} h"
+            f"audio in all: at most {hours:,.0f} h, {hours / paper:.1f} epochs over "
+            f"the paper's {paper:.3f} h"
         )
 
 
@@ -173,14 +153,14 @@ def _groups(allocation: list[int]) -> str:
     return f"{', '.join(parts)}; {sum(allocation)} in all"
 
 
-def _warn(found: DryRun, args: argparse.Namespace) -> None:
-    planned = args.scheduler_conf.get("total_steps") or found.updates
-    if found.updates is not None and planned != found.updates:
+def _warn(updates: int, args: argparse.Namespace) -> None:
+    planned = args.scheduler_conf.get("total_steps") or updates
+    if planned != updates:
         logging.warning(
             f"scheduler_conf.total_steps: found {planned:,}, but max_epoch, "
-            f"num_iters_per_epoch and accum_grad make {found.updates:,} updates"
+            f"num_iters_per_epoch and accum_grad make {updates:,} updates"
         )
-    left = (args.num_iters_per_epoch or 0) % args.accum_grad
+    left = args.num_iters_per_epoch % args.accum_grad
     if left:
         logging.warning(
             f"num_iters_per_epoch: {args.num_iters_per_epoch} is no multiple of "

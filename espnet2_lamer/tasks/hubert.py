@@ -3,7 +3,6 @@
 import argparse
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.fileio.text import text_lines, utf8_tables
 from espnet2_lamer.hubert.espnet_model import LamerHubertPretrainModel
 from espnet2_lamer.hubert.statistics import rank_and_ranks
+from espnet2_lamer.layers.config import check_values
 from espnet2_lamer.precision import (
     AMP_DTYPES,
     AUTO,
@@ -33,10 +33,11 @@ from espnet2_lamer.tasks.dry_run import dry_run
 from espnet2_lamer.tasks.option_check import check_init_param, check_options
 from espnet2_lamer.train.batching import (
     BucketIterFactory,
+    CollateOptions,
+    LamerCollate,
     chosen_utterances,
     read_hours,
 )
-from espnet2_lamer.train.collate import CollateOptions, LamerCollate
 from espnet2_lamer.train.console import child_log, pass_signals_on
 from espnet2_lamer.train.expansion import OLD_EXPERTS, expand_experts, keep_old_experts
 from espnet2_lamer.train.trainer import LamerTrainer
@@ -56,8 +57,6 @@ def register_hubert() -> None:
 # gives them our classes too.
 register_hubert()
 
-COLLATE_DEFAULTS = asdict(CollateOptions())
-
 
 class LamerHubertTask(HubertTask):
     """HubertTask whose defaults are ours and whose batches are length-bucketed."""
@@ -71,10 +70,8 @@ class LamerHubertTask(HubertTask):
         """Check every option, then train.
 
         With ``--dry_run true`` only report, with ``--sanity true`` overfit one batch.
-
-        Raises:
-            RecipeError: A wrong option, by name; a training that cannot go on; a
-                batch that was not learnt.
+        ``RecipeError`` is a wrong option, a training that cannot go on, or a batch that
+        was not learnt.
         """
         if args is None:
             args = cls.get_parser().parse_args(cmd)
@@ -134,7 +131,6 @@ class LamerHubertTask(HubertTask):
             parser.add_argument(f"--{name}", nargs="*", default=[], help=text)
         parser.add_argument(
             "--expand_from",
-            default=None,
             help="Earlier experiment with experts: its experts are the first ones of "
             "each layer, encoder_conf.lamer.allocation counts old and new together",
         )
@@ -189,25 +185,22 @@ class LamerHubertTask(HubertTask):
                 line.rstrip("\r\n") for _, line in text_lines(args.token_list)
             ]
         encoder_class = encoder_choices.get_class(args.encoder)
-        if not issubclass(encoder_class, LamerHubertEncoder):
-            raise RecipeError(
-                f"encoder: found {args.encoder!r}, expected 'lamer_hubert'"
-            )
+        ours = issubclass(encoder_class, LamerHubertEncoder)
+        check_values("", ("encoder", args.encoder, ours, "'lamer_hubert'"))
         encoder = encoder_class(num_classes=args.num_classes, **args.encoder_conf)
         model_class = model_choices.get_class(args.model)
+        precision = settled_amp_dtype(args)
         model = model_class(
-            encoder=encoder,
-            token_list=args.token_list,
-            amp_dtype=settled_amp_dtype(args),
-            **args.model_conf,
+            encoder, args.token_list, amp_dtype=precision, **args.model_conf
         )
-        if getattr(args, "output_dir", None) is not None:
+        # A config that is read back may lack all of these.
+        options = vars(args)
+        if options.get("output_dir") is not None:
             statistics = model.routing_statistics
             statistics.path = Path(args.output_dir) / "routing.jsonl"
-            statistics.interval = getattr(args, "log_interval", None) or 100
-        langs = list(getattr(args, "langs", None) or [])
-        model.language_statistics.names = langs
-        replayed = getattr(args, "replay_langs", None) or []
+            statistics.interval = options.get("log_interval") or 100
+        langs, replayed = (options.get(k) or [] for k in ("langs", "replay_langs"))
+        model.language_statistics.names = list(langs)
         model.replay_numbers = [n for n, lang in enumerate(langs) if lang in replayed]
         return model
 
@@ -215,12 +208,7 @@ class LamerHubertTask(HubertTask):
     def build_optimizers(
         cls, args: argparse.Namespace, model: torch.nn.Module
     ) -> list[torch.optim.Optimizer]:
-        """Give the optimizer only what trains; take over experts to expand.
-
-        Raises:
-            RecipeError: fp16 is asked for without a GPU, or the experiment of
-                ``expand_from`` does not fit.
-        """
+        """Give the optimizer only what trains; take over experts to expand."""
         if args.amp_dtype == "fp16":
             if args.ngpu == 0:
                 raise RecipeError(

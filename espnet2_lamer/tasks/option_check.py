@@ -4,11 +4,12 @@ import argparse
 import difflib
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, get_type_hints
 
 import torch
+from espnet2.hubert.espnet_model import TorchAudioHubertPretrainModel
 from espnet2.tasks.abs_task import optim_classes, scheduler_classes
 from espnet2.tasks.hubert import encoder_choices, model_choices
 from typeguard import TypeCheckError, check_type
@@ -17,48 +18,29 @@ from espnet2_lamer.constants import RECEPTIVE_FIELD
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import check_weights
 from espnet2_lamer.layers import LamerConfig
-from espnet2_lamer.train.collate import CollateOptions
+from espnet2_lamer.layers.config import check_values
+from espnet2_lamer.train.batching import CollateOptions
 
 # What the task itself passes to the constructors.
+_ESPNETS = inspect.signature(TorchAudioHubertPretrainModel).parameters
 _GIVEN = {
     "encoder_conf": {"num_classes", "input_size"},
-    "model_conf": {
-        "encoder",
-        "token_list",
-        "amp_dtype",
-        "vocab_size",
-        "frontend",
-        "specaug",
-        "normalize",
-        "preencoder",
-    },
+    "model_conf": {"amp_dtype", *_ESPNETS},
     "optim_conf": {"params"},
     "scheduler_conf": {"optimizer"},
 }
 _POSITIVE = math.nextafter(0.0, 1.0)
-# Smallest value; ESPnet and torch check none of these.
-_AT_LEAST: dict[str, float] = {
-    "num_classes": 1,
-    "accum_grad": 1,
-    "batch_bins": 1,
-    "valid_batch_bins": 1,
-    "max_epoch": 1,
-    "num_iters_per_epoch": 1,
-    "sanity_updates": 1,
-    "monitor_utts": 0,
-    "grad_clip": _POSITIVE,
-    "encoder_conf.mask_prob": _POSITIVE,
-    "encoder_conf.mask_length": 1,
-    "encoder_conf.final_dim": 1,
-    "model_conf.balance_weight": 0,
-    "model_conf.unmasked_weight": 0,
-    "model_conf.feature_penalty": 0,
-    "model_conf.distill_weight": 0,
-    "model_conf.logit_temp": _POSITIVE,
-    "collate_fn_conf.max_sample_size": RECEPTIVE_FIELD,
-    "collate_fn_conf.bucket_samples": 1,
+# Options by smallest and largest value; ESPnet and torch check none of these.
+_RANGES = {
+    (1, math.inf): """num_classes accum_grad batch_bins valid_batch_bins max_epoch
+        num_iters_per_epoch sanity_updates encoder_conf.mask_length
+        encoder_conf.final_dim collate_fn_conf.bucket_samples""",
+    (0, math.inf): """monitor_utts model_conf.balance_weight model_conf.unmasked_weight
+        model_conf.feature_penalty model_conf.distill_weight""",
+    (RECEPTIVE_FIELD, math.inf): "collate_fn_conf.max_sample_size",
+    (_POSITIVE, math.inf): "grad_clip model_conf.logit_temp",
+    (_POSITIVE, 1.0): "encoder_conf.mask_prob",
 }
-_AT_MOST = {"encoder_conf.mask_prob": 1.0}
 
 
 def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -81,11 +63,10 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
             classes["scheduler_conf"] = scheduler_classes[args.scheduler]
         classes["collate_fn_conf"] = CollateOptions
         for name, constructor in classes.items():
-            given = _GIVEN.get(name, frozenset())
-            check_keywords(name, getattr(args, name), constructor, given)
+            _check_keywords(name, getattr(args, name), constructor)
         lamer = args.encoder_conf.get("lamer")
         if lamer is not None:
-            check_keywords("encoder_conf.lamer", lamer, LamerConfig)
+            _check_keywords("encoder_conf.lamer", lamer, LamerConfig)
             LamerConfig(**lamer)
         _check_ranges(args)
     except ValueError as error:
@@ -93,11 +74,7 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
 
 
 def check_init_param(args: argparse.Namespace) -> None:
-    """Refuse files of ``init_param`` that hold more than named tensors.
-
-    Raises:
-        RecipeError: With the file and why.
-    """
+    """Refuse files of ``init_param`` that hold more than tensors (``RecipeError``)."""
     for entry in args.init_param or []:
         try:
             file = str(entry).partition(":")[0]  # of FILE:SOURCE:TARGET:EXCLUDED
@@ -111,22 +88,14 @@ def check_init_param(args: argparse.Namespace) -> None:
             raise RecipeError(f"init_param: {error}") from error
 
 
-def check_keywords(
-    name: str,
-    values: Any,
-    constructor: Callable[..., Any],
-    given: set[str] = frozenset(),
-) -> None:
+def _check_keywords(name: str, values: Any, constructor: type) -> None:
     """Check that ``constructor(**values)`` names and types its arguments rightly.
 
-    The signature is the schema; the caller provides the arguments ``given``. A list,
-    from YAML, may stand for a tuple.
-
-    Raises:
-        RecipeError: Not a mapping, an unknown key, or a value of another type.
+    The signature is the schema; the caller provides the arguments in ``_GIVEN``. A
+    list, from YAML, may stand for a tuple.
     """
-    if not isinstance(values, Mapping):
-        raise RecipeError(f"{name}: found {values!r}, expected 'key: value' lines")
+    right, given = isinstance(values, Mapping), _GIVEN.get(name, set())
+    check_values("", (name, values, right, "'key: value' lines"))
     parameters = inspect.signature(constructor).parameters
     kinds = {p.kind for p in parameters.values()}
     known = {key for key, p in parameters.items() if p.kind != p.VAR_KEYWORD} - given
@@ -138,11 +107,8 @@ def check_keywords(
                 f"{name}.{key}: unknown key, expected some of "
                 f"{', '.join(sorted(known))}{hint}"
             )
-    function = constructor
-    if inspect.isclass(constructor):
-        function = constructor.__init__
     try:
-        hints = get_type_hints(function)
+        hints = get_type_hints(constructor.__init__)
     except NameError:
         # Some of torch's schedules name types that only type checkers import.
         hints = {}
@@ -178,11 +144,9 @@ def _check_top_level(parser: argparse.ArgumentParser, args: argparse.Namespace) 
         single = isinstance(action, argparse._StoreAction) and action.nargs is None
         if value is None or not single:
             continue
-        if action.choices is not None and value not in action.choices:
-            allowed = ", ".join(str(choice) for choice in action.choices)
-            raise RecipeError(
-                f"{action.dest}: found {value!r}, expected one of {allowed}"
-            )
+        choices = action.choices or [value]
+        allowed = f"one of {', '.join(map(str, choices))}"
+        check_values("", (action.dest, value, value in choices, allowed))
         if action.type in (int, float) and not _fits(value, action.type):
             raise RecipeError(_wrong_type(action.dest, value, action.type))
 
@@ -193,19 +157,15 @@ def _check_ranges(args: argparse.Namespace) -> None:
             "num_classes: found none, expected the number of units K; give "
             "--num_classes, 1000 in conf/presets/paper.sh"
         )
-    for key, low in _AT_LEAST.items():
-        section, _, name = key.rpartition(".")
-        values = getattr(args, section) if section else vars(args)
-        value, high = values.get(name), _AT_MOST.get(key, math.inf)
-        if value is None:
-            continue
-        if not isinstance(value, int | float) or not low <= value <= high:
-            above = "above 0" if low == _POSITIVE else f"{low} or more"
-            below = f" and at most {high:g}" if key in _AT_MOST else ""
-            raise RecipeError(f"{key}: found {value!r}, expected {above}{below}")
+    for (low, high), keys in _RANGES.items():
+        above = "above 0" if low == _POSITIVE else f"{low} or more"
+        expected = above if high == math.inf else f"{above} and at most {high:g}"
+        for key in keys.split():
+            section, _, name = key.rpartition(".")
+            value = (getattr(args, section) if section else vars(args)).get(name)
+            right = isinstance(value, int | float) and low <= value <= high
+            check_values("", (key, value, value is None or right, expected))
     batches = args.num_iters_per_epoch
-    if batches is not None and args.accum_grad > batches:
-        raise RecipeError(
-            f"accum_grad: found {args.accum_grad}, expected at most "
-            f"num_iters_per_epoch ({batches}): no update would be made in an epoch"
-        )
+    right = batches is None or args.accum_grad <= batches
+    most = f"at most num_iters_per_epoch ({batches}): an epoch would make no update"
+    check_values("", ("accum_grad", args.accum_grad, right, most))

@@ -1,20 +1,109 @@
-"""A pretraining experiment's model, rebuilt from its config and weights."""
+"""A pretraining's model, rebuilt from its experiment or from an adapter file."""
 
 import argparse
+import hashlib
+import json
+import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from copy import deepcopy
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from espnet2_lamer.asr.encoder.lamer_hubert import BASE_HASH, GUARD, LamerHubertEncoder
 from espnet2_lamer.asr.upstream import Upstream
-from espnet2_lamer.convert.espnet_experiment import model_file, read_config
-from espnet2_lamer.convert.load import local_source
-from espnet2_lamer.convert.state import read_state
+from espnet2_lamer.convert.espnet_experiment import (
+    MASK_EMBEDDING,
+    OURS,
+    model_file,
+    read_config,
+)
+from espnet2_lamer.convert.load import (
+    can_be_fetched,
+    local_source,
+    read_architecture,
+    source_sha256,
+)
+from espnet2_lamer.convert.state import check_fit, read_state
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import clear_errors
-from espnet2_lamer.hubert.config_check import check_sizes, checked_config
+from espnet2_lamer.layers.config import check_values
+
+MAX_CLASSES = 2**20
+ADAPTER_SUFFIX = ".safetensors"
+FORMAT = 1
+# The only entry of the file's own metadata, so that equal input gives equal bytes:
+# safetensors writes several in any order.
+METADATA = "espnet2_lamer"
+CENTROIDS = "codebook.centroids"
+
+
+def checked_config(config: Mapping[str, Any], source: object) -> dict[str, Any]:
+    """Return a copy of a pretraining's ``config.yaml`` whose outer form is right.
+
+    Raises:
+        RecipeError: It is of another model, or a value is of the wrong kind.
+    """
+    classes, tokens = config.get("num_classes"), config.get("token_list")
+    encoder, outer, inner = map(config.get, ("encoder", "encoder_conf", "model_conf"))
+    enough = isinstance(classes, int) and 0 < classes <= MAX_CLASSES
+    table = [
+        ("encoder", encoder, encoder == OURS, repr(OURS)),
+        ("encoder_conf", outer, isinstance(outer, dict), "a mapping"),
+        ("model_conf", inner, isinstance(inner, dict), "a mapping"),
+        # A name would be read as a file.
+        ("token_list", tokens, isinstance(tokens, list), "the list of units"),
+        ("num_classes", classes, enough, f"1 to {MAX_CLASSES} units"),
+    ]
+    check_values(f"{source}: ", *table)
+    return deepcopy(dict(config)) | {"encoder": OURS, "model": "lamer"}
+
+
+def _check_sizes(
+    config: Mapping[str, Any], state: Mapping[str, Tensor], source: object
+) -> None:
+    """Compare the tensors that a :func:`checked_config` describes with the weights.
+
+    The model is built without memory for its values, so a size that is wrong in the
+    config costs nothing. The base's tensors may be among the weights or not.
+    """
+    conf = dict(config["encoder_conf"])
+    base = conf.pop("base", None)
+    if base is not None:
+        try:
+            conf |= read_architecture(base)
+        except RecipeError:
+            return  # building fails at the base, and says so best
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        encoder = LamerHubertEncoder(num_classes=config["num_classes"], **conf)
+    planned = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
+    trained = {
+        f"encoder.{key}" for key, p in encoder.named_parameters() if p.requires_grad
+    }
+    # A base brings its own mask embedding; else it is one that trains.
+    expected = {
+        key: value
+        for key, value in planned.items()
+        if key in state or key in trained - {MASK_EMBEDDING}
+    }
+    if isinstance(guard := state.get(f"encoder.{GUARD}"), Tensor) and not guard.numel():
+        expected.pop(f"encoder.{GUARD}", None)
+    found = {key: state[key] for key in expected if key in state}
+    if missing := sorted(expected.keys() - found.keys()):
+        raise RecipeError(
+            f"{source}: the checkpoint lacks {len(missing)} tensors of the encoder, "
+            f"e.g. {missing[0]}; encoder_conf is not the one it was trained with"
+        )
+    for key, value in found.items():
+        if value.dtype != planned[key].dtype or value.layout is not torch.strided:
+            raise RecipeError(
+                f"{source}: {key}: found {value.dtype} ({value.layout}) in the "
+                f"weights, expected {planned[key].dtype}"
+            )
+    check_fit(expected, found, source)
 
 
 def load_pretraining_model(
@@ -22,23 +111,15 @@ def load_pretraining_model(
 ):
     """Rebuild the whole ESPnet model (head included) of a pretraining experiment.
 
-    Args:
-        experiment: Directory with ``config.yaml``.
-        base: Overrides ``encoder_conf.base``.
-        epoch_file: Its weights; default is its best model.
-
-    Returns:
-        A ``LamerHubertPretrainModel`` in eval mode.
+    ``base`` overrides ``encoder_conf.base``; the weights are those of ``epoch_file``,
+    by default of its best model. It is a ``LamerHubertPretrainModel`` in eval mode.
 
     Raises:
         RecipeError: The config is not of this kind, or weights do not fit.
     """
     source = experiment / "config.yaml"
     config = checked_config(read_config(experiment), source)
-    if epoch_file is None:
-        weights = model_file(experiment, config)
-    else:
-        weights = experiment / epoch_file
+    weights = model_file(experiment, config, epoch_file)
     return restore_pretraining_model(config, read_state(weights), base, source)
 
 
@@ -60,19 +141,11 @@ def restore_pretraining_model(
     base: str | Path | None,
     source: Path,
 ):
-    """Build the ESPnet model that a config describes, and fill it.
+    """Build the ESPnet model that a ``config.yaml`` describes, and fill it.
 
     Nothing is allocated before the config's sizes are known to be those of the
-    weights.
-
-    Args:
-        config: Content of ``config.yaml``; not changed.
-        state: State dict of an epoch file.
-        base: Overrides ``encoder_conf.base``.
-        source: Where both are from, for messages.
-
-    Returns:
-        A ``LamerHubertPretrainModel`` in eval mode.
+    weights. ``base`` overrides ``encoder_conf.base``, messages name ``source``; the
+    model is in eval mode.
 
     Raises:
         RecipeError: As :func:`load_pretraining_model`.
@@ -86,7 +159,7 @@ def restore_pretraining_model(
             conf["base"] = str(base)
         elif conf.get("base") is not None:
             conf["base"] = _base_here(conf["base"], source)
-        check_sizes(config, state, source)
+        _check_sizes(config, state, source)
         model = LamerHubertTask.build_model(argparse.Namespace(**config))
         model.load_state_dict(dict(state))
     return model.eval()
@@ -102,11 +175,155 @@ def load_experiment(
 def as_upstream(model: nn.Module) -> Upstream:
     """Keep a pretraining model's encoder alone, as a frozen extractor."""
     encoder = model.encoder
-    lamer = None
-    if encoder.lamer is not None:
-        lamer = asdict(encoder.lamer)
-        lamer["targets"] = list(lamer["targets"])
+    lamer = encoder.lamer
+    if lamer is not None:
+        lamer = asdict(lamer) | {"targets": list(lamer.targets)}
     # transformers keeps it with the backbone.
     mask = encoder.hubert_pretrain_model.mask_generator.mask_embedding
     encoder.wav2vec2.mask_embedding = mask.detach()
     return Upstream(encoder.wav2vec2, lamer, encoder.final_norm)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Content of an adapter file.
+
+    Tensors are experts, routers, head and persistent buffers under their names in the
+    ESPnet model, and the codebook's centroids ``[K, D]`` if they are there; metadata
+    ``base`` (``name``, ``sha256`` of its weights file, ``architecture``),
+    ``encoder_conf``, ``model_conf``, ``num_classes``, ``codebook``, ...
+    """
+
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, Any]
+
+
+def read_adapter(path: str | Path) -> Adapter:
+    """Read an adapter file; raise ``RecipeError`` where it is none or damaged."""
+    from safetensors import safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise RecipeError(f"{path}: file not found; expected an adapter file")
+    with clear_errors(path), safe_open(path, framework="pt") as handle:
+        text = (handle.metadata() or {}).get(METADATA)
+        if text is None:
+            raise RecipeError(
+                f"{path}: found no entry {METADATA!r} in its metadata, expected an "
+                "adapter file of bin.export; of a Hugging Face model give the directory"
+            )
+        metadata = json.loads(text)
+        tensors = {name: handle.get_tensor(name) for name in handle.keys()}
+        _check_metadata(metadata, path)
+        if content_digest(tensors, metadata) != metadata["sha256"]:
+            raise RecipeError(
+                f"{path}: its content is not what its own SHA-256 says: damaged; fetch "
+                "it again"
+            )
+    return Adapter(tensors, metadata)
+
+
+def load_adapter(path: str | Path, base: str | Path | None = None):
+    """Return the whole ``LamerHubertPretrainModel`` of an adapter file, head included.
+
+    The base may have any format that :func:`~espnet2_lamer.convert.load_hubert` reads;
+    default is the name in the file, if that can be found.
+
+    Raises:
+        RecipeError: The file is damaged, or the base is another one or not found.
+    """
+    adapter = read_adapter(path)
+    data = adapter.metadata
+    config = {
+        "encoder": "lamer_hubert",
+        "encoder_conf": data["encoder_conf"],
+        "model_conf": data["model_conf"],
+        "num_classes": data["num_classes"],
+        "token_list": [*map(str, range(data["num_classes"])), "<unk>", "<sos/eos>"],
+    }
+    state = {k: v for k, v in adapter.tensors.items() if k != CENTROIDS}
+    digest = bytes.fromhex(data["base"]["sha256"])
+    state[f"encoder.{BASE_HASH}"] = torch.tensor(list(digest), dtype=torch.uint8)
+    state[f"encoder.{GUARD}"] = torch.empty(0)
+    where = _find_base(adapter, base, path)
+    model = restore_pretraining_model(config, state, where, Path(path))
+    _check_architecture(adapter, model.encoder.architecture, path)
+    return model
+
+
+def content_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+    """SHA-256 of everything in the file but itself; safetensors has no checksum."""
+    rest = {key: value for key, value in metadata.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _check_metadata(metadata: Any, path: Path) -> None:
+    found = metadata if isinstance(metadata, dict) else {}
+    if found.get("format") != FORMAT:
+        raise RecipeError(
+            f"{path}: format: found {found.get('format')!r}, expected {FORMAT}; a "
+            "later version of this package may read it"
+        )
+    base, conf = found.get("base"), found.get("encoder_conf")
+    right = {
+        "sha256": isinstance(found.get("sha256"), str),
+        "base": isinstance(base, dict)
+        and isinstance(base.get("name"), str)
+        and isinstance(base.get("architecture"), dict)
+        and re.fullmatch("[0-9a-f]{64}", str(base.get("sha256"))),
+        "num_classes": isinstance(classes := found.get("num_classes"), int)
+        and 0 < classes <= MAX_CLASSES,
+        "encoder_conf": isinstance(conf, dict)
+        and isinstance(conf.get("lamer"), dict)
+        and isinstance(conf.get("final_norm"), bool),
+        "model_conf": isinstance(found.get("model_conf"), dict),
+    }
+    expected = "what bin.export writes; fetch the file again"
+    table = [(key, found.get(key), good, expected) for key, good in right.items()]
+    check_values(f"{path}: ", *table)
+
+
+def _find_base(adapter: Adapter, base: str | Path | None, path: str | Path) -> str:
+    expected = adapter.metadata["base"]
+    name, how = expected["name"], "give it: load_model(adapter, base=...)"
+    if base is None and not can_be_fetched(name):
+        raise RecipeError(
+            f"{path}: its base {name!r} (SHA-256 {expected['sha256']}) is not a public "
+            f"name; {how}"
+        )
+    where = str(base)
+    if base is None:
+        try:
+            # Whoever made the file must not decide what is fetched.
+            where = local_source(name, fetch=False)
+        except RecipeError as error:
+            raise RecipeError(
+                f"{path}: its base {name!r} is not found here ({error}); {how}, also "
+                "to fetch it by that name"
+            ) from error
+    found = source_sha256(where)
+    if found != expected["sha256"]:
+        raise RecipeError(
+            f"{where}: SHA-256 of its weights is {found}, but {path} was trained on "
+            f"{name!r} with {expected['sha256']}; give that base, the same file"
+        )
+    return where
+
+
+def _check_architecture(
+    adapter: Adapter, found: Mapping[str, Any], path: str | Path
+) -> None:
+    """The hash covers the weights; what a config beside them says counts, too."""
+    expected = adapter.metadata["base"]["architecture"]
+    found = json.loads(json.dumps(found))
+    for key in sorted({*expected, *found}):
+        if expected.get(key) != found.get(key):
+            raise RecipeError(
+                f"{path}: {key} of the base: found {found.get(key)!r}, expected "
+                f"{expected.get(key)!r} as in training; restore the base's config"
+            )

@@ -7,21 +7,17 @@ import torch
 from espnet2.asr.frontend.abs_frontend import AbsFrontend
 from torch import Tensor
 
-from espnet2_lamer.asr.frontend.states import (
-    LayerSum,
-    selected_states,
-    upstream_states,
-)
+from espnet2_lamer.asr.frontend.states import LayerSum, selected_states, upstream_states
 from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.layers.config import check_values
 
 
 class LamerUpstreamFrontend(AbsFrontend):
     """A frozen Lamer or HuBERT model as the input of an ESPnet model.
 
-    The upstream never trains: its parameters need no gradient, it runs without
-    autograd and in fp32, and it stays in eval mode whatever ``train()`` says, so no
-    dropout reaches the features.
+    The upstream never trains: its parameters need no gradient, it runs without autograd
+    and in fp32, and it stays in eval mode, so no dropout reaches the features.
 
     Args:
         upstream: What ``espnet2_lamer.load_model`` accepts. For training; checkpoints
@@ -45,11 +41,9 @@ class LamerUpstreamFrontend(AbsFrontend):
         fs: int | str = SAMPLE_RATE,
     ) -> None:
         super().__init__()
-        if str(fs) not in (str(SAMPLE_RATE), "16k"):
-            raise RecipeError(
-                f"frontend_conf.fs: found {fs}, expected {SAMPLE_RATE}; resample the "
-                "audio"
-            )
+        right = str(fs) in (str(SAMPLE_RATE), "16k")
+        expected = f"{SAMPLE_RATE}; resample the audio"
+        check_values("frontend_conf.", ("fs", fs, right, expected))
         if (upstream is None) == (upstream_conf is None):
             raise RecipeError(
                 "frontend_conf: give exactly one of upstream (a path) and "
@@ -66,17 +60,9 @@ class LamerUpstreamFrontend(AbsFrontend):
                 self.upstream = build_upstream(upstream_conf)
         self.register_state_dict_post_hook(_drop_upstream)
         self.register_load_state_dict_pre_hook(_fill_upstream)
-        self.upstream.requires_grad_(False)
-        self.upstream.eval()
         self.layer = layer
         num_states = len(selected_states(self.upstream.num_layers, layer))
         self.layer_sum = LayerSum(num_states, self.upstream.dim)
-
-    def train(self, mode: bool = True) -> "LamerUpstreamFrontend":
-        """Switch the mode of everything but the upstream, which stays in eval."""
-        super().train(mode)
-        self.upstream.eval()
-        return self
 
     def output_size(self) -> int:
         """Return D."""
@@ -99,17 +85,15 @@ def _drop_upstream(
 ) -> None:
     """Keep what lies in a file already, up to a gigabyte, out of every checkpoint."""
     if module.from_file:
-        for key in module.upstream.state_dict():
-            state.pop(f"{prefix}upstream.{key}", None)
+        for key in module.upstream.state_dict(prefix=f"{prefix}upstream."):
+            state.pop(key, None)
 
 
 def _fill_upstream(
     module: LamerUpstreamFrontend, state: dict[str, Tensor], prefix: str, *_: Any
 ) -> None:
-    weights = module.upstream.state_dict().items()
-    missing = {f"{prefix}upstream.{key}": value for key, value in weights}
-    for key in state:
-        missing.pop(key, None)
+    weights = module.upstream.state_dict(prefix=f"{prefix}upstream.")
+    missing = {key: value for key, value in weights.items() if key not in state}
     if module.from_file:
         state.update(missing)
     elif missing:

@@ -1,6 +1,8 @@
-"""Which utterances an epoch has, in which batches, and the iterator over them."""
+"""Batches of an epoch: which utterances, cropped, padded and masked (CPU, seeded)."""
 
+import hashlib
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +14,19 @@ from espnet2.iterators.abs_iter_factory import AbsIterFactory
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from espnet2_lamer.constants import SAMPLE_RATE
+from espnet2_lamer.constants import SAMPLE_RATE, STRIDE, num_frames
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table
-from espnet2_lamer.train.collate import LamerCollate, rounded_length
+from espnet2_lamer.layers.config import check_values
 from espnet2_lamer.train.console import hold_stop_signals, ignore_stop_signals
+
+# Pads labels in a batch; never a unit.
+LABEL_PADDING = -1
+Utterance = tuple[str, dict[str, np.ndarray]]
 
 
 def read_hours(words: Sequence[str]) -> dict[str, float]:
-    """Read ``eng=0.02 cmn=1``: hours by language.
-
-    Raises:
-        RecipeError: A word is not of this form, or its number not above 0.
-    """
+    """Read ``eng=0.02 cmn=1``, hours by language; raise ``RecipeError`` for others."""
     hours: dict[str, float] = {}
     for word in words:
         lang, _, number = word.partition("=")
@@ -32,11 +34,9 @@ def read_hours(words: Sequence[str]) -> dict[str, float]:
             hours[lang] = float(number)
         except ValueError:
             hours[lang] = 0.0
-        if not (lang and 0 < hours[lang] < float("inf")):
-            raise RecipeError(
-                f"max_hours: found {word!r}, expected LANGUAGE=HOURS above 0, e.g. "
-                "eng=0.5; exclude_langs leaves a language out"
-            )
+        right = lang and 0 < hours[lang] < float("inf")
+        form = "LANGUAGE=HOURS above 0, e.g. eng=0.5; exclude_langs leaves one out"
+        check_values("", ("max_hours", word, right, form))
     return hours
 
 
@@ -56,9 +56,9 @@ def chosen_utterances(
             is left.
     """
     utt2lang = read_table(utt2lang_file, "audio formatting")
-    by_lang: dict[str, list[str]] = {}
+    by_lang = defaultdict(list)
     for utt in sorted(lengths):
-        by_lang.setdefault(utt2lang.get(utt, ""), []).append(utt)
+        by_lang[utt2lang.get(utt, "")].append(utt)
     unknown = by_lang.pop("", [])
     if excluded and unknown:
         raise RecipeError(
@@ -88,6 +88,138 @@ def chosen_utterances(
             f"{utt2lang_file}"
         )
     return {utt: n for utt, n in lengths.items() if utt not in dropped}
+
+
+@dataclass(frozen=True)
+class CollateOptions:
+    """``collate_fn_conf``: most samples of a training crop, padding granularity."""
+
+    max_sample_size: int = 250000
+    bucket_samples: int = 4000
+
+
+def rounded_length(num_samples: int, max_samples: int, bucket: int) -> int:
+    """Length that a row of ``num_samples`` occupies in a batch.
+
+    Rounded up to a bucket, but never above the crop length: crops themselves, the most
+    frequent length of long utterances, need no padding.
+    """
+    return min(-(-num_samples // bucket) * bucket, max_samples)
+
+
+def span_mask(
+    num_frames: int,
+    mask_prob: float,
+    mask_length: int,
+    generator: np.random.Generator,
+    min_masks: int = 2,
+) -> np.ndarray:
+    """Draw the masked frames of one utterance of ``num_frames`` (T).
+
+    HuBERT's span masks with fairseq's ``static`` statistics: ``floor(mask_prob * T /
+    mask_length + u)`` spans, u uniform in [0, 1), at least ``min_masks``, start at
+    distinct random frames; spans may overlap. Unlike fairseq, rows of a batch are not
+    thinned out to the count of the least masked one.
+
+    Returns:
+        Sorted frame indices, int64; none below two frames.
+    """
+    if num_frames < 2:
+        return np.zeros(0, dtype=np.int64)
+    spans = int(mask_prob * num_frames / mask_length + generator.random())
+    spans = max(spans, min_masks)
+    length = min(mask_length, num_frames - 1)
+    if num_frames - length <= spans:
+        length = max(num_frames - spans - 1, 1)
+    starts = generator.choice(
+        num_frames - length, min(spans, num_frames - length), replace=False
+    )
+    covered = (starts[:, None] + np.arange(length)).ravel()
+    return np.unique(covered)
+
+
+def utterance_generator(seed: int, epoch: int, utt_id: str) -> np.random.Generator:
+    """Return the generator of one utterance in one epoch, whoever loads it."""
+    text = f"{seed} {epoch} {utt_id}".encode()
+    return np.random.default_rng(
+        int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+    )
+
+
+@dataclass
+class LamerCollate:
+    """Collate function of masked prediction.
+
+    Crops start at multiples of 320 samples, so labels stay aligned exactly. Batches
+    are padded to multiples of ``bucket`` samples, in training at most to the crop
+    length ``max_samples``; validation is not cropped, and its masks are fixed. Masks
+    never touch padding.
+    """
+
+    max_samples: int
+    bucket: int
+    mask_prob: float
+    mask_length: int
+    seed: int
+    epoch: int
+    train: bool
+
+    def __post_init__(self) -> None:
+        self.epoch = self.epoch if self.train else 0
+
+    def __call__(
+        self, batch: Collection[Utterance]
+    ) -> tuple[list[str], dict[str, torch.Tensor]]:
+        """Return utterance ids and padded tensors (see the model's ``forward``).
+
+        Labels without one unit per frame raise ``RecipeError``.
+        """
+        names, waveforms, labels, masks, langs = [], [], [], [], []
+        for utt_id, data in batch:
+            generator = utterance_generator(self.seed, self.epoch, utt_id)
+            speech = np.asarray(data["speech"], dtype=np.float32)
+            text = np.asarray(data["text"], dtype=np.int64)
+            frames = num_frames(len(speech))
+            if len(text) != frames:
+                raise RecipeError(
+                    f"utterance {utt_id}: found {len(text)} units for {len(speech)} "
+                    f"samples, expected {frames} ((n - 400) // 320 + 1); make the "
+                    "labels anew"
+                )
+            if self.train and len(speech) > self.max_samples:
+                last = (len(speech) - self.max_samples) // STRIDE
+                start = int(generator.integers(last + 1))
+                speech = speech[start * STRIDE :][: self.max_samples]
+                text = text[start:][: num_frames(len(speech))]
+            names.append(utt_id)
+            waveforms.append(speech)
+            labels.append(text)
+            masks.append(
+                span_mask(len(text), self.mask_prob, self.mask_length, generator)
+            )
+            if "lang" in data:
+                langs.append(int(np.ravel(data["lang"])[0]))
+        longest = max(map(len, waveforms))
+        limit = self.max_samples if self.train else sys.maxsize
+        padded = rounded_length(longest, limit, self.bucket)
+        output = {
+            "speech": _pad(waveforms, 0.0, padded),
+            "speech_lengths": torch.tensor([len(w) for w in waveforms]),
+            "text": _pad(labels, LABEL_PADDING, num_frames(padded)),
+            "text_lengths": torch.tensor([len(t) for t in labels]),
+            "mask_indices": _pad(masks, -1, max(1, *map(len, masks))),
+            "mask_indices_lengths": torch.tensor([len(m) for m in masks]),
+        }
+        if langs:
+            output["lang"] = torch.tensor(langs)
+        return names, output
+
+
+def _pad(rows: list[np.ndarray], value: float, length: int) -> torch.Tensor:
+    padded = np.full((len(rows), length), value, dtype=rows[0].dtype)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return torch.from_numpy(padded)
 
 
 def make_batches(
@@ -125,12 +257,13 @@ def make_batches(
         batches[-1].append(name)
     if len(batches[-1]) < ranks:
         # The rest of the last batch comes from the one before, whose lengths are next.
-        missing = ranks - len(batches[-1])
-        if len(batches[-2]) - missing >= ranks:
-            batches[-1] = batches[-2][-missing:] + batches[-1]
-            del batches[-2][-missing:]
+        rest = batches.pop()
+        missing = ranks - len(rest)
+        if len(batches[-1]) - missing >= ranks:
+            rest = batches[-1][-missing:] + rest
+            del batches[-1][-missing:]
+            batches.append(rest)
         else:
-            rest = batches.pop()
             batches[-1] += rest
     if shuffle:
         batches = [batches[i] for i in generator.permutation(len(batches))]
@@ -170,15 +303,10 @@ class CheckedDataset(Dataset):
 class BucketIterFactory(AbsIterFactory):
     """Builds one epoch's iterator; everything follows from (seed, epoch).
 
-    Args:
-        dataset: Maps an utterance id to ``(id, data)``.
-        lengths: Samples per utterance.
-        batch_bins: Samples per batch, padding included, over all ranks.
-        make_collate: Called with the epoch.
-        num_iters_per_epoch: Batches per epoch; ``None`` means one pass over the data.
-        seed: Seed of the order.
-        train: Shuffle and crop.
-        rank: This process's share of every batch is ``batch[rank::world_size]``.
+    ``dataset`` maps an utterance to ``(id, data)``; ``lengths`` and ``batch_bins``
+    (padding and all ranks included) are in samples. An epoch has
+    ``num_iters_per_epoch`` batches, or is a pass over the data; training shuffles and
+    crops. This process's share of a batch is ``batch[rank::world_size]``.
     """
 
     dataset: Any
@@ -254,10 +382,6 @@ class BucketIterFactory(AbsIterFactory):
         )
         name = f"epoch {epoch}, {'training' if self.train else 'validation'}"
         # Standard error itself may be redirected to a log while ESPnet trains.
-        return tqdm(
-            loader,
-            desc=name,
-            leave=False,
-            file=sys.__stderr__,
-            disable=self.rank > 0 or not sys.__stderr__.isatty(),
-        )
+        stream = sys.__stderr__
+        hidden = self.rank > 0 or not stream.isatty()
+        return tqdm(loader, desc=name, leave=False, file=stream, disable=hidden)

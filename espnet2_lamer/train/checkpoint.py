@@ -1,23 +1,33 @@
-"""Step checkpoints, written whole and hashed; what exact resume needs and compares."""
+"""Files of a training, whole and hashed: step checkpoints, exact resume, models."""
 
 import argparse
+import copy
 import datetime
 import json
 import logging
 import os
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from espnet2.train.reporter import Average, Reporter, SubReporter, WeightedAverage
+from espnet2.train.trainer import Trainer, TrainerOptions
 
+from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.errors import RecipeError, short_reason
 from espnet2_lamer.fileio.atomic import link, rename_old
-from espnet2_lamer.fileio.checksum import SUFFIX, checked_file, problem, remove_file
+from espnet2_lamer.fileio.checksum import (
+    SUFFIX,
+    check_file,
+    checked_file,
+    problem,
+    remove_file,
+)
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.fileio.system import system_message
 from espnet2_lamer.hubert.statistics import gather
@@ -73,8 +83,7 @@ class CheckpointStore:
     def save(self, state: dict[str, Any], updates: int) -> Path:
         """Write a checkpoint of plain values, then remove those no longer kept.
 
-        Raises:
-            RecipeError: It could not be written (e.g. disk full); earlier ones stay.
+        Where it cannot be written (``RecipeError``, e.g. disk full) earlier ones stay.
         """
         path = self.directory / f"update_{updates:08d}.pth"
         try:
@@ -111,8 +120,7 @@ class CheckpointStore:
     def load(self) -> dict[str, Any] | None:
         """Read the latest whole checkpoint onto the CPU; ``None`` where there is none.
 
-        Raises:
-            RecipeError: There are checkpoints, and all of them are damaged.
+        Raises ``RecipeError`` where all that are there are damaged.
         """
         paths = self.paths()
         for path in paths:
@@ -123,9 +131,7 @@ class CheckpointStore:
                 except Exception as error:
                     reason = short_reason(error)
             logging.warning(
-                "%s: damaged or not finished (%s); using the one before it",
-                path,
-                reason,
+                f"{path}: damaged or not finished ({reason}); using the one before it"
             )
         if paths:
             raise RecipeError(
@@ -157,10 +163,9 @@ def fingerprint(args: argparse.Namespace, world_size: int) -> dict[str, str]:
 
 
 def check_ranks(found: dict[str, str]) -> None:
-    """Check that every rank has this fingerprint; nodes may settle ``auto`` otherwise.
+    """Raise ``RecipeError`` on every rank where one has another fingerprint.
 
-    Raises:
-        RecipeError: On every rank, with the first rank and option that differ.
+    Nodes may settle ``auto`` otherwise.
     """
     every = gather(found)
     for rank, other in enumerate(every):
@@ -174,10 +179,9 @@ def check_ranks(found: dict[str, str]) -> None:
 def check_fingerprint(
     saved: dict[str, str], now: dict[str, str], where: Any, allow_changed: bool
 ) -> list[str]:
-    """Return the differences between two fingerprints, one line each.
+    """Return and warn of the differences between two fingerprints, one line each.
 
-    Raises:
-        RecipeError: There are some, and they were not allowed.
+    Where they are not allowed they raise ``RecipeError``.
     """
     changes = [f"{key}: {old} -> {new}" for key, old, new in _differences(saved, now)]
     if changes and not allow_changed:
@@ -187,6 +191,8 @@ def check_fingerprint(
             + ". Train into another directory (--output_dir, --expdir), restore them, "
             "or go on all the same with --allow_changed true"
         )
+    for change in changes:
+        logging.warning("resumed under another condition: %s", change)
     return changes
 
 
@@ -211,11 +217,11 @@ def random_state(device: str) -> dict[str, Any]:
     a later process may see more or fewer.
     """
     version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    name, keys, position, *gaussian = np.random.get_state()
     return {
         "python": [version, list(internal), gauss],
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position],
-        "numpy_gauss": [has_gauss, cached],
+        "numpy_gauss": gaussian,
         "torch": torch.get_rng_state(),
         "cuda": [torch.cuda.get_rng_state()] if device == "cuda" else [],
     }
@@ -226,10 +232,8 @@ def set_random_state(state: dict[str, Any], device: str) -> None:
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position = state["numpy"]
-    has_gauss, cached = state["numpy_gauss"]
-    np.random.set_state(
-        (name, keys.numpy().astype(np.uint32), position, has_gauss, cached)
-    )
+    keys = keys.numpy().astype(np.uint32)
+    np.random.set_state((name, keys, position, *state["numpy_gauss"]))
     torch.set_rng_state(state["torch"])
     before = "cuda" if state["cuda"] else "cpu"
     if before != device:
@@ -244,33 +248,29 @@ def set_random_state(state: dict[str, Any], device: str) -> None:
 
 def reporter_state(reporter: Reporter) -> dict[str, Any]:
     """ESPnet's per-epoch results as plain values; durations as seconds."""
-    return {"epoch": reporter.epoch, "stats": _each(_plain, reporter.stats)}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, datetime.timedelta):
+            return value.total_seconds()
+        return value.item() if isinstance(value, np.generic) else value
+
+    stats = copy.deepcopy(reporter.stats)
+    for figures in _parts(stats):
+        figures.update({key: plain(value) for key, value in figures.items()})
+    return {"epoch": reporter.epoch, "stats": stats}
 
 
 def set_reporter_state(reporter: Reporter, state: dict[str, Any]) -> None:
     """Inverse of :func:`reporter_state`."""
     reporter.epoch = state["epoch"]
-    reporter.stats = _each(_espnets, state["stats"])
+    reporter.stats = copy.deepcopy(state["stats"])
+    for figures in _parts(reporter.stats):
+        if "time" in figures:
+            figures["time"] = datetime.timedelta(seconds=figures["time"])
 
 
-def _each(change: Callable[[str, Any], Any], stats: dict) -> dict:
-    return {
-        epoch: {
-            part: {key: change(key, value) for key, value in figures.items()}
-            for part, figures in parts.items()
-        }
-        for epoch, parts in stats.items()
-    }
-
-
-def _plain(key: str, value: Any) -> Any:
-    if isinstance(value, datetime.timedelta):
-        return value.total_seconds()
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _espnets(key: str, value: Any) -> Any:
-    return datetime.timedelta(seconds=value) if key == "time" else value
+def _parts(stats: dict[int, dict[str, dict]]) -> list[dict[str, Any]]:
+    return [figures for parts in stats.values() for figures in parts.values()]
 
 
 def sub_reporter_state(reporter: SubReporter) -> dict[str, Any]:
@@ -283,11 +283,8 @@ def sub_reporter_state(reporter: SubReporter) -> dict[str, Any]:
         else:
             rows = [[float(v.value)] for v in values]
         stats[key] = torch.tensor(rows, dtype=torch.float64)
-    return {
-        "count": reporter.count,
-        "total_count": reporter.total_count,
-        "stats": stats,
-    }
+    counts = {"count": reporter.count, "total_count": reporter.total_count}
+    return {**counts, "stats": stats}
 
 
 def set_sub_reporter_state(reporter: SubReporter, state: dict[str, Any]) -> None:
@@ -297,3 +294,95 @@ def set_sub_reporter_state(reporter: SubReporter, state: dict[str, Any]) -> None
     for key, rows in state["stats"].items():
         kind = Average if rows.shape[1] == 1 else WeightedAverage
         reporter.stats[key] = [kind(*row) for row in rows.tolist()]
+
+
+def average_best_models(
+    reporter: Reporter,
+    output_dir: Path,
+    criteria: Sequence[Sequence[str]],
+    numbers: Sequence[int],
+) -> None:
+    """Write ``<part>.<key>.ave_<n>best.pth`` and the link ``<part>.<key>.ave.pth``.
+
+    Floating-point tensors are averaged; others (counters, the base's hash) are those
+    of the best epoch, where ESPnet's own function would add them up. ``criteria`` are
+    ``(part, key, "min" or "max")``, ``numbers`` how many epochs to average, each.
+    """
+    for part, key, mode in criteria:
+        if not reporter.has(part, key):
+            continue
+        epochs = reporter.sort_epochs(part, key, mode)
+        wanted = sorted({min(n, len(epochs)) for n in numbers if n > 0}) or [1]
+        for number in wanted:
+            output = output_dir / f"{part}.{key}.ave_{number}best.pth"
+            if number == 1:
+                link(output, f"{epochs[0]}epoch.pth")
+            else:
+                state = _mean(output_dir, epochs[:number])
+                with checked_file(output) as stream:
+                    torch.save(state, stream)
+        link(
+            output_dir / f"{part}.{key}.ave.pth",
+            f"{part}.{key}.ave_{wanted[-1]}best.pth",
+        )
+
+
+def _mean(output_dir: Path, epochs: Sequence[int]) -> dict[str, torch.Tensor]:
+    first, *others = epochs
+    best = read_state(output_dir / f"{first}epoch.pth")
+    floats = {k: v.double() for k, v in best.items() if v.is_floating_point()}
+    for epoch in others:
+        state = read_state(output_dir / f"{epoch}epoch.pth")
+        for name, total in floats.items():
+            total += state[name]
+    means = {k: (v / len(epochs)).to(best[k].dtype) for k, v in floats.items()}
+    return best | means
+
+
+class CheckedTrainer(Trainer):
+    """Trains as ESPnet does; a kill or a full disk leaves no half-written file.
+
+    ESPnet writes ``checkpoint.pth`` in place and the epoch's model after it: a
+    training that ended between the two, or within one, could not go on.
+    """
+
+    @classmethod
+    def run(cls, *args: Any, trainer_options: TrainerOptions, **kwargs: Any) -> None:
+        """Train; a file that is read and not what was written is a ``RecipeError``."""
+        with _checked_files():
+            super().run(*args, trainer_options=trainer_options, **kwargs)
+        # Of models that ESPnet removed.
+        for path in Path(trainer_options.output_dir).glob(f"*epoch.pth{SUFFIX}"):
+            if not path.with_suffix("").exists():
+                path.unlink()
+
+
+@contextmanager
+def _checked_files() -> Iterator[None]:
+    """Let ``torch.save`` and ``torch.load`` of a path keep checksums.
+
+    ESPnet's trainer is one function that calls them by name.
+    """
+    save, load = torch.save, torch.load
+    held: list[tuple[Any, Path]] = []
+
+    def save_checked(state: Any, path: Any) -> None:
+        held.append((state, Path(path)))
+        if Path(path).name == LATEST:
+            # Last, so that it never counts an epoch whose model is not there.
+            return
+        while held:
+            state, path = held.pop()
+            with checked_file(path) as stream:
+                save(state, stream)
+
+    def load_checked(path: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(path, str | Path):
+            check_file(path)
+        return load(path, *args, **kwargs)
+
+    torch.save, torch.load = save_checked, load_checked
+    try:
+        yield
+    finally:
+        torch.save, torch.load = save, load

@@ -11,13 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import (
-    AbstractContextManager,
-    ExitStack,
-    contextmanager,
-    redirect_stderr,
-    suppress,
-)
+from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,18 +57,16 @@ def child_log() -> Iterator[None]:
     if path is None or multiprocessing.parent_process() is None:
         yield
         return
-    with espnet_log(Path(path), Path(path).parent.name, bar=False):
+    with espnet_log(Path(path), bar=False):
         yield
 
 
 @contextmanager
-def espnet_log(path: Path, description: str, bar: bool = True) -> Iterator[None]:
+def espnet_log(path: Path, bar: bool = True) -> Iterator[None]:
     """Send what ESPnet logs and prints to a file; the console keeps errors only.
 
-    Args:
-        path: Appended to, so that a resumed run keeps its history.
-        description: Name of the progress bar.
-        bar: Whether there is one.
+    The file is appended to, so that a resumed run keeps its history; its folder's name
+    is that of the progress bar.
 
     Raises:
         OSError: With the log's folder, where a file of ESPnet's could not be written.
@@ -93,7 +85,7 @@ def espnet_log(path: Path, description: str, bar: bool = True) -> Iterator[None]
         file = logging.StreamHandler(stream)
         form = "%(asctime)s (%(module)s:%(lineno)d) %(levelname)s: %(message)s"
         file.setFormatter(logging.Formatter(form))
-        for handler in [file, EpochBar(description)] if bar else [file]:
+        for handler in [file, EpochBar(path.parent.name)] if bar else [file]:
             root.addHandler(handler)
             stack.callback(handler.close)
             stack.callback(root.removeHandler, handler)
@@ -113,45 +105,6 @@ class StopRequest:
     signal: int = 0
 
 
-def stop_on_signals() -> AbstractContextManager[StopRequest]:
-    """Turn SIGTERM, SIGUSR1 and SIGINT into a request that the training loop looks at.
-
-    Another one ten seconds later, from somebody who will not wait for the checkpoint,
-    acts as it would have without this. A SIGINT that was ignored before stays so: it is
-    meant for what runs in the foreground.
-    """
-    return _handling(_say)
-
-
-def pass_signals_on() -> AbstractContextManager[StopRequest]:
-    """Give SIGTERM, SIGUSR1 and SIGINT to the child processes, and wait as before.
-
-    A training on several GPUs has a process for each, and a parent that only waits:
-    without this a signal ends the parent alone, and the training goes on without it.
-    """
-    return _handling(_give)
-
-
-@contextmanager
-def hold_stop_signals() -> Iterator[None]:
-    """Hold SIGTERM, SIGUSR1 and SIGINT back; they arrive when the block is left.
-
-    Processes that are forked inside are born with them held back, so that none comes
-    before :func:`ignore_stop_signals` does.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def ignore_stop_signals(*_: object) -> None:
-    """Let a helper process outlive a signal to all: its parent decides when it ends."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
 def _say(number: int) -> None:
     """Answer a Ctrl-C at once: the update that is on may take a while."""
     if number == signal.SIGINT:
@@ -159,14 +112,14 @@ def _say(number: int) -> None:
         os.write(2, b"\nstopping after this update, a checkpoint will be written\n")
 
 
-def _give(number: int) -> None:
-    for child in multiprocessing.active_children():
-        with suppress(ProcessLookupError):
-            os.kill(child.pid, number)
-
-
 @contextmanager
-def _handling(act: Callable[[int], None]) -> Iterator[StopRequest]:
+def stop_on_signals(act: Callable[[int], None] = _say) -> Iterator[StopRequest]:
+    """Turn SIGTERM, SIGUSR1 and SIGINT into a request that the training loop looks at.
+
+    Another one ten seconds later, from somebody who will not wait for the checkpoint,
+    acts as it would have without this. A SIGINT that was ignored before stays so: it is
+    meant for what runs in the foreground. ``act`` is called with each signal.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
@@ -196,20 +149,51 @@ def _handling(act: Callable[[int], None]) -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def pass_signals_on() -> Iterator[StopRequest]:
+    """Give SIGTERM, SIGUSR1 and SIGINT to the child processes, and wait as before.
+
+    A training on several GPUs has a process for each, and a parent that only waits:
+    without this a signal ends the parent alone, and the training goes on without it.
+    """
+
+    def give(number: int) -> None:
+        for child in multiprocessing.active_children():
+            with suppress(ProcessLookupError):
+                os.kill(child.pid, number)
+
+    with stop_on_signals(give) as request:
+        yield request
+
+
+@contextmanager
+def hold_stop_signals() -> Iterator[None]:
+    """Hold SIGTERM, SIGUSR1 and SIGINT back; they arrive when the block is left.
+
+    Processes that are forked inside are born with them held back, so that none comes
+    before :func:`ignore_stop_signals` does.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignore_stop_signals(*_: object) -> None:
+    """Let a helper process outlive a signal to all: its parent decides when it ends."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def run_espnet(task: Any, program: str, command: Sequence[str], log: Path) -> None:
     """Run one of ESPnet's tasks in this process; its log begins with the command.
 
-    Args:
-        task: Class with ESPnet's ``main``.
-        program: What runs it by hand: ``hubert_train`` or ``asr_train``.
-        command: Its options.
-        log: File for its messages; the folder's name is that of the progress bar.
-
-    Raises:
-        RecipeError: ESPnet refused its options.
-        SystemExit: It was asked to stop from outside, and has written a checkpoint.
+    By hand ``program``, i.e. ``hubert_train`` or ``asr_train``, runs it. Options that
+    ESPnet refuses raise ``RecipeError``; ``SystemExit`` is a stop asked for from
+    outside, with a checkpoint written.
     """
-    with espnet_log(log, log.parent.name):
+    with espnet_log(log):
         by_hand = shlex.join(map(str, command))
         logging.info("python -m espnet2_lamer.bin.%s %s", program, by_hand)
         try:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from espnet2_lamer.asr.encoder.lamer_hubert import BASE_HASH
+from espnet2_lamer.asr.frozen_base import digest_hex
 from espnet2_lamer.convert.espnet_experiment import model_file, read_config
 from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers import LamerConfig, LamerFeedForward, parse_allocation
-from espnet2_lamer.layers.lora import LoRAExperts
+from espnet2_lamer.layers.experts import LoRAExperts
 
 OLD_EXPERTS = ("frozen", "shared")
 _LAYER = "encoder.hubert_pretrain_model.wav2vec2.encoder.transformer.layers"
@@ -22,20 +23,23 @@ _LAYER = "encoder.hubert_pretrain_model.wav2vec2.encoder.transformer.layers"
 
 @dataclass(frozen=True)
 class _Kept:
-    """Part of a parameter that holds old experts: along ``dim`` the first ``size``."""
+    """Values of old experts: the first ones along ``dim`` of a parameter."""
 
     parameter: nn.Parameter
     dim: int
-    size: int
     values: Tensor
 
     def old(self, tensor: Tensor) -> Tensor:
-        return tensor.narrow(self.dim, 0, self.size)
+        return tensor.narrow(self.dim, 0, self.values.shape[self.dim])
 
     def without_old(self, grad: Tensor) -> Tensor:
         grad = grad.clone()
         self.old(grad).zero_()
         return grad
+
+    @torch.no_grad()
+    def put_back(self, *_: Any) -> None:
+        self.old(self.parameter).copy_(self.values)
 
 
 def expand_experts(model: nn.Module, experiment: str | Path) -> list[_Kept]:
@@ -46,10 +50,7 @@ def expand_experts(model: nn.Module, experiment: str | Path) -> list[_Kept]:
     B zero and router rows at random. The unit head is new: its units may be others.
     With no new expert in any layer this only goes on from the old weights. Top-K over
     more experts may leave an old one out, so with random rows the model does not start
-    exactly where the earlier one stopped.
-
-    Returns:
-        Where the old experts are, for :func:`keep_old_experts`.
+    exactly where the earlier one stopped. Returns what :func:`keep_old_experts` needs.
 
     Raises:
         RecipeError: Base or experts' settings differ, or a layer has fewer experts.
@@ -59,9 +60,8 @@ def expand_experts(model: nn.Module, experiment: str | Path) -> list[_Kept]:
         logging.info("expand_from: no layer has experts, none are taken over")
         return []
     config = read_config(experiment)
-    path = model_file(experiment, config)
     try:
-        state = read_state(path)
+        state = read_state(model_file(experiment, config))
     except RecipeError as error:
         raise RecipeError(f"expand_from: {error}") from error
     layers = model.encoder.wav2vec2.encoder.transformer.layers
@@ -104,20 +104,13 @@ def keep_old_experts(kept: list[_Kept], optimizer: torch.optim.Optimizer) -> Non
     """
     for part in kept:
         part.parameter.register_hook(part.without_old)
-
-    @torch.no_grad()
-    def put_back(*_: Any) -> None:
-        for part in kept:
-            part.old(part.parameter).copy_(part.values)
-
-    optimizer.register_step_post_hook(put_back)
+        optimizer.register_step_post_hook(part.put_back)
 
 
-@torch.no_grad()
 def _put(target: Tensor, dim: int, value: Tensor) -> _Kept:
-    size = value.shape[dim]
-    target.narrow(dim, 0, size).copy_(value)
-    return _Kept(target, dim, size, value.to(target.device, target.dtype))
+    kept = _Kept(target, dim, value.to(target.device, target.dtype))
+    kept.put_back()
+    return kept
 
 
 def _same_settings(
@@ -138,10 +131,8 @@ def _same_settings(
         f"encoder_conf.lamer.{key}": (getattr(before, key), getattr(own, key))
         for key in ("rank", "alpha", "targets", "router")
     }
-    hashes = state.get(f"encoder.{BASE_HASH}"), getattr(model.encoder, BASE_HASH)
-    same["a base with SHA-256"] = tuple(
-        None if value is None else bytes(value.tolist()).hex() for value in hashes
-    )
+    digest = digest_hex(state.get(f"encoder.{BASE_HASH}"))
+    same["a base with SHA-256"] = digest, model.encoder.base_hash
     for what, (then, now) in same.items():
         if then != now:
             raise RecipeError(

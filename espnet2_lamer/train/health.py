@@ -7,37 +7,201 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Mapping
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from espnet2.torch_utils.device_funcs import to_device
 
+from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.system import size
 from espnet2_lamer.hubert.statistics import is_distributed
+from espnet2_lamer.train.batching import BucketIterFactory, rounded_length
 from espnet2_lamer.train.labels import beside, check_labels
-from espnet2_lamer.train.plan import Pace, Shares, measure_shares, span
 from espnet2_lamer.train.trial import Trial, try_batch
 
 # Updates after which the pace is told.
 FIRST_UPDATES = 20
+# Updates that the mean duration is taken over.
+WINDOW = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Shares:
+    """Batches and utterances of an epoch, over all ranks; audio in seconds.
+
+    ``passes`` are utterances as a multiple of those in the data, ``audio`` (also by
+    language) is what crops leave, ``largest`` that of one rank's ``largest_batch``
+    (counted from 0), padding included, ``data`` all there is, uncropped.
+    """
+
+    batches: int
+    utterances: int
+    passes: float
+    audio: float
+    cropped: float
+    padding: float
+    largest: float
+    largest_batch: int
+    languages: dict[str, float]
+    data: float
+    data_languages: dict[str, float]
+
+    @property
+    def padding_share(self) -> float:
+        """Part of what is computed that is padding."""
+        return self.padding / (self.audio + self.padding)
+
+    @property
+    def crop_loss(self) -> float:
+        """Part of the batches' utterances that their crops leave out."""
+        return self.cropped / (self.audio + self.cropped)
+
+    def language_line(self, replay: Collection[str] = ()) -> str:
+        """Say hours and share of each language, and of replay, beside the data's."""
+
+        def shares(languages: Collection[str]) -> str:
+            epoch = sum(self.languages[language] for language in languages)
+            data = sum(self.data_languages[language] for language in languages)
+            part, whole = 100 * epoch / self.audio, 100 * data / self.data
+            return f"{part:.1f} %, data {whole:.1f} %"
+
+        parts = [
+            f"{language} {span(seconds)} ({shares([language])})"
+            for language, seconds in self.languages.items()
+        ]
+        replayed = [language for language in self.languages if language in replay]
+        if replayed:
+            parts.append(f"replay ({', '.join(replayed)}) {shares(replayed)}")
+        return "; ".join(parts)
+
+
+def measure_shares(
+    factory: BucketIterFactory, epoch: int, languages: Mapping[str, str] | None = None
+) -> Shares:
+    """Measure an epoch's batches of all ranks, and of languages by utterance."""
+    lengths, ranks = factory.lengths, factory.world_size
+    collate, batches = factory.make_collate(epoch), factory.plan(epoch)
+    parts = [batch[rank::ranks] for batch in batches for rank in range(ranks)]
+    names = [utt for part in parts for utt in part]
+    sizes = np.array([len(part) for part in parts])
+    samples = np.array([lengths[utt] for utt in names])
+    cropped = np.minimum(samples, collate.max_samples)
+    longest = np.maximum.reduceat(cropped, np.cumsum(sizes) - sizes).tolist()
+    padded = sizes * [
+        rounded_length(n, collate.max_samples, collate.bucket) for n in longest
+    ]
+    return Shares(
+        batches=len(batches),
+        utterances=len(names),
+        passes=len(names) / len(lengths),
+        audio=float(cropped.sum() / SAMPLE_RATE),
+        cropped=float((samples - cropped).sum() / SAMPLE_RATE),
+        padding=float((padded.sum() - cropped.sum()) / SAMPLE_RATE),
+        largest=float(padded.max() / SAMPLE_RATE),
+        largest_batch=int(padded.argmax()) // ranks,
+        languages=_by_language(names, cropped, languages),
+        data=sum(lengths.values()) / SAMPLE_RATE,
+        data_languages=_by_language(list(lengths), list(lengths.values()), languages),
+    )
+
+
+def _by_language(
+    utts: Sequence[str], samples: Sequence[int], languages: Mapping[str, str] | None
+) -> dict[str, float]:
+    """Seconds of each language, in alphabetical order."""
+    if languages is None:
+        return {}
+    codes = {name: n for n, name in enumerate(sorted(set(languages.values())))}
+    index = [codes[languages[utt]] for utt in utts]
+    sums = np.bincount(index, weights=samples, minlength=len(codes))
+    return dict(zip(codes, (sums / SAMPLE_RATE).tolist(), strict=True))
+
+
+def span(seconds: float) -> str:
+    """Say an amount of audio in hours, or in minutes where there is less than one."""
+    if seconds >= 3600:
+        return f"{seconds / 3600:.2f} h"
+    return f"{seconds / 60:.2f} min"
+
+
+@dataclasses.dataclass
+class Pace:
+    """Times updates, and what lies between epochs.
+
+    The pace is known after the ``first`` updates; ``epochs`` is the last epoch.
+    """
+
+    updates_per_epoch: int
+    epochs: int
+    first: int = 20
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._durations: deque[float] = deque(maxlen=WINDOW)
+        # Validation and the model's file take about the same time every epoch.
+        self._between: float | None = None
+        self._count = 0
+        self._last: float | None = None
+
+    def begin(self) -> None:
+        """Note that an epoch's training begins."""
+        now = self.clock()
+        if self._last is not None:
+            self._between = now - self._last
+        self._last = now
+
+    def update(self) -> bool:
+        """Note that an update was made; whether that makes the pace known."""
+        now = self.clock()
+        self._count += 1
+        # The process's first also starts loaders and chooses kernels.
+        if self._count > 1:
+            self._durations.append(now - self._last)
+        self._last = now
+        return self._count == self.first
+
+    @property
+    def seconds_per_update(self) -> float | None:
+        """Mean of the last updates; ``None`` until there are enough."""
+        if self._count < self.first or not self._durations:
+            return None
+        return sum(self._durations) / len(self._durations)
+
+    def seconds_left(self, epoch: int, update: int) -> float | None:
+        """Seconds to the end of the last epoch, ``update`` updates into ``epoch``."""
+        seconds = self.seconds_per_update
+        if seconds is None:
+            return None
+        epochs = self.epochs - epoch
+        updates = epochs * self.updates_per_epoch + self.updates_per_epoch - update
+        # The last epoch is followed by a validation, too.
+        return updates * seconds + (epochs + 1) * (self._between or 0.0)
+
+    def eta(self, epoch: int, update: int) -> str:
+        """Say the time left and the end's date; empty until the pace is known."""
+        left = self.seconds_left(epoch, update)
+        if left is None:
+            return ""
+        end = datetime.now() + timedelta(seconds=left)
+        note = "" if self._between is not None else ", validation not counted"
+        return f"{timedelta(seconds=round(left))} ({end:%Y-%m-%d %H:%M}{note})"
 
 
 @dataclasses.dataclass
 class Health:
     """Checks labels, tries the largest batch, times updates; writes ``health.json``.
 
-    Only the first rank reads files and writes; what it finds wrong stops all.
-
-    Args:
-        model: Not wrapped.
-        factories: ``train`` and ``valid``, each a
-            :class:`~espnet2_lamer.train.batching.BucketIterFactory`.
-        options: :class:`~espnet2_lamer.train.trainer.LamerTrainerOptions`.
+    Only the first rank reads files and writes; what it finds wrong stops all. The
+    factories are those of ``train`` and ``valid``, the model is not wrapped.
     """
 
     model: torch.nn.Module
@@ -67,7 +231,10 @@ class Health:
         """
         message: list[Any] = [None, {}]
         if self.is_first:
-            self.report = _read(self.path) if updates else {}
+            if updates:
+                # Gone or damaged, it is begun anew.
+                with suppress(OSError, ValueError):
+                    self.report = json.loads(self.path.read_text(encoding="utf-8"))
             try:
                 self._check_labels(brief=updates > 0)
                 message[1] = self.standards
@@ -131,11 +298,12 @@ class Health:
         self.report["labels"] = {}
         for part, factory in self.factories.items():
             found = check_labels(part, factory.lengths, self.options, brief)
+            report, standards, languages = found
             if part == "train":
-                self.languages = found.languages
-            if found.report:
-                self.report["labels"][part] = found.report
-                self.standards[part] = found.standards
+                self.languages = languages
+            if report:
+                self.report["labels"][part] = report
+                self.standards[part] = standards
 
     def _epoch_shares(self, epoch: int) -> Shares:
         if self._shares is None or self._shares[0] != epoch:
@@ -152,9 +320,9 @@ class Health:
         per_epoch = self._updates(shares.batches)
         total = per_epoch * self.options.max_epoch
         passes = shares.passes * self.options.max_epoch
-        self.pace = Pace(
-            per_epoch, self.options.max_epoch, max(2, min(FIRST_UPDATES, total))
-        )
+        first = max(2, min(FIRST_UPDATES, total))
+        self.pace = Pace(per_epoch, self.options.max_epoch, first)
+        lost = {"padding_share": shares.padding_share, "crop_loss": shares.crop_loss}
         self.report["plan"] = {
             "updates": total,
             "updates_per_epoch": per_epoch,
@@ -162,8 +330,7 @@ class Health:
             "passes": passes,
             "hours": shares.data / 3600,
             "epoch": epoch,
-            "batches": dataclasses.asdict(shares)
-            | {"padding_share": shares.padding_share, "crop_loss": shares.crop_loss},
+            "batches": dataclasses.asdict(shares) | lost,
         }
         logging.info(
             f"plan: {total} updates in {self.options.max_epoch} epochs, {updates} "
@@ -205,11 +372,3 @@ class Health:
             f"{left}, until {end}, validation not counted; measured again after "
             f"{self.pace.first} updates"
         )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """What an earlier process wrote; nothing if it is gone or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}

@@ -1,10 +1,11 @@
 """Labels of a training: do they fit the audio, and what do they alone predict?"""
 
-import dataclasses
 import logging
 import math
 import warnings
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +28,14 @@ def text_files(path_name_type: Sequence[Sequence[str]]) -> dict[str, str]:
     return {name: path for path, name, kind in path_name_type if kind in _TEXTS}
 
 
-@dataclasses.dataclass(frozen=True)
-class LabelCheck:
-    """Report for ``health.json``, :func:`baselines`, and language by utterance."""
-
-    report: dict[str, Any]
-    standards: dict[str, dict[str, float]]
-    languages: dict[str, str] | None
-
-
 def check_labels(
     part: str, lengths: Mapping[str, int], options: Any, brief: bool = False
-) -> LabelCheck:
+) -> tuple[dict[str, Any], dict[str, dict[str, float]], dict[str, str] | None]:
     """Check that every frame of a part (``train``, ``valid``) has a unit; count them.
 
-    Args:
-        part: ``"train"`` or ``"valid"``.
-        lengths: Samples by utterance.
-        options: ESPnet's description of the data, ``num_classes`` (K), ``langs``.
-        brief: Leave languages and warnings out of the log.
-
-    Raises:
-        RecipeError: Labels do not fit the audio or K, or a language is not known.
+    Returns the report for ``health.json``, :func:`baselines`, language by utterance.
+    ``lengths`` are samples by utterance; ``brief`` leaves languages and warnings out of
+    the log. Labels that do not fit the audio or K raise ``RecipeError``.
     """
     files = text_files(getattr(options, f"{part}_data_path_and_name_and_type"))
     languages = None
@@ -56,7 +43,7 @@ def check_labels(
         languages = read_languages(files["lang"], options.langs, lengths)
     if "text" not in files:
         logging.info("%s labels are in no text file: not counted", _PARTS[part])
-        return LabelCheck({}, {}, languages)
+        return {}, {}, languages
     counts = count_labels(files["text"], options.num_classes, lengths, languages)
     total = sum(counts.values())
     report: dict[str, Any] = {"utterances": len(lengths), **describe(total)}
@@ -64,7 +51,7 @@ def check_labels(
         report["languages"] = {k: describe(counts[k]) for k in sorted(counts)}
     _log(_PARTS[part], report, brief)
     report["histogram"] = total.tolist()
-    return LabelCheck(report, baselines(counts), languages)
+    return report, baselines(counts), languages
 
 
 def _log(name: str, found: dict[str, Any], brief: bool) -> None:
@@ -102,19 +89,14 @@ def count_labels(
 ) -> dict[str, np.ndarray]:
     """Count the frames of each unit, and check that every frame has one.
 
-    Args:
-        text: ``utt u1 u2 ...`` lines; utterances without a length are passed over.
-        num_classes: K.
-        lengths: Samples by utterance.
-        languages: Language by utterance; ``None`` counts all under :data:`UNKNOWN`.
-
-    Returns:
-        Counts ``[K]`` by language.
+    The file has ``utt u1 u2 ...`` lines; those of utterances without a length (in
+    samples) are passed over. Counts are ``[K]`` by language, all under :data:`UNKNOWN`
+    where no utterance has one.
 
     Raises:
         RecipeError: An utterance has no line, or not one unit in 0 .. K-1 per frame.
     """
-    counts: dict[str, np.ndarray] = {}
+    counts = defaultdict(partial(np.zeros, num_classes, dtype=np.int64))
     missing = dict.fromkeys(lengths)
     with open(text, "rb") as handle, warnings.catch_warnings():
         # What older NumPy says of text that is no number.
@@ -133,8 +115,6 @@ def count_labels(
                     "num_classes to the codebook's K"
                 )
             language = UNKNOWN if languages is None else languages[utt]
-            if language not in counts:
-                counts[language] = np.zeros(num_classes, dtype=np.int64)
             counts[language] += np.bincount(units, minlength=num_classes)
     if missing:
         raise RecipeError(
@@ -171,8 +151,7 @@ def read_languages(
 ) -> dict[str, str]:
     """Read ``utt number`` lines, the number being the position in ``names``.
 
-    Raises:
-        RecipeError: An utterance has no number, or one that no language has.
+    An utterance without one that a language has raises ``RecipeError``.
     """
     table = read_table(path)
     by_text = {str(number): name for number, name in enumerate(names)}
@@ -214,20 +193,17 @@ def baselines(by_language: Mapping[str, np.ndarray]) -> dict[str, dict[str, floa
     Counts ``[K]`` are given by language; :data:`UNKNOWN` has no figures of its own.
     """
     total = describe(sum(by_language.values()))
-    found = {
-        "loss_m": {
-            "uniform_nats": total["uniform_nats"],
-            "unigram_nats": total["entropy_nats"],
-        },
-        "loss_m_bits": {
-            "uniform_bits": total["uniform_bits"],
-            "unigram_bits": total["entropy_bits"],
-        },
-        "acc_m": {
-            "uniform_acc": 1 / total["classes"],
-            "majority_acc": total["majority_accuracy"],
-        },
+    nats = {
+        "uniform_nats": total["uniform_nats"],
+        "unigram_nats": total["entropy_nats"],
     }
+    bits = {
+        "uniform_bits": total["uniform_bits"],
+        "unigram_bits": total["entropy_bits"],
+    }
+    majority = total["majority_accuracy"]
+    accuracy = {"uniform_acc": 1 / total["classes"], "majority_acc": majority}
+    found = {"loss_m": nats, "loss_m_bits": bits, "acc_m": accuracy}
     for lang in sorted(set(by_language) - {UNKNOWN}):
         own = describe(by_language[lang])
         found[f"acc_m_{lang}"] = {f"majority_acc_{lang}": own["majority_accuracy"]}

@@ -4,8 +4,10 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,12 @@ from espnet2.train.reporter import Reporter
 from torch import Tensor, nn
 
 from espnet2_lamer.asr.upstream import hidden_states
-from espnet2_lamer.compat import reporter_types
+from espnet2_lamer.compat import REPORTER_TYPES
 from espnet2_lamer.constants import num_frames
-from espnet2_lamer.convert.state import read_tensors
 from espnet2_lamer.errors import RecipeError, short_reason
 from espnet2_lamer.fileio.atomic import append_text, atomic_path
 from espnet2_lamer.fileio.datadir import read_table
+from espnet2_lamer.fileio.foreign import check_weights
 from espnet2_lamer.hubert.statistics import is_distributed, keep_json_lines
 from espnet2_lamer.layers import experts_off
 from espnet2_lamer.metrics.probe import Phones, frame_phones, phone_probe
@@ -43,16 +45,21 @@ States = list[Tensor]
 
 @dataclass(frozen=True)
 class Sample:
-    """Held-out waveforms ``[n]`` by language and utterance.
-
-    Attributes:
-        phones: Per utterance the phone of every frame, where they are known.
-        with_phones: Languages in which a phone probe can be trained and tested.
-    """
+    """Held-out waveforms ``[n]`` by language and utterance, and frames' phones."""
 
     speech: dict[str, dict[str, Tensor]]
-    phones: dict[str, Phones] = field(default_factory=dict)
-    with_phones: frozenset[str] = frozenset()
+    phones: dict[str, Phones]
+
+    @cached_property
+    def with_phones(self) -> list[str]:
+        """Languages both halves of whose utterances have at least two phones."""
+        found = []
+        for lang, utts in self.speech.items():
+            known = [self.phones[utt] for utt in utts if utt in self.phones]
+            halves = ({p for row in known[half::2] for p in row} for half in (0, 1))
+            if all(len(half - {None}) >= 2 for half in halves):
+                found.append(lang)
+        return sorted(found)
 
 
 @dataclass(eq=False)
@@ -67,18 +74,10 @@ class ForgettingMonitor:
     control after as many epochs.
 
     Nothing is drawn from the random generators of the training, and no weight is
-    touched. Everything is computed in the first rank, in fp32; others wait.
-
-    Args:
-        encoder: ``LamerHubertEncoder``.
-        sample: Speech to compare; ``None`` in all ranks but the first.
-        layers: States to compare, see :class:`~.asr.upstream.Upstream`. The
-            last one's figures go into ESPnet's log; ``forgetting.jsonl`` has all.
-        output_dir: The experiment.
-        epoch: The first to come; lines of it and of later ones are dropped.
-        updates: Made so far.
-        device: Where the model is.
-        control: See :func:`read_control`.
+    touched. Everything is computed in the first rank, in fp32; others wait, and have no
+    ``sample``. The figures of the last of ``layers`` (states, see
+    :class:`~.asr.upstream.Upstream`) go into ESPnet's log; ``forgetting.jsonl`` has
+    all, and loses the lines from ``epoch`` on, which is the next one.
 
     Raises:
         RecipeError: There is no such layer.
@@ -91,7 +90,7 @@ class ForgettingMonitor:
     epoch: InitVar[int]
     updates: InitVar[int]
     device: str
-    control: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    control: Mapping[int, Mapping[str, dict[str, float]]] = field(default_factory=dict)
 
     def __post_init__(self, epoch: int, updates: int) -> None:
         depth = self.encoder.architecture["encoder_num_layers"]
@@ -115,8 +114,8 @@ class ForgettingMonitor:
         """
         epoch = reporter.epoch
         control = self.control.get(epoch, {})
-        figures = beside_control(reporter.stats[epoch]["valid"], control)
-        found: list[Any] = [figures]
+        figures = beside(reporter.stats[epoch]["valid"], control)
+        found = [figures]
         if self.sample is not None:
             try:
                 found = [figures | self._measure(epoch, updates, figures)]
@@ -139,6 +138,10 @@ class ForgettingMonitor:
         states = self._states()
         cka, probe = self._cka(states), self._probe(states)
         seconds = time.perf_counter() - started
+        masked = {
+            key: {x: figures[f"{key}_{x}"] for x in cka if f"{key}_{x}" in figures}
+            for key in MASKED
+        }
         line = {
             "epoch": epoch,
             "updates": updates,
@@ -147,10 +150,7 @@ class ForgettingMonitor:
             "cka": cka,
             "probe": probe,
             "probe_of_base": self._base_probe,
-            **{
-                key: {x: figures[f"{key}_{x}"] for x in cka if f"{key}_{x}" in figures}
-                for key in MASKED
-            },
+            **masked,
             "seconds": seconds,
         }
         append_text(self.path, json.dumps(line) + "\n")
@@ -158,7 +158,7 @@ class ForgettingMonitor:
         summary |= {f"probe_{lang}": values[-1] for lang, values in probe.items()}
         said = [f"{key} {value:.3f}" for key, value in summary.items()]
         for key in ("acc_m", "control_acc_m"):
-            said += [f"{key}_{lang} {x:.3f}" for lang, x in line[key].items()]
+            said += [f"{key}_{lang} {x:.3f}" for lang, x in masked[key].items()]
         logging.info(
             f"forgetting after epoch {epoch}, layer {self.layers[-1]}: "
             f"{', '.join(said)} ({seconds:.1f} s)"
@@ -169,15 +169,12 @@ class ForgettingMonitor:
     def _states(self) -> dict[str, States]:
         was_training = self.encoder.training
         self.encoder.eval()
+        model, final_norm = self.encoder.wav2vec2, self.encoder.final_norm
         found = {}
         for utts in self.sample.speech.values():
             for utt, speech in utts.items():
-                states, _ = hidden_states(
-                    self.encoder.wav2vec2,
-                    speech[None].to(self.device),
-                    None,
-                    self.encoder.final_norm,
-                )
+                wavs = speech[None].to(self.device)
+                states, _ = hidden_states(model, wavs, None, final_norm)
                 found[utt] = [states[k][0].float().cpu() for k in self.layers]
         self.encoder.train(was_training)
         return found
@@ -192,25 +189,23 @@ class ForgettingMonitor:
         utts = {utt for utts in self.sample.speech.values() for utt in utts}
         try:
             kept = torch.load(self.start, map_location="cpu", weights_only=True)
-            fits = kept["layers"] == self.layers and set(kept["states"]) == utts
-            problem = "" if fits else "is of other layers or utterances"
+            if kept["layers"] != self.layers or set(kept["states"]) != utts:
+                raise ValueError("it is of other layers or utterances")
+            self._base = kept["states"]
         except Exception as error:  # a damaged file fails in many ways
-            problem = f"cannot be read ({short_reason(error)})"
-        if problem:
-            logging.warning("%s %s: forgetting is not measured", self.start, problem)
+            reason = short_reason(error)
+            logging.warning(f"{self.start}: {reason}; forgetting is not measured")
             self.sample = None
-            return
-        self._base = kept["states"]
 
     def _cka(self, states: dict[str, States]) -> dict[str, list[float]]:
         found = {}
         for lang, utts in self.sample.speech.items():
-            found[lang] = []
-            for index in range(len(self.layers)):
-                cka = LinearCKA()
-                for utt in utts:
-                    cka.add(self._base[utt][index], states[utt][index])
-                found[lang].append(cka.value())
+            layers = [LinearCKA() for _ in self.layers]
+            for utt in utts:
+                pairs = zip(self._base[utt], states[utt], strict=True)
+                for cka, pair in zip(layers, pairs, strict=True):
+                    cka.add(*pair)
+            found[lang] = [cka.value() for cka in layers]
         return found
 
     def _probe(self, states: dict[str, States]) -> dict[str, list[float]]:
@@ -227,11 +222,8 @@ class ForgettingMonitor:
 def build_monitor(run: Any) -> ForgettingMonitor | None:
     """Build the monitor of a :class:`~espnet2_lamer.train.run.TrainingRun`.
 
-    Returns:
-        ``None`` where it is off, or where there is nothing that can be forgotten.
-
-    Raises:
-        RecipeError: A layer that is not there, or validation data that cannot be read.
+    ``None`` where it is off, or where there is nothing that can be forgotten; a layer
+    that is not there, or validation data that cannot be read, raise ``RecipeError``.
     """
     options, encoder = run.options, run.model.encoder
     if options.monitor_utts <= 0 or run.epoch > options.max_epoch:
@@ -283,33 +275,26 @@ def _probe_accuracy(
 def monitor_sample(factory: Any, options: Any) -> Sample:
     """Choose ``monitor_utts`` utterances of each language by ``seed`` and read them.
 
-    Args:
-        factory: The validation's ``BucketIterFactory``.
-        options: Also ESPnet's description of the validation data, beside whose speech
-            ``phones.ctm`` is looked for, and ``langs``, which the data ``lang`` counts.
-
-    Raises:
-        RecipeError: An utterance or ``phones.ctm`` cannot be read.
+    The factory is the validation's; beside its speech ``phones.ctm`` is looked for, and
+    its data ``lang`` count ``langs``.
     """
     data, langs = options.valid_data_path_and_name_and_type, options.langs
     paths = {name: Path(path) for path, name, _ in data}
     numbers = read_table(paths["lang"]) if "lang" in paths else {}
-    groups: dict[str, list[str]] = {}
+    groups = defaultdict(list)
     for utt in sorted(factory.lengths, key=str.encode):
         index = int(numbers[utt].split()[0]) if utt in numbers else -1
-        lang = langs[index] if 0 <= index < len(langs) else ALL
-        groups.setdefault(lang, []).append(utt)
+        groups[langs[index] if 0 <= index < len(langs) else ALL].append(utt)
     generator = np.random.default_rng(options.seed)
     speech: dict[str, dict[str, Tensor]] = {}
     for lang, utts in sorted(groups.items()):
         if len(utts) > options.monitor_utts:
             chosen = generator.choice(len(utts), options.monitor_utts, replace=False)
             utts = [utts[i] for i in sorted(chosen)]
+        waves = {utt: factory.dataset[utt][1]["speech"][:MAX_SAMPLES] for utt in utts}
         speech[lang] = {
-            utt: torch.from_numpy(
-                np.asarray(factory.dataset[utt][1]["speech"], np.float32)[:MAX_SAMPLES]
-            )
-            for utt in utts
+            utt: torch.from_numpy(np.asarray(wave, np.float32))
+            for utt, wave in waves.items()
         }
     ctm = paths["speech"].with_name("phones.ctm")
     aligned = frame_phones(ctm) if ctm.is_file() else {}
@@ -319,32 +304,22 @@ def monitor_sample(factory: Any, options: Any) -> Sample:
         for utt, waveform in utts.items()
         if utt in aligned
     }
-    usable = frozenset(lang for lang, u in speech.items() if _can_probe(u, phones))
+    sample = Sample(speech, phones)
     logging.info(
         "forgetting is monitored on %s; phone probe: %s",
         ", ".join(f"{len(utts)} utterances of {lang}" for lang, utts in speech.items()),
-        ", ".join(sorted(usable)) or "none (no phones.ctm, or too few phones)",
+        ", ".join(sample.with_phones) or "none (no phones.ctm, or too few phones)",
     )
-    return Sample(speech, phones, usable)
-
-
-def _can_probe(utts: Iterable[str], phones: dict[str, Phones]) -> bool:
-    """Whether both halves of the utterances have at least two phones."""
-    known = [utt for utt in utts if utt in phones]
-    return all(
-        len({p for utt in known[half::2] for p in phones[utt]} - {None}) >= 2
-        for half in (0, 1)
-    )
+    return sample
 
 
 def read_curves(experiment: Path) -> list[dict[str, float | int | str]]:
     """Read the reporter in ``checkpoint.pth`` of an ESPnet experiment.
 
-    Returns:
-        One row per epoch and phase (``train``, ``valid``) with every numeric figure.
+    A row is an epoch's phase (``train``, ``valid``) with every numeric figure.
     """
-    with torch.serialization.safe_globals(reporter_types()):
-        state = read_tensors(experiment / "checkpoint.pth")
+    with torch.serialization.safe_globals(REPORTER_TYPES):
+        state = check_weights(experiment / "checkpoint.pth", "cpu")
     rows = []
     for epoch, phases in sorted(state["reporter"]["stats"].items()):
         for phase in ("train", "valid"):
@@ -357,14 +332,12 @@ def read_curves(experiment: Path) -> list[dict[str, float | int | str]]:
     return rows
 
 
-def read_control(experiment: str | Path) -> dict[int, dict[str, float]]:
-    """Read the validation figures that a head-only control logged at each epoch.
+def read_control(experiment: str | Path) -> dict[int, dict[str, dict[str, float]]]:
+    """Read what a head-only control (else ``RecipeError``) logged at each validation.
 
-    Units are new to the base: what its frozen features give is what the head alone
-    reaches on the same data after as many updates, not what it was before training.
-
-    Raises:
-        RecipeError: There is no training.
+    It is ``control_<name>`` by the figure of a training that it stands beside. Units
+    are new to the base: what its frozen features give is what the head alone reaches on
+    the same data after as many updates, not what it was before training.
     """
     path = Path(experiment) / "checkpoint.pth"
     if not path.is_file():
@@ -374,14 +347,9 @@ def read_control(experiment: str | Path) -> dict[int, dict[str, float]]:
             "option out"
         )
     return {
-        row["epoch"]: {key: row[key] for key in row if _KEYS.fullmatch(key)}
+        row["epoch"]: {
+            key: {f"control_{key}": row[key]} for key in row if _KEYS.fullmatch(key)
+        }
         for row in read_curves(Path(experiment))
         if row["phase"] == "valid"
     }
-
-
-def beside_control(
-    figures: Mapping[str, Any], control: Mapping[str, float]
-) -> dict[str, Any]:
-    """Put ``control_<name>`` behind each figure that the control has, too."""
-    return beside(figures, {k: {f"control_{k}": v} for k, v in control.items()})

@@ -28,19 +28,10 @@ from espnet2_lamer.hubert.statistics import (
     rank_and_ranks,
     to_floats,
 )
-from espnet2_lamer.train.checkpoint import (
-    CheckpointStore,
-    check_fingerprint,
-    random_state,
-    reporter_state,
-    set_random_state,
-    set_reporter_state,
-    set_sub_reporter_state,
-    sub_reporter_state,
-)
+from espnet2_lamer.train import checkpoint
+from espnet2_lamer.train.checkpoint import CheckpointStore
 from espnet2_lamer.train.console import StopRequest, stop_on_signals
 from espnet2_lamer.train.health import Health
-from espnet2_lamer.train.models import average_best_models
 from espnet2_lamer.train.monitor import build_monitor
 from espnet2_lamer.train.update import Updater
 
@@ -52,14 +43,9 @@ VERSION = 1
 class TrainingRun:
     """Everything a training holds, and its loop over epochs.
 
-    Args:
-        model: ``LamerHubertPretrainModel``, not wrapped.
-        optimizer: Holds what trains.
-        scheduler: Stepped per update or per epoch, by its class; or ``None``.
-        train_factory: ``build_iter(epoch, start=n)`` gives the batches from number n.
-        valid_factory: Gives the validation batches.
-        options: :class:`~espnet2_lamer.train.trainer.LamerTrainerOptions`.
-        distributed: ESPnet's ``DistributedOption``.
+    The model is not wrapped; the scheduler is stepped per update or per epoch, by its
+    class; ``build_iter(epoch, start=n)`` of a factory gives the batches from number n.
+    ``options`` are :class:`~espnet2_lamer.train.trainer.LamerTrainerOptions`.
     """
 
     model: torch.nn.Module
@@ -104,7 +90,12 @@ class TrainingRun:
                 find_unused_parameters=self.options.unused_parameters,
                 gradient_as_bucket_view=self.options.gradient_as_bucket_view,
             )
-        self._open_writers()
+        if self.options.use_tensorboard and self.is_first:
+            from torch.utils.tensorboard import SummaryWriter
+
+            for part in ("train", "valid"):
+                directory = self.output_dir / "tensorboard" / part
+                self.writers[part] = SummaryWriter(str(directory))
         monitor = build_monitor(self)
         with stop_on_signals() as request:
             while self.epoch <= self.options.max_epoch:
@@ -118,11 +109,9 @@ class TrainingRun:
                 if self._end_epoch():
                     break
         if self.is_first:
-            average_best_models(
-                self.reporter,
-                self.output_dir,
-                self.options.best_model_criterion,
-                self._best_counts(),
+            criteria, numbers = self.options.best_model_criterion, self._best_counts()
+            checkpoint.average_best_models(
+                self.reporter, self.output_dir, criteria, numbers
             )
         for writer in self.writers.values():
             writer.close()
@@ -160,12 +149,10 @@ class TrainingRun:
             "batches": self.batches,
             "model": self.model.state_dict(),
             "optimizers": [self.optimizer.state_dict()],
-            "schedulers": [
-                None if self.scheduler is None else self.scheduler.state_dict()
-            ],
+            "schedulers": [self.scheduler and self.scheduler.state_dict()],
             "scaler": self.scaler.state_dict() or None,
-            "reporter": reporter_state(self.reporter),
-            "collected": None if reporter is None else sub_reporter_state(reporter),
+            "reporter": checkpoint.reporter_state(self.reporter),
+            "collected": reporter and checkpoint.sub_reporter_state(reporter),
             "ranks": [self._rank_state()],
         }
 
@@ -175,12 +162,12 @@ class TrainingRun:
             "routing": self.model.routing_statistics.state(),
             "languages": self.model.language_statistics.state(),
         }
-        return {"random": random_state(self.device), **to_device(statistics, "cpu")}
+        randomness = checkpoint.random_state(self.device)
+        return {"random": randomness, **to_device(statistics, "cpu")}
 
     def _save(self, reporter: SubReporter | None) -> None:
         state = self.state(reporter)
-        (own,) = state["ranks"]
-        state["ranks"] = gather(own)
+        state["ranks"] = gather(*state["ranks"])
         if self.is_first:
             self.store.save(state, self.updates)
 
@@ -197,30 +184,29 @@ class TrainingRun:
                 f"layout (version {VERSION}); move the folder away to train from the "
                 "start"
             )
-        for change in check_fingerprint(
+        checkpoint.check_fingerprint(
             state["fingerprint"],
             self.options.fingerprint,
             self.store.directory,
             self.options.allow_changed,
-        ):
-            logging.warning("resumed under another condition: %s", change)
+        )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizers"][0])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["schedulers"][0])
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
-        set_reporter_state(self.reporter, state["reporter"])
+        checkpoint.set_reporter_state(self.reporter, state["reporter"])
         rank, ranks = rank_and_ranks()
         # Ranks read their statistics together: as many as before, or none of them, go
         # on with theirs (their number may change with --allow_changed).
         own = state["ranks"][rank] if ranks == len(state["ranks"]) else {}
-        statistics = {key: own.get(key, {}) for key in ("routing", "languages")}
-        statistics = to_device(statistics, self.device)
-        self.model.routing_statistics.set_state(
-            statistics["routing"], int(self.model.training_batches)
+        routing, languages = (
+            to_device(own.get(key, {}), self.device) for key in ("routing", "languages")
         )
-        self.model.language_statistics.set_state(statistics["languages"])
+        batches = int(self.model.training_batches)
+        self.model.routing_statistics.set_state(routing, batches)
+        self.model.language_statistics.set_state(languages)
         self.updates, self.epoch = state["updates"], state["epoch"]
         self.batches = state["batches"]
         self.resumed = {"collected": state["collected"], "random": own.get("random")}
@@ -237,9 +223,9 @@ class TrainingRun:
         total = self.batches + len(iterator)
         if self.resumed is not None:
             if self.resumed["collected"] is not None:
-                set_sub_reporter_state(reporter, self.resumed["collected"])
+                checkpoint.set_sub_reporter_state(reporter, self.resumed["collected"])
             if self.batches and self.resumed["random"] is not None:
-                set_random_state(self.resumed["random"], self.device)
+                checkpoint.set_random_state(self.resumed["random"], self.device)
             self.resumed = None
         model.train()
         updater = Updater(
@@ -257,7 +243,13 @@ class TrainingRun:
             if last:
                 updater.step(reporter)
                 self.updates += 1
-                started = self._timed(reporter, started)
+                now = time.perf_counter()
+                rates = {
+                    f"optim0_lr{index}": group["lr"]
+                    for index, group in enumerate(self.optimizer.param_groups)
+                }
+                reporter.register(rates | {"train_time": now - started})
+                started = now
                 self.health.updated(self.epoch, self.batches)
             if reporter.count % self.interval == 0:
                 reporter.register(self.model.language_statistics.read())
@@ -287,15 +279,6 @@ class TrainingRun:
                 f"audio died ({error}); it may have run out of memory: lower "
                 "--num_workers. Run again to go on from the last checkpoint"
             ) from error
-
-    def _timed(self, reporter: SubReporter, started: float) -> float:
-        now = time.perf_counter()
-        rates = {
-            f"optim0_lr{index}": group["lr"]
-            for index, group in enumerate(self.optimizer.param_groups)
-        }
-        reporter.register(rates | {"train_time": now - started})
-        return now
 
     def _log(self, reporter: SubReporter) -> None:
         if reporter.count % self.interval or not self.is_first:
@@ -372,25 +355,15 @@ class TrainingRun:
         with checked_file(path) as stream:
             torch.save(self.model.state_dict(), stream)
         link(self.output_dir / "latest.pth", path.name)
-        number = max(self._best_counts())
-        keep = {self.epoch}
+        number = max(*self._best_counts(), 1)
+        past = set(range(1, self.epoch))
         for part, key, mode in self.options.best_model_criterion:
             if not self.reporter.has(part, key):
                 continue
             best = self.reporter.sort_epochs(part, key, mode)
-            keep |= set(best[: max(number, 1)])
+            past -= set(best[:number])
             if best[0] == self.epoch:
                 link(self.output_dir / f"{part}.{key}.best.pth", path.name)
                 logging.info("best %s.%s so far", part, key)
-        for epoch in range(1, self.epoch):
-            if epoch not in keep:
-                remove_file(self.output_dir / f"{epoch}epoch.pth")
-
-    def _open_writers(self) -> None:
-        if not (self.options.use_tensorboard and self.is_first):
-            return
-        from torch.utils.tensorboard import SummaryWriter
-
-        for part in ("train", "valid"):
-            directory = str(self.output_dir / "tensorboard" / part)
-            self.writers[part] = SummaryWriter(directory)
+        for epoch in past:
+            remove_file(self.output_dir / f"{epoch}epoch.pth")

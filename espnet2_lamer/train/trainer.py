@@ -118,10 +118,9 @@ class LamerTrainer(Trainer):
     ) -> None:
         """Train; see :class:`~espnet2_lamer.train.run.TrainingRun`.
 
-        Raises:
-            RecipeError: Resume was refused, a file cannot be written, or too many
-                updates in a row were bad.
-            SystemExit: A signal asked to stop; a checkpoint was written.
+        ``RecipeError``: resume was refused, a file cannot be written, or too many
+        updates in a row were bad. ``SystemExit``: a signal asked to stop, a checkpoint
+        was written.
         """
         if plot_attention_iter_factory is not None:
             logging.warning("attention plots are not made: a HuBERT has no decoder")

@@ -59,33 +59,29 @@ def try_batch(model: nn.Module, batch: dict[str, Tensor], device: str) -> Trial:
         RecipeError: The GPU has not enough memory.
     """
     audio = batch["speech"].numel() / SAMPLE_RATE
+    cuda = device == "cuda"
     with without_a_trace(model):
         model.train()
         try:
-            if device == "cuda":
+            if cuda:
                 torch.cuda.reset_peak_memory_stats()
-            _pass(model, batch, device)
-            seconds = _pass(model, batch, device)
+            for _ in range(2):
+                started = time.perf_counter()
+                model(**batch)[0].backward()
+                model.zero_grad(set_to_none=True)
+                if cuda:
+                    torch.cuda.synchronize()
+                seconds = time.perf_counter() - started
         except torch.OutOfMemoryError as error:
             raise RecipeError(
                 f"the largest batch of the epoch, {audio:.1f} s of audio on this GPU, "
                 f"does not fit into its memory ({str(error).splitlines()[0]}); lower "
                 "batch_bins and raise accum_grad by the same factor"
             ) from error
-    if device == "cuda":
-        return Trial(audio, seconds, torch.cuda.max_memory_allocated())
     # Linux counts in KiB.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.cuda.max_memory_allocated() if cuda else resident
     return Trial(audio, seconds, peak)
-
-
-def _pass(model: nn.Module, batch: dict[str, Tensor], device: str) -> float:
-    started = time.perf_counter()
-    model(**batch)[0].backward()
-    model.zero_grad(set_to_none=True)
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 @contextmanager
@@ -145,17 +141,14 @@ def overfit(
     names: list[str],
     batch: dict[str, Tensor],
     options: Any,
-    updates: int,
 ) -> Sanity:
     """Train on one batch, with its crops and masks as they are, until it is learnt.
 
-    The updates, of which there are at most ``updates``, are those of training, clipping
-    and loss scale included, but for the rate: it is the configured peak, reached in
-    ten.
-
-    Raises:
-        RecipeError: No frame of the batch is masked.
+    The updates, of which there are at most ``sanity_updates``, are those of training,
+    clipping and loss scale included, but for the rate: it is the configured peak,
+    reached in ten. A batch without a masked frame raises ``RecipeError``.
     """
+    updates = options.sanity_updates
     mask = index_mask(batch["mask_indices"], batch["text"].shape[1])
     labels = batch["text"][mask].cpu()
     if not labels.numel():
@@ -231,9 +224,7 @@ def check_sanity(task: type, args: argparse.Namespace) -> Sanity:
     if text is not None:
         count_labels(text, args.num_classes, factory.lengths)
     names, batch = factory.load(factory.plan(1)[0], 1)
-    found = overfit(
-        model, optimizer, names, to_device(batch, device), args, args.sanity_updates
-    )
+    found = overfit(model, optimizer, names, to_device(batch, device), args)
     write_json(report, asdict(found) | {"passed": found.passed, "utterances": names})
     said = (
         f"{found.frames} masked frames: at first {found.initial_bits:.3f} bits, "

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,11 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.hubert.statistics import (
-    average_figures,
-    rank_and_ranks,
-    to_floats,
-)
+from espnet2_lamer.hubert.statistics import average_figures, rank_and_ranks, to_floats
 from espnet2_lamer.layers.inspection import adapter_kinds
 
 
@@ -33,13 +29,8 @@ class Updater:
     over all batches and ranks, w the number of masked frames: the sum over all masked
     frames divided by their number, as fairseq has it, however they are spread.
 
-    Args:
-        model: Possibly wrapped for distributed training.
-        optimizer: Holds what trains.
-        scheduler: Stepped here when it is a per-update one.
-        scaler: Loss scale of fp16; ``None`` for one that does nothing.
-        options: ``accum_grad``, ``grad_clip``, ``grad_clip_type``,
-            ``max_bad_updates``, ``grad_norm_groups``.
+    The model may be wrapped for distributed training, a per-update scheduler is
+    stepped here, and no ``scaler`` (loss scale of fp16) is one that does nothing.
     """
 
     model: torch.nn.Module
@@ -47,11 +38,14 @@ class Updater:
     scheduler: Any
     scaler: Any
     options: Any
-    pending: int = field(default=0, init=False)
-    bad_in_a_row: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self.scaler = self.scaler or torch.amp.GradScaler("cuda", enabled=False)
+        self.bad_in_a_row = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self.pending = 0
         self._names: list[str] = []
         self._unit: torch.Tensor | None = None
         self._weight: torch.Tensor | float = 0.0
@@ -92,8 +86,7 @@ class Updater:
     def step(self, reporter: SubReporter) -> None:
         """Clip, update, step the schedule, report norms and times, and start anew.
 
-        Raises:
-            RecipeError: Too many updates in a row had a NaN or infinite gradient.
+        Too many updates in a row with a NaN or infinite gradient raise ``RecipeError``.
         """
         started = time.perf_counter()
         self.scaler.unscale_(self.optimizer)
@@ -104,12 +97,10 @@ class Updater:
                 if parameter.grad is not None:
                     parameter.grad.mul_(factor)
         figures = self._group_norms() if self.options.grad_norm_groups else {}
-        norm = torch.nn.utils.clip_grad_norm_(
-            trained,
-            max_norm=self.options.grad_clip,
-            norm_type=self.options.grad_clip_type,
-        )
-        value = norm.item()
+        options = self.options
+        value = torch.nn.utils.clip_grad_norm_(
+            trained, max_norm=options.grad_clip, norm_type=options.grad_clip_type
+        ).item()
         good = math.isfinite(value)
         if good:
             self.bad_in_a_row = 0
@@ -122,8 +113,7 @@ class Updater:
         if good and isinstance(self.scheduler, AbsBatchStepScheduler):
             self.scheduler.step()
         self.optimizer.zero_grad()
-        self.pending, self._names = 0, []
-        self._unit, self._weight = None, 0.0
+        self._begin()
         figures |= {
             "clip": 100.0 if value > self.options.grad_clip else 0.0,
             "loss_scale": self.scaler.get_scale(),

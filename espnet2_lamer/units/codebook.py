@@ -19,31 +19,25 @@ from espnet2_lamer.precision import exact_float32, single_thread
 if TYPE_CHECKING:
     from espnet2_lamer.units.teacher import Teacher
 
-# The cost of a silhouette grows with the square of the sample: 10 s of one core for 768
-# dimensions.
+# The cost grows with the square of the sample: 10 s of one core for 768 dimensions.
 SILHOUETTE_FRAMES = 10_000
-METADATA_KEYS = (
-    "teacher teacher_sha256 layer normalisation K seed frames inertia".split()
-)
+_TEACHER_KEYS = ("teacher", "teacher_sha256", "layer", "normalisation")
+METADATA_KEYS = (*_TEACHER_KEYS, "K", "seed", "frames", "inertia")
 
 
 @dataclass(frozen=True)
 class Codebook:
     """K-means centroids and their origin.
 
-    Attributes:
-        centroids: ``[K, D]`` float32.
-        metadata: ``METADATA_KEYS``: teacher source and hash, layer, normalisation, K,
-            seed, frames learned from and mean squared distance per frame.
-        sha256: Hash of the file it was read from.
-        path: That file; a codebook with one is pickled as its name, and read again by
-            each worker once instead of travelling with every task.
+    One with a path is pickled as its name, and read again by each worker once instead
+    of travelling with every task.
     """
 
-    centroids: np.ndarray
+    centroids: np.ndarray  # [K, D] float32
+    # METADATA_KEYS: frames are those learned from, inertia the mean squared distance.
     metadata: dict[str, Any]
-    sha256: str
-    path: str = ""
+    sha256: str  # of the file it was read from
+    path: str = ""  # that file
     _tensors: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __reduce__(self):
@@ -92,12 +86,8 @@ class Codebook:
 
 def teacher_metadata(identity: dict[str, Any]) -> dict[str, Any]:
     """What a codebook's metadata say of the teacher that it was learned on."""
-    return {
-        "teacher": identity.get("source"),
-        "teacher_sha256": identity.get("sha256"),
-        "layer": identity.get("layer"),
-        "normalisation": identity.get("normalisation"),
-    }
+    found = (identity.get(k) for k in ("source", "sha256", "layer", "normalisation"))
+    return dict(zip(_TEACHER_KEYS, found, strict=True))
 
 
 def save_codebook(
@@ -113,11 +103,10 @@ def save_codebook(
 
 
 def load_codebook(path: str | Path) -> Codebook:
-    """Read and validate a codebook; nothing in it is unpickled.
+    """Read a codebook; nothing in it is unpickled.
 
     Raises:
-        RecipeError: The file is missing, not a codebook, or holds a wrong shape,
-            non-finite values or incomplete metadata.
+        RecipeError: It is missing, or no codebook: shape, values or metadata.
     """
     path = Path(path)
     if not path.is_file():
@@ -160,9 +149,12 @@ def _load_known(path: str, sha256: str) -> Codebook:
     return book
 
 
-def mean_inertia(frames: np.ndarray, centroids: np.ndarray) -> float:
+def mean_inertia(
+    frames: np.ndarray, centroids: np.ndarray, units: np.ndarray | None = None
+) -> float:
     """Mean squared distance of frames ``[n, D]`` to their nearest centroid."""
-    units = Codebook(np.asarray(centroids, np.float32), {}, "").assign(frames)
+    if units is None:
+        units = Codebook(np.asarray(centroids, np.float32), {}, "").assign(frames)
     squares = np.square(frames - centroids[units], dtype=np.float64)
     return float(squares.sum(1).mean())
 
@@ -184,14 +176,14 @@ def codebook_quality(
     from sklearn.metrics import silhouette_score
 
     units = Codebook(np.asarray(centroids, np.float32), {}, "").assign(frames)
-    used = len(np.unique(units))
     silhouette = None
-    some = slice(None, None, -(-len(frames) // SILHOUETTE_FRAMES))
-    if 1 < len(np.unique(units[some])) < len(units[some]):
+    step = -(-len(frames) // SILHOUETTE_FRAMES)
+    some, of_some = frames[::step], units[::step]
+    if 1 < len(np.unique(of_some)) < len(of_some):
         # Distances of all pairs, in blocks of so many MiB.
         with sklearn.config_context(working_memory=128):
-            silhouette = float(silhouette_score(frames[some], units[some]))
-    inertia = mean_inertia(frames, centroids)
+            silhouette = float(silhouette_score(some, of_some))
+    inertia = mean_inertia(frames, centroids, units)
     variance = float(frames.var(axis=0, dtype=np.float64).sum())
     return {
         "K": len(centroids),
@@ -199,9 +191,9 @@ def codebook_quality(
         "explained": 1 - inertia / variance if variance else 0.0,
         "dead": int((counts == 0).sum()),
         "sample": len(frames),
-        "used_in_sample": used,
+        "used_in_sample": len(np.unique(units)),
         "silhouette": silhouette,
-        "silhouette_frames": len(units[some]),
+        "silhouette_frames": len(of_some),
     }
 
 
@@ -210,9 +202,8 @@ def import_kmeans(
 ) -> Codebook:
     """Turn a joblib file of a scikit-learn (MiniBatch)KMeans into a codebook.
 
-    Such a file is a pickle: opening it runs what its author put in. The result,
-    ``codebook.npz``, holds no pickle. The file does not say which teacher and layer it
-    was learned on; only the dimension can be checked.
+    Such a file is a pickle: opening it runs what its author put in. It does not say
+    which teacher and layer it was learned on; only the dimension can be checked.
 
     Raises:
         RecipeError: Not trusted, not readable, not a k-means, or of another dimension

@@ -35,17 +35,12 @@ CHUNKS = 100_000
 
 
 class Extractor:
-    """Runs a teacher over utterances and keeps the time of its forward pass.
-
-    Attributes:
-        audio: Seconds of speech so far.
-        forward: Seconds the teacher took for it.
-    """
+    """Runs a teacher over utterances and keeps the time of its forward pass."""
 
     def __init__(self, teacher: Teacher):
         self.teacher = teacher
-        self.audio = 0.0
-        self.forward = 0.0
+        self.audio = 0.0  # seconds of speech so far
+        self.forward = 0.0  # seconds the teacher took for it
 
     def __call__(self, rows: Sequence) -> Iterator[tuple[Sequence, Any]]:
         """Yield each row ``(utt, path, ...)`` with its features, in the given order.
@@ -58,29 +53,28 @@ class Extractor:
         """
         if not self.teacher.batch_samples:
             for row in rows:
-                yield row, self._forward([row], read_speech(*row[:2])[None])[0]
+                yield row, self._forward(row, read_speech(*row[:2])[None])[0]
             return
-        by_length: dict[int, list[int]] = defaultdict(list)
         samples = [read_speech(*row[:2]) for row in rows]
+        by_length: dict[int, list[int]] = defaultdict(list)
         for number, signal in enumerate(samples):
             by_length[len(signal)].append(number)
         features: dict[int, Any] = {}
         for length, numbers in sorted(by_length.items()):
             size = max(1, self.teacher.batch_samples // max(1, length))
             for batch in split(numbers, size):
-                found = self._forward(
-                    [rows[n] for n in batch], np.stack([samples[n] for n in batch])
-                )
+                together = np.stack([samples[n] for n in batch])
+                found = self._forward(rows[batch[0]], together)
                 features.update(zip(batch, found, strict=True))
         for number, row in enumerate(rows):
             yield row, features.pop(number)
 
-    def _forward(self, rows: Sequence, samples: np.ndarray):
+    def _forward(self, first: Sequence, samples: np.ndarray):
         started = time.perf_counter()
         try:
             features = self.teacher.forward_batch(samples)
         except RecipeError as error:
-            utt, audio, *_ = rows[0]
+            utt, audio, *_ = first
             raise RecipeError(f"{audio}: utterance {utt!r}: {error}") from error
         self.forward += time.perf_counter() - started
         self.audio += samples.size / SAMPLE_RATE
@@ -109,13 +103,12 @@ def sample_utterances(
     chosen: set[str] = set()
     for lang, utts in sorted(by_lang.items()):
         total = 0
-        for index in np.random.default_rng([seed, *lang.encode()]).permutation(
-            len(utts)
-        ):
+        generator = np.random.default_rng([seed, *lang.encode()])
+        for utt in (utts[index] for index in generator.permutation(len(utts))):
             if total >= wanted:
                 break
-            total += count_samples(utts[index], wav_scp[utts[index]])
-            chosen.add(utts[index])
+            total += count_samples(utt, wav_scp[utt])
+            chosen.add(utt)
         logging.info("%s: %.2f h sampled", lang, total / SAMPLE_RATE / 3600)
     return [utt for utt in wav_scp if utt in chosen]
 
@@ -133,17 +126,10 @@ def dump_features(
     """Write teacher features of (a sample of) the utterances as float32 shards.
 
     A run that was killed goes on with the shards that are not done yet; the directory
-    is complete when ``index.json``, whose path is returned, is there.
-
-    Args:
-        teacher: Extracts the features.
-        wav_scp: ``utt path`` lines, 16 kHz mono.
-        output: Directory for ``index.json`` and the shards.
-        utt2lang: ``utt lang`` lines; without it all speech is one language.
-        hours_per_lang: Hours to sample from each language, all when None.
-        seed: Seed of the sample.
-        shard_utts: Utterances in a shard; by default 100, fewer of a small corpus.
-        nj: Processes of this machine, or see :func:`espnet2_lamer.parallel.workers`.
+    is complete when ``index.json``, whose path is returned, is there. Without
+    ``utt2lang`` all speech is one language; ``hours_per_lang`` of each are drawn by
+    ``seed``, or all. A shard has ``shard_utts`` utterances, by default 100, fewer of a
+    small corpus; for ``nj`` see :func:`espnet2_lamer.parallel.workers`.
 
     Raises:
         RecipeError: Audio is missing, broken or too short, or has no language.
@@ -218,13 +204,7 @@ def _read_index(path: Path) -> dict[str, Any]:
 
 
 class FeatureStore:
-    """Frames of a feature directory, read in blocks without loading it whole.
-
-    Attributes:
-        dim: Feature dimension ``D``.
-        frames: Number of frames.
-        teacher: Identity of the teacher that made them.
-    """
+    """Frames of a feature directory, read in blocks without loading it whole."""
 
     def __init__(self, directory: str | Path):
         self.directory = Path(directory)
@@ -239,6 +219,7 @@ class FeatureStore:
                 "dump_features"
             )
         self.dim: int = index["dim"]
+        #: Identity of the teacher that made them.
         self.teacher: dict[str, Any] = index.get("teacher", {})
         self._shards = [(shard["file"], shard["frames"]) for shard in index["shards"]]
         self._starts = np.cumsum([0] + [frames for _, frames in self._shards])
@@ -249,12 +230,12 @@ class FeatureStore:
                     f"{index_path}: file: found {file!r}, expected the name of a shard "
                     "in the same folder"
                 )
-            path = self.directory / file
+            path, expected = self.directory / file, frames * self.dim * 4
             found = path.stat().st_size if path.is_file() else 0
-            if found != frames * self.dim * 4:
+            if found != expected:
                 raise RecipeError(
-                    f"{path}: {found} bytes, expected {frames * self.dim * 4} "
-                    f"({frames} frames of {self.dim} float32); run dump_features again"
+                    f"{path}: {found} bytes, expected {expected} ({frames} frames of "
+                    f"{self.dim} float32); run dump_features again"
                 )
         # Few open maps at a time: a corpus has more shards than file handles.
         self._map = lru_cache(maxsize=64)(self._open)
@@ -265,11 +246,9 @@ class FeatureStore:
         return sha256_file(self.directory / "index.json")
 
     def _open(self, file: str, frames: int) -> np.ndarray:
-        path = self.directory / file
+        shape = (frames, self.dim)
         # A plain array: indexing is many times faster than that of the subclass.
-        return np.asarray(
-            np.memmap(path, dtype="<f4", mode="r", shape=(frames, self.dim))
-        )
+        return np.asarray(np.memmap(self.directory / file, "<f4", "r", shape=shape))
 
     def take(self, frames: np.ndarray) -> np.ndarray:
         """Copy single frames ``[n, D]`` by their numbers, in increasing order."""
@@ -279,14 +258,23 @@ class FeatureStore:
         rows = np.empty((len(frames), self.dim), np.float32)
         for shard in np.flatnonzero(edges[1:] > edges[:-1]):
             part = slice(edges[shard], edges[shard + 1])
-            rows[part] = self._map(*self._shards[shard])[
-                frames[part] - self._starts[shard]
-            ]
+            inside = frames[part] - self._starts[shard]
+            rows[part] = self._map(*self._shards[shard])[inside]
         return rows
 
-    def blocks(self, size: int, seed: int, epoch: int = 0) -> "BlockOrder":
-        """Blocks of about ``size`` frames that cover the store once, shuffled."""
-        return BlockOrder(self, size, seed, epoch)
+    def blocks(
+        self, size: int, seed: int, epoch: int = 0, first: int = 0
+    ) -> Iterator[np.ndarray]:
+        """Yield blocks ``[about size, D]`` that cover the store once, shuffled.
+
+        A block gathers short runs of frames from all over the store, so that memory is
+        one block and the disk still reads runs. Those before ``first`` are not read.
+        """
+        runs = self.chunks()
+        order = np.random.default_rng([seed, epoch]).permutation(len(runs))
+        parts = split(runs[order], max(1, size // self.chunk))
+        for part in parts[first:]:
+            yield self.take(np.concatenate([np.arange(*run) for run in part]))
 
     @property
     def chunk(self) -> int:
@@ -300,26 +288,3 @@ class FeatureStore:
             start = np.arange(first, end, self.chunk)
             rows.append(np.stack([start, np.minimum(start + self.chunk, end)], axis=1))
         return np.concatenate(rows)
-
-
-class BlockOrder:
-    """One shuffled pass over a store; block ``b`` can be read without those before.
-
-    A block gathers short runs of frames from all over the store, so that memory is one
-    block and the disk still reads runs.
-    """
-
-    def __init__(self, store: FeatureStore, size: int, seed: int, epoch: int):
-        chunks = store.chunks()
-        order = np.random.default_rng([seed, epoch]).permutation(len(chunks))
-        self._store = store
-        self._parts = split(chunks[order], max(1, size // store.chunk))
-
-    def __len__(self) -> int:
-        """Return the number of blocks."""
-        return len(self._parts)
-
-    def __getitem__(self, block: int) -> np.ndarray:
-        """Return block ``block`` as float32 ``[about size, D]``."""
-        runs = self._parts[block]
-        return self._store.take(np.concatenate([np.arange(*run) for run in runs]))

@@ -2,10 +2,7 @@
 
 import json
 import logging
-import shutil
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,7 +25,7 @@ from espnet2_lamer.units.codebook import (
     teacher_metadata,
 )
 from espnet2_lamer.units.features import FeatureStore
-from espnet2_lamer.units.quality import figures, write_quality
+from espnet2_lamer.units.labels import figures, write_quality
 from espnet2_lamer.units.teacher import check_device
 
 SAVE_EVERY = 200
@@ -36,29 +33,25 @@ SAVE_EVERY = 200
 
 @dataclass(frozen=True)
 class KmeansConfig:
-    """Settings of HuBERT's k-means (fairseq's, which torchaudio and ESPnet share).
+    """Settings of HuBERT's k-means (fairseq's, which torchaudio and ESPnet share)."""
 
-    Attributes:
-        n_clusters: Number of units ``K``.
-        seed: Seeds the sample, the starts and the order of frames.
-        n_init: k-means++ starts; the best on a validation block is kept.
-        batch_size: Frames in a step.
-        max_passes: Passes over the features at most.
-        max_no_improvement: Steps without a lower smoothed inertia before stopping.
-    """
-
-    n_clusters: int = 1000
-    seed: int = 0
-    n_init: int = 20
-    batch_size: int = 10000
-    max_passes: int = 100
+    n_clusters: int = 1000  # number of units K
+    seed: int = 0  # of the sample, the starts and the order of frames
+    n_init: int = 20  # k-means++ starts; the best on a validation block is kept
+    batch_size: int = 10000  # frames in a step
+    max_passes: int = 100  # over the features
+    # Steps without a lower smoothed inertia before stopping.
     max_no_improvement: int = 100
 
 
 @dataclass
-class _Progress:
-    """Where the run is; together with the centroids all that resuming needs."""
+class _State:
+    """What a killed run goes on from, unless it is of another ``run`` (a hash)."""
 
+    path: Path
+    run: str
+    centroids: np.ndarray  # [K, D] float32
+    counts: np.ndarray  # [K] float32
     starts: int = 0
     start_inertia: float | None = None
     epoch: int = 0
@@ -68,6 +61,32 @@ class _Progress:
     best: float | None = None
     no_improvement: int = 0
 
+    def save(self) -> None:
+        progress = dict(vars(self))
+        path, run = progress.pop("path"), progress.pop("run")
+        arrays = {key: progress.pop(key) for key in ("centroids", "counts")}
+        texts = {"progress": np.array(json.dumps(progress)), "run": np.array(run)}
+        with atomic_path(path) as temporary, open(temporary, "wb") as handle:
+            np.savez(handle, **arrays, **texts)
+
+    def load(self) -> None:
+        """Take over what the file says, if it is there and of this run."""
+        if not self.path.is_file():
+            return
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                if str(file["run"]) != self.run:
+                    text = "%s: of other features or settings, not used"
+                    logging.warning(text, self.path)
+                    return
+                found = self.run, file["centroids"], file["counts"]
+                progress = json.loads(str(file["progress"]))
+            vars(self).update(vars(_State(self.path, *found, **progress)))
+            done = f"{self.starts} starts and {self.steps} steps"
+            logging.info("%s: going on after %s", self.path, done)
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+            logging.warning("%s: not readable, starting over", self.path)
+
 
 def learn_kmeans(
     features: str | Path,
@@ -76,21 +95,17 @@ def learn_kmeans(
     nj: int = 1,
     device: str = "cpu",
 ) -> Codebook:
-    """Learn centroids and write them to ``output``, and their quality beside it.
+    """Learn centroids of ``dump_features`` and write them to ``output``, an npz.
 
     Steps are scikit-learn's ``MiniBatchKMeans.partial_fit`` without reassignment of
     small clusters, in memory of one block. The loop stops as scikit-learn's ``fit``
     does: when the exponentially smoothed inertia of the batches has not improved for
     ``max_no_improvement`` steps. A run that was killed goes on from
-    ``<output>.state.npz`` and ends with the same bytes.
+    ``<output>.state.npz`` and ends with the same bytes. ``codebook.quality.json`` and
+    ``.md`` hold :func:`~espnet2_lamer.units.codebook.codebook_quality`.
 
-    Args:
-        features: Directory of :func:`~espnet2_lamer.units.features.dump_features`.
-        output: ``codebook.npz``; ``codebook.quality.json`` and ``.md`` hold
-            :func:`~espnet2_lamer.units.codebook.codebook_quality`.
-        config: Settings.
-        nj: Processes for the k-means++ starts; the result does not depend on it.
-        device: ``cpu``, or ``cuda`` for the same steps in torch on a GPU.
+    ``nj`` processes look for the start, which does not depend on them; ``device`` is
+    ``cpu``, or ``cuda`` for the same steps in torch on a GPU.
 
     Raises:
         RecipeError: There are fewer frames than clusters, the features are broken,
@@ -113,23 +128,19 @@ def learn_kmeans(
     state = _State(
         output.with_name(output.name + ".state.npz"),
         sha256_value([asdict(config), device, store.sha256]),
-    )
-    validation, start = _samples(store, config)
-    centroids, counts, progress = state.load() or (
         np.empty((config.n_clusters, store.dim), np.float32),
-        np.zeros(config.n_clusters, dtype=np.float32),
-        _Progress(),
+        np.zeros(config.n_clusters, np.float32),
     )
-    if progress.starts < config.n_init:
-        with _sample_files(output, validation, start) as sample:
-            centroids = _best_start(sample, centroids, progress, config, nj, state)
+    state.load()
+    validation, start = _samples(store, config)
+    if state.starts < config.n_init:
+        _find_start(validation, start, state, config, nj)
     del start
-    model = make_steps(centroids, counts, config.seed, device)
-    _loop(store, model, progress, config, state)
-
+    model = make_steps(state.centroids, state.counts, config.seed, device)
+    _loop(store, model, state, config)
     quality = codebook_quality(model.centroids, model.counts, validation)
-    passes = progress.epoch + bool(progress.block)
-    quality |= {"steps": progress.steps, "passes": passes}
+    passes = state.epoch + bool(state.block)
+    quality |= {"steps": state.steps, "passes": passes}
     metadata = {
         **teacher_metadata(store.teacher),
         "K": config.n_clusters,
@@ -148,70 +159,49 @@ def _samples(
     store: FeatureStore, config: KmeansConfig
 ) -> tuple[np.ndarray, np.ndarray]:
     """Validation block and the sample for the starts, disjoint when there is enough."""
-    rng = np.random.default_rng([config.seed, store.frames])
-    start_size = max(3 * config.batch_size, 3 * config.n_clusters)
-    if store.frames <= start_size + config.batch_size:
+    size = config.batch_size
+    both = size + 3 * max(size, config.n_clusters)
+    if store.frames <= both:
         everything = store.take(np.arange(store.frames))
         return everything, everything
-    size = config.batch_size
-    picked = rng.choice(store.frames, start_size + size, replace=False, shuffle=True)
+    rng = np.random.default_rng([config.seed, store.frames])
+    picked = rng.choice(store.frames, both, replace=False, shuffle=True)
     return store.take(picked[:size]), store.take(picked[size:])
 
 
-@contextmanager
-def _sample_files(
-    output: Path, validation: np.ndarray, start: np.ndarray
-) -> Iterator[Path]:
-    """Put the sample into files that all workers map; else each would hold a copy."""
-    directory = output.with_name(output.name + ".sample")
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, frames in (("validation", validation), ("start", start)):
-        with atomic_path(directory / f"{name}.npy") as temporary:
-            # A handle: given a name, NumPy appends .npy to it.
-            with open(temporary, "wb") as handle:
-                np.save(handle, frames)
-    yield directory
-    shutil.rmtree(directory, ignore_errors=True)
-
-
-def _best_start(
-    sample: Path,
-    centroids: np.ndarray,
-    progress: _Progress,
+def _find_start(
+    validation: np.ndarray,
+    start: np.ndarray,
+    state: _State,
     config: KmeansConfig,
     nj: int,
-    state: "_State",
-) -> np.ndarray:
-    """The k-means++ start with the lowest inertia on the validation block.
+) -> None:
+    """Find the k-means++ start with the lowest inertia on the validation block.
 
-    ``centroids`` and ``progress`` hold the best one so far; each new one is saved.
+    ``state`` holds the best one so far; it is saved after each.
     """
     seeds = np.random.SeedSequence(config.seed).generate_state(config.n_init)
-    done, total = progress.starts, config.n_init
-    bar = tqdm(desc="k-means++", total=total, initial=done, disable=None)
+    counts = {"total": config.n_init, "initial": state.starts}
     # In order, so that of two equal ones the same is kept however many run at a time.
     parallel = Parallel(n_jobs=nj, return_as="generator", pre_dispatch="all")
-    with bar, parallel:
-        for found, inertia in parallel(
-            delayed(_start)(sample, config.n_clusters, int(seed))
-            for seed in seeds[progress.starts :]
-        ):
-            if progress.start_inertia is None or inertia < progress.start_inertia:
-                centroids, progress.start_inertia = found, inertia
-            progress.starts += 1
-            bar.update()
-            state.save(centroids, np.zeros(len(centroids), np.float32), progress)
-    return centroids
+    with parallel:
+        found = parallel(
+            delayed(_start)(validation, start, config.n_clusters, int(seed))
+            for seed in seeds[state.starts :]
+        )
+        for centroids, inertia in tqdm(found, "k-means++", disable=None, **counts):
+            if state.start_inertia is None or inertia < state.start_inertia:
+                state.centroids, state.start_inertia = centroids, inertia
+            state.starts += 1
+            state.save()
 
 
-def _start(sample: Path, n_clusters: int, seed: int) -> tuple[np.ndarray, float]:
+def _start(
+    validation: np.ndarray, start: np.ndarray, n_clusters: int, seed: int
+) -> tuple[np.ndarray, float]:
     from sklearn.cluster import kmeans_plusplus
     from threadpoolctl import threadpool_limits
 
-    validation, start = (
-        np.load(sample / f"{name}.npy", mmap_mode="r")
-        for name in ("validation", "start")
-    )
     # One BLAS thread: distances must not depend on the machine.
     with threadpool_limits(1):
         centroids, _ = kmeans_plusplus(start, n_clusters, random_state=seed)
@@ -221,77 +211,36 @@ def _start(sample: Path, n_clusters: int, seed: int) -> tuple[np.ndarray, float]
 def _loop(
     store: FeatureStore,
     model: "SklearnSteps | TorchSteps",
-    progress: _Progress,
+    state: _State,
     config: KmeansConfig,
-    state: "_State",
 ) -> None:
     # scikit-learn's smoothing: a window of half the frames of the store.
     alpha = min(1.0, 2 * config.batch_size / (store.frames + 1))
-    bar = tqdm(desc="k-means", initial=progress.steps, disable=None)
-    while progress.epoch < config.max_passes:
-        order = store.blocks(config.batch_size, config.seed, progress.epoch)
-        while progress.block < len(order):
-            if progress.steps % SAVE_EVERY == 0:
-                state.save(model.centroids, model.counts, progress)
-            inertia = model.step(order[progress.block])
-            progress.block += 1
-            progress.steps += 1
+    bar = tqdm(desc="k-means", initial=state.steps, disable=None)
+    while state.epoch < config.max_passes:
+        where = state.epoch, state.block
+        for block in store.blocks(config.batch_size, config.seed, *where):
+            if state.steps % SAVE_EVERY == 0:
+                state.centroids, state.counts = model.centroids, model.counts
+                state.save()
+            inertia = model.step(block)
+            state.block += 1
+            state.steps += 1
             bar.update()
-            if _converged(progress, inertia, alpha, config):
+            if _converged(state, inertia, alpha, config.max_no_improvement):
                 return
-        progress.epoch, progress.block = progress.epoch + 1, 0
+        state.epoch, state.block = state.epoch + 1, 0
 
 
-def _converged(
-    progress: _Progress, inertia: float, alpha: float, config: KmeansConfig
-) -> bool:
-    if progress.smoothed is None:
-        progress.smoothed = inertia
-    progress.smoothed += alpha * (inertia - progress.smoothed)
-    if progress.best is None or progress.smoothed < progress.best:
-        progress.best, progress.no_improvement = progress.smoothed, 0
+def _converged(state: _State, inertia: float, alpha: float, patience: int) -> bool:
+    if state.smoothed is None:
+        state.smoothed = inertia
+    state.smoothed += alpha * (inertia - state.smoothed)
+    if state.best is None or state.smoothed < state.best:
+        state.best, state.no_improvement = state.smoothed, 0
     else:
-        progress.no_improvement += 1
-    return progress.no_improvement >= config.max_no_improvement
-
-
-@dataclass(frozen=True)
-class _State:
-    """What a killed run goes on from, unless it is of another ``run`` (a hash)."""
-
-    path: Path
-    run: str
-
-    def save(
-        self, centroids: np.ndarray, counts: np.ndarray, progress: _Progress
-    ) -> None:
-        """Write by rename."""
-        with atomic_path(self.path) as temporary, open(temporary, "wb") as handle:
-            np.savez(
-                handle,
-                centroids=centroids,
-                counts=counts,
-                progress=np.array(json.dumps(asdict(progress))),
-                run=np.array(self.run),
-            )
-
-    def load(self) -> tuple[np.ndarray, np.ndarray, _Progress] | None:
-        """Return centroids, counts and progress; None when there is nothing to use."""
-        if not self.path.is_file():
-            return None
-        try:
-            with np.load(self.path, allow_pickle=False) as state:
-                if str(state["run"]) != self.run:
-                    text = "%s: of other features or settings, not used"
-                    logging.warning(text, self.path)
-                    return None
-                progress = _Progress(**json.loads(str(state["progress"])))
-                done = f"{progress.starts} starts and {progress.steps} steps"
-                logging.info("%s: going on after %s", self.path, done)
-                return state["centroids"], state["counts"], progress
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
-            logging.warning("%s: not readable, starting over", self.path)
-            return None
+        state.no_improvement += 1
+    return state.no_improvement >= patience
 
 
 class SklearnSteps:
@@ -346,24 +295,16 @@ class TorchSteps:
     """
 
     def __init__(self, centroids: np.ndarray, counts: np.ndarray, device: str):
-        self._device = device
         self._centroids = torch.tensor(centroids, device=device)  # [K, D]
         self._counts = torch.tensor(counts, device=device)  # [K]
 
-    @property
-    def centroids(self) -> np.ndarray:
-        """As :class:`SklearnSteps`."""
-        return self._centroids.cpu().numpy()
-
-    @property
-    def counts(self) -> np.ndarray:
-        """As :class:`SklearnSteps`."""
-        return self._counts.cpu().numpy()
+    centroids = property(lambda self: self._centroids.cpu().numpy())
+    counts = property(lambda self: self._counts.cpu().numpy())
 
     def step(self, block: np.ndarray) -> float:
         """As :class:`SklearnSteps`."""
         with exact_float32(), torch.inference_mode():
-            x = torch.tensor(block, device=self._device)  # [n, D]
+            x = torch.tensor(block, device=self._counts.device)  # [n, D]
             units, _ = self._nearest(x)
             won = torch.nn.functional.one_hot(units, len(self._counts)).to(x.dtype)
             total = self._counts + won.sum(0)

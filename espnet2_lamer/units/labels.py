@@ -1,12 +1,16 @@
-"""Unit labels: teacher forward and nearest centroid in one pass, and their checks."""
+"""Unit labels: teacher forward and nearest centroid in one pass, checks, quality."""
 
 import json
 import logging
+import math
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from espnet2_lamer.constants import num_frames
 from espnet2_lamer.data.speech import file_sizes, read_wav_scp
@@ -15,10 +19,15 @@ from espnet2_lamer.fileio.atomic import atomic_path, write_json, write_text
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
 from espnet2_lamer.fileio.text import text_lines
+from espnet2_lamer.metrics.probe import frame_phones
+from espnet2_lamer.metrics.similarity import entropy, phone_scores
 from espnet2_lamer.units.codebook import Codebook, load_codebook
 from espnet2_lamer.units.features import Extractor
 from espnet2_lamer.units.shards import Shards, shard_size, split
 from espnet2_lamer.units.teacher import Teacher
+
+# Frames that no phone covers.
+SILENCE = "sil"
 
 
 def sidecar_path(text_km: str | Path) -> Path:
@@ -41,17 +50,8 @@ def assign_units(
     ``<output>.shards``; bytes do not depend on ``nj``, nor on whether the shards were
     made here or by a cluster (:func:`espnet2_lamer.parallel.workers`).
 
-    Args:
-        teacher: The teacher the codebook was learned on.
-        codebook: ``codebook.npz``.
-        wav_scp: ``utt path`` lines, 16 kHz mono.
-        output: ``text.km``.
-        nj: Number of processes.
-        shard_utts: Utterances in a shard; by default 200, fewer of a small corpus.
-
-    Returns:
-        The sidecar: ``codebook_sha256``, ``teacher``, ``teacher_sha256``, ``layer``,
-        ``K``, ``utterances``, ``frames`` and ``sha256`` of ``text.km``.
+    A shard has ``shard_utts`` utterances, by default 200, fewer of a small corpus.
+    Returns the sidecar.
 
     Raises:
         RecipeError: Teacher and codebook do not belong together, or audio is missing,
@@ -63,12 +63,10 @@ def assign_units(
     rows = file_sizes(scp, scp)
     shard_utts = shard_utts or shard_size(len(rows), 200)
     output = Path(output)
-    plan = sha256_value(
-        [teacher.identity, teacher.device, book.sha256, shard_utts, rows]
-    )
+    made_from = [teacher.identity, teacher.device, book.sha256, shard_utts, rows]
+    plan = sha256_value(made_from)
     shards = Shards(output.with_name(output.name + ".shards"), plan, ".txt")
-    finished = _finished(output, plan)
-    if finished:
+    if finished := _finished(output, plan):
         logging.info("%s: done already", output)
         shutil.rmtree(shards.directory, ignore_errors=True)
         return finished
@@ -136,14 +134,8 @@ def check_labels(
 ) -> dict[str, Any]:
     """Check that labels fit the audio, the number of classes and their sidecar.
 
-    Args:
-        text_km: ``utt u1 u2 ...`` lines with ``text.km.json`` beside it.
-        n_clusters: Number of classes ``K`` of the model.
-        utt2num_samples: Samples of each utterance that needs labels.
-        codebook_sha256: Hash of the codebook that they must come from, if given.
-
-    Returns:
-        The sidecar.
+    Only utterances of ``utt2num_samples`` need labels; ``codebook_sha256`` is the
+    codebook that they must come from, if given. Returns the sidecar.
 
     Raises:
         RecipeError: The sidecar is missing or belongs to another file, K or the
@@ -170,13 +162,11 @@ def check_labels(
     missing = set(utt2num_samples)
     for utt, units in iterate_labels(text_km, n_clusters):
         missing.discard(utt)
-        if utt not in utt2num_samples:
-            continue
-        expected = num_frames(utt2num_samples[utt])
-        if len(units) != expected:
+        samples = utt2num_samples.get(utt)
+        if samples is not None and len(units) != num_frames(samples):
             raise RecipeError(
                 f"{text_km}: utterance {utt!r} has {len(units)} labels, expected "
-                f"{expected} for {utt2num_samples[utt]} samples; assign units again"
+                f"{num_frames(samples)} for {samples} samples; assign units again"
             )
     if missing:
         raise RecipeError(
@@ -191,9 +181,7 @@ def iterate_labels(
 ) -> Iterator[tuple[str, list[str]]]:
     """Yield each utterance and its units as written, one line in memory at a time.
 
-    Raises:
-        RecipeError: The file is missing, an utterance has no units or comes twice, or
-            a unit is not in ``0 .. K-1``.
+    Raises RecipeError where a line breaks what :func:`check_labels` asks of units.
     """
     if not Path(text_km).is_file():
         raise RecipeError(f"{text_km}: file not found; run assign_units")
@@ -207,8 +195,7 @@ def iterate_labels(
                 f"{'occurs twice' if units else 'has no units'}; assign units again"
             )
         seen.add(utt)
-        wrong = set(units) - valid
-        if wrong:
+        if wrong := set(units) - valid:
             raise RecipeError(
                 f"{text_km}:{number}: utterance {utt!r} has unit {min(wrong)!r}, "
                 f"expected 0 to {n_clusters - 1}; assign units again"
@@ -237,3 +224,99 @@ def read_sidecar(text_km: str | Path) -> dict[str, Any]:
             "the labels were changed, run assign_units again"
         )
     return sidecar
+
+
+def label_quality(
+    text_km: str | Path,
+    n_clusters: int,
+    phones_ctm: str | Path | None = None,
+    utt2lang: str | Path | None = None,
+) -> dict[str, Any]:
+    """Measure the labels of a ``text.km``.
+
+    ``phones_ctm`` is read by :func:`~espnet2_lamer.metrics.probe.frame_phones`; an
+    utterance without phones is not counted.
+
+    Returns:
+        ``utterances``, ``frames``, ``used`` and ``dead`` classes, ``entropy`` of units
+        in nats and its ``perplexity``, ``bigram_perplexity`` (of a frame's unit given
+        the last one's, counted on the same labels), ``run_length`` in frames; with
+        phones also :func:`phone_scores`, with languages ``language_purity`` (frames
+        whose language is the likeliest of their unit) beside ``language_majority``.
+
+    Raises:
+        RecipeError: A file is missing or malformed, or no utterance has phones.
+    """
+    unigrams = np.zeros(n_clusters, dtype=np.int64)
+    bigrams = np.zeros((n_clusters, n_clusters), dtype=np.int64)
+    by_phone: dict[str, np.ndarray] = defaultdict(lambda: np.zeros_like(unigrams))
+    by_lang: dict[str, np.ndarray] = defaultdict(lambda: np.zeros_like(unigrams))
+    phones = frame_phones(phones_ctm) if phones_ctm else {}
+    langs = read_table(utt2lang) if utt2lang else {}
+    utterances = runs = with_phones = 0
+    for utt, tokens in iterate_labels(text_km, n_clusters):
+        units = np.array([int(token) for token in tokens])
+        counts = np.bincount(units, minlength=n_clusters)
+        unigrams += counts
+        np.add.at(bigrams, (units[:-1], units[1:]), 1)
+        utterances += 1
+        runs += 1 + int((units[1:] != units[:-1]).sum())
+        if utt in phones:
+            with_phones += 1
+            spoken = [phone or SILENCE for phone in phones[utt][: len(units)]]
+            spoken += [SILENCE] * (len(units) - len(spoken))
+            names, which = np.unique(spoken, return_inverse=True)
+            for number, phone in enumerate(names.tolist()):
+                np.add.at(by_phone[phone], units[which == number], 1)
+        if langs:
+            if utt not in langs:
+                raise RecipeError(f"{utt2lang}: no language for {utt!r}; add it")
+            by_lang[langs[utt]] += counts
+    if not utterances:
+        raise RecipeError(f"{text_km}: no labels; run assign_units")
+
+    frames = int(unigrams.sum())
+    report: dict[str, Any] = {
+        "utterances": utterances,
+        "frames": frames,
+        "K": n_clusters,
+        "used": int((unigrams > 0).sum()),
+        "dead": int((unigrams == 0).sum()),
+        "entropy": entropy(unigrams),
+        "perplexity": math.exp(entropy(unigrams)),
+        "run_length": frames / runs,
+    }
+    if bigrams.any():
+        conditional = entropy(bigrams) - entropy(bigrams.sum(1))
+        report["bigram_perplexity"] = math.exp(conditional)
+    if phones_ctm:
+        if not with_phones:
+            raise RecipeError(
+                f"{phones_ctm}: no utterance of {text_km} is in it; give the phones "
+                "of the same data"
+            )
+        report["utterances_with_phones"] = with_phones
+        report |= phone_scores(np.stack([by_phone[p] for p in sorted(by_phone)]))
+    if langs:
+        table = np.stack([by_lang[lang] for lang in sorted(by_lang)])  # [langs, K]
+        report["language_purity"] = float(table.max(0).sum() / frames)
+        report["language_majority"] = float(table.sum(1).max() / frames)
+    return report
+
+
+def write_quality(report: dict[str, Any], output: str | Path) -> None:
+    """Write the report as JSON to ``output`` and as a table beside it (``.md``)."""
+    write_json(output, report)
+    lines = ["| measure | value |", "|---|---|"]
+    for key, value in report.items():
+        shown = f"{value:.4f}" if isinstance(value, float) else value
+        lines.append(f"| {key} | {shown} |")
+    write_text(Path(output).with_suffix(".md"), "\n".join(lines) + "\n")
+
+
+def figures(report: dict[str, Any]) -> str:
+    """Say a report's numbers in one line."""
+    return ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in report.items()
+    )

@@ -48,22 +48,14 @@ class Shards:
 
     A shard counts as done when its marker names this plan and the file still has the
     hash in the marker.
-
-    Attributes:
-        directory: Holds ``00000<suffix>`` and its marker ``00000.done.json`` and so on.
-        plan: Hash of all that determines the content of the shards.
-        suffix: File name suffix of the shards.
     """
 
-    directory: Path
-    plan: str
+    directory: Path  # of 00000<suffix>, its marker 00000.done.json and so on
+    plan: str  # hash of all that determines the content of the shards
     suffix: str
 
     def check_space(self, needed: float, what: str, way_out: str) -> None:
-        """Refuse to begin what the disk cannot hold; finished shards are counted.
-
-        See :func:`espnet2_lamer.fileio.system.check_space`.
-        """
+        """:func:`~espnet2_lamer.fileio.system.check_space`, less finished shards."""
         there = bytes_of(self.directory.glob(f"*{self.suffix}"))
         check_space(self.directory, needed - there, what, way_out)
 
@@ -73,15 +65,9 @@ class Shards:
         """Make one file per part, in parallel, and go on where one left.
 
         The engine is joblib's current backend: local processes, or a Dask cluster
-        inside :func:`espnet2_lamer.parallel.workers`.
-
-        Args:
-            parts: What to do in each shard.
-            work: ``work(part, path)`` writes ``path`` and returns facts for the marker,
-                among them ``audio`` and ``forward``: seconds of speech, and seconds
-                that the network took.
-            nj: Number of processes.
-            description: Of the progress bar and of the throughput that is logged.
+        inside :func:`espnet2_lamer.parallel.workers`. ``work(part, path)`` writes
+        ``path`` and returns facts for the marker, among them ``audio`` and ``forward``:
+        seconds of speech, and seconds that the network took.
 
         Returns:
             The markers in the order of ``parts``: ``file``, ``sha256`` and the facts.
@@ -101,15 +87,9 @@ class Shards:
         parallel = Parallel(
             n_jobs=nj, return_as="generator_unordered", pre_dispatch="all"
         )
-        bar = tqdm(
-            parallel(delayed(self._make_one)(name, part, work) for name, part in todo),
-            desc=description,
-            total=len(parts),
-            initial=len(parts) - len(todo),
-            disable=None,
-        )
-        for name, marker in bar:
-            markers[name] = marker
+        made = parallel(delayed(self._make_one)(*one, work) for one in todo)
+        counts = {"total": len(parts), "initial": len(parts) - len(todo)}
+        markers |= dict(tqdm(made, desc=description, disable=None, **counts))
         for name in names:
             if self._read(name)["plan"] != self.plan:
                 raise RecipeError(
@@ -117,8 +97,8 @@ class Shards:
                     "writes there, such as a worker that outlived a killed run; wait "
                     "for its end, then run the same command again"
                 )
-        made = [markers[name] for name, _ in todo]
-        if made:
+        if todo:
+            made = [markers[name] for name, _ in todo]
             speed = throughput(made, time.perf_counter() - started)
             logging.info("%s: %s", description, speed)
         return [{k: v for k, v in markers[n].items() if k != "plan"} for n in names]

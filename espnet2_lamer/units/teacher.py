@@ -12,12 +12,7 @@ from torch import nn
 from torchaudio.compliance.kaldi import mfcc
 from torchaudio.functional import compute_deltas
 
-from espnet2_lamer.constants import (
-    RECEPTIVE_FIELD,
-    SAMPLE_RATE,
-    STRIDE,
-    num_frames,
-)
+from espnet2_lamer.constants import RECEPTIVE_FIELD, SAMPLE_RATE, STRIDE, num_frames
 from espnet2_lamer.convert.load import load_s3prl
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.hashing import sha256_tensors, sha256_value
@@ -38,19 +33,23 @@ class Teacher:
 
     A teacher is pickled as its source and layer, so that a worker process loads it
     once instead of receiving the weights with every task.
-
-    Attributes:
-        dim: Feature dimension ``D``.
-        identity: ``source`` as given, ``sha256`` of what determines the features,
-            ``layer`` and ``normalisation``.
-        device: Where the model computes, ``cpu`` or ``cuda``.
     """
 
-    dim: int
-    identity: dict[str, Any]
-    device: str = "cpu"
+    dim: int  # of the features, D
+    device: str = "cpu"  # or cuda
     #: What the user said to this process holds in those that it starts.
     trust_s3prl_files: bool = False
+
+    def identify(
+        self, source: str, sha256: str, layer: int, normalisation: str
+    ) -> None:
+        """Say what this is: ``sha256`` is of all that determines the features."""
+        self.identity: dict[str, Any] = {
+            "source": source,
+            "sha256": sha256,
+            "layer": layer,
+            "normalisation": normalisation,
+        }
 
     def __reduce__(self):
         """Pickle as a call of :func:`load_teacher`."""
@@ -63,8 +62,7 @@ class Teacher:
         """Samples that may go through together; 0 means one utterance at a time.
 
         On a GPU utterances of equal length share a batch. On a CPU that is no faster,
-        and alone an utterance has the same features to the bit whatever else is in the
-        corpus.
+        and alone an utterance has the same features to the bit whatever else is there.
         """
         return 0 if self.device == "cpu" else GPU_BATCH_SECONDS * SAMPLE_RATE
 
@@ -137,12 +135,8 @@ class MfccTeacher(Teacher):
 
     def __init__(self):
         self.dim = 39
-        self.identity = {
-            "source": "mfcc",
-            "sha256": sha256_value({**self._conf, "differences": 2}),
-            "layer": 0,
-            "normalisation": "utterance mean and variance",
-        }
+        sha256 = sha256_value({**self._conf, "differences": 2})
+        self.identify("mfcc", sha256, 0, "utterance mean and variance")
 
     def _features(self, waveforms):
         return torch.stack([self._of_one(waveform) for waveform in waveforms])
@@ -177,13 +171,9 @@ class HubertTeacher(Teacher):
         self.device = device
         self._model = model.float().eval().to(device)
         self.dim = model.encoder.feature_projection.projection.out_features
-        normalize = model.normalize_waveform
-        self.identity = {
-            "source": source,
-            "sha256": sha256 or sha256_tensors(model.state_dict()),
-            "layer": layer,
-            "normalisation": "waveform mean and variance" if normalize else "none",
-        }
+        sha256 = sha256 or sha256_tensors(model.state_dict())
+        normal = "waveform mean and variance" if model.normalize_waveform else "none"
+        self.identify(source, sha256, layer, normal)
 
     def _features(self, waveforms):
         layer = self.identity["layer"]
@@ -211,12 +201,8 @@ class S3prlTeacher(Teacher):
                 f"samples, expected {STRIDE}; use a teacher with HuBERT's frames"
             )
         self.dim = model.hidden_sizes[layer]
-        self.identity = {
-            "source": source,
-            "sha256": sha256_tensors(model.state_dict()),
-            "layer": layer,
-            "normalisation": "S3PRL's",
-        }
+        sha256 = sha256_tensors(model.state_dict())
+        self.identify(source, sha256, layer, "S3PRL's")
         self.device = device
         self.trust_s3prl_files = s3prl_files_trusted()
         self._upstream = model.upstream
@@ -232,11 +218,10 @@ class S3prlTeacher(Teacher):
 def stop_at(upstream: nn.Module, layer: int, states: int) -> int:
     """Drop the blocks above ``layer`` where this leaves its state as it is, to the bit.
 
-    S3PRL computes every layer. Upstreams differ in how they collect states (hooks,
-    outputs) and in what follows the last block, so the shorter network is tried on a
-    noise signal, with ``layer`` blocks and with one more, and kept only when the state
-    is the same. Of an upstream on the CPU with so many hidden ``states``; returns how
-    many blocks run from now on.
+    S3PRL computes every layer. Upstreams, here one on the CPU with so many hidden
+    ``states``, differ in how they collect them and in what follows the last block, so
+    the shorter network is tried on noise, with ``layer`` blocks and with one more, and
+    kept only when the state is the same. Returns how many blocks run from now on.
     """
     stacks = [
         (module, name, child)
@@ -298,10 +283,8 @@ def load_teacher(
     Args:
         source: ``mfcc``; ``s3prl:NAME`` (``s3prl:NAME:PATH`` where the upstream wants a
             checkpoint); an experiment directory or packed zip of this package; or what
-            :func:`espnet2_lamer.convert.load_hubert` takes, such as a Hugging Face
-            HuBERT directory or id.
-        layer: Transformer block whose output is the feature, from 1. None or 0 for
-            ``mfcc``.
+            :func:`espnet2_lamer.convert.load_hubert` takes.
+        layer: Transformer block whose output is the feature, from 1; none of ``mfcc``.
         device: ``cpu``, or ``cuda`` for the forward pass of a network.
         trust_s3prl_files: Let S3PRL read PATH, which runs code that it may hold.
 

@@ -63,7 +63,7 @@ def decoder_block(
     With a filled cache it is one token. ``memory [B, T, D]`` is the encoder's output,
     ``memory_mask`` its :func:`key_mask`.
     """
-    cache = BlockCache() if cache is None else cache
+    cache = cache or BlockCache()
     h = block.attn_ln(x)
     keys = _keys_values(block.attn, h, use)
     if cache.past is not None:

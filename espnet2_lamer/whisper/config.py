@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.layers.config import check_values
 
 METHODS = ("frozen", "full", "multilingual", "experts", "mole", "student")
 # Names of Whisper's Linears in their parents; 0 and 2 are those of an MLP.
@@ -12,8 +13,13 @@ TARGETS = {
     "q,k,v,o": ("query", "key", "value", "out"),
     "all": ("query", "key", "value", "out", "0", "2"),
 }
-COMBINATIONS = ("merged", "summed")
-COMBINATION_WEIGHTS = ("softmax", "free")
+CHOICES = (
+    ("method", METHODS),
+    ("targets", TARGETS),
+    ("combination", ("merged", "summed")),
+    ("combination_weights", ("softmax", "free")),
+)
+COUNTS = ("rank", "student_rank", "shared_layers", "identifier_hidden")
 # Names of LoRAs that belong to no language.
 MULTILINGUAL = "multilingual"
 STUDENT = "student"
@@ -86,54 +92,26 @@ class WhisperLoraConfig:
         """Check every field, so that a typo fails before training."""
         self.languages = languages = tuple(self.languages)
         self.language_tokens = dict(self.language_tokens)
-        for key, allowed in (
-            ("method", METHODS),
-            ("targets", TARGETS),
-            ("combination", COMBINATIONS),
-            ("combination_weights", COMBINATION_WEIGHTS),
-        ):
-            self._check(key, getattr(self, key) in allowed, f"one of {list(allowed)}")
-        for key in ("rank", "student_rank", "shared_layers", "identifier_hidden"):
-            self._check(key, getattr(self, key) >= 1, "1 or more")
-        self._check("dropout", 0.0 <= self.dropout < 1.0, "[0, 1)")
-        self._check(
-            "languages",
-            len({*languages, MULTILINGUAL, STUDENT}) == len(languages) + 2
-            and all(name.isidentifier() for name in languages),
-            "different ISO 639-3 codes",
+        different = len({*languages, MULTILINGUAL, STUDENT}) == len(languages) + 2
+        named = different and all(name.isidentifier() for name in languages)
+        enough = languages or self.method not in ("experts", "mole")
+        shared = self.encoder or self.method != "mole"
+        trained = self.train_language
+        known = trained is None or (self.method == "experts" and trained in languages)
+        unknown = set(self.language_tokens) - set(languages)
+        checks = [
+            *((k, getattr(self, k) in v, f"one of {list(v)}") for k, v in CHOICES),
+            *((k, getattr(self, k) >= 1, "1 or more") for k in COUNTS),
+            ("dropout", 0.0 <= self.dropout < 1.0, "[0, 1)"),
+            ("languages", named, "different ISO 639-3 codes"),
+            ("languages", enough, f"the experts' languages for method {self.method}"),
+            ("encoder", shared, "true: the shared layers of method mole are there"),
+            ("train_language", known, f"null, or one of {languages} for experts"),
+            ("language_tokens", not (languages and unknown), f"some of {languages}"),
+        ]
+        check_values(
+            "lora.", *((key, getattr(self, key), *check) for key, *check in checks)
         )
-        self._check(
-            "languages",
-            languages or self.method not in ("experts", "mole"),
-            f"the experts' languages for method {self.method}",
-            "none",
-        )
-        self._check(
-            "encoder",
-            self.encoder or self.method != "mole",
-            "true with method mole, whose shared layers are the encoder's",
-            "false",
-        )
-        self._check(
-            "train_language",
-            self.train_language is None
-            or (self.method == "experts" and self.train_language in languages),
-            f"null, or one of {list(languages)} with method experts",
-        )
-        unknown = sorted(set(self.language_tokens) - set(languages))
-        self._check(
-            "language_tokens",
-            not (languages and unknown),
-            f"some of lora.languages ({', '.join(languages)})",
-            ", ".join(unknown),
-        )
-
-    def _check(
-        self, key: str, right: object, expected: str, found: str | None = None
-    ) -> None:
-        if not right:
-            found = repr(getattr(self, key)) if found is None else found
-            raise RecipeError(f"lora.{key}: found {found}, expected {expected}")
 
     @property
     def loras(self) -> dict[str, int]:
@@ -156,17 +134,8 @@ class WhisperLoraConfig:
             "student": STUDENT,
         }.get(self.method)
 
-    @property
-    def identifies(self) -> bool:
-        """Whether there is a language identifier of ours."""
-        return self.method == "mole"
-
     def token_of(self, language: str) -> str:
-        """Whisper's code of a language, or ``new:CODE``.
-
-        Raises:
-            RecipeError: The language has no two-letter code that is known here.
-        """
+        """Whisper's code of a language, or ``new:CODE``; else a ``RecipeError``."""
         code = self.language_tokens.get(language) or DEFAULT_TOKENS.get(language)
         if code is None:
             raise RecipeError(

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from espnet2_lamer.compat import espnet_nets
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.layers.config import check_values
 from espnet2_lamer.whisper.blocks import BlockCache, decoder_block, key_mask
 from espnet2_lamer.whisper.encoder import Encoded
 from espnet2_lamer.whisper.half import WhisperHalf
@@ -34,13 +35,9 @@ class WhisperLoraDecoder(WhisperHalf, AbsDecoder, BatchScorerInterface):
 
     To ESPnet a hypothesis is ``<sos>``, text, ``<eos>``; the prompt with the
     utterance's language takes the place of ``<sos>`` inside. ``prompt`` and ``route``
-    are those of the batch that was encoded last; the model sets them.
-
-    Args:
-        vocab_size: Whisper's, special tokens included.
-        encoder_output_size: Width D of the encoder.
-        whisper: As :class:`~espnet2_lamer.whisper.encoder.WhisperLoraEncoder`, like
-            ``dims`` and ``lora``.
+    are those of the batch that was encoded last; the model sets them. ``whisper``,
+    ``dims`` and ``lora`` are as in
+    :class:`~espnet2_lamer.whisper.encoder.WhisperLoraEncoder`.
 
     Raises:
         RecipeError: The token list is not Whisper's.
@@ -56,17 +53,9 @@ class WhisperLoraDecoder(WhisperHalf, AbsDecoder, BatchScorerInterface):
     ) -> None:
         super().__init__()
         self.build("decoder", whisper, dims, lora)
-        if vocab_size != self.dims["n_vocab"]:
-            raise RecipeError(
-                f"token_list: found {vocab_size} tokens, expected Whisper's "
-                f"{self.dims['n_vocab']}; espnet2_lamer.whisper.text.write_token_list "
-                "writes it"
-            )
-        if encoder_output_size != self.dims["n_text_state"]:
-            raise RecipeError(
-                f"decoder_conf.whisper: found width {self.dims['n_text_state']}, "
-                f"expected {encoder_output_size}, the encoder's"
-            )
+        size = self.dims["n_vocab"]
+        expected = f"Whisper's {size} tokens, as whisper.text.write_token_list writes"
+        check_values("", ("token_list", vocab_size, vocab_size == size, expected))
         self.prompts = Prompts(self.config, vocab_size)
         embedding = self.whisper.token_embedding.weight.detach()
         self.new_tokens = nn.ParameterDict()
@@ -89,14 +78,10 @@ class WhisperLoraDecoder(WhisperHalf, AbsDecoder, BatchScorerInterface):
         keep_states: bool = False,
         cache: list[BlockCache] | None = None,
     ) -> Decoded:
-        """Score the tokens that follow the prompt.
+        """Score the tokens that follow the prompt, with the encoder's route.
 
-        Args:
-            encoded: What the encoder yields; its route is the decoder's, too.
-            prompt: Ids ``[B, P]``, empty (``P = 0``) when a cache has them.
-            tokens: Text so far ``[B, U]``.
-            keep_states: Whether to return every block's output.
-            cache: Keys and values of what came before, empty at first; filled here.
+        The prompt's ids are ``[B, P]``, ``P = 0`` when a cache has them, those of the
+        text so far ``[B, U]``. The cache, empty at first, is filled here.
 
         Returns:
             Logits of position ``u`` predict token ``u``, so there is one more than

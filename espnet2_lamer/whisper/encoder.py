@@ -12,6 +12,7 @@ from whisper.audio import HOP_LENGTH, N_FFT, N_SAMPLES, mel_filters
 
 from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.layers.config import check_values
 from espnet2_lamer.whisper.blocks import encoder_block, key_mask, real_positions
 from espnet2_lamer.whisper.config import WhisperLoraConfig
 from espnet2_lamer.whisper.half import WhisperHalf
@@ -30,14 +31,9 @@ def log_mel(
     """Compute what Whisper computes, from each utterance's own samples alone.
 
     openai-whisper pads to 30 s with zeros. Its frames up to an utterance's end are
-    these; what stands in a batch beyond an utterance's end changes nothing.
-
-    Args:
-        speech: Waveforms ``[B, n]``, 16 kHz.
-        lengths: Valid samples ``[B]``.
-        n_mels: 80 or 128.
-        min_seconds: As :class:`WhisperLoraEncoder`.
-        trailing_silence: As there, as far as 30 s allow.
+    these; what stands in a batch beyond an utterance's end changes nothing. Waveforms
+    are ``[B, n]``, 16 kHz, their lengths ``[B]``, ``n_mels`` is 80 or 128; silence is
+    that of :class:`WhisperLoraEncoder`, as far as 30 s allow.
 
     Returns:
         Spectrogram ``[B, n_mels, F]``, zero in padding, and frames ``[B]``,
@@ -75,19 +71,13 @@ def log_mel(
 
 
 class ExpertCombination(nn.Module):
-    """The weights with which each of the first L1 layers combines N experts.
-
-    Raises:
-        RecipeError: L1 is more than the encoder's ``num_layers``.
-    """
+    """The weights with which each of the first L1 layers combines N experts."""
 
     def __init__(self, config: WhisperLoraConfig, num_layers: int) -> None:
         super().__init__()
-        if config.shared_layers > num_layers:
-            raise RecipeError(
-                f"lora.shared_layers: found {config.shared_layers}, expected at most "
-                f"{num_layers}, the encoder's layers"
-            )
+        shared = config.shared_layers
+        most = f"at most {num_layers}, the encoder's layers"
+        check_values("lora.", ("shared_layers", shared, shared <= num_layers, most))
         self.languages = config.languages
         self.merged = config.combination == "merged"
         self.softmax = config.combination_weights == "softmax"
@@ -169,7 +159,7 @@ class WhisperLoraEncoder(WhisperHalf, AbsEncoder):
         self.silence = min_seconds, trailing_silence
         self.combination = self.identifier = None
         config, dim = self.config, self.output_size()
-        if config.identifies:
+        if config.method == "mole":
             self.combination = ExpertCombination(config, len(self.whisper.blocks))
             self.identifier = LanguageIdentifier(
                 dim, config.identifier_hidden, len(config.languages)
@@ -193,14 +183,10 @@ class WhisperLoraEncoder(WhisperHalf, AbsEncoder):
         route: Route | None,
         keep_states: bool = False,
     ) -> Encoded:
-        """Encode with a route.
+        """Encode waveforms ``[B, n]``, 16 kHz, of ``lengths [B]`` with a route.
 
-        Args:
-            speech: Waveforms ``[B, n]``, 16 kHz.
-            lengths: Valid samples ``[B]``.
-            route: LoRA by utterance. ``None`` is the plain Whisper; with MoLE it
-                is the identified language, by arg-max.
-            keep_states: Whether to return every block's output.
+        Without a route it is the plain Whisper; with MoLE that of the identified
+        language, by arg-max.
 
         Raises:
             RecipeError: A LoRA of the route is not there, or an utterance is empty or

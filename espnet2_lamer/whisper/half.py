@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,21 +17,16 @@ from espnet2_lamer.fileio.foreign import check_weights, clear_errors
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.whisper.config import WhisperLoraConfig
 from espnet2_lamer.whisper.lora import add_loras
+from espnet2_lamer.whisper.text import N_VOCAB
 
 BASE_HASH = "whisper_sha256"
-MULTILINGUAL_VOCABULARY = 51865  # the smallest
-DIMS = tuple(field.name for field in fields(ModelDimensions))
 
 
 def whisper_file(source: str | Path) -> Path:
-    """Return the checkpoint file of a name or path, fetching a name once.
+    """Return the file of a name such as ``large-v3``, fetched once, or of a path.
 
-    Args:
-        source: A name such as ``base`` or ``large-v3``, kept in openai-whisper's own
-            cache, or the path of a checkpoint.
-
-    Raises:
-        RecipeError: Neither, or the name cannot be fetched.
+    Files of names are kept in openai-whisper's own cache; one that cannot be fetched,
+    or a path that is no file, raises ``RecipeError``.
     """
     name = str(source)
     if name in available_models():
@@ -57,39 +51,21 @@ def whisper_file(source: str | Path) -> Path:
 def read_checkpoint(
     path: Path, map_location: str = "cpu"
 ) -> tuple[dict[str, int], dict[str, Tensor]]:
-    """Read the dimensions and the state dict of an openai-whisper checkpoint.
-
-    Raises:
-        RecipeError: The file is no such checkpoint.
-    """
+    """Read dimensions and state dict of a checkpoint, or raise ``RecipeError``."""
     checkpoint = check_weights(path, map_location=map_location)
     try:
         dims, state = dict(checkpoint["dims"]), checkpoint["model_state_dict"]
+        ModelDimensions(**dims)
     except (LookupError, TypeError, ValueError) as error:
         raise RecipeError(
             f"{path}: expected an openai-whisper checkpoint with the keys dims and "
-            "model_state_dict"
+            f"model_state_dict, and all dims ({error})"
         ) from error
-    with clear_errors(path):
-        _check_dims(dims)
     return dims, state
 
 
-def _check_dims(dims: Mapping[str, int]) -> None:
-    if set(dims) != set(DIMS):
-        raise RecipeError(
-            f"dims: found {sorted(dims)}, expected {sorted(DIMS)}, as openai-whisper's "
-            "checkpoints have them"
-        )
-
-
 def build_half(side: str, dims: Mapping[str, int]) -> AudioEncoder | TextDecoder:
-    """Build one half of a Whisper with random weights.
-
-    Raises:
-        RecipeError: One of openai-whisper's ``ModelDimensions`` is missing or unknown.
-    """
-    _check_dims(dims)
+    """Build one half of a Whisper of ``ModelDimensions`` with random weights."""
     shape = ("ctx", "state", "head", "layer")
     if side == "encoder":
         return AudioEncoder(dims["n_mels"], *(dims[f"n_audio_{k}"] for k in shape))
@@ -104,33 +80,28 @@ def read_half(
 ) -> tuple[AudioEncoder | TextDecoder, dict[str, int], str | None]:
     """Build the encoder or the decoder of a Whisper.
 
-    Args:
-        side: ``"encoder"`` or ``"decoder"``.
-        whisper: Name or path of the weights.
-        dims: Dimensions of one with random weights, used without ``whisper``.
+    Its weights are those of the name or path ``whisper``, or random ones of ``dims``;
+    ``RecipeError`` where neither or an impossible one is given.
 
     Returns:
         The module, Whisper's dimensions, and the SHA-256 of its file, or ``None``.
-
-    Raises:
-        RecipeError: Neither or an impossible one is given.
     """
-    if whisper is None and dims is None:
-        raise RecipeError("found null, expected a name or path, or dims")
-    own, digest = None, None
     if whisper is not None:
         path = whisper_file(whisper)
         dims, state = read_checkpoint(path)
-        parts = {key: key.partition(".") for key in state}
-        own = {name: state[key] for key, (at, _, name) in parts.items() if at == side}
+        with clear_errors(path):
+            half = build_half(side, dims)
+            start = f"{side}."
+            half.load_state_dict(
+                {k.removeprefix(start): state[k] for k in state if k.startswith(start)}
+            )
         digest = _digest(path, path.stat().st_mtime_ns)
-    half = build_half(side, dims)
-    if own is not None:
-        try:
-            half.load_state_dict(own)
-        except RuntimeError as error:
-            raise RecipeError(f"{path}: {error}") from error
-    if dims["n_vocab"] < MULTILINGUAL_VOCABULARY:
+    elif dims is not None:
+        ModelDimensions(**dims)  # names what is missing or unknown
+        half, digest = build_half(side, dims), None
+    else:
+        raise RecipeError("found null, expected a name or path, or dims")
+    if dims["n_vocab"] < N_VOCAB:
         raise RecipeError(
             f"found an English-only model ({dims['n_vocab']} tokens), expected a "
             "multilingual one"
@@ -156,11 +127,7 @@ class WhisperHalf(FrozenBase):
         dims: Mapping[str, int] | None,
         lora: Mapping[str, Any] | None,
     ) -> None:
-        """Build ``self.whisper`` with its LoRAs; see :func:`read_half`.
-
-        Raises:
-            RecipeError: With the key, what was found and what is expected.
-        """
+        """Build ``self.whisper`` with its LoRAs; see :func:`read_half`."""
         self.side = side
         try:
             self.config = WhisperLoraConfig(**(lora or {"method": "frozen"}))
@@ -168,7 +135,7 @@ class WhisperHalf(FrozenBase):
             raise RecipeError(f"{side}_conf.{error}") from error
         try:
             self.whisper, self.dims, digest = read_half(side, whisper, dims)
-        except RecipeError as error:
+        except (TypeError, RecipeError) as error:
             raise RecipeError(f"{side}_conf.whisper: {error}") from error
         base = [*self.whisper.state_dict(keep_vars=True).values()]
         add_loras(self.whisper, side, self.config)

@@ -1,17 +1,28 @@
-"""LoRA by name on Whisper's Linears: one per language, routed per utterance."""
+"""LoRA by name on Whisper's Linears, one per language and utterance; their files."""
 
+import hashlib
+import json
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from espnet2_lamer.convert.state import check_fit
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.layers.lora import LoRAExperts
+from espnet2_lamer.fileio.atomic import atomic_path
+from espnet2_lamer.layers.experts import LoRAExperts
 from espnet2_lamer.whisper.config import STUDENT, TARGETS, WhisperLoraConfig
+
+FORMAT = "espnet2_lamer.whisper.expert"
+NEW_TOKEN = "new_token"
 
 
 @dataclass(frozen=True)
@@ -52,12 +63,8 @@ class ExpertLinear(nn.Module):
     .. math:: y = W_0 x + b + \frac{\alpha}{r} B_k A_k x
 
     Each LoRA is a module of its own: adding or training one leaves the others' tensors
-    as they are. B starts at zero, A the same for every name.
-
-    Args:
-        base: The Linear; it is frozen here.
-        name: Path of the Linear in Whisper, which seeds the first A.
-        config: Alpha, dropout and seed.
+    as they are. B starts at zero, A the same for every LoRA; ``name``, the Linear's
+    path in Whisper, seeds it.
     """
 
     def __init__(self, base: nn.Linear, name: str, config: WhisperLoraConfig) -> None:
@@ -70,16 +77,11 @@ class ExpertLinear(nn.Module):
 
     def add(self, name: str, rank: int) -> None:
         """Add a LoRA that changes nothing yet."""
+        sizes = self.base.in_features, self.base.out_features
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            self.experts[name] = LoRAExperts(
-                self.base.in_features,
-                self.base.out_features,
-                1,
-                rank,
-                self.alpha,
-                like=self.base.weight,
-            )
+            lora = LoRAExperts(*sizes, 1, rank, self.alpha, like=self.base.weight)
+        self.experts[name] = lora
 
     def adapter_parameters(self, name: str) -> dict[str, nn.Parameter]:
         """Return one LoRA's parameters by their names inside it."""
@@ -97,8 +99,7 @@ class ExpertLinear(nn.Module):
         if use.index is None:
             return y + experts[0](x)
         # One product per side for the whole batch, each utterance with its own pair.
-        a = torch.stack([expert.lora_A[0] for expert in experts])[use.index]
-        b = torch.stack([expert.lora_B for expert in experts])[use.index]
+        a, b = (stack[use.index] for stack in _stacks(experts))
         z = experts[0].scale * torch.bmm(x, a.transpose(1, 2).to(x.dtype))
         return y + torch.bmm(z, b.transpose(1, 2).to(z.dtype))
 
@@ -106,16 +107,21 @@ class ExpertLinear(nn.Module):
     def _mix(x: Tensor, experts: list[LoRAExperts], mixture: Mixture) -> Tensor:
         weights = mixture.weights.to(experts[0].lora_A.dtype)
         if mixture.merged:
-            a = torch.stack([expert.lora_A[0] for expert in experts])
-            b = torch.stack([expert.lora_B for expert in experts])
-            a = (weights[:, None, None] * a).sum(0)
-            b = (weights[:, None, None] * b).sum(0)
+            a, b = ((weights[:, None, None] * s).sum(0) for s in _stacks(experts))
             z = experts[0].scale * F.linear(x, a.to(x.dtype))
             return F.linear(z, b.to(z.dtype))
         # A term per language: one product over all of them would add in an order of
         # its own, and a weight of one would no longer be that expert to the bit.
         terms = [w * expert(x) for w, expert in zip(weights, experts, strict=True)]
         return reduce(torch.add, terms)
+
+
+def _stacks(experts: list[LoRAExperts]) -> tuple[Tensor, Tensor]:
+    """A ``[N, r, d_in]`` and B ``[N, d_out, r]`` of LoRAs of one rank."""
+    return (
+        torch.stack([expert.lora_A[0] for expert in experts]),
+        torch.stack([expert.lora_B for expert in experts]),
+    )
 
 
 def apply_linear(module: nn.Module, x: Tensor, use: Route | Mixture | None) -> Tensor:
@@ -133,13 +139,12 @@ def add_loras(half: nn.Module, side: str, config: WhisperLoraConfig) -> None:
     half.requires_grad_(False)
     if not getattr(config, side) or not config.loras:
         return
-    for index, block in enumerate(half.blocks):
-        for path, linear in [*block.named_modules()]:
-            parent, _, child = path.rpartition(".")
-            if child in TARGETS[config.targets]:
-                name = f"{side}.blocks.{index}.{path}"
-                wrapped = ExpertLinear(linear, name, config)
-                setattr(block.get_submodule(parent), child, wrapped)
+    for path, linear in [*half.blocks.named_modules()]:
+        parent, _, child = path.rpartition(".")
+        # The blocks' own names are numbers, too.
+        if parent and child in TARGETS[config.targets]:
+            wrapped = ExpertLinear(linear, f"{side}.blocks.{path}", config)
+            setattr(half.blocks.get_submodule(parent), child, wrapped)
     for name, rank in config.loras.items():
         add_lora(half, name, rank)
 
@@ -188,9 +193,6 @@ def check_route(module: nn.Module, route: Route | None) -> None:
 def whisper_parameter_report(model: nn.Module) -> dict[str, int | float | dict]:
     """Count parameters; a model on the meta device will do.
 
-    Args:
-        model: With ``encoder`` and ``decoder`` of this package.
-
     Returns:
         Integers: ``total``, ``whisper`` (the backbone), ``trainable``, ``lora`` (of all
         names), ``mixture`` (combination weights), ``identifier``, ``prompt`` (new
@@ -198,38 +200,125 @@ def whisper_parameter_report(model: nn.Module) -> dict[str, int | float | dict]:
         teachers). ``lora_by_name`` holds each LoRA's count. ``trainable_percent`` is
         of the backbone.
     """
-    by_name: dict[str, int] = {}
-    halves = (model.encoder, model.decoder)
-    for half in halves:
-        for linear in expert_linears(half).values():
-            for name in linear.experts:
-                count = _count(linear.adapter_parameters(name).values())
-                by_name[name] = by_name.get(name, 0) + count
+
+    def count(parameters: Iterable[Tensor]) -> int:
+        return sum(parameter.numel() for parameter in parameters)
+
+    encoder, decoder = model.encoder, model.decoder
+    by_name: Counter[str] = Counter()
+    for linear in expert_linears(model).values():
+        for name, expert in linear.experts.items():
+            by_name[name] += count(expert.parameters())
     sizes = {
-        "mixture": _size(model.encoder.combination),
-        "identifier": _size(model.encoder.identifier),
-        "prompt": _size(model.decoder.new_tokens),
+        name: 0 if module is None else count(module.parameters())
+        for name, module in (
+            ("mixture", encoder.combination),
+            ("identifier", encoder.identifier),
+            ("prompt", decoder.new_tokens),
+        )
     }
-    parameters = [p for half in halves for p in half.parameters()]
-    total, lora = _count(parameters), sum(by_name.values())
+    parameters = [*encoder.parameters(), *decoder.parameters()]
+    total, lora = count(parameters), by_name.total()
     whisper = total - lora - sum(sizes.values())
-    trainable = _count(p for p in parameters if p.requires_grad)
-    teachers = lora - by_name[STUDENT] if STUDENT in by_name else 0
+    trainable = count(p for p in parameters if p.requires_grad)
     return {
         "total": total,
         "whisper": whisper,
         "trainable": trainable,
         "lora": lora,
         **sizes,
-        "inference": total - teachers,
-        "lora_by_name": by_name,
+        "inference": total - (lora - by_name[STUDENT] if STUDENT in by_name else 0),
+        "lora_by_name": dict(by_name),
         "trainable_percent": 100.0 * trainable / whisper,
     }
 
 
-def _count(parameters: Iterable[Tensor]) -> int:
-    return sum(parameter.numel() for parameter in parameters)
+def expert_state(model: nn.Module, language: str) -> dict[str, Tensor]:
+    """Return a LoRA's tensors by the path of their Linear; ``RecipeError`` if none."""
+    state: dict[str, Tensor] = {}
+    for side in ("encoder", "decoder"):
+        for path, linear in expert_linears(getattr(model, side).whisper).items():
+            if language in linear.experts:
+                for name, value in linear.adapter_parameters(language).items():
+                    state[f"{side}.{path}.{name}"] = value
+    if not state:
+        raise RecipeError(
+            f"no expert for language {language}, found experts for "
+            f"{', '.join(lora_names(model)) or 'none'}"
+        )
+    if language in model.decoder.new_tokens:
+        state[NEW_TOKEN] = model.decoder.new_tokens[language]
+    return state
 
 
-def _size(module: nn.Module | None) -> int:
-    return 0 if module is None else _count(module.parameters())
+def _described(model: nn.Module, language: str) -> dict[str, str | float | dict]:
+    config = model.encoder.config
+    return {
+        "language": language,
+        "rank": config.rank,
+        "alpha": float(config.rank if config.alpha is None else config.alpha),
+        "targets": config.targets,
+        "dims": model.encoder.dims,
+        "whisper_sha256": model.encoder.base_hash,
+    }
+
+
+def save_expert(model: nn.Module, language: str, path: str | Path) -> None:
+    """Write one expert, atomically; see :func:`expert_state`."""
+    state = {
+        name: value.detach().cpu().contiguous()
+        for name, value in expert_state(model, language).items()
+    }
+    # One entry: safetensors writes several in an order that changes.
+    described = json.dumps(_described(model, language), sort_keys=True)
+    with atomic_path(path) as temporary:
+        save_file(state, temporary, {FORMAT: described})
+
+
+@torch.no_grad()
+def load_expert(model: nn.Module, language: str, path: str | Path) -> None:
+    """Read what :func:`save_expert` wrote into a model that has a place for it.
+
+    Raises:
+        RecipeError: The file is missing, no expert's, of another language, or does not
+            fit the model.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RecipeError(
+            f"model_conf.experts.{language}: {path} not found; train the expert first"
+        )
+    own = expert_state(model, language)
+    try:
+        with safe_open(path, "pt") as file:
+            found = dict(json.loads((file.metadata() or {}).get(FORMAT, "{}")))
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, TypeError, ValueError) as error:
+        raise RecipeError(f"{path}: not a safetensors file ({error})") from error
+    for key, value in _described(model, language).items():
+        # Without the file of Whisper at hand there is no hash to compare.
+        known = key != "whisper_sha256" or (value and found.get(key))
+        if known and found.get(key) != value:
+            raise RecipeError(
+                f"{path}: {key}: found {found.get(key)!r}, expected {value!r}; the "
+                "expert belongs to another model or configuration"
+            )
+    try:
+        check_fit(own, state, path)
+    except RecipeError as error:
+        raise RecipeError(
+            f"{error}; lora.encoder, lora.decoder and language_tokens must be what it "
+            "was trained with"
+        ) from error
+    for name, value in state.items():
+        own[name].copy_(value)
+
+
+def experts_hash(model: nn.Module) -> str:
+    """Return a hash of Whisper's file and of all experts' tensors."""
+    digest = hashlib.sha256(model.encoder.base_hash.encode())
+    for language in model.encoder.config.languages:
+        for name, value in expert_state(model, language).items():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()

@@ -12,16 +12,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.layers.config import check_values
 from espnet2_lamer.whisper.blocks import real_positions
 from espnet2_lamer.whisper.config import MULTILINGUAL, STUDENT
 from espnet2_lamer.whisper.decoder import WhisperLoraDecoder
 from espnet2_lamer.whisper.encoder import Encoded, WhisperLoraEncoder
-from espnet2_lamer.whisper.expert_files import experts_hash, load_expert
-from espnet2_lamer.whisper.lora import Route, train_only
+from espnet2_lamer.whisper.lora import Route, experts_hash, load_expert, train_only
 from espnet2_lamer.whisper.student import (
+    DISTILLATIONS,
     States,
-    StudentLoss,
     TeacherCache,
+    cosine_loss,
+    jensen_shannon,
     start_student,
 )
 
@@ -59,7 +61,8 @@ class WhisperLoraModel(ESPnetASRModel):
             (logits) or ``"none"``.
         asr_weight: Student: weight of the ASR loss.
         hidden_weight: Student: weight of the cosine loss.
-        logit_weight: Student: weight of the Jensen-Shannon divergence.
+        logit_weight: Student: weight of the Jensen-Shannon divergence. The paper gives
+            no weights; 2 beside cross-entropy is DistilWhisper's (arXiv 2311.01070).
         temperature: Student: divides the logits in it.
         teacher_cache: Student: folder that keeps the teacher's outputs.
         ctc_weight: 0; there is no CTC.
@@ -87,22 +90,32 @@ class WhisperLoraModel(ESPnetASRModel):
         ctc_weight: float = 0.0,
         **espnet: Any,
     ) -> None:
-        _check_halves(encoder, decoder, ctc_weight)
-        defaults = {
+        _check_halves(encoder, decoder)
+        known, kinds = distillation in DISTILLATIONS, f"one of {list(DISTILLATIONS)}"
+        table = [
+            ("ctc_weight", ctc_weight, not ctc_weight, "0.0: Whisper has no CTC"),
+            ("distillation", distillation, known, kinds),
+        ]
+        check_values("model_conf.", *table)
+        espnet = {
+            "ctc_weight": 0.0,
             "sym_sos": "<|startoftranscript|>",
             "sym_eos": "<|endoftext|>",
             "report_cer": False,
             "report_wer": False,
+            **espnet,
         }
-        espnet = {"ctc_weight": 0.0, **defaults, **espnet}
         super().__init__(encoder=encoder, decoder=decoder, **espnet)
         self.config = encoder.config
         self.language = language
         self.smoothing = lsm_weight
         self.identifier_weight = identifier_weight
-        self.student_loss = StudentLoss(
-            distillation, asr_weight, hidden_weight, logit_weight, temperature
-        )
+        self.distills = self.config.method == "student" and distillation != "none"
+        self.layerwise = self.distills and distillation == "layerwise"
+        self.asr_weight = asr_weight
+        self.hidden_weight = hidden_weight
+        self.logit_weight = logit_weight
+        self.temperature = temperature
         self.teacher_cache = teacher_cache
         self._cache: TeacherCache | None = None
         self.amp_dtype: torch.dtype | None = None
@@ -126,18 +139,11 @@ class WhisperLoraModel(ESPnetASRModel):
         utt_id: Sequence[str] = (),
         **unused: Any,
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Compute the loss of a batch.
+        """Compute the loss of a batch, statistics, and the number of tokens.
 
-        Args:
-            speech: Waveforms ``[B, n]``, 16 kHz.
-            speech_lengths: Valid samples ``[B]``.
-            text: Whisper's text tokens ``[B, U]``, padded with -1.
-            text_lengths: Their numbers ``[B]``.
-            lang: Place in ``lora.languages`` ``[B, 1]``.
-            utt_id: Keys of the teacher's cache.
-
-        Returns:
-            Loss, statistics, and the number of tokens.
+        Waveforms are ``[B, n]``, 16 kHz, Whisper's text tokens ``[B, U]``, padded with
+        -1, ``lang [B, 1]`` places in ``lora.languages``; ``utt_id`` are the keys of the
+        teacher's cache.
 
         Raises:
             RecipeError: A language is missing or has no expert.
@@ -148,62 +154,51 @@ class WhisperLoraModel(ESPnetASRModel):
         tokens = text[:, : len(places) - 1].masked_fill(places[:-1] >= end, self.eos)
         targets = F.pad(tokens, (0, 1), value=self.eos)
         targets = targets.masked_fill(places > end, IGNORE)
-        student = self.config.method == "student"
-        keep = student and self.student_loss.layerwise
+        real = targets != IGNORE
         with self.autocast(speech.device):
-            routed = self.route(speech, speech_lengths, languages, keep)
-            encoded = routed.encoded
-            decoded = self.decoder.decode(encoded, routed.prompt, tokens, keep)
-            loss, stats = self._asr_loss(decoded.logits, targets)
+            routed = self.route(speech, speech_lengths, languages, self.layerwise)
+            encoded, prompt = routed.encoded, routed.prompt
+            decoded = self.decoder.decode(encoded, prompt, tokens, self.layerwise)
+            logits = decoded.logits
+            loss = F.cross_entropy(
+                logits.flatten(0, 1),
+                targets.flatten(),
+                ignore_index=IGNORE,
+                label_smoothing=self.smoothing,
+            )
+            right = (logits.argmax(-1) == targets)[real]
+            stats = {"loss_asr": loss.detach(), "acc": right.float().mean()}
             if encoded.logits is not None:
-                more, identified = self._identifier_loss(encoded.logits, languages)
-                loss, stats = loss + self.identifier_weight * more, stats | identified
-            if student and self.student_loss.distillation != "none":
+                truth = lang.flatten().long()
+                more = F.cross_entropy(encoded.logits, truth)
+                right = encoded.logits.argmax(-1) == truth
+                loss = loss + self.identifier_weight * more
+                stats["loss_identifier"] = more.detach()
+                stats["acc_identifier"] = right.float().mean()
+            if self.distills:
                 teacher = self._teacher(
-                    speech, speech_lengths, tokens, targets, languages, utt_id
+                    speech, speech_lengths, tokens, real.sum(1), languages, utt_id
                 )
-                loss, distilled = self.student_loss(
-                    loss,
-                    (encoded.states, decoded.states),
-                    teacher,
-                    (decoded.logits, self.decoder.project(teacher[1][-1])),
-                    (
-                        real_positions(encoded.lengths, encoded.output.shape[1]),
-                        targets != IGNORE,
-                    ),
-                )
-                stats |= distilled
+                theirs = self.decoder.project(teacher[1][-1])
+                divergence = jensen_shannon(logits, theirs, real, self.temperature)
+                loss = self.asr_weight * loss + self.logit_weight * divergence
+                stats["loss_logit"] = divergence.detach()
+            if self.layerwise:
+                # The mean over both halves' layers.
+                own, other = encoded.states, decoded.states
+                frames = real_positions(encoded.lengths, encoded.output.shape[1])
+                hidden = len(own) * cosine_loss(own, teacher[0], frames)
+                hidden = hidden + len(other) * cosine_loss(other, teacher[1], real)
+                hidden = hidden / (len(own) + len(other))
+                loss = loss + self.hidden_weight * hidden
+                stats["loss_hidden"] = hidden.detach()
         stats["loss"] = loss.detach()
-        weight = (targets != IGNORE).sum()
-        return force_gatherable((loss, stats, weight), loss.device)
+        return force_gatherable((loss, stats, real.sum()), loss.device)
 
     def autocast(self, device: torch.device) -> AbstractContextManager:
         """Return the precision of ``amp_dtype``, float32 without."""
         enabled = self.amp_dtype is not None
         return torch.autocast(device.type, self.amp_dtype, enabled=enabled)
-
-    def _asr_loss(
-        self, logits: Tensor, targets: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean cross-entropy of a token, and it with accuracy as statistics."""
-        loss = F.cross_entropy(
-            logits.flatten(0, 1),
-            targets.flatten(),
-            ignore_index=IGNORE,
-            label_smoothing=self.smoothing,
-        )
-        real = targets != IGNORE
-        accuracy = (logits.argmax(-1) == targets)[real].float().mean()
-        return loss, {"loss_asr": loss.detach(), "acc": accuracy}
-
-    def _identifier_loss(
-        self, logits: Tensor, languages: list[str]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        places = [self.config.languages.index(name) for name in languages]
-        truth = torch.tensor(places, device=logits.device)
-        loss = F.cross_entropy(logits, truth)
-        accuracy = (logits.argmax(-1) == truth).float().mean()
-        return loss, {"loss_identifier": loss.detach(), "acc_identifier": accuracy}
 
     def route(
         self,
@@ -212,25 +207,21 @@ class WhisperLoraModel(ESPnetASRModel):
         languages: Sequence[str] | None,
         keep_states: bool = False,
     ) -> Routed:
-        """Encode a batch with each utterance's LoRA, and make its prompt.
+        """Encode waveforms ``[B, n]`` with each utterance's LoRA, and make the prompt.
 
-        Args:
-            speech: Waveforms ``[B, n]``.
-            lengths: Valid samples ``[B]``.
-            languages: Given languages ``[B]``; ``None`` identifies them. A student
-                looks at them in no case.
-            keep_states: Whether to keep every block's output.
+        Languages that are not given are identified; a student looks at them in no case.
 
         Raises:
             RecipeError: Nothing can identify the language, or a given one has no
                 expert.
         """
-        config, device, size = self.config, speech.device, len(speech)
+        config, device = self.config, speech.device
         prompts = self.decoder.prompts
         if config.method == "student":
             route = Route((STUDENT,))
             encoded = self.encoder.encode(speech, lengths, route, keep_states)
-            return Routed(encoded, prompts.for_student(size, device), None, None)
+            prompt = prompts.for_student(len(speech), device)
+            return Routed(encoded, prompt, None, None)
         route: Route | None = None
         if config.method == "multilingual":
             route = Route((MULTILINGUAL,))
@@ -243,7 +234,7 @@ class WhisperLoraModel(ESPnetASRModel):
             )
         encoded = self.encoder.encode(speech, lengths, route)
         posterior, chosen = None, []
-        if config.identifies:
+        if config.method == "mole":
             posterior = encoded.logits.softmax(-1)
             chosen = posterior.argmax(-1).tolist()
         elif languages is None:
@@ -283,13 +274,12 @@ class WhisperLoraModel(ESPnetASRModel):
         speech: Tensor,
         lengths: Tensor,
         tokens: Tensor,
-        targets: Tensor,
+        counts: Tensor,
         languages: list[str],
         utterances: Sequence[str],
     ) -> States:
         """Outputs of each utterance's own expert, without dropout."""
-        layerwise = self.student_loss.layerwise
-        counts = (targets != IGNORE).sum(1)
+        layerwise = self.layerwise
         if self.teacher_cache is not None and self._cache is None:
             self._cache = TeacherCache(self.teacher_cache, experts_hash(self))
         if self._cache is not None:
@@ -330,10 +320,9 @@ class WhisperLoraModel(ESPnetASRModel):
                 "`utt2langid,lang,text_int` among the data"
             )
         numbers = lang.flatten().tolist()
-        wrong = sorted({n for n in numbers if not 0 <= n < len(languages)})
-        if wrong:
+        if wrong := set(numbers) - set(range(len(languages))):
             raise RecipeError(
-                f"lang: found {wrong}, expected places in lora.languages "
+                f"lang: found {sorted(wrong)}, expected places in lora.languages "
                 f"({', '.join(languages)}), counted from 0"
             )
         names = [languages[number] for number in numbers]
@@ -347,23 +336,17 @@ class WhisperLoraModel(ESPnetASRModel):
         return names
 
 
-def _check_halves(
-    encoder: WhisperLoraEncoder, decoder: WhisperLoraDecoder, ctc_weight: float
-) -> None:
-    found = {encoder: WhisperLoraEncoder, decoder: WhisperLoraDecoder}
-    if not all(isinstance(half, kind) for half, kind in found.items()):
-        names = " and ".join(type(half).__name__ for half in found)
+def _check_halves(encoder: Any, decoder: Any) -> None:
+    if not (
+        isinstance(encoder, WhisperLoraEncoder)
+        and isinstance(decoder, WhisperLoraDecoder)
+    ):
         raise RecipeError(
             "model: whisper_lora needs encoder: whisper_lora and decoder: "
-            f"whisper_lora, found {names}"
+            f"whisper_lora, found {type(encoder).__name__} and {type(decoder).__name__}"
         )
     if encoder.config != decoder.config or encoder.dims != decoder.dims:
         raise RecipeError(
             "encoder_conf and decoder_conf: found different values of whisper, dims or "
             "lora; give both the same"
-        )
-    if ctc_weight:
-        raise RecipeError(
-            f"model_conf.ctc_weight: found {ctc_weight}, expected 0.0: Whisper has no "
-            "CTC"
         )

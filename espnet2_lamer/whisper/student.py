@@ -3,7 +3,6 @@
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path
 from espnet2_lamer.whisper.config import STUDENT
 from espnet2_lamer.whisper.lora import expert_linears
@@ -29,13 +27,9 @@ def truncated_mean(
 ) -> tuple[Tensor, Tensor]:
     """Return the best rank-R approximation of the mean of low-rank products.
 
-    The mean of N products of rank r is P Q with inner size N * r. QR of both factors
-    leaves an SVD of that size instead of the full matrix's; singular vectors are the
-    same.
-
-    Args:
-        pairs: N pairs ``B [d_out, r]``, ``A [r, d_in]``; ranks may differ.
-        rank: R.
+    The mean of N products ``B [d_out, r]``, ``A [r, d_in]`` is P Q with inner size
+    N * r. QR of both factors leaves an SVD of that size instead of the full matrix's;
+    singular vectors are the same.
 
     Returns:
         ``B [d_out, k]`` and ``A [k, d_in]`` in float32, ``k = min(R, N * r, d_out,
@@ -74,9 +68,9 @@ def start_student(module: nn.Module, teachers: tuple[str, ...]) -> None:
 def cosine_loss(
     student: Sequence[Tensor], teacher: Sequence[Tensor], real: Tensor
 ) -> Tensor:
-    """Return 1 - cosine similarity, averaged over real frames, then over layers.
+    """Return 1 - cosine similarity of states ``[B, T, D]``, one per layer.
 
-    States are ``[B, T, D]``, one per layer; ``real [B, T]`` says which frames count.
+    It is averaged over the frames that are ``real [B, T]``, then over layers.
     """
     losses = [
         1.0 - F.cosine_similarity(s[real].float(), t[real].float(), dim=-1).mean()
@@ -107,12 +101,8 @@ class TeacherCache:
     """One safetensors file an utterance, in bfloat16.
 
     A second of speech takes 0.3 MB for Whisper-base and 2.5 MB for medium: meant for
-    small sets. An entry answers for one teacher, one audio length and one text; any
-    other is made anew.
-
-    Args:
-        folder: Where to; it may be shared by runs with the same experts.
-        teacher: Identity of the experts and of Whisper.
+    small sets. An entry answers for one teacher (experts and Whisper), one audio length
+    and one text; any other is made anew. Runs with the same experts may share a folder.
     """
 
     def __init__(self, folder: str | Path, teacher: str) -> None:
@@ -127,10 +117,7 @@ class TeacherCache:
     def read(
         self, keys: list[str], layerwise: bool, device: torch.device | str = "cpu"
     ) -> States | None:
-        """Return the outputs of a batch in float32, or ``None`` when one is missing.
-
-        All but ``layerwise`` students need the last block's alone.
-        """
+        """Return a batch in float32, or ``None``; the last block alone for others."""
         sides = ("encoder", "decoder") if layerwise else ("decoder",)
         entries = []
         for key in keys:
@@ -151,80 +138,16 @@ class TeacherCache:
         self, keys: list[str], states: States, frames: Tensor, tokens: Tensor
     ) -> None:
         """Store a batch with ``frames [B]`` and ``tokens [B]``, a file an utterance."""
-        sizes = zip(frames.tolist(), tokens.tolist(), strict=True)
-        for row, (key, lengths) in enumerate(zip(keys, sizes, strict=True)):
-            entry = {"frames": torch.tensor(lengths[0])}
-            sides = zip(("encoder", "decoder"), states, lengths, strict=True)
-            for side, layers, length in sides:
+        halves = zip(("encoder", "decoder"), states, (frames, tokens), strict=True)
+        sides = [(side, layers, sizes.tolist()) for side, layers, sizes in halves]
+        for row, key in enumerate(keys):
+            entry = {"frames": torch.tensor(int(frames[row]))}
+            for side, layers, sizes in sides:
                 if layers:
-                    stack = torch.stack([layer[row, :length] for layer in layers])
+                    stack = torch.stack([layer[row, : sizes[row]] for layer in layers])
                     entry[side] = stack.to("cpu", torch.bfloat16).contiguous()
             with atomic_path(self._path(key)) as temporary:
                 save_file(entry, temporary)
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"
-
-
-@dataclass
-class StudentLoss:
-    """ASR loss plus what pulls the student to its teacher.
-
-    The fields are arguments of
-    :class:`~espnet2_lamer.whisper.model.WhisperLoraModel`. The paper gives no weights.
-    The defaults there: 1 for ASR and for the cosine, 2 for the Jensen-Shannon
-    divergence, which is its weight beside cross-entropy in DistilWhisper (arXiv
-    2311.01070).
-
-    Raises:
-        RecipeError: An unknown kind of distillation.
-    """
-
-    distillation: str
-    asr_weight: float
-    hidden_weight: float
-    logit_weight: float
-    temperature: float
-
-    def __post_init__(self) -> None:
-        if self.distillation not in DISTILLATIONS:
-            raise RecipeError(
-                f"model_conf.distillation: found {self.distillation!r}, expected one "
-                f"of {list(DISTILLATIONS)}"
-            )
-
-    @property
-    def layerwise(self) -> bool:
-        """Whether hidden states count."""
-        return self.distillation == "layerwise"
-
-    def __call__(
-        self,
-        asr: Tensor,
-        student: States,
-        teacher: States,
-        logits: tuple[Tensor, Tensor],
-        real: tuple[Tensor, Tensor],
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Add the losses up; that of hidden states is a mean over both halves' layers.
-
-        Args:
-            asr: The ASR loss.
-            student: The student's states.
-            teacher: The teacher's.
-            logits: The student's and the teacher's ``[B, U, V]``.
-            real: Frames ``[B, T]`` and positions ``[B, U]`` that are not padding.
-
-        Returns:
-            Loss and statistics.
-        """
-        divergence = jensen_shannon(*logits, real[1], self.temperature)
-        stats = {"loss_logit": divergence.detach()}
-        loss = self.asr_weight * asr + self.logit_weight * divergence
-        if self.layerwise:
-            encoder, decoder = map(cosine_loss, student, teacher, real)
-            layers = len(student[0]), len(student[1])
-            hidden = (layers[0] * encoder + layers[1] * decoder) / sum(layers)
-            stats["loss_hidden"] = hidden.detach()
-            loss = loss + self.hidden_weight * hidden
-        return loss, stats

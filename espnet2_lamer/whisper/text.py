@@ -18,10 +18,12 @@ from whisper.tokenizer import Tokenizer, get_tokenizer
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_text
+from espnet2_lamer.layers.config import check_values
 from espnet2_lamer.whisper.config import NEW_TOKEN, WhisperLoraConfig
 
 MULTILINGUAL = "whisper_multilingual"
-N_VOCAB = 51865  # text tokens have the same ids in every multilingual Whisper
+# Of the smallest; text tokens have the same ids in every multilingual Whisper.
+N_VOCAB = 51865
 
 
 @lru_cache(maxsize=4)
@@ -32,14 +34,10 @@ def tokenizer_of(n_vocab: int) -> Tokenizer:
 
 
 class Prompts:
-    """Prompts by language.
+    """Prompts by language, for a vocabulary of ``n_vocab`` tokens.
 
     New prompt vectors have ids from ``n_vocab`` on, in the order of the languages
     that have one; they are inputs only, never predicted.
-
-    Args:
-        config: Languages and their tokens.
-        n_vocab: Size of Whisper's vocabulary.
 
     Raises:
         RecipeError: A language's token is not in the vocabulary.
@@ -99,13 +97,8 @@ class Prompts:
     def suppress(self, logits: Tensor, first: bool) -> Tensor:
         """Exclude what is no text, as Whisper's own decoding does.
 
-        Args:
-            logits: Scores of the next token ``[..., V]``.
-            first: Whether it is the first of the text, which is neither a space nor
-                the end.
-
-        Returns:
-            The scores with special tokens and timestamps at minus infinity.
+        Special tokens and timestamps of ``logits [..., V]`` go to minus infinity, with
+        the text's ``first`` token also a space and the end.
         """
         eot = self.tokenizer.eot
         logits = logits.clone()
@@ -115,7 +108,6 @@ class Prompts:
         return logits
 
 
-@lru_cache(maxsize=1)
 def _characters() -> dict[int, str]:
     """A printable character for each byte, as byte-level BPE vocabularies have it.
 
@@ -123,10 +115,8 @@ def _characters() -> dict[int, str]:
     for characters from U+0100 on.
     """
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [byte for byte in range(256) if byte not in visible]
-    return {byte: chr(byte) for byte in visible} | {
-        byte: chr(256 + place) for place, byte in enumerate(rest)
-    }
+    hidden = (chr(256 + place) for place in range(256))
+    return {b: chr(b) if b in visible else next(hidden) for b in range(256)}
 
 
 @lru_cache(maxsize=4)
@@ -134,13 +124,9 @@ def token_list(n_vocab: int = N_VOCAB) -> tuple[str, ...]:
     """Return a Whisper's tokens in printable form, in the order of their ids."""
     tokenizer = tokenizer_of(n_vocab)
     special = {number: token for token, number in tokenizer.special_tokens.items()}
-    characters = _characters()
+    read, characters = tokenizer.encoding.decode_single_token_bytes, _characters()
     return tuple(
-        special.get(number)
-        or "".join(
-            characters[byte]
-            for byte in tokenizer.encoding.decode_single_token_bytes(number)
-        )
+        special.get(number) or "".join(characters[byte] for byte in read(number))
         for number in range(n_vocab)
     )
 
@@ -168,21 +154,12 @@ def decode_text(tokens: Iterable[int]) -> str:
 
 
 class WhisperTokens:
-    """ESPnet's tokenizer and token-to-id converter for ``whisper_multilingual``.
-
-    Args:
-        model_type: ``whisper_multilingual``.
-
-    Raises:
-        RecipeError: Another type.
-    """
+    """ESPnet's tokenizer and token-to-id converter for ``whisper_multilingual``."""
 
     def __init__(self, model_type: str, **unused: object) -> None:
-        if model_type != MULTILINGUAL:
-            raise RecipeError(
-                f"bpemodel: found {model_type!r}, expected {MULTILINGUAL!r}, and the "
-                "same for token_type"
-            )
+        expected = f"{MULTILINGUAL!r}, and the same for token_type"
+        right = model_type == MULTILINGUAL
+        check_values("", ("bpemodel", model_type, right, expected))
         # What ESPnet's beam search starts from.
         sot = tokenizer_of(N_VOCAB).sot
         self.tokenizer = SimpleNamespace(sot_sequence_including_notimestamps=(sot,))
@@ -204,8 +181,7 @@ class WhisperTokens:
 
     def ids2tokens(self, integers: np.ndarray | Iterable[int]) -> list[str]:
         """Return printable tokens."""
-        tokens = token_list()
-        return [tokens[int(number)] for number in integers]
+        return [token_list()[int(number)] for number in integers]
 
     def tokens2ids(self, tokens: Iterable[str]) -> list[int]:
         """Return ids of printable tokens."""

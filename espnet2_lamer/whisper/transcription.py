@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from espnet2_lamer.constants import SAMPLE_RATE
-from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.layers.config import check_values
 from espnet2_lamer.whisper.blocks import BlockCache
 from espnet2_lamer.whisper.model import Routed, WhisperLoraModel
 from espnet2_lamer.whisper.text import decode_text
@@ -38,23 +38,18 @@ def transcribe(
 ) -> Transcription:
     """Write down what is said, greedily, a whole batch at a time.
 
-    Args:
-        model: In eval mode.
-        speech: Waveforms ``[B, n]``, 16 kHz.
-        speech_lengths: Valid samples ``[B]``.
-        languages: One for all or one each; ``None`` identifies them.
-        max_tokens: Most tokens of a text; bounded by the audio's length anyway.
+    Waveforms are ``[B, n]``, 16 kHz, their lengths ``[B]``; ``languages`` is one for
+    all or one each, ``None`` identifies them. A text has at most ``max_tokens``, and is
+    bounded by the audio's length anyway.
 
     Raises:
         RecipeError: As :meth:`WhisperLoraModel.route`.
     """
     if isinstance(languages, str):
         languages = [languages] * len(speech)
-    if languages is not None and len(languages) != len(speech):
-        raise RecipeError(
-            f"languages: found {len(languages)}, expected {len(speech)}, one for each "
-            "utterance"
-        )
+    count = len(speech) if languages is None else len(languages)
+    each = f"{len(speech)}, one for each utterance"
+    check_values("", ("languages", count, count == len(speech), each))
     with model.autocast(speech.device):
         routed = model.route(speech, speech_lengths, languages)
     limits = speech_lengths / SAMPLE_RATE * TOKENS_PER_SECOND + TOKENS_MORE

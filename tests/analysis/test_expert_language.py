@@ -11,7 +11,7 @@ from espnet2_lamer.analysis.routing import (
     expert_language_information,
     mutual_information,
 )
-from espnet2_lamer.layers.feed_forward import RoutingRecord
+from espnet2_lamer.layers.feed_forward import Routing, RoutingRecord
 
 LANGS = ["cmn"] * 20 + ["eng"] * 20
 
@@ -49,9 +49,10 @@ def test_choices_are_counted_per_utterance_and_router():
         probs = torch.full((1, 6, 3), 0.1)
         probs[..., expert] = 0.8
         record = RoutingRecord()
-        record.add(1, "ffn", probs, probs)
-        record.add(3, "ffn", torch.full((1, 6, 2), 0.5), torch.full((1, 6, 2), 0.5))
-        statistics.add_record([lang], record, torch.tensor([6]))
+        record.add(Routing(1, "ffn", probs, probs))
+        half = torch.full((1, 6, 2), 0.5)
+        record.add(Routing(3, "ffn", half, half))
+        statistics.add(lang, record, 6)
     found = statistics.information()
     assert list(found) == [(1, "ffn"), (3, "ffn")]
     assert found[1, "ffn"].value == pytest.approx(

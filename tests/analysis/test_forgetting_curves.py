@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from espnet2_lamer.analysis.curves import write_forgetting_curves
+from espnet2_lamer.analysis.plots import write_forgetting_curves
 
 
 def write_lines(path, phones):

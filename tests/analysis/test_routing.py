@@ -13,7 +13,7 @@ from espnet2_lamer.analysis.routing import (
     mutual_information,
 )
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.layers.feed_forward import RoutingRecord
+from espnet2_lamer.layers.feed_forward import Routing, RoutingRecord
 from espnet2_lamer.metrics.similarity import entropy
 
 
@@ -28,13 +28,22 @@ def random_probs(seed, *shape):
     return torch.randn(*shape, generator=generator).softmax(-1)
 
 
+def recorded(probs, gates, router="ffn"):
+    """A record of one utterance, from its frames ``[T, N]`` per layer."""
+    record = RoutingRecord()
+    for layer in probs:
+        record.add(Routing(layer, router, probs[layer][None], gates[layer][None]))
+    return record
+
+
 def test_table_holds_means_and_shares_over_all_frames_of_a_language():
     probs = {lang: random_probs(i, 30, 4) for i, lang in enumerate(["eng", "yue"])}
     statistics = RoutingStatistics()
     for start, stop in [(0, 10), (10, 30)]:
         for lang, p in probs.items():
             part = p[start:stop]
-            statistics.add(lang, {2: part}, {2: top2(part)})
+            record = recorded({2: part}, {2: top2(part)})
+            statistics.add(lang, record, len(part))
     rows = statistics.table()
     assert [(r["layer"], r["lang"], r["frames"], r["experts"]) for r in rows] == [
         (3, "eng", 30, 4),
@@ -48,25 +57,22 @@ def test_table_holds_means_and_shares_over_all_frames_of_a_language():
         torch.testing.assert_close(torch.tensor(row["dispatch_share"]), share)
 
 
-def test_a_recorded_batch_counts_real_frames_under_their_language():
-    probs = random_probs(0, 2, 9, 3)
-    probs[1, 5:] = math.nan
-    record = RoutingRecord()
-    record.add(0, "ffn", probs, top2(probs))
-    record.add(1, "output_dense", probs, top2(probs))
-    statistics = RoutingStatistics()
-    statistics.add_record(["yue", "cmn"], record, torch.tensor([9, 5]))
-    by_hand = RoutingStatistics()
-    for lang, p in (("yue", probs[0]), ("cmn", probs[1, :5])):
-        by_hand.add(lang, {0: p}, {0: top2(p)})
-        by_hand.add(lang, {1: p}, {1: top2(p)}, router="output_dense")
-    assert statistics.table() == by_hand.table()
-    assert statistics.layers() == by_hand.layers()
+def test_only_real_frames_of_every_router_count():
+    probs = random_probs(0, 9, 3)
+    padded = torch.cat([probs, torch.full((2, 3), math.nan)])
+    statistics, expected = RoutingStatistics(), RoutingStatistics()
+    for router in ("ffn", "output_dense"):
+        record = recorded({0: padded}, {0: top2(padded)}, router)
+        statistics.add("yue", record, 9)
+        expected.add("yue", recorded({0: probs}, {0: top2(probs)}, router), 9)
+    assert [row["router"] for row in statistics.table()] == ["ffn", "output_dense"]
+    assert statistics.table() == expected.table()
+    assert statistics.layers() == expected.layers()
 
 
 def test_an_utterance_without_frames_changes_nothing():
     statistics = RoutingStatistics()
-    statistics.add("eng", {0: torch.zeros(0, 3)}, {0: torch.zeros(0, 3)})
+    statistics.add("eng", recorded({0: torch.zeros(0, 3)}, {0: torch.zeros(0, 3)}), 0)
     assert statistics.table() == []
 
 
@@ -101,7 +107,7 @@ def test_layers_report_experts_of_each_language_and_dead_ones():
         probs[:, k] = 0.7
         gates = torch.zeros(8, 4)
         gates[:, k], gates[:, 2] = 0.875, 0.125
-        statistics.add(lang, {5: probs}, {5: gates})
+        statistics.add(lang, recorded({5: probs}, {5: gates}), 8)
     (row,) = statistics.layers()
     assert (row["layer"], row["frames"], row["dead_experts"]) == (6, 16, [4])
     assert row["mutual_information"] == pytest.approx(math.log(2))
@@ -118,7 +124,8 @@ def statistics():
     result = RoutingStatistics()
     for seed, lang in enumerate(["cmn", "eng", "yue"]):
         probs = {0: random_probs(seed, 20, 2), 2: random_probs(seed + 9, 20, 4)}
-        result.add(lang, probs, {k: top2(p) for k, p in probs.items()})
+        record = recorded(probs, {k: top2(p) for k, p in probs.items()})
+        result.add(lang, record, 20)
     return result
 
 

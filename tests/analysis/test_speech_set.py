@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from espnet2_lamer.analysis.speech_set import (
+from espnet2_lamer.analysis.listening import (
     MAX_SECONDS,
     phones_of,
     read_speech_set,

@@ -139,7 +139,7 @@ def test_features_are_fp32_under_autocast():
 def test_wrong_configurations_name_the_key():
     with pytest.raises(RecipeError, match="layer: found 3, expected 'all' or a number"):
         build_frontend(3)
-    with pytest.raises(RecipeError, match="fs: found 8k"):
+    with pytest.raises(RecipeError, match="fs: found '8k'"):
         LamerUpstreamFrontend(upstream_conf=TINY, fs="8k")
     with pytest.raises(RecipeError, match="exactly one of upstream"):
         LamerUpstreamFrontend()

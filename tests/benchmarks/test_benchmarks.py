@@ -299,8 +299,7 @@ def test_stock_training_is_charged_for_the_audio_that_it_cuts(tmp_path):
 def test_padding_is_counted_as_the_collate_functions_make_it():
     from espnet2.train.collate_fn import HuBERTCollateFn
 
-    from espnet2_lamer.train.batching import make_batches
-    from espnet2_lamer.train.collate import LamerCollate
+    from espnet2_lamer.train.batching import LamerCollate, make_batches
 
     lengths = padding.make_lengths(padding.Options(utterances=25, longest=8.0))
 

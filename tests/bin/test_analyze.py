@@ -12,8 +12,8 @@ import soundfile
 import torch
 import yaml
 
+from espnet2_lamer.analysis.listening import read_speech_set
 from espnet2_lamer.analysis.report import OWN_BASE, render_page, report_on, summary
-from espnet2_lamer.analysis.speech_set import read_speech_set
 from espnet2_lamer.asr.upstream import Upstream
 from espnet2_lamer.bin import analyze
 from espnet2_lamer.convert.architecture import build_hubert

@@ -23,12 +23,13 @@ def _files(root):
 
 
 def _build(folder, nj=1, **changes):
-    options = {"split": "train", "lang": "cmn", "minutes": 3.5, "pool": "train"}
+    recipe = {"split": "train", "lang": "cmn", "minutes": 3.5, "pool": "train"}
+    recipe |= {"min_utterances": 0, "seed": 0, "audio": "audio/x"}
     folder.mkdir(exist_ok=True)
     previous = os.getcwd()
     os.chdir(folder)
     try:
-        return build_set("audio/x", "x", **{**options, **changes}, nj=nj)
+        return build_set("x", {**recipe, **changes}, nj)
     finally:
         os.chdir(previous)
 

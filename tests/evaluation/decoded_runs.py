@@ -2,7 +2,8 @@
 
 import json
 
-from espnet2_lamer.evaluation.runs import Run
+from espnet2_lamer.evaluation.runs import RECORD, Run
+from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import write_table
 
 
@@ -31,7 +32,7 @@ def decoded_run(expdir, raw, sets, hypotheses, **fields):
     }
     official = fields.pop("official_name", "")
     run = Run(**(values | fields))
-    run.write(expdir)
+    write_json(run.directory(expdir) / RECORD, run.as_dict())
     for name in (*run.train_sets, *sets):
         (raw / name).mkdir(parents=True, exist_ok=True)
         record = {"name": name, "corpus": run.corpus, "official_name": official}

@@ -127,8 +127,12 @@ def test_features_beyond_the_limit_are_not_stored(
         downstream, "_run_espnet", lambda command, directory: commands.append(command)
     )
     arguments = (
-        *(upstream, trained / "train", trained / "dev", tmp_path / "store"),
-        *(tmp_path / "exp", trained / "head.yaml"),
+        upstream,
+        trained / "train",
+        trained / "dev",
+        tmp_path / "store",
+        tmp_path / "exp",
+        trained / "head.yaml",
     )
     with pytest.raises(RecipeError, match="more than feature_store_gb"):
         downstream.train_head(*arguments, downstream.HeadOptions(feature_store_gb=1e-6))
@@ -156,12 +160,9 @@ def test_features_beyond_the_limit_are_not_stored(
 def test_a_learning_rate_replaces_the_configs_and_its_schedules(tmp_path):
     config = tmp_path / "head.yaml"
     head = downstream.HeadOptions(learning_rate=3e-4)
-    vocabulary = downstream.build_vocabulary(["A"], "char", tmp_path)
     for schedule, expected in (({}, 1), ({"scheduler_conf": {"max_lr": 1}}, 2)):
         config.write_text(yaml.safe_dump(CONFIG | schedule))
-        options = downstream._espnet_options(
-            tmp_path, tmp_path, config, vocabulary, head
-        )
+        options = downstream._schedule_options(config, head)
         found = [word for word in options if word.endswith("lr=0.0003")]
         assert found == ["lr=0.0003", "max_lr=0.0003"][:expected]
 
@@ -171,7 +172,7 @@ def test_missing_or_contradicting_targets_are_named(tmp_path, upstream):
     with pytest.raises(RecipeError, match="target: found 'speaker'"):
         downstream.HeadOptions(target="speaker")
     dirs = [data, data]
-    with pytest.raises(RecipeError, match="utt_00 is also in another directory"):
+    with pytest.raises(RecipeError, match="utt_00 is also in another of these sets"):
         downstream.train_head(upstream, dirs, dirs, tmp_path / "s", tmp_path / "e", "-")
     write_table(data / "text", {"utt_00": "A"})
     with pytest.raises(RecipeError, match="text: utt_01: no text"):

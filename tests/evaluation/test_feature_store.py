@@ -22,12 +22,16 @@ from tests.evaluation.tiny_head import (
 )
 
 
+def stored(*arguments, **options):
+    return feature_store.store_features(feature_store.plan_store(*arguments, **options))
+
+
 @pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-5), ("float16", 2e-3)])
 def test_store_holds_the_frontends_tensors(tmp_path, upstream, dtype, error):
     from espnet2_lamer.asr.frontend.states import upstream_states
 
     data = write_set(tmp_path / "set", "utt", 3, 0)
-    store = feature_store.store_features(upstream, "all", data, tmp_path / "s", dtype)
+    store = stored(upstream, "all", data, tmp_path / "s", dtype)
     found = kaldiio.load_scp(str(store.scp))
     shapes = read_table(store.shape)
     assert list(shapes) == sorted(found)
@@ -57,9 +61,7 @@ def test_store_is_found_again_and_belongs_to_one_upstream_layer_set_and_dtype(
     ]
 
     def store(model, layer, directory, dtype):
-        return feature_store.store_features(
-            model, layer, directory, tmp_path / "s", dtype
-        )
+        return stored(model, layer, directory, tmp_path / "s", dtype)
 
     first = [store(*key) for key in keys]
     assert len({s.directory for s in first}) == len(keys)
@@ -77,19 +79,19 @@ def test_half_written_store_is_finished_not_used(tmp_path, upstream, monkeypatch
     monkeypatch.setattr(feature_store, "_SHARD_SECONDS", 0)
     compute, calls = feature_store._compute, []
 
-    def die_at_third(upstream, layer, shard, device):
+    def die_at_third(plan, shard, device):
         calls.append([utt for utt, _, _ in shard])
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return compute(upstream, layer, shard, device)
+        return compute(plan, shard, device)
 
     monkeypatch.setattr(feature_store, "_compute", die_at_third)
     arguments = (upstream, 1, data, tmp_path / "s")
     with pytest.raises(KeyboardInterrupt):
-        feature_store.store_features(*arguments)
+        stored(*arguments)
     (unfinished,) = (tmp_path / "s").glob("*.unfinished")
     assert not (unfinished / "info.json").exists()
-    store = feature_store.store_features(*arguments)
+    store = stored(*arguments)
     assert list((tmp_path / "s").glob("[!.]*")) == [store.directory]
     assert len(calls) == 5 and calls[2] == calls[3]  # two finished shards were kept
     assert sorted(kaldiio.load_scp(str(store.scp))) == sorted(read_table(data / "text"))
@@ -98,7 +100,7 @@ def test_half_written_store_is_finished_not_used(tmp_path, upstream, monkeypatch
 def test_size_is_told_before_features_are_computed(tmp_path, upstream, caplog):
     data = write_set(tmp_path / "set", "utt", 1, 0)
     with caplog.at_level(logging.INFO):
-        feature_store.store_features(upstream, "all", data, tmp_path / "s")
+        stored(upstream, "all", data, tmp_path / "s")
     (count,) = (n for _, _, n in samples_of(data))
     frames = -(-count // 320)
     assert f"{frames} frames x 48 values, float32: {frames * 48 * 4 / 1e6:.1f} MB" in (
@@ -112,12 +114,12 @@ def test_unusable_audio_is_named(tmp_path, upstream):
     arguments = (upstream, 1, data, tmp_path / "s")
     soundfile.write(path, np.zeros(8000), 8000)
     with pytest.raises(RecipeError, match=f"{path}: found 8000 Hz"):
-        feature_store.store_features(*arguments)
+        stored(*arguments)
     Path(path).write_bytes(b"")
     with pytest.raises(RecipeError, match="utt_00: cannot read"):
-        feature_store.store_features(*arguments)
+        stored(*arguments)
     with pytest.raises(RecipeError, match="expected float32 or float16"):
-        feature_store.store_features(*arguments, dtype="int8")
+        stored(*arguments, dtype="int8")
     assert not (tmp_path / "s").exists()
 
 
@@ -131,19 +133,19 @@ def test_values_beyond_float16_are_refused(tmp_path, upstream):
     with pytest.raises(
         RecipeError, match="utt_00: a feature does not fit into float16"
     ):
-        feature_store.store_features(loud, 1, data, tmp_path / "s", "float16")
+        stored(loud, 1, data, tmp_path / "s", "float16")
 
 
 def test_a_store_of_another_width_is_refused_and_left_as_it_is(tmp_path, upstream):
     data = write_set(tmp_path / "set", "utt", 2, 0)
     arguments = (upstream, "all", data, tmp_path / "s")
-    store = feature_store.store_features(*arguments)
+    store = stored(*arguments)
     path = store.directory / "info.json"
     info = json.loads(path.read_text()) | {"dim": 24}
     path.write_text(json.dumps(info))
     before = {p: p.read_bytes() for p in store.directory.iterdir()}
     with pytest.raises(RecipeError, match="info.json: dim: found 24, expected 16"):
-        feature_store.store_features(*arguments)
+        stored(*arguments)
     assert {p: p.read_bytes() for p in store.directory.iterdir()} == before
 
 
@@ -153,7 +155,7 @@ def test_the_planned_size_is_that_of_the_arrays(tmp_path, upstream):
         arguments = (upstream, "all", data, tmp_path / "s", dtype)
         plan = feature_store.plan_store(*arguments)
         assert not plan.stored
-        store = feature_store.store_features(*arguments)
+        store = stored(*arguments)
         arrays = kaldiio.load_scp(str(store.scp)).values()
         assert sum(a.nbytes for a in arrays) == pytest.approx(1e9 * plan.gigabytes)
         assert feature_store.plan_store(*arguments).stored

@@ -163,7 +163,16 @@ def test_a_run_is_decoded_beside_its_reference(trained, tmp_path):
     write_set(tmp_path / "raw/other", "other", 1, 7)
     (tmp_path / "raw/dev").symlink_to(trained / "dev")
     run = Run(
-        *("asr", "own", "all", "", ("eng",), "char", "tiny", "x", "all", "c"),
+        track="asr",
+        benchmark="own",
+        budget="all",
+        corpus="",
+        langs=("eng",),
+        unit="char",
+        system="tiny",
+        upstream="x",
+        layer="all",
+        config="c",
         train_sets=("train",),
         dev_sets=("dev",),
         tests={"one": ("dev",), "both": ("dev", "other")},
@@ -189,5 +198,5 @@ def test_a_run_is_decoded_beside_its_reference(trained, tmp_path):
         read_table(found["both"]["free"]).items()
     )
     twice = {**vars(run), "tests": {"twice": ("dev", "dev")}}
-    with pytest.raises(RecipeError, match="is also in another test set"):
+    with pytest.raises(RecipeError, match="is also in another of these sets"):
         head_decoding.decode_run(Run(**twice), *arguments[1:])

@@ -2,7 +2,6 @@
 
 import pytest
 
-from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.plots import plot_confusion, plot_rates, write_plots
 from espnet2_lamer.evaluation.results import (
     Results,
@@ -89,10 +88,3 @@ def test_the_pictures_of_a_run_have_one_name_per_track_and_lid_test(tmp_path):
     assert all(data.startswith(b"\x89PNG") for data in first)
     write_plots(tmp_path, results, collect_figures(results))
     assert [path.read_bytes() for path in paths] == first
-
-
-@pytest.mark.parametrize("draw", [plot_rates, plot_confusion])
-def test_nothing_to_draw_is_an_error(tmp_path, draw):
-    with pytest.raises(RecipeError, match=r"nothing\.png: no"):
-        draw({}, tmp_path / "nothing.png")
-    assert not (tmp_path / "nothing.png").exists()

@@ -49,7 +49,7 @@ def test_a_monolingual_run_is_one_task_with_unit_training_speech_and_head(scored
     fill_results(results, tests)
     task = Task("asr", "eng", "char", "commonvoice 1h")
     assert list(results.recognition) == [task]
-    assert results.recognition[task]["base"][0].errors == 2
+    assert results.recognition[task]["base"][0].total.errors == 2
     assert not results.identification
     assert results.heads[task, "base"] == "weighted sum, lr 0.001"
 
@@ -95,7 +95,7 @@ def test_joint_runs_score_text_without_tags_and_the_first_tag(scored):
     (tag,) = [t for t in results.identification if not t.part]
     # The space behind the tag is a token, as in ESPnet: 3 + 2 tokens, one wrong.
     score = results.recognition[text]["base"][0]
-    assert (score.errors, score.ref_length) == (1, 5)
+    assert (score.total.errors, score.total.ref_length) == (1, 5)
     assert results.identification[tag]["base"][0].accuracy == 50.0
     assert (text.unit, tag.unit) == ("char", "first tag")
 

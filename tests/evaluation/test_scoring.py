@@ -92,7 +92,7 @@ def test_sclites_figures_are_those_of_its_costs_on_the_same_pairs(random_files):
     score = score_files(ref, hyp, "char", remove_tags=True)
     expected = sum(cheapest(*map(espnet_tokens, pair)) for pair in pairs)
     assert score.sclite_total.errors == expected
-    assert score.sclite_total.ref_length == score.ref_length
+    assert score.sclite_total.ref_length == score.total.ref_length
 
 
 def test_the_space_after_a_removed_tag_counts_as_in_espnet():
@@ -106,7 +106,7 @@ def test_the_space_after_a_removed_tag_counts_as_in_espnet():
 def test_bpe_is_scored_in_characters_of_the_joined_text(tmp_path):
     assert tokenize("AB C", "bpe") == tokenize("AB C", "char")
     ref = write(tmp_path / "ref", u="AB C")
-    assert score_files(ref, ref, "bpe").ref_length == 4
+    assert score_files(ref, ref, "bpe").total.ref_length == 4
 
 
 def test_a_space_is_a_token_of_char_and_splits_the_other_units():
@@ -125,7 +125,7 @@ def test_rate_is_corpus_level_and_its_interval_holds_it(tmp_path):
     ref = write(tmp_path / "ref", b="a b c d e f", a="a b")
     hyp = write(tmp_path / "hyp", a="x b", b="a b c d e f g")
     score = score_files(ref, hyp, "word")
-    assert (score.errors, score.ref_length, score.utterances) == (2, 8, 2)
+    assert (score.total.errors, score.total.ref_length, score.utterances) == (2, 8, 2)
     assert score.error_rate == 25.0
     # Resamples of two utterances: a twice 1/2, b twice 1/6, one each 2/8.
     assert score.interval == pytest.approx((100 / 6, 50))
@@ -208,7 +208,7 @@ def test_a_score_splits_by_language_into_corpus_level_scores(tmp_path):
     utt2lang = {"a": "eng", "b": "cmn", "c": "eng"}
     score = score_files(ref, hyp, "word", remove_tags=True)
     split = by_language(score, utt2lang)
-    assert {k: (s.errors, s.ref_length) for k, s in split.items()} == {
+    assert {k: (s.total.errors, s.total.ref_length) for k, s in split.items()} == {
         "cmn": (0, 1),
         "eng": (2, 6),
     }

@@ -30,10 +30,9 @@ def expdir(tmp_path):
 
 
 def command(expdir, *arguments):
-    return [
-        *("--expdir", str(expdir), "--dumpdir", str(expdir.parent / "dump")),
-        *("--system", "lamer", "--output", str(expdir.parent / "out.zip"), *arguments),
-    ]
+    folders = ["--expdir", str(expdir), "--dumpdir", str(expdir.parent / "dump")]
+    output = ["--output", str(expdir.parent / "out.zip")]
+    return [*folders, "--system", "lamer", *output, *arguments]
 
 
 def test_the_archive_has_a_folder_per_task_inside_predict(expdir):

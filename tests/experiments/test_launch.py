@@ -15,6 +15,7 @@ from espnet2_lamer.experiments.launch import prepare_data, run_cell
 from espnet2_lamer.experiments.matrix import Matrix, Store
 from espnet2_lamer.experiments.measures import KINDS, CellMeasure, read_measures
 from espnet2_lamer.experiments.tables import with_averages
+from espnet2_lamer.fileio.atomic import write_json
 
 # Stands in for the recipe: says what it was asked, writes what stages leave behind.
 RUN_SH = """#!/usr/bin/env bash
@@ -215,12 +216,21 @@ def test_recognition_and_identification_are_read_utterance_by_utterance(tmp_path
     from espnet2_lamer.evaluation.runs import Run
 
     run = Run(
-        *("asr", "own", "all", "", ("eng",), "char", "lamer", "x", 3, "c.yaml"),
+        track="asr",
+        benchmark="own",
+        budget="all",
+        corpus="",
+        langs=("eng",),
+        unit="char",
+        system="lamer",
+        upstream="x",
+        layer=3,
+        config="c",
         train_sets=("t",),
         dev_sets=("d",),
         tests={"eng": ("asr_eng_test",)},
     )
-    run.write(tmp_path)
+    write_json(run.directory(tmp_path) / "run.json", run.as_dict())
     here = run.directory(tmp_path) / "decode_eng"
     for name, text in (
         ("ref/text", "a hello\nb abcd\n"),

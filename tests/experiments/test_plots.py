@@ -58,7 +58,7 @@ def test_colour_tells_the_direction_and_a_hollow_point_that_none_is_told(
     difference = Difference(0.5, interval, 0.5, seeds=(0, 1))
     kind = {"higher": "phone probe", "lower": "ASR error"}[better]
     of = Measured("m", {}, CellMeasure(kind, 0.5, "eng"))
-    row = Row("m", "eng", "", "bad", None, (difference,), of=of)
+    row = Row(of, "bad", None, difference, {}, None)
     axes = Figure().subplots()
     plots._panel(axes, [row], ["good", "bad"])
     point = axes.lines[-1]

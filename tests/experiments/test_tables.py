@@ -46,7 +46,7 @@ def test_the_head_carries_command_commit_machine_seeds_and_progress(small):
 
 def test_a_system_without_cells_reads_not_run_beside_one_with(small):
     small.matrix().run("good/*")
-    rows = {(r.table, r.system): r for r in tables(small).rows}
+    rows = {(r.of.name, r.system): r for r in tables(small).rows}
     assert list(rows["ASR error eng", "good"].trainings) == [0, 1, 2]
     assert rows["ASR error eng", "bad"].measure is None
     page = markdown(tables(small))

@@ -9,18 +9,18 @@ import torch
 import yaml
 
 import espnet2_lamer
-from espnet2_lamer.convert.espnet_experiment import read_config
 from espnet2_lamer.convert.load import can_be_fetched, public_name
 from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.export import adapter as module
 from espnet2_lamer.export.adapter import write_adapter
-from espnet2_lamer.tasks.adapter import (
+from espnet2_lamer.export.card import Origin
+from espnet2_lamer.tasks.pretrained import (
     CENTROIDS,
-    load_adapter_for_pretraining,
+    as_upstream,
+    load_adapter,
     read_adapter,
 )
-from espnet2_lamer.tasks.pretrained import as_upstream
 from tests.export.tiny import UNITS, same, speech, states_of, write_base
 from tests.export.tiny import write_experiment as write
 
@@ -88,7 +88,7 @@ def test_states_of_the_whole_family_are_exact(root, tmp_path, name):
 
 def test_the_head_and_every_buffer_come_back_too(adapter, root):
     path, _, model, _ = adapter
-    again = load_adapter_for_pretraining(path, root / "base")
+    again = load_adapter(path, root / "base")
     expected = model.state_dict()
     assert again.state_dict().keys() == expected.keys()
     for name, value in again.state_dict().items():
@@ -244,13 +244,14 @@ def test_lamer_on_hubert_large_stays_below_70_mb(tmp_path, monkeypatch):
     }
     encoder.base_sha256 = torch.zeros(32, dtype=torch.uint8)
     monkeypatch.setattr(large, "state_dict", lambda: state)
-    monkeypatch.setattr(module, "restore_pretraining_model", lambda *_: large)
+    monkeypatch.setattr(module, "load_pretraining_model", lambda *_: large)
     monkeypatch.setattr(
         module, "_read_codebook", lambda path: (torch.zeros(1000, 768), {"K": 1000})
     )
     config = {"encoder_conf": conf | {"base": "x/y"}, "model_conf": {}}
+    monkeypatch.setattr(module, "read_config", lambda _: config)
     path = tmp_path / "large.safetensors"
-    write_adapter(config, {}, path, source=tmp_path, codebook="codebook.npz")
+    write_adapter(tmp_path, path, Origin(), codebook="codebook.npz")
     experts, rank, dim, ffn, final, units = 120, 12, 1024, 4096, 768, 1000
     lora = experts * 2 * rank * (dim + ffn)
     router = experts * dim + 2 * experts
@@ -260,10 +261,11 @@ def test_lamer_on_hubert_large_stays_below_70_mb(tmp_path, monkeypatch):
 
 
 def test_an_adapter_of_the_state_alone_needs_the_whole_of_it(root, adapter, tmp_path):
-    experiment = adapter[1]
-    config = read_config(experiment)
-    state = read_state(experiment / "valid.loss_m.best.pth")
+    experiment = shutil.copytree(adapter[1], tmp_path / "exp")
+    weights = experiment / "valid.loss_m.best.pth"
+    state = read_state(weights)
     state.pop(next(name for name in state if name.endswith("lora_B")))
+    torch.save(state, weights)
     with pytest.raises(RecipeError, match="lacks 1 tensors .*lora_B"):
-        write_adapter(config, state, tmp_path / "a.safetensors", source=experiment)
+        write_adapter(experiment, tmp_path / "a.safetensors", Origin())
     assert not (tmp_path / "a.safetensors").exists()

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save, save_file
 import espnet2_lamer
 from espnet2_lamer.convert.packed import unpack_model
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.tasks.adapter import METADATA, content_digest, read_adapter
+from espnet2_lamer.tasks.pretrained import METADATA, content_digest, read_adapter
 from tests.export import mutations
 from tests.export.tiny import same, states_of, write_base, write_experiment
 

@@ -103,7 +103,6 @@ def test_experts_are_part_of_the_features(corpus, tmp_path):
         (3, "npz", "found 3, expected 'all' or a number from 0 .* to 2"),
         (-1, "npz", "found -1"),
         ("all", "ark", "use --format npz"),
-        (1, "hdf5", "found 'hdf5', expected one of"),
     ],
 )
 def test_a_wrong_layer_or_format_is_refused_before_anything_is_read(

@@ -71,8 +71,7 @@ def pretraining(tmp_path_factory):
     """A tiny pretraining in its self-contained form."""
     root = tmp_path_factory.mktemp("ssl")
     write_experiment(root / "exp", write_base(root / "base"))
-    best = root / "exp" / "valid.loss_m.best.pth"
-    write_full_model(root / "exp" / "config.yaml", best, root / "full")
+    write_full_model(root / "exp", root / "full")
     return root / "full"
 
 

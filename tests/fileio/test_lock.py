@@ -5,7 +5,7 @@ import os
 import signal
 import time
 
-from espnet2_lamer.fileio.lock import exclusive
+from espnet2_lamer.fileio.atomic import exclusive
 
 
 def _hold(path, entered, seconds):

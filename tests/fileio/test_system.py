@@ -21,9 +21,8 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio import system
 from espnet2_lamer.fileio.atomic import append_text, atomic_dir, atomic_path
 from espnet2_lamer.fileio.checksum import checked_file
-from espnet2_lamer.fileio.logfile import LogFile
 from espnet2_lamer.fileio.picture import new_picture, save_picture
-from espnet2_lamer.fileio.system import check_space, system_message
+from espnet2_lamer.fileio.system import LogFile, check_space, system_message
 from tests.full_disk import KINDS, REASONS, full, mounted
 
 NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, 100_000).astype(np.float32)

@@ -85,7 +85,7 @@ def load_model_adapter(good, here, payload):
 
 @door
 def load_model_adapter_base_name(good, here, payload):
-    from espnet2_lamer.tasks.adapter import METADATA, content_digest, read_adapter
+    from espnet2_lamer.tasks.pretrained import METADATA, content_digest, read_adapter
 
     adapter = read_adapter(good.root / "ssl.safetensors")
     metadata = dict(adapter.metadata)
@@ -243,7 +243,7 @@ def whisper_experiment(good, here, payload):
 
 @door
 def whisper_expert(good, here, payload):
-    from espnet2_lamer.whisper.expert_files import load_expert
+    from espnet2_lamer.whisper.lora import load_expert
 
     load_expert(good.whisper, "eng", payload.file("safetensors"))
 

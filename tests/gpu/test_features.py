@@ -74,8 +74,8 @@ def test_units_and_features_are_those_of_the_cpu(gpu, hubert_dirs, corpus, tmp_p
 
 @pytest.mark.slow
 def test_the_report_of_a_model_is_that_of_the_cpu(gpu, tmp_path_factory):
+    from espnet2_lamer.analysis.listening import read_speech_set
     from espnet2_lamer.analysis.report import report_on
-    from espnet2_lamer.analysis.speech_set import read_speech_set
     from tests.bin.test_analyze import LAMER, build, write_tones
 
     data = write_tones(tmp_path_factory.mktemp("tones"))

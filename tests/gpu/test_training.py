@@ -8,7 +8,7 @@ import torch
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.tasks.hubert import LamerHubertTask
-from espnet2_lamer.train.collate import LamerCollate
+from espnet2_lamer.train.batching import LamerCollate
 from tests.pretended_gpu import pretended_gpu
 from tests.train.small_training import CONFIG, command, differences, outcome
 
@@ -30,7 +30,7 @@ BY_BATCH = {
     f"{FORWARD}._loss",
     # The gradient of that.
     "train.update.Updater.add",
-    "train.trial._pass",
+    "train.trial.try_batch",
     # Figures of a batch, in one transfer.
     "hubert.statistics.to_floats",
 }

@@ -190,8 +190,7 @@ def test_an_exported_model_needs_no_base_in_any_loader(loader, trained, tmp_path
     from espnet2_lamer.export.zoo import write_full_model
 
     directory, expected = trained
-    config, weights = files(directory / "exp")
-    write_full_model(config, weights, tmp_path / "full")
+    write_full_model(directory / "exp", tmp_path / "full")
     settings = yaml.safe_load((tmp_path / "full/config.yaml").read_text())
     assert settings["encoder_conf"]["base"] is None
     for one, other in zip(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from espnet2_lamer.hubert.espnet_model import index_mask
-from espnet2_lamer.train.collate import span_mask
+from espnet2_lamer.train.batching import span_mask
 
 
 def expected_share(num_frames, mask_prob, mask_length, min_masks=2):

@@ -233,7 +233,7 @@ def test_the_temperature_of_the_config_reaches_the_head(build_model):
     [
         (
             {"balance_reduction": "max"},
-            "balance_reduction: found 'max', expected 'sum'",
+            "balance_reduction: found 'max', expected one of",
         ),
         ({"amp_dtype": "int8"}, "amp_dtype: found 'int8', expected one of"),
     ],

@@ -9,7 +9,7 @@ import torch
 from espnet2_lamer.hubert.espnet_model import index_mask
 from espnet2_lamer.hubert.statistics import RoutingLog
 from espnet2_lamer.layers import Router, record_routing
-from espnet2_lamer.layers.feed_forward import RoutingRecord
+from espnet2_lamer.layers.feed_forward import Routing, RoutingRecord
 
 
 def random_batches(generator, counts, top_k, number=3):
@@ -24,7 +24,7 @@ def random_batches(generator, counts, top_k, number=3):
             x = torch.randn(3, frames, 5, generator=generator)
             x = x.masked_fill(~real[..., None], math.nan)
             gates, probs = Router(5, count, top_k)(x)
-            record.add(layer, "ffn", probs, gates)
+            record.add(Routing(layer, "ffn", probs, gates))
         yield record, real, mask
 
 
@@ -91,7 +91,7 @@ def test_an_expert_that_is_hardly_used_is_called_dead(tmp_path):
     gates[..., :2] = 0.5
     gates[0, :5, 2] = 0.1  # 5 of 2005 dispatched: 1 % of the fair share of 501
     record = RoutingRecord()
-    record.add(3, "ffn", torch.full((1, 1000, 4), 0.25), gates)
+    record.add(Routing(3, "ffn", torch.full((1, 1000, 4), 0.25), gates))
     real = torch.ones(1, 1000, dtype=torch.bool)
     statistics = RoutingLog(1, tmp_path / "routing.jsonl")
     statistics.add(record, real, real)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchaudio.models import wav2vec2_model
 
-from espnet2_lamer.layers.lora import LoRAExperts
+from espnet2_lamer.layers.experts import LoRAExperts
 
 
 def _tiny_hubert(layers=2, dim=16, ffn=32):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from espnet2_lamer.layers import Router, load_balancing_loss
-from espnet2_lamer.layers.balance import routing_means
+from espnet2_lamer.layers.balance import routing_sums
 
 
 def random_routing(num_experts, top_k, frames=50, seed=0):
@@ -13,12 +13,14 @@ def random_routing(num_experts, top_k, frames=50, seed=0):
 
 
 @pytest.mark.parametrize(("num_experts", "top_k"), [(2, 1), (4, 2), (8, 3), (5, None)])
-def test_both_means_sum_to_one_and_only_m_carries_a_gradient(num_experts, top_k):
+def test_every_frame_counts_once_per_expert_and_only_m_carries_a_gradient(
+    num_experts, top_k
+):
     gates, probs = random_routing(num_experts, top_k)
-    mean_probs, share = routing_means(probs, gates)
-    assert mean_probs.sum().item() == pytest.approx(1.0, abs=1e-6)
-    assert share.sum().item() == pytest.approx(1.0, abs=1e-6)
-    assert mean_probs.requires_grad and not share.requires_grad
+    sums, counts = routing_sums(probs, gates)
+    assert sums.sum().item() == pytest.approx(100.0, abs=1e-4)
+    assert counts.sum().item() == 100 * (top_k or num_experts)
+    assert sums.requires_grad and not counts.requires_grad
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 4])
@@ -56,7 +58,8 @@ def test_selection_bias_evens_out_the_load_and_leaves_the_gates_to_p():
 
     def load():
         gates, probs = router(x)
-        return routing_means(probs, gates)[1], gates, probs
+        _, counts = routing_sums(probs, gates)
+        return counts / counts.sum(), gates, probs
 
     before, _, probs = load()
     assert before.max() > 0.5

@@ -5,8 +5,13 @@ import pytest
 from scipy import stats
 
 from espnet2_lamer.metrics.bootstrap import two_sided
-from espnet2_lamer.metrics.measure import Measure
-from espnet2_lamer.metrics.seeds import compare, means, resampled_means, summarise
+from espnet2_lamer.metrics.measure import (
+    Measure,
+    compare,
+    means,
+    resampled_means,
+    summarise,
+)
 
 
 def rate(parts):

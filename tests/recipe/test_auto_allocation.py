@@ -30,12 +30,12 @@ class Base(torch.nn.Module):
 
 @pytest.fixture
 def options(tmp_path, monkeypatch):
-    from espnet2_lamer.recipe import auto_allocation
+    from espnet2_lamer.recipe import pretraining
 
-    monkeypatch.setattr(auto_allocation, "load_model", lambda path: Base())
-    monkeypatch.setattr(auto_allocation, "base_path", lambda o: "the/base")
+    monkeypatch.setattr(pretraining, "load_model", lambda path: Base())
+    monkeypatch.setattr(pretraining, "base_path", lambda o: "the/base")
     monkeypatch.setattr(
-        auto_allocation, "read_checkpoints", lambda o: {"base": {"sha256": "0a"}}
+        pretraining, "read_checkpoints", lambda o: {"base": {"sha256": "0a"}}
     )
     train = tmp_path / "raw" / "ssl_train"
     train.mkdir(parents=True)
@@ -68,7 +68,7 @@ def change(options, **lamer):
 
 
 def run(options):
-    from espnet2_lamer.recipe.auto_allocation import automatic_allocation
+    from espnet2_lamer.recipe.pretraining import automatic_allocation
 
     return automatic_allocation(options)
 

@@ -218,11 +218,15 @@ def test_packed_heads_write_the_same_text_on_the_whole_test_sets(finished):
     zips = sorted((exp / "packed").glob("*_lamer_*.zip"))
     assert len(zips) == 4  # ASR of three languages, and LID
     for path in zips:
-        run = Run.read(exp / path.stem)
+        run = Run.read(exp / path.stem / "run.json")
         sets = [name for names in run.tests.values() for name in names]
         total = sum(len(read_table(raw / name / "wav.scp")) for name in sets)
         compared = check_package(
-            *(run, path, exp, raw, RECIPE / "conf/decode_asr_mlsuperb.yaml"),
+            run,
+            path,
+            exp,
+            raw,
+            RECIPE / "conf/decode_asr_mlsuperb.yaml",
             utterances=None,
         )
         assert compared == total > 0
@@ -230,7 +234,7 @@ def test_packed_heads_write_the_same_text_on_the_whole_test_sets(finished):
 
 def test_the_adapter_file_is_the_pretraining_and_names_no_path(finished):
     from espnet2_lamer import load_model
-    from espnet2_lamer.tasks.adapter import CENTROIDS, read_adapter
+    from espnet2_lamer.tasks.pretrained import CENTROIDS, read_adapter
 
     exp = finished.root / "exp"
     path = exp / "packed" / "ssl_lamer.safetensors"

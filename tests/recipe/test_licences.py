@@ -2,7 +2,7 @@
 
 import yaml
 
-from espnet2_lamer.export.card import model_card
+from espnet2_lamer.export.card import Origin, model_card
 from espnet2_lamer.recipe.packing import licence_terms
 
 PAPER = "commonvoice thchs30 aishell1 aishell3 fleurs".split()
@@ -10,7 +10,7 @@ LARGE, MHUBERT = "facebook/hubert-large-ll60k", "utter-project/mHuBERT-147"
 
 
 def test_the_teachers_terms_bind_what_is_trained_with_it():
-    licence, notes, datasets = licence_terms(LARGE, MHUBERT, PAPER)
+    licence, notes, datasets = licence_terms(LARGE, MHUBERT, PAPER).values()
     assert licence == "cc-by-nc-sa-4.0"
     assert notes[0] == f"base: {LARGE}, licence apache-2.0"
     assert notes[1] == f"teacher of the units: {MHUBERT}, licence cc-by-nc-sa-4.0"
@@ -21,11 +21,11 @@ def test_the_teachers_terms_bind_what_is_trained_with_it():
 
 def test_a_directory_in_the_cache_has_the_terms_of_its_id():
     cached = "/x/hub/models--utter-project--mHuBERT-147/snapshots/0a1b"
-    assert licence_terms(LARGE, cached, [])[0] == "cc-by-nc-sa-4.0"
+    assert licence_terms(LARGE, cached, [])["licence"] == "cc-by-nc-sa-4.0"
 
 
 def test_the_mini_preset_is_free_and_names_its_sources():
-    licence, notes, _ = licence_terms("mini/base", "mini/teacher", ["mini"])
+    licence, notes, _ = licence_terms("mini/base", "mini/teacher", ["mini"]).values()
     assert licence == "apache-2.0"
     assert "CC-BY-SA-4.0 and MPL-2.0" in notes[-1]
 
@@ -35,21 +35,20 @@ def test_what_is_not_known_is_left_open_and_said():
         licence_terms("/srv/me/base", LARGE, PAPER),
         licence_terms(LARGE, LARGE, ["manifest"]),
     ):
-        licence, notes, _ = terms
+        licence, notes, _ = terms.values()
         assert licence == "other"
         assert any("state it here before you publish" in note for note in notes)
         assert not any("/srv" in note for note in notes)
     # A known restriction stays, whatever else is unknown.
-    assert licence_terms(LARGE, MHUBERT, ["manifest"])[0] == "cc-by-nc-sa-4.0"
+    assert licence_terms(LARGE, MHUBERT, ["manifest"])["licence"] == "cc-by-nc-sa-4.0"
 
 
 def test_the_card_has_licence_data_and_results():
-    licence, notes, datasets = licence_terms(LARGE, MHUBERT, ["commonvoice"])
+    terms = licence_terms(LARGE, MHUBERT, ["commonvoice"])
+    datasets = terms.pop("datasets")
     card = model_card(
-        *("ssl", "lamer"),
-        languages=["eng", "yue"],
-        licence=licence,
-        notes=notes,
+        "ssl",
+        Origin("lamer", ["eng", "yue"], **terms),
         datasets=datasets,
         results="# RESULTS\n\n|a|\n",
     )

@@ -51,23 +51,24 @@ class Recipe:
         return Stage(
             number,
             title,
+            title,
             options,
-            lambda o: [self.paths[source]],
-            lambda o: [self.paths[target]],
             run,
+            inputs=lambda o: [self.paths[source]],
+            outputs=lambda o: [self.paths[target]],
             **more,
         )
 
     def run(self, **changes):
         """Run, and return the numbers of the stages that did something."""
-        nothing = Stage(0, "nothing", (), lambda o: [], lambda o: [], lambda o: None)
+        nothing = Stage(0, "nothing", "nothing", "", lambda o: None)
         stages = [
             nothing,
-            self.stage(1, "first", ("seed", "new_langs"), "a", "b"),
+            self.stage(1, "first", "seed new_langs", "a", "b"),
             self.stage(
                 2,
                 "second",
-                ("base",),
+                "base",
                 "b",
                 "c",
                 keep=lambda o: [o.expdir / "model"],
@@ -186,7 +187,7 @@ def test_a_stage_that_fails_is_not_done_and_goes_on_next_time(recipe, caplog, er
 def test_a_stage_without_its_output_is_not_done(recipe, monkeypatch):
     recipe.paths["a"].write_text("a")
     stage = dataclasses.replace(
-        recipe.stage(0, "lazy", (), "a", "b"), run=lambda options: None
+        recipe.stage(0, "lazy", "", "a", "b"), run=lambda options: None
     )
     with pytest.raises(RecipeError, match=r"stage 0: lazy: ended without .*b.txt"):
         Runner([stage], make_options(recipe.root)).run()
@@ -308,7 +309,7 @@ def test_hashes_are_taken_again_only_when_a_file_changed(tmp_path, monkeypatch):
 def test_variants_of_a_stage_are_done_or_not_each_by_itself(recipe, caplog):
     def run(tag):
         stage = recipe.stage(
-            2, "second", ("base",), "a", "c", variant=lambda o: f"_{o.ssl_tag}"
+            2, "second", "base", "a", "c", variant=lambda o: f"_{o.ssl_tag}"
         )
         recipe.ran.clear()
         recipe.paths["c"] = recipe.root / "exp" / f"model_{tag}" / "c.txt"

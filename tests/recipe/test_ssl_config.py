@@ -233,12 +233,12 @@ def stage7(resolve, monkeypatch):
 
     calls = []
 
-    def train(config, train_dir, dev_dir, stats, experiment, classes, options):
+    def train(config, train_dir, dev_dir, stats, experiment, classes, options, log):
         calls.append((experiment.name, options[: options.index("--seed")]))
 
     monkeypatch.setattr(pretraining, "train_ssl", train)
     monkeypatch.setattr(pretraining, "load_pretraining_model", lambda path: None)
-    monkeypatch.setattr("espnet2_lamer.layers.parameter_report", lambda model: {})
+    monkeypatch.setattr(pretraining, "parameter_report", lambda model: {})
 
     def run(*args, labels="one", **changes):
         options = resolve(*args, ngpu=0, num_nodes=1, n_clusters=9, **changes)
@@ -297,9 +297,9 @@ def test_espnet_reads_the_options_as_they_are_meant(config, allocation, expected
 
 
 def test_stage_7_trains_with_the_counts_that_auto_found(stage7, monkeypatch):
-    from espnet2_lamer.recipe import auto_allocation
+    from espnet2_lamer.recipe import pretraining
 
-    monkeypatch.setattr(auto_allocation, "automatic_allocation", lambda o: "1,9")
+    monkeypatch.setattr(pretraining, "automatic_allocation", lambda o: "1,9")
     own = ["--encoder_conf", "lamer.allocation=1,9"]
     none = ["--encoder_conf", "lamer={allocation: 0}"]
     assert stage7(allocation="auto") == [

@@ -1,13 +1,14 @@
 """What stages depend on."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from espnet2_lamer.recipe.options import Options
-from espnet2_lamer.recipe.stage import Recipe
+from espnet2_lamer.recipe.stage import Stage, work
 from espnet2_lamer.recipe.stages import ssl1
+from espnet2_lamer.recipe.whisper.stages import asr1
 
 
 def _touch(root, *names):
@@ -43,6 +44,18 @@ def test_selection_depends_on_texts_speakers_evaluation_sets_and_clusters(tmp_pa
 
 
 def test_an_option_that_does_not_exist_cannot_belong_to_a_stage():
-    recipe = Recipe("x", "", Options, Path("conf"), lambda options: None)
-    with pytest.raises(ValueError, match="no option"):
-        recipe.stage(0, "nothing", "n_cluster")
+    stage = Stage(0, "nothing", "nothing", "seed n_cluster", lambda options: None)
+    with pytest.raises(ValueError, match=r"stage 0: no option \['n_cluster'\]"):
+        replace(ssl1, stages=(stage,))
+
+
+@pytest.mark.parametrize("recipe", [ssl1, asr1], ids=lambda recipe: recipe.name)
+def test_stages_have_names_and_numbers_of_their_own(recipe):
+    stages = list(recipe)
+    assert [stage.number for stage in stages] == list(range(len(stages)))
+    assert len({stage.name for stage in stages}) == len(stages)
+
+
+def test_the_work_of_a_stage_is_imported_when_it_is_done():
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        work("options", "nothing")(None)

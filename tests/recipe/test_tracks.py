@@ -56,7 +56,7 @@ def write_upstream(directory):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Stages 9 to 11 of every track; the mixed ones with SentencePiece units."""
-    from espnet2_lamer.recipe import data, downstream
+    from espnet2_lamer.recipe import data, scoring
     from espnet2_lamer.recipe.benchmark import planned_runs
     from tests.recipe.test_benchmark import options_of
 
@@ -83,13 +83,13 @@ def finished(tmp_path_factory):
         lid_layer=1,
         nj=1,
         ngpu=0,
+        dask="",
         max_bad_audio=1.0,
         store_dtype="float16",
         **dict.fromkeys(("asr_config", "multi_config", "lid_config"), head),
     )
     data.format_evaluation(options)
-    downstream.train_asr(options)
-    downstream.train_lid(options)
+    scoring.train_heads(options, options.tracks)
     decoding = root / "decode.yaml"
     decoding.write_text(yaml.safe_dump(GREEDY))
     runs = planned_runs(options)
@@ -192,7 +192,9 @@ def test_the_packed_bpe_model_works_elsewhere_with_its_pieces(
 
 def test_heads_of_one_upstream_share_the_stored_features(finished):
     _, options, _, _ = finished
-    stores = [path for path in options.feature_stores.iterdir() if path.is_dir()]
+    stores = [
+        path for path in (options.dumpdir / "feature_store").iterdir() if path.is_dir()
+    ]
     # Train and dev of two languages: the weighted sum's for ASR, layer 1's for LID.
     assert len(stores) == 2 * 2 * 2
     widths = [json.loads((s / "info.json").read_text())["num_states"] for s in stores]

@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import espnet2_lamer.train.checkpoint as checkpoint_module
-from espnet2_lamer.train.collate import LamerCollate
+from espnet2_lamer.train.batching import LamerCollate
 from tests.full_disk import full  # noqa: E402
 
 

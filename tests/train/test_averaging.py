@@ -7,7 +7,7 @@ import torch
 from espnet2.train.reporter import Reporter
 
 from espnet2_lamer.fileio.atomic import link
-from espnet2_lamer.train.models import average_best_models
+from espnet2_lamer.train.checkpoint import average_best_models
 
 LOSSES = {1: 3.0, 2: 1.0, 3: 2.0, 4: 4.0}
 BEST = [2, 3, 1, 4]

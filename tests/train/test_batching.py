@@ -7,8 +7,12 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from espnet2_lamer.train.batching import BucketIterFactory, make_batches, rounded_length
-from espnet2_lamer.train.collate import LamerCollate
+from espnet2_lamer.train.batching import (
+    BucketIterFactory,
+    LamerCollate,
+    make_batches,
+    rounded_length,
+)
 
 BUCKET = 1600
 # No multiple of the bucket, as in the paper's setting.

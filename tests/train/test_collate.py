@@ -6,7 +6,7 @@ import torch
 
 from espnet2_lamer.constants import num_frames
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.train.collate import LamerCollate, utterance_generator
+from espnet2_lamer.train.batching import LamerCollate, utterance_generator
 
 CROP = 16000
 

@@ -12,10 +12,10 @@ def test_messages_go_into_the_file_and_errors_to_the_console_too(tmp_path, capfd
     root = logging.getLogger()
     root.addHandler(console)
     try:
-        with espnet_log(tmp_path / "exp" / "train.log", "exp"):
+        with espnet_log(tmp_path / "exp" / "train.log"):
             logging.info("1epoch:train: loss=2")
             logging.error("no audio")
-        with espnet_log(tmp_path / "exp" / "train.log", "exp"):
+        with espnet_log(tmp_path / "exp" / "train.log"):
             logging.info("resumed")
     finally:
         root.removeHandler(console)
@@ -30,7 +30,7 @@ def test_messages_go_into_the_file_and_errors_to_the_console_too(tmp_path, capfd
 
 def test_a_spawned_process_logs_into_the_same_file(tmp_path, monkeypatch):
     path = tmp_path / "train.log"
-    with espnet_log(path, "exp"):
+    with espnet_log(path):
         inherited = dict(os.environ)
     before = dict(os.environ)
     assert inherited.keys() - before.keys()
@@ -45,7 +45,7 @@ def test_a_process_that_nobody_spawned_logs_as_it_likes(tmp_path):
     handlers = list(logging.getLogger().handlers)
     with child_log():
         assert logging.getLogger().handlers == handlers
-    with espnet_log(tmp_path / "train.log", "exp"):
+    with espnet_log(tmp_path / "train.log"):
         # In the parent itself, which has the file open.
         count = len(logging.getLogger().handlers)
         with child_log():

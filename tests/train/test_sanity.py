@@ -99,7 +99,7 @@ def test_a_batch_without_masked_frames_is_refused(make_parts):
     names, batch = parts.train.load(parts.train.plan(1)[0], 1)
     batch["mask_indices"].fill_(-1)
     with pytest.raises(RecipeError, match="no masked frame"):
-        overfit(parts.model, parts.optimizer, names, batch, parts.options, 1)
+        overfit(parts.model, parts.optimizer, names, batch, parts.options)
 
 
 @pytest.mark.parametrize(

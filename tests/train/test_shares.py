@@ -6,9 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from espnet2_lamer.train.batching import BucketIterFactory
-from espnet2_lamer.train.collate import LamerCollate
-from espnet2_lamer.train.plan import measure_shares, span
+from espnet2_lamer.train.batching import BucketIterFactory, LamerCollate
+from espnet2_lamer.train.health import measure_shares, span
 
 CROP, BUCKET, BINS = 9600, 1600, 40000
 

@@ -155,11 +155,11 @@ def test_starts_that_are_done_are_not_done_again(tmp_path, monkeypatch, starts):
     learn_kmeans(store, tmp_path / "whole.npz", config)
     real, seeds = kmeans_module._start, []
 
-    def dies(sample, n_clusters, seed):
+    def dies(validation, start, n_clusters, seed):
         if len(seeds) == starts:
             raise KeyboardInterrupt
         seeds.append(seed)
-        return real(sample, n_clusters, seed)
+        return real(validation, start, n_clusters, seed)
 
     monkeypatch.setattr(kmeans_module, "_start", dies)
     with pytest.raises(KeyboardInterrupt):

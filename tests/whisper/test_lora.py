@@ -4,16 +4,14 @@ from whisper.audio import log_mel_spectrogram
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.whisper.config import WhisperLoraConfig
-from espnet2_lamer.whisper.expert_files import (
-    expert_state,
-    load_expert,
-    save_expert,
-)
 from espnet2_lamer.whisper.lora import (
     Route,
     add_lora,
     expert_linears,
+    expert_state,
+    load_expert,
     lora_names,
+    save_expert,
     whisper_parameter_report,
 )
 from tests.rounding import product_bound
@@ -180,7 +178,7 @@ def test_an_expert_comes_back_from_its_file(whisper_file, tmp_path):
         ({"rank": 8}, "rank: found 4, expected 8"),
         ({"targets": "all"}, "targets: found 'q,v', expected 'all'"),
         ({"alpha": 8}, "alpha: found 4.0, expected 8.0"),
-        ({"decoder": False}, "do not fit the model"),
+        ({"decoder": False}, "not fit the model"),
     ],
 )
 def test_an_expert_of_another_configuration_is_refused(
@@ -249,10 +247,10 @@ def test_targets_and_halves_are_what_the_config_says(whisper_file):
         ({"dropout": 1.0}, "lora.dropout: found 1.0"),
         ({"languages": ["eng", "eng"]}, "lora.languages"),
         ({"languages": ["student"]}, "lora.languages"),
-        ({"languages": []}, "lora.languages: found none"),
-        ({"method": "mole", "encoder": False}, "lora.encoder: found false"),
+        ({"languages": []}, r"lora.languages: found \(\)"),
+        ({"method": "mole", "encoder": False}, "lora.encoder: found False"),
         ({"train_language": "deu"}, "lora.train_language: found 'deu'"),
-        ({"language_tokens": {"deu": "de"}}, "lora.language_tokens: found deu"),
+        ({"language_tokens": {"deu": "de"}}, "lora.language_tokens: found {'deu'"),
     ],
 )
 def test_a_wrong_option_is_named(change, message):

@@ -6,10 +6,9 @@ import yaml
 from espnet2.bin.asr_inference import Speech2Text
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.export.whisper import write_full_whisper
+from espnet2_lamer.export.zoo import write_full_whisper
 from espnet2_lamer.tasks.asr import LamerASRTask, load_whisper_model
-from espnet2_lamer.whisper.expert_files import save_expert
-from espnet2_lamer.whisper.lora import lora_names
+from espnet2_lamer.whisper.lora import lora_names, save_expert
 from espnet2_lamer.whisper.text import token_list, write_token_list
 from espnet2_lamer.whisper.transcription import transcribe
 from tests.whisper.small_whisper import (

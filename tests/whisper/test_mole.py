@@ -3,8 +3,7 @@ import torch
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.whisper.encoder import LanguageIdentifier
-from espnet2_lamer.whisper.expert_files import expert_state
-from espnet2_lamer.whisper.lora import ExpertLinear, Mixture, Route
+from espnet2_lamer.whisper.lora import ExpertLinear, Mixture, Route, expert_state
 from espnet2_lamer.whisper.transcription import transcribe
 from tests.whisper.small_whisper import LANGUAGES, batch, make_model, speech, stir
 

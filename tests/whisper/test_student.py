@@ -3,8 +3,7 @@ import math
 import pytest
 import torch
 
-from espnet2_lamer.whisper.expert_files import save_expert
-from espnet2_lamer.whisper.lora import expert_linears
+from espnet2_lamer.whisper.lora import expert_linears, save_expert
 from espnet2_lamer.whisper.student import cosine_loss, jensen_shannon, truncated_mean
 from tests.whisper.small_whisper import LANGUAGES, batch, make_model, stir
 
@@ -167,7 +166,7 @@ def test_padding_of_frames_and_tokens_does_not_change_the_loss(whisper_file, exp
     rows = []
     # ASR and divergence are means over tokens, the cosine one over frames: compare
     # what is the same per token.
-    model.student_loss.hidden_weight = 0.0
+    model.hidden_weight = 0.0
     for i in range(3):
         row = {key: value[i : i + 1] for key, value in data.items()}
         row["speech"] = row["speech"][:, : row["speech_lengths"]]

@@ -155,13 +155,13 @@ class LamerHubertEncoder(FrozenBase, TorchAudioHuBERTPretrainEncoder):
         AbsEncoder.__init__(self)
         if num_classes is None:
             raise RecipeError("num_classes: found null, expected the number of units")
+        base_sha256 = None
         if base is None:
             shapes = extractor_conv_layer_config or LARGE["extractor_conv_layer_config"]
             wav2vec2 = build_hubert(
                 {key: given[key] for key in ("normalize_waveform", *LARGE)}
                 | {"extractor_conv_layer_config": [list(shape) for shape in shapes]}
             )
-            base_sha256 = None
         else:
             try:
                 wav2vec2 = load_hubert(base)
@@ -219,14 +219,8 @@ class LamerHubertEncoder(FrozenBase, TorchAudioHuBERTPretrainEncoder):
     ) -> MaskedPrediction:
         """Encode, replacing masked frames, and score the units of masked frames.
 
-        Args:
-            waveforms: ``[B, n]``, 16 kHz.
-            lengths: Valid samples ``[B]``.
-            mask: Masked frames ``[B, T]`` bool.
-            with_unmasked: Whether to score the frames that are not masked, too.
-
-        Returns:
-            A :class:`MaskedPrediction`.
+        Waveforms are ``[B, n]``, 16 kHz, their lengths ``[B]``, masked frames
+        ``[B, T]`` bool; frames ``with_unmasked`` are scored, too.
         """
         model = self.hubert_pretrain_model
         wav2vec2 = model.wav2vec2

@@ -12,8 +12,7 @@ from espnet2_lamer.errors import RecipeError
 def selected_states(num_layers: int, layer: int | str) -> list[int]:
     """Return the states of 0 (input) .. L that ``layer``, an index or "all", asks for.
 
-    Raises:
-        RecipeError: ``layer`` is neither.
+    Another ``layer`` raises ``RecipeError``.
     """
     if layer == "all":
         return list(range(num_layers + 1))
@@ -30,14 +29,9 @@ def stretch_to_grid(
 ) -> tuple[Tensor, Tensor]:
     """Give every utterance ``ceil(samples / hop)`` frames by repeating its last one.
 
-    S3PRL's rule, applied per utterance so that the result does not depend on the
-    other utterances of the batch. Frames beyond an utterance's length are zero.
-
-    Args:
-        states: ``[B, T, D]``.
-        state_lengths: Frames the convolutions gave, ``[B]``.
-        num_samples: Samples per utterance, ``[B]``.
-        hop: Samples per frame.
+    S3PRL's rule, applied per utterance so that the result does not depend on the other
+    utterances of the batch. Frames of ``states [B, T, D]`` beyond an utterance's length
+    are zero; ``state_lengths [B]`` are what the convolutions gave.
     """
     lengths = torch.div(num_samples + hop - 1, hop, rounding_mode="floor")
     frames = torch.arange(int(lengths.max()), device=states.device)  # [T']
@@ -53,18 +47,12 @@ def upstream_states(
 ) -> tuple[Tensor, Tensor]:
     """Run a frozen upstream and return the chosen states side by side.
 
-    Args:
-        upstream: Lets no padding reach an utterance's states.
-        wavs: Zero-padded 16 kHz waveforms ``[B, n]``.
-        lengths: Samples per utterance ``[B]``.
-        layer: As in :func:`selected_states`.
+    Waveforms are zero-padded 16 kHz ``[B, n]``, their samples ``[B]``, at least 400
+    (``RecipeError``); the upstream lets no padding reach an utterance's states.
 
     Returns:
         ``[B, T, S * D]`` with ``T = max ceil(n / hop)``, S the number of chosen
         states, and the lengths ``[B]``.
-
-    Raises:
-        RecipeError: An utterance is shorter than 400 samples.
     """
     chosen = selected_states(upstream.num_layers, layer)
     if int(lengths.min()) < RECEPTIVE_FIELD:
@@ -82,10 +70,6 @@ class LayerSum(nn.Module):
 
     S3PRL's Featurizer without layer norm: weights start at zero, i.e. equal shares.
     One state has no weights and passes unchanged.
-
-    Args:
-        num_states: S.
-        dim: Width D of one state.
     """
 
     def __init__(self, num_states: int, dim: int) -> None:
@@ -112,12 +96,8 @@ class StoredFeaturesFrontend(AbsFrontend):
     """Pass stored states on, summing them with learned weights if there are several.
 
     Training a head on it equals training it on ``lamer_upstream`` with the upstream
-    that wrote the store, without running that upstream again.
-
-    Args:
-        dim: Width D of one state.
-        num_states: Stored states S per frame: 1 for a single layer.
-        fs: Accepted because ESPnet's recipes pass it; the features have no rate.
+    that wrote the store, without running that upstream again. A frame has S =
+    ``num_states`` of D = ``dim`` values. ESPnet's recipes pass ``fs``; it has no rate.
     """
 
     def __init__(

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from espnet2_lamer.data.audio import listed
 from espnet2_lamer.data.corpora import CORPORA
 from espnet2_lamer.data.sets import Utterance
 from espnet2_lamer.errors import RecipeError
@@ -22,7 +23,6 @@ _MARK = "archive.json"
 _SHOWN = 8
 #: Defects of an archive; more than a set share of them stops the preparation.
 DEFECTS = ("missing", "empty_file", "unreadable", "broken_row")
-_LISTED = 10
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,11 @@ def read_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             line = line.removesuffix(b"\n").rstrip(b"\r")
-            if not line:
-                continue
-            try:
-                yield f"{path}:{number}", line.decode().split("\t")
-            except UnicodeDecodeError:
-                yield f"{path}:{number}", []
+            values = []
+            with suppress(UnicodeDecodeError):
+                values = line.decode().split("\t")
+            if line:
+                yield f"{path}:{number}", values
 
 
 def extract_once(archive: Path, folder: Path) -> Path:
@@ -117,10 +116,8 @@ def extract_once(archive: Path, folder: Path) -> Path:
                 tar.extractall(temporary, filter="data")
             write_json(temporary / _MARK, origin)
     except tarfile.FilterError as error:
-        raise RecipeError(
-            f"{archive}: {error}; this is not the corpus' own archive: download it "
-            "again"
-        ) from None
+        text = f"{archive}: {error}; this is not the corpus' own archive: download it "
+        raise RecipeError(text + "again") from None
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         # Disk full and the like are no fault of the archive.
         if isinstance(error, OSError) and error.errno is not None:
@@ -189,18 +186,17 @@ class Ledger:
             rows = account.kept + bad
             if 100 * bad <= self.max_missing * rows:
                 continue
-            lines = [
-                f"  {reason}: {what}"
+            defects = [
+                f"{reason}: {what}"
                 for *where, reason, what in self._listed
                 if tuple(where) == key and reason in DEFECTS
-            ][:_LISTED]
-            if bad > _LISTED:
-                lines.append(f"  ... all in {self.listing}")
+            ]
             raise RecipeError(
                 f"{key[0]}, {key[1]}: {bad} of {rows} rows cannot be used "
                 f"({100 * bad / rows:.2f} %), expected at most "
                 f"{self.max_missing:g} %; complete the archive, or allow more by "
-                "--max_missing (in per cent):\n" + "\n".join(lines)
+                f"--max_missing (in per cent). {self.listing} lists them:\n"
+                f"{listed(defects)}"
             )
 
     def write_listing(self) -> None:
@@ -214,23 +210,25 @@ class Ledger:
         ``hours`` is None where neither a column nor a header tells the durations.
         """
         sets: dict[str, dict] = {}
-        hours: dict[str, list[float | None]] = defaultdict(list)
-        for name, source in sorted(self._accounts):
-            account = self._accounts[name, source]
-            own = None if account.seconds is None else account.seconds / 3600
-            hours[name].append(own)
-            entry = sets.setdefault(name, {"utterances": 0, "hours": 0, "sources": {}})
-            entry["utterances"] += account.kept
-            entry["hours"] = _total(hours[name])
-            entry["sources"][source] = {
-                "rows": account.kept + account.left_out.total(),
-                "utterances": account.kept,
-                "hours": _total([own]),
-                "left_out": dict(sorted(account.left_out.items())),
-                "remarks": dict(sorted(account.remarks.items())),
+        for name in sorted({name for name, _ in self._accounts}):
+            own = {s: a for (n, s), a in sorted(self._accounts.items()) if n == name}
+            sets[name] = {
+                "utterances": sum(account.kept for account in own.values()),
+                "hours": _hours(*own.values()),
+                "sources": {
+                    source: {
+                        "rows": account.kept + account.left_out.total(),
+                        "utterances": account.kept,
+                        "hours": _hours(account),
+                        "left_out": dict(sorted(account.left_out.items())),
+                        "remarks": dict(sorted(account.remarks.items())),
+                    }
+                    for source, account in own.items()
+                },
             }
         return sets
 
 
-def _total(hours: list[float | None]) -> float | None:
-    return None if None in hours else round(sum(hours), 4)
+def _hours(*accounts: _Account) -> float | None:
+    seconds = [account.seconds for account in accounts]
+    return None if None in seconds else round(sum(s / 3600 for s in seconds), 4)

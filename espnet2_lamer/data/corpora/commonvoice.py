@@ -61,29 +61,22 @@ def _sets(release: Path, langs: Sequence[str], ledger: Ledger) -> Sets:
                     f"{folder}: {found_in(folder)}; language {lang} is made of "
                     f"{', '.join(f.name for f in folders)} of CommonVoice"
                 )
-        if folders:
-            yield from _language(lang, folders, ledger)
-
-
-def _language(lang: str, folders: list[Path], ledger: Ledger) -> Sets:
-    durations = {folder: _durations(folder) for folder in folders}
-
-    def rows(table: str, name: str) -> list[Utterance]:
-        lists = (_read(f, table, name, ledger, durations[f]) for f in folders)
-        return [row for rows in lists for row in rows]
-
-    held_out: set[str] = set()
-    for split in reversed(SPLITS):
-        utterances = rows(split, f"eval/{split}_{lang}")
-        if split != "train":
-            held_out.update(row.utt_id for row in utterances)
-        yield f"eval/{split}_{lang}", utterances
-    name = f"pretrain/train_{lang}"
-    utterances = rows("validated", name)
-    for row in utterances:
-        if row.utt_id in held_out:
-            ledger.leave_out(name, row.source, "in_dev_or_test")
-    yield name, [row for row in utterances if row.utt_id not in held_out]
+        durations = {folder: _durations(folder) for folder in folders}
+        held_out: set[str] = set()
+        names = {split: f"eval/{split}_{lang}" for split in reversed(SPLITS)}
+        for table, name in (names | {"validated": f"pretrain/train_{lang}"}).items():
+            rows: list[Utterance] = []
+            for folder in folders:
+                rows += _read(folder, table, name, ledger, durations[folder])
+            if table == "validated":
+                for row in rows:
+                    if row.utt_id in held_out:
+                        ledger.leave_out(name, row.source, "in_dev_or_test")
+                rows = [row for row in rows if row.utt_id not in held_out]
+            elif table != "train":
+                held_out.update(row.utt_id for row in rows)
+            if folders:
+                yield name, rows
 
 
 def _read(

@@ -27,7 +27,6 @@ from espnet2_lamer.errors import RecipeError
 
 #: Folder of the archive to ISO 639-3.
 CODES = {"en_us": "eng", "cmn_hans_cn": "cmn", "yue_hant_hk": "yue"}
-_COLUMNS = 7
 
 
 def read(
@@ -79,18 +78,15 @@ def _read(
 ) -> Iterator[Utterance]:
     source = f"fleurs-{code}"
     for where, values in rows:
-        if (
-            len(values) != _COLUMNS
-            or not re.fullmatch(r"[\w-]+\.wav", values[1])
-            or not values[5].isdigit()
-        ):
+        _, file_name, _, text, _, samples, _ = values if len(values) == 7 else [""] * 7
+        if not re.fullmatch(r"[\w-]+\.wav", file_name) or not samples.isdigit():
             ledger.leave_out(name, source, "broken_row", where)
             continue
         yield Utterance(
-            utt_id=f"fleurs_{code}_{values[1].removesuffix('.wav')}",
-            path=(audio / values[1]).as_posix(),
+            utt_id=f"fleurs_{code}_{file_name.removesuffix('.wav')}",
+            path=(audio / file_name).as_posix(),
             lang=CODES[code],
-            text=values[3],
+            text=text,
             source=source,
-            seconds=int(values[5]) / SAMPLE_RATE,
+            seconds=int(samples) / SAMPLE_RATE,
         )

@@ -25,7 +25,6 @@ _TRANSCRIPT = "transcript/aishell_transcript_v0.8.txt"
 _CONTENT = "train/content.txt"
 _SYLLABLE = re.compile(r"[a-zü:]+[0-6]")
 
-
 # Name, audio file, speaker and transcript of an utterance.
 _Rows = Iterator[tuple[str, Path, str, str]]
 

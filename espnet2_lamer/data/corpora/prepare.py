@@ -1,10 +1,11 @@
-"""Public corpora as they are distributed become data directories with a report."""
+"""Public corpora as they are distributed become data directories, and are joined."""
 
 import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,9 +19,18 @@ from espnet2_lamer.data.corpora import (
     mhubert147,
 )
 from espnet2_lamer.data.corpora.archive import Archive, Ledger
-from espnet2_lamer.data.sets import Utterance, write_set
+from espnet2_lamer.data.sampling import seed_of
+from espnet2_lamer.data.sets import (
+    SPLITS,
+    Utterance,
+    read_if_there,
+    remove_other_sets,
+    write_set,
+    write_tables,
+)
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json
+from espnet2_lamer.fileio.datadir import read_table
 
 #: How each corpus of ``CORPORA`` is read: ``read(name, root, langs, ledger)``.
 READERS: dict[str, Callable[..., Archive]] = {
@@ -43,6 +53,13 @@ _HANZI = (
 _BETWEEN_HANZI = re.compile(f"(?<=[{_HANZI}]) (?=[{_HANZI}])")
 # Languages written without spaces.
 _UNSPACED = ("cmn", "yue")
+# The corpus that is a selection from others.
+_SELECTION = "mhubert147"
+_TABLES = ("wav.scp", "utt2spk", "utt2lang", "utt2source", "text", "romanisation")
+# Where no corpus has a dev set: as many per source as mHuBERT-147's validation set has
+# per language and dataset, and never more than a tenth.
+_HELD_OUT = 5
+_LARGEST_SHARE = 0.1
 
 
 def prepare(
@@ -62,17 +79,11 @@ def prepare(
     listed in ``<corpus>.left_out.tsv``, and so are duplicated ids. Transcripts are
     cleaned; an utterance without text stays in the set and has no line in ``text``.
 
-    Args:
-        corpus: One of :data:`~espnet2_lamer.data.corpora.CORPORA`.
-        root: Its archive, or the folder around it.
-        output_dir: Where data directories go.
-        langs: Those that the corpus does not have are skipped.
-        max_missing: Most defective rows per set and source, in per cent.
-        nj: Threads that look at files.
-        options: More for the reader, see ``mhubert147.read``.
-
-    Returns:
-        What the report holds.
+    ``root`` is the archive of a corpus of :data:`~espnet2_lamer.data.corpora.CORPORA`,
+    or the folder around it; ``langs`` that it does not have are skipped.
+    ``max_missing`` is the most defective rows per set and source, in per cent, ``nj``
+    the threads that look at files; ``options`` go to the reader (``mhubert147.read``).
+    Returns what the report holds.
 
     Raises:
         RecipeError: Nothing says where the corpus is, it is another archive, or too
@@ -100,10 +111,11 @@ def prepare(
         "listing": ledger.listing.name,
         "sets": ledger.report(),
     }
+    prefix = f"{PRETRAIN_DIR}/train_"
     report["pretraining_hours"] = {
-        name.removeprefix(f"{PRETRAIN_DIR}/train_"): entry["hours"]
+        name.removeprefix(prefix): entry["hours"]
         for name, entry in report["sets"].items()
-        if name.startswith(f"{PRETRAIN_DIR}/train_")
+        if name.startswith(prefix)
     }
     for name, count in archive.complete.items():
         if name in report["sets"]:
@@ -137,10 +149,18 @@ def _write_sets(
 def _check(
     name: str, utterances: list[Utterance], ledger: Ledger, nj: int
 ) -> list[Utterance]:
+    from joblib import Parallel, delayed
+    from tqdm import tqdm
+
     kept = []
     seen: set[str] = set()
-    problems = _inspect_all(utterances, nj)
-    for utterance, problem in zip(utterances, problems, strict=True):
+    # Threads: the work is system calls, and the utterances are changed in place.
+    parallel = Parallel(nj, prefer="threads", batch_size=_BATCH, return_as="generator")
+    problems = parallel(delayed(_inspect)(utterance) for utterance in utterances)
+    bar = {"desc": "look at files", "unit": "file", "disable": None}
+    for utterance, problem in zip(
+        utterances, tqdm(problems, total=len(utterances), **bar), strict=True
+    ):
         source = utterance.source
         if utterance.utt_id in seen:
             problem = "duplicate"
@@ -174,17 +194,6 @@ def clean_text(text: str, lang: str) -> str:
     return _BETWEEN_HANZI.sub("", text) if lang in _UNSPACED else text
 
 
-def _inspect_all(utterances: list[Utterance], nj: int) -> Iterable[str]:
-    from joblib import Parallel, delayed
-    from tqdm import tqdm
-
-    # Threads: the work is system calls, and the utterances are changed in place.
-    parallel = Parallel(nj, prefer="threads", batch_size=_BATCH, return_as="generator")
-    problems = parallel(delayed(_inspect)(utterance) for utterance in utterances)
-    title = "look at files"
-    return tqdm(problems, title, len(utterances), unit="file", disable=None)
-
-
 def _inspect(utterance: Utterance) -> str:
     """Return what is wrong with a file, or nothing; fill in its duration."""
     import soundfile
@@ -206,13 +215,102 @@ def _log(report: dict) -> None:
     for name, entry in report["sets"].items():
         hours = "" if entry["hours"] is None else f", {entry['hours']:.3f} h"
         logging.info("%s %s: %d utterances%s", corpus, name, entry["utterances"], hours)
-        if entry["utterances"] < entry.get("expected", 0):
-            logging.warning(
-                "%s %s: the complete archive has %d; parts of it may not be unpacked",
-                corpus,
-                name,
-                entry["expected"],
-            )
+        if entry["utterances"] < (whole := entry.get("expected", 0)):
+            text = "%s %s: the complete archive has %d; parts of it may not be unpacked"
+            logging.warning(text, corpus, name, whole)
         for source, counts in entry["sources"].items():
             for reason, count in {**counts["left_out"], **counts["remarks"]}.items():
                 logging.info("  %s: %d %s", source, count, reason)
+
+
+def join_corpora(
+    corpora: Sequence[str], output_dir: str | Path, langs: Sequence[str], seed: int = 0
+) -> dict:
+    """Write ``<output_dir>/{train,dev,test}_<lang>`` and ``corpora.json``.
+
+    ``train`` joins what all corpora give to pretraining; with ``mhubert147`` among them
+    its manifests say what pretraining takes, and the others only give evaluation sets.
+    ``dev`` and ``test`` join the evaluation sets of the corpora that have pretraining
+    data, so those for out-of-domain evaluation do not get in. A language without a dev
+    set gets a few utterances of ``train``, drawn by a hash of their ids. Sets of other
+    corpora in these languages are removed. Returns what ``corpora.json`` holds.
+
+    Raises:
+        RecipeError: A language is in none of the corpora: nothing is written then.
+    """
+    output_dir = Path(output_dir)
+    plan = {lang: _plan(output_dir, corpora, lang) for lang in langs}
+    for lang, folders in plan.items():
+        if not folders["train"]:
+            raise RecipeError(
+                f"--corpus {' '.join(corpora)}: no pretraining speech in language "
+                f"{lang}; add a corpus that has it ({', '.join(CORPORA)}, or "
+                "--corpus manifest), or take it out of --new_langs/--replay_langs"
+            )
+    report: dict = {"corpora": list(corpora), "seed": seed, "sets": {}}
+    for lang, folders in plan.items():
+        held_out = set() if folders["dev"] else _hold_out(folders["train"], seed)
+        if held_out:
+            folders["dev"] = folders["train"]
+            text = "%s: no corpus has a dev set; %d utterances of train become one"
+            logging.warning(text, lang, len(held_out))
+        for split, parts in folders.items():
+            if not parts:
+                continue
+            name = f"{split}_{lang}"
+            is_dev = split == "dev" if held_out and split != "test" else None
+            counts = _join(output_dir / name, parts, held_out, is_dev)
+            report["sets"][name] = {
+                "utterances": sum(counts.values()),
+                "held_out_of_train": len(held_out) if split == "dev" else 0,
+                "sources": dict(sorted(counts.items())),
+            }
+    remove_other_sets(output_dir, langs, report["sets"], corpora)
+    write_json(output_dir / "corpora.json", report)
+    for name, entry in report["sets"].items():
+        logging.info("%s: %d utterances", name, entry["utterances"])
+    return report
+
+
+def _plan(output_dir: Path, corpora: Sequence[str], lang: str) -> dict[str, list[Path]]:
+    in_domain = [c for c in corpora if (output_dir / PRETRAIN_DIR / c).is_dir()]
+    selected = [_SELECTION] if _SELECTION in corpora else in_domain
+    pretrain = [output_dir / PRETRAIN_DIR / c / f"train_{lang}" for c in selected]
+    folders = {"train": [folder for folder in pretrain if folder.is_dir()]}
+    for split in SPLITS[1:]:
+        own = [output_dir / EVAL_DIR / c / f"{split}_{lang}" for c in in_domain]
+        folders[split] = [folder for folder in own if folder.is_dir()]
+    return folders
+
+
+def _hold_out(folders: list[Path], seed: int) -> set[str]:
+    by_source: dict[str, list[str]] = {}
+    for folder in folders:
+        for utt, source in read_table(folder / "utt2source").items():
+            by_source.setdefault(source, []).append(utt)
+    held_out: set[str] = set()
+    for utts in by_source.values():
+        ranked = sorted(utts, key=lambda utt: seed_of(seed, "dev", utt))
+        count = min(_HELD_OUT, max(1, round(len(utts) * _LARGEST_SHARE)))
+        held_out.update(ranked[: count if len(utts) > 1 else 0])
+    return held_out
+
+
+def _join(
+    directory: Path, folders: list[Path], held_out: set[str], is_dev: bool | None
+) -> Counter[str]:
+    """Join data directories; ``is_dev`` None: whole, else with or without held_out."""
+    counts: Counter[str] = Counter()
+    with atomic_dir(directory) as temporary:
+        # One table after the other: each may have more than a million lines.
+        for name in _TABLES:
+            table = {
+                utt: value
+                for folder in folders
+                for utt, value in read_if_there(folder / name).items()
+                if is_dev is None or (utt in held_out) == is_dev
+            }
+            write_tables(temporary, {name: table})
+            if name == "utt2source":
+                counts.update(table.values())
+    return counts

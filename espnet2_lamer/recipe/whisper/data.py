@@ -1,12 +1,10 @@
 """The sets that experts are trained, chosen and tested on."""
 
-import json
 import logging
 from pathlib import Path
 
 from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.data.sampling import sample_balanced, sample_replay, seed_of
-from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.benchmark_sets import (
     SetInfo,
     prepare_asr_data,
@@ -14,6 +12,7 @@ from espnet2_lamer.evaluation.benchmark_sets import (
 )
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
+from espnet2_lamer.recipe.declaration import refused
 from espnet2_lamer.recipe.whisper.options import SPLITS, WhisperOptions
 
 #: What Whisper learns to write, beside the normalised ``text`` of a formatted set.
@@ -33,10 +32,8 @@ def select(options: WhisperOptions) -> None:
             :func:`~espnet2_lamer.evaluation.benchmark_sets.prepare_asr_data`.
     """
     if options.max_duration > WINDOW_SECONDS:
-        raise RecipeError(
-            f"--max_duration: found {options.max_duration:g}, expected at most "
-            f"{WINDOW_SECONDS:g} s, Whisper's window"
-        )
+        most = f"at most {WINDOW_SECONDS:g} s, Whisper's window"
+        raise refused("max_duration", f"{options.max_duration:g}", most)
     prepare_asr_data(
         options.datadir,
         options.dumpdir,
@@ -62,10 +59,11 @@ def select(options: WhisperOptions) -> None:
                 spoken = read_table(source / "romanisation")
                 spoken = {u: s for u, s in spoken.items() if u in chosen}
                 write_table(target / "romanisation", spoken)
-            counts = {k: record[k] for k in ("utterances", "seconds")}
-            report["sets"][target.name] = counts
-            number, minutes = counts["utterances"], counts["seconds"] / 60
-            logging.info("%s: %d utterances, %.1f min", target.name, number, minutes)
+            number, seconds = record["utterances"], record["seconds"]
+            report["sets"][target.name] = {"utterances": number, "seconds": seconds}
+            logging.info(
+                "%s: %d utterances, %.1f min", target.name, number, seconds / 60
+            )
     write_json(options.raw / "whisper_sets.json", report)
 
 
@@ -92,11 +90,3 @@ def _choose(source: Path, lang: str, split: str, options: WhisperOptions) -> set
     # Speakers in turn; an "hour" per utterance makes the amount a number of them.
     speakers = read_table(source / "utt2spk")
     return sample_balanced(dict.fromkeys(seconds, 3600.0), speakers, count, drawn)
-
-
-def channel_confounded(options: WhisperOptions) -> bool:
-    """Whether the manifest's sources tell the languages apart."""
-    path = options.datadir / "manifest.json"
-    if options.corpus != "manifest" or not path.is_file():
-        return False
-    return bool(json.loads(path.read_text(encoding="utf-8")).get("channel_confounded"))

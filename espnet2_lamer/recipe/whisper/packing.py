@@ -1,14 +1,14 @@
 """Packages: model-zoo zips that need neither Whisper's file nor the experts'."""
 
-import logging
 import tempfile
 from pathlib import Path
 
-from espnet2_lamer.export.card import model_card
-from espnet2_lamer.export.zoo import pack_model
-from espnet2_lamer.recipe.packing import corpus_terms
+from espnet2_lamer.export.card import ASR_USE, Origin, model_card
+from espnet2_lamer.export.upload import repository_files, upload_files
+from espnet2_lamer.export.zoo import pack_model, write_full_whisper
+from espnet2_lamer.recipe.packing import corpus_terms, log_size
 from espnet2_lamer.recipe.whisper.options import WhisperOptions
-from espnet2_lamer.recipe.whisper.systems import System, packages
+from espnet2_lamer.recipe.whisper.systems import packages
 from espnet2_lamer.recipe.whisper.transcripts import model_files
 from espnet2_lamer.recipe.whisper.weights import read_weights
 
@@ -17,15 +17,6 @@ _ABOUT = (
     "[arXiv 2506.21555](https://arxiv.org/abs/2506.21555). This one: {what}; it takes "
     "up to 30 s"
 )
-_USE = """\
-from espnet2.bin.asr_inference import Speech2Text
-import espnet2_lamer, soundfile
-from espnet2_lamer.convert.packed import unpack_model
-
-espnet2_lamer.register()
-model = Speech2Text(**unpack_model("{zip}", "models"), beam_size=1, ctc_weight=0.0)
-{language}print(model(soundfile.read("speech.wav")[0])[0][0])
-"""
 _WHAT = {
     "multilingual": "one LoRA for all languages",
     "full": "all weights fine-tuned",
@@ -39,53 +30,45 @@ _WHAT = {
 
 def pack(options: WhisperOptions) -> None:
     """Write a self-contained zip for each system of ``--pack``."""
-    from espnet2_lamer.export.whisper import write_full_whisper
-
     weights = read_weights(options)
-    results = options.expdir / "RESULTS.md"
-    options.packed.mkdir(parents=True, exist_ok=True)
-    for system, output in packages(options).items():
-        # The whole Whisper once per package: nothing is kept beside the zip.
-        with tempfile.TemporaryDirectory(dir=options.packed) as folder:
-            config, model = write_full_whisper(
-                *model_files(options, system), Path(folder)
-            )
-            pack_model(
-                "asr",
-                config,
-                model,
-                output,
-                options=[results],
-                card=_card(options, system, output, results, weights),
-                metadata={
-                    "whisper_sha256": weights["sha256"],
-                    "prompts": options.prompts,
-                },
-            )
-        logging.info("packed %s (%.1f MB)", output, output.stat().st_size / 1e6)
-
-
-def _card(
-    options: WhisperOptions, system: System, output: Path, results: Path, weights: dict
-) -> str:
-    given = system.kind in ("multilingual", "full", "experts")
-    language = f'model.asr_model.language = "{options.langs[0]}"\n' if given else ""
     source = weights["source"]
     if "/" in source or source.endswith(".pt"):
         source = "(own weights)"  # a path would name a machine's folder
     notes, known, datasets = corpus_terms(options.corpus.split())
-    return model_card(
-        "asr",
-        output.stem,
-        languages=options.langs,
-        licence="mit" if known else "other",
-        notes=[
-            f"Whisper: MIT, OpenAI; SHA-256 of its file {weights['sha256']}",
-            *notes,
-        ],
-        results=results.read_text(encoding="utf-8"),
-        datasets=datasets,
-        about=_ABOUT.format(whisper=source, what=_WHAT[system.kind]),
-        use=_USE.format(zip=output.name, language=language),
-        tag="whisper",
-    )
+    notes = [f"Whisper: MIT, OpenAI; SHA-256 of its file {weights['sha256']}", *notes]
+    results = options.results / "RESULTS.md"
+    options.packed.mkdir(parents=True, exist_ok=True)
+    for system, output in packages(options).items():
+        language = ""
+        if system.kind in ("multilingual", "full", "experts"):
+            language = f'model.asr_model.language = "{options.langs[0]}"\n'
+        card = model_card(
+            "asr",
+            Origin(output.stem, options.langs, "mit" if known else "other", notes),
+            results=results.read_text(encoding="utf-8"),
+            datasets=datasets,
+            about=_ABOUT.format(whisper=source, what=_WHAT[system.kind]),
+            use=ASR_USE.format(
+                name=output.stem, options="ctc_weight=0.0", more=language
+            ),
+            tag="whisper",
+        )
+        metadata = {"whisper_sha256": weights["sha256"], "prompts": options.prompts}
+        # The whole Whisper once per package: nothing is kept beside the zip.
+        with tempfile.TemporaryDirectory(dir=options.packed) as folder:
+            files = write_full_whisper(*model_files(options, system), Path(folder))
+            pack_model(
+                "asr",
+                *files,
+                output,
+                options=[results],
+                card=card,
+                metadata=metadata,
+            )
+        log_size("packed", output)
+
+
+def upload(options: WhisperOptions) -> None:
+    """Upload to Hugging Face what was packed."""
+    files = {output.stem: output for output in packages(options).values()}
+    upload_files(options.hf_repo, repository_files(files, ""), options.dry_run)

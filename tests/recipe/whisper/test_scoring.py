@@ -48,17 +48,17 @@ def test_the_first_unit_is_words_where_they_are_written_apart():
 
 def test_case_punctuation_and_spaces_between_hanzi_are_no_errors(options):
     words = score_unit(options, "mole_aware", "eng", "word")
-    assert (words.errors, words.ref_length) == (1, 5)
+    assert (words.total.errors, words.total.ref_length) == (1, 5)
     hanzi = score_unit(options, "mole_aware", "cmn", "char")
     # 謝謝 for 谢谢 in characters, but not in pinyin.
-    assert (hanzi.errors, hanzi.ref_length) == (2, 6)
-    assert score_unit(options, "mole_aware", "cmn", "pinyin").errors == 0
+    assert (hanzi.total.errors, hanzi.total.ref_length) == (2, 6)
+    assert score_unit(options, "mole_aware", "cmn", "pinyin").total.errors == 0
 
 
 def test_an_empty_hypothesis_is_scored(options):
     write_table(decode_dir(options, "mole_aware", "cmn") / "text", {"c1": "", "c2": ""})
     found = score_unit(options, "mole_aware", "cmn", "pinyin")
-    assert found.error_rate == 100 and found.ref_length > 0
+    assert found.error_rate == 100 and found.total.ref_length > 0
     assert convert("...", "char", "eng") == ""
 
 
