@@ -4,6 +4,7 @@ Those of imports come before them. Repairs are idempotent, and importing this mo
 costs nothing.
 """
 
+import argparse
 import ast
 import datetime
 import importlib
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import types
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -106,58 +108,97 @@ def prepare_espnet() -> None:
     quiet_nltk()
     torch.serialization.add_safe_globals(REPORTER_TYPES)
     _read_plain_option_values()
-    _read_no_commands_with_kaldiio()
+    _read_no_commands()
 
 
 def _read_plain_option_values() -> None:
     """Let ESPnet read ``--encoder_conf KEY=VALUE`` and its like as plain YAML.
 
-    It hands values to ``eval`` and to YAML's loader of Python objects, and the recipe
-    makes some of names that another's experiment definition holds.
+    Until 202511 it hands values to ``eval`` and to YAML's loader of Python objects, and
+    later to a loader that expands aliases without end; the recipe makes some values of
+    names that another's experiment definition holds.
     """
     from espnet2.utils import nested_dict_action
 
+    def load(text: str, Loader: object = None) -> object:  # noqa: N803
+        return parse_yaml(text, f"option value {text!r}")
+
     nested_dict_action.eval = lambda text, *_: ast.literal_eval(text)
     nested_dict_action.yaml = types.SimpleNamespace(
-        load=lambda text, Loader: parse_yaml(text, f"option value {text!r}"),  # noqa: N803
-        Loader=None,
+        load=load, safe_load=load, Loader=None
     )
 
 
-def _read_no_commands_with_kaldiio() -> None:
-    """Let kaldiio, the reader of ESPnet's ``kaldi_ark`` data, read files alone.
+def escape_help(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Mend help texts whose per cent sign argparse takes for a format.
 
-    An entry ``command |`` of an scp file is run by a shell, and an ark may hold a
-    pickle. ESPnet's type ``sound`` knows neither.
+    ESPnet 202611 has one in ``asr_inference``, whose ``--help`` ends in a traceback.
     """
-    import kaldiio
-    from kaldiio import matio
-
-    if matio.load_mat is not _load_mat:
-        _load_mat.original, _open_file.original = matio.load_mat, matio.open_like_kaldi
-        matio.load_mat = kaldiio.load_mat = _load_mat
-        matio.open_like_kaldi = _open_file
-        matio.pickle = types.SimpleNamespace(load=_no_pickle, dump=matio.pickle.dump)
+    for action in parser._actions:
+        try:
+            parser._get_formatter()._expand_help(action)
+        except (TypeError, ValueError):
+            action.help = action.help.replace("%", "%%")
+    return parser
 
 
-def _load_mat(name: str, *args: object, **kwargs: object) -> object:
-    try:
-        return _load_mat.original(name, *args, **kwargs)
-    except RecipeError:
-        raise
-    except Exception as error:  # damage shows in many ways
-        raise RecipeError(
-            f"{name}: not readable as features ({short_reason(error)}); write them anew"
-        ) from error
+def reporter_seconds(value: datetime.timedelta | dict[str, float]) -> float:
+    """Return a duration of ESPnet's reporter; 202609 keeps seconds in a mapping."""
+    if isinstance(value, dict):
+        return value["__timedelta_seconds__"]
+    return value.total_seconds()
 
 
-def _open_file(name, mode: str = "r"):
-    if isinstance(name, str) and "|" in (name.strip()[:1], name.strip()[-1:]):
-        raise RecipeError(
-            f"{name!r} is a shell pipe, expected a file: run the command yourself and "
-            "name what it writes"
-        )
-    return _open_file.original(name, mode)
+def _read_no_commands() -> None:
+    """Let the readers of ESPnet's ``kaldi_ark`` data read files alone.
+
+    kaldiio, and from ESPnet 202609 on omniio, let a shell run an entry ``command |`` of
+    an scp file; to kaldiio an ark may hold a pickle. ESPnet's type ``sound`` knows
+    neither.
+    """
+    for name in ("kaldiio", "omniio.tools.kaldi"):
+        if importlib.util.find_spec(name.partition(".")[0]) is None:
+            continue
+        package = importlib.import_module(name)
+        matio = importlib.import_module(f"{name}.matio")
+        if hasattr(matio, "_reads_files_alone"):
+            continue
+        matio._reads_files_alone = True
+        matio.load_mat = package.load_mat = _clear(matio.load_mat)
+        matio.open_like_kaldi = _files_only(matio.open_like_kaldi)
+        if hasattr(matio, "read_object"):  # omniio's, of an ark that is open
+            matio.read_object = _clear(matio.read_object)
+        if hasattr(matio, "pickle"):
+            matio.pickle = types.SimpleNamespace(
+                load=_no_pickle, dump=matio.pickle.dump
+            )
+
+
+def _clear(read: Callable) -> Callable:
+    def named(source: object, *args: object, **kwargs: object) -> object:
+        try:
+            return read(source, *args, **kwargs)
+        except RecipeError:
+            raise
+        except Exception as error:  # damage shows in many ways
+            raise RecipeError(
+                f"{getattr(source, 'name', source)}: not readable as features "
+                f"({short_reason(error)}); write them anew"
+            ) from error
+
+    return named
+
+
+def _files_only(open_file: Callable) -> Callable:
+    def checked(name, mode: str = "r"):
+        if isinstance(name, str) and "|" in (name.strip()[:1], name.strip()[-1:]):
+            raise RecipeError(
+                f"{name!r} is a shell pipe, expected a file: run the command yourself "
+                "and name what it writes"
+            )
+        return open_file(name, mode)
+
+    return checked
 
 
 def _no_pickle(handle, **kwargs: object) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,7 +27,7 @@ MODULES = [
 COMMANDS = [
     path.stem
     for path in SOURCES
-    if path.parts[1] == "bin" and path.stem not in ("__init__", "common", "corpus")
+    if path.parts[1] == "bin" and path.stem not in ("__init__", "__main__", "common")
 ]
 
 
@@ -44,9 +45,15 @@ def _requirements():
     return [Requirement(line) for line in text.splitlines() if line.strip()]
 
 
-def _constraints():
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    return [Requirement(line) for line in lines if not line.startswith("#")]
+# Python's version to what was tested on it.
+CONSTRAINTS = {
+    path.stem.removeprefix("python"): [
+        Requirement(line)
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if not line.startswith("#")
+    ]
+    for path in sorted((ROOT / "constraints").glob("python*.txt"))
+}
 
 
 def _tracked_files():
@@ -59,16 +66,28 @@ def _tracked_files():
     return [ROOT / name for name in listing.split("\0") if name]
 
 
-def test_every_requirement_is_pinned_inside_its_range():
-    pins = {canonicalize_name(pin.name): pin for pin in _constraints()}
+def test_there_are_constraints_for_every_python_that_is_named():
+    named = re.findall(r"Python :: (3\.\d+)", _setup_cfg()["metadata"]["classifiers"])
+    assert sorted(CONSTRAINTS) == named
+    for version in CONSTRAINTS:
+        assert version in SpecifierSet(_setup_cfg()["options"]["python_requires"])
+
+
+@pytest.mark.parametrize("python", CONSTRAINTS)
+def test_every_requirement_is_pinned_inside_its_range(python):
+    pins = {canonicalize_name(pin.name): pin for pin in CONSTRAINTS[python]}
     for requirement in _requirements():
+        marker = requirement.marker
+        if marker is not None and not marker.evaluate({"python_version": python}):
+            continue
         pin = pins[canonicalize_name(requirement.name)]
         (version,) = pin.specifier
         assert requirement.specifier.contains(version.version), (requirement, pin)
 
 
-def test_constraints_are_exact_versions_without_paths():
-    for pin in _constraints():
+@pytest.mark.parametrize("python", CONSTRAINTS)
+def test_constraints_are_exact_versions_without_paths(python):
+    for pin in CONSTRAINTS[python]:
         assert pin.url is None, pin
         assert [specifier.operator for specifier in pin.specifier] == ["=="], pin
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from espnet2_lamer.bin.common import run_main, take_trust
-from espnet2_lamer.compat import quiet_nltk
+from espnet2_lamer.compat import escape_help, quiet_nltk
 from espnet2_lamer.fileio.trust import trusting_s3prl_files
 
 
@@ -13,7 +13,7 @@ def get_parser() -> argparse.ArgumentParser:
     quiet_nltk()
     from espnet2.bin import asr_inference
 
-    return asr_inference.get_parser()
+    return escape_help(asr_inference.get_parser())
 
 
 def main(cmd: list[str] | None = None) -> None:

@@ -127,7 +127,7 @@ def to_units(
 def _split_pinyin(syllable: str) -> list[str]:
     """Split one pinyin syllable (``lv4``) into initial and final with tone."""
     # The functions ESPnet itself calls; pypinyin has no public form of them for
-    # syllables with tone digits. ESPnet pins pypinyin, so they will not move.
+    # syllables with tone digits. setup.cfg pins pypinyin, so they will not move.
     from pypinyin.style._utils import get_finals, get_initials
 
     base, tone = syllable, ""
