@@ -138,7 +138,9 @@ class PretendedGpu:
         if outer is None:
             self.reads["elsewhere"] += 1
         else:
-            self.reads[".".join([*outer, frame.f_code.co_qualname])] += 1
+            # Until Python 3.11 a comprehension is a function of its own.
+            name = frame.f_code.co_qualname.removesuffix(".<locals>.<listcomp>")
+            self.reads[".".join([*outer, name])] += 1
 
 
 class _Dispatch(TorchDispatchMode):
@@ -406,6 +408,9 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
             patch.setattr(torch.cuda, name, function)
         clipping, name = torch.nn.utils.clip_grad, "_group_tensors_by_device_and_dtype"
         patch.setattr(clipping, name, _grouped(getattr(clipping, name)))
+        # torch 2.14's optimizers ask this instead of is_current_stream_capturing.
+        stream = SimpleNamespace(is_capturing=lambda: False)
+        patch.setattr(torch.accelerator, "current_stream", lambda *_: stream)
         patch.setattr(torch, "load", _load(gpu, torch.load))
         patch.setattr(torch, "autocast", _autocast(torch.autocast))
         torch.__future__.set_overwrite_module_params_on_conversion(True)

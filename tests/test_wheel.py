@@ -74,8 +74,12 @@ def installed(distributions, tmp_path_factory):
     python = folder / "venv/bin/python"
     (site,) = (folder / "venv/lib").glob("python*/site-packages")
     # A plain line is a folder to look in: what lies there is found, but no .pth file
-    # of it is read, so that the checkout stays out.
-    (site / "others.pth").write_text(sysconfig.get_paths()["purelib"])
+    # of it is read, so that the checkout stays out. That of setuptools, which stands in
+    # for distutils from Python 3.12 on, is repeated here.
+    (site / "others.pth").write_text(
+        sysconfig.get_paths()["purelib"]
+        + "\nimport _distutils_hack; _distutils_hack.add_shim()\n"
+    )
     run(python, "-m", "pip", "install", "--no-deps", "--no-index", distributions[1])
     shutil.copy(
         ROOT / "tests/fixtures/version_0_1_0/packed.zip", folder / "ssl_lamer.zip"

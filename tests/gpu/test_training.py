@@ -40,7 +40,7 @@ BY_INTERVAL = {
     "hubert.statistics.RoutingLog.read",
 }
 BY_CHECKPOINT = {"train.run.TrainingRun._rank_state"}
-BY_EPOCH = {"train.monitor.ForgettingMonitor._states.<locals>.<listcomp>"}
+BY_EPOCH = {"train.monitor.ForgettingMonitor._states"}
 
 
 class Killed(BaseException):
