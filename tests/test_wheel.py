@@ -115,6 +115,7 @@ def test_extract_of_the_page_writes_features(installed):
         assert sorted(archive.namelist()) == ["a.npy", "b.npy"]
 
 
+@pytest.mark.slow
 def test_s3prl_knows_the_upstream(installed):
     code = (
         "import espnet2_lamer; espnet2_lamer.register(s3prl=True); import s3prl.hub; "
