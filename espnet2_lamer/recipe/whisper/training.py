@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from espnet2_lamer.compat import reporter_seconds
 from espnet2_lamer.evaluation.runs import made_from, put_aside
 from espnet2_lamer.fileio.atomic import write_json, write_text
 from espnet2_lamer.fileio.checksum import check_file, checked_file
@@ -264,7 +265,7 @@ def _report(experiment: Path) -> None:
         "best_epoch": best,
         "valid_loss": float(stats[best]["valid"]["loss"]),
         "updates": stats[max(stats)]["train"]["total_count"],
-        "seconds": round(sum(time.total_seconds() for time in times), 1),
+        "seconds": round(sum(map(reporter_seconds, times)), 1),
         "parameters": whisper_parameter_report(model),
         "finished": strftime("%Y-%m-%dT%H:%M:%S"),
     }
