@@ -125,7 +125,7 @@ def _pack(args: argparse.Namespace, origin: Any) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         if args.task == "ssl" and settings["encoder_conf"].get("base"):
             config, weights = write_full_model(
-                directory, scratch, epoch_file=args.model_file
+                directory, scratch, epoch_file=args.model_file, base=args.base
             )
         pack_model(
             args.task,

@@ -1,4 +1,8 @@
-"""What version 0.1.0 wrote still loads and says the same; files in fixtures/."""
+"""What other versions wrote loads and says the same; files in fixtures/.
+
+version_0_1_0 is of that version, with ESPnet 202511, torch 2.11 and Python 3.11;
+espnet_202611 was packed of its experiment with ESPnet 202611, torch 2.14, Python 3.12.
+"""
 
 from pathlib import Path
 
@@ -9,7 +13,9 @@ import torch
 from espnet2_lamer import load_model
 from tests.export.tiny import same, states_of
 
-FILES = Path(__file__).parent / "fixtures" / "version_0_1_0"
+FIXTURES = Path(__file__).parent / "fixtures"
+FILES = FIXTURES / "version_0_1_0"
+SIDES = ["version_0_1_0", "espnet_202611"]
 
 
 @pytest.fixture
@@ -26,12 +32,15 @@ def test_an_experiment_gives_the_states_that_it_gave(experiment):
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
 
 
-def test_a_packed_model_is_the_experiment(experiment):
-    assert same(states_of(load_model(FILES / "packed.zip")), states_of(experiment))
+@pytest.mark.parametrize("side", SIDES)
+def test_a_packed_model_is_the_experiment(side, experiment):
+    found = load_model(FIXTURES / side / "packed.zip")
+    assert same(states_of(found), states_of(experiment))
 
 
-def test_an_adapter_file_is_the_experiment(experiment):
-    found = load_model(FILES / "adapter.safetensors", base=FILES / "base")
+@pytest.mark.parametrize("side", SIDES)
+def test_an_adapter_file_is_the_experiment(side, experiment):
+    found = load_model(FIXTURES / side / "adapter.safetensors", base=FILES / "base")
     assert same(states_of(found), states_of(experiment))
 
 
