@@ -51,3 +51,19 @@ def test_a_codebook_has_its_centroids_and_their_origin():
     expected = np.random.default_rng(0).normal(size=(5, 16)).astype(np.float32)
     np.testing.assert_array_equal(codebook.centroids, expected)
     assert codebook.metadata["layer"] == 1 and codebook.metadata["K"] == 5
+
+
+def test_a_pretraining_is_packed_with_its_base_in_another_place(experiment, tmp_path):
+    from espnet2_lamer.bin import export
+
+    words = [
+        "--kind",
+        "zoo",
+        "--task",
+        "ssl",
+        "--experiment",
+        str(FILES / "experiment"),
+    ]
+    output = tmp_path / "packed.zip"
+    export.main([*words, "--base", str(FILES / "base"), "--output", str(output)])
+    assert same(states_of(load_model(output)), states_of(experiment))
