@@ -8,7 +8,7 @@ from pathlib import Path
 from espnet2_lamer.bin.common import run_main
 
 # Parts of the others, no commands.
-_NOT_COMMANDS = {"__init__", "__main__", "common", "corpus"}
+_NOT_COMMANDS = {"__init__", "__main__", "common"}
 
 
 def commands() -> dict[str, str]:
