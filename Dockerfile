@@ -13,9 +13,10 @@ WORKDIR /opt/lamer
 # What pip needs is copied first: a change of the code installs nothing anew.
 COPY setup.cfg pyproject.toml README.md LICENSE NOTICE ./
 COPY constraints ./constraints
+COPY docs/library.md ./docs/library.md
 COPY espnet2_lamer/__init__.py ./espnet2_lamer/__init__.py
 RUN PIP_EXTRA_INDEX_URL="${TORCH_INDEX}" pip install --no-cache-dir \
-    -c "constraints/python${PYTHON}.txt" -e .
+    -c "constraints/python${PYTHON}.txt" -e ".[mini,whisper,train]"
 COPY . .
 WORKDIR /opt/lamer/egs2/lamer_ssl/ssl1
 CMD ["./run.sh", "--help"]

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from espnet2_lamer.registry import register
     from espnet2_lamer.upstream import load_model
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["__version__", "load_model", "register"]
 
 _HOMES = {"register": "espnet2_lamer.registry", "load_model": "espnet2_lamer.upstream"}

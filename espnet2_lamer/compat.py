@@ -50,7 +50,8 @@ def quiet_nltk() -> None:
     try:
         ours = _write_empty_archives(cache / "espnet2_lamer" / "nltk_data")
     except OSError:  # no home directory, or a read-only one
-        own = f"espnet2_lamer-{os.getuid()}"
+        user = os.getuid() if hasattr(os, "getuid") else "user"
+        own = f"espnet2_lamer-{user}"
         ours = _write_empty_archives(Path(tempfile.gettempdir(), own, "nltk_data"))
     parents = [Path.home(), sys.prefix, "/usr/share", "/usr/local/share"]
     usual = [Path(parent) / "nltk_data" for parent in parents]

@@ -1,7 +1,18 @@
 """The one exception a user sees without a traceback, and what others' say."""
 
 import re
+from importlib.util import find_spec
 
+#: The extra of this distribution that brings a package, by the name of the import.
+EXTRAS = {
+    "babel": "mini",
+    "espeakng_loader": "mini",
+    "hsk_sentences_audio": "mini",
+    "tensorboard": "train",
+    "whisper": "whisper",
+    "cloudpickle": "dask",
+    "distributed": "dask",
+}
 # In torch's messages.
 _ADVICE = re.compile("weights_only|add_safe_globals|trusted source|torch.load")
 
@@ -18,6 +29,15 @@ class RecipeError(ValueError):
         # A worker of torch's DataLoader puts its traceback before the message.
         name = f"{type(self).__module__}.{type(self).__qualname__}: "
         super().__init__(message.rpartition(name)[2].strip())
+
+
+def require(package: str, what: str) -> None:
+    """Raise ``RecipeError``, naming the extra, where a package of one is missing."""
+    if find_spec(package) is None:
+        raise RecipeError(
+            f"{what} needs the package {package}, which is not installed: "
+            f"pip install 'espnet2-lamer[{EXTRAS[package]}]'"
+        )
 
 
 def short_reason(error: BaseException) -> str:

@@ -10,12 +10,13 @@ import importlib.metadata
 import logging
 import os
 import pickle
+import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, chdir, contextmanager, redirect_stderr
 from typing import Any, TextIO
 
-from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.errors import RecipeError, require
 from espnet2_lamer.fileio.system import LogFile
 from espnet2_lamer.fileio.trust import s3prl_files_trusted, trusting_s3prl_files
 
@@ -221,7 +222,7 @@ def _call_in(directory: str, call: bytes) -> Any:
             stack.enter_context(chdir(directory))
         except OSError as error:
             raise RecipeError(
-                f"{directory}: not found on {os.uname().nodename} ({error.strerror}); "
+                f"{directory}: not found on {platform.node()} ({error.strerror}); "
                 "the workers of a cluster need the same files under the same paths"
             ) from error
         function, args, kwargs = pickle.loads(call)
@@ -229,13 +230,9 @@ def _call_in(directory: str, call: bytes) -> Any:
 
 
 def _connect(address: str):
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise RecipeError(
-            f"--dask {address}: Dask is not installed; pip install "
-            "'espnet2-lamer[dask]', here and where the workers run"
-        ) from error
+    require("distributed", f"--dask {address}, here and where the workers run,")
+    from distributed import Client
+
     try:
         return Client(address, set_as_default=False)
     except (OSError, ValueError) as error:

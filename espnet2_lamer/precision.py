@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,12 +36,13 @@ def native_bf16(device: str) -> tuple[bool, str]:
     if limit in _ISAS_WITHOUT_BF16:
         return False, f"ONEDNN_MAX_CPU_ISA={limit} has no bf16 instructions"
     # Alone it also says yes where AVX-512 without bf16 instructions emulates them.
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    mkldnn = torch.backends.mkldnn.is_available()
+    if not (mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return False, "this CPU has no bf16 instructions"
     for found, name in (
         (torch.cpu._is_amx_tile_supported(), "AMX"),
         (torch.cpu._is_avx512_bf16_supported(), "AVX-512 BF16"),
-        (os.uname().machine == "aarch64", "bf16 instructions"),
+        (platform.machine() in ("aarch64", "arm64"), "bf16 instructions"),
     ):
         if found:
             return True, f"this CPU has {name}"

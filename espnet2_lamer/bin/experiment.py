@@ -180,12 +180,14 @@ def _commit(directory: Path) -> str:
 
 def _machine() -> str:
     """Processor and cores; no host name, which says nothing to others."""
+    from joblib import cpu_count
+
     model, info = platform.machine(), Path("/proc/cpuinfo")
     if info.is_file():
         text = info.read_text(encoding="utf-8")
         found = re.search(r"^model name\s*:(.*)", text, re.MULTILINE)
         model = found[1].strip() if found else model
-    return f"{model}, {len(os.sched_getaffinity(0))} cores"
+    return f"{model}, {cpu_count()} cores"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,10 @@ from itertools import takewhile
 import numpy as np
 
 from espnet2_lamer.constants import SAMPLE_RATE
-from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.errors import RecipeError, require
+
+#: What needs the extra ``mini``.
+CORPUS = "the embedded corpus"
 
 #: espeak-ng's voice for each language of the embedded corpus (ISO 639-3).
 VOICES = {"eng": "en-us", "cmn": "cmn", "yue": "yue", "spa": "es"}
@@ -60,6 +63,7 @@ class Espeak:
 
     def reset(self) -> None:
         """Bring the engine into the state of a fresh process."""
+        require("espeakng_loader", CORPUS)
         import espeakng_loader
 
         if self._library is not None:

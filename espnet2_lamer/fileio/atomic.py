@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import re
 import shutil
 import time
@@ -35,7 +36,7 @@ def _place() -> str:
 
     Containers have their own processes, and a folder may be shared by machines.
     """
-    parts = [os.uname().nodename]
+    parts = [platform.node()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
         parts.append(os.readlink("/proc/self/ns/pid"))
@@ -68,7 +69,8 @@ def _remove(path: Path) -> None:
 
 def _abandoned(path: str, place: str, process: int) -> bool:
     try:
-        if place != _place():
+        # Elsewhere than on POSIX, os.kill would end the process it asks for.
+        if place != _place() or os.name != "posix":
             return time.time() - os.lstat(path).st_mtime > _ABANDONED_SECONDS
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

@@ -5,8 +5,9 @@ import functools
 import logging
 import pickle
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from espnet2.asr.espnet_model import ESPnetASRModel
@@ -20,7 +21,7 @@ from espnet2.tasks.asr import (
 
 from espnet2_lamer.asr.frontend.states import StoredFeaturesFrontend
 from espnet2_lamer.compat import prepare_espnet
-from espnet2_lamer.errors import RecipeError, short_reason
+from espnet2_lamer.errors import RecipeError, require, short_reason
 from espnet2_lamer.fileio.foreign import check_weights, clear_errors
 from espnet2_lamer.fileio.trust import (
     OPTION,
@@ -35,13 +36,22 @@ from espnet2_lamer.precision import (
     settle_amp_dtype,
     settled_amp_dtype,
 )
-from espnet2_lamer.tasks.option_check import check_init_param
+from espnet2_lamer.tasks.option_check import check_init_param, check_packages
 from espnet2_lamer.tasks.upstream_frontend import LamerUpstreamFrontend
 from espnet2_lamer.train.checkpoint import LATEST, CheckedTrainer
-from espnet2_lamer.whisper.decoder import WhisperLoraDecoder
-from espnet2_lamer.whisper.encoder import WhisperLoraEncoder
-from espnet2_lamer.whisper.model import WhisperLoraModel
-from espnet2_lamer.whisper.text import replace_espnet_tokenizers
+
+if TYPE_CHECKING:
+    from espnet2_lamer.whisper.model import WhisperLoraModel
+
+# The name of Whisper's model, encoder and decoder.
+_WHISPER = "whisper_lora"
+
+
+class _WithoutWhisper(torch.nn.Module):
+    """Keeps a name known where Whisper is not installed, and says so when built."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        require("whisper", _WHISPER)
 
 
 def register_asr() -> None:
@@ -49,10 +59,17 @@ def register_asr() -> None:
     prepare_espnet()
     frontend_choices.classes["stored_features"] = StoredFeaturesFrontend
     frontend_choices.classes["lamer_upstream"] = LamerUpstreamFrontend
-    encoder_choices.classes["whisper_lora"] = WhisperLoraEncoder
-    decoder_choices.classes["whisper_lora"] = WhisperLoraDecoder
-    model_choices.classes["whisper_lora"] = WhisperLoraModel
-    replace_espnet_tokenizers()
+    encoder = decoder = model = _WithoutWhisper
+    if find_spec("whisper"):
+        from espnet2_lamer.whisper.decoder import WhisperLoraDecoder as decoder
+        from espnet2_lamer.whisper.encoder import WhisperLoraEncoder as encoder
+        from espnet2_lamer.whisper.model import WhisperLoraModel as model
+        from espnet2_lamer.whisper.text import replace_espnet_tokenizers
+
+        replace_espnet_tokenizers()
+    encoder_choices.classes[_WHISPER] = encoder
+    decoder_choices.classes[_WHISPER] = decoder
+    model_choices.classes[_WHISPER] = model
 
 
 def check_s3prl_frontend(conf: Any) -> None:
@@ -118,6 +135,7 @@ class LamerASRTask(ASRTask):
         """
         if args is None:
             args = cls.get_parser().parse_args(cmd)
+        check_packages(args)
         check_init_param(args)
         check_s3prl_frontend(args.frontend_conf)
         recorded = None if args.print_config else settle_amp_dtype(args)
@@ -160,7 +178,7 @@ class LamerASRTask(ASRTask):
         tokens = args.token_list
         model = super().build_model(args)
         bf16 = settled_amp_dtype(args) == "bf16"
-        if isinstance(model, WhisperLoraModel):
+        if args.model == _WHISPER:
             # Not ESPnet's copy: 51865 lines of YAML take every process seconds.
             args.token_list = tokens
             model.amp_dtype = torch.bfloat16 if bf16 else None
@@ -186,7 +204,7 @@ def _with_autocast(forward):
 
 def load_whisper_model(
     config: str | Path, checkpoint: str | Path | None = None, device: str = "cpu"
-) -> WhisperLoraModel:
+) -> "WhisperLoraModel":
     """Rebuild the model of a Whisper experiment, or of a packed one, in eval mode.
 
     Without one of its epoch files, the ``checkpoint``, it is as it starts. It computes
@@ -200,8 +218,8 @@ def load_whisper_model(
         check_weights(checkpoint)
     with clear_errors(config):
         model, _ = LamerASRTask.build_model_from_file(config, checkpoint, device)
-    if not isinstance(model, WhisperLoraModel):
-        raise RecipeError(f"{config}: model: expected whisper_lora")
+    if not isinstance(model, model_choices.classes[_WHISPER]):
+        raise RecipeError(f"{config}: model: expected {_WHISPER}")
     if model.amp_dtype is not None:
         native, reason = native_bf16(device)
         if not native:

@@ -30,7 +30,11 @@ from espnet2_lamer.precision import (
     settled_amp_dtype,
 )
 from espnet2_lamer.tasks.dry_run import dry_run
-from espnet2_lamer.tasks.option_check import check_init_param, check_options
+from espnet2_lamer.tasks.option_check import (
+    check_init_param,
+    check_options,
+    check_packages,
+)
 from espnet2_lamer.train.batching import (
     BucketIterFactory,
     CollateOptions,
@@ -77,6 +81,7 @@ class LamerHubertTask(HubertTask):
             args = cls.get_parser().parse_args(cmd)
         if not args.print_config:
             check_options(cls.get_parser(), args)
+            check_packages(args)
             settle_amp_dtype(args)
             check_init_param(args)
         if args.dry_run:

@@ -15,7 +15,7 @@ from espnet2.tasks.hubert import encoder_choices, model_choices
 from typeguard import TypeCheckError, check_type
 
 from espnet2_lamer.constants import RECEPTIVE_FIELD
-from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.errors import RecipeError, require
 from espnet2_lamer.fileio.foreign import check_weights
 from espnet2_lamer.layers import LamerConfig
 from espnet2_lamer.layers.config import check_values
@@ -71,6 +71,12 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         _check_ranges(args)
     except ValueError as error:
         raise RecipeError(f"{args.config or 'options'}: {error}") from error
+
+
+def check_packages(args: argparse.Namespace) -> None:
+    """Refuse options whose packages are not installed (``RecipeError``)."""
+    if args.use_tensorboard:
+        require("tensorboard", "use_tensorboard (false does without)")
 
 
 def check_init_param(args: argparse.Namespace) -> None:

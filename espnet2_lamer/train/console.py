@@ -22,8 +22,12 @@ from espnet2_lamer.fileio.system import naming
 
 # Where processes that a training spawns find the file.
 _LOG_VARIABLE = "ESPNET2_LAMER_TRAIN_LOG"
-# Slurm's preemption, a shutdown, a user's Ctrl-C.
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# A shutdown, a user's Ctrl-C and, where there is one, Slurm's preemption.
+STOP_SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1")
+    if hasattr(signal, name)
+)
 # Slurm signals every process of a step, and so do parents that pass a signal on: what
 # comes so soon after the first is the same request.
 SAME_REQUEST_SECONDS = 10.0
@@ -173,6 +177,9 @@ def hold_stop_signals() -> Iterator[None]:
     Processes that are forked inside are born with them held back, so that none comes
     before :func:`ignore_stop_signals` does.
     """
+    if not hasattr(signal, "pthread_sigmask"):  # where nothing forks either
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -78,6 +77,8 @@ def try_batch(model: nn.Module, batch: dict[str, Tensor], device: str) -> Trial:
                 f"does not fit into its memory ({str(error).splitlines()[0]}); lower "
                 "batch_bins and raise accum_grad by the same factor"
             ) from error
+    import resource  # not everywhere
+
     # Linux counts in KiB.
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     peak = torch.cuda.max_memory_allocated() if cuda else resident

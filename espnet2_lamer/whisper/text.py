@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from torch import Tensor
-from whisper.tokenizer import Tokenizer, get_tokenizer
+from whisper.tokenizer import LANGUAGES, Tokenizer, get_tokenizer
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_text
@@ -31,6 +31,11 @@ def tokenizer_of(n_vocab: int) -> Tokenizer:
     """Return openai-whisper's multilingual tokenizer for a vocabulary's size."""
     # As openai-whisper counts: text tokens, specials and timestamps, then languages.
     return get_tokenizer(True, num_languages=n_vocab - 51766)
+
+
+def language_codes(n_vocab: int) -> list[str]:
+    """Return the languages that have a token, none in an English-only Whisper."""
+    return list(LANGUAGES)[: max(n_vocab - 51766, 0)]
 
 
 class Prompts:

