@@ -27,12 +27,11 @@ ASR_LINKS = ("db.sh", "pyscripts", "steps", "utils")
 COPIES = ("cmd.sh", "conf/pbs.conf", "conf/queue.conf", "conf/slurm.conf")
 # Own files; conf and local are links here and folders there.
 PATTERNS = (
-    "run.sh mini/README.md mini/SHA256SUMS mini/*/* conf/**/*.yaml conf/**/*.sh "
-    "local/*.py"
+    "run.sh mini/SHA256SUMS mini/*/* conf/**/*.yaml conf/**/*.sh local/*.py"
 ).split()
 # Where ESPnet's .gitignore looks away: the checkpoints are too large for it.
 MINI = "downloads/mini"
-_MINI = re.compile(r"(?<![\w/])mini/(?=base|teacher|README)")
+_MINI = re.compile(r"(?<![\w/])mini/(?=base|teacher)")
 # ESPnet's tests build every conf/train*.yaml with classes of its own.
 _CONFIG = re.compile(r"(?<![\w/])conf/train_")
 # Each must be found, or run.sh changed and this list must follow.

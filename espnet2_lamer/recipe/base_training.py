@@ -176,10 +176,10 @@ def _record(source: str) -> dict[str, Any]:
     weights = Path(source) / "model.safetensors"
     if is_mini(source) and not weights.is_file():
         raise RecipeError(
-            f"{weights}: not found; it comes with the repository of espnet2_lamer: "
-            "restore it there with git; in ESPnet's tree, run `make espnet-tree "
-            "DIR=ESPNET` there. Or name other models with --base and --teacher, or "
-            "train both here, an hour or more: --retrain true"
+            f"{weights}: not found; the repository of espnet2_lamer has it: restore it "
+            "there with git, or, for ESPnet's tree, run `make espnet-tree DIR=ESPNET` "
+            "there. Or name other models by --base and --teacher, or train both, an "
+            "hour or more: --retrain true"
         )
     if source.startswith("s3prl:") or source == "mfcc":
         return {"source": source, "path": source, "sha256": None}

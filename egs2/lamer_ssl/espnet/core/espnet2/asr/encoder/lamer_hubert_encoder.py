@@ -48,18 +48,11 @@ class LamerHubertPretrainEncoder(TorchAudioHuBERTPretrainEncoder):
         # What the parent keeps has no experts.
         self.pretrained_params = copy.deepcopy(model.state_dict())
 
-    def forward(
-        self,
-        xs_pad: torch.Tensor,
-        ilens: torch.Tensor,
-        ys_pad: torch.Tensor | None = None,
-        ys_pad_length: torch.Tensor | None = None,
-        prev_states: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def forward(self, xs_pad: torch.Tensor, ilens: torch.Tensor, *args, **kwargs):
         """Encode waveforms (B, L) of lengths (B), as the parent does."""
         if self.normalize_waveform:
             xs_pad = normalize_waveform(xs_pad, ilens)
-        return super().forward(xs_pad, ilens, ys_pad, ys_pad_length, prev_states)
+        return super().forward(xs_pad, ilens, *args, **kwargs)
 
     def frame_lengths(self, ilens: torch.Tensor) -> torch.Tensor:
         """Return the number of frames of waveforms of these lengths (B)."""

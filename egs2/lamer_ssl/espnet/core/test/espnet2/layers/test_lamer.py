@@ -25,16 +25,10 @@ def make_hubert():
 def test_allocation_groups_layers_from_shallow_to_deep():
     assert parse_allocation("2,4", 4) == [2, 2, 4, 4]
     assert parse_allocation(3, 2) == [3, 3]
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="equal groups"):
         parse_allocation("1,2,3", 4)
-
-
-@pytest.mark.parametrize(
-    "options", [{"targets": ["adapter"]}, {"router": "x"}, {"balance": "x"}]
-)
-def test_unknown_options_are_refused(options):
-    with pytest.raises(ValueError):
-        LamerConfig(**options)
+    with pytest.raises(ValueError, match="lamer.router: found 'x'"):
+        LamerConfig(router="x")
 
 
 @pytest.mark.parametrize("router", ["ffn", "projection"])
