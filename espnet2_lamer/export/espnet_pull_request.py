@@ -66,7 +66,7 @@ RECIPE = (
     "conf/tuning/train_asr_mlsuperb_mini.yaml conf/tuning/train_lid_mlsuperb_mini.yaml"
 ).split()
 # The head of several languages has the values of that of LID.
-_ONE_HEAD = (b"train_multi_asr_mlsuperb.yaml", b"train_lid_mlsuperb.yaml")
+ONE_HEAD = (b"train_multi_asr_mlsuperb.yaml", b"train_lid_mlsuperb.yaml")
 
 
 def write_pull_request(
@@ -86,21 +86,17 @@ def write_pull_request(
     check_places(repository, checkout, TASK_FILE)
     recipe, left_out = _recipe(repository, checkout)
     parts = {"core": _core(repository, checkout), "recipe": recipe}
+    there = {name: _found(output / name) for name in parts}
     for name, files in parts.items():
-        there = output / name
-        found = {
-            path.relative_to(there).as_posix(): digest_at(path)
-            for path in there.rglob("*")
-            if path.is_symlink() or not path.is_dir()
-        }
-        if found and found != {key: digest_of(value) for key, value in files.items()}:
+        wanted = {path: digest_of(content) for path, content in files.items()}
+        if there[name] not in ({}, wanted):
             raise RecipeError(
-                f"{there}: holds other files than this program would write; remove it, "
-                "or name another folder"
+                f"{output / name}: holds other files than this program would write; "
+                "remove it, or name another folder"
             )
     written: list[Path] = []
     for name, files in parts.items():
-        if not (output / name).is_dir():
+        if not there[name]:
             with atomic_dir(output / name) as place:
                 for path, content in files.items():
                     put(place / path, content)
@@ -113,16 +109,27 @@ def write_pull_request(
             for path, content in files.items()
         )
         logging.info("%s: %d files, %d new lines", output / name, len(files), new)
-    logging.info("left out, but laid into a checkout: %s", " ".join(left_out))
+    for folder, names in left_out.items():
+        logging.info("not in it, but laid by espnet_tree: %s: %s", folder, names)
     return written
+
+
+def _found(folder: Path) -> dict[str, str | None]:
+    return {
+        path.relative_to(folder).as_posix(): digest_at(path)
+        for path in folder.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    }
 
 
 def _lines(content: Content) -> int:
     return 1 if isinstance(content, str) else content.count(b"\n")
 
 
-def _recipe(repository: Path, checkout: Path) -> tuple[dict[str, Content], list[str]]:
-    """The files, and what of the laid recipes is none of them."""
+def _recipe(
+    repository: Path, checkout: Path
+) -> tuple[dict[str, Content], dict[str, str]]:
+    """The files, and what of the laid recipes is none of them, by folder."""
     files: dict[str, Content] = {}
     for path, change in CHANGES.items():
         files[path] = change((checkout / path).read_text(encoding="utf-8")).encode()
@@ -136,8 +143,12 @@ def _recipe(repository: Path, checkout: Path) -> tuple[dict[str, Content], list[
                 "follow"
             )
     preset = f"egs2/{CORPUS}/ssl1/conf/presets/paper.sh"
-    files[preset] = files[preset].replace(*_ONE_HEAD)
-    return files, ["asr1", *(f"ssl1/{name}" for name in laid)]
+    files[preset] = files[preset].replace(*ONE_HEAD)
+    left_out = {"asr1": "all of it"}
+    for name in laid:
+        folder, _, name = f"ssl1/{name}".rpartition("/")
+        left_out[folder] = f"{left_out.get(folder, '')} {name}".strip()
+    return files, left_out
 
 
 def _core(repository: Path, checkout: Path) -> dict[str, Content]:

@@ -13,7 +13,7 @@ import yaml
 from espnet2_lamer.bin.espnet_tree import main
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.export.espnet_pull_request import (
-    _ONE_HEAD,
+    ONE_HEAD,
     TASK_FILE,
     write_pull_request,
 )
@@ -122,8 +122,7 @@ def test_the_recipe_is_what_is_laid_into_a_checkout_and_nothing_it_names_is_miss
 
 def test_one_config_does_for_two_heads_since_their_values_are_the_same():
     several, lid = (
-        yaml.safe_load((ROOT / "conf" / name.decode()).read_text())
-        for name in _ONE_HEAD
+        yaml.safe_load((ROOT / "conf" / name.decode()).read_text()) for name in ONE_HEAD
     )
     assert several == lid
 
@@ -215,7 +214,8 @@ def test_espnet_with_the_core_is_the_same_model_as_this_package(merged):
 def test_writing_it_again_changes_nothing_and_other_files_are_left_alone(
     checkout, tmp_path
 ):
-    assert write_pull_request(ROOT, checkout, tmp_path)
+    (tmp_path / "core").mkdir()
+    assert len(write_pull_request(ROOT, checkout, tmp_path)) > 20
     assert write_pull_request(ROOT, checkout, tmp_path) == []
     script = tmp_path / "recipe" / SSL1 / "run.sh"
     script.write_text(script.read_text() + "# mine\n")
