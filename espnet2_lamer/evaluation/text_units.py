@@ -12,8 +12,8 @@ from espnet2_lamer.errors import RecipeError
 UNITS = ("char", "word", "pinyin", "jyutping", "phone", "bpe")
 #: Units whose text is the normalised transcript.
 PLAIN_UNITS = ("char", "word", "bpe")
-#: Units of readings.
-READ_UNITS = ("pinyin", "jyutping")
+#: Units of readings, and the languages that have them.
+READ_UNITS = {"pinyin": ("cmn", "yue"), "jyutping": ("yue",)}
 _DELETE_ASCII = str.maketrans("", "", string.punctuation)
 # What ML-SUPERB's multilingual script takes for a comment: from the first bracket to
 # the last one, unless a parenthesis is in between.
@@ -150,7 +150,7 @@ def to_units(
         result = normalize(text)
     elif unit == "pinyin" and lang == "cmn" and romanisation:
         result = _pinyin_from_syllables(unify_spelling(romanisation))
-    elif unit == "pinyin" and lang in ("cmn", "yue"):
+    elif unit == "pinyin" and lang in READ_UNITS[unit]:
         result = _pinyin_from_characters(normalize(text))
     elif unit == "jyutping" and lang == "yue":
         result = _jyutping(romanisation, normalize(text))

@@ -2,15 +2,21 @@
 
 import logging
 from dataclasses import fields
+from itertools import product
 
 from espnet2_lamer.data.corpora import CORPORA, MHUBERT147_AUDIO
 from espnet2_lamer.data.corpora.prepare import join_corpora, prepare
 from espnet2_lamer.data.manifest import prepare_manifest
 from espnet2_lamer.data.mini import build_mini
 from espnet2_lamer.data.selection import Selection, prepare_ssl_data
-from espnet2_lamer.data.sets import Utterance, remove_other_corpora
+from espnet2_lamer.data.sets import SPLITS, Utterance, remove_other_corpora
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.benchmark_sets import prepare_asr_data, write_budget
+from espnet2_lamer.evaluation.benchmark_sets import (
+    SPEECH_MINUTES,
+    prepare_asr_data,
+    source_dir,
+    write_budget,
+)
 from espnet2_lamer.evaluation.mlsuperb import (
     prepare_mlsuperb,
     read_transcript,
@@ -18,8 +24,12 @@ from espnet2_lamer.evaluation.mlsuperb import (
 )
 from espnet2_lamer.evaluation.paper_sets import prepare_paper_sets
 from espnet2_lamer.parallel import workers
-from espnet2_lamer.recipe.benchmark import eval_langs
+from espnet2_lamer.recipe.benchmark import eval_langs, without_text
+from espnet2_lamer.recipe.files import set_sources
 from espnet2_lamer.recipe.options import CommonOptions, Options
+
+# The stages that evaluate.
+_EVALUATION = range(9, 13)
 
 
 def prepare_corpus(options: CommonOptions) -> None:
@@ -59,6 +69,45 @@ def prepare_corpus(options: CommonOptions) -> None:
             root = paths[CORPORA[corpus]]
             prepare(corpus, root, to, langs, options.max_missing, options.nj, **more)
         join_corpora(corpora, to, langs, seed)
+
+
+def prepare_speech(options: Options) -> None:
+    """Stage 1: the corpus, and whether the stages of evaluation will have their data.
+
+    Raises:
+        RecipeError: As :func:`prepare_corpus`, or :func:`check_evaluation`.
+    """
+    prepare_corpus(options)
+    check_evaluation(options)
+
+
+def check_evaluation(options: Options) -> None:
+    """Look for what the stages from 9 on read, before days of pretraining.
+
+    Raises:
+        RecipeError: A set is missing that a stage of this run needs.
+    """
+    langs = eval_langs(options)
+    try:
+        if options.benchmark == "own":
+            for lang, split in product(langs, SPLITS):
+                source_dir(options.datadir, split, lang)
+        for path in set_sources(options):
+            if not path.is_file():
+                raise RecipeError(f"{path}: file not found")
+    except RecipeError as error:
+        first, *_, last = _EVALUATION
+        text = f"{error}; stages {first} to {last} need it: add it, choose others with "
+        text += f"--eval_langs or --benchmark, or end with --stop_stage {first - 1}"
+        asked = {*range(options.stage, options.stop_stage + 1)} - {*options.skip_stages}
+        if asked.intersection(_EVALUATION):
+            raise RecipeError(text) from None
+        logging.warning(text)
+        return
+    for lang, split in without_text(options).items():
+        text = "%s: no utterance of %s has text: it is left out of speech recognition; "
+        text += "identification takes up to %g minutes of it, without text"
+        logging.warning(text, lang, split, SPEECH_MINUTES["train"])
 
 
 def format_ssl(options: Options) -> None:
@@ -110,7 +159,8 @@ def format_evaluation(options: Options) -> None:
                 *where, budgets, seed=options.seed, lists_dir=lists, **audio
             )
         else:
-            prepare_asr_data(*where, seed=options.seed, **audio)
+            silent = without_text(options)
+            prepare_asr_data(*where, seed=options.seed, speech_only=silent, **audio)
             for budget in options.budgets:
                 for lang in langs if budget != "all" else ():
                     train = options.raw / f"asr_{lang}_train"

@@ -90,8 +90,11 @@ def set_sources(options: Options) -> list[Path]:
 
 def eval_sets(options: Options) -> list[Path]:
     """Sets of the benchmark."""
-    names = ("wav.scp", "text", "text.char", "utt2lang", "set.json")
-    return below(options.raw, planned_sets(options), names)
+    sets = planned_sets(options)
+    texts = below(options.raw, sets, ("text", "text.char"))
+    needed = below(options.raw, sets, ("wav.scp", "utt2lang", "set.json"))
+    # Where speech has no text, there is none.
+    return with_those_there(needed, texts)
 
 
 def heads(options: Options, tracks: Sequence[str] | None = None) -> list[Path]:

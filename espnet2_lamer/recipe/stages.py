@@ -115,7 +115,7 @@ STAGES = (
         "data",
         "data preparation",
         "corpus corpus_paths manifest exclude_sources new_langs replay_langs seed",
-        work("data", "prepare_corpus"),
+        work("data", "prepare_speech"),
         inputs=lambda o: o.manifest_files,
         outputs=corpus_sets,
         shared=True,
@@ -183,7 +183,7 @@ STAGES = (
         "pretraining",
         "continual pretraining",
         "allocation n_clusters control seed",
-        work("pretraining", "continue_pretraining"),
+        work("pretraining", "pretrain"),
         inputs=lambda o: [
             o.checkpoints,
             o.ssl_config,
