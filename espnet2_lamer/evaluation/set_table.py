@@ -42,13 +42,15 @@ class TestSet:
         return cls(train, test, {k: [d / "text" for d in v] for k, v in files.items()})
 
 
-def set_table(sets: Mapping[str, TestSet], pretraining: Path) -> MeasureTable | None:
+def set_table(
+    sets: Mapping[str, TestSet], pretraining: Path | None = None
+) -> MeasureTable | None:
     """Return shares by the label of a test set; None where nothing is known.
 
     ``pretraining`` is the data directory of pretraining, where there is one.
     """
     rows: dict[str, dict[str, Measure]] = {}
-    heard = _speakers([pretraining])
+    heard = _speakers([pretraining] if pretraining else [])
     for label, known in sets.items():
         speakers, sentences = _speakers(known.test), _sentences(known.test)
         row = {}

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from espnet2_lamer.data.sets import SPLITS
 from espnet2_lamer.evaluation.mlsuperb import scan_tree
 from espnet2_lamer.recipe.benchmark import (
     adapter_files,
@@ -86,6 +87,21 @@ def set_sources(options: Options) -> list[Path]:
     prepared = below(options.datadir / EVAL_DIR, sets, ("wav.scp", "text"))
     lists = Path(options.eval_lists).glob("*.txt") if options.eval_lists else ()
     return [*sorted(lists), *prepared]
+
+
+def own_texts(options: Options) -> list[Path]:
+    """What of one's own data is recognised and tested on, beside training speech."""
+    if options.benchmark != "own":
+        return []
+    sets = [
+        f"{kind}{split}_{lang}"
+        for lang in eval_langs(options)
+        for split in SPLITS
+        for kind in ("asr_", "")
+    ]
+    names = ("wav.scp", "text", "romanisation", "utt2spk", "phones.ctm")
+    known = corpus_sets(options)
+    return [p for p in below(options.datadir, sets, names) if p not in known]
 
 
 def eval_sets(options: Options) -> list[Path]:

@@ -212,6 +212,7 @@ STAGES = (
         f"{_BENCHMARK} mlsuperb eval_lists",
         work("data", "format_evaluation"),
         inputs=files.set_sources,
+        added=files.own_texts,
         outputs=files.eval_sets,
         shared=True,
     ),

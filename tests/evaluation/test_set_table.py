@@ -34,7 +34,7 @@ def test_shares_are_of_speakers_and_sentences_not_of_utterances(tmp_path):
         "test speakers in pretraining": 67,
         "test sentences in training": 50,
     }
-    assert set_table(sets, tmp_path / "none").rows["asr eng"].keys() == {
+    assert set_table(sets).rows["asr eng"].keys() == {
         *("test speakers in training", "test sentences in training")
     }
     write_results(tmp_path, Results({}, tables=[table]))
