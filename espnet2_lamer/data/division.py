@@ -1,7 +1,10 @@
 """Train, dev and test of one's own speech, by speaker and sentence where that goes."""
 
-import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from espnet2_lamer.data.overlap import normalised
 from espnet2_lamer.data.sampling import seed_of
@@ -66,21 +69,20 @@ def _divide(rows: list[Utterance], seed: int) -> dict[str, str]:
 
 def _groups(rows: Sequence[_Row], level: str) -> list[list[_Row]]:
     """Return the rows in groups that have nothing in common, by their first row."""
-    parent: dict[object, object] = {}
-
-    def root(key: object) -> object:
-        while parent.setdefault(key, key) != key:
-            parent[key] = parent[parent[key]]
-            key = parent[key]
-        return key
-
-    for number, row in enumerate(rows):
-        for place, kind in _KINDS.items():
-            if row[place] and kind in level:
-                parent[root((kind, row[place]))] = root(number)
-    groups: dict[object, list[_Row]] = {}
-    for number, row in enumerate(rows):
-        groups.setdefault(root(number), []).append(row)
+    numbers: dict[tuple[str, str], int] = {}
+    edges = [
+        (n, len(rows) + numbers.setdefault((kind, row[place]), len(numbers)))
+        for n, row in enumerate(rows)
+        for place, kind in _KINDS.items()
+        if row[place] and kind in level
+    ]
+    size = len(rows) + len(numbers)
+    ends = np.array(edges, int).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(edges)), ends), shape=(size, size))
+    _, found = connected_components(graph, directed=False)
+    groups: dict[int, list[_Row]] = {}
+    for row, group in zip(rows, found[: len(rows)].tolist(), strict=True):
+        groups.setdefault(group, []).append(row)
     return list(groups.values())
 
 
@@ -103,26 +105,19 @@ def _choose(
     return chosen if len(chosen) <= most else []
 
 
-def shares_in_train(rows: Sequence[Utterance]) -> Iterator[tuple[str, dict]]:
-    """Yield each language's share of test speakers and sentences that train has.
+def shares_in_train(rows: Iterable[Utterance]) -> dict[str, dict[str, float]]:
+    """Return the share, per cent, of a language's test speakers and sentences in train.
 
-    Per cent; None where nothing is known. A share above 0 is warned about.
+    What is not known is left out.
     """
-    for lang in sorted({row.lang for row in rows if row.split == "test"}):
-        own = [row for row in rows if row.lang == lang and row.split != "dev"]
-        found = {}
-        for name, values in (
-            ("speakers", [row.speaker for row in own]),
-            ("sentences", [normalised(row.text) for row in own]),
-        ):
-            sets: dict[str, set[str]] = {"train": set(), "test": set()}
-            for row, value in zip(own, values, strict=True):
-                sets[row.split].add(value)
-            known = sets["test"] - {""}
-            share = 100 * len(known & sets["train"]) / len(known) if known else None
-            found[name] = share
-            if share:
-                text = "%s: training has %.0f %% of the %s of the test set; its scores "
-                text += "flatter, and results say so"
-                logging.warning(text, lang, share, name)
-        yield lang, found
+    found: dict[tuple[str, int, str], set[str]] = {}
+    for row in rows:
+        for place, value in ((1, row.speaker), (2, normalised(row.text))):
+            found.setdefault((row.lang, place, row.split), set()).add(value)
+    shares: dict[str, dict[str, float]] = {}
+    for (lang, place, split), values in sorted(found.items()):
+        known = values - {""}
+        if split == "test" and known:
+            both = known & found.get((lang, place, "train"), set())
+            shares.setdefault(lang, {})[_KINDS[place]] = 100 * len(both) / len(known)
+    return shares

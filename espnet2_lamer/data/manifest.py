@@ -71,7 +71,7 @@ def prepare_manifest(
         },
         "no_text": _by_lang(row for row in kept if not row.text),
         "kept_apart": apart,
-        "test_in_train": dict(shares_in_train(kept)),
+        "test_in_train": shares_in_train(kept),
         "sets": {name: len(rows) for name, rows in sorted(sets.items())},
         "sources": sources,
         "channel_confounded": channel_confounded(kept),
@@ -280,6 +280,11 @@ def _log(stats: dict) -> None:
     for lang, kept in stats["kept_apart"].items():
         for split, what in kept.items():
             logging.info("  %s: %s has %s of its own", lang, split, what)
+    for lang, shares in stats["test_in_train"].items():
+        for name, share in shares.items():
+            if share:
+                text = "%s: train has %.0f %% of the %s of the test set, whose scores "
+                logging.warning(text + "flatter; results say so", lang, share, name)
     for reason, counts in {**stats["dropped"], "no_text": stats["no_text"]}.items():
         for lang, count in counts.items():
             logging.info("  %s: %d of %s", reason, count, lang)

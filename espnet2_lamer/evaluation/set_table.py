@@ -1,7 +1,6 @@
 """What a test set has in common with training, and what of it has no reading."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from espnet2_lamer.data.overlap import normalised
@@ -12,82 +11,54 @@ from espnet2_lamer.fileio.text import text_lines
 from espnet2_lamer.metrics.measure import Measure
 
 _NOTE = (
-    "How much of a test set training knew. A speaker or a sentence that was trained on "
-    "is easier: where a share is high, the figures of that set flatter. What is not "
-    "known (no speakers, no text) has no line."
+    "How much of a test set training knew: where a share is high, the set's figures "
+    "flatter. What is not known (no speakers, no text) has no line."
 )
-_UNREAD = "tokens of {} without a reading"
-
-
-@dataclass(frozen=True)
-class TestSet:
-    """What was trained and tested on: formatted data directories.
-
-    Attributes:
-        readings: Files of texts in pinyin or jyutping, by what they are of.
-    """
-
-    __test__ = False  # no test of pytest's
-
-    train: Sequence[Path]
-    test: Sequence[Path]
-    readings: Mapping[str, Sequence[Path]]
-
-    @classmethod
-    def of_unit(
-        cls, train: Sequence[Path], test: Sequence[Path], unit: str
-    ) -> "TestSet":
-        """Make one whose directories hold texts in a unit."""
-        files = {"the test set": test, "training": train} if unit in READ_UNITS else {}
-        return cls(train, test, {k: [d / "text" for d in v] for k, v in files.items()})
+#: Data directories of training and of the test set, and the unit of their texts.
+Sets = tuple[Sequence[Path], Sequence[Path], str]
 
 
 def set_table(
-    sets: Mapping[str, TestSet], pretraining: Path | None = None
+    sets: Mapping[str, Sets], pretraining: Sequence[Path] = ()
 ) -> MeasureTable | None:
-    """Return shares by the label of a test set; None where nothing is known.
-
-    ``pretraining`` is the data directory of pretraining, where there is one.
-    """
+    """Return shares by the label of a test set; None where nothing is known."""
     rows: dict[str, dict[str, Measure]] = {}
-    heard = _speakers([pretraining] if pretraining else [])
-    for label, known in sets.items():
-        speakers, sentences = _speakers(known.test), _sentences(known.test)
+    heard = _speakers(pretraining)
+    for label, (train, test, unit) in sets.items():
+        speakers, sentences = _speakers(test), _sentences(test)
         row = {}
         for name, of, found in (
-            ("test speakers in training", speakers, _speakers(known.train)),
+            ("test speakers in training", speakers, _speakers(train)),
             ("test speakers in pretraining", speakers, heard),
-            ("test sentences in training", sentences, _sentences(known.train)),
+            ("test sentences in training", sentences, _sentences(train)),
         ):
             if of and found:
                 share = 100 * len(of & found) / len(of)
                 row[name] = Measure(share, note=f"of {len(of)}")
-        for what, files in known.readings.items():
-            total, unread = count_unread(_values(files))
+        for part, folders in {"test": test, "training": train}.items():
+            texts = (text for _, text in _pairs(folders, "text"))
+            total, unread = count_unread(texts if unit in READ_UNITS else ())
             if total:
-                note = " ".join(
-                    [f"of {total}:", *(t for t, _ in unread.most_common(3))]
+                note = ", ".join(
+                    [f"of {total}", *(t for t, _ in unread.most_common(3))]
                 )
-                share = 100 * unread.total() / total
-                row[_UNREAD.format(what)] = Measure(share, note=note.rstrip(":"))
+                measure = Measure(100 * unread.total() / total, note=note)
+                row[f"{part} tokens without a reading"] = measure
         rows |= {label: row} if row else {}
     return MeasureTable("Test sets", "share (%)", rows, note=_NOTE) if rows else None
 
 
-def _values(files: Iterable[Path]) -> Iterable[str]:
-    for file in files:
+def _pairs(folders: Iterable[Path], name: str) -> Iterator[tuple[str, str]]:
+    for file in (folder / name for folder in folders):
         for _, line in text_lines(file) if file.is_file() else ():
-            yield line.strip().partition(" ")[2]
+            utt, _, value = line.strip().partition(" ")
+            yield utt, value
 
 
-def _speakers(directories: Iterable[Path]) -> set[str]:
-    """Return the known speakers: an utterance's own id is none."""
-    files = (directory / "utt2spk" for directory in directories)
-    lines = (ln for f in files if f.is_file() for _, ln in text_lines(f))
-    pairs = (line.strip().partition(" ") for line in lines)
-    return {speaker for utt, _, speaker in pairs if speaker != utt}
+def _speakers(folders: Iterable[Path]) -> set[str]:
+    # An utterance's own id says that its speaker is not known.
+    return {value for utt, value in _pairs(folders, "utt2spk") if value != utt}
 
 
-def _sentences(directories: Sequence[Path]) -> set[str]:
-    texts = [directory / PLAIN_TEXT for directory in directories]
-    return {normalised(text) for text in _values(texts)} - {""}
+def _sentences(folders: Iterable[Path]) -> set[str]:
+    return {normalised(text) for _, text in _pairs(folders, PLAIN_TEXT)} - {""}

@@ -46,59 +46,36 @@ def default_unit(lang: str) -> str:
 def unify_spelling(text: str) -> str:
     """Give texts that look the same the same characters.
 
-    Composed, full-width and presentation forms are Unicode's NFKC, except where that
-    would take a letter apart (Thai and Lao AM) or make a space. Characters without a
-    width go: format characters (zero-width spaces and joiners, direction marks, soft
-    hyphens, byte order marks), variation selectors and control characters. Characters
-    that separate words become spaces.
+    Forms of a character become one (Unicode's NFKC, unless that takes a letter apart as
+    Thai AM, or makes a space); what separates words becomes a space; what has no width
+    goes: zero-width and direction marks, soft hyphens, byte order marks.
     """
-    if text.isascii() and text.isprintable():
-        return text
-    return unicodedata.normalize("NFC", text.translate(_SPELLING))
+    return unicodedata.normalize("NFC", "".join(map(_form, text)))
+
+
+@cache
+def _form(char: str) -> str:
+    if char.isspace() or any(s in unicodedata.name(char, "") for s in _SEPARATORS):
+        return " "
+    if unicodedata.category(char) in ("Cf", "Cc") or _INVISIBLE.match(char):
+        return ""
+    form = unicodedata.normalize("NFKC", char)
+    apart = len(form) > 1 and unicodedata.category(form[0]) in ("Zs", "Mn")
+    return char if apart else form
 
 
 def normalize_text(text: str) -> str:
     """Normalise a transcript as ML-SUPERB does, without silent punctuation.
 
     ML-SUPERB deletes the characters of ``string.punctuation`` and upper-cases.
-    It keeps punctuation outside ASCII, forms of one letter apart and marks that nobody
-    sees; here every character of a Unicode punctuation category is deleted too, after
-    :func:`unify_spelling` (a stated departure). Spaces stay, also between Chinese
+    It keeps punctuation outside ASCII; since that is as silent as a comma, every
+    character of a Unicode punctuation category is deleted here too, after
+    :func:`unify_spelling` (stated departures). Spaces stay, also between Chinese
     characters; runs of white space become one space.
     """
-    kept = unicodedata.normalize("NFC", text.translate(_NORMAL))
+    kept = unify_spelling(text).translate(_DELETE_ASCII)
+    kept = "".join(c for c in kept if unicodedata.category(c)[0] != "P")
     return " ".join(kept.upper().split())
-
-
-class _Forms(dict):
-    """What becomes of each character; filled as characters are met."""
-
-    def __init__(self, punctuation: bool) -> None:
-        self.punctuation = punctuation
-
-    def __missing__(self, code: int) -> str:
-        self[code] = form = _form(chr(code), self.punctuation)
-        return form
-
-
-def _form(char: str, punctuation: bool) -> str:
-    if char.isspace() or any(s in unicodedata.name(char, "") for s in _SEPARATORS):
-        return " "
-    if unicodedata.category(char) in ("Cf", "Cc") or _INVISIBLE.match(char):
-        return ""
-    form = unicodedata.normalize("NFKC", char)
-    if len(form) > 1 and (form[0] == " " or unicodedata.category(form[0])[0] == "M"):
-        form = char
-    if punctuation:
-        return form
-    return "".join(c for c in form if not _is_punctuation(c))
-
-
-def _is_punctuation(char: str) -> bool:
-    return unicodedata.category(char)[0] == "P" or char in string.punctuation
-
-
-_SPELLING, _NORMAL = _Forms(punctuation=True), _Forms(punctuation=False)
 
 
 def official_text(text: str, brackets: bool = False) -> str:
@@ -225,7 +202,6 @@ def _jyutping(syllables: str | None, text: str) -> str:
 
 
 def _cantonese_readings(text: str) -> str:
-    """Return jyutping syllables; words without a reading stay as they are written."""
     from pycantonese import characters_to_jyutping
 
     words = characters_to_jyutping(text)
@@ -237,7 +213,7 @@ def _cantonese_readings(text: str) -> str:
     for characters, reading in words:
         if not reading and not characters.isascii():
             # One unknown character must not take down those beside it.
-            of_each = [characters_to_jyutping(char)[0] for char in characters]
+            of_each = (characters_to_jyutping(char)[0] for char in characters)
             reading = " ".join(found or char for char, found in of_each)
         readings.append(reading or characters)
     return " ".join(readings)
@@ -255,9 +231,5 @@ def count_unread(texts: Iterable[str]) -> tuple[int, Counter[str]]:
 
     Readings have small letters; what stays as it was written is upper-cased.
     """
-    total, unread = 0, Counter()
-    for text in texts:
-        tokens = text.split()
-        total += len(tokens)
-        unread.update(token for token in tokens if token == token.upper())
-    return total, unread
+    tokens = [token for text in texts for token in text.split()]
+    return len(tokens), Counter(token for token in tokens if token == token.upper())

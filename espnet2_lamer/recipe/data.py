@@ -28,9 +28,6 @@ from espnet2_lamer.recipe.benchmark import eval_langs, without_text
 from espnet2_lamer.recipe.files import set_sources
 from espnet2_lamer.recipe.options import CommonOptions, Options
 
-# The stages that evaluate.
-_EVALUATION = range(9, 13)
-
 
 def prepare_corpus(options: CommonOptions) -> None:
     """What ``local/data.py CORPUS`` does; public corpora are joined."""
@@ -72,38 +69,32 @@ def prepare_corpus(options: CommonOptions) -> None:
 
 
 def prepare_speech(options: Options) -> None:
-    """Stage 1: the corpus, and whether the stages of evaluation will have their data.
-
-    Raises:
-        RecipeError: As :func:`prepare_corpus`, or :func:`check_evaluation`.
-    """
+    """Stage 1: the corpus, and whether later stages will find what they need."""
     prepare_corpus(options)
     check_evaluation(options)
 
 
 def check_evaluation(options: Options) -> None:
-    """Look for what the stages from 9 on read, before days of pretraining.
+    """Look for what stages 9 to 12 of this run read, before days of pretraining.
 
     Raises:
-        RecipeError: A set is missing that a stage of this run needs.
+        RecipeError: A set is missing.
     """
-    langs = eval_langs(options)
+    asked = {*range(options.stage, options.stop_stage + 1)} - {*options.skip_stages}
+    if asked.isdisjoint(range(9, 13)):
+        return
+    needed = set_sources(options)
     try:
         if options.benchmark == "own":
-            for lang, split in product(langs, SPLITS):
-                source_dir(options.datadir, split, lang)
-        for path in set_sources(options):
-            if not path.is_file():
-                raise RecipeError(f"{path}: file not found")
+            for lang, split in product(eval_langs(options), SPLITS):
+                needed.append(source_dir(options.datadir, split, lang) / "wav.scp")
+        if missing := [path for path in needed if not path.is_file()]:
+            raise RecipeError(f"{missing[0]}: file not found")
     except RecipeError as error:
-        first, *_, last = _EVALUATION
-        text = f"{error}; stages {first} to {last} need it: add it, choose others with "
-        text += f"--eval_langs or --benchmark, or end with --stop_stage {first - 1}"
-        asked = {*range(options.stage, options.stop_stage + 1)} - {*options.skip_stages}
-        if asked.intersection(_EVALUATION):
-            raise RecipeError(text) from None
-        logging.warning(text)
-        return
+        raise RecipeError(
+            f"{error}; stages 9 to 12 need it: add it, choose others with --eval_langs "
+            "or --benchmark, or end with --stop_stage 8"
+        ) from None
     for lang, split in without_text(options).items():
         text = "%s: no utterance of %s has text: it is left out of speech recognition; "
         text += "identification takes up to %g minutes of it, without text"

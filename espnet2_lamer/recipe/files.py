@@ -90,17 +90,11 @@ def set_sources(options: Options) -> list[Path]:
 
 
 def own_texts(options: Options) -> list[Path]:
-    """What of one's own data is recognised and tested on, beside training speech."""
-    if options.benchmark != "own":
-        return []
-    sets = [
-        f"{kind}{split}_{lang}"
-        for lang in eval_langs(options)
-        for split in SPLITS
-        for kind in ("asr_", "")
-    ]
+    """What of one's own data is recognised, beside the speech that is trained on."""
+    langs = eval_langs(options) if options.benchmark == "own" else []
+    sets = [f"{kind}{s}_{x}" for x in langs for s in SPLITS for kind in ("asr_", "")]
     names = ("wav.scp", "text", "romanisation", "utt2spk", "phones.ctm")
-    known = corpus_sets(options)
+    known = {*corpus_sets(options)}
     return [p for p in below(options.datadir, sets, names) if p not in known]
 
 

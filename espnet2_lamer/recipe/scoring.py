@@ -28,7 +28,7 @@ from espnet2_lamer.evaluation.scored_runs import (
     score_run,
     superb_table,
 )
-from espnet2_lamer.evaluation.set_table import TestSet, set_table
+from espnet2_lamer.evaluation.set_table import set_table
 from espnet2_lamer.metrics.measure import Measure
 from espnet2_lamer.parallel import run_each
 from espnet2_lamer.recipe.benchmark import planned_runs, without_text
@@ -192,17 +192,14 @@ def _pretraining_tables(options: Options) -> list[MeasureTable]:
 
 
 def _set_table(options: Options, tests: Sequence[ScoredTest]) -> MeasureTable | None:
-    """What the heads' test sets have in common with their training."""
     sets = {}
     for test in tests:
         run, task = test.run, test.task
+        names = run.train_sets, run.tests[task.test]
+        train, tested = ([options.raw / name for name in of] for of in names)
         label = " ".join(filter(None, (run.track, task.test, task.train)))
-        folders = [
-            [options.raw / n for n in names]
-            for names in (run.train_sets, run.tests[task.test])
-        ]
-        sets[label] = TestSet.of_unit(*folders, run.unit)
-    return set_table(sets, options.raw / "ssl_train")
+        sets[label] = train, tested, run.unit
+    return set_table(sets, [options.raw / "ssl_train"])
 
 
 def data_notes(options: CommonOptions) -> list[str]:

@@ -32,7 +32,7 @@ def test_a_file_that_is_not_utf8_is_named(tmp_path):
 def test_simplified_cantonese_gets_readings_and_the_split_is_measured(tmp_path, caplog):
     from espnet2_lamer.data.manifest import prepare_manifest
     from espnet2_lamer.evaluation.benchmark_sets import prepare_asr_data
-    from espnet2_lamer.evaluation.set_table import TestSet, set_table
+    from espnet2_lamer.evaluation.set_table import set_table
     from espnet2_lamer.fileio.datadir import read_table
 
     data, raw = tmp_path / "data", tmp_path / "dump/raw"
@@ -42,8 +42,8 @@ def test_simplified_cantonese_gets_readings_and_the_split_is_measured(tmp_path, 
     units = {"eng": "char", "yue": "jyutping"}
     prepare_asr_data(data, tmp_path / "dump", list(units), units)
     folders = [[raw / f"asr_yue_{split}"] for split in ("train", "test")]
-    row = set_table({"yue": TestSet.of_unit(*folders, "jyutping")}).rows["yue"]
-    assert row["tokens of the test set without a reading"].value == 0
+    row = set_table({"yue": (*folders, "jyutping")}).rows["yue"]
+    assert row["test tokens without a reading"].value == 0
     assert row["test sentences in training"].value == 100
     # The digits of one text have none.
     (token,) = (

@@ -22,7 +22,7 @@ def rows_of(*pairs, lang="eng"):
 
 def divided(rows, seed=0):
     apart = divide(rows, seed)
-    shares = dict(shares_in_train(rows))
+    shares = shares_in_train(rows)
     sizes = Counter(row.split for row in rows)
     (lang,) = apart
     return apart[lang], shares[lang], sizes
@@ -82,7 +82,7 @@ def test_what_nothing_is_known_of_is_divided_as_it_always_was():
     apart, shares, sizes = divided(rows, 3)
     splits = ["dev"] * 4 + ["test"] * 4 + ["train"] * 32
     assert [row.split for row in ranked] == splits
-    assert shares == {"speakers": None, "sentences": 0}
+    assert shares == {"sentences": 0}
     assert apart == {"test": "sentences", "dev": "sentences"}
 
 

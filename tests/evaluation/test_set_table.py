@@ -3,7 +3,7 @@
 import json
 
 from espnet2_lamer.evaluation.results import Results, write_results
-from espnet2_lamer.evaluation.set_table import TestSet, set_table
+from espnet2_lamer.evaluation.set_table import set_table
 from espnet2_lamer.fileio.datadir import write_table
 
 
@@ -27,8 +27,8 @@ def test_shares_are_of_speakers_and_sentences_not_of_utterances(tmp_path):
     train = make(tmp_path / "train", "aab?", ["ONE", "TWO", "TWO"])
     test = make(tmp_path / "test", "accd?", ["TWO.", "SIX", "SIX"])
     pretraining = make(tmp_path / "ssl_train", "cd")
-    sets = {"asr eng": TestSet.of_unit([train], [test], "char")}
-    table = set_table(sets, pretraining)
+    sets = {"asr eng": ([train], [test], "char")}
+    table = set_table(sets, [pretraining])
     assert values(table, "asr eng") == {
         "test speakers in training": 33,
         "test speakers in pretraining": 67,
@@ -47,18 +47,16 @@ def test_shares_are_of_speakers_and_sentences_not_of_utterances(tmp_path):
 
 def test_what_is_not_known_has_no_line(tmp_path):
     train, test = make(tmp_path / "train", "???"), make(tmp_path / "test", "ab?")
-    assert set_table({"lid": TestSet.of_unit([train], [test], "lang")}, train) is None
+    assert set_table({"lid": ([train], [test], "lang")}, [train]) is None
 
 
 def test_tokens_without_a_reading_are_counted_in_units_of_readings(tmp_path):
     train = make(tmp_path / "train", text=["n ei5", "h ou2"])
     test = make(tmp_path / "test", text=["n ei5 KTV", "𪜶 h ou2"])
-    sets = {
-        unit: TestSet.of_unit([train], [test], unit) for unit in ("jyutping", "char")
-    }
-    table = set_table(sets, tmp_path)
+    sets = {unit: ([train], [test], unit) for unit in ("jyutping", "char")}
+    table = set_table(sets)
     assert values(table, "jyutping") == {
-        "tokens of the test set without a reading": 33,
-        "tokens of training without a reading": 0,
+        "test tokens without a reading": 33,
+        "training tokens without a reading": 0,
     }
     assert list(table.rows) == ["jyutping"]

@@ -21,13 +21,8 @@ from espnet2_lamer.evaluation.scoring import (
     score_files,
     utterance_rates,
 )
-from espnet2_lamer.evaluation.set_table import TestSet, set_table
-from espnet2_lamer.evaluation.text_units import (
-    READ_UNITS,
-    NoUnitsError,
-    normalize_text,
-    to_units,
-)
+from espnet2_lamer.evaluation.set_table import set_table
+from espnet2_lamer.evaluation.text_units import NoUnitsError, normalize_text, to_units
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.metrics.measure import Measure
@@ -168,13 +163,17 @@ def tabulate(options: WhisperOptions) -> None:
     chosen = {run: {options.seed: lid} for run, lid in found.items() if lid is not None}
     lid = Task("lid", " ".join(options.langs), "language")
     baselines = [name for name in _BASELINES if name in runs]
-    sets = set_table(_test_sets(options, next(iter(runs))))
+    folders = {
+        lang: [[options.set_dir(lang, split)] for split in ("train", "test")]
+        for lang in options.langs
+    }
+    known = set_table({lang: (*pair, "char") for lang, pair in folders.items()})
     results = Results(
         systems=runs,
         baselines=baselines,
         recognition=recognition,
         identification={lid: chosen} if chosen else {},
-        tables=[*_over_languages(options, runs, baselines), *filter(None, [sets])],
+        tables=_over_languages(options, runs, baselines) + ([known] if known else []),
         parameters=_costs(options, systems),
         environment=describe_environment(),
         notes=_notes(options),
@@ -182,18 +181,6 @@ def tabulate(options: WhisperOptions) -> None:
     )
     write_results(options.expdir, results)
     logging.info("results: %s", options.expdir / "RESULTS.md")
-
-
-def _test_sets(options: WhisperOptions, run: str) -> dict[str, TestSet]:
-    """Every language's training and test set, and its references in readings."""
-    sets = {}
-    for lang in options.langs:
-        units = [unit for unit in units_of(lang) if unit in READ_UNITS]
-        here = decode_dir(options, run, lang)
-        files = [here / f"score_{unit}" / "ref" for unit in units]
-        train, test = (options.set_dir(lang, split) for split in ("train", "test"))
-        sets[lang] = TestSet([train], [test], {"the test set": files})
-    return sets
 
 
 def _describe(system: System, route: str) -> str:
