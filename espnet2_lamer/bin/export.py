@@ -31,8 +31,8 @@ def get_parser() -> Parser:
     add(
         "--task",
         choices=["asr", "ssl"],
-        default="asr",
-        help="asr: a fine-tuned ASR or LID model; ssl: a continually pretrained one",
+        help="asr: a fine-tuned ASR or LID model; ssl: a continually pretrained one; "
+        "default: what the experiment is",
     )
     add(
         "--experiment",
@@ -121,19 +121,25 @@ def _pack(args: argparse.Namespace, origin: Any) -> None:
     if args.codebook is not None:
         metadata["codebook_sha256"] = sha256_file(args.codebook)
     settings = read_yaml(config)
+    # Only a pretraining has units.
+    task = "ssl" if "num_classes" in settings else "asr"
+    if args.task not in (None, task):
+        raise RecipeError(
+            f"--task: found {args.task}, but {config} is of task {task}: leave it out"
+        )
     weights = model_file(directory, settings, args.model_file)
     with tempfile.TemporaryDirectory() as scratch:
-        if args.task == "ssl" and settings["encoder_conf"].get("base"):
+        if task == "ssl" and settings["encoder_conf"].get("base"):
             config, weights = write_full_model(
                 directory, scratch, epoch_file=args.model_file, base=args.base
             )
         pack_model(
-            args.task,
+            task,
             config,
             weights,
             args.output,
             options=options,
-            card=model_card(args.task, origin, results=results),
+            card=model_card(task, origin, results=results),
             metadata=metadata,
         )
 

@@ -1,11 +1,15 @@
-"""Score hypotheses against references: error rate with its interval, as JSON."""
+"""Score hypotheses against references: error rate with its interval, as JSON.
+
+Forms of one character (composed or not, full-width or not) are equal, and marks without
+a width do not count, as in the recipe. Case and punctuation count, unlike there.
+"""
 
 import logging
 from pathlib import Path
 
 from espnet2_lamer.bin.common import Parser, run_main
 from espnet2_lamer.evaluation.scoring import score_files
-from espnet2_lamer.evaluation.text_units import UNITS
+from espnet2_lamer.evaluation.text_units import UNITS, unify_spelling
 from espnet2_lamer.fileio.atomic import write_json
 
 
@@ -26,12 +30,14 @@ def get_parser() -> Parser:
 def main(cmd: list[str] | None = None) -> None:
     """Score ``--hyp`` against ``--ref`` and write ``--json``."""
     args = get_parser().parse_args(cmd)
-    score = score_files(args.ref, args.hyp, args.unit, remove_tags=args.remove_tags)
+    how = {"remove_tags": args.remove_tags, "normalize": unify_spelling}
+    score = score_files(args.ref, args.hyp, args.unit, **how)
     write_json(args.json, score.summary())
     low, high = score.interval
     rate = f"{score.error_rate:.2f} % [{low:.2f}, {high:.2f}]"
     size = f"{score.total.ref_length} tokens of {score.utterances} utterances"
     what = f"{args.unit} error rate {rate}, {score.total.errors} errors in {size}"
+    what += "; case and punctuation count, forms of one character do not"
     logging.info("%s: %s", args.hyp, what)
 
 

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from espnet2_lamer.data.audio import EXTENSIONS, listed
-from espnet2_lamer.data.sampling import seed_of
+from espnet2_lamer.data.division import divide, shares_in_train
 from espnet2_lamer.data.sets import (
     SPLITS,
     Utterance,
     language_code,
+    read_if_there,
     remove_other_sets,
     write_set,
 )
@@ -21,8 +22,6 @@ from espnet2_lamer.fileio.text import read_text
 
 REQUIRED = ("utt_id", "path", "lang")
 _AS_THEY_ARE = ("split", "text", "romanisation", "source")
-# Share of dev and of test where the manifest does not say.
-_HELD_OUT = 0.1
 
 
 def prepare_manifest(
@@ -36,10 +35,9 @@ def prepare_manifest(
 
     ``manifest`` is a TSV file (header line; utt_id, path, lang required; no quoting;
     paths relative to its folder) or a folder ``<lang>/**/*.wav``. Rows without a split
-    are divided by a hash of their id and ``seed``, 80/10/10 in every language.
-    Utterances without text cannot be scored, so they join ``train``. Sets of the
-    embedded corpus are removed, since evaluation would prefer them. Without ``langs``
-    all languages are used; rows of ``exclude_sources`` (column ``source``) are not.
+    are divided by :func:`~espnet2_lamer.data.division.divide`. Sets of the embedded
+    corpus are removed, since evaluation would prefer them. Without ``langs`` all
+    languages are used; rows of ``exclude_sources`` (column ``source``) are not.
 
     Returns:
         What ``manifest.json`` holds.
@@ -55,10 +53,7 @@ def prepare_manifest(
     kept = [row for row in wanted if row.source not in exclude_sources]
     _check_choice(rows, kept, langs, exclude_sources, manifest)
     _check_files(kept, manifest)
-    _assign_splits(kept, seed)
-    moved = [row for row in kept if not row.text and row.split == "test"]
-    for row in moved:
-        row.split = "train"
+    apart = divide(kept, seed)
     sources = _sources(kept)
     excluded = [row for row in wanted if row.source in exclude_sources]
     sets: dict[str, list[Utterance]] = defaultdict(list)
@@ -75,11 +70,13 @@ def prepare_manifest(
             "excluded_source": _by_lang(excluded),
         },
         "no_text": _by_lang(row for row in kept if not row.text),
-        "no_text_moved_from_test_to_train": len(moved),
+        "kept_apart": apart,
+        "test_in_train": shares_in_train(kept),
         "sets": {name: len(rows) for name, rows in sorted(sets.items())},
         "sources": sources,
         "channel_confounded": channel_confounded(kept),
     }
+    _warn_of_moves(output_dir, kept)
     remove_other_sets(output_dir, langs, sets)
     for name, own in sets.items():
         write_set(output_dir / name, own)
@@ -157,7 +154,8 @@ def _parse(path: Path, where: str, values: list[str], header: list[str]) -> Utte
 def read_folder(root: str | Path) -> list[Utterance]:
     """List the audio of ``<root>/<lang>/**``; ids are made of the paths.
 
-    Folders inside a language's folder are taken for speakers.
+    Folders inside a language's folder are taken for speakers; files that lie in none
+    are of speakers of their own.
 
     Raises:
         RecipeError: A folder is no language, or there is no audio.
@@ -174,13 +172,13 @@ def read_folder(root: str | Path) -> list[Utterance]:
             relative = path.relative_to(folder)
             name = "_".join(relative.with_suffix("").as_posix().split())
             inner = "_".join(relative.parent.as_posix().split())
-            speaker = "unknown" if inner == "." else inner
+            speaker = "" if inner == "." else f"{lang}_{inner}".replace("/", "-")
             rows.append(
                 Utterance(
                     utt_id=f"{lang}_{name}".replace("/", "-"),
                     path=os.path.abspath(path),
                     lang=lang,
-                    speaker=f"{lang}_{speaker}".replace("/", "-"),
+                    speaker=speaker,
                     where=str(path),
                 )
             )
@@ -235,18 +233,16 @@ def _check_files(rows: list[Utterance], manifest: Path) -> None:
         )
 
 
-def _assign_splits(rows: list[Utterance], seed: int) -> None:
+def _warn_of_moves(output_dir: Path, rows: list[Utterance]) -> None:
+    """Say how many utterances train has now that earlier models were tested on."""
+    tested: set[str] = set()
     for lang in {row.lang for row in rows}:
-        # Ranked by hash rather than thresholded: a small language gets its dev and
-        # test utterances, too.
-        loose = sorted(
-            (row for row in rows if row.lang == lang and not row.split),
-            key=lambda row: seed_of(seed, "split", row.utt_id),
-        )
-        count = max(1, round(len(loose) * _HELD_OUT)) if len(loose) >= 3 else 0
-        for index, row in enumerate(loose):
-            held_out = index < 2 * count
-            row.split = SPLITS[1 + index // count] if held_out else "train"
+        tested |= read_if_there(output_dir / f"test_{lang}" / "wav.scp").keys()
+    moved = sum(row.split == "train" and row.utt_id in tested for row in rows)
+    if moved:
+        text = "%d utterances that were in test are in train now: results from before "
+        text += "do not compare; a column split would have kept them"
+        logging.warning(text, moved)
 
 
 def _sources(rows: list[Utterance]) -> dict[str, dict]:
@@ -281,6 +277,14 @@ def _log(stats: dict) -> None:
     logging.info("%s: %d of %d rows used", *figures)
     for name, count in stats["sets"].items():
         logging.info("  %s: %d utterances", name, count)
+    for lang, kept in stats["kept_apart"].items():
+        for split, what in kept.items():
+            logging.info("  %s: %s has %s of its own", lang, split, what)
+    for lang, shares in stats["test_in_train"].items():
+        for name, share in shares.items():
+            if share:
+                text = "%s: train has %.0f %% of the %s of the test set, whose scores "
+                logging.warning(text + "flatter; results say so", lang, share, name)
     for reason, counts in {**stats["dropped"], "no_text": stats["no_text"]}.items():
         for lang, count in counts.items():
             logging.info("  %s: %d of %s", reason, count, lang)

@@ -7,22 +7,32 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from espnet2_lamer.constants import SAMPLE_RATE
-from espnet2_lamer.data.audio import SkippedAudio
+from espnet2_lamer.data.audio import SkippedAudio, header_seconds
 from espnet2_lamer.data.formatting import FormattedSet, collect_set
 from espnet2_lamer.data.sampling import sample_replay, seed_of
-from espnet2_lamer.data.sets import SPLITS
+from espnet2_lamer.data.sets import SPLITS, read_if_there
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.runs import BUDGETS
+from espnet2_lamer.evaluation.runs import BUDGETS, LID_UNIT
 from espnet2_lamer.evaluation.text_units import (
+    READ_UNITS,
     NoUnitsError,
+    count_unread,
     normalize_text,
     to_units,
 )
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table
+from espnet2_lamer.fileio.text import text_lines
 
 RECORD = "set.json"
+#: Most speech of a language without text, for language identification, in minutes.
+SPEECH_MINUTES = {"train": 60.0, "dev": 10.0, "test": 10.0}
+# Per cent of tokens without a reading that is worth a warning.
+_MANY_UNREAD = 1.0
+_BATCH = 64
 #: The normalised transcript, for units that are made of characters.
 PLAIN_TEXT = "text.char"
 MADE_BY = "the formatting of evaluation sets"
@@ -35,7 +45,8 @@ class SetInfo:
 
     Attributes:
         benchmark: ``own``, ``paper`` or ``mlsuperb``.
-        unit: Of ``text``; ``text.char`` and ``text.raw`` are there in any case.
+        unit: Of ``text``; ``text.char`` and ``text.raw`` are there in any case, unless
+            the unit is ``lang``: speech for language identification alone.
         budget: ``10min``, ``1h`` or ``all``; dev and test sets: empty.
         seed: Drew the utterances, or None where a list did.
         few_shot: Whether ML-SUPERB reserves the language: five training utterances.
@@ -97,7 +108,7 @@ class EvaluationSets:
         """
         audio = self.raw / "audio"
         formatted = collect_set([source], audio, *limits, self.nj, keep, skipped)
-        raw_text = formatted.tables["text"]
+        raw_text = {} if info.unit == LID_UNIT else formatted.tables["text"]
         pronunciations = formatted.tables["romanisation"]
         if info.unit == "phone":
             phones: dict[str, str] = {}
@@ -112,6 +123,8 @@ class EvaluationSets:
                 converted[utt] = to_units(text, info.unit, info.lang, read, normalize)
             except RecipeError as error:
                 raise RecipeError(f"{source / 'text'}: {utt}: {error}") from None
+        if info.unit in READ_UNITS:
+            _warn_of_unread(name, info, converted)
         formatted.tables["text"] = converted
         formatted.tables[PLAIN_TEXT] = {utt: plain(t) for utt, t in raw_text.items()}
         formatted.tables["text.raw"] = raw_text
@@ -125,6 +138,18 @@ class EvaluationSets:
             formatted.write(self.raw / name)
             records[name] = _write_record(self.raw / name, info)
         return records
+
+
+def _warn_of_unread(name: str, info: SetInfo, texts: Mapping[str, str]) -> None:
+    total, unread = count_unread(texts.values())
+    share = 100 * unread.total() / max(1, total)
+    if share > _MANY_UNREAD:
+        text = "%s: %d of %d tokens (%.1f %%) have no reading in %s and stay as they "
+        text += "are written, e.g. %s: give readings (column romanisation), correct "
+        text += "the transcripts, or choose --units %s=char"
+        most = " ".join(token for token, _ in unread.most_common(5))
+        figures = (unread.total(), total, share, info.unit, most, info.lang)
+        logging.warning(text, name, *figures)
 
 
 def has_units(
@@ -176,6 +201,7 @@ def prepare_asr_data(
     max_s: float = 30.0,
     nj: int = 1,
     max_bad_audio: float = 1.0,
+    speech_only: Collection[str] = (),
 ) -> dict:
     """Write ``<dump_dir>/raw/asr_<lang>_{train,dev,test}`` and ``asr.json``.
 
@@ -191,6 +217,8 @@ def prepare_asr_data(
         seed: Of what is drawn from these sets; recorded.
         min_s: Shortest utterance in seconds. max_s: longest.
         max_bad_audio: Per cent of a set's files that may be unusable.
+        speech_only: Languages whose sets have no text, for language identification: up
+            to :data:`SPEECH_MINUTES` of their speech.
 
     Returns:
         What ``asr.json`` holds: per language the unit and per split the counts.
@@ -203,11 +231,24 @@ def prepare_asr_data(
     report: dict = {"seed": seed, "max_minutes": None, "languages": {}}
     skipped = SkippedAudio(sets.raw / "skipped_audio_asr.tsv", max_bad_audio)
     for lang in langs:
-        unit = units[lang]
+        unit = LID_UNIT if lang in speech_only else units[lang]
         report["languages"][lang] = {"unit": unit}
         for split in SPLITS:
-            source = _source_dir(Path(data_dir), split, lang)
-            keep, no_text = _with_text(source, lang)
+            source = source_dir(Path(data_dir), split, lang)
+            if unit == LID_UNIT:
+                wavs = read_table(source / "wav.scp")
+                keep, _ = draw_speech(
+                    wavs,
+                    SPEECH_MINUTES[split],
+                    seed_of(seed, "speech", split, lang),
+                    lambda _, seconds: min_s <= seconds <= max_s,
+                    source / "wav.scp",
+                    # Those that stage 2 left out, too.
+                    SkippedAudio(sets.raw / "unused.tsv", 100.0),
+                )
+                no_text = len(wavs) - len(read_if_there(source / "text"))
+            else:
+                keep, no_text = _with_text(source, lang, unit)
             budget = "all" if split == "train" else ""
             info = SetInfo("own", "", lang, split, unit, budget, seed)
             counts = sets.collect(
@@ -231,22 +272,79 @@ def prepare_asr_data(
     return report
 
 
-def _source_dir(data_dir: Path, split: str, lang: str) -> Path:
+def missing_text(places: Sequence[Path], lang: str) -> str:
+    """Return the first of a language's splits whose speech has no text, or nothing.
+
+    ``places`` hold prepared or formatted sets; what is in none of them is no reason.
+    """
+    for split in SPLITS:
+        names = (f"asr_{split}_{lang}", f"{split}_{lang}", f"asr_{lang}_{split}")
+        found = (place / name for place in places for name in names)
+        folder = next((path for path in found if (path / "wav.scp").is_file()), None)
+        if folder is None:
+            continue
+        text = folder / "text"
+        lines = text_lines(text) if text.is_file() else ()
+        # Without the id; one utterance is enough.
+        if not any(normalize_text(" ".join(ln.split()[1:])) for _, ln in lines):
+            return split
+    return ""
+
+
+def draw_speech(
+    wavs: Mapping[str, str],
+    minutes: float,
+    seed: int,
+    fits: Callable[[str, float], bool],
+    wav_scp: Path,
+    skipped: SkippedAudio | None = None,
+) -> tuple[set[str], float]:
+    """Draw utterances that last so long together, of all for which ``fits`` holds.
+
+    ``fits`` takes id and seconds; for ``skipped`` see
+    :func:`~espnet2_lamer.data.audio.header_seconds`. Returns them and their seconds.
+    """
+    ranked = sorted(wavs, key=str.encode)
+    order = np.random.default_rng(seed).permutation(len(ranked))
+    chosen: set[str] = set()
+    total = 0.0
+    # Reading a few headers at a time: CommonVoice's English list has a million files.
+    for start in range(0, len(ranked), _BATCH):
+        batch = {ranked[i]: wavs[ranked[i]] for i in order[start : start + _BATCH]}
+        for utt, seconds in header_seconds(batch, wav_scp, 1, skipped).items():
+            if total >= minutes * 60:
+                return chosen, total
+            if fits(utt, seconds):
+                chosen.add(utt)
+                total += seconds
+    return chosen, total
+
+
+def source_dir(data_dir: Path, split: str, lang: str) -> Path:
+    """Return where a language's speech for heads is; raise RecipeError if nowhere."""
     for name in (f"asr_{split}_{lang}", f"{split}_{lang}"):
         if (data_dir / name / "wav.scp").is_file():
             return data_dir / name
     raise RecipeError(
         f"{data_dir / f'{split}_{lang}' / 'wav.scp'}: file not found, and no "
-        f"asr_{split}_{lang} either; language {lang} needs {split} utterances with "
-        "text, which data preparation makes"
+        f"asr_{split}_{lang} either: data preparation found no {split} utterances of "
+        f"{lang}; mark some in the corpus, which divides itself where it says nothing"
     )
 
 
-def _with_text(directory: Path, lang: str) -> tuple[set[str], int]:
+def _with_text(directory: Path, lang: str, unit: str) -> tuple[set[str], int]:
     wavs = read_table(directory / "wav.scp")
     path = directory / "text"
-    texts = read_table(path) if path.is_file() else {}
-    keep = {utt for utt in wavs if normalize_text(texts.get(utt, ""))}
+    texts = read_if_there(path)
+    spoken = read_if_there(directory / "romanisation")
+
+    def usable(utt: str) -> bool:
+        words = normalize_text(texts.get(utt, "")).split()
+        # Bare numbers are nothing in pinyin.
+        silent = unit == "pinyin" and utt not in spoken
+        return any(not (silent and word.isdigit()) for word in words)
+
+    keep = {utt for utt in wavs if usable(utt)}
     if not keep:
         raise RecipeError(
             f"{path}: none of {len(wavs)} {lang} utterances has text, so speech "

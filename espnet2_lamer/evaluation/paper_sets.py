@@ -11,9 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from espnet2_lamer.data.audio import SkippedAudio, header_seconds
+from espnet2_lamer.data.audio import SkippedAudio
 from espnet2_lamer.data.corpora import EVAL_DIR
 from espnet2_lamer.data.sampling import sample_replay, seed_of
 from espnet2_lamer.data.sets import SPLITS
@@ -21,6 +19,7 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.benchmark_sets import (
     EvaluationSets,
     SetInfo,
+    draw_speech,
     durations,
     has_units,
     write_subset,
@@ -37,7 +36,6 @@ TOTAL = "total"
 LISTS = "lists"
 _HELD_OUT_MINUTES = 10.0
 _LONGEST, _SHORTEST = 20.0, 0.1
-_BATCH = 64
 
 
 def set_name(corpus: str, lang: str, split: str, *suffix: str) -> str:
@@ -161,21 +159,13 @@ def _choose(
         return utts
     minutes = BUDGETS[info.budget] if info.budget else _HELD_OUT_MINUTES
     drawn = seed_of(info.seed, "paper", info.corpus, info.lang, info.split)
-    ranked = sorted((utt for utt in wavs if texts.get(utt)), key=str.encode)
-    order = np.random.default_rng(drawn).permutation(len(ranked))
-    usable = [ranked[index] for index in order]
-    chosen: set[str] = set()
-    total = 0.0
-    # Reading a few headers at a time: CommonVoice's English list has a million files.
-    for start in range(0, len(usable), _BATCH):
-        batch = {utt: wavs[utt] for utt in usable[start : start + _BATCH]}
-        for utt, seconds in header_seconds(batch, source / "wav.scp").items():
-            if total >= minutes * 60:
-                return chosen
-            fits = _SHORTEST <= seconds <= _LONGEST
-            if fits and has_units(texts[utt], info.unit, info.lang):
-                chosen.add(utt)
-                total += seconds
+    spoken = {utt: path for utt, path in wavs.items() if texts.get(utt)}
+
+    def fits(utt: str, seconds: float) -> bool:
+        known = _SHORTEST <= seconds <= _LONGEST
+        return known and has_units(texts[utt], info.unit, info.lang)
+
+    chosen, total = draw_speech(spoken, minutes, drawn, fits, source / "wav.scp")
     if not chosen:
         raise RecipeError(f"{source}: no utterance with text of {_LONGEST:g} s or less")
     if total < minutes * 60:

@@ -171,12 +171,13 @@ def score_files(
     unit: str,
     seed: int = 0,
     remove_tags: bool = False,
+    normalize: Callable[[str], str] = str,
 ) -> Score:
     """Score a Kaldi-style hypothesis ``text`` against a reference ``text``.
 
     Both are ``utt_id text`` lines in units, of exactly the same utterances; hypotheses
     may be empty. For ``unit`` and ``remove_tags`` see :func:`tokenize`; ``seed`` is of
-    the bootstrap interval.
+    the bootstrap interval, and ``normalize`` comes before everything.
 
     Raises:
         RecipeError: Unknown unit, a missing or empty file, an utterance on one side
@@ -187,13 +188,13 @@ def score_files(
     references, hypotheses = read_pair(ref, hyp)
     counts, sclite = {}, {}
     for utt, reference in references.items():
-        tokens = tokenize(reference, unit, remove_tags)
+        tokens = tokenize(normalize(reference), unit, remove_tags)
         if not tokens:
             raise RecipeError(
                 f"{ref}: utterance {utt!r} has an empty reference, so its error rate "
                 "is undefined; drop it from both files"
             )
-        found = tokenize(hypotheses[utt], unit, remove_tags)
+        found = tokenize(normalize(hypotheses[utt]), unit, remove_tags)
         counts[utt] = error_counts(tokens, found)
         sclite[utt] = sclite_counts(tokens, found)
     return Score(counts, sclite, seed)
@@ -256,11 +257,17 @@ def read_pair(
     """Read two ``text`` files that hold the same utterances, in byte order of the ids.
 
     Raises:
-        RecipeError: A file is missing or empty, or an utterance is on one side only.
+        RecipeError: A file is missing or empty, has more columns than the two, or an
+            utterance is on one side only.
     """
     references, hypotheses = read_table(ref), read_table(hyp, made_by="decoding")
     if not references:
         raise RecipeError(f"{ref}: no utterances to score")
+    for path, table in ((ref, references), (hyp, hypotheses)):
+        more = next((utt for utt, text in table.items() if "\t" in text), None)
+        if more is not None or "utt_id" in table:
+            found = f"more than two columns ({more})" if more else "a header line"
+            raise RecipeError(f"{path}: found {found}, expected lines 'utt_id text'")
     for path, other, lost in (
         (hyp, ref, references.keys() - hypotheses.keys()),
         (ref, hyp, hypotheses.keys() - references.keys()),

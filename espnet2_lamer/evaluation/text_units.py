@@ -3,18 +3,28 @@
 import re
 import string
 import unicodedata
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import cache
 
 from espnet2_lamer.errors import RecipeError
 
 UNITS = ("char", "word", "pinyin", "jyutping", "phone", "bpe")
 #: Units whose text is the normalised transcript.
 PLAIN_UNITS = ("char", "word", "bpe")
-_ASCII_PUNCTUATION = frozenset(string.punctuation)
+#: Units of readings, and the languages that have them.
+READ_UNITS = {"pinyin": ("cmn", "yue"), "jyutping": ("yue",)}
 _DELETE_ASCII = str.maketrans("", "", string.punctuation)
 # What ML-SUPERB's multilingual script takes for a comment: from the first bracket to
 # the last one, unless a parenthesis is in between.
 _BRACKETED = re.compile(r"\[[^()]*\]")
+# In the names of characters that stand between words, as a space does elsewhere:
+# Ethiopic, Tibetan, and of old scripts.
+_SEPARATORS = ("WORDSPACE", "TSHEG", "WORD SEPARATOR", "WORD DIVIDER")
+# Without a width, though no format characters: variation selectors, joiner, fillers.
+_INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u3164\uffa0\u180b-\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]"
+)
 # Syllables may be written together when each has its tone digit.
 _PINYIN = re.compile(r"(?:[a-z]+[0-5])+|[a-z]+")
 
@@ -33,22 +43,39 @@ def default_unit(lang: str) -> str:
     return {"cmn": "pinyin", "yue": "jyutping"}.get(lang, "char")
 
 
+def unify_spelling(text: str) -> str:
+    """Give texts that look the same the same characters.
+
+    Forms of a character become one (Unicode's NFKC, unless that takes a letter apart as
+    Thai AM, or makes a space); what separates words becomes a space; what has no width
+    goes: zero-width and direction marks, soft hyphens, byte order marks.
+    """
+    return unicodedata.normalize("NFC", "".join(map(_form, text)))
+
+
+@cache
+def _form(char: str) -> str:
+    if char.isspace() or any(s in unicodedata.name(char, "") for s in _SEPARATORS):
+        return " "
+    if unicodedata.category(char) in ("Cf", "Cc") or _INVISIBLE.match(char):
+        return ""
+    form = unicodedata.normalize("NFKC", char)
+    apart = len(form) > 1 and unicodedata.category(form[0]) in ("Zs", "Mn")
+    return char if apart else form
+
+
 def normalize_text(text: str) -> str:
     """Normalise a transcript as ML-SUPERB does, without silent punctuation.
 
     ML-SUPERB deletes the characters of ``string.punctuation`` and upper-cases.
     It keeps punctuation outside ASCII; since that is as silent as a comma, every
-    character of a Unicode punctuation category, and the full-width form of an ASCII
-    punctuation character, is deleted here too (a stated departure). Spaces stay,
-    also between Chinese characters; runs of white space become one space.
+    character of a Unicode punctuation category is deleted here too, after
+    :func:`unify_spelling` (stated departures). Spaces stay, also between Chinese
+    characters; runs of white space become one space.
     """
-    kept = (
-        char
-        for char in text
-        if not unicodedata.category(char).startswith("P")
-        and unicodedata.normalize("NFKC", char) not in _ASCII_PUNCTUATION
-    )
-    return " ".join("".join(kept).upper().split())
+    kept = unify_spelling(text).translate(_DELETE_ASCII)
+    kept = "".join(c for c in kept if unicodedata.category(c)[0] != "P")
+    return " ".join(kept.upper().split())
 
 
 def official_text(text: str, brackets: bool = False) -> str:
@@ -87,8 +114,9 @@ def to_units(
         normalize: What is done to the transcript first.
 
     Tokens are separated by spaces. Those without a reading (Latin words in pinyin,
-    unknown characters) stay as they are; only ``pinyin`` drops bare numbers, as ESPnet
-    does.
+    unknown characters) stay as they are, see :func:`count_unread`; only ``pinyin``
+    drops bare numbers, as ESPnet does. Cantonese in simplified characters is read as
+    Hong Kong's.
 
     Raises:
         RecipeError: The unit does not exist or does not fit the language, or ``phone``
@@ -98,8 +126,8 @@ def to_units(
     if unit in PLAIN_UNITS:
         result = normalize(text)
     elif unit == "pinyin" and lang == "cmn" and romanisation:
-        result = _pinyin_from_syllables(romanisation)
-    elif unit == "pinyin" and lang in ("cmn", "yue"):
+        result = _pinyin_from_syllables(unify_spelling(romanisation))
+    elif unit == "pinyin" and lang in READ_UNITS[unit]:
         result = _pinyin_from_characters(normalize(text))
     elif unit == "jyutping" and lang == "yue":
         result = _jyutping(romanisation, normalize(text))
@@ -161,11 +189,8 @@ def _pinyin_from_syllables(romanisation: str) -> str:
 def _jyutping(syllables: str | None, text: str) -> str:
     import pycantonese
 
-    if not syllables:
-        read = pycantonese.characters_to_jyutping(text)
-        syllables = " ".join(reading or characters for characters, reading in read)
     tokens: list[str] = []
-    for token in syllables.split():
+    for token in (unify_spelling(syllables or "") or _cantonese_readings(text)).split():
         try:
             parsed = pycantonese.parse_jyutping(token.lower())
         except ValueError:
@@ -174,3 +199,37 @@ def _jyutping(syllables: str | None, text: str) -> str:
         for s in parsed:
             tokens += filter(None, (s.onset, s.nucleus + s.coda + s.tone))
     return " ".join(tokens)
+
+
+def _cantonese_readings(text: str) -> str:
+    from pycantonese import characters_to_jyutping
+
+    words = characters_to_jyutping(text)
+    unread = "".join(characters for characters, reading in words if not reading)
+    # The dictionary is of traditional characters; text that it reads stays as it is.
+    if not unread.isascii() and _simplified().convert(unread) != unread:
+        words = characters_to_jyutping(_simplified().convert(text))
+    readings = []
+    for characters, reading in words:
+        if not reading and not characters.isascii():
+            # One unknown character must not take down those beside it.
+            of_each = (characters_to_jyutping(char)[0] for char in characters)
+            reading = " ".join(found or char for char, found in of_each)
+        readings.append(reading or characters)
+    return " ".join(readings)
+
+
+@cache
+def _simplified():
+    import opencc
+
+    return opencc.OpenCC("s2hk")
+
+
+def count_unread(texts: Iterable[str]) -> tuple[int, Counter[str]]:
+    """Count the tokens of texts in pinyin or jyutping, and those without a reading.
+
+    Readings have small letters; what stays as it was written is upper-cased.
+    """
+    tokens = [token for text in texts for token in text.split()]
+    return len(tokens), Counter(token for token in tokens if token == token.upper())

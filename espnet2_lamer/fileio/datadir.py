@@ -11,8 +11,8 @@ from espnet2_lamer.fileio.text import read_text
 def read_table(path: str | Path, made_by: str = "") -> dict[str, str]:
     """Read ``key value...`` lines into a dict that keeps the file's order.
 
-    A line without a value gets the empty string. ``made_by`` is named in the error when
-    the file is missing, e.g. ``"labelling"``.
+    A tab may separate the two. A line without a value gets the empty string.
+    ``made_by`` is named in the error when the file is missing, e.g. ``"labelling"``.
 
     Raises:
         RecipeError: The file is missing, a line is empty or not UTF-8, or a key occurs
@@ -29,6 +29,8 @@ def read_table(path: str | Path, made_by: str = "") -> dict[str, str]:
                 return table
             raise RecipeError(f"{path}:{number}: empty line; remove it")
         key, _, value = line.strip().partition(" ")
+        if "\t" in key:
+            key, _, value = line.strip().partition("\t")
         if key in table:
             raise RecipeError(
                 f"{path}:{number}: utterance id {key!r} occurs twice; ids are unique"

@@ -21,6 +21,11 @@ def text_lines(path: str | Path) -> Iterator[tuple[int, str]]:
         for number, line in enumerate(handle, 1):
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
+            if b"\0" in line:
+                raise RecipeError(
+                    f"{path}:{number}: holds a zero byte, as UTF-16 does, expected "
+                    "UTF-8; convert the file, e.g. iconv -f UTF-16 -t UTF-8"
+                )
             try:
                 yield number, line.decode()
             except UnicodeDecodeError as error:

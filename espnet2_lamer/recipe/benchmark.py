@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from espnet2_lamer.evaluation import mlsuperb, paper_sets
+from espnet2_lamer.evaluation.benchmark_sets import missing_text
 from espnet2_lamer.evaluation.mlsuperb import FEW_SHOT, MONOLINGUAL, few_shot_utterances
 from espnet2_lamer.evaluation.runs import LID_UNIT, MIXED_TRACKS, Run
 from espnet2_lamer.evaluation.text_units import default_unit
@@ -54,6 +55,18 @@ def check_benchmark(options: Options) -> None:
 def eval_langs(options: Options) -> list[str]:
     """Return the languages that are evaluated."""
     return options.eval_langs or options.langs
+
+
+def without_text(options: Options) -> dict[str, str]:
+    """Return languages that have no heads with text, and the split that has none.
+
+    Benchmarks with data of their own have text.
+    """
+    if options.benchmark != "own":
+        return {}
+    places = (options.datadir, options.raw)
+    found = {lang: missing_text(places, lang) for lang in eval_langs(options)}
+    return {lang: split for lang, split in found.items() if split}
 
 
 def planned_tasks(options: Options, tracks: Sequence[str] | None = None) -> list[Task]:
@@ -151,7 +164,10 @@ def _mixed(
 
 
 def _own(options: Options, track: str, budget: str) -> list[Task]:
-    langs = eval_langs(options)
+    silent = without_text(options) if track != "lid" else {}
+    langs = [lang for lang in eval_langs(options) if lang not in silent]
+    if not langs:
+        return []
     size = "" if budget == "all" else f"_{budget}"
     parts = (f"train{size}", "dev", "test")
     sets = [[f"asr_{lang}_{part}" for lang in langs] for part in parts]

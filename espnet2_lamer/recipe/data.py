@@ -2,15 +2,21 @@
 
 import logging
 from dataclasses import fields
+from itertools import product
 
 from espnet2_lamer.data.corpora import CORPORA, MHUBERT147_AUDIO
 from espnet2_lamer.data.corpora.prepare import join_corpora, prepare
 from espnet2_lamer.data.manifest import prepare_manifest
 from espnet2_lamer.data.mini import build_mini
 from espnet2_lamer.data.selection import Selection, prepare_ssl_data
-from espnet2_lamer.data.sets import Utterance, remove_other_corpora
+from espnet2_lamer.data.sets import SPLITS, Utterance, remove_other_corpora
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.benchmark_sets import prepare_asr_data, write_budget
+from espnet2_lamer.evaluation.benchmark_sets import (
+    SPEECH_MINUTES,
+    prepare_asr_data,
+    source_dir,
+    write_budget,
+)
 from espnet2_lamer.evaluation.mlsuperb import (
     prepare_mlsuperb,
     read_transcript,
@@ -18,7 +24,8 @@ from espnet2_lamer.evaluation.mlsuperb import (
 )
 from espnet2_lamer.evaluation.paper_sets import prepare_paper_sets
 from espnet2_lamer.parallel import workers
-from espnet2_lamer.recipe.benchmark import eval_langs
+from espnet2_lamer.recipe.benchmark import eval_langs, without_text
+from espnet2_lamer.recipe.files import set_sources
 from espnet2_lamer.recipe.options import CommonOptions, Options
 
 
@@ -59,6 +66,39 @@ def prepare_corpus(options: CommonOptions) -> None:
             root = paths[CORPORA[corpus]]
             prepare(corpus, root, to, langs, options.max_missing, options.nj, **more)
         join_corpora(corpora, to, langs, seed)
+
+
+def prepare_speech(options: Options) -> None:
+    """Stage 1: the corpus, and whether later stages will find what they need."""
+    prepare_corpus(options)
+    check_evaluation(options)
+
+
+def check_evaluation(options: Options) -> None:
+    """Look for what stages 9 to 12 of this run read, before days of pretraining.
+
+    Raises:
+        RecipeError: A set is missing.
+    """
+    asked = {*range(options.stage, options.stop_stage + 1)} - {*options.skip_stages}
+    if asked.isdisjoint(range(9, 13)):
+        return
+    needed = set_sources(options)
+    try:
+        if options.benchmark == "own":
+            for lang, split in product(eval_langs(options), SPLITS):
+                needed.append(source_dir(options.datadir, split, lang) / "wav.scp")
+        if missing := [path for path in needed if not path.is_file()]:
+            raise RecipeError(f"{missing[0]}: file not found")
+    except RecipeError as error:
+        raise RecipeError(
+            f"{error}; stages 9 to 12 need it: add it, choose others with --eval_langs "
+            "or --benchmark, or end with --stop_stage 8"
+        ) from None
+    for lang, split in without_text(options).items():
+        text = "%s: no utterance of %s has text: it is left out of speech recognition; "
+        text += "identification takes up to %g minutes of it, without text"
+        logging.warning(text, lang, split, SPEECH_MINUTES["train"])
 
 
 def format_ssl(options: Options) -> None:
@@ -110,7 +150,8 @@ def format_evaluation(options: Options) -> None:
                 *where, budgets, seed=options.seed, lists_dir=lists, **audio
             )
         else:
-            prepare_asr_data(*where, seed=options.seed, **audio)
+            silent = without_text(options)
+            prepare_asr_data(*where, seed=options.seed, speech_only=silent, **audio)
             for budget in options.budgets:
                 for lang in langs if budget != "all" else ():
                     train = options.raw / f"asr_{lang}_train"

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from espnet2_lamer.data.sets import SPLITS
 from espnet2_lamer.evaluation.mlsuperb import scan_tree
 from espnet2_lamer.recipe.benchmark import (
     adapter_files,
@@ -88,10 +89,22 @@ def set_sources(options: Options) -> list[Path]:
     return [*sorted(lists), *prepared]
 
 
+def own_texts(options: Options) -> list[Path]:
+    """What of one's own data is recognised, beside the speech that is trained on."""
+    langs = eval_langs(options) if options.benchmark == "own" else []
+    sets = [f"{kind}{s}_{x}" for x in langs for s in SPLITS for kind in ("asr_", "")]
+    names = ("wav.scp", "text", "romanisation", "utt2spk", "phones.ctm")
+    known = {*corpus_sets(options)}
+    return [p for p in below(options.datadir, sets, names) if p not in known]
+
+
 def eval_sets(options: Options) -> list[Path]:
     """Sets of the benchmark."""
-    names = ("wav.scp", "text", "text.char", "utt2lang", "set.json")
-    return below(options.raw, planned_sets(options), names)
+    sets = planned_sets(options)
+    texts = below(options.raw, sets, ("text", "text.char"))
+    needed = below(options.raw, sets, ("wav.scp", "utt2lang", "set.json"))
+    # Where speech has no text, there is none.
+    return with_those_there(needed, texts)
 
 
 def heads(options: Options, tracks: Sequence[str] | None = None) -> list[Path]:

@@ -20,6 +20,7 @@ from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.layers import parameter_report, parse_allocation
 from espnet2_lamer.layers.apportion import apportion
 from espnet2_lamer.recipe.analysis import by_language, draw, read_speech
+from espnet2_lamer.recipe.data import check_evaluation
 from espnet2_lamer.recipe.declaration import as_arguments, data_arguments
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.settle import (
@@ -117,6 +118,12 @@ def _data_options(
         shapes = (stats / "speech_shape", stats / "text_shape")
         command += data_arguments(part, data, shapes)
     return command
+
+
+def pretrain(options: Options) -> None:
+    """Stage 7, if what the stages after it read is there."""
+    check_evaluation(options)
+    continue_pretraining(options)
 
 
 def continue_pretraining(options: Options) -> None:

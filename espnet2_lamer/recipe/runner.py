@@ -127,6 +127,8 @@ class Runner:
                     f"found; {hint}"
                 )
             inputs[str(path)] = self.hashes(path)
+        added = filter(Path.is_file, stage.added(self.options))
+        inputs |= {str(path): self.hashes(path) for path in added}
         options = {name: getattr(self.options, name) for name in stage.options}
         # As it will be read back: paths as text, tuples as lists.
         text = json.dumps({"options": options, "inputs": inputs}, default=str)
@@ -149,6 +151,7 @@ class Runner:
         if state is None:
             logging.info("%s: starts", label)
         else:
+            self._fill_in(stage, state, fingerprint["inputs"])
             changes = _changes(state["fingerprint"], fingerprint)
             done = state["status"] == "done"
             damage = self._differing(state["outputs"]) if done else {}
@@ -192,6 +195,14 @@ class Runner:
         self.hashes.save()
         logging.info("%s: done in %.1f s", label, seconds)
         return seconds
+
+    def _fill_in(self, stage: Stage, state: dict, inputs: dict[str, str]) -> None:
+        """Add to an earlier version's record what that version did not look at."""
+        known = state["fingerprint"]["inputs"]
+        added = {str(path) for path in stage.added(self.options)} & inputs.keys()
+        if added and added.isdisjoint(known):
+            known |= {path: inputs[path] for path in added}
+            write_json(self._state_file(stage), state)
 
     def _warn_outdated(self, stage: Stage) -> None:
         state = _read_json(self._state_file(stage))

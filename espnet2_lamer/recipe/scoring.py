@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from espnet2_lamer.evaluation.benchmark_sets import SPEECH_MINUTES
 from espnet2_lamer.evaluation.downstream import HeadOptions, train_head
 from espnet2_lamer.evaluation.head_decoding import decode_run
 from espnet2_lamer.evaluation.plots import write_plots
@@ -21,14 +22,16 @@ from espnet2_lamer.evaluation.results import (
 )
 from espnet2_lamer.evaluation.runs import TARGETS, Rate, Run, choose_rates
 from espnet2_lamer.evaluation.scored_runs import (
+    ScoredTest,
     fill_results,
     language_table,
     score_run,
     superb_table,
 )
+from espnet2_lamer.evaluation.set_table import set_table
 from espnet2_lamer.metrics.measure import Measure
 from espnet2_lamer.parallel import run_each
-from espnet2_lamer.recipe.benchmark import planned_runs
+from espnet2_lamer.recipe.benchmark import planned_runs, without_text
 from espnet2_lamer.recipe.options import CommonOptions, Options
 from espnet2_lamer.recipe.upstreams import upstream_specs
 
@@ -82,6 +85,7 @@ def score(options: Options) -> None:
     systems = {s.system: s.description for s in upstream_specs(options).values()}
     baselines = options.baselines or [n for n in ("random", "base") if n in systems]
     tables = [language_table(tests, baselines, options.seed), superb_table(tests)]
+    tables.append(_set_table(options, tests))
     tables = [table for table in tables if table is not None] + _rate_table(rates)
     parameters = {}
     if "lamer" in options.upstreams:
@@ -187,6 +191,17 @@ def _pretraining_tables(options: Options) -> list[MeasureTable]:
     return [table for table in tables if table.rows]
 
 
+def _set_table(options: Options, tests: Sequence[ScoredTest]) -> MeasureTable | None:
+    sets = {}
+    for test in tests:
+        run, task = test.run, test.task
+        names = run.train_sets, run.tests[task.test]
+        train, tested = ([options.raw / name for name in of] for of in names)
+        label = " ".join(filter(None, (run.track, task.test, task.train)))
+        sets[label] = train, tested, run.unit
+    return set_table(sets, [options.raw / "ssl_train"])
+
+
 def data_notes(options: CommonOptions) -> list[str]:
     """Return the caveats that follow from the corpus."""
     if options.corpus == "mini":
@@ -200,6 +215,13 @@ def data_notes(options: CommonOptions) -> list[str]:
 
 def _notes(options: Options, runs: Sequence[Run]) -> list[str]:
     notes = data_notes(options)
+    with_text = " and ".join(track for track in options.tracks if track != "lid")
+    for lang, split in without_text(options).items() if with_text else ():
+        notes.append(
+            f"{lang} is left out of {with_text}: no utterance of its {split} set has "
+            f"text. Identification (lid) takes up to {SPEECH_MINUTES['train']:g} "
+            "minutes of its speech."
+        )
     if any(run.track == "lid" for run in runs):
         notes.append(
             "LID is scored twice: by the language tag with the highest CTC "
@@ -207,9 +229,10 @@ def _notes(options: Options, runs: Sequence[Run]) -> list[str]:
             "hypothesis, in which a head trained for minutes seldom dares to emit one."
         )
     seeds = ", ".join(str(seed) for seed in sorted({run.seed for run in runs}))
+    heads = f"Heads were trained with seed {seeds}" if runs else "There are no heads"
     notes.append(
-        f"Heads were trained with seed {seeds}; the pretraining is one run, so its own "
-        "run-to-run noise is in no interval."
+        f"{heads}; the pretraining is one run, so its own run-to-run noise is in no "
+        "interval."
     )
     return notes
 

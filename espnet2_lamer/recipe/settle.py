@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.text_units import UNITS, default_unit
+from espnet2_lamer.evaluation.text_units import READ_UNITS, UNITS, default_unit
 from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.trust import (
     S3PRL_PREFIX,
@@ -71,6 +71,8 @@ def _units(options: Options) -> dict[str, str]:
                 f"LANG=UNIT with LANG one of {' '.join(units)} and UNIT one of "
                 f"{' '.join(UNITS)}",
             )
+        if lang not in READ_UNITS.get(unit, [lang]):
+            raise refused("units", repr(f"{lang}={unit}"), f"a unit that fits {lang}")
         units[lang] = unit
     return units
 

@@ -72,6 +72,8 @@ class Stage:
         run: Does the work, or returns the commands that do; called again after a kill,
             it goes on.
         inputs: Files it reads; their content is part of what "unchanged" means.
+        added: Inputs that records of earlier versions lack: taken for unchanged there,
+            and filled in. Those that do not exist are none.
         outputs: Files that exist when it is done.
         keep: Directories whose content is moved aside, never overwritten, when the
             stage runs with other inputs than before.
@@ -88,6 +90,7 @@ class Stage:
     depends_on: str
     run: Work
     inputs: Callable[[Options], list[Path]] = lambda options: []
+    added: Callable[[Options], list[Path]] = lambda options: []
     outputs: Callable[[Options], list[Path]] = lambda options: []
     keep: Callable[[Options], list[Path]] = lambda options: []
     variant: Callable[[Options], str] = lambda options: ""

@@ -9,6 +9,7 @@ from espnet2_lamer.data.manifest import prepare_manifest, read_folder, read_mani
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table
 
+SIZES = {"train": 8, "dev": 1, "test": 1}
 _HEADER = "utt_id\tpath\tlang\tsplit\ttext\tspeaker\tromanisation\tsource"
 
 
@@ -86,15 +87,39 @@ def test_rows_without_split_are_divided_80_10_10_by_hash(manifest, tmp_path):
     assert read_table(tmp_path / "data/test_eng/wav.scp") != test
 
 
-def test_utterances_without_text_join_pretraining_and_are_counted(manifest, tmp_path):
+def test_what_was_tested_before_and_is_trained_on_now_is_counted(
+    manifest, tmp_path, caplog
+):
+    lines = [_row(f"u{n}", split="", speaker=f"s{n}", text=f"{n}") for n in range(30)]
+    path = manifest(*lines)
+    prepare_manifest(path, tmp_path / "data")
+    prepare_manifest(path, tmp_path / "data")
+    assert "in train now" not in caplog.text
+    prepare_manifest(path, tmp_path / "data", seed=1)
+    assert "3 utterances that were in test are in train now" in caplog.text
+
+
+def test_a_given_split_that_flatters_is_kept_and_said(manifest, tmp_path, caplog):
+    path = manifest(
+        *(_row(f"a{n}", text=f"{n}", speaker=f"s{n}") for n in range(4)),
+        _row("b0", split="test", text="0.", speaker="s9"),
+        _row("b1", split="test", text="9", speaker="s1"),
+    )
+    stats = prepare_manifest(path, tmp_path / "data")
+    assert stats["sets"] == {"train_eng": 4, "test_eng": 2}
+    assert stats["test_in_train"] == {"eng": {"speakers": 50, "sentences": 50}}
+    assert "eng: train has 50 % of the speakers of the test set" in caplog.text
+
+
+def test_utterances_without_text_keep_their_split_and_are_counted(manifest, tmp_path):
     path = manifest(
         _row("a", text=""), _row("b", split="test", text=""), _row("c", split="test")
     )
     stats = prepare_manifest(path, tmp_path / "data")
     assert stats["no_text"] == {"eng": 2}
-    assert stats["no_text_moved_from_test_to_train"] == 1
-    assert list(read_table(tmp_path / "data/train_eng/wav.scp")) == ["a", "b"]
-    assert list(read_table(tmp_path / "data/test_eng/wav.scp")) == ["c"]
+    assert list(read_table(tmp_path / "data/train_eng/wav.scp")) == ["a"]
+    assert list(read_table(tmp_path / "data/test_eng/wav.scp")) == ["b", "c"]
+    assert list(read_table(tmp_path / "data/test_eng/text")) == ["c"]
 
 
 def test_languages_and_sources_can_be_left_out_and_are_counted(manifest, tmp_path):
@@ -227,12 +252,13 @@ def test_a_folder_per_language_is_a_corpus(tmp_path):
     assert Counter(row.lang for row in rows) == {"eng": 10, "yue": 10}
     assert rows[10].utt_id == "yue_anna_lee-0"
     assert rows[10].speaker == "yue_anna_lee"
-    assert rows[0].speaker == "eng_unknown"
+    assert rows[0].speaker == ""
     stats = prepare_manifest(root, tmp_path / "data")
-    # No text at all: what would be test is pretraining data.
-    assert stats["sets"] == {
-        **{"train_eng": 9, "dev_eng": 1, "train_yue": 9, "dev_yue": 1}
-    }
+    # Language identification is tested without text, too.
+    sets = {f"{s}_{x}": n for s, n in SIZES.items() for x in ("eng", "yue")}
+    assert stats["sets"] == sets
+    assert stats["kept_apart"]["yue"] == {"test": "utterances", "dev": "utterances"}
+    assert stats["test_in_train"] == {"yue": {"speakers": 100}}
 
 
 def test_folders_that_are_no_corpus_are_refused(tmp_path):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.evaluation import benchmark_sets
 from espnet2_lamer.evaluation.benchmark_sets import prepare_asr_data
 from espnet2_lamer.fileio.datadir import read_table, write_table
 
@@ -91,10 +92,42 @@ def test_a_missing_set_is_named(make_set, tmp_path):
         _prepare(tmp_path)
 
 
-def test_a_transcript_without_units_is_named(make_set, tmp_path):
+def test_transcripts_without_units_are_dropped_and_counted(make_set, tmp_path):
+    _make(make_set, "cmn", ["42", "四十二", "42"])
+    write_table(tmp_path / "data/dev_cmn/romanisation", {"cmn_dev_002": "si4"})
+    report = _prepare(tmp_path, ["cmn"])["languages"]["cmn"]
+    assert [report[split]["no_text"] for split in ("train", "dev")] == [2, 1]
     _make(make_set, "cmn", ["42"])
-    with pytest.raises(RecipeError, match="train_cmn/text: cmn_train_000: .*42"):
+    with pytest.raises(RecipeError, match="train_cmn/text: none of 1 cmn utterances"):
         _prepare(tmp_path, ["cmn"])
+
+
+def test_tokens_without_a_reading_are_warned_about_by_set(make_set, tmp_path, caplog):
+    _make(make_set, "cmn", ["老师" * 10, "老师" * 10 + "KTV"])
+    make_set("test", "cmn", [3.0], ["老师"])
+    _prepare(tmp_path, ["cmn"])
+    text = "asr_cmn_train: 1 of 81 tokens (1.2 %) have no reading in pinyin"
+    assert text in caplog.text and "KTV" in caplog.text
+    assert "asr_cmn_test" not in caplog.text
+
+
+def test_speech_without_text_makes_sets_of_limited_length(
+    make_set, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(benchmark_sets.SPEECH_MINUTES, "train", 0.1)
+    _make(make_set, "eng", ["one"] * 5)
+    _make(make_set, "cmn", [""] * 5)
+    (tmp_path / "audio/cmn_train_000.flac").write_bytes(b"")
+    report = _prepare(tmp_path, ["eng", "cmn"], speech_only=["cmn"])["languages"]
+    assert report["cmn"]["unit"] == "lang"
+    assert [report["cmn"][s]["utterances"] for s in ("train", "dev")] == [2, 5]
+    train = tmp_path / "dump/raw/asr_cmn_train"
+    assert json.loads((train / "set.json").read_text())["unit"] == "lang"
+    assert not (train / "text").exists() and not (train / "text.char").exists()
+    assert set(read_table(train / "utt2lang").values()) == {"cmn"}
+    # A budget of it is one, too.
+    benchmark_sets.write_budget(train, "10min", 0)
+    assert read_table(f"{train}_10min/wav.scp") == read_table(train / "wav.scp")
 
 
 def test_bad_audio_is_left_out_counted_and_listed_until_it_is_too_much(

@@ -5,7 +5,14 @@ import random
 import pytest
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.text_units import default_unit, normalize_text, to_units
+from espnet2_lamer.evaluation.text_units import (
+    count_unread,
+    default_unit,
+    normalize_text,
+    official_text,
+    to_units,
+    unify_spelling,
+)
 
 # The finals of the Hanyu Pinyin scheme as they are spelled with no initial
 # (GB/T 16159), against the strict final they stand for.
@@ -42,7 +49,7 @@ def test_default_units_are_pinyin_for_mandarin_jyutping_for_cantonese_else_char(
     [
         ("Don't stop,  well-known!", "DONT STOP WELLKNOWN"),
         ("“你好”，世界！ 再见…", "你好世界 再见"),
-        ("１～２　ｄ＋", "１２ Ｄ"),
+        ("１～２　ｄ＋", "12 D"),
         ("straße\t5°", "STRASSE 5°"),
     ],
 )
@@ -52,6 +59,41 @@ def test_normalised_text_has_no_punctuation_of_any_script_and_is_upper_case(
     assert normalize_text(text) == expected
     assert to_units(text, "char", "eng") == expected
     assert to_units(text, "word", "eng") == expected
+
+
+FORMS = {
+    "composed": ("CAFÉ ガ 각 Ё ắ", "CAFE\u0301 カ\u3099 각 Е\u0308 a\u0306\u0301"),
+    "width": ("OK 20 ガ", "ＯＫ　２０ ｶﾞ"),
+    "presentation": ("لا fi 15 豈", "ﻻ ﬁ ⑮ \uf900"),
+    "invisible": (
+        "ab 我愛 می‌خواهم",
+        "\ufeffa\u200b\u00adb \u202a我\u2060愛\ufe0f\u200f\u2066 می\u200c\u200cخواهم",
+    ),
+    "control": ("a b", "a\t\x07b\x00"),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_texts_that_look_the_same_are_the_same(name):
+    for normalize in (normalize_text, unify_spelling):
+        one, other = map(normalize, FORMS[name])
+        assert one == other
+        assert normalize(one) == one
+    # The benchmark's own rule is left alone.
+    assert len({official_text(text) for text in FORMS[name]}) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("ང་ལ་མ", 3), ("ሰላም፡ዓለም", 2), ("𐎠𐏐𐎡", 2), ("a\u00a0b\u3000c", 3)],
+)
+def test_what_separates_words_in_other_scripts_still_does(text, words):
+    assert len(normalize_text(text).split()) == words
+
+
+@pytest.mark.parametrize("text", ["น้ำ", "ນ້ຳ", "हिन्दी", "A´", "5°"])
+def test_no_letter_is_taken_apart(text):
+    assert normalize_text(text) == text
 
 
 @pytest.mark.parametrize(("spelling", "final"), ZERO_INITIAL.items())
@@ -95,9 +137,35 @@ def test_jyutping_splits_into_onset_and_final_with_tone():
 
 
 def test_jyutping_from_characters_keeps_what_has_no_reading():
-    assert to_units("我去食飯，𠮶", "jyutping", "yue") == (
-        "ng o5 h eoi3 s ik6 f aan6 𠮶"
+    # The unknown character stands in one word with a known one.
+    assert to_units("我去食飯𪜶食", "jyutping", "yue") == (
+        "ng o5 h eoi3 s ik6 f aan6 𪜶 s ik6"
     )
+
+
+@pytest.mark.parametrize(
+    ("simplified", "traditional"),
+    [
+        ("我好钟意食饭", "我好鍾意食飯"),
+        ("听日会落雨", "聽日會落雨"),
+        ("我哋一齐去学习广东话", "我哋一齊去學習廣東話"),
+        ("边个话俾你听㗎", "邊個話俾你聽㗎"),
+        # Where two characters became one, the words beside it decide.
+        ("里面仲有边个呢", "裏面仲有邊個呢"),
+    ],
+)
+def test_simplified_cantonese_is_read_as_traditional(simplified, traditional):
+    units = to_units(simplified, "jyutping", "yue")
+    assert units == to_units(traditional, "jyutping", "yue")
+    assert count_unread([units]) == (len(units.split()), {})
+
+
+def test_tokens_without_a_reading_are_counted_by_what_they_are():
+    texts = [
+        to_units("用KTV食飯２０", "jyutping", "yue"),
+        to_units("𪜶", "pinyin", "cmn"),
+    ]
+    assert count_unread(texts) == (9, {"KTV": 1, "20": 1, "𪜶": 1})
 
 
 def test_cantonese_in_pinyin_takes_mandarin_readings_not_the_jyutping_given():

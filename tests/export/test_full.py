@@ -9,6 +9,7 @@ import yaml
 
 import espnet2_lamer
 from espnet2_lamer.convert.packed import unpack_model
+from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.export.zoo import pack_model
 
 ARCHITECTURE = {
@@ -79,7 +80,10 @@ def test_the_base_travels_in_the_zip(experiment, tmp_path):
 
     directory, expected = experiment
     output = tmp_path / "ssl.zip"
-    main(["--task=ssl", f"--experiment={directory}", f"--output={output}"])
+    with pytest.raises(RecipeError, match="--task: found asr, but .* of task ssl"):
+        main(["--task=asr", f"--experiment={directory}", f"--output={output}"])
+    # What an experiment is, it says itself.
+    main([f"--experiment={directory}", f"--output={output}"])
     shutil.rmtree(tmp_path / "base")
     shutil.rmtree(directory)
     files = unpack_model(output, tmp_path / "cache")

@@ -31,6 +31,7 @@ def options_of(root, **changes):
     values = {field.name: None for field in dataclasses.fields(Options)}
     values |= {
         "expdir": root / "exp",
+        "datadir": root / "data",
         "dumpdir": root / "dump",
         "replay_langs": ["eng"],
         "new_langs": ["cmn", "yue"],

@@ -360,3 +360,25 @@ def test_the_recipes_stages_read_only_what_earlier_ones_make(
         outputs = stage.outputs(options)
         assert not made & set(outputs), f"{stage.title} writes what another one made"
         made |= set(outputs)
+
+
+def test_inputs_that_an_older_record_lacks_are_filled_in_and_then_watched(
+    tmp_path, caplog
+):
+    caplog.set_level("INFO")
+    recipe, text = Recipe(tmp_path), tmp_path / "text"
+    stage = recipe.stage(0, "sets", "", "a", "b")
+    later = tmp_path / "later"
+    watched = dataclasses.replace(stage, added=lambda o: [text, later])
+    options = make_options(tmp_path)
+    text.write_text("one")
+    Runner([stage], options).run()
+    Runner([watched], options).run()
+    assert recipe.ran == [0] and "done, nothing changed" in caplog.text
+    text.write_text("another")
+    Runner([watched], options).run()
+    assert recipe.ran == [0, 0] and f"runs again: {text} changed" in caplog.text
+    # Of a record that has some, others are news.
+    later.write_text("x")
+    Runner([watched], options).run()
+    assert recipe.ran == [0, 0, 0]

@@ -28,6 +28,7 @@ def make(tmp_path):
             "ssl_tag": "",
             "control": True,
             "expdir": tmp_path / "exp",
+            "datadir": tmp_path / "data",
             "dumpdir": tmp_path / "dump",
             "replay_langs": ["eng"],
             "new_langs": ["cmn"],

@@ -21,6 +21,7 @@ from espnet2_lamer.evaluation.scoring import (
     score_files,
     utterance_rates,
 )
+from espnet2_lamer.evaluation.set_table import set_table
 from espnet2_lamer.evaluation.text_units import NoUnitsError, normalize_text, to_units
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
@@ -162,12 +163,17 @@ def tabulate(options: WhisperOptions) -> None:
     chosen = {run: {options.seed: lid} for run, lid in found.items() if lid is not None}
     lid = Task("lid", " ".join(options.langs), "language")
     baselines = [name for name in _BASELINES if name in runs]
+    folders = {
+        lang: [[options.set_dir(lang, split)] for split in ("train", "test")]
+        for lang in options.langs
+    }
+    known = set_table({lang: (*pair, "char") for lang, pair in folders.items()})
     results = Results(
         systems=runs,
         baselines=baselines,
         recognition=recognition,
         identification={lid: chosen} if chosen else {},
-        tables=_over_languages(options, runs, baselines),
+        tables=_over_languages(options, runs, baselines) + ([known] if known else []),
         parameters=_costs(options, systems),
         environment=describe_environment(),
         notes=_notes(options),
