@@ -1,12 +1,12 @@
 """Formatting: data directories whose audio is 16 kHz mono and 2-30 s long."""
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from espnet2_lamer.constants import SAMPLE_RATE
-from espnet2_lamer.data.audio import Audio, SkippedAudio, prepare_audio
+from espnet2_lamer.constants import RECEPTIVE_FIELD, SAMPLE_RATE
+from espnet2_lamer.data.audio import CHANGES, Audio, SkippedAudio, prepare_audio
 from espnet2_lamer.data.audio_fingerprint import Fingerprint
 from espnet2_lamer.data.sets import read_if_there, write_tables
 from espnet2_lamer.errors import RecipeError
@@ -16,8 +16,7 @@ from espnet2_lamer.fileio.text import text_lines
 
 _TABLES = ("wav.scp", "utt2spk", "utt2lang", "utt2num_samples")
 _OPTIONAL_TABLES = ("text", "romanisation", "utt2source")
-_CHANGES = ("resampled", "downmixed", "decoded")
-_COUNTS = ("utterances", "dropped_short", "dropped_long", *_CHANGES)
+_COUNTS = ("utterances", "dropped_short", "dropped_long", *CHANGES)
 #: Corpus of utterances that ``utt2source`` does not name.
 UNNAMED = "-"
 
@@ -75,7 +74,8 @@ class FormattedSet:
         for lang, counts in sorted(self.report.items()):
             logging.info(
                 "%s %s: %d utterances, %.2f h; dropped %d too short, %d too long; "
-                "converted: %d resampled, %d to mono, %d decoded",
+                "converted: %d resampled, %d to mono, %d decoded, %d from floats of an "
+                "integer's size, %d by one channel since their average cancels",
                 name,
                 lang,
                 counts["utterances"],
@@ -99,7 +99,8 @@ def collect_set(
     Durations are those of the originals; both limits are kept, as in mHuBERT-147
     (2 <= seconds <= 30). Converted files go to ``<audio_dir>/<name of the data dir>/``.
     ``keep`` tells which utterances to take (None: all); ``skipped`` gets those with
-    unusable audio (None: they are an error).
+    unusable audio (None: they are an error), and lists those that are shorter than one
+    frame of the network, which are left out whatever ``min_s`` is.
 
     Raises:
         RecipeError: Unusable audio, an utterance id in two data directories, a missing
@@ -121,9 +122,11 @@ def collect_set(
                 f"of wav.scp, first {missing[0]!r}"
             )
         target = Path(audio_dir) / data_dir.name
-        found = prepare_audio(wavs, wav_scp, target, nj, skipped, fingerprints)
+        options = nj, skipped, fingerprints, (min_s, max_s)
+        found = prepare_audio(wavs, wav_scp, target, *options)
         for utt, audio in found.items():
             _add(result, utt, audio, utt2lang[utt], min_s, max_s)
+        _name_shortest(found, wavs, wav_scp, min_s, skipped)
         usable = dict.fromkeys(u for u in found if u in result.tables["wav.scp"])
         for name in ("utt2spk", *_OPTIONAL_TABLES):
             table = read_if_there(data_dir / name)
@@ -165,12 +168,13 @@ def _add(
     """Count an utterance, and take it in where its length is usable."""
     empty = {**dict.fromkeys(_COUNTS, 0), "hours": 0.0}
     counts = result.report.setdefault(lang, empty)
-    if not min_s <= audio.seconds <= max_s:
-        counts["dropped_short" if audio.seconds < min_s else "dropped_long"] += 1
+    long = audio.seconds > max_s
+    if long or audio.seconds < min_s or audio.num_samples < RECEPTIVE_FIELD:
+        counts["dropped_long" if long else "dropped_short"] += 1
         return
     counts["utterances"] += 1
     counts["hours"] += audio.num_samples / SAMPLE_RATE / 3600
-    for name in _CHANGES:
+    for name in CHANGES:
         counts[name] += getattr(audio, name)
     result.tables["wav.scp"][utt] = audio.path
     result.tables["utt2num_samples"][utt] = str(audio.num_samples)
@@ -179,3 +183,25 @@ def _add(
     result.tables["utt2spk"][utt] = utt
     if audio.fingerprint is not None:
         result.fingerprints[utt] = audio.fingerprint
+
+
+def _name_shortest(
+    found: Mapping[str, Audio],
+    wavs: Mapping[str, str],
+    wav_scp: Path,
+    min_s: float,
+    skipped: SkippedAudio | None,
+) -> None:
+    """Name what the user's limit would let pass, but no network can hear."""
+    shortest = {
+        utt: audio.num_samples
+        for utt, audio in found.items()
+        if audio.seconds >= min_s and 0 < audio.num_samples < RECEPTIVE_FIELD
+    }
+    if not shortest:
+        return
+    one = f"one frame ({RECEPTIVE_FIELD} samples at 16 kHz)"
+    text = "%s: %d clips are shorter than %s and left out, first %s"
+    logging.warning(text, wav_scp, len(shortest), one, next(iter(shortest)))
+    for utt, samples in shortest.items() if skipped else ():
+        skipped.note(wav_scp, utt, wavs[utt], f"shorter than {one}: {samples}")
