@@ -17,18 +17,16 @@ from espnet2_lamer.constants import RECEPTIVE_FIELD, SAMPLE_RATE
 from espnet2_lamer.data.audio_decoding import (
     Source,
     Unusable,
-    decode,
     duration,
-    full_scale,
     open_audio,
 )
 from espnet2_lamer.data.audio_fingerprint import QUERY_STEP, Fingerprint, fingerprint
+from espnet2_lamer.data.usable import FLOATS, changes_by_header, usable_speech
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path, write_text
 from espnet2_lamer.fileio.hashing import sha256_value
 from espnet2_lamer.fileio.system import check_space
 
-_KEPT_AS_THEY_ARE = ("WAV", "WAVEX", "RF64", "FLAC")
 # Headers read before a set is converted, and the least that a second of speech takes:
 # a third of its 16-bit samples.
 _SOME = 200
@@ -36,14 +34,9 @@ _FLAC_BYTES_PER_SECOND = 2 * SAMPLE_RATE / 3
 # A process pays from this many files on: its start takes as long as reading them.
 _FILES_PER_PROCESS = 500
 _BATCH = 16
-# Half a step of 16 bits: quieter files are all zeros when they are converted.
-_SILENCE = 2.0**-16
-# Average channels have this share of the power that independent ones would have there.
-_CANCELLED = 0.5
-#: What may be done to a file.
-CHANGES = ("resampled", "downmixed", "decoded", "rescaled", "one_channel")
 # Raised when files are checked in another way: those converted before are made anew.
-_VERSION = 3
+_VERSION = 2
+_VERSION_OFFLOATS_AND_CHANNELS = 3
 _LISTED = 10
 # In a smaller set one file is a tenth of the data or more.
 _ONE_IS_FINE_FROM = 10
@@ -278,17 +271,24 @@ def _prepare(
         if seconds and not limits[0] <= seconds <= limits[1]:
             return Audio(path, 0, seconds)
         mono = None
-        known, changes = _already_converted(path, converted), _changes(source)
+        changes = changes_by_header(source)
+        known = _already_converted(path, source, converted)
         if known is None:
             mono, changes = usable_speech(source)
             samples = len(mono)
             if samples < RECEPTIVE_FIELD:
                 return Audio(path, samples, seconds)
             if any(changes.values()):
-                _write(mono, path, converted, changes)
+                more = (
+                    x
+                    for x in changes
+                    if changes[x] and x not in changes_by_header(source)
+                )
+                comment = " ".join([_origin(path, source), *more])
+                _write(mono, path, converted, comment)
         else:
-            samples, made_by = known
-            changes |= dict.fromkeys(made_by, True)
+            samples, more = known
+            changes |= dict.fromkeys(more, True)
     if fingerprints and mono is None:
         mono = read_16k(converted.as_posix())
     return Audio(
@@ -300,57 +300,6 @@ def _prepare(
     )
 
 
-def usable_speech(
-    source: Source, check: bool = True
-) -> tuple[np.ndarray, dict[str, bool]]:
-    """Return a file as float32 ``[samples]`` at 16 kHz, mono, and what was changed.
-
-    This is what is speech, for stage 2 and for ``bin.extract``. Floats as large as
-    integers are divided by these integers' full scale. Channels are averaged; where the
-    average has less than half the power that independent channels would leave, they
-    cancel (opposite phase), and the one with the most power is used. ``check`` is that
-    of :func:`~espnet2_lamer.data.audio_decoding.decode`; changes are :data:`CHANGES`.
-
-    Raises:
-        Unusable: As ``decode``; absurd samples, silence.
-    """
-    samples, rate = decode(source, check), source.file.samplerate
-    changes = dict.fromkeys(CHANGES, False)
-    if source.file.subtype in ("FLOAT", "DOUBLE"):
-        scale = full_scale(samples)
-        changes["rescaled"] = scale != 1
-        samples = samples / np.float32(scale) if changes["rescaled"] else samples
-    mono, channels = samples[:, 0], samples.shape[1]
-    if channels > 1:
-        mono = samples.mean(axis=1, dtype=np.float32)
-        power = samples.var(axis=0, dtype=np.float64)
-        expected = power.sum() / channels**2
-        if mono.var(dtype=np.float64) < _CANCELLED * expected:
-            mono, changes["one_channel"] = samples[:, int(power.argmax())], True
-    if float(np.ptp(mono)) < _SILENCE:
-        raise Unusable("silent: all samples are zero or the same")
-    changes |= _changes(source)
-    if rate != SAMPLE_RATE:
-        import soxr
-
-        mono = soxr.resample(mono, rate, SAMPLE_RATE)
-    if mono.size == 0:
-        raise Unusable("no samples left at 16 kHz (zero length)")
-    peak = float(np.abs(mono).max()) if any(changes.values()) else 0.0
-    # The low-pass of resampling can overshoot; 16-bit files would clip it.
-    return (mono * (0.999 / peak) if peak > 0.999 else mono), changes
-
-
-def _changes(source: Source) -> dict[str, bool]:
-    """What the header asks for."""
-    file = source.file
-    return {
-        "resampled": file.samplerate != SAMPLE_RATE,
-        "downmixed": file.channels > 1,
-        "decoded": source.frames is None or file.format not in _KEPT_AS_THEY_ARE,
-    }
-
-
 def _check_room(
     wavs: Mapping[str, str], audio_dir: Path, limits: tuple[float, float]
 ) -> None:
@@ -359,9 +308,9 @@ def _check_room(
     some = list(wavs)[:: max(1, len(wavs) // _SOME)]
     for utt in some:
         with suppress(Unusable), open_audio(wavs[utt]) as source:
-            change = any(_changes(source).values())
+            change = any(changes_by_header(source).values())
             converted = audio_dir / f"{utt}.flac"
-            if change and _already_converted(wavs[utt], converted) is None:
+            if change and _already_converted(wavs[utt], source, converted) is None:
                 length = duration(source)
                 seconds += length if limits[0] <= length <= limits[1] else 0
     needed = seconds * _FLAC_BYTES_PER_SECOND * len(wavs) / max(1, len(some))
@@ -369,14 +318,19 @@ def _check_room(
     check_space(audio_dir, needed, "files at 16 kHz, by estimate,", way_out)
 
 
-def _origin(path: str) -> str:
+def _origin(path: str, source: Source) -> str:
+    file, version = source.file, _VERSION
+    if file.channels > 1 or file.subtype in FLOATS:
+        version = _VERSION_OFFLOATS_AND_CHANNELS
     # Without the folder, so that a corpus that moved gives the same bytes.
-    described = [_VERSION, os.path.basename(path), os.stat(path).st_size]
+    described = [version, os.path.basename(path), os.stat(path).st_size]
     return sha256_value(described)[:16]
 
 
-def _already_converted(path: str, converted: Path) -> tuple[int, list[str]] | None:
-    """Samples of what was made from this file before, and what was changed then."""
+def _already_converted(
+    path: str, source: Source, converted: Path
+) -> tuple[int, list[str]] | None:
+    """Samples of what was made before, and changes that the header does not tell."""
     import soundfile
 
     try:
@@ -384,7 +338,7 @@ def _already_converted(path: str, converted: Path) -> tuple[int, list[str]] | No
             return None
         with soundfile.SoundFile(converted) as known:
             origin, *changes = known.comment.split()
-            return (known.frames, changes) if origin == _origin(path) else None
+            return (known.frames, changes) if origin == _origin(path, source) else None
     except (OSError, RuntimeError, ValueError):
         return None
 
@@ -407,12 +361,9 @@ def write_flac(path: Path, samples: np.ndarray, comment: str = "") -> None:
     path.write_bytes(content.getvalue())
 
 
-def _write(
-    samples: np.ndarray, path: str, converted: Path, changes: Mapping[str, bool]
-) -> None:
-    made_by = " ".join(name for name, changed in changes.items() if changed)
+def _write(samples: np.ndarray, path: str, converted: Path, comment: str) -> None:
     with atomic_path(converted) as temporary:
-        write_flac(temporary, samples, f"{_origin(path)} {made_by}")
+        write_flac(temporary, samples, comment)
         # The original's time marks what the file was made from.
         stat = os.stat(path)
         os.utime(temporary, ns=(stat.st_atime_ns, stat.st_mtime_ns))

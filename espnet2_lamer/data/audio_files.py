@@ -8,33 +8,31 @@ EXTENSIONS = tuple(
     ".caf .sph .nist .voc".split()
 )
 _CONVERT = "which libsndfile does not decode; convert it, e.g. ffmpeg -i FILE FILE.flac"
-_UNPACK = "unpack it first"
 # Where in a file, which bytes, and what begins so.
 _KINDS = (
-    (
-        0,
-        b"version https://git-lfs",
-        "a git-lfs pointer instead of the file; run git lfs pull in its repository",
-    ),
-    (
-        0,
-        b"/annex/objects/",
-        "a git-annex pointer instead of the file; run git annex get",
-    ),
+    (0, b"version https://git-lfs", "a git-lfs pointer; run git lfs pull"),
+    (0, b"/annex/objects/", "a git-annex pointer; run git annex get"),
     (0, b"\0\5\x16\7", "the companion of a file copied from a Mac, without sound"),
-    (0, b"\0\5\x16\0", "the companion of a file copied from a Mac, without sound"),
-    (0, b"PK\3\4", f"a zip archive; {_UNPACK}"),
-    (0, b"\x1f\x8b", f"a gzip archive; {_UNPACK}"),
-    (0, b"BZh", f"a bzip2 archive; {_UNPACK}"),
-    (0, b"\xfd7zXZ", f"an xz archive; {_UNPACK}"),
-    (257, b"ustar", f"a tar archive; {_UNPACK}"),
-    (4, b"ftyp", f"MP4 (AAC, ALAC), {_CONVERT}"),
-    (0, b"\x1aE\xdf\xa3", f"Matroska or WebM, {_CONVERT}"),
-    (0, b"0&\xb2u", f"Windows Media, {_CONVERT}"),
-    (0, b"#!AMR", f"AMR, {_CONVERT}"),
-    (0, b"\xff\xf1", f"AAC, {_CONVERT}"),
-    (0, b"wvpk", f"WavPack, {_CONVERT}"),
-    (0, b"MAC ", f"Monkey's Audio, {_CONVERT}"),
+    *(
+        (at, magic, f"a {name} archive; unpack it first")
+        for name, at, magic in (
+            ("zip", 0, b"PK\3\4"),
+            ("gzip", 0, b"\x1f\x8b"),
+            ("bzip2", 0, b"BZh"),
+            ("tar", 257, b"ustar"),
+        )
+    ),
+    *(
+        (at, magic, f"{name}, {_CONVERT}")
+        for name, at, magic in (
+            ("MP4 (AAC, ALAC)", 4, b"ftyp"),
+            ("Matroska or WebM", 0, b"\x1aE\xdf\xa3"),
+            ("Windows Media", 0, b"0&\xb2u"),
+            ("AMR", 0, b"#!AMR"),
+            ("AAC", 0, b"\xff\xf1"),
+            ("WavPack", 0, b"wvpk"),
+        )
+    ),
 )
 
 

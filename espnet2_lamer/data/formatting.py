@@ -1,14 +1,15 @@
 """Formatting: data directories whose audio is 16 kHz mono and 2-30 s long."""
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from espnet2_lamer.constants import RECEPTIVE_FIELD, SAMPLE_RATE
-from espnet2_lamer.data.audio import CHANGES, Audio, SkippedAudio, prepare_audio
+from espnet2_lamer.data.audio import Audio, SkippedAudio, prepare_audio
 from espnet2_lamer.data.audio_fingerprint import Fingerprint
 from espnet2_lamer.data.sets import read_if_there, write_tables
+from espnet2_lamer.data.usable import CHANGES
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_dir
 from espnet2_lamer.fileio.datadir import read_table
@@ -126,7 +127,15 @@ def collect_set(
         found = prepare_audio(wavs, wav_scp, target, *options)
         for utt, audio in found.items():
             _add(result, utt, audio, utt2lang[utt], min_s, max_s)
-        _name_shortest(found, wavs, wav_scp, min_s, skipped)
+        # The user's limit would let them pass, but no network can hear them.
+        brief = [u for u in found if 0 < found[u].num_samples < RECEPTIVE_FIELD]
+        if brief:
+            one = f"one frame ({RECEPTIVE_FIELD} samples at 16 kHz)"
+            text = "%s: %d clips are shorter than %s and left out, first %s"
+            logging.warning(text, wav_scp, len(brief), one, brief[0])
+        for utt in brief if skipped else ():
+            why = f"shorter than {one}: {found[utt].num_samples}"
+            skipped.note(wav_scp, utt, wavs[utt], why)
         usable = dict.fromkeys(u for u in found if u in result.tables["wav.scp"])
         for name in ("utt2spk", *_OPTIONAL_TABLES):
             table = read_if_there(data_dir / name)
@@ -183,25 +192,3 @@ def _add(
     result.tables["utt2spk"][utt] = utt
     if audio.fingerprint is not None:
         result.fingerprints[utt] = audio.fingerprint
-
-
-def _name_shortest(
-    found: Mapping[str, Audio],
-    wavs: Mapping[str, str],
-    wav_scp: Path,
-    min_s: float,
-    skipped: SkippedAudio | None,
-) -> None:
-    """Name what the user's limit would let pass, but no network can hear."""
-    shortest = {
-        utt: audio.num_samples
-        for utt, audio in found.items()
-        if audio.seconds >= min_s and 0 < audio.num_samples < RECEPTIVE_FIELD
-    }
-    if not shortest:
-        return
-    one = f"one frame ({RECEPTIVE_FIELD} samples at 16 kHz)"
-    text = "%s: %d clips are shorter than %s and left out, first %s"
-    logging.warning(text, wav_scp, len(shortest), one, next(iter(shortest)))
-    for utt, samples in shortest.items() if skipped else ():
-        skipped.note(wav_scp, utt, wavs[utt], f"shorter than {one}: {samples}")

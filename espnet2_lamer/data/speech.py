@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from espnet2_lamer.constants import SAMPLE_RATE
-from espnet2_lamer.data.audio import file_seconds, usable_speech
+from espnet2_lamer.data.audio import file_seconds
 from espnet2_lamer.data.audio_decoding import Unusable, open_audio
+from espnet2_lamer.data.usable import usable_speech
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table
 

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from espnet2_lamer.asr.frontend.states import selected_states
 from espnet2_lamer.constants import RECEPTIVE_FIELD
-from espnet2_lamer.data.audio import usable_speech
 from espnet2_lamer.data.audio_decoding import Unusable, open_audio
+from espnet2_lamer.data.usable import usable_speech
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path, write_text
 
@@ -70,7 +70,10 @@ def read_waveform(path: str) -> np.ndarray:
     with open_audio(path) as source:
         wave, changes = usable_speech(source)
     if changes["one_channel"]:
-        text = "%s: its channels cancel (opposite phase); the strongest alone is used"
+        text = (
+            "%s: averaged, its channels cancel (opposite phase); the strongest alone "
+        )
+        text += "is used"
         logging.warning(text, path)
     if changes["rescaled"]:
         logging.warning("%s: floats of an integer's size, scaled down", path)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from espnet2_lamer.data import audio
+from espnet2_lamer.data import audio, usable
 from espnet2_lamer.data.audio import prepare_audio
 from espnet2_lamer.data.audio_decoding import Unusable
 from espnet2_lamer.data.audio_files import EXTENSIONS, is_companion, is_hidden
@@ -152,9 +152,9 @@ def test_what_is_too_long_by_its_header_is_not_decoded(
     path = audio_file(tmp_path / f"a{suffix}", 40.0, 44100)
     short = audio_file(tmp_path / f"b{suffix}", 3.0, 44100)
     decoded = []
-    decode = audio.decode
+    decode = usable.decode
     monkeypatch.setattr(
-        audio, "decode", lambda source, *a: decoded.append(1) or decode(source, *a)
+        usable, "decode", lambda source, *a: decoded.append(1) or decode(source, *a)
     )
     asked = []
     monkeypatch.setattr(

@@ -178,4 +178,4 @@ def test_what_stage_2_refuses_has_no_features_and_what_it_changes_is_said(
     main([*audio, name, "--layer=1", f"--output={output}"])
     with np.load(output) as found:
         assert np.array_equal(found["opposite"], found["long"])
-    assert "opposite.wav: its channels cancel (opposite phase)" in caplog.text
+    assert "opposite.wav: averaged, its channels cancel (opposite phase)" in caplog.text
