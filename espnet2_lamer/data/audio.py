@@ -270,9 +270,10 @@ def _prepare(
         seconds = file_seconds(utt, path) if unknown else duration(source)
         if seconds and not limits[0] <= seconds <= limits[1]:
             return Audio(path, 0, seconds)
-        mono = None
+        mono = known = None
         changes = changes_by_header(source)
-        known = _already_converted(path, source, converted)
+        if any(changes.values()) or source.file.subtype in FLOATS:
+            known = _already_converted(path, source, converted)
         if known is None:
             mono, changes = usable_speech(source)
             samples = len(mono)
