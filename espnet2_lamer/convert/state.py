@@ -58,6 +58,7 @@ def renamed(key: str, names: Names) -> str | None:
 
 def _rename(state: Any, names: Names, source: object) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
+    used = {}
     for key, value in _named_tensors(state, source):
         name = renamed(key, names)
         if name is None:
@@ -70,7 +71,8 @@ def _rename(state: Any, names: Names, source: object) -> dict[str, Tensor]:
             name = name.replace(legacy, current)
         if name in tensors:
             raise RecipeError(f"{source}: {key}: found twice, as {name}")
-        tensors[name] = value.detach()
+        tensors[name] = used[key] = value.detach()
+    check_finite(used, source)
     return tensors
 
 
@@ -133,4 +135,19 @@ def check_fit(
         raise RecipeError(
             f"{source}: the checkpoint does not fit the model: "
             f"{'; '.join(problems[:8])}{more}"
+        )
+
+
+def check_finite(state: Mapping[str, Tensor], source: object) -> None:
+    """Refuse tensors that hold NaN or infinity: all that is made with them would."""
+    wrong = [
+        key
+        for key, value in state.items()
+        if value.is_floating_point() and not value.isfinite().all()
+    ]
+    if wrong:
+        raise RecipeError(
+            f"{source}: {len(wrong)} of {len(state)} tensors hold NaN or infinite "
+            f"values, e.g. {wrong[0]}; the file is damaged, or its conversion (to half "
+            "precision) failed: fetch or convert it again"
         )

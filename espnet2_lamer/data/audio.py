@@ -7,28 +7,26 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from espnet2_lamer.constants import SAMPLE_RATE
+from espnet2_lamer.constants import RECEPTIVE_FIELD, SAMPLE_RATE
 from espnet2_lamer.data.audio_decoding import (
     Source,
     Unusable,
-    decode,
     duration,
     open_audio,
 )
 from espnet2_lamer.data.audio_fingerprint import QUERY_STEP, Fingerprint, fingerprint
+from espnet2_lamer.data.usable import FLOATS, changes_by_header, usable_speech
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path, write_text
 from espnet2_lamer.fileio.hashing import sha256_value
 from espnet2_lamer.fileio.system import check_space
 
-#: What libsndfile decodes and the recipe accepts.
-EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
-_KEPT_AS_THEY_ARE = ("WAV", "WAVEX", "RF64", "FLAC")
 # Headers read before a set is converted, and the least that a second of speech takes:
 # a third of its 16-bit samples.
 _SOME = 200
@@ -36,10 +34,9 @@ _FLAC_BYTES_PER_SECOND = 2 * SAMPLE_RATE / 3
 # A process pays from this many files on: its start takes as long as reading them.
 _FILES_PER_PROCESS = 500
 _BATCH = 16
-# Half a step of 16 bits: quieter files are all zeros when they are converted.
-_SILENCE = 2.0**-16
 # Raised when files are checked in another way: those converted before are made anew.
 _VERSION = 2
+_VERSION_OFFLOATS_AND_CHANNELS = 3
 _LISTED = 10
 # In a smaller set one file is a tenth of the data or more.
 _ONE_IS_FINE_FROM = 10
@@ -52,10 +49,12 @@ class Audio:
     path: str  # 16 kHz mono; the original if it is a WAV or FLAC file of that kind
     num_samples: int  # at 16 kHz
     seconds: float  # of the original, which is what limits refer to
-    fingerprint: Fingerprint | None  # to look it up in others, if asked for
-    resampled: bool
-    downmixed: bool  # had more than one channel
-    decoded: bool  # was neither WAV nor FLAC
+    fingerprint: Fingerprint | None = None  # to look it up in others, if asked for
+    resampled: bool = False
+    downmixed: bool = False  # had more than one channel
+    decoded: bool = False  # was neither WAV nor FLAC, or did not say its length
+    rescaled: bool = False  # floats of an integer's size
+    one_channel: bool = False  # of several, whose average cancels
 
 
 def allowed_bad(files: int, percent: float) -> int:
@@ -95,6 +94,7 @@ class SkippedAudio:
         self.report = Path(report)
         self.max_percent = max_percent
         self._rows: list[tuple[str, str, str, str]] = []
+        self._noted: list[tuple[str, str, str, str]] = []
         self._files: Counter[str] = Counter()
 
     def add(
@@ -120,6 +120,14 @@ class SkippedAudio:
             )
             _refuse(wav_scp, wavs, problems, more)
 
+    def note(self, wav_scp: str | Path, utt: str, path: str, why: str) -> None:
+        """List what a rule leaves out, which is not the file's fault."""
+        self._noted.append((Path(wav_scp).parent.name, utt, path, why))
+
+    def reasons(self, name: str) -> dict[str, str]:
+        """Return utterance id to reason of a set."""
+        return {utt: why for of, utt, _, why in self._rows if of == name}
+
     @property
     def counts(self) -> Counter[str]:
         """Skipped utterances by set."""
@@ -129,7 +137,9 @@ class SkippedAudio:
         """Write the report and log the counts."""
         lines = [
             "\t".join(" ".join(value.splitlines()) for value in row) + "\n"
-            for row in sorted(self._rows, key=lambda row: [v.encode() for v in row])
+            for row in sorted(
+                [*self._rows, *self._noted], key=lambda row: [v.encode() for v in row]
+            )
         ]
         write_text(self.report, "set\tutt_id\tpath\treason\n" + "".join(lines))
         text = "%s: %d of %d utterances skipped because their audio cannot be used, "
@@ -145,21 +155,24 @@ def prepare_audio(
     nj: int = 1,
     skipped: SkippedAudio | None = None,
     fingerprints: bool = False,
+    limits: tuple[float, float] = (0.0, inf),
 ) -> dict[str, Audio]:
     """Check every file to its last sample and convert those that need it.
 
-    Files of another rate, with more channels or in another format than WAV or FLAC
-    become ``<audio_dir>/<utt>.flac`` (16 kHz, mono, 16 bit), each written by rename;
-    one that was converted from the same file before is kept. ``wavs`` are all or some
-    lines of ``wav_scp``. Unusable ones go to ``skipped`` and are left out.
+    Files that :func:`usable_speech` changes become ``<audio_dir>/<utt>.flac`` (16 kHz,
+    mono, 16 bit), each written by rename; one that was converted from the same file
+    before is kept. ``wavs`` are all or some lines of ``wav_scp``. Unusable ones go to
+    ``skipped`` and are left out. Those whose headers say that they are outside
+    ``limits``, in seconds, are not decoded; neither they nor what is shorter than a
+    frame is converted.
 
     Raises:
-        RecipeError: Files are missing, empty, truncated, not audio, silent, hold NaN,
-            or are not what their headers say (see ``audio_decoding.decode``): any
-            without ``skipped``, too many with it.
+        RecipeError: Files are missing, empty, truncated, not audio, silent, hold NaN or
+            absurd samples, or are not what their headers say (see
+            ``audio_decoding.decode``): any without ``skipped``, too many with it.
     """
-    _check_room(wavs, Path(audio_dir))
-    options = str(audio_dir), fingerprints
+    _check_room(wavs, Path(audio_dir), limits)
+    options = str(audio_dir), fingerprints, limits
     prepared = over_files(_prepare, wavs, nj, "check audio", *options)
     return _checked(prepared, wavs, wav_scp, skipped)
 
@@ -181,13 +194,13 @@ def header_seconds(
 
 
 def read_16k(path: str) -> np.ndarray:
-    """Return a whole file as float32 ``[samples]`` at 16 kHz, mono, hardly checked.
+    """Return a whole file as :func:`usable_speech` does, hardly checked.
 
     Raises:
         Unusable: It cannot be read, or holds NaN.
     """
     with open_audio(path) as source:
-        return _to_16k_mono(decode(source, check=False), source.file.samplerate)
+        return usable_speech(source, check=False)[0]
 
 
 def over_files(
@@ -243,87 +256,91 @@ def file_seconds(utt: str, path: str) -> float:
         return duration(source)
 
 
-def _prepare(utt: str, path: str, audio_dir: str, fingerprints: bool) -> Audio:
+def _prepare(
+    utt: str,
+    path: str,
+    audio_dir: str,
+    fingerprints: bool,
+    limits: tuple[float, float],
+) -> Audio:
     converted = Path(audio_dir) / f"{utt}.flac"
     with open_audio(path) as source:
-        rate, changes = source.file.samplerate, _changes(source)
-        change = any(changes.values())
-        known = _already_converted(path, converted) if change else None
+        unknown = source.frames is None
+        # Counting reads the file, and there is no way back.
+        seconds = file_seconds(utt, path) if unknown else duration(source)
+        if seconds and not limits[0] <= seconds <= limits[1]:
+            return Audio(path, 0, seconds)
+        mono = known = None
+        changes = changes_by_header(source)
+        if any(changes.values()) or source.file.subtype in FLOATS:
+            known = _already_converted(path, source, converted)
         if known is None:
-            samples = decode(source)
-            seconds = (source.frames or len(samples)) / rate
+            mono, changes = usable_speech(source)
+            samples = len(mono)
+            if samples < RECEPTIVE_FIELD:
+                return Audio(path, samples, seconds)
+            if any(changes.values()):
+                more = (
+                    x
+                    for x in changes
+                    if changes[x] and x not in changes_by_header(source)
+                )
+                comment = " ".join([_origin(path, source), *more])
+                _write(mono, path, converted, comment)
         else:
-            seconds = duration(source)
-    if known is None:
-        mono = _to_16k_mono(samples, rate)
-        known = len(mono)
-        if change:
-            _write(mono, path, converted)
-    elif fingerprints:
+            samples, more = known
+            changes |= dict.fromkeys(more, True)
+    if fingerprints and mono is None:
         mono = read_16k(converted.as_posix())
     return Audio(
-        converted.as_posix() if change else path,
-        known,
+        converted.as_posix() if any(changes.values()) else path,
+        samples,
         seconds,
         fingerprint(mono, QUERY_STEP) if fingerprints else None,
         **changes,
     )
 
 
-def _changes(source: Source) -> dict[str, bool]:
-    return {
-        "resampled": source.file.samplerate != SAMPLE_RATE,
-        "downmixed": source.file.channels > 1,
-        "decoded": source.file.format not in _KEPT_AS_THEY_ARE,
-    }
-
-
-def _check_room(wavs: Mapping[str, str], audio_dir: Path) -> None:
+def _check_room(
+    wavs: Mapping[str, str], audio_dir: Path, limits: tuple[float, float]
+) -> None:
     """Refuse to convert what the disk cannot hold; some files tell how much it is."""
     seconds = 0.0
     some = list(wavs)[:: max(1, len(wavs) // _SOME)]
     for utt in some:
         with suppress(Unusable), open_audio(wavs[utt]) as source:
-            change = any(_changes(source).values())
+            change = any(changes_by_header(source).values())
             converted = audio_dir / f"{utt}.flac"
-            if change and _already_converted(wavs[utt], converted) is None:
-                seconds += duration(source)
+            if change and _already_converted(wavs[utt], source, converted) is None:
+                length = duration(source)
+                seconds += length if limits[0] <= length <= limits[1] else 0
     needed = seconds * _FLAC_BYTES_PER_SECOND * len(wavs) / max(1, len(some))
     way_out = "name another folder with --dumpdir"
     check_space(audio_dir, needed, "files at 16 kHz, by estimate,", way_out)
 
 
-def _to_16k_mono(samples: np.ndarray, rate: int) -> np.ndarray:
-    channels = samples.shape[1]
-    mono = samples[:, 0] if channels == 1 else samples.mean(axis=1, dtype=np.float32)
-    if rate != SAMPLE_RATE:
-        import soxr
-
-        mono = soxr.resample(mono, rate, SAMPLE_RATE)
-    if mono.size == 0:
-        raise Unusable("no samples left at 16 kHz (zero length)")
-    if float(np.ptp(mono)) < _SILENCE:
-        raise Unusable("silent: all samples are zero or the same")
-    # The low-pass of resampling can overshoot; 16-bit files would clip it.
-    peak = float(np.abs(mono).max())
-    return mono * (0.999 / peak) if peak > 0.999 else mono
-
-
-def _origin(path: str) -> str:
+def _origin(path: str, source: Source) -> str:
+    file, version = source.file, _VERSION
+    if file.channels > 1 or file.subtype in FLOATS:
+        version = _VERSION_OFFLOATS_AND_CHANNELS
     # Without the folder, so that a corpus that moved gives the same bytes.
-    described = [_VERSION, os.path.basename(path), os.stat(path).st_size]
+    described = [version, os.path.basename(path), os.stat(path).st_size]
     return sha256_value(described)[:16]
 
 
-def _already_converted(path: str, converted: Path) -> int | None:
+def _already_converted(
+    path: str, source: Source, converted: Path
+) -> tuple[int, list[str]] | None:
+    """Samples of what was made before, and changes that the header does not tell."""
     import soundfile
 
     try:
         if os.stat(converted).st_mtime_ns != os.stat(path).st_mtime_ns:
             return None
         with soundfile.SoundFile(converted) as known:
-            return known.frames if known.comment == _origin(path) else None
-    except (OSError, RuntimeError):
+            origin, *changes = known.comment.split()
+            return (known.frames, changes) if origin == _origin(path, source) else None
+    except (OSError, RuntimeError, ValueError):
         return None
 
 
@@ -345,9 +362,9 @@ def write_flac(path: Path, samples: np.ndarray, comment: str = "") -> None:
     path.write_bytes(content.getvalue())
 
 
-def _write(samples: np.ndarray, path: str, converted: Path) -> None:
+def _write(samples: np.ndarray, path: str, converted: Path, comment: str) -> None:
     with atomic_path(converted) as temporary:
-        write_flac(temporary, samples, _origin(path))
+        write_flac(temporary, samples, comment)
         # The original's time marks what the file was made from.
         stat = os.stat(path)
         os.utime(temporary, ns=(stat.st_atime_ns, stat.st_mtime_ns))

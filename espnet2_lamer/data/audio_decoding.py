@@ -8,10 +8,13 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from espnet2_lamer.data.audio_files import what_it_is
+from espnet2_lamer.data.mp3 import scan, with_length
 
 # libsndfile gives a length near 2^63 where a stream does not say it.
 _UNKNOWN = 1 << 48
@@ -19,14 +22,12 @@ _UNKNOWN = 1 << 48
 _BLOCK = 1 << 24
 # One MPEG frame: encoders count their frames in two ways.
 _MP3_SLACK = 1152
-# Layer III bit rates in kbit/s by index, and sampling rates (ISO/IEC 11172-3, 13818-3).
-_KBITS_MPEG1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
-_KBITS_MPEG2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
-_HERTZ = (44100, 48000, 32000)
-# Version bits: 3 is MPEG-1; 2 halves the sampling rate, 0 (MPEG-2.5) quarters it.
-_DIVISORS = {3: 1, 2: 2, 0: 4}
-_TAGS = (b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"ID3")
-_MOST_PADDING = 4096
+# Floats above are no hot recording; full scales of integers that were stored as floats,
+# which resampling may have taken beyond; and how far speech is above its usual level.
+_LOUDEST = 16.0
+_FULL_SCALES = (2.0**15, 2.0**23, 2.0**31)
+_OVERSHOOT = 1.5
+_CREST = 1000.0
 
 
 class Unusable(Exception):
@@ -58,10 +59,16 @@ def open_audio(path: str) -> Iterator[Source]:
         raise Unusable("file not found") from None
     if size == 0:
         raise Unusable("empty file (0 bytes)")
+    # MPEG decoders search what is no audio for frames, and may find some.
+    if Path(path).suffix.lower() == ".mp3" and (found := what_it_is(path)):
+        raise Unusable(f"not readable as audio: {found}")
     try:
         file = soundfile.SoundFile(path)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise Unusable(f"not readable as audio ({error})") from None
+    except (OSError, RuntimeError, ValueError):
+        # What libsndfile says of MPEG without frames is that there is no file.
+        found = what_it_is(path)
+        more = f": {found}" if found else ""
+        raise Unusable(f"not readable as audio{more}") from None
     with file:
         frames = file.frames if file.frames < _UNKNOWN else None
         if file.format == "MP3":
@@ -91,7 +98,9 @@ def _compare_lengths(stated: int, samples: int) -> None:
 
 def duration(source: Source) -> float:
     """Return the length in seconds; the file is read where its container is silent."""
-    frames = len(_read(source)) if source.frames is None else source.frames
+    frames = source.frames
+    if frames is None:
+        frames = sum(map(len, _blocks(source)))
     return frames / source.file.samplerate
 
 
@@ -99,10 +108,10 @@ def decode(source: Source, check: bool = True) -> np.ndarray:
     """Return all samples, float32 ``[frames, channels]``, after checking the file.
 
     Found are: fewer samples than the container promises (all formats), more (WAV with
-    bytes after its samples that are no chunk; FLAC by its MD5; MP3, see :func:`scan`),
-    missing or damaged pages (Ogg), damaged FLAC frames, NaN and infinite samples. Not
-    found are changed samples and a wrong sampling rate of a WAV file, which has no
-    checksum, and what :func:`scan` cannot see.
+    bytes after its samples that are no chunk; FLAC by its MD5; MP3, see
+    :func:`~espnet2_lamer.data.mp3.scan`), missing or damaged pages (Ogg), damaged FLAC
+    frames, NaN and infinite samples. Not found are changed samples and a wrong sampling
+    rate of a WAV file, which has no checksum, and what ``scan`` cannot see.
 
     Without ``check`` only what libsndfile and NaN show.
 
@@ -114,7 +123,8 @@ def decode(source: Source, check: bool = True) -> np.ndarray:
         _check_wav(path)
     elif check and kind == "OGG":
         _check_ogg(path)
-    samples = _read(source)
+    blocks = [*_blocks(source)]
+    samples = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
     slack = _MP3_SLACK if kind == "MP3" else 0
     if source.frames is not None and len(samples) < source.frames - slack:
         raise Unusable(
@@ -132,21 +142,45 @@ def decode(source: Source, check: bool = True) -> np.ndarray:
     return samples
 
 
-def _read(source: Source) -> np.ndarray:
-    file, blocks = source.file, []
+def _blocks(source: Source) -> Iterator[np.ndarray]:
+    """Yield all samples; the last block of a file of unknown length is empty."""
+    file = source.file
     # The MD5 of FLAC is that of the integers.
     whole = (file.format, file.subtype) == ("FLAC", "PCM_16")
     dtype = "int16" if whole else "float32"
-    try:
-        if source.frames is not None and source.frames <= _BLOCK:
-            return file.read(dtype=dtype, always_2d=True)
+    known = source.frames is not None and source.frames <= _BLOCK
+    if not known:
         # soundfile seeks after each read, which fails where the length is unknown.
         file.seekable = lambda: False
-        while len(block := file.read(_BLOCK, dtype=dtype, always_2d=True)):
-            blocks.append(block)
+    try:
+        while True:
+            size = -1 if known else _BLOCK
+            block = file.read(size, dtype=dtype, always_2d=True)
+            yield block
+            if known or not len(block):
+                return
     except (OSError, RuntimeError, ValueError) as error:
         raise Unusable(f"truncated or damaged ({error})") from None
-    return np.concatenate(blocks or [np.empty((0, 1), dtype)])
+
+
+def full_scale(samples: np.ndarray) -> float:
+    """Return what to divide floats by: 1, or the full scale of integers among them.
+
+    Raises:
+        Unusable: They are too large for either, or a few stand far above the others.
+    """
+    levels = np.abs(samples)
+    peak = float(levels.max())
+    if peak <= _LOUDEST:
+        return 1.0
+    usual = float(np.quantile(levels, 0.99))
+    for scale in _FULL_SCALES:
+        if peak <= _OVERSHOOT * scale and 1 <= usual and peak <= _CREST * usual:
+            return scale
+    raise Unusable(
+        f"absurd samples: the largest is {peak:.3g} where 1 is full scale, and 99 % "
+        f"are below {usual:.3g}; damaged, or not of the type that its header says"
+    )
 
 
 def _check_wav(path: str) -> None:
@@ -241,159 +275,3 @@ def _check_flac(path: str, samples: np.ndarray) -> None:
             "header lies about the length, or samples are damaged: the MD5 of the "
             f"{len(samples)} samples is another than the header's"
         )
-
-
-@dataclass(frozen=True)
-class Mp3:
-    """What the frames of an MP3 file say."""
-
-    start: int  # byte of the first frame with audio
-    frames: int  # whole frames with audio
-    samples: int  # in these, per channel
-    # Of these, what the header says the encoder added (its delay, and padding at the
-    # end); decoders leave it out.
-    trimmed: int
-    stated: int | None  # frames by the Xing, Info or VBRI header, if there is one
-    varying: bool  # the bit rate changes
-    problem: str  # why the file cannot be whole, or empty
-
-
-class _Frame(NamedTuple):
-    size: int  # bytes
-    kind: tuple[int, int]  # version and sampling rate: the same in a whole stream
-    bit_rate: int
-    side: int  # bytes of side information
-
-
-def scan(data: bytes) -> Mp3 | None:
-    """Walk over the frames of a layer III stream.
-
-    Seen: a last frame that is cut, bytes between frames that belong to none, and a
-    header whose count is not that of the frames. One more or less is let pass, since
-    some programs count the header's own frame. Not seen: a stream without such a header
-    that was cut exactly between two frames, and damage that leaves the four bytes at
-    the start of each frame alone.
-
-    Returns:
-        None where frames cannot be walked (other layers, free format).
-    """
-    position = _skip_id3(data)
-    position += len(data[position:]) - len(data[position:].lstrip(b"\0"))
-    head = data[position : position + 4]
-    first = _frame(head)
-    if first is None:
-        if len(head) == 4 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0:
-            return None
-        problem = "damaged: no MPEG frame at the start"
-        return Mp3(position, 0, 0, 0, None, False, problem)
-    stated, trimmed = _header(data[position : position + first.size], first.side)
-    if stated is not None:
-        position += first.size
-        # A program that could not go back to fill it in left 0.
-        stated = stated or None
-    start, frames, bit_rates = position, 0, set()
-    while (frame := _frame(data[position : position + 4])) and frame.kind == first.kind:
-        if position + frame.size > len(data):
-            break
-        position += frame.size
-        frames += 1
-        bit_rates.add(frame.bit_rate)
-    samples = frames * (1152 if first.kind[0] == 3 else 576)
-    varying, problem = len(bit_rates) > 1, _problem(data[position:], frames, stated)
-    return Mp3(start, frames, samples, trimmed, stated, varying, problem)
-
-
-def with_length(data: bytes, stream: Mp3) -> bytes:
-    """Return the stream with a Xing header that states the number of its frames.
-
-    libsndfile takes the length of a stream without one from its size and the bit rate
-    of its first frame, and reads no further, which cuts a stream of varying bit rate.
-    With the header it leaves out the decoder's delay, 529 samples at the start.
-    """
-    header = struct.unpack(">I", data[stream.start : stream.start + 4])[0]
-    # No checksum, no padding, and the lowest bit rate whose frame has room.
-    header = (header | 1 << 16) & ~(1 << 9) & ~(15 << 12)
-    for index in range(1, 15):
-        head = struct.pack(">I", header | index << 12)
-        frame = _frame(head)
-        xing = struct.pack(">4sII", b"Xing", 1, stream.frames)
-        body = head + bytes(frame.side) + xing
-        if len(body) <= frame.size:
-            break
-    return body.ljust(frame.size, b"\0") + data[stream.start :]
-
-
-def _skip_id3(data: bytes) -> int:
-    position = 0
-    while data[position : position + 3] == b"ID3" and len(data) >= position + 10:
-        size = 0
-        for byte in data[position + 6 : position + 10]:
-            size = size << 7 | byte & 127
-        position += 10 + size + (10 if data[position + 5] & 16 else 0)
-    return position
-
-
-@lru_cache(4096)
-def _frame(head: bytes) -> _Frame | None:
-    # 11 bits of sync, then two of version and two of layer (01 is III).
-    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:
-        return None
-    version, bit_rate, rate = head[1] >> 3 & 3, head[2] >> 4, head[2] >> 2 & 3
-    if version not in _DIVISORS or bit_rate in (0, 15) or rate == 3:
-        return None
-    hertz = _HERTZ[rate] // _DIVISORS[version]
-    mono = head[3] >> 6 == 3
-    if version == 3:
-        size, side = 144 * 1000 * _KBITS_MPEG1[bit_rate] // hertz, 17 if mono else 32
-    else:
-        size, side = 72 * 1000 * _KBITS_MPEG2[bit_rate] // hertz, 9 if mono else 17
-    return _Frame(size + (head[2] >> 1 & 1), (version, rate), bit_rate, side)
-
-
-def _header(frame: bytes, side: int) -> tuple[int | None, int]:
-    """Return the number of frames and of samples to leave out by a header.
-
-    The first is 0 where the header says none, and None where the frame is no header.
-    """
-    # A checksum of two bytes may stand between the frame's header and the rest.
-    for at in (4 + side, 6 + side):
-        if frame[at : at + 4] in (b"Xing", b"Info"):
-            flags, count = struct.unpack(">II", frame[at + 4 : at + 12])
-            # Frames, bytes, table of contents and quality, where flagged; then LAME's
-            # extension with delay and padding.
-            sizes = enumerate((4, 4, 100, 4))
-            at += 8 + sum(size for bit, size in sizes if flags >> bit & 1)
-            added = int.from_bytes(frame[at + 21 : at + 24], "big")
-            return count if flags & 1 else 0, (added >> 12) + (added & 0xFFF)
-    if frame[36:40] == b"VBRI":
-        return struct.unpack(">I", frame[50:54])[0], 0
-    return None, 0
-
-
-def _problem(rest: bytes, frames: int, stated: int | None) -> str:
-    if stated is not None and abs(frames - stated) > 1:
-        cut = "truncated or damaged"
-        relation = cut if frames < stated else "lies about its length"
-        return f"{relation}: header promises {stated} MPEG frames, {frames} there"
-    complete = stated is not None and frames >= stated
-    if complete or not rest or rest.startswith(_TAGS):
-        return ""
-    if _frame(rest[:4]) is not None:
-        return "truncated: the last MPEG frame is cut"
-    if _goes_on(rest):
-        return f"damaged: MPEG frames are interrupted after the first {frames}"
-    if len(rest) > _MOST_PADDING:
-        return f"truncated or damaged: the last {len(rest)} bytes are no MPEG frames"
-    return ""
-
-
-def _goes_on(rest: bytes) -> bool:
-    """Whether two frames in a row follow somewhere."""
-    position = rest.find(b"\xff")
-    while position >= 0:
-        frame = _frame(rest[position : position + 4])
-        following = position + frame.size if frame else 0
-        if frame and _frame(rest[following : following + 4]):
-            return True
-        position = rest.find(b"\xff", position + 1)
-    return False

@@ -5,10 +5,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from espnet2_lamer.constants import SAMPLE_RATE
+from espnet2_lamer.constants import RECEPTIVE_FIELD, SAMPLE_RATE
 from espnet2_lamer.data.audio import Audio, SkippedAudio, prepare_audio
 from espnet2_lamer.data.audio_fingerprint import Fingerprint
 from espnet2_lamer.data.sets import read_if_there, write_tables
+from espnet2_lamer.data.usable import CHANGES
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_dir
 from espnet2_lamer.fileio.datadir import read_table
@@ -16,8 +17,7 @@ from espnet2_lamer.fileio.text import text_lines
 
 _TABLES = ("wav.scp", "utt2spk", "utt2lang", "utt2num_samples")
 _OPTIONAL_TABLES = ("text", "romanisation", "utt2source")
-_CHANGES = ("resampled", "downmixed", "decoded")
-_COUNTS = ("utterances", "dropped_short", "dropped_long", *_CHANGES)
+_COUNTS = ("utterances", "dropped_short", "dropped_long", *CHANGES)
 #: Corpus of utterances that ``utt2source`` does not name.
 UNNAMED = "-"
 
@@ -75,7 +75,8 @@ class FormattedSet:
         for lang, counts in sorted(self.report.items()):
             logging.info(
                 "%s %s: %d utterances, %.2f h; dropped %d too short, %d too long; "
-                "converted: %d resampled, %d to mono, %d decoded",
+                "converted: %d resampled, %d to mono, %d decoded, %d from floats of an "
+                "integer's size, %d by one channel since their average cancels",
                 name,
                 lang,
                 counts["utterances"],
@@ -99,7 +100,8 @@ def collect_set(
     Durations are those of the originals; both limits are kept, as in mHuBERT-147
     (2 <= seconds <= 30). Converted files go to ``<audio_dir>/<name of the data dir>/``.
     ``keep`` tells which utterances to take (None: all); ``skipped`` gets those with
-    unusable audio (None: they are an error).
+    unusable audio (None: they are an error), and lists those that are shorter than one
+    frame of the network, which are left out whatever ``min_s`` is.
 
     Raises:
         RecipeError: Unusable audio, an utterance id in two data directories, a missing
@@ -121,9 +123,19 @@ def collect_set(
                 f"of wav.scp, first {missing[0]!r}"
             )
         target = Path(audio_dir) / data_dir.name
-        found = prepare_audio(wavs, wav_scp, target, nj, skipped, fingerprints)
+        options = nj, skipped, fingerprints, (min_s, max_s)
+        found = prepare_audio(wavs, wav_scp, target, *options)
         for utt, audio in found.items():
             _add(result, utt, audio, utt2lang[utt], min_s, max_s)
+        # The user's limit would let them pass, but no network can hear them.
+        brief = [u for u in found if 0 < found[u].num_samples < RECEPTIVE_FIELD]
+        if brief:
+            one = f"one frame ({RECEPTIVE_FIELD} samples at 16 kHz)"
+            text = "%s: %d clips are shorter than %s and left out, first %s"
+            logging.warning(text, wav_scp, len(brief), one, brief[0])
+        for utt in brief if skipped else ():
+            why = f"shorter than {one}: {found[utt].num_samples}"
+            skipped.note(wav_scp, utt, wavs[utt], why)
         usable = dict.fromkeys(u for u in found if u in result.tables["wav.scp"])
         for name in ("utt2spk", *_OPTIONAL_TABLES):
             table = read_if_there(data_dir / name)
@@ -165,12 +177,13 @@ def _add(
     """Count an utterance, and take it in where its length is usable."""
     empty = {**dict.fromkeys(_COUNTS, 0), "hours": 0.0}
     counts = result.report.setdefault(lang, empty)
-    if not min_s <= audio.seconds <= max_s:
-        counts["dropped_short" if audio.seconds < min_s else "dropped_long"] += 1
+    long = audio.seconds > max_s
+    if long or audio.seconds < min_s or audio.num_samples < RECEPTIVE_FIELD:
+        counts["dropped_long" if long else "dropped_short"] += 1
         return
     counts["utterances"] += 1
     counts["hours"] += audio.num_samples / SAMPLE_RATE / 3600
-    for name in _CHANGES:
+    for name in CHANGES:
         counts[name] += getattr(audio, name)
     result.tables["wav.scp"][utt] = audio.path
     result.tables["utt2num_samples"][utt] = str(audio.num_samples)

@@ -2,11 +2,13 @@
 
 import logging
 import os
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from espnet2_lamer.data.audio import EXTENSIONS, listed
+from espnet2_lamer.data.audio import listed
+from espnet2_lamer.data.audio_files import EXTENSIONS, is_companion, is_hidden
 from espnet2_lamer.data.division import divide, shares_in_train
 from espnet2_lamer.data.sets import (
     SPLITS,
@@ -22,6 +24,11 @@ from espnet2_lamer.fileio.text import read_text
 
 REQUIRED = ("utt_id", "path", "lang")
 _AS_THEY_ARE = ("split", "text", "romanisation", "source")
+#: Files that are not read: why, and how many of each language.
+LeftOut = dict[str, Counter[str]]
+_COMPANION = "hidden or added by a Mac's copy"
+_AGAIN = "the same file under another id"
+_LOUD = ("suffix", _AGAIN)
 
 
 def prepare_manifest(
@@ -46,13 +53,16 @@ def prepare_manifest(
         RecipeError: Anything wrong with the manifest: nothing is written then.
     """
     manifest, output_dir = Path(manifest), Path(output_dir)
-    rows = read_folder(manifest) if manifest.is_dir() else read_manifest(manifest)
+    left_out: LeftOut = defaultdict(Counter)
+    read = read_folder if manifest.is_dir() else read_manifest
+    rows = read(manifest, left_out)
     langs = [language_code(lang, "--langs") for lang in langs]
     langs = list(dict.fromkeys(langs)) or sorted({row.lang for row in rows})
     wanted = [row for row in rows if row.lang in langs]
     kept = [row for row in wanted if row.source not in exclude_sources]
     _check_choice(rows, kept, langs, exclude_sources, manifest)
     _check_files(kept, manifest)
+    kept = _once(kept, left_out)
     apart = divide(kept, seed)
     sources = _sources(kept)
     excluded = [row for row in wanted if row.source in exclude_sources]
@@ -68,6 +78,7 @@ def prepare_manifest(
         "dropped": {
             "other_language": _by_lang(row for row in rows if row.lang not in langs),
             "excluded_source": _by_lang(excluded),
+            **left_out,
         },
         "no_text": _by_lang(row for row in kept if not row.text),
         "kept_apart": apart,
@@ -85,8 +96,10 @@ def prepare_manifest(
     return stats
 
 
-def read_manifest(path: str | Path) -> list[Utterance]:
+def read_manifest(path: str | Path, left_out: LeftOut | None = None) -> list[Utterance]:
     """Read a TSV manifest; other columns than the known ones are ignored.
+
+    Rows with what a Mac's copy adds (``._a.wav``) are no audio: ``left_out`` counts.
 
     Raises:
         RecipeError: Missing file or column, a line with another number of columns than
@@ -113,6 +126,10 @@ def read_manifest(path: str | Path) -> list[Utterance]:
         for number, line in enumerate(lines, 2)
         if line.strip()
     ]
+    kept = [row for row in rows if not is_companion(row.path)]
+    if left_out is not None and len(kept) < len(rows):
+        left_out[_COMPANION].update(r.lang for r in rows if is_companion(r.path))
+    rows = kept
     if not rows:
         raise RecipeError(f"{path}: only a header line; add one line per utterance")
     _check_unique(rows)
@@ -151,25 +168,32 @@ def _parse(path: Path, where: str, values: list[str], header: list[str]) -> Utte
     )
 
 
-def read_folder(root: str | Path) -> list[Utterance]:
+def read_folder(root: str | Path, left_out: LeftOut | None = None) -> list[Utterance]:
     """List the audio of ``<root>/<lang>/**``; ids are made of the paths.
 
-    Folders inside a language's folder are taken for speakers; files that lie in none
-    are of speakers of their own.
+    Folders inside a language's folder are taken for speakers, files that lie in none
+    are of speakers of their own; links are followed. Hidden files, and those whose
+    suffix is not known, are counted in ``left_out``.
 
     Raises:
-        RecipeError: A folder is no language, or there is no audio.
+        RecipeError: A folder is no language, a name cannot stand in a table, or there
+            is no audio.
     """
     root = Path(root)
+    left_out = defaultdict(Counter) if left_out is None else left_out
     rows = []
     for folder in sorted(p for p in root.iterdir() if p.is_dir()):
-        if folder.name.startswith("."):
+        if is_hidden(folder.name):
             continue
         lang = language_code(folder.name, str(folder))
-        for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() not in EXTENSIONS or not path.is_file():
+        for path in _files_below(folder):
+            relative, suffix = path.relative_to(folder), path.suffix.lower()
+            if is_hidden(relative):
+                left_out[_COMPANION][lang] += 1
                 continue
-            relative = path.relative_to(folder)
+            if suffix not in EXTENSIONS:
+                left_out[f"suffix {suffix or 'none'}, not read"][lang] += 1
+                continue
             name = "_".join(relative.with_suffix("").as_posix().split())
             inner = "_".join(relative.parent.as_posix().split())
             speaker = "" if inner == "." else f"{lang}_{inner}".replace("/", "-")
@@ -182,6 +206,13 @@ def read_folder(root: str | Path) -> list[Utterance]:
                     where=str(path),
                 )
             )
+    wrong = [ascii(row.path) for row in rows if not _can_be_written(row.path)]
+    if wrong:
+        raise RecipeError(
+            f"{root}: {len(wrong)} of {len(rows)} file names are not UTF-8, or hold a "
+            "line break, so no table can name them; rename them, e.g. convmv -f latin1 "
+            f"-t utf8 -r --notest {root}, with the encoding they have:\n{listed(wrong)}"
+        )
     if not rows:
         raise RecipeError(
             f"{root}: no audio; expected files {' '.join(EXTENSIONS)} in one folder "
@@ -189,6 +220,26 @@ def read_folder(root: str | Path) -> list[Utterance]:
         )
     _check_unique(rows)
     return rows
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    seen = set()
+    for where, folders, names in os.walk(folder, followlinks=True):
+        # A link may lead back up.
+        if (real := os.path.realpath(where)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield from (Path(where, name) for name in sorted(names))
+
+
+def _can_be_written(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return len(name.splitlines()) == 1
 
 
 def _check_unique(rows: list[Utterance]) -> None:
@@ -224,13 +275,23 @@ def _by_lang(rows: Iterable[Utterance]) -> dict[str, int]:
 
 
 def _check_files(rows: list[Utterance], manifest: Path) -> None:
-    missing = [row for row in rows if not os.path.isfile(row.path)]
+    missing = [row for row in rows if not _find(row)]
     if missing:
         lines = listed([f"{row.where}: {row.path}" for row in missing])
         raise RecipeError(
             f"{manifest}: {len(missing)} of {len(rows)} audio files not found; paths "
             f"are relative to the manifest's folder:\n{lines}"
         )
+
+
+def _find(row: Utterance) -> bool:
+    """Whether the file is there; a Mac composes letters with accents otherwise."""
+    for form in ("", "NFC", "NFD"):
+        path = unicodedata.normalize(form, row.path) if form else row.path
+        if os.path.isfile(path):
+            row.path = path
+            return True
+    return False
 
 
 def _warn_of_moves(output_dir: Path, rows: list[Utterance]) -> None:
@@ -243,6 +304,17 @@ def _warn_of_moves(output_dir: Path, rows: list[Utterance]) -> None:
         text = "%d utterances that were in test are in train now: results from before "
         text += "do not compare; a column split would have kept them"
         logging.warning(text, moved)
+
+
+def _once(rows: list[Utterance], left_out: LeftOut) -> list[Utterance]:
+    """Keep one row of every file, that of test before dev before train."""
+    of_file = {}
+    ranks = {split: rank for rank, split in enumerate(("", *SPLITS))}
+    for row in sorted(rows, key=lambda row: ranks[row.split]):
+        if row.path in of_file:
+            left_out[_AGAIN][row.lang] += 1
+        of_file[row.path] = row.utt_id
+    return [row for row in rows if of_file[row.path] == row.utt_id]
 
 
 def _sources(rows: list[Utterance]) -> dict[str, dict]:
@@ -286,5 +358,6 @@ def _log(stats: dict) -> None:
                 text = "%s: train has %.0f %% of the %s of the test set, whose scores "
                 logging.warning(text + "flatter; results say so", lang, share, name)
     for reason, counts in {**stats["dropped"], "no_text": stats["no_text"]}.items():
+        level = logging.WARNING if reason.startswith(_LOUD) else logging.INFO
         for lang, count in counts.items():
-            logging.info("  %s: %d of %s", reason, count, lang)
+            logging.log(level, "  %s: %d of %s", reason, count, lang)

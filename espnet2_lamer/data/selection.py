@@ -7,24 +7,15 @@ from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 
+from espnet2_lamer.constants import RECEPTIVE_FIELD, SAMPLE_RATE
 from espnet2_lamer.data import overlap, sampling
 from espnet2_lamer.data.audio import SkippedAudio, header_seconds
-from espnet2_lamer.data.formatting import (
-    UNNAMED,
-    FormattedSet,
-    check_unique,
-    collect_set,
-)
+from espnet2_lamer.data.formatting import FormattedSet, check_unique, collect_set
+from espnet2_lamer.data.hours import PAPER_HOURS, log_hours, lost_hours
 from espnet2_lamer.data.sets import Utterance, read_if_there
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table
-
-#: Hours of the paper's continual pretraining (Lamer-SSL, section 3.1).
-PAPER_HOURS = {"yue": 105.072, "cmn": 341.867, "eng": 100.555}
-# Differences up to this share are not warned about; the paper's own 100 hours of
-# English are 100.555.
-_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
@@ -54,8 +45,9 @@ class Selection:
         return [*self.new_langs, *self.replay_langs]
 
     def usable(self, seconds: Mapping[str, float]) -> dict[str, float]:
-        """Return the utterances whose length is within the limits."""
-        return {u: s for u, s in seconds.items() if self.min_s <= s <= self.max_s}
+        """Return the utterances whose length is within the limits, and a frame."""
+        low = max(self.min_s, RECEPTIVE_FIELD / SAMPLE_RATE)
+        return {u: s for u, s in seconds.items() if low <= s <= self.max_s}
 
 
 def prepare_ssl_data(
@@ -117,11 +109,21 @@ def prepare_ssl_data(
     drawn = [clip for clip in unnamed if clip.utt_id in train.fingerprints]
     heard = overlap.match_audio(drawn, train.fingerprints, evaluation, nj)
     overlaps += heard
+    in_evaluation: set[str] = set()
     if selection.drop_overlap:
+        in_evaluation = {found.clip.utt_id for found in overlaps}
         train.remove({found.clip.utt_id for found in heard})
     counts = Counter(train.tables["utt2lang"].values())
     _check_left(counts, selection, overlaps, overlap_tsv)
 
+    lost = lost_hours(
+        clips,
+        train.tables["wav.scp"],
+        keep,
+        in_evaluation,
+        {lang: skipped.reasons(folder.name) for lang, folder in train_dirs.items()},
+        (selection.min_s, selection.max_s),
+    )
     sources = train.hours_by_source()
     counts = overlap.overlap_counts(overlaps)
     for lang, entry in languages.items():
@@ -130,6 +132,7 @@ def prepare_ssl_data(
             train.report[lang][name] += entry.pop(name, 0)
         entry.update(
             train.report[lang],
+            **lost[lang],
             paper_hours=PAPER_HOURS.get(lang),
             overlap=counts.get(lang, {}),
             skipped_audio=skipped.counts[train_dirs[lang].name],
@@ -152,7 +155,7 @@ def prepare_ssl_data(
     train.log("ssl_train")
     dev.log("ssl_dev")
     _log_overlap(counts, overlap_tsv, selection.drop_overlap)
-    log_hours(hours, compare_hours)
+    log_hours(hours, skipped.report, compare_hours)
     return hours
 
 
@@ -318,30 +321,3 @@ def _log_overlap(counts, report: Path, dropped: bool) -> None:
         how = ", ".join(f"{count} by {by}" for by, count in found.items() if count)
         text = "%s: %d pretraining clips are in an evaluation set (%s) and %s, see %s"
         logging.warning(text, lang, sum(found.values()), how, outcome, report)
-
-
-def log_hours(hours: dict, compare: bool = False) -> None:
-    """Log ``hours.json``; with ``compare``, warn where the paper's hours are missed."""
-    logging.info("pretraining hours by language and corpus (the paper's beside them):")
-    for lang, entry in hours["languages"].items():
-        paper = f"{entry['paper_hours']:.3f}" if entry["paper_hours"] else "-"
-        found, there = entry["hours"], entry["available_hours"]
-        text = "  %s %-6s %9.3f of %9.3f h available   paper %s"
-        logging.info(text, lang, entry["role"], found, there, paper)
-        for source, counts in entry["sources"].items():
-            if source != UNNAMED:
-                of_source = source, counts["hours"], counts["utterances"]
-                logging.info("      %-24s %9.3f h, %d utterances", *of_source)
-        if entry["role"] == "replay" and entry["whole_language"]:
-            text = "  %s: %g h wanted, %.3f there: the whole language is used, "
-            text += "nothing is repeated"
-            logging.info(text, lang, entry["wanted_hours"], there)
-    for lang, expected in PAPER_HOURS.items() if compare else ():
-        found = hours["languages"].get(lang, {}).get("hours")
-        if found is None:
-            logging.warning("%s: none, the paper has %.3f h", lang, expected)
-        elif (off := abs(found - expected)) > _TOLERANCE * expected:
-            side = "more" if found > expected else "less"
-            figures = found, off, 100 * off / expected, side, expected
-            text = "%s: %.3f h, %.3f h (%.1f %%) %s than the paper's %.3f h"
-            logging.warning(text, lang, *figures)

@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from espnet2_lamer.constants import SAMPLE_RATE
+from espnet2_lamer.data.audio import file_seconds
+from espnet2_lamer.data.audio_decoding import Unusable, open_audio
+from espnet2_lamer.data.usable import usable_speech
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table
 
@@ -14,41 +17,34 @@ from espnet2_lamer.fileio.datadir import read_table
 def read_speech(utt: str, path: str) -> np.ndarray:
     """Return the samples of one utterance, float32 ``[n]`` at 16 kHz.
 
-    Raises RecipeError where the file is not that, or holds NaN or inf.
+    Raises RecipeError where the file is not that, or stage 2 would not let it pass.
     """
-    import soundfile
-
     try:
-        samples, rate = soundfile.read(path, dtype="float32")
-    except (OSError, RuntimeError) as error:
+        with open_audio(path) as source:
+            samples, changes = usable_speech(source)
+            rate, channels = source.file.samplerate, source.file.channels
+    except Unusable as error:
         raise _unreadable(utt, path, error) from error
-    if rate != SAMPLE_RATE or samples.ndim != 1:
-        channels = 1 if samples.ndim == 1 else samples.shape[1]
+    if rate != SAMPLE_RATE or channels > 1 or changes["rescaled"]:
+        scale = ", of integers as floats" if changes["rescaled"] else ""
         raise RecipeError(
-            f"{path}: utterance {utt!r} has {channels} channel(s) at {rate} Hz, "
+            f"{path}: utterance {utt!r} has {channels} channel(s) at {rate} Hz{scale}, "
             f"expected one at {SAMPLE_RATE} Hz; run the audio formatting stage"
-        )
-    if not np.isfinite(samples).all():
-        raise RecipeError(
-            f"{path}: utterance {utt!r} has samples that are not numbers; remove it "
-            "from wav.scp"
         )
     return samples
 
 
 def count_samples(utt: str, path: str) -> int:
-    """Number of samples the file's header promises."""
-    import soundfile
-
+    """Number of samples by the file's header, or counted where it does not say."""
     try:
-        return soundfile.info(path).frames
-    except (OSError, RuntimeError) as error:
+        return round(file_seconds(utt, path) * SAMPLE_RATE)
+    except Unusable as error:
         raise _unreadable(utt, path, error) from error
 
 
 def _unreadable(utt: str, path: str, error: Exception) -> RecipeError:
     return RecipeError(
-        f"{path}: utterance {utt!r} cannot be read ({error}); "
+        f"{path}: utterance {utt!r} cannot be used: {error}; "
         "remove it from wav.scp or run the audio formatting stage again"
     )
 

@@ -13,9 +13,9 @@ from torch import nn
 from tqdm import tqdm
 
 from espnet2_lamer.asr.frontend.states import selected_states
-from espnet2_lamer.constants import RECEPTIVE_FIELD, SAMPLE_RATE
-from espnet2_lamer.data.audio import read_16k
-from espnet2_lamer.data.audio_decoding import Unusable, decode, open_audio
+from espnet2_lamer.constants import RECEPTIVE_FIELD
+from espnet2_lamer.data.audio_decoding import Unusable, open_audio
+from espnet2_lamer.data.usable import usable_speech
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path, write_text
 
@@ -62,12 +62,22 @@ FORMATS = {"npz": npz_file, "ark": ark_file}
 
 
 def read_waveform(path: str) -> np.ndarray:
-    """Return a file as float32 ``[n]``, 16 kHz mono; such a file comes as it is."""
+    """Return a file as float32 ``[n]``, 16 kHz mono, if stage 2 would let it pass.
+
+    Raises:
+        Unusable: It would not.
+    """
     with open_audio(path) as source:
-        samples = decode(source, check=False)  # [n, channels]
-        if source.file.samplerate == SAMPLE_RATE and samples.shape[1] == 1:
-            return samples[:, 0]
-    return read_16k(path)
+        wave, changes = usable_speech(source)
+    if changes["one_channel"]:
+        text = (
+            "%s: averaged, its channels cancel (opposite phase); the strongest alone "
+        )
+        text += "is used"
+        logging.warning(text, path)
+    if changes["rescaled"]:
+        logging.warning("%s: floats of an integer's size, scaled down", path)
+    return wave
 
 
 def audio_ids(paths: Iterable[str]) -> dict[str, str]:

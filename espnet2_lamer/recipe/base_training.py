@@ -8,6 +8,7 @@ first one's weights.
 
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from espnet2_lamer.analysis.plots import write_curves
 from espnet2_lamer.convert.architecture import build_hubert
 from espnet2_lamer.convert.huggingface import save_huggingface
 from espnet2_lamer.convert.load import (
+    load_hubert,
     local_source,
     read_architecture,
     source_sha256,
@@ -38,6 +40,7 @@ from espnet2_lamer.units.features import dump_features
 from espnet2_lamer.units.kmeans import KmeansConfig, learn_kmeans
 from espnet2_lamer.units.labels import assign_units
 from espnet2_lamer.units.teacher import load_teacher
+from espnet2_lamer.upstream import load_model
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,7 @@ def retrain_mini(options: Options) -> tuple[str, str]:
     return tuple(str(experiments / name / "final") for name in ("base", "teacher"))
 
 
-def _record(source: str) -> dict[str, Any]:
+def _record(source: str, load: Callable = load_hubert) -> dict[str, Any]:
     weights = Path(source) / "model.safetensors"
     if is_mini(source) and not weights.is_file():
         raise RecipeError(
@@ -184,6 +187,7 @@ def _record(source: str) -> dict[str, Any]:
     if source.startswith("s3prl:") or source == "mfcc":
         return {"source": source, "path": source, "sha256": None}
     path = local_source(source)
+    load(path)  # what is damaged, or holds NaN, is said now
     return {"source": source, "path": path, "sha256": source_sha256(path)}
 
 
@@ -210,7 +214,7 @@ def prepare_checkpoints(options: Options) -> None:
     base, teacher = options.base, options.teacher
     if options.retrain:
         base, teacher = retrain_mini(options)
-    records = {"base": _record(base), "teacher": _record(teacher)}
+    records = {"base": _record(base), "teacher": _record(teacher, load_model)}
     _verify_mini(records)
     _check_layers(records["base"]["path"], options)
     _write_random(records["base"]["path"], options)

@@ -12,7 +12,7 @@ from espnet2.tasks.abs_task import scheduler_classes
 
 from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.convert.load import read_architecture
-from espnet2_lamer.data.selection import PAPER_HOURS
+from espnet2_lamer.data.hours import PAPER_HOURS
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers import LamerFeedForward, parameter_report
 

@@ -27,7 +27,7 @@ from espnet2_lamer.convert.load import (
     read_architecture,
     source_sha256,
 )
-from espnet2_lamer.convert.state import check_fit, read_state
+from espnet2_lamer.convert.state import check_finite, check_fit, read_state
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import clear_errors
 from espnet2_lamer.layers.config import check_values
@@ -160,6 +160,7 @@ def restore_pretraining_model(
         elif conf.get("base") is not None:
             conf["base"] = _base_here(conf["base"], source)
         _check_sizes(config, state, source)
+        check_finite(state, source)
         model = LamerHubertTask.build_model(argparse.Namespace(**config))
         model.load_state_dict(dict(state))
     return model.eval()

@@ -34,6 +34,13 @@ LONGEST_CHUNK = 100
 CHUNKS = 100_000
 
 
+# Frames of speech differ; by rounding alone, less than this share of their values.
+_SPREAD = 1e-6
+_FRAMES_THAT_DIFFER = 5
+# Squares of larger values are infinite in float32.
+_ABSURD = 1e19
+
+
 class Extractor:
     """Runs a teacher over utterances and keeps the time of its forward pass."""
 
@@ -49,11 +56,12 @@ class Extractor:
         equal length go through together; see :attr:`Teacher.batch_samples`.
 
         Raises:
-            RecipeError: Audio is missing, broken or too short; the utterance is named.
+            RecipeError: Audio is missing, broken or too short, or the features are no
+                use; the utterance is named.
         """
         if not self.teacher.batch_samples:
             for row in rows:
-                yield row, self._forward(row, read_speech(*row[:2])[None])[0]
+                yield row, self._forward([row], read_speech(*row[:2])[None])[0]
             return
         samples = [read_speech(*row[:2]) for row in rows]
         by_length: dict[int, list[int]] = defaultdict(list)
@@ -64,18 +72,28 @@ class Extractor:
             size = max(1, self.teacher.batch_samples // max(1, length))
             for batch in split(numbers, size):
                 together = np.stack([samples[n] for n in batch])
-                found = self._forward(rows[batch[0]], together)
+                found = self._forward([rows[n] for n in batch], together)
                 features.update(zip(batch, found, strict=True))
         for number, row in enumerate(rows):
             yield row, features.pop(number)
 
-    def _forward(self, first: Sequence, samples: np.ndarray):
+    def _forward(self, rows: Sequence[Sequence], samples: np.ndarray):
         started = time.perf_counter()
+        problems = {}
         try:
             features = self.teacher.forward_batch(samples)
+            problems = unusable_features(features)
         except RecipeError as error:
-            utt, audio, *_ = first
+            utt, audio, *_ = rows[0]
             raise RecipeError(f"{audio}: utterance {utt!r}: {error}") from error
+        for number, problem in problems.items():
+            utt, audio, *_ = rows[number]
+            name = self.teacher.identity["source"]
+            raise RecipeError(
+                f"{audio}: utterance {utt!r}: teacher {name} gives features that "
+                f"{problem}; listen to the file, and if it is speech use another "
+                "--teacher or --teacher_layer"
+            )
         self.forward += time.perf_counter() - started
         self.audio += samples.size / SAMPLE_RATE
         return features
@@ -83,6 +101,26 @@ class Extractor:
     def facts(self) -> dict[str, float]:
         """What a shard's marker tells about speed."""
         return {"audio": self.audio, "forward": self.forward}
+
+
+def unusable_features(features) -> dict[int, str]:
+    """Say of which utterances of a tensor ``[B, T, D]`` the features are no use.
+
+    Distances to them are not numbers, or all frames are one: such an utterance would be
+    a single unit.
+    """
+    # NaN, infinity, and what squares to it.
+    finite = features.square().sum((1, 2)).isfinite()
+    spread = (features - features[:, :1]).abs().amax((1, 2))
+    same = spread <= _SPREAD * features.abs().amax((1, 2))
+    table = zip((~finite).tolist(), same.tolist(), strict=True)
+    problems = {}
+    for number, (wild, still) in enumerate(table):
+        if wild:
+            problems[number] = "are not finite, or absurdly large"
+        elif still and features.shape[1] >= _FRAMES_THAT_DIFFER:
+            problems[number] = "are the same in all frames"
+    return problems
 
 
 def sample_utterances(
@@ -221,7 +259,8 @@ class FeatureStore:
         self.dim: int = index["dim"]
         #: Identity of the teacher that made them.
         self.teacher: dict[str, Any] = index.get("teacher", {})
-        self._shards = [(shard["file"], shard["frames"]) for shard in index["shards"]]
+        self._index = index["shards"]
+        self._shards = [(shard["file"], shard["frames"]) for shard in self._index]
         self._starts = np.cumsum([0] + [frames for _, frames in self._shards])
         self.frames = int(self._starts[-1])
         for file, frames in dict(self._shards).items():
@@ -260,7 +299,24 @@ class FeatureStore:
             part = slice(edges[shard], edges[shard + 1])
             inside = frames[part] - self._starts[shard]
             rows[part] = self._map(*self._shards[shard])[inside]
+        # One number tells, in a fraction of the time of a look at each.
+        if not np.isfinite(np.vdot(rows, rows)):
+            self._refuse(frames[~(np.abs(rows) < _ABSURD).all(1)])
         return rows
+
+    def _refuse(self, frames: np.ndarray) -> None:
+        """Name the utterance of the first of these frames."""
+        if not len(frames):  # many large ones, and no single one that is absurd
+            return
+        shard = int(np.searchsorted(self._starts, frames[0], "right")) - 1
+        entry = self._index[shard]
+        inside = frames[0] - self._starts[shard]
+        utt = next(u for u, _, first, n in entry["utts"] if first <= inside < first + n)
+        raise RecipeError(
+            f"{self.directory / entry['file']}: features of utterance {utt!r} are not "
+            "finite, or absurdly large; take it out of wav.scp, or run dump_features "
+            "again with another teacher or layer"
+        )
 
     def blocks(
         self, size: int, seed: int, epoch: int = 0, first: int = 0

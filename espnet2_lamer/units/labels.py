@@ -26,6 +26,9 @@ from espnet2_lamer.units.features import Extractor
 from espnet2_lamer.units.shards import Shards, shard_size, split
 from espnet2_lamer.units.teacher import Teacher
 
+# A second of speech has more units.
+_MANY_FRAMES = 49
+_FEW_UNITS = 2
 # Frames that no phone covers.
 SILENCE = "sil"
 
@@ -48,7 +51,8 @@ def assign_units(
 
     Features are never stored. A run that was killed goes on from the shards in
     ``<output>.shards``; bytes do not depend on ``nj``, nor on whether the shards were
-    made here or by a cluster (:func:`espnet2_lamer.parallel.workers`).
+    made here or by a cluster (:func:`espnet2_lamer.parallel.workers`). Utterances whose
+    units collapse are listed in ``<output>.collapsed.tsv``.
 
     A shard has ``shard_utts`` utterances, by default 200, fewer of a small corpus.
     Returns the sidecar.
@@ -76,6 +80,7 @@ def assign_units(
         for marker in markers:
             with open(shards.directory / marker["file"], "rb") as shard:
                 shutil.copyfileobj(shard, merged)
+    _list_collapsed(output, [row for m in markers for row in m.get("collapsed", [])])
     sidecar = {
         "codebook_sha256": book.sha256,
         "teacher": teacher.identity["source"],
@@ -110,14 +115,34 @@ def _finished(text_km: Path, plan: str) -> dict[str, Any] | None:
 def _label_shard(
     teacher: Teacher, codebook: Codebook, rows: Sequence, path: Path
 ) -> dict[str, Any]:
-    frames = 0
+    frames, collapsed = 0, []
     extract = Extractor(teacher)
     with open(path, "w", encoding="utf-8") as handle:
-        for (utt, _, _), features in extract(rows):
+        for (utt, audio, _), features in extract(rows):
             units = codebook.assign(features)
             handle.write(f"{utt} {' '.join(map(str, units.tolist()))}\n")
             frames += len(units)
-    return {"utterances": len(rows), "frames": frames, **extract.facts()}
+            if len(units) >= _MANY_FRAMES and len(set(units.tolist())) <= _FEW_UNITS:
+                collapsed.append([utt, len(units), sorted(set(units.tolist())), audio])
+    facts = {"utterances": len(rows), "frames": frames, "collapsed": collapsed}
+    return facts | extract.facts()
+
+
+def _list_collapsed(text_km: Path, rows: Sequence[Sequence]) -> None:
+    """List utterances with a unit or two for a second and more, which is no speech."""
+    path = text_km.with_name(text_km.name + ".collapsed.tsv")
+    path.unlink(missing_ok=True)
+    if rows:
+        lines = (
+            f"{utt}\t{n}\t{' '.join(map(str, units))}\t{audio}\n"
+            for utt, n, units, audio in rows
+        )
+        write_text(path, "utt_id\tframes\tunits\tpath\n" + "".join(lines))
+        text = (
+            "%d utterances have at most %d units in a second or more, see %s; listen "
+        )
+        text += "to them: music, noise or a constant sound teach nothing"
+        logging.warning(text, len(rows), _FEW_UNITS, path)
 
 
 def write_token_list(path: str | Path, n_clusters: int) -> None:

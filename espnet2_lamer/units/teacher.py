@@ -14,6 +14,7 @@ from torchaudio.functional import compute_deltas
 
 from espnet2_lamer.constants import RECEPTIVE_FIELD, SAMPLE_RATE, STRIDE, num_frames
 from espnet2_lamer.convert.load import load_s3prl
+from espnet2_lamer.convert.state import check_finite
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.hashing import sha256_tensors, sha256_value
 from espnet2_lamer.fileio.trust import (
@@ -190,6 +191,7 @@ class S3prlTeacher(Teacher):
 
     def __init__(self, source: str, layer: int | None, device: str):
         model = load_s3prl(source).float().eval()
+        check_finite(dict(model.named_parameters()), source)
         last = model.num_layers - 1
         if layer is None or not 0 <= layer <= last:
             raise RecipeError(

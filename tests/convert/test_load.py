@@ -160,3 +160,54 @@ def test_stage_0_records_a_base_of_any_format(fairseq_file, tmp_path):
     record = _record(str(exp))
     assert record["path"] == str(exp)
     assert same(load_hubert(record["path"]), model)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", ["k_proj.bias", "label_embeddings", "masked_spec"])
+def test_tensors_that_are_not_finite_are_refused_at_stage_0(tmp_path, name, value):
+    """Whatever the format: a base or a teacher, and ours as well."""
+    from safetensors.torch import load_file, save_file
+
+    from espnet2_lamer.export.adapter import write_adapter
+    from espnet2_lamer.export.card import Origin
+    from espnet2_lamer.recipe.base_training import _record
+    from espnet2_lamer.tasks.pretrained import METADATA, content_digest, read_adapter
+    from tests.export.tiny import write_base, write_experiment
+
+    def spoil(state, part=name):
+        (key,) = [k for k in state if part in k][:1]
+        state[key] = state[key].clone()
+        state[key].view(-1)[3] = value
+        return state
+
+    base = write_base(tmp_path / "base")
+    exp = tmp_path / "exp"
+    write_experiment(exp, base)
+    assert _record(str(exp), espnet2_lamer.load_model)["path"] == str(exp)
+    message = "tensors hold NaN or infinite values, e.g. .*"
+    if name == "label_embeddings":  # of ours only: base and teacher have no head
+        write_adapter(exp, tmp_path / "a.safetensors", Origin())
+        adapter = read_adapter(tmp_path / "a.safetensors")
+        tensors, data = spoil(dict(adapter.tensors)), dict(adapter.metadata)
+        data["sha256"] = content_digest(tensors, data)
+        metadata = {METADATA: json.dumps(data)}
+        save_file(tensors, tmp_path / "a.safetensors", metadata=metadata)
+        with pytest.raises(RecipeError, match=f"a.safetensors: .*{message}{name}"):
+            espnet2_lamer.load_model(tmp_path / "a.safetensors", base)
+        weights = exp / "valid.loss_m.best.pth"
+        torch.save(spoil(torch.load(weights)), weights)
+        with pytest.raises(RecipeError, match=f"exp/.*{message}{name}"):
+            _record(str(exp), espnet2_lamer.load_model)
+        return
+    weights = base / "model.safetensors"
+    save_file(spoil(load_file(weights)), weights)
+    for load in (load_hubert, espnet2_lamer.load_model):
+        with pytest.raises(RecipeError, match=f"model.safetensors: .*{message}{name}"):
+            _record(str(base), load)
+
+
+def test_a_fairseq_file_that_is_not_finite_is_refused(fairseq_model, write_fairseq):
+    model = fairseq_model()
+    model.encoder.layers[1].fc1.weight.data[2, 1] = torch.inf
+    with pytest.raises(RecipeError, match="infinite values, e.g. encoder.layers.1.fc1"):
+        load_hubert(write_fairseq(model))

@@ -173,3 +173,12 @@ def test_objects_in_the_file_are_not_built(small_bundle):
     name, _, _ = small_bundle(change=lambda state: state.update(x=print))
     with pytest.raises(RecipeError, match="cannot be read"):
         load_hubert(name)
+
+
+def test_a_bundle_that_is_not_finite_is_refused(small_bundle):
+    def spoil(state):
+        next(v for k, v in state.items() if "k_proj.weight" in k)[0, 0] = torch.nan
+
+    name, _, _ = small_bundle(change=spoil)
+    with pytest.raises(RecipeError, match=r"1 of \d+ tensors hold NaN .*k_proj"):
+        load_hubert(name)

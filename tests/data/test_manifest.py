@@ -1,6 +1,8 @@
 """Manifests and folders of anybody's audio."""
 
 import json
+import os
+import unicodedata
 from collections import Counter
 
 import pytest
@@ -277,3 +279,89 @@ def test_files_of_one_name_in_a_folder_are_refused(tmp_path):
         path.touch()
     with pytest.raises(RecipeError, match="'eng_a_b' occurs twice"):
         read_folder(tmp_path / "speech")
+
+
+def _copied_from_a_mac(root):
+    for path in [p for p in root.rglob("*.wav") if p.is_file()]:
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    (root / "en/.DS_Store").write_bytes(b"Bud1")
+    (root / "__MACOSX/en").mkdir(parents=True)
+    (root / "__MACOSX/en/._0.wav").touch()
+    (root / "en/__MACOSX").mkdir()
+    (root / "en/__MACOSX/a.wav").touch()
+
+
+def test_hidden_companions_are_no_audio_and_other_suffixes_are_counted(
+    tmp_path, caplog
+):
+    root = tmp_path / "speech"
+    names = [f"{n}.wav" for n in range(3)] + ["3.aiff", "4.OGA", "5.sph", "6.m4a", "t"]
+    for name in names:
+        (root / "en").mkdir(parents=True, exist_ok=True)
+        (root / "en" / name).touch()
+    _copied_from_a_mac(root)
+    stats = prepare_manifest(root, tmp_path / "data")
+    assert stats["used"] == 6
+    assert {k: dict(v) for k, v in stats["dropped"].items() if v} == {
+        "hidden or added by a Mac's copy": {"eng": 5},
+        "suffix .m4a, not read": {"eng": 1},
+        "suffix none, not read": {"eng": 1},
+    }
+    assert "suffix .m4a, not read: 1 of eng" in caplog.text
+    # A manifest that a program made of such a folder.
+    lines = [f"{p.stem}\t{p}\teng\n" for p in sorted((root / "en").glob("*.wav"))]
+    (tmp_path / "m.tsv").write_text("utt_id\tpath\tlang\n" + "".join(lines))
+    stats = prepare_manifest(tmp_path / "m.tsv", tmp_path / "data")
+    assert stats["used"] == 3
+    assert stats["dropped"]["hidden or added by a Mac's copy"] == {"eng": 3}
+
+
+@pytest.mark.parametrize("name", [b"\xe9t\xe9.wav", b"a\nb.wav"])
+def test_names_that_no_table_can_hold_are_refused_with_what_to_do(tmp_path, name):
+    (tmp_path / "speech/fra").mkdir(parents=True)
+    (tmp_path / "speech/fra/a.wav").touch()
+    (tmp_path / "speech/fra" / os.fsdecode(name)).touch()
+    with pytest.raises(RecipeError, match="1 of 2 file names .* convmv"):
+        prepare_manifest(tmp_path / "speech", tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_accents_are_found_however_they_are_composed(tmp_path):
+    composed, decomposed = (unicodedata.normalize(f, "été") for f in ("NFC", "NFD"))
+    for one, other in ((composed, decomposed), (decomposed, composed)):
+        folder = tmp_path / str(len(one))
+        folder.mkdir()
+        (folder / f"{one}.wav").touch()
+        (folder / "m.tsv").write_text(f"utt_id\tpath\tlang\na\t{other}.wav\tfra\n")
+        prepare_manifest(folder / "m.tsv", folder / "data")
+        wavs = read_table(folder / "data/train_fra/wav.scp")
+        assert wavs == {"a": str(folder / f"{one}.wav")}
+
+
+def test_linked_folders_are_read_once_and_loops_end(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/a.wav").touch()
+    (tmp_path / "speech/eng").mkdir(parents=True)
+    (tmp_path / "speech/eng/anna").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/up").symlink_to(tmp_path / "elsewhere")
+    assert [row.utt_id for row in read_folder(tmp_path / "speech")] == ["eng_anna-a"]
+
+
+def test_a_file_under_two_ids_stays_in_the_set_that_is_scored(tmp_path, caplog):
+    rows = []
+    for n in range(9):
+        (tmp_path / f"{n}.wav").touch()
+        split = ("train", "dev", "test")[n % 3]
+        rows.append(f"{n}\t{n}.wav\teng\t{split}\twords\n")
+    rows += ["again2\t2.wav\teng\ttrain\twords\n", "again1\t1.wav\teng\ttest\twords\n"]
+    rows += ["again0\t./0.wav\teng\ttrain\twords\n"]
+    (tmp_path / "m.tsv").write_text("utt_id\tpath\tlang\tsplit\ttext\n" + "".join(rows))
+    stats = prepare_manifest(tmp_path / "m.tsv", tmp_path / "data")
+    sets = {
+        split: set(read_table(tmp_path / f"data/{split}_eng/wav.scp").values())
+        for split in ("train", "dev", "test")
+    }
+    assert not sets["train"] & sets["test"] and not sets["train"] & sets["dev"]
+    assert str(tmp_path / "1.wav") in sets["test"]
+    assert sum(stats["sets"].values()) == 9
+    assert "the same file under another id: 3 of eng" in caplog.text

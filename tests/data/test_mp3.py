@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from espnet2_lamer.data.audio_decoding import scan, with_length
+from espnet2_lamer.data.mp3 import scan, with_length
 
 
 def _mp3(tmp_path, rate=16000, mode="CONSTANT", level=0.5, channels=1, seconds=3.0):

@@ -2,12 +2,14 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from espnet2_lamer.data.selection import PAPER_HOURS, Selection, prepare_ssl_data
+from espnet2_lamer.data.hours import PAPER_HOURS
+from espnet2_lamer.data.selection import Selection, prepare_ssl_data
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table, write_table
 
@@ -354,3 +356,22 @@ def test_processes_do_not_change_what_is_written(three, monkeypatch):
         files = sorted(p for p in raw.rglob("*") if p.is_file())
         contents.append([(p.name, p.read_bytes()) for p in files])
     assert contents[0] == contents[1]
+
+
+def test_lost_hours_are_said_per_language_and_reason(make_set, tmp_path, caplog):
+    folder = make_set("train", "cmn", [3.0] * 9 + [1.0, 40.0, 3.0])
+    make_set("dev", "cmn", [3.0])
+    cut = Path(read_table(folder / "wav.scp")["cmn_train_011"])
+    cut.write_bytes(cut.read_bytes()[:30000])
+    both = soundfile.read(tmp_path / "audio/cmn_train_000.flac")[0]
+    opposite = np.stack([both, -both], axis=1)
+    soundfile.write(tmp_path / "audio/cmn_train_000.flac", opposite, 16000)
+    selection = Selection(["cmn"], [], 1.0, max_bad_audio=20.0)
+    hours = prepare_ssl_data(tmp_path / "data", tmp_path / "dump", selection)
+    entry = hours["languages"]["cmn"]
+    assert entry["one_channel"] == 1
+    assert {why: row["utterances"] for why, row in entry["lost"].items()} == {
+        **{"longer than 30 s": 1, "truncated or damaged": 1, "shorter than 2 s": 1}
+    }
+    assert entry["lost_percent"] == pytest.approx(100 * 44 / 71, abs=0.01)
+    assert "cmn: 62.0 % of its hours are lost: 0.011 h longer than 30 s" in caplog.text

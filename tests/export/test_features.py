@@ -124,7 +124,7 @@ def test_usage_is_checked(tmp_path, capsys):
 
 @pytest.mark.parametrize("file_format", ["npz", "ark"])
 def test_a_bad_utterance_is_named_and_nothing_appears(corpus, tmp_path, file_format):
-    soundfile.write(tmp_path / "tiny.wav", np.ones(399) / 4, 16000)
+    soundfile.write(tmp_path / "tiny.wav", np.linspace(-1, 1, 399), 16000)
     paths = {"long": str(tmp_path / "long.wav"), "bad": str(tmp_path / "tiny.wav")}
     before = sorted(os.listdir(tmp_path))
     with pytest.raises(RecipeError, match="'bad' has 399 samples .* at least 400"):
@@ -154,3 +154,28 @@ def test_utterances_are_on_disk_as_soon_as_they_are_stored(tmp_path):
             (temporary,) = tmp_path.glob(".f.npz.*")
             sizes.append(temporary.stat().st_size)
     assert all(size >= 1_600_000 * (n + 1) for n, size in enumerate(sizes))
+
+
+def test_what_stage_2_refuses_has_no_features_and_what_it_changes_is_said(
+    model, corpus, tmp_path, caplog
+):
+    """One rule: test_usable_speech.py compares the reasons."""
+    name, output = f"--model={tmp_path / 'hubert'}", tmp_path / "f.npz"
+    wave = corpus["long"].numpy()
+    whole = tmp_path / "whole.wav"
+    soundfile.write(whole, wave, 16000, subtype="PCM_16")
+    cut = tmp_path / "cut.wav"
+    cut.write_bytes(whole.read_bytes()[:-800])
+    for rate in (16000, 48000):
+        soundfile.write(tmp_path / f"silent{rate}.wav", np.zeros(rate), rate)
+    for path in (cut, tmp_path / "silent16000.wav", tmp_path / "silent48000.wav"):
+        with pytest.raises(RecipeError, match=f"{path}: utterance .*: (trunc|silent)"):
+            main([str(path), name, "--layer=1", f"--output={output}"])
+        assert not output.exists()
+    opposite = np.stack([wave, -wave], axis=1)
+    soundfile.write(tmp_path / "opposite.wav", opposite, 16000, subtype="FLOAT")
+    audio = [str(tmp_path / "opposite.wav"), str(tmp_path / "long.wav")]
+    main([*audio, name, "--layer=1", f"--output={output}"])
+    with np.load(output) as found:
+        assert np.array_equal(found["opposite"], found["long"])
+    assert "opposite.wav: averaged, its channels cancel (opposite phase)" in caplog.text

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from espnet2_lamer.data.audio import listed
+from espnet2_lamer.data.audio_files import is_hidden
 from espnet2_lamer.data.corpora import CORPORA
 from espnet2_lamer.data.sets import Utterance
 from espnet2_lamer.errors import RecipeError
@@ -46,16 +47,32 @@ def locate(
     Every such archive has one of ``markers``, names or patterns of files or folders.
 
     Raises:
-        RecipeError: There is none.
+        RecipeError: There is none, or there are several.
     """
-    inside = [folder for name in folders for folder in sorted(root.glob(name))]
-    for folder in (root, *inside):
-        if any(any(folder.glob(marker)) for marker in markers):
-            return Path(os.path.abspath(folder))
+    inside = [folder for name in folders for folder in visible(root, name)]
+    found = {
+        folder.resolve(): folder
+        for folder in (root, *inside)
+        if any(visible(folder, marker) for marker in markers)
+    }
+    if len(found) > 1 and root.resolve() not in found:
+        names = ", ".join(folder.name for folder in found.values())
+        raise RecipeError(
+            f"{root}: found {names}, expected one {corpus}; they share clips, so "
+            f"let {CORPORA[corpus]} in db.sh, or --root, name the one to use"
+        )
+    for folder in found.values():
+        return Path(os.path.abspath(folder))
     raise RecipeError(
         f"{root}: {found_in(root)}, expected {' or '.join(markers)} of {corpus}; "
         f"correct {CORPORA[corpus]} in db.sh, or --root"
     )
+
+
+def visible(folder: Path, pattern: str) -> list[Path]:
+    """Return what fits a pattern, sorted, without what is hidden or a Mac's copy."""
+    found = folder.glob(pattern)
+    return sorted(path for path in found if not is_hidden(path.relative_to(folder)))
 
 
 def found_in(folder: Path) -> str:

@@ -27,6 +27,7 @@ LOCALES = {"en": "eng", "zh-CN": "cmn", "zh-HK": "yue", "yue": "yue"}
 #: The release that mHuBERT-147 and the paper used.
 RELEASE = "11.0"
 _REQUIRED = ("client_id", "path", "sentence")
+_LONGEST = 600_000  # ms
 _CLIP = re.compile(r"[\w.-]+")
 _LOCALE = re.compile(r"[a-z]{2,3}(-[A-Za-z]+)*")
 
@@ -82,7 +83,7 @@ def _sets(release: Path, langs: Sequence[str], ledger: Ledger) -> Sets:
 def _read(
     folder: Path, table: str, name: str, ledger: Ledger, durations: dict[str, float]
 ) -> Iterator[Utterance]:
-    """Yield the rows of one list; nothing is quoted in these files."""
+    """Yield the rows of one list; only later releases quote, and only sentences."""
     source = f"commonvoice-{folder.name}"
     rows = read_rows(folder / f"{table}.tsv")
     where, header = next(rows, (f"{folder / table}.tsv:1", []))
@@ -109,7 +110,7 @@ def _read(
             utt_id=utt_id,
             path=f"{folder.as_posix()}/clips/{clip}.mp3",
             lang=LOCALES[folder.name],
-            text=row["sentence"],
+            text=_unquoted(row["sentence"], "sentence_id" in header),
             speaker=_speaker(row["client_id"]) or utt_id,
             source=source,
             seconds=durations.get(clip),
@@ -130,6 +131,14 @@ def _row(values: list[str], header: list[str]) -> dict[str, str]:
     return dict(zip(header, values, strict=True))
 
 
+def _unquoted(sentence: str, csv: bool) -> str:
+    """Take off quotes that are not the sentence's; ``csv``: writers double others."""
+    inner = sentence[1:-1].replace('""', "")
+    if len(sentence) > 1 and sentence[0] == sentence[-1] == '"' and '"' not in inner:
+        return sentence[1:-1].replace('""', '"')
+    return sentence.replace('""', '"') if csv else sentence
+
+
 def _speaker(client_id: str) -> str:
     """Shorten a client id, 128 hexadecimal digits, to 16 that stay the same."""
     if not client_id:
@@ -140,11 +149,14 @@ def _speaker(client_id: str) -> str:
 
 
 def _durations(folder: Path) -> dict[str, float]:
-    """Read ``clip_durations.tsv``, which later releases have: clip, milliseconds."""
+    """Read ``clip_durations.tsv``, which later releases have: clip, milliseconds.
+
+    They are for the report only; what no clip can have is left out.
+    """
     path = folder / "clip_durations.tsv"
     rows = read_rows(path) if path.is_file() else ()
     return {
         values[0].removesuffix(".mp3"): int(values[1]) / 1000
         for _, values in rows
-        if len(values) == 2 and values[1].isdigit()
+        if len(values) == 2 and values[1].isdigit() and 0 < int(values[1]) < _LONGEST
     }

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from espnet2_lamer.data.audio import listed
 from espnet2_lamer.data.corpora.archive import (
     Archive,
     Ledger,
     found_in,
     locate,
     read_rows,
+    visible,
 )
 from espnet2_lamer.data.sets import Utterance
 from espnet2_lamer.errors import RecipeError
@@ -67,16 +69,24 @@ def _thchs30(folder: Path, ledger: Ledger) -> _Rows:
     for the transcripts, one line ``../data/A11_0.wav.trn``.
     """
     train = folder / "train"
-    names = {p.name.removesuffix(_ENDING) for p in train.glob(f"*{_ENDING}")}
+    names = {p.name.removesuffix(_ENDING) for p in visible(train, f"*{_ENDING}")}
     if not names:
         raise RecipeError(
             f"{train}: {found_in(train)}, expected *.wav and *.wav.trn of THCHS-30"
         )
-    for name in sorted(names | {path.stem for path in train.glob("*.wav")}):
+    for name in sorted(names | {path.stem for path in visible(train, "*.wav")}):
         audio, beside = (folder / part / f"{name}.wav" for part in ("train", "data"))
-        # A link that did not survive the copy: the file it pointed to.
-        path = beside if beside.is_file() and not audio.is_file() else audio
+        # A link that did not survive the copy, or became a file with the path in it.
+        path = audio if _is_wav(audio) or not beside.is_file() else beside
         yield name, path, name.partition("_")[0], _words(folder, name)
+
+
+def _is_wav(path: Path) -> bool:
+    try:
+        with open(path, "rb") as handle:
+            return handle.read(4) == b"RIFF"
+    except OSError:
+        return False
 
 
 def _words(folder: Path, name: str) -> str:
@@ -97,16 +107,19 @@ def _aishell1(folder: Path, ledger: Ledger) -> _Rows:
     A few utterances have no transcript; they are speech all the same and stay.
     """
     wav = folder / "wav"
-    speakers = [p for p in sorted((wav / "train").glob("*")) if p.is_dir()]
-    if not speakers:
-        packed = sorted(wav.glob("*.tar.gz"))
+    speakers = [p for p in visible(wav / "train", "*") if p.is_dir()]
+    unpacked = {path.name for path in visible(wav, "*/*")}
+    packed = [p for p in visible(wav, "*.tar.gz") if p.name[:-7] not in unpacked]
+    if packed:
+        names = listed([path.name for path in packed])
         raise RecipeError(
-            f"{wav}: found {len(packed)} packed speakers such as {packed[0].name}, "
-            f"expected train/, dev/ and test/; unpack them: cd {wav} && for f in "
-            '*.tar.gz; do tar xzf "$f"; done'
-            if packed
-            else f"{wav}: {found_in(wav)}, expected train/<speaker>/*.wav"
+            f"{wav}: {len(packed)} speakers are still packed, beside {len(unpacked)} "
+            f"that are not; unpack them: cd {wav} && for f in *.tar.gz; do "
+            f'tar xzf "$f"; done\n{names}'
         )
+    if not speakers:
+        text = f"{wav}: {found_in(wav)}, expected train/<speaker>/*.wav"
+        raise RecipeError(text)
     texts = {}
     # The transcripts are of all splits; an utterance is named after its speaker:
     # BAC009S0002W0122 is one of S0002.
@@ -117,7 +130,7 @@ def _aishell1(folder: Path, ledger: Ledger) -> _Rows:
         if match := re.search(r"S\d{4}", name):
             transcribed.setdefault(match[0], set()).add(name)
     for speaker in speakers:
-        names = {path.stem for path in speaker.glob("*.wav")}
+        names = {path.stem for path in visible(speaker, "*.wav")}
         for name in sorted(names | transcribed.get(speaker.name, set())):
             yield name, speaker / f"{name}.wav", speaker.name, texts.get(name, "")
 
@@ -138,7 +151,7 @@ def _aishell3(folder: Path, ledger: Ledger) -> _Rows:
         hanzi = (word for word in words if not _SYLLABLE.fullmatch(word))
         texts[values[0].removesuffix(".wav")] = " ".join(hanzi)
     wav = folder / "train" / "wav"
-    names = {path.stem: path for path in wav.glob("*/*.wav")}
+    names = {path.stem: path for path in visible(wav, "*/*.wav")}
     # SSB00050001 is utterance 0001 of speaker SSB0005.
     names |= {n: wav / n[:7] / f"{n}.wav" for n in texts if n not in names}
     for name in sorted(names):

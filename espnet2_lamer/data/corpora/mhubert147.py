@@ -14,7 +14,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from espnet2_lamer.constants import SAMPLE_RATE
-from espnet2_lamer.data.corpora.archive import Archive, Ledger, locate, read_rows
+from espnet2_lamer.data.corpora.archive import (
+    Archive,
+    Ledger,
+    locate,
+    read_rows,
+    visible,
+)
 from espnet2_lamer.data.sets import Utterance, language_code
 from espnet2_lamer.errors import RecipeError
 
@@ -46,7 +52,7 @@ def read(
     if root.is_file():
         manifests = [root]
     else:
-        manifests = sorted(locate(corpus, root, ["*.tsv"]).glob("*.tsv"))
+        manifests = visible(locate(corpus, root, ["*.tsv"]), "*.tsv")
     wanted = {_plain(name) for name in datasets}
     utterances: dict[str, list[Utterance]] = {lang: [] for lang in langs}
     for manifest in manifests:

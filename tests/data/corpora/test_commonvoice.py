@@ -1,6 +1,7 @@
 """CommonVoice: its lists, its odd rows, its locales."""
 
 import json
+import shutil
 from functools import partial
 
 import pytest
@@ -298,3 +299,40 @@ def test_threads_do_not_change_the_result(english, tmp_path):
     first = prepare(english.parent, tmp_path / "one", ["eng"], nj=1)
     second = prepare(english.parent, tmp_path / "two", ["eng"], nj=2)
     assert first == second
+
+
+def test_several_releases_side_by_side_are_refused_by_name(tmp_path):
+    folder = write_commonvoice(tmp_path, "en", [cv_row("en", 0), cv_row("en", 1)])
+    other = tmp_path / "cv-corpus-17.0-2024-03-15"
+    shutil.copytree(folder.parent, other)
+    message = "found cv-corpus-11.0-2022-09-21, cv-corpus-17.0-2024-03-15, expected one"
+    with pytest.raises(RecipeError, match=message):
+        prepare(tmp_path, tmp_path / "data", ["eng"])
+    report = prepare(other, tmp_path / "data", ["eng"])
+    assert report["release"] == "17.0"
+
+
+def test_quotes_that_a_writer_of_csv_added_are_not_the_sentence(tmp_path):
+    sentences = ['"""Good-bye,"" said he."', 'He said ""no"".', '""', '"Lone']
+    folder = write_commonvoice(tmp_path, "en", [cv_row("en", n) for n in range(4)])
+    columns = CV_HEADER.split("\t")
+    header = "\t".join([*columns[:2], "sentence_id", *columns[2:]])
+    rows = []
+    for number, sentence in enumerate(sentences):
+        values = cv_row("en", number, sentence).split("\t")
+        rows.append("\t".join([*values[:2], "abc", *values[2:]]))
+    write_lines(folder / "validated.tsv", header, *rows)
+    prepare(tmp_path, tmp_path / "data", ["eng"])
+    text = read_table(tmp_path / "data/pretrain/commonvoice/train_eng/text")
+    # The third has no words left, so no line.
+    assert list(text.values()) == ['"Good-bye," said he.', 'He said "no".', '"Lone']
+
+
+def test_durations_that_no_clip_has_are_not_counted(tmp_path):
+    folder = write_commonvoice(tmp_path, "en", [cv_row("en", n) for n in range(3)])
+    for wrong in ("0", "-1", "99999999", ""):
+        lines = [f"common_voice_en_{n}.mp3\t5000" for n in (0, 1)]
+        lines.append(f"common_voice_en_2.mp3\t{wrong}")
+        write_lines(folder / "clip_durations.tsv", "clip\tduration[ms]", *lines)
+        report = prepare(tmp_path, tmp_path / "data", ["eng"])
+        assert report["pretraining_hours"]["eng"] is None, wrong

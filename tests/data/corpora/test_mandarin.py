@@ -3,6 +3,7 @@
 import json
 import shutil
 import tarfile
+from pathlib import Path
 
 import pytest
 
@@ -167,14 +168,40 @@ def test_aishell1_transcripts_without_audio_are_missing_only_in_train(tmp_path):
     assert _counts(report)["utterances"] == 2
 
 
-def test_aishell1_packed_speakers_are_named_with_the_command(tmp_path):
+@pytest.mark.parametrize("packed", [["S0002"], ["S0002", "S0003"]])
+def test_aishell1_packed_speakers_are_named_with_the_command(tmp_path, packed):
     root = write_aishell1(tmp_path)
-    with tarfile.open(root / "wav/S0002.tar.gz", "w:gz") as tar:
-        tar.add(root / "wav/train/S0002", "train/S0002")
-    shutil.rmtree(root / "wav/train")
-    message = r"found 1 packed speakers such as S0002\.tar\.gz.*tar xzf"
+    # Archives stay where they were unpacked.
+    for name in ("S0002", "S0003"):
+        with tarfile.open(root / f"wav/{name}.tar.gz", "w:gz") as tar:
+            tar.add(root / f"wav/train/{name}", f"train/{name}")
+    prepare("aishell1", root, tmp_path / "data", ["cmn"])
+    for name in packed:
+        shutil.rmtree(root / "wav/train" / name)
+    message = (
+        rf"{len(packed)} speakers are still packed, .*tar xzf(?s:.*)S0002\.tar\.gz"
+    )
     with pytest.raises(RecipeError, match=message):
         prepare("aishell1", root, tmp_path / "data", ["cmn"])
+
+
+def test_thchs30_links_that_became_text_are_followed(tmp_path):
+    root = write_thchs30(tmp_path)
+    (root / "train/A11_0.wav").unlink()
+    (root / "train/A11_0.wav").write_text("../data/A11_0.wav\r\n")
+    report = prepare("thchs30", root, tmp_path / "data", ["cmn"])
+    assert _counts(report)["utterances"] == 2 and not _counts(report)["left_out"]
+    wavs = read_table(tmp_path / "data/pretrain/thchs30/train_cmn/wav.scp")
+    assert [Path(p).parent.name for p in wavs.values()] == ["data", "train"]
+
+
+@pytest.mark.parametrize("corpus", WRITE)
+def test_what_a_mac_adds_to_a_copy_is_no_audio(tmp_path, corpus):
+    root = WRITE[corpus](tmp_path)
+    before = prepare(corpus, root, tmp_path / "data", ["cmn"])
+    for path in [p for p in root.rglob("*") if p.is_file()]:
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7" + bytes(500))
+    assert prepare(corpus, root, tmp_path / "data", ["cmn"]) == before
 
 
 def test_aishell3_pinyin_goes_and_odd_lines_cost_only_their_text(tmp_path):
