@@ -37,7 +37,7 @@ def check_agreement(
         RecipeError: With both values, and the command that applies those given.
     """
     declared = {field.name for field in fields(options)}
-    read = {name for stage in chosen for name in stage.options}
+    read = {name for stage in chosen for name in stage.made_with}
     idle = {name for name in options.given if name not in read}
     last = max((stage.number for stage in chosen), default=-1)
     found: dict[str, list[tuple[Stage, Any]]] = {}
@@ -53,7 +53,8 @@ def check_agreement(
             found.setdefault(name, []).append((stage, record[name]))
     if found:
         raise RecipeError(_refusal(found, options))
-    readers = {n: s for s in stages for n in s.made_with if n in idle - known}
+    unread = idle - known
+    readers = {n: s for s in reversed(stages) for n in s.made_with & unread}
     if readers:
         parts = [f"--{name} (stage {s.number})" for name, s in readers.items()]
         logging.warning("no stage of this run reads %s", ", ".join(sorted(parts)))

@@ -14,7 +14,7 @@ from espnet2_lamer.fileio.trust import (
     trusting_s3prl_files,
 )
 from espnet2_lamer.recipe.benchmark import check_benchmark
-from espnet2_lamer.recipe.declaration import as_text, give_way, refused
+from espnet2_lamer.recipe.declaration import as_text, refused
 from espnet2_lamer.recipe.options import HEAD_ONLY_TAG, Options
 from espnet2_lamer.recipe.upstreams import upstream_specs
 
@@ -25,11 +25,6 @@ def settle(options: Options) -> None:
     Raises:
         RecipeError: Naming the option, what was found and what is expected.
     """
-    for name, other in (("replay_langs", "new_langs"), ("new_langs", "replay_langs")):
-        taken = set(getattr(options, other))
-        rest = [lang for lang in getattr(options, name) if lang not in taken]
-        if rest != getattr(options, name):
-            give_way(options, name, rest, other)
     if not options.new_langs:
         raise refused("new_langs", "none", "at least one language")
     twice = sorted({x for x in options.langs if options.langs.count(x) > 1})
