@@ -22,6 +22,7 @@ def get_parser() -> Parser:
 def main(cmd: list[str] | None = None) -> None:
     """Run the command line."""
     args = get_parser().parse_args(cmd)
+    from espnet2_lamer.fileio.locks import working_on
     from espnet2_lamer.parallel import workers
     from espnet2_lamer.units.codebook import load_codebook
     from espnet2_lamer.units.labels import assign_units, write_token_list
@@ -35,7 +36,7 @@ def main(cmd: list[str] | None = None) -> None:
             f"{args.codebook}: {units} units, --n_clusters is {args.n_clusters}; give "
             f"--n_clusters {units}, or make the codebook anew"
         )
-    with workers(args.dask):
+    with working_on(args.output), workers(args.dask):
         teacher = load_teacher(args.teacher, layer, args.device, args.trust_s3prl_files)
         assign_units(teacher, args.codebook, args.wav_scp, args.output, nj=args.nj)
     if args.token_list:

@@ -21,11 +21,12 @@ def get_parser() -> Parser:
 def main(cmd: list[str] | None = None) -> None:
     """Run the command line."""
     args = get_parser().parse_args(cmd)
+    from espnet2_lamer.fileio.locks import working_on
     from espnet2_lamer.parallel import workers
     from espnet2_lamer.units.features import dump_features
     from espnet2_lamer.units.teacher import load_teacher
 
-    with workers(args.dask):
+    with working_on(args.output), workers(args.dask):
         dump_features(
             load_teacher(args.teacher, args.layer, args.device, args.trust_s3prl_files),
             args.wav_scp,

@@ -32,12 +32,14 @@ def get_parser() -> Parser:
 def main(cmd: list[str] | None = None) -> None:
     """Run the command line."""
     args = get_parser().parse_args(cmd)
+    from espnet2_lamer.fileio.locks import working_on
     from espnet2_lamer.units.codebook import import_kmeans
     from espnet2_lamer.units.teacher import load_teacher
 
     trust = args.trust_s3prl_files
     teacher = load_teacher(args.teacher, args.layer, trust_s3prl_files=trust)
-    import_kmeans(args.joblib, teacher, args.output, args.trust_pickle)
+    with working_on(args.output):
+        import_kmeans(args.joblib, teacher, args.output, args.trust_pickle)
 
 
 if __name__ == "__main__":

@@ -23,11 +23,12 @@ def get_parser() -> Parser:
 def main(cmd: list[str] | None = None) -> None:
     """Run the command line."""
     args = get_parser().parse_args(cmd)
+    from espnet2_lamer.fileio.locks import working_on
     from espnet2_lamer.parallel import workers
     from espnet2_lamer.units.kmeans import KmeansConfig, learn_kmeans
 
     config = KmeansConfig(args.n_clusters, seed=args.seed, n_init=args.n_init)
-    with workers(args.dask):
+    with working_on(args.output), workers(args.dask):
         learn_kmeans(args.features, args.output, config, args.nj, args.device)
 
 

@@ -17,7 +17,7 @@ import yaml
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.archive import COMPLETE, META, check_zip
-from espnet2_lamer.fileio.atomic import exclusive, write_text
+from espnet2_lamer.fileio.atomic import write_text
 from espnet2_lamer.fileio.checksum import changed_files, checksums
 from espnet2_lamer.fileio.foreign import (
     check_weights,
@@ -26,6 +26,7 @@ from espnet2_lamer.fileio.foreign import (
     replace_texts,
 )
 from espnet2_lamer.fileio.hashing import sha256_file
+from espnet2_lamer.fileio.locks import exclusive
 from espnet2_lamer.fileio.system import check_space
 from espnet2_lamer.fileio.trust import protect
 

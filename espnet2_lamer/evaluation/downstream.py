@@ -35,11 +35,12 @@ from espnet2_lamer.evaluation.tokens import (
     read_all_targets,
     token_type_of,
 )
-from espnet2_lamer.fileio.atomic import atomic_dir, exclusive, write_json
+from espnet2_lamer.fileio.atomic import atomic_dir, write_json
 from espnet2_lamer.fileio.checksum import checked_file
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.foreign import check_weights, read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
+from espnet2_lamer.fileio.locks import exclusive
 from espnet2_lamer.train.console import run_espnet
 
 # Options that say where a head was trained, not what it is: not in final/config.yaml.

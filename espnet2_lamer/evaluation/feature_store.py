@@ -23,9 +23,10 @@ import torch
 from espnet2_lamer.asr.frontend.states import selected_states, upstream_states
 from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.fileio.atomic import exclusive, write_json
+from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.hashing import sha256_value
+from espnet2_lamer.fileio.locks import exclusive
 from espnet2_lamer.units.shards import Shards
 
 _SHARD_SECONDS = 600

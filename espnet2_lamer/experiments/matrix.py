@@ -3,10 +3,8 @@
 import fnmatch
 import json
 import logging
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -18,6 +16,7 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.experiments.definition import Cell, Data, Definition
 from espnet2_lamer.experiments.measures import CellMeasure
 from espnet2_lamer.fileio.atomic import write_json
+from espnet2_lamer.fileio.locks import WHOLE, Busy, exclusive
 
 RECORD = "record.json"
 
@@ -63,30 +62,6 @@ class Store:
             return None
         measures = [CellMeasure.from_dict(m) for m in found["measures"]]
         return {**found, "measures": {m.name: m for m in measures}}
-
-    @contextmanager
-    def lock(self, directory: Path, wait: bool) -> Iterator[int | None]:
-        """Hold the lock of a directory, which is made if it is not there.
-
-        A command that is started inside and keeps the descriptor holds it too, so an
-        orphan of a killed process keeps others out until it ends.
-
-        Yields:
-            The descriptor; None when another process has it and ``wait`` is false.
-        """
-        import fcntl  # not everywhere
-
-        directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            held = descriptor
-        except BlockingIOError:
-            held = None
-        try:
-            yield held
-        finally:
-            os.close(descriptor)
 
 
 def _now() -> str:
@@ -258,7 +233,7 @@ class Matrix:
             return False
         description = {"key": data.key, "options": dict(data.options)}
         # Others need the same data: wait for who makes them.
-        with self.store.lock(directory, wait=True) as lock:
+        with exclusive(directory / WHOLE) as lock:
             work = partial(self.run_data, data, lock)
             return self._work(directory, f"data {data.key}", description, work)
 
@@ -271,12 +246,13 @@ class Matrix:
             "options": dict(cell.options),
             "configs": {name: dict(c) for name, c in cell.configs.items()},
         }
-        with self.store.lock(directory, wait=False) as lock:
-            if lock is None:
-                logging.info("%s: another process runs it", cell.label)
-                return True
-            work = partial(self.run_cell, cell, lock)
-            return self._work(directory, cell.label, description, work)
+        try:
+            with exclusive(directory / WHOLE, wait=False) as lock:
+                work = partial(self.run_cell, cell, lock)
+                return self._work(directory, cell.label, description, work)
+        except Busy as error:
+            logging.info("%s: another process runs it: %s", cell.label, error)
+            return True
 
     def _work(
         self,

@@ -1,4 +1,4 @@
-"""Write files and directories, whole or not at all, one process at a time."""
+"""Write files and directories, whole or not at all."""
 
 import hashlib
 import json
@@ -128,29 +128,6 @@ def link(path: Path, target: str) -> None:
     """Make ``path`` a symbolic link to ``target``, replacing an old one at once."""
     with _replacing(path) as temporary:
         temporary.symlink_to(target)
-
-
-@contextmanager
-def exclusive(path: str | Path) -> Iterator[None]:
-    """Hold the lock of a path; another process that wants it waits, and logs that.
-
-    The lock is the file ``.<name>.lock`` beside the path, which need not exist. It ends
-    with its process, however that ends.
-    """
-    from filelock import FileLock, Timeout
-
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logging.info("%s: another process works there; waiting for its end", path)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def append_text(path: str | Path, text: str) -> None:

@@ -191,7 +191,7 @@ def _record(source: str, load: Callable = load_hubert) -> dict[str, Any]:
     return {"source": source, "path": path, "sha256": source_sha256(path)}
 
 
-def _verify_mini(records: dict[str, dict[str, Any]]) -> None:
+def _verify_mini(records: dict[str, dict[str, Any]], options: Options) -> None:
     """Compare the mini checkpoints with the sums beside them."""
     for record in records.values():
         path = Path(record["path"])
@@ -205,7 +205,7 @@ def _verify_mini(records: dict[str, dict[str, Any]]) -> None:
             raise RecipeError(
                 f"{path.parent / name}: SHA-256 is {record['sha256']}, expected "
                 f"{expected.get(name)}; restore the file with git, or train it anew: "
-                "./run.sh --stage 0 --stop_stage 0 --retrain true"
+                f"{options.command(stage=0, stop_stage=0, retrain=True)}"
             )
 
 
@@ -215,7 +215,7 @@ def prepare_checkpoints(options: Options) -> None:
     if options.retrain:
         base, teacher = retrain_mini(options)
     records = {"base": _record(base), "teacher": _record(teacher, load_model)}
-    _verify_mini(records)
+    _verify_mini(records, options)
     _check_layers(records["base"]["path"], options)
     _write_random(records["base"]["path"], options)
     for name, record in records.items():

@@ -5,8 +5,6 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.trust import OPTION, trusting_s3prl_files
@@ -15,12 +13,8 @@ from espnet2_lamer.recipe.runner import Runner, chosen_stages
 from espnet2_lamer.recipe.stage import Options, Recipe
 
 
-def read_options(recipe: Recipe, cmd: Sequence[str]) -> tuple[Options, dict[str, Any]]:
-    """Read and check a command line.
-
-    Returns:
-        The options, and those of them that were given beside the preset. ``--help``
-        and wrong options end the program.
+def read_options(recipe: Recipe, cmd: Sequence[str]) -> Options:
+    """Read and check a command line; ``--help`` and wrong options end the program.
 
     Raises:
         RecipeError: Values that contradict each other, or miss a file.
@@ -43,9 +37,10 @@ def read_options(recipe: Recipe, cmd: Sequence[str]) -> tuple[Options, dict[str,
             f"({values['stage']}) or later"
         )
     options = recipe.options(**values)
+    options.given = given
     check(options)
     recipe.settle(options)
-    return options, given
+    return options
 
 
 def run_recipe(recipe: Recipe, cmd: Sequence[str] | None) -> None:
@@ -54,19 +49,20 @@ def run_recipe(recipe: Recipe, cmd: Sequence[str] | None) -> None:
     Raises:
         RecipeError: An option, an input or a stage is wrong.
     """
-    options, given = read_options(recipe, sys.argv[1:] if cmd is None else cmd)
+    options = read_options(recipe, sys.argv[1:] if cmd is None else cmd)
     stages = recipe.stages_of(options)
+    runner = Runner(stages, options, lambda stage: recipe.by_hand(stage, options))
+    runner.check_options(chosen_stages(stages, options))
     with trusting_s3prl_files(getattr(options, OPTION, False)):
         if options.print_commands:
             print(f"# in egs2/lamer_ssl/{recipe.name}, after: . ./path.sh && . ./db.sh")
             for stage in chosen_stages(stages, options):
                 print(f"# stage {stage.number}: {stage.title}")
-                for command in recipe.by_hand(stage, options, given):
+                for command in recipe.by_hand(stage, options):
                     print(command.text(options.python))
             return
         quiet_terminal()
-        by_hand = partial(recipe.by_hand, options=options, given=given)
-        Runner(stages, options, by_hand).run()
+        runner.run()
 
 
 def run_stage(recipes: Sequence[Recipe], cmd: Sequence[str]) -> None:
@@ -79,16 +75,20 @@ def run_stage(recipes: Sequence[Recipe], cmd: Sequence[str]) -> None:
     if recipe is None:
         names = " or ".join(found.name for found in recipes)
         raise RecipeError(f"{' '.join(cmd[:1])}: expected {names} and a stage's name")
-    options, _ = read_options(recipe, cmd[2:])
+    options = read_options(recipe, cmd[2:])
     stages = {stage.name: stage for stage in recipe.stages_of(options)}
     if len(cmd) < 2 or cmd[1] not in stages:
         raise RecipeError(
             f"{' '.join(cmd[:2])}: expected one of {', '.join(stages)} after "
             f"{recipe.name}"
         )
+    stage = stages[cmd[1]]
+    runner = Runner([*stages.values()], options)
+    runner.check_options([stage])
     with trusting_s3prl_files(getattr(options, OPTION, False)):
-        for command in stages[cmd[1]].run(options) or ():
-            command.run()
+        with runner.folders, runner.locked(stage):
+            for command in stage.run(options) or ():
+                command.run()
 
 
 def _own_or_error(record: logging.LogRecord) -> bool:

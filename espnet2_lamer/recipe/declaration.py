@@ -8,6 +8,7 @@ would read them, which are never executed.
 import argparse
 import dataclasses
 import functools
+import logging
 import re
 import shlex
 import textwrap
@@ -188,6 +189,21 @@ def read_preset(path: Path, known: set[str]) -> dict[str, str]:
 def refused(name: str, found: object, expected: str) -> RecipeError:
     """Return the error of an option's value."""
     return RecipeError(f"--{name}: found {found}, expected {expected}")
+
+
+def give_way(options: Any, name: str, value: Any, to: str) -> bool:
+    """Replace a preset's value that contradicts what the user gave, with a line.
+
+    Returns:
+        Whether it gave way: what was given itself never does.
+    """
+    if name in options.given or to not in options.given:
+        return False
+    before, after = as_text(getattr(options, name)), as_text(value) or "none"
+    text = "--%s: %s of the preset gives way to --%s %s: %s"
+    logging.warning(text, name, before, to, as_text(options.given[to]), after)
+    setattr(options, name, value)
+    return True
 
 
 def check(values: Any) -> None:

@@ -1,12 +1,17 @@
 """The options of run.sh, as one value that every stage receives."""
 
 import os
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from espnet2_lamer.data.corpora import CORPORA, MHUBERT147_AUDIO
 from espnet2_lamer.evaluation.runs import BENCHMARKS, BUDGETS, LID_READINGS, TRACKS
 from espnet2_lamer.recipe.declaration import (
+    as_text,
     data_option,
     head_option,
     model_option,
@@ -21,7 +26,12 @@ HEAD_ONLY_TAG = "head_only"
 
 @dataclass(kw_only=True)
 class CommonOptions:
-    """The options that every recipe has, and what follows from them."""
+    """The options that every recipe has, and what follows from them.
+
+    ``given`` are those that were given beside the preset.
+    """
+
+    given: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     preset: str = option("mini | paper, see conf/presets", "mini")
     stage: int = option("first stage to run", 0, least=0)
@@ -54,6 +64,20 @@ class CommonOptions:
     )
     hf_repo: str = upload_option("Hugging Face repository to upload to", "")
     dry_run: bool = upload_option("true: only list what would be uploaded", False)
+
+    def command(self, **changes: Any) -> str:
+        """Return the user's own command line with other options, to be pasted.
+
+        An option that is None is left out.
+        """
+        words = ["./run.sh"]
+        for name, value in ({**self.given, "print_commands": None} | changes).items():
+            if value is not None:
+                text = as_text(value)
+                # What begins with a dash would be read as an option.
+                apart = not text.startswith("-")
+                words += [f"--{name}", text] if apart else [f"--{name}={text}"]
+        return shlex.join(words)
 
     @property
     def raw(self) -> Path:

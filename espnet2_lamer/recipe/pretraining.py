@@ -17,6 +17,7 @@ from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file
+from espnet2_lamer.fileio.locks import exclusive
 from espnet2_lamer.layers import parameter_report, parse_allocation
 from espnet2_lamer.layers.apportion import apportion
 from espnet2_lamer.recipe.analysis import by_language, draw, read_speech
@@ -134,15 +135,17 @@ def continue_pretraining(options: Options) -> None:
     runs = [(options.ssl_experiment, _allocation(options))]
     if options.control:
         runs.insert(0, (options.control_experiment, "0"))
-    if options.control_experiment in dict(runs):
-        _check_control(options)
     for experiment, allocation in runs:
-        control = []
-        if options.control and experiment != options.control_experiment:
-            control = ["--monitor_control", str(options.control_experiment)]
-        _train(options, experiment, allocation, control)
-        model = load_pretraining_model(experiment)
-        write_json(experiment / "parameters.json", parameter_report(model))
+        is_control, more = experiment == options.control_experiment, []
+        # Another pretraining beside this one may be training the same control.
+        with exclusive(experiment, wait=is_control):
+            if is_control:
+                _check_control(options)
+            elif options.control:
+                more = ["--monitor_control", str(options.control_experiment)]
+            _train(options, experiment, allocation, more)
+            model = load_pretraining_model(experiment)
+            write_json(experiment / "parameters.json", parameter_report(model))
 
 
 def check_one_batch(options: Options) -> None:
@@ -235,8 +238,7 @@ def device_options(options: Options, experiment: Path) -> list[str]:
         raise RecipeError(
             f"--num_nodes: found {options.num_nodes}, but Slurm started {tasks} tasks "
             f"on {nodes} nodes; start one per node: srun --nodes={options.num_nodes} "
-            f"--ntasks-per-node=1 ./run.sh --num_nodes {options.num_nodes} ..., or set "
-            "train_cmd in cmd.sh"
+            f"--ntasks-per-node=1 {options.command()}, or set train_cmd in cmd.sh"
         )
     # A file that no earlier start has left behind: torch would wait for its ranks.
     start = ".".join(os.environ.get(name, "0") for name in _START)

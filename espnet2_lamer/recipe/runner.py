@@ -5,7 +5,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +14,9 @@ from typing import Any
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import rename_old, write_json
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
+from espnet2_lamer.fileio.locks import WHOLE, exclusive
 from espnet2_lamer.fileio.system import LogFile, system_message
+from espnet2_lamer.recipe.agreement import check_agreement
 from espnet2_lamer.recipe.stage import Command, Options, Stage
 
 
@@ -72,6 +74,60 @@ class Runner:
         """Read what is known of files."""
         self.directory = self.options.expdir / "stages"
         self.hashes = HashCache(self.directory / "hashes.json")
+        # Locks of folders, and whether nobody else may work there.
+        self.folders, self._alone = ExitStack(), None
+
+    def check_options(self, chosen: Sequence[Stage]) -> None:
+        """Refuse options that stages which are not chosen were not run with."""
+        last = max((stage.number for stage in chosen), default=-1)
+
+        def state(stage: Stage) -> dict[str, Any]:
+            return _read_json(self._state_file(stage)) or {}
+
+        for stage in self.stages:
+            begun = stage not in chosen and state(stage).get("status") == "running"
+            if begun and stage.number < last:
+                text = (
+                    "stage %d (%s) was begun and has not ended; this run leaves it out"
+                )
+                logging.warning(text, stage.number, stage.title)
+        check_agreement(
+            self.stages,
+            chosen,
+            self.options,
+            lambda stage: state(stage).get("fingerprint", {}).get("options", {}),
+            lambda stage: not self._differing(state(stage).get("outputs", {})),
+        )
+
+    @contextmanager
+    def locked(self, stage: Stage) -> Iterator[None]:
+        """Let no other process do a stage, or change the files that it reads.
+
+        What comes before all pretrainings is made by one run alone; then runs may stand
+        side by side, each with stages of its own. Folders stay locked until ``folders``
+        is left.
+
+        Raises:
+            Busy: Naming the process that works there.
+        """
+        prepared = [s for s in self.stages if s.number <= stage.number]
+        alone, options = all(s.shared for s in prepared), self.options
+        if alone is not self._alone:
+            self.folders.close()
+            for folder in (options.expdir, options.dumpdir):
+                lock = exclusive(folder / WHOLE, wait=False, shared=not alone)
+                self.folders.enter_context(lock)
+            self._alone = alone
+        with ExitStack() as stack:
+            for files, reads in ((stage.outputs, False), (stage.inputs, True)):
+                if any(options.datadir in path.parents for path in files(options)):
+                    lock = exclusive(options.datadir / WHOLE, shared=reads)
+                    stack.enter_context(lock)
+            if not alone and not stage.together:
+                # What all use may be made by another run: it is done then.
+                lock = exclusive(self._state_file(stage), wait=stage.shared)
+                stack.enter_context(lock)
+            yield
 
     def run(self) -> None:
         """Run the stages asked for.
@@ -81,7 +137,8 @@ class Runner:
         """
         started = time.perf_counter()
         chosen = chosen_stages(self.stages, self.options)
-        seconds = [self._run_stage(stage) for stage in chosen]
+        with self.folders:
+            seconds = [self._run_stage(stage) for stage in chosen]
         self.hashes.save()
         for stage in self.stages:
             if stage not in chosen:
@@ -98,10 +155,9 @@ class Runner:
     def _how_to_make(self, path: Path) -> str | None:
         for stage in self.stages:
             if path in stage.outputs(self.options):
-                number = stage.number
-                return (
-                    f"it is made by stage {number} ({stage.title}): ./run.sh --stage "
-                    f"{number} --stop_stage {number}"
+                only = {"stage": stage.number, "stop_stage": stage.number}
+                return f"it is made by stage {stage.number} ({stage.title}): " + (
+                    self.options.command(**only, skip_stages=None, sanity=None)
                 )
         return None
 
@@ -142,33 +198,56 @@ class Runner:
             if not Path(path).is_file() or self.hashes(Path(path)) != digest
         }
 
-    def _run_stage(self, stage: Stage) -> float | None:
-        """Return the seconds that the stage took, if it was not done already."""
-        label = f"stage {stage.number}: {stage.title}"
-        record = {"stage": stage.number, "title": stage.title}
-        record["fingerprint"] = fingerprint = self._fingerprint(stage)
+    def _status(
+        self, stage: Stage
+    ) -> tuple[dict[str, Any], dict[str, Any] | None, list[str], str]:
+        """Say what a stage is made from, its record, what changed, and why it runs.
+
+        Where it need not run the last is empty.
+        """
+        fingerprint = self._fingerprint(stage)
         state = _read_json(self._state_file(stage))
         if state is None:
-            logging.info("%s: starts", label)
-        else:
-            self._fill_in(stage, state, fingerprint["inputs"])
-            changes = _changes(state["fingerprint"], fingerprint)
-            done = state["status"] == "done"
-            damage = self._differing(state["outputs"]) if done else {}
-            reasons = changes or [f"{path} {what}" for path, what in damage.items()]
-            if reasons:
-                logging.info("%s: runs again: %s", label, "; ".join(reasons[:5]))
-            elif not done:
-                logging.info("%s: goes on where it stopped", label)
-            elif stage.repeat(self.options):
-                logging.info("%s: runs again, as asked", label)
-            else:
-                logging.info("%s: done, nothing changed", label)
+            return fingerprint, state, [], "starts"
+        self._fill_in(stage, state, fingerprint["inputs"])
+        changes = _changes(state["fingerprint"], fingerprint)
+        done = state["status"] == "done"
+        damage = self._differing(state["outputs"]) if done else {}
+        reasons = changes or [f"{path} {what}" for path, what in damage.items()]
+        why = "" if done else "goes on where it stopped"
+        if reasons:
+            why = f"runs again: {'; '.join(reasons[:5])}"
+        elif done and stage.repeat(self.options):
+            why = "runs again, as asked"
+        return fingerprint, state, changes, why
+
+    def _run_stage(self, stage: Stage) -> float | None:
+        """Return the seconds that the stage took, if it was not done already."""
+        # What is missing, another run may be making just now.
+        with suppress(RecipeError):
+            if self._is_done(stage):
                 return None
-            tag = sha256_value(state["fingerprint"])[:8]
-            for kept in stage.keep(self.options) if changes else ():
+        with self.locked(stage):
+            return None if self._is_done(stage) else self._work(stage)
+
+    def _is_done(self, stage: Stage) -> bool:
+        fingerprint, state, _, why = self._status(stage)
+        if why:
+            return False
+        if state["fingerprint"] != fingerprint:  # that of an earlier version knows less
+            write_json(self._state_file(stage), state | {"fingerprint": fingerprint})
+        logging.info("stage %d: %s: done, nothing changed", stage.number, stage.title)
+        return True
+
+    def _work(self, stage: Stage) -> float:
+        label = f"stage {stage.number}: {stage.title}"
+        record = {"stage": stage.number, "title": stage.title}
+        record["fingerprint"], state, changes, why = self._status(stage)
+        logging.info("%s: %s", label, why)
+        for kept in stage.keep(self.options) if changes else ():
+            with exclusive(kept, wait=False):
                 if kept.exists():
-                    target = rename_old(kept, tag)
+                    target = rename_old(kept, sha256_value(state["fingerprint"])[:8])
                     logging.info("kept the earlier %s as %s", kept, target)
         write_json(self._state_file(stage), record | {"status": "running"})
         started = time.perf_counter()
@@ -217,8 +296,9 @@ class Runner:
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     changes = []
-    for name in sorted({*old["options"], *new["options"]}):
-        before, after = old["options"].get(name), new["options"].get(name)
+    # What an earlier version did not record is not known, and no reason to run.
+    for name in sorted({*old["options"]} & {*new["options"]}):
+        before, after = old["options"][name], new["options"][name]
         if before != after:
             changes.append(f"--{name} {before} -> {after}")
     for path in sorted({*old["inputs"], *new["inputs"]}):

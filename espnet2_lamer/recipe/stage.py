@@ -80,7 +80,9 @@ class Stage:
         variant: Suffix of the stage's record where the options name one of several
             results that stand side by side; each is done or not by itself.
         repeat: Whether it runs again though nothing changed.
+        checks: Names of more options: it looks at them, its result is the same.
         shared: Whether its result is that of all pretrainings.
+        together: Whether runs may do it at once, its parts having locks of their own.
         by_commands: Whether ``run`` returns commands.
     """
 
@@ -95,13 +97,20 @@ class Stage:
     keep: Callable[[Options], list[Path]] = lambda options: []
     variant: Callable[[Options], str] = lambda options: ""
     repeat: Callable[[Options], bool] = lambda options: False
+    checks: str = ""
     shared: bool = False
+    together: bool = False
     by_commands: bool = False
 
     @property
     def options(self) -> tuple[str, ...]:
+        """Names of the options that make it run again."""
+        return tuple(f"{self.depends_on} {self.checks}".split())
+
+    @property
+    def made_with(self) -> set[str]:
         """Names of the options its result depends on."""
-        return tuple(self.depends_on.split())
+        return {*self.depends_on.split()}
 
 
 @dataclass(frozen=True)
@@ -138,15 +147,13 @@ class Recipe:
         """Find a stage by its name."""
         return {stage.name: stage for stage in self.stages}[name]
 
-    def by_hand(self, stage: Stage, options: Options, given: dict) -> Sequence[Command]:
-        """Return the commands that do a stage's work.
-
-        ``given`` are the options that were given beside the preset.
-        """
+    def by_hand(self, stage: Stage, options: Options) -> Sequence[Command]:
+        """Return the commands that do a stage's work."""
         if stage.by_commands:
             return stage.run(options)
         leave = ("stage", "stop_stage", "skip_stages", "print_commands", "python")
-        words = [f"--{k}={as_text(v)}" for k, v in given.items() if k not in leave]
+        given = options.given.items()
+        words = [f"--{k}={as_text(v)}" for k, v in given if k not in leave]
         return [Command("stage", (self.name, stage.name, *words))]
 
 

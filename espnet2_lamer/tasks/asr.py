@@ -39,6 +39,7 @@ from espnet2_lamer.precision import (
 from espnet2_lamer.tasks.option_check import check_init_param, check_packages
 from espnet2_lamer.tasks.upstream_frontend import LamerUpstreamFrontend
 from espnet2_lamer.train.checkpoint import LATEST, CheckedTrainer
+from espnet2_lamer.train.console import one_training
 
 if TYPE_CHECKING:
     from espnet2_lamer.whisper.model import WhisperLoraModel
@@ -150,7 +151,8 @@ class LamerASRTask(ASRTask):
                 )
         # For spawned workers; no key of a config, which may be another's.
         args.trust_s3prl_files = s3prl_files_trusted()
-        super().main(args=args)
+        with one_training(args):
+            super().main(args=args)
 
     @classmethod
     def main_worker(cls, args: argparse.Namespace) -> None:

@@ -42,7 +42,7 @@ from espnet2_lamer.train.batching import (
     chosen_utterances,
     read_hours,
 )
-from espnet2_lamer.train.console import child_log, pass_signals_on
+from espnet2_lamer.train.console import child_log, one_training, pass_signals_on
 from espnet2_lamer.train.expansion import OLD_EXPERTS, expand_experts, keep_old_experts
 from espnet2_lamer.train.trainer import LamerTrainer
 from espnet2_lamer.train.trial import check_sanity
@@ -84,6 +84,11 @@ class LamerHubertTask(HubertTask):
             check_packages(args)
             settle_amp_dtype(args)
             check_init_param(args)
+        with one_training(args):
+            cls._main(args)
+
+    @classmethod
+    def _main(cls, args: argparse.Namespace) -> None:
         if args.dry_run:
             dry_run(cls, args)
         elif args.sanity and not args.print_config:

@@ -1,5 +1,6 @@
 """A training and who started it: messages, the progress bar, requests to stop."""
 
+import argparse
 import logging
 import multiprocessing
 import os
@@ -18,10 +19,13 @@ from typing import Any
 from tqdm import tqdm
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.locks import working_on
 from espnet2_lamer.fileio.system import naming
 
 # Where processes that a training spawns find the file.
 _LOG_VARIABLE = "ESPNET2_LAMER_TRAIN_LOG"
+# Where a launcher of several processes says which one this is.
+_RANKS = {"slurm": "SLURM_PROCID", "mpi": "OMPI_COMM_WORLD_RANK"}
 # A shutdown, a user's Ctrl-C and, where there is one, Slurm's preemption.
 STOP_SIGNALS = tuple(
     getattr(signal, name)
@@ -52,6 +56,23 @@ class EpochBar(logging.Handler):
         """Remove the bar."""
         self.bar.close()
         super().close()
+
+
+@contextmanager
+def one_training(args: argparse.Namespace) -> Iterator[None]:
+    """Let no other process train into ``output_dir``; the first rank holds the lock.
+
+    ``args`` are of one of ESPnet's tasks. Raises as ``fileio.locks.working_on``.
+    """
+    rank = args.dist_rank
+    if rank is None:
+        rank = int(os.environ.get(_RANKS.get(args.dist_launcher, "RANK"), 0))
+    trains = args.output_dir and not args.print_config
+    if rank or not trains or getattr(args, "dry_run", False):
+        yield
+        return
+    with working_on(args.output_dir, shared=True):
+        yield
 
 
 @contextmanager

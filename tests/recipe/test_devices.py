@@ -76,8 +76,10 @@ def test_each_start_and_each_training_has_a_file_of_its_own(slurm, tmp_path):
 def test_nodes_that_slurm_did_not_start_are_refused(slurm, tmp_path, nodes, tasks):
     slurm(nodes, tasks)
     message = r"--num_nodes: found 2, .* srun --nodes=2 --ntasks-per-node=1 ./run.sh"
-    with pytest.raises(RecipeError, match=message):
-        device_options(options(4, 2), tmp_path / "exp")
+    chosen = options(4, 2)
+    chosen.command = lambda: "./run.sh --num_nodes 2 --expdir mine"
+    with pytest.raises(RecipeError, match=f"{message} --num_nodes 2 --expdir mine"):
+        device_options(chosen, tmp_path / "exp")
 
 
 def test_processors_talk_through_gloo(slurm, tmp_path):

@@ -19,7 +19,7 @@ def make_options(root, **changes):
         "stage": 0,
         "stop_stage": 14,
         "skip_stages": [],
-        "expdir": root / "exp",
+        **{name: root / name[:-3] for name in ("expdir", "dumpdir", "datadir")},
         "seed": 0,
         "new_langs": ["cmn", "yue"],
         "base": "one",

@@ -8,6 +8,7 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.recipe.declaration import (
     as_text,
     data_option,
+    give_way,
     model_option,
     refused,
     upload_option,
@@ -102,6 +103,7 @@ def settle(options: WhisperOptions) -> None:
     options.prompts = {lang: options.prompts[lang] for lang in options.langs}
     trained = [name for name in options.systems if name != "frozen"]
     lost = [name for name in options.pack if name not in trained]
-    if lost:
+    rest = [name for name in options.pack if name in trained]
+    if lost and not give_way(options, "pack", rest, "systems"):
         known = " ".join(trained) or "none"
         raise refused("pack", lost[0], f"some of the systems that are trained: {known}")
