@@ -23,7 +23,7 @@ from espnet2_lamer.data.audio_decoding import (
 from espnet2_lamer.data.audio_fingerprint import QUERY_STEP, Fingerprint, fingerprint
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path, write_text
-from espnet2_lamer.fileio.hashing import sha256_value
+from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
 from espnet2_lamer.fileio.system import check_space
 
 #: What libsndfile decodes and the recipe accepts.
@@ -40,6 +40,8 @@ _BATCH = 16
 _SILENCE = 2.0**-16
 # Raised when files are checked in another way: those converted before are made anew.
 _VERSION = 2
+# A set with more files to convert gets folders, so that none holds a million.
+_FLAT = 10_000
 _LISTED = 10
 # In a smaller set one file is a tenth of the data or more.
 _ONE_IS_FINE_FROM = 10
@@ -149,8 +151,9 @@ def prepare_audio(
     """Check every file to its last sample and convert those that need it.
 
     Files of another rate, with more channels or in another format than WAV or FLAC
-    become ``<audio_dir>/<utt>.flac`` (16 kHz, mono, 16 bit), each written by rename;
-    one that was converted from the same file before is kept. ``wavs`` are all or some
+    become ``<audio_dir>/<utt>.flac`` (16 kHz, mono, 16 bit), of a large ``wav_scp``
+    ``<audio_dir>/<00 to ff>/<utt>.flac``, each written by rename; one that was
+    converted from the same content before is kept. ``wavs`` are all or some
     lines of ``wav_scp``. Unusable ones go to ``skipped`` and are left out.
 
     Raises:
@@ -159,7 +162,7 @@ def prepare_audio(
             without ``skipped``, too many with it.
     """
     _check_room(wavs, Path(audio_dir))
-    options = str(audio_dir), fingerprints
+    options = str(audio_dir), len(wavs) > _FLAT, fingerprints
     prepared = over_files(_prepare, wavs, nj, "check audio", *options)
     return _checked(prepared, wavs, wav_scp, skipped)
 
@@ -243,27 +246,36 @@ def file_seconds(utt: str, path: str) -> float:
         return duration(source)
 
 
-def _prepare(utt: str, path: str, audio_dir: str, fingerprints: bool) -> Audio:
-    converted = Path(audio_dir) / f"{utt}.flac"
+def _places(utt: str, audio_dir: Path, large: bool) -> list[Path]:
+    """Where a converted file belongs, and where it is if the set had another size."""
+    folder = sha256_value(utt)[:2]
+    places = [audio_dir / f"{utt}.flac", audio_dir / folder / f"{utt}.flac"]
+    return places[::-1] if large else places
+
+
+def _prepare(
+    utt: str, path: str, audio_dir: str, large: bool, fingerprints: bool
+) -> Audio:
+    places = _places(utt, Path(audio_dir), large)
+    mono = None
     with open_audio(path) as source:
         rate, changes = source.file.samplerate, _changes(source)
         change = any(changes.values())
-        known = _already_converted(path, converted) if change else None
-        if known is None:
+        if change:
+            converted, mono = _converted_before(path, places)
+        if mono is None:
             samples = decode(source)
             seconds = (source.frames or len(samples)) / rate
         else:
             seconds = duration(source)
-    if known is None:
+    if mono is None:
         mono = _to_16k_mono(samples, rate)
-        known = len(mono)
         if change:
-            _write(mono, path, converted)
-    elif fingerprints:
-        mono = read_16k(converted.as_posix())
+            with atomic_path(converted) as temporary:
+                write_flac(temporary, mono, _origin(path))
     return Audio(
         converted.as_posix() if change else path,
-        known,
+        len(mono),
         seconds,
         fingerprint(mono, QUERY_STEP) if fingerprints else None,
         **changes,
@@ -285,8 +297,8 @@ def _check_room(wavs: Mapping[str, str], audio_dir: Path) -> None:
     for utt in some:
         with suppress(Unusable), open_audio(wavs[utt]) as source:
             change = any(_changes(source).values())
-            converted = audio_dir / f"{utt}.flac"
-            if change and _already_converted(wavs[utt], converted) is None:
+            places = _places(utt, audio_dir, len(wavs) > _FLAT)
+            if change and not any(map(Path.is_file, places)):
                 seconds += duration(source)
     needed = seconds * _FLAC_BYTES_PER_SECOND * len(wavs) / max(1, len(some))
     way_out = "name another folder with --dumpdir"
@@ -310,21 +322,32 @@ def _to_16k_mono(samples: np.ndarray, rate: int) -> np.ndarray:
 
 
 def _origin(path: str) -> str:
-    # Without the folder, so that a corpus that moved gives the same bytes.
-    described = [_VERSION, os.path.basename(path), os.stat(path).st_size]
+    # Without folder and time, so that a corpus that moved gives the same bytes.
+    described = [_VERSION, os.path.basename(path), sha256_file(path)]
     return sha256_value(described)[:16]
 
 
-def _already_converted(path: str, converted: Path) -> int | None:
-    import soundfile
+def _converted_before(
+    path: str, places: Sequence[Path]
+) -> tuple[Path, np.ndarray | None]:
+    """Return the converted file and its samples, if it is whole and of this content.
 
-    try:
-        if os.stat(converted).st_mtime_ns != os.stat(path).st_mtime_ns:
-            return None
-        with soundfile.SoundFile(converted) as known:
-            return known.frames if known.comment == _origin(path) else None
-    except (OSError, RuntimeError):
-        return None
+    Otherwise the file to write, and None.
+    """
+    for converted in filter(Path.is_file, places):
+        with suppress(Unusable, OSError), open_audio(str(converted)) as known:
+            comment = known.file.comment
+            if comment == _origin(path) or comment == _old_origin(path, converted):
+                return converted, decode(known)[:, 0]
+    return places[0], None
+
+
+def _old_origin(path: str, converted: Path) -> str:
+    """Before 0.3 the file's time, which the converted one has, stood for content."""
+    old, new = os.stat(path), os.stat(converted)
+    if old.st_mtime_ns != new.st_mtime_ns:
+        return ""
+    return sha256_value([_VERSION, os.path.basename(path), old.st_size])[:16]
 
 
 def write_flac(path: Path, samples: np.ndarray, comment: str = "") -> None:
@@ -343,11 +366,3 @@ def write_flac(path: Path, samples: np.ndarray, comment: str = "") -> None:
         target.write(samples)
     # Not `getbuffer`, without a copy: CPython 3.12.1 crashes if writing that fails.
     path.write_bytes(content.getvalue())
-
-
-def _write(samples: np.ndarray, path: str, converted: Path) -> None:
-    with atomic_path(converted) as temporary:
-        write_flac(temporary, samples, _origin(path))
-        # The original's time marks what the file was made from.
-        stat = os.stat(path)
-        os.utime(temporary, ns=(stat.st_atime_ns, stat.st_mtime_ns))

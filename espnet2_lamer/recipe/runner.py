@@ -1,7 +1,9 @@
 """Run stages once: skip what is done, go on with what was killed, name what changed."""
 
+import hashlib
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,9 +13,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import rename_old, write_json
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
+from espnet2_lamer.fileio.prints import (
+    FilePrints,
+    Prints,
+    listed_files,
+    save_array,
+    sharing,
+)
 from espnet2_lamer.fileio.system import LogFile, system_message
 from espnet2_lamer.recipe.stage import Command, Options, Stage
 
@@ -50,6 +61,61 @@ class HashCache:
         write_json(self.path, self.known)
 
 
+class AudioPrints:
+    """Digests of the audio that tables name, and which files a digest was of."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.prints = Prints(directory / "seen.npy")
+        # Of this run, until a stage may have changed files.
+        self._known: dict[Path, str] = {}
+
+    def __call__(self, table: Path) -> str:
+        """Return the digest of what the files hold that a table names."""
+        if table not in self._known:
+            found = self.prints(listed_files(table))
+            digest = hashlib.sha256(found.tobytes())
+            if table.is_dir():
+                names = (os.path.relpath(path, table) for path in listed_files(table))
+                digest.update(os.fsencode("\0".join(names)))
+            self._known[table] = digest.hexdigest()
+            path = self._list(self._known[table])
+            if not path.is_file():
+                save_array(path, found)
+        return self._known[table]
+
+    def _list(self, digest: str) -> Path:
+        return self.directory / f"{digest[:32]}.npy"
+
+    def change(self, table: str, before: str, after: str) -> str:
+        """Say how many files differ between two digests of a table."""
+        old, new = (self._prints(digest) for digest in (before, after))
+        if old is None or new is None:
+            return f"audio of {table} changed"
+        if len(old) == len(new):
+            count = int((old != new).sum())
+        else:
+            count = max(len(np.setdiff1d(*pair)) for pair in ((old, new), (new, old)))
+        return f"{count} of {len(new)} audio files of {table} changed"
+
+    def _prints(self, digest: str) -> FilePrints | None:
+        try:
+            return np.load(self._list(digest))
+        except (OSError, ValueError, EOFError):
+            return None
+
+    def forget(self) -> None:
+        """Look again: files may have changed."""
+        self._known.clear()
+
+    def save(self, used: str) -> None:
+        """Write what is known; lists that the text of no record names go."""
+        self.prints.save()
+        for path in self.directory.glob("*.npy"):
+            if path != self.prints.path and path.stem not in used:
+                path.unlink(missing_ok=True)
+
+
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -72,6 +138,7 @@ class Runner:
         """Read what is known of files."""
         self.directory = self.options.expdir / "stages"
         self.hashes = HashCache(self.directory / "hashes.json")
+        self.audio = AudioPrints(self.directory / "audio")
 
     def run(self) -> None:
         """Run the stages asked for.
@@ -81,15 +148,21 @@ class Runner:
         """
         started = time.perf_counter()
         chosen = chosen_stages(self.stages, self.options)
-        seconds = [self._run_stage(stage) for stage in chosen]
-        self.hashes.save()
-        for stage in self.stages:
-            if stage not in chosen:
-                self._warn_outdated(stage)
+        with sharing(self.audio.prints):
+            seconds = [self._run_stage(stage) for stage in chosen]
+            for stage in self.stages:
+                if stage not in chosen:
+                    self._warn_outdated(stage)
+        self._save()
         for stage, took in zip(chosen, seconds, strict=True):
             if took is not None:
                 logging.info("stage %2d: %6.1f s  %s", stage.number, took, stage.title)
         logging.info("total: %.1f s", time.perf_counter() - started)
+
+    def _save(self) -> None:
+        self.hashes.save()
+        records = (path.read_text("utf-8") for path in self.directory.glob("*.json"))
+        self.audio.save("".join(records))
 
     def _state_file(self, stage: Stage) -> Path:
         name = f"{stage.number:02d}{stage.variant(self.options)}.json"
@@ -129,8 +202,18 @@ class Runner:
             inputs[str(path)] = self.hashes(path)
         options = {name: getattr(self.options, name) for name in stage.options}
         # As it will be read back: paths as text, tuples as lists.
-        text = json.dumps({"options": options, "inputs": inputs}, default=str)
-        return json.loads(text)
+        found = {"options": options, "inputs": inputs}
+        found["audio"] = self._digests(stage.audio(self.options))
+        return json.loads(json.dumps(found, default=str))
+
+    def _digests(self, tables: Sequence[Path]) -> dict[str, str]:
+        return {str(table): self.audio(table) for table in tables if table.exists()}
+
+    def _heard(self, before: Mapping[str, str]) -> list[str]:
+        """What happened to the audio of tables that are still there."""
+        now = self._digests([Path(table) for table in before])
+        pairs = ((table, before[table], now[table]) for table in now)
+        return [self.audio.change(*pair) for pair in pairs if pair[1] != pair[2]]
 
     def _differing(self, digests: Mapping[str, str]) -> dict[str, str]:
         """What happened to files that are not as they were."""
@@ -150,9 +233,11 @@ class Runner:
             logging.info("%s: starts", label)
         else:
             changes = _changes(state["fingerprint"], fingerprint)
+            changes += self._heard(state["fingerprint"].get("audio", {}))
             done = state["status"] == "done"
             damage = self._differing(state["outputs"]) if done else {}
             reasons = changes or [f"{path} {what}" for path, what in damage.items()]
+            reasons = reasons or self._heard(state.get("audio", {}))
             if reasons:
                 logging.info("%s: runs again: %s", label, "; ".join(reasons[:5]))
             elif not done:
@@ -161,6 +246,7 @@ class Runner:
                 logging.info("%s: runs again, as asked", label)
             else:
                 logging.info("%s: done, nothing changed", label)
+                self._fill_in(stage, state, fingerprint)
                 return None
             tag = sha256_value(state["fingerprint"])[:8]
             for kept in stage.keep(self.options) if changes else ():
@@ -168,12 +254,14 @@ class Runner:
                     target = rename_old(kept, tag)
                     logging.info("kept the earlier %s as %s", kept, target)
         write_json(self._state_file(stage), record | {"status": "running"})
+        self._save()
         started = time.perf_counter()
         for command in self.by_hand(stage):
             logging.info("by hand: %s", command.text(self.options.python))
         with stage_log(self.options.expdir, stage.number), self._naming_makers():
             for command in stage.run(self.options) or ():
                 command.run()
+        self.audio.forget()
         outputs = stage.outputs(self.options)
         missing = [path for path in outputs if not path.is_file()]
         if missing:
@@ -185,19 +273,29 @@ class Runner:
         record |= {
             "status": "done",
             "outputs": {str(path): self.hashes(path) for path in outputs},
+            "audio": self._digests(stage.audio_after(self.options)),
             "seconds": round(seconds, 1),
             "finished": datetime.now().isoformat(timespec="seconds"),
         }
         write_json(self._state_file(stage), record)
-        self.hashes.save()
+        self._save()
         logging.info("%s: done in %.1f s", label, seconds)
         return seconds
+
+    def _fill_in(self, stage: Stage, state: dict, fingerprint: dict) -> None:
+        """Add what a record of an earlier version does not have: the audio."""
+        audio = self._digests(stage.audio_after(self.options))
+        found = [state["fingerprint"].get("audio", {}), state.get("audio", {})]
+        if found != [fingerprint["audio"], audio]:
+            state["fingerprint"]["audio"], state["audio"] = fingerprint["audio"], audio
+            write_json(self._state_file(stage), state)
 
     def _warn_outdated(self, stage: Stage) -> None:
         state = _read_json(self._state_file(stage))
         if state is None or state["status"] != "done":
             return
         changed = list(self._differing(state["fingerprint"]["inputs"]))
+        changed += self._heard(state["fingerprint"].get("audio", {}))
         if changed:
             label = f"stage {stage.number} ({stage.title})"
             text = "%s is out of date: its inputs changed: %s"
