@@ -89,7 +89,9 @@ class Shares:
 
 
 def measure_shares(
-    factory: BucketIterFactory, epoch: int, languages: Mapping[str, str] | None = None
+    factory: BucketIterFactory,
+    epoch: int,
+    languages: Mapping[str, str] | Languages | None = None,
 ) -> Shares:
     """Measure an epoch's batches of all ranks, and of languages by utterance."""
     lengths, ranks = factory.lengths, factory.world_size

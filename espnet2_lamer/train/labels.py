@@ -4,6 +4,7 @@ import logging
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def count_labels(
     text: str | Path,
     num_classes: int,
     lengths: Mapping[str, int],
-    languages: Mapping[str, str] | None = None,
+    languages: Mapping[str, str] | Languages | None = None,
 ) -> dict[str, np.ndarray]:
     """Count the frames of each unit, and check that every frame has one.
 
@@ -167,8 +168,7 @@ def read_languages(
             f"expected 0 to {len(names) - 1}, the position in langs "
             f"({', '.join(names)})"
         )
-    found.names = list(names)
-    return found
+    return replace(found, names=[*names])
 
 
 def describe(counts: np.ndarray) -> dict[str, float | int]:

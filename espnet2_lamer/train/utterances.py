@@ -5,6 +5,7 @@ lengths, everything else is in arrays.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -93,21 +94,17 @@ class Lengths(Mapping[str, int]):
         return len(self.samples)
 
 
-class Languages(Mapping[str, str]):
-    """Language by utterance.
+@dataclass(frozen=True, eq=False)
+class Languages:
+    """Language of each utterance by number: the position in ``names``, -1 is none."""
 
-    Attributes:
-        codes: Of each number of the utterances, the position in ``names``; -1: none.
-    """
-
-    def __init__(
-        self, lengths: Lengths, codes: NDArray[np.int16], names: Sequence[str]
-    ) -> None:
-        self.lengths, self.codes, self.names = lengths, codes, list(names)
+    lengths: Lengths
+    codes: NDArray[np.int16]
+    names: list[str]
 
     @classmethod
     def of(
-        cls, languages: Mapping[str, str], lengths: Mapping[str, int]
+        cls, languages: "Mapping[str, str] | Languages", lengths: Mapping[str, int]
     ) -> "Languages":
         """Return languages of any kind in this form."""
         if isinstance(languages, cls):
@@ -129,18 +126,6 @@ class Languages(Mapping[str, str]):
             found = np.array([known.get(value, -1) for value in values], np.int16)
             codes[numbers[numbers >= 0]] = found[numbers >= 0]
         return cls(lengths, codes, [name.decode() for name in known])
-
-    def __getitem__(self, name: str) -> str:
-        (number,) = self.lengths.numbers([name.encode()])
-        if number < 0 or self.codes[number] < 0:
-            raise KeyError(name)
-        return self.names[self.codes[number]]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.lengths)
-
-    def __len__(self) -> int:
-        return len(self.codes)
 
 
 def blocks(

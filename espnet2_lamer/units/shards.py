@@ -70,7 +70,8 @@ class Shards:
         seconds of speech, and seconds that the network took.
 
         Returns:
-            The markers in the order of ``parts``: ``plan``, ``file``, ``sha256``, facts.
+            The markers in the order of ``parts``: ``file``, ``sha256``, ``plan`` and
+            the facts.
 
         Raises:
             RecipeError: ``nj`` is 0, or another run writes there.
