@@ -24,7 +24,7 @@ from espnet2_lamer.data.audio_fingerprint import QUERY_STEP, Fingerprint, finger
 from espnet2_lamer.data.usable import FLOATS, changes_by_header, usable_speech
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path, write_text
-from espnet2_lamer.fileio.hashing import sha256_value
+from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
 from espnet2_lamer.fileio.system import check_space
 
 # Headers read before a set is converted, and the least that a second of speech takes:
@@ -36,7 +36,9 @@ _FILES_PER_PROCESS = 500
 _BATCH = 16
 # Raised when files are checked in another way: those converted before are made anew.
 _VERSION = 2
-_VERSION_OFFLOATS_AND_CHANNELS = 3
+_VERSION_OF_FLOATS_AND_CHANNELS = 3
+# A set with more files to convert gets folders, so that none holds a million.
+_FLAT = 10_000
 _LISTED = 10
 # In a smaller set one file is a tenth of the data or more.
 _ONE_IS_FINE_FROM = 10
@@ -160,19 +162,20 @@ def prepare_audio(
     """Check every file to its last sample and convert those that need it.
 
     Files that :func:`usable_speech` changes become ``<audio_dir>/<utt>.flac`` (16 kHz,
-    mono, 16 bit), each written by rename; one that was converted from the same file
-    before is kept. ``wavs`` are all or some lines of ``wav_scp``. Unusable ones go to
-    ``skipped`` and are left out. Those whose headers say that they are outside
-    ``limits``, in seconds, are not decoded; neither they nor what is shorter than a
-    frame is converted.
+    mono, 16 bit), of a large ``wav_scp`` ``<audio_dir>/<00 to ff>/<utt>.flac``, each
+    written by rename; one that was converted from the same content before is kept.
+    ``wavs`` are all or some lines of ``wav_scp``. Unusable ones go to ``skipped`` and
+    are left out. Those whose headers say that they are outside ``limits``, in seconds,
+    are not decoded; neither they nor what is shorter than a frame is converted.
 
     Raises:
         RecipeError: Files are missing, empty, truncated, not audio, silent, hold NaN or
             absurd samples, or are not what their headers say (see
             ``audio_decoding.decode``): any without ``skipped``, too many with it.
     """
-    _check_room(wavs, Path(audio_dir), limits)
-    options = str(audio_dir), fingerprints, limits
+    large = len(wavs) > _FLAT
+    _check_room(wavs, Path(audio_dir), limits, large)
+    options = str(audio_dir), large, fingerprints, limits
     prepared = over_files(_prepare, wavs, nj, "check audio", *options)
     return _checked(prepared, wavs, wav_scp, skipped)
 
@@ -256,14 +259,23 @@ def file_seconds(utt: str, path: str) -> float:
         return duration(source)
 
 
+def _places(utt: str, audio_dir: Path, large: bool) -> list[Path]:
+    """Where a converted file belongs, and where it is if the set had another size."""
+    folder = sha256_value(utt)[:2]
+    places = [audio_dir / f"{utt}.flac", audio_dir / folder / f"{utt}.flac"]
+    return places[::-1] if large else places
+
+
 def _prepare(
     utt: str,
     path: str,
     audio_dir: str,
+    large: bool,
     fingerprints: bool,
     limits: tuple[float, float],
 ) -> Audio:
-    converted = Path(audio_dir) / f"{utt}.flac"
+    places = _places(utt, Path(audio_dir), large)
+    converted = places[0]
     with open_audio(path) as source:
         unknown = source.frames is None
         # Counting reads the file, and there is no way back.
@@ -273,7 +285,7 @@ def _prepare(
         mono = known = None
         changes = changes_by_header(source)
         if any(changes.values()) or source.file.subtype in FLOATS:
-            known = _already_converted(path, source, converted)
+            known = _converted_before(path, source, places)
         if known is None:
             mono, changes = usable_speech(source)
             samples = len(mono)
@@ -285,10 +297,12 @@ def _prepare(
                     for x in changes
                     if changes[x] and x not in changes_by_header(source)
                 )
-                comment = " ".join([_origin(path, source), *more])
-                _write(mono, path, converted, comment)
+                origin = _origin(path, source, sha256_file(path))
+                comment = " ".join([origin, *more])
+                with atomic_path(converted) as temporary:
+                    write_flac(temporary, mono, comment)
         else:
-            samples, more = known
+            converted, samples, more = known
             changes |= dict.fromkeys(more, True)
     if fingerprints and mono is None:
         mono = read_16k(converted.as_posix())
@@ -302,7 +316,10 @@ def _prepare(
 
 
 def _check_room(
-    wavs: Mapping[str, str], audio_dir: Path, limits: tuple[float, float]
+    wavs: Mapping[str, str],
+    audio_dir: Path,
+    limits: tuple[float, float],
+    large: bool,
 ) -> None:
     """Refuse to convert what the disk cannot hold; some files tell how much it is."""
     seconds = 0.0
@@ -310,8 +327,8 @@ def _check_room(
     for utt in some:
         with suppress(Unusable), open_audio(wavs[utt]) as source:
             change = any(changes_by_header(source).values())
-            converted = audio_dir / f"{utt}.flac"
-            if change and _already_converted(wavs[utt], source, converted) is None:
+            places = _places(utt, audio_dir, large)
+            if change and not any(map(Path.is_file, places)):
                 length = duration(source)
                 seconds += length if limits[0] <= length <= limits[1] else 0
     needed = seconds * _FLAC_BYTES_PER_SECOND * len(wavs) / max(1, len(some))
@@ -319,29 +336,37 @@ def _check_room(
     check_space(audio_dir, needed, "files at 16 kHz, by estimate,", way_out)
 
 
-def _origin(path: str, source: Source) -> str:
+def _origin(path: str, source: Source, content: str | int) -> str:
     file, version = source.file, _VERSION
     if file.channels > 1 or file.subtype in FLOATS:
-        version = _VERSION_OFFLOATS_AND_CHANNELS
-    # Without the folder, so that a corpus that moved gives the same bytes.
-    described = [version, os.path.basename(path), os.stat(path).st_size]
-    return sha256_value(described)[:16]
+        version = _VERSION_OF_FLOATS_AND_CHANNELS
+    # Without folder and time, so that a corpus that moved gives the same bytes.
+    return sha256_value([version, os.path.basename(path), content])[:16]
 
 
-def _already_converted(
-    path: str, source: Source, converted: Path
-) -> tuple[int, list[str]] | None:
-    """Samples of what was made before, and changes that the header does not tell."""
+def _converted_before(
+    path: str, source: Source, places: Sequence[Path]
+) -> tuple[Path, int, list[str]] | None:
+    """What was made of the file's content before.
+
+    Its place, its samples, and the changes that the header does not tell.
+    """
     import soundfile
 
-    try:
-        if os.stat(converted).st_mtime_ns != os.stat(path).st_mtime_ns:
-            return None
-        with soundfile.SoundFile(converted) as known:
+    for converted in filter(Path.is_file, places):
+        with (
+            suppress(OSError, RuntimeError, ValueError),
+            soundfile.SoundFile(converted) as known,
+        ):
             origin, *changes = known.comment.split()
-            return (known.frames, changes) if origin == _origin(path, source) else None
-    except (OSError, RuntimeError, ValueError):
-        return None
+            old, new = os.stat(path), os.stat(converted)
+            # Before 0.3 size and time, which the converted file had, were the content.
+            same_time = old.st_mtime_ns == new.st_mtime_ns
+            if (same_time and origin == _origin(path, source, old.st_size)) or (
+                origin == _origin(path, source, sha256_file(path))
+            ):
+                return converted, known.frames, changes
+    return None
 
 
 def write_flac(path: Path, samples: np.ndarray, comment: str = "") -> None:
@@ -360,11 +385,3 @@ def write_flac(path: Path, samples: np.ndarray, comment: str = "") -> None:
         target.write(samples)
     # Not `getbuffer`, without a copy: CPython 3.12.1 crashes if writing that fails.
     path.write_bytes(content.getvalue())
-
-
-def _write(samples: np.ndarray, path: str, converted: Path, comment: str) -> None:
-    with atomic_path(converted) as temporary:
-        write_flac(temporary, samples, comment)
-        # The original's time marks what the file was made from.
-        stat = os.stat(path)
-        os.utime(temporary, ns=(stat.st_atime_ns, stat.st_mtime_ns))

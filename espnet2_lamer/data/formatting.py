@@ -1,7 +1,9 @@
 """Formatting: data directories whose audio is 16 kHz mono and 2-30 s long."""
 
 import logging
+import os
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,8 +39,18 @@ class FormattedSet:
     fingerprints: dict[str, Fingerprint] = field(default_factory=dict)
 
     def write(self, directory: str | Path) -> None:
-        """Write the data directory by rename."""
+        """Write the data directory by rename.
+
+        Units of the earlier one go along as ``kept_text.km``: labelling takes over
+        those whose audio is the same.
+        """
         with atomic_dir(directory) as temporary:
+            for name in ("kept_text.km", "text.km"):
+                for path in Path(directory).glob(f"{name}*"):
+                    if path.is_file():
+                        target = temporary / f"kept_{path.name.removeprefix('kept_')}"
+                        with suppress(OSError):  # then they are made anew
+                            os.link(path, target)
             write_tables(temporary, self.tables)
             if self.ctm:
                 lines = "".join(self.ctm)

@@ -1,6 +1,5 @@
 """Read formatted utterances for the teacher and describe the files they come from."""
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from espnet2_lamer.data.audio_decoding import Unusable, open_audio
 from espnet2_lamer.data.usable import usable_speech
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table
+from espnet2_lamer.fileio.prints import file_prints
 
 
 def read_speech(utt: str, path: str) -> np.ndarray:
@@ -49,21 +49,21 @@ def _unreadable(utt: str, path: str, error: Exception) -> RecipeError:
     )
 
 
-def file_sizes(utts: Iterable[str], wav_scp: Mapping[str, str]) -> list[list]:
-    """``[utt, path, bytes]`` of each utterance: names the work of a resumable run.
+def audio_rows(utts: Iterable[str], wav_scp: Mapping[str, str]) -> list[list]:
+    """``[utt, path, print]`` of each utterance: names the work of a resumable run.
 
     Raises:
         RecipeError: A file does not exist.
     """
-    rows = []
-    for utt in utts:
-        try:
-            rows.append([utt, wav_scp[utt], os.stat(wav_scp[utt]).st_size])
-        except OSError as error:
+    utts = list(utts)
+    prints = file_prints(wav_scp[utt] for utt in utts).tolist()
+    rows = [[utt, wav_scp[utt], n] for utt, n in zip(utts, prints, strict=True)]
+    for utt, path, number in rows:
+        if not number:
             raise RecipeError(
-                f"{wav_scp[utt]}: audio of utterance {utt!r} not found; "
+                f"{path}: audio of utterance {utt!r} not found; "
                 "correct wav.scp or run the audio formatting stage"
-            ) from error
+            )
     return rows
 
 

@@ -150,6 +150,7 @@ def train_head(
         "upstream": fingerprint,
         "layer": options.layer,
         "stores": {k: [p.directory.name for p in v] for k, v in plans.items()},
+        "audio": {k: [p.audio for p in v] for k, v in plans.items()},
         "texts": {k: sha256_value(v) for k, v in texts.items()},
         "target": options.target,
         "token_type": options.token_type,
@@ -159,12 +160,13 @@ def train_head(
         "seed": options.seed,
     }
     final = output_dir / "final"
+    tables = [p.data_dir / "wav.scp" for v in plans.values() for p in v]
     with exclusive(output_dir):
-        if made_from(final / "inputs.json", inputs):
+        if made_from(final / "inputs.json", inputs, tables):
             logging.info("%s: already trained", output_dir)
             return final
         inputs_file = output_dir / "inputs.json"
-        if inputs_file.is_file() and not made_from(inputs_file, inputs):
+        if inputs_file.is_file() and not made_from(inputs_file, inputs, tables):
             put_aside(output_dir)
         tags = sorted({text.split(" ", 1)[0] for text in texts["train"].values()})
         data = output_dir / "data"

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.hashing import sha256_value
 from espnet2_lamer.fileio.locks import exclusive
+from espnet2_lamer.fileio.prints import audio_digest, older_than
 from espnet2_lamer.units.shards import Shards
 
 _SHARD_SECONDS = 600
@@ -57,6 +59,7 @@ class StorePlan:
         directory: Named by a hash of the upstream's weights, the layer choice, the
             data set (ids, paths and file sizes) and the dtype.
         samples: ``(utt, path, samples)`` of every utterance.
+        audio: Digest of what the files hold.
     """
 
     upstream: torch.nn.Module
@@ -65,6 +68,7 @@ class StorePlan:
     data_dir: Path
     directory: Path
     samples: Samples
+    audio: str
 
     @property
     def scp(self) -> Path:
@@ -94,8 +98,13 @@ class StorePlan:
 
     @property
     def stored(self) -> bool:
-        """Whether the store is complete."""
-        return (self.directory / "info.json").is_file()
+        """Whether the store is complete, and of this audio."""
+        path = self.directory / "info.json"
+        if not path.is_file():
+            return False
+        audio = json.loads(path.read_text(encoding="utf-8")).get("audio")
+        tables = [self.data_dir / "wav.scp"]
+        return audio == self.audio if audio else older_than(path, tables)
 
     @property
     def gigabytes(self) -> float:
@@ -132,7 +141,8 @@ def plan_store(
     """
     if dtype not in ("float32", "float16"):
         raise RecipeError(f"store dtype: found {dtype!r}, expected float32 or float16")
-    samples = count_samples(Path(data_dir) / "wav.scp")
+    wav_scp = Path(data_dir) / "wav.scp"
+    samples, audio = count_samples(wav_scp), audio_digest([wav_scp])
     key = sha256_value(
         [
             "v1",
@@ -143,7 +153,7 @@ def plan_store(
         ]
     )
     directory = Path(root) / key[:16]
-    return StorePlan(upstream, layer, dtype, Path(data_dir), directory, samples)
+    return StorePlan(upstream, layer, dtype, wav_scp.parent, directory, samples, audio)
 
 
 def store_features(plan: StorePlan, device: str = "cpu") -> StorePlan:
@@ -183,7 +193,7 @@ def _store(plan: StorePlan, device: str) -> None:
     unfinished = directory.with_name(directory.name + ".unfinished")
     for old in unfinished.glob("feats.*.*"):  # shards of an earlier version
         old.unlink()
-    shards = Shards(unfinished, directory.name, ".ark")
+    shards = Shards(unfinished, directory.name + plan.audio, ".ark")
     shards.check_space(
         plan.gigabytes * 1e9,
         f"features of {plan.data_dir}",
@@ -202,9 +212,12 @@ def _store(plan: StorePlan, device: str) -> None:
     }
     write_table(unfinished / plan.scp.name, scp)
     write_table(unfinished / plan.shape.name, plan.shapes)
-    write_json(unfinished / "info.json", plan.info)
+    write_json(unfinished / "info.json", plan.info | {"audio": plan.audio})
     shards.clean(keep={marker["file"] for marker in markers})
-    if directory.exists():  # without info.json: not a store
+    if (directory / "info.json").is_file():
+        logging.info("%s: the audio changed, its features are replaced", directory)
+        shutil.rmtree(directory)
+    if directory.exists():
         raise RecipeError(f"{directory}: exists but is no feature store; remove it")
     os.replace(unfinished, directory)
 

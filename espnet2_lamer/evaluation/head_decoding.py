@@ -23,6 +23,7 @@ from espnet2_lamer.fileio.atomic import atomic_dir, write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.foreign import check_weights, read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file
+from espnet2_lamer.fileio.prints import audio_digest
 
 TAG = re.compile(r"\[[a-z_]+\]")
 #: ML-SUPERB's setting.
@@ -66,6 +67,7 @@ def decode(
         "model": sha256_file(final_dir / "model.pth"),
         "model_config": sha256_file(final_dir / "config.yaml"),
         "wav_scp": sha256_file(wav_scp),
+        "audio": audio_digest([Path(wav_scp)]),
         "samples": sum(count for _, _, count in samples),
         "decode": options,
     }
@@ -73,7 +75,7 @@ def decode(
     for output, closed_set in outputs.items():
         result = output / "1best_recog"
         inputs = {**common, "closed_set": closed_set}
-        if made_from(result / "inputs.json", inputs):
+        if made_from(result / "inputs.json", inputs, [Path(wav_scp)]):
             logging.info("%s: already decoded", result)
         else:
             missing[result] = inputs

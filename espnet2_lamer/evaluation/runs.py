@@ -11,6 +11,7 @@ from typing import Any
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import rename_old
 from espnet2_lamer.fileio.hashing import sha256_file
+from espnet2_lamer.fileio.prints import older_than
 
 RECORD = "run.json"
 #: Tracks in the order of the tables, with their headings.
@@ -205,12 +206,20 @@ def _dev_loss(run: Run, expdir: str | Path) -> float:
         ) from error
 
 
-def made_from(path: Path, inputs: Mapping[str, Any]) -> bool:
-    """Tell whether ``path`` records exactly ``inputs`` (``False`` without a file)."""
+def made_from(
+    path: Path, inputs: Mapping[str, Any], tables: Sequence[Path] = ()
+) -> bool:
+    """Tell whether ``path`` records exactly ``inputs`` (``False`` without a file).
+
+    A record of an earlier version says nothing of the ``audio`` that ``tables`` name:
+    there it must be older than the record.
+    """
     if not path.is_file():
         return False
     # Through JSON, which turns tuples into lists and keys into strings.
     recorded = json.loads(path.read_text(encoding="utf-8"))
+    if tables and "audio" not in recorded and older_than(path, tables):
+        recorded["audio"] = inputs["audio"]
     return recorded == json.loads(json.dumps(inputs))
 
 

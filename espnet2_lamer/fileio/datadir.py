@@ -1,11 +1,11 @@
 """Kaldi-style data directories: ``wav.scp``, ``text``, ``utt2spk``, ``utt2lang`` ..."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.fileio.atomic import write_text
-from espnet2_lamer.fileio.text import read_text
+from espnet2_lamer.fileio.atomic import atomic_path
+from espnet2_lamer.fileio.text import text_lines
 
 
 def read_table(path: str | Path, made_by: str = "") -> dict[str, str]:
@@ -18,31 +18,47 @@ def read_table(path: str | Path, made_by: str = "") -> dict[str, str]:
         RecipeError: The file is missing, a line is empty or not UTF-8, or a key occurs
             twice.
     """
-    path = Path(path)
-    if not path.is_file():
-        hint = f"; it is made by {made_by}" if made_by else ""
-        raise RecipeError(f"{path}: file not found{hint}")
     table: dict[str, str] = {}
-    for number, line in enumerate(read_text(path).rstrip("\n").split("\n"), 1):
-        if not line.strip():
-            if number == 1:
-                return table
-            raise RecipeError(f"{path}:{number}: empty line; remove it")
-        key, _, value = line.strip().partition(" ")
-        if "\t" in key:
-            key, _, value = line.strip().partition("\t")
+    for number, (key, value) in enumerate(iterate_table(path, made_by), 1):
         if key in table:
             raise RecipeError(
                 f"{path}:{number}: utterance id {key!r} occurs twice; ids are unique"
             )
-        table[key] = value.strip()
+        table[key] = value
     return table
+
+
+def iterate_table(path: str | Path, made_by: str = "") -> Iterator[tuple[str, str]]:
+    """Yield key and value of each line, as :func:`read_table`, which sees all keys."""
+    path = Path(path)
+    if not path.is_file():
+        hint = f"; it is made by {made_by}" if made_by else ""
+        raise RecipeError(f"{path}: file not found{hint}")
+    empty = 0
+    for number, line in text_lines(path):
+        words = line.strip()
+        if empty and words:
+            raise RecipeError(f"{path}:{empty}: empty line; remove it")
+        if words:
+            key, _, value = words.partition(" ")
+            if "\t" in key:
+                key, _, value = words.partition("\t")
+            yield key, value.strip()
+        else:
+            # At the end they do no harm.
+            empty = empty or number
 
 
 def write_table(path: str | Path, table: Mapping[str, str]) -> None:
     """Atomically write ``key value`` lines sorted by key in C-locale (byte) order."""
-    lines = (f"{key} {table[key]}".rstrip() for key in sorted(table, key=str.encode))
-    write_text(path, "".join(line + "\n" for line in lines))
+    write_lines(path, ((key, table[key]) for key in sorted(table, key=str.encode)))
+
+
+def write_lines(path: str | Path, lines: Iterable[tuple[str, str]]) -> None:
+    """Atomically write ``key value`` lines in the order in which they come."""
+    with atomic_path(path) as temporary:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as handle:
+            handle.writelines(f"{key} {value}".rstrip() + "\n" for key, value in lines)
 
 
 def write_spk2utt(directory: str | Path, utt2spk: Mapping[str, str]) -> None:

@@ -13,7 +13,12 @@ from espnet2_lamer.recipe.benchmark import (
     planned_sets,
 )
 from espnet2_lamer.recipe.options import Options
-from espnet2_lamer.recipe.stage import below, corpus_sets, with_those_there
+from espnet2_lamer.recipe.stage import (
+    below,
+    corpus_sets,
+    wav_scps,
+    with_those_there,
+)
 from espnet2_lamer.recipe.upstreams import (
     BUILT_IN,
     CONFIGS,
@@ -21,12 +26,18 @@ from espnet2_lamer.recipe.upstreams import (
     weight_files,
 )
 
+_KINDS = ("", "asr_")
 _SSL_SETS = ("ssl_train", "ssl_dev")
 
 
 def ssl_sets(options: Options) -> list[Path]:
     """Formatted speech of pretraining."""
     return below(options.raw, _SSL_SETS, ("wav.scp", "utt2num_samples", "utt2lang"))
+
+
+def ssl_audio(options: Options) -> list[Path]:
+    """Audio of pretraining, training speech first."""
+    return wav_scps(ssl_sets(options))
 
 
 def selection_inputs(options: Options) -> list[Path]:
@@ -96,6 +107,15 @@ def own_texts(options: Options) -> list[Path]:
     names = ("wav.scp", "text", "romanisation", "utt2spk", "phones.ctm")
     known = {*corpus_sets(options)}
     return [p for p in below(options.datadir, sets, names) if p not in known]
+
+
+def evaluation_sources(options: Options) -> list[Path]:
+    """Those of the sources that list audio; own sets may have an ``asr_`` before."""
+    sources = set_sources(options)
+    if options.benchmark != "own":
+        return [p for p in sources if p.name.startswith(("transcript_", "wav.scp"))]
+    names = [f"{k}{s}_{x}" for x in eval_langs(options) for s in SPLITS for k in _KINDS]
+    return below(options.datadir, names, ["wav.scp"])
 
 
 def eval_sets(options: Options) -> list[Path]:

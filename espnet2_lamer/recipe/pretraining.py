@@ -14,15 +14,17 @@ from espnet2_lamer.constants import num_frames
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.runs import made_from
 from espnet2_lamer.fileio.atomic import write_json
-from espnet2_lamer.fileio.datadir import read_table, write_table
+from espnet2_lamer.fileio.datadir import iterate_table, read_table, write_lines
 from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.fileio.locks import exclusive
+from espnet2_lamer.fileio.prints import audio_digest
 from espnet2_lamer.layers import parameter_report, parse_allocation
 from espnet2_lamer.layers.apportion import apportion
 from espnet2_lamer.recipe.analysis import by_language, draw, read_speech
 from espnet2_lamer.recipe.data import check_evaluation
 from espnet2_lamer.recipe.declaration import as_arguments, data_arguments
+from espnet2_lamer.recipe.files import ssl_audio
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.settle import (
     AUTO,
@@ -43,10 +45,10 @@ def write_shapes(data_dir: Path, output_dir: Path) -> None:
 
     They follow from the sample counts, so no pass over the audio is needed.
     """
-    samples = read_table(data_dir / "utt2num_samples")
-    frames = {utt: str(num_frames(int(n))) for utt, n in samples.items()}
-    write_table(output_dir / "speech_shape", samples)
-    write_table(output_dir / "text_shape", frames)
+    samples = data_dir / "utt2num_samples"
+    frames = ((utt, str(num_frames(int(n)))) for utt, n in iterate_table(samples))
+    write_lines(output_dir / "speech_shape", iterate_table(samples))
+    write_lines(output_dir / "text_shape", frames)
 
 
 def write_all_shapes(options: Options) -> None:
@@ -91,7 +93,7 @@ def _data_options(
         codebook = labels["codebook_sha256"]
     token_list = stats_dir / "tokens.txt"
     write_token_list(token_list, num_classes)
-    langs = sorted(set(read_table(train_dir / "utt2lang").values()))
+    langs = sorted({lang for _, lang in iterate_table(train_dir / "utt2lang")})
     command = as_arguments(
         num_classes=num_classes,
         token_list=token_list,
@@ -102,15 +104,17 @@ def _data_options(
     )
     for part, directory in (("train", train_dir), ("valid", dev_dir)):
         stats = stats_dir / part
-        utt2lang = read_table(directory / "utt2lang")
-        unknown = sorted(set(utt2lang.values()) - set(langs))
+        utt2lang = directory / "utt2lang"
+        unknown = sorted({lang for _, lang in iterate_table(utt2lang)} - {*langs})
         if unknown:
             raise RecipeError(
-                f"{directory / 'utt2lang'}: language {unknown[0]} does not occur in "
+                f"{utt2lang}: language {unknown[0]} does not occur in "
                 f"the training data ({', '.join(langs)}); take its utterances out"
             )
-        numbers = {utt: str(langs.index(lang)) for utt, lang in utt2lang.items()}
-        write_table(stats / "utt2langid", numbers)
+        numbers = (
+            (utt, str(langs.index(lang))) for utt, lang in iterate_table(utt2lang)
+        )
+        write_lines(stats / "utt2langid", numbers)
         data = {
             directory / "wav.scp": "speech,sound",
             directory / "text.km": "text,text",
@@ -197,10 +201,11 @@ def _check_control(options: Options) -> None:
         "config": control_settings(read_yaml(options.ssl_config)),
         "base": read_checkpoints(options)["base"]["sha256"],
         "labels": sha256_file(options.raw / "ssl_train" / "text.km.json"),
+        "audio": audio_digest(tables := ssl_audio(options)),
         "seed": options.seed,
     }
     record = options.control_experiment / "inputs.json"
-    if record.is_file() and not made_from(record, inputs):
+    if record.is_file() and not made_from(record, inputs, tables):
         found = json.loads(record.read_text(encoding="utf-8"))
         other = [key for key in inputs if found.get(key) != inputs[key]]
         raise RecipeError(

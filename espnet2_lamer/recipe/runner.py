@@ -15,8 +15,10 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import rename_old, write_json
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
 from espnet2_lamer.fileio.locks import WHOLE, exclusive
+from espnet2_lamer.fileio.prints import sharing
 from espnet2_lamer.fileio.system import LogFile, system_message
 from espnet2_lamer.recipe.agreement import check_agreement
+from espnet2_lamer.recipe.audio_prints import AudioPrints
 from espnet2_lamer.recipe.stage import Command, Options, Stage
 
 
@@ -74,6 +76,7 @@ class Runner:
         """Read what is known of files."""
         self.directory = self.options.expdir / "stages"
         self.hashes = HashCache(self.directory / "hashes.json")
+        self.audio = AudioPrints(self.directory / "audio")
         # Locks of folders, and whether nobody else may work there.
         self.folders, self._alone = ExitStack(), None
 
@@ -137,16 +140,21 @@ class Runner:
         """
         started = time.perf_counter()
         chosen = chosen_stages(self.stages, self.options)
-        with self.folders:
+        with self.folders, sharing(self.audio.prints):
             seconds = [self._run_stage(stage) for stage in chosen]
-        self.hashes.save()
-        for stage in self.stages:
-            if stage not in chosen:
-                self._warn_outdated(stage)
+            for stage in self.stages:
+                if stage not in chosen:
+                    self._warn_outdated(stage)
+        self._save()
         for stage, took in zip(chosen, seconds, strict=True):
             if took is not None:
                 logging.info("stage %2d: %6.1f s  %s", stage.number, took, stage.title)
         logging.info("total: %.1f s", time.perf_counter() - started)
+
+    def _save(self) -> None:
+        self.hashes.save()
+        records = (path.read_text("utf-8") for path in self.directory.glob("*.json"))
+        self.audio.save("".join(records))
 
     def _state_file(self, stage: Stage) -> Path:
         name = f"{stage.number:02d}{stage.variant(self.options)}.json"
@@ -187,8 +195,18 @@ class Runner:
         inputs |= {str(path): self.hashes(path) for path in added}
         options = {name: getattr(self.options, name) for name in stage.options}
         # As it will be read back: paths as text, tuples as lists.
-        text = json.dumps({"options": options, "inputs": inputs}, default=str)
-        return json.loads(text)
+        found = {"options": options, "inputs": inputs}
+        found["audio"] = self._digests(stage.audio(self.options))
+        return json.loads(json.dumps(found, default=str))
+
+    def _digests(self, tables: Sequence[Path]) -> dict[str, str]:
+        return {str(table): self.audio(table) for table in tables if table.exists()}
+
+    def _heard(self, before: Mapping[str, str]) -> list[str]:
+        """What happened to the audio of tables that are still there."""
+        now = self._digests([Path(table) for table in before])
+        pairs = ((table, before[table], now[table]) for table in now)
+        return [self.audio.change(*pair) for pair in pairs if pair[1] != pair[2]]
 
     def _differing(self, digests: Mapping[str, str]) -> dict[str, str]:
         """What happened to files that are not as they were."""
@@ -211,9 +229,11 @@ class Runner:
             return fingerprint, state, [], "starts"
         self._fill_in(stage, state, fingerprint["inputs"])
         changes = _changes(state["fingerprint"], fingerprint)
+        changes += self._heard(state["fingerprint"].get("audio", {}))
         done = state["status"] == "done"
         damage = self._differing(state["outputs"]) if done else {}
         reasons = changes or [f"{path} {what}" for path, what in damage.items()]
+        reasons = reasons or self._heard(state.get("audio", {}))
         why = "" if done else "goes on where it stopped"
         if reasons:
             why = f"runs again: {'; '.join(reasons[:5])}"
@@ -234,8 +254,10 @@ class Runner:
         fingerprint, state, _, why = self._status(stage)
         if why:
             return False
-        if state["fingerprint"] != fingerprint:  # that of an earlier version knows less
-            write_json(self._state_file(stage), state | {"fingerprint": fingerprint})
+        known = {"fingerprint": fingerprint}
+        known["audio"] = self._digests(stage.audio_after(self.options))
+        if state != state | known:  # the record of an earlier version knows less
+            write_json(self._state_file(stage), state | known)
         logging.info("stage %d: %s: done, nothing changed", stage.number, stage.title)
         return True
 
@@ -250,12 +272,14 @@ class Runner:
                     target = rename_old(kept, sha256_value(state["fingerprint"])[:8])
                     logging.info("kept the earlier %s as %s", kept, target)
         write_json(self._state_file(stage), record | {"status": "running"})
+        self._save()
         started = time.perf_counter()
         for command in self.by_hand(stage):
             logging.info("by hand: %s", command.text(self.options.python))
         with stage_log(self.options.expdir, stage.number), self._naming_makers():
             for command in stage.run(self.options) or ():
                 command.run()
+        self.audio.forget()
         outputs = stage.outputs(self.options)
         missing = [path for path in outputs if not path.is_file()]
         if missing:
@@ -267,11 +291,12 @@ class Runner:
         record |= {
             "status": "done",
             "outputs": {str(path): self.hashes(path) for path in outputs},
+            "audio": self._digests(stage.audio_after(self.options)),
             "seconds": round(seconds, 1),
             "finished": datetime.now().isoformat(timespec="seconds"),
         }
         write_json(self._state_file(stage), record)
-        self.hashes.save()
+        self._save()
         logging.info("%s: done in %.1f s", label, seconds)
         return seconds
 
@@ -288,6 +313,7 @@ class Runner:
         if state is None or state["status"] != "done":
             return
         changed = list(self._differing(state["fingerprint"]["inputs"]))
+        changed += self._heard(state["fingerprint"].get("audio", {}))
         if changed:
             label = f"stage {stage.number} ({stage.title})"
             text = "%s is out of date: its inputs changed: %s"

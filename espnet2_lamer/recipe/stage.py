@@ -75,6 +75,11 @@ class Stage:
         added: Inputs that records of earlier versions lack: taken for unchanged there,
             and filled in. Those that do not exist are none.
         outputs: Files that exist when it is done.
+        audio: Tables whose audio it reads, see
+            :func:`~espnet2_lamer.fileio.prints.listed_files`; what these files hold is
+            an input, too. A table that is not there counts for nothing.
+        audio_after: Tables that it writes; its result stands for what the files hold
+            that they name.
         keep: Directories whose content is moved aside, never overwritten, when the
             stage runs with other inputs than before.
         variant: Suffix of the stage's record where the options name one of several
@@ -94,6 +99,8 @@ class Stage:
     inputs: Callable[[Options], list[Path]] = lambda options: []
     added: Callable[[Options], list[Path]] = lambda options: []
     outputs: Callable[[Options], list[Path]] = lambda options: []
+    audio: Callable[[Options], list[Path]] = lambda options: []
+    audio_after: Callable[[Options], list[Path]] = lambda options: []
     keep: Callable[[Options], list[Path]] = lambda options: []
     variant: Callable[[Options], str] = lambda options: ""
     repeat: Callable[[Options], bool] = lambda options: False
@@ -166,6 +173,23 @@ def below(folder: Path, directories: Iterable[str], names: Iterable[str]) -> lis
 def with_those_there(needed: Sequence[Path], others: Sequence[Path]) -> list[Path]:
     """``needed``, and of ``others`` those that exist."""
     return list(dict.fromkeys([*needed, *filter(Path.is_file, others)]))
+
+
+def wav_scps(paths: Iterable[Path]) -> list[Path]:
+    """Those of the paths that list audio."""
+    return [path for path in paths if path.name == "wav.scp"]
+
+
+def left_out(options: Options) -> list[Path]:
+    """What reading public corpora left out: a file that was repaired comes back."""
+    names = options.corpus.split()
+    return [options.datadir / f"{name}.left_out.tsv" for name in names]
+
+
+def manifest_folder(options: Options) -> list[Path]:
+    """The folder of audio that a corpus is read from, if it is one."""
+    folder = Path(options.manifest)
+    return [folder] if options.corpus == "manifest" and folder.is_dir() else []
 
 
 def corpus_sets(options: Options) -> list[Path]:

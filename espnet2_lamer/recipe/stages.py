@@ -14,7 +14,10 @@ from espnet2_lamer.recipe.stage import (
     Stage,
     command,
     corpus_sets,
+    left_out,
+    manifest_folder,
     results,
+    wav_scps,
     work,
 )
 from espnet2_lamer.recipe.upstreams import mini_sums, teacher_path
@@ -118,6 +121,8 @@ STAGES = (
         work("data", "prepare_speech"),
         inputs=lambda o: o.manifest_files,
         outputs=corpus_sets,
+        audio=manifest_folder,
+        audio_after=left_out,
         shared=True,
     ),
     Stage(
@@ -133,6 +138,8 @@ STAGES = (
             *files.ssl_sets(o),
             *(o.raw / n for n in ("hours.json", "overlap.tsv", "skipped_audio.tsv")),
         ],
+        audio=lambda o: wav_scps(files.selection_inputs(o)),
+        audio_after=files.ssl_audio,
         shared=True,
     ),
     Stage(
@@ -143,6 +150,7 @@ STAGES = (
         features,
         inputs=lambda o: [o.checkpoints, *files.ssl_sets(o)[:3]],
         outputs=lambda o: [o.features / "index.json"],
+        audio=lambda o: files.ssl_audio(o)[:1],
         shared=True,
         by_commands=True,
     ),
@@ -165,6 +173,7 @@ STAGES = (
         labels,
         inputs=lambda o: [o.checkpoints, o.codebook, *files.ssl_sets(o)],
         outputs=lambda o: [*files.labels(o), o.expdir / "label_quality.json"],
+        audio=files.ssl_audio,
         shared=True,
         by_commands=True,
     ),
@@ -191,6 +200,7 @@ STAGES = (
             *files.shapes(o),
         ],
         outputs=files.trained,
+        audio=files.ssl_audio,
         keep=lambda o: o.trainings,
         variant=lambda o: o.variant,
     ),
@@ -202,6 +212,7 @@ STAGES = (
         work("analysis", "analyse"),
         inputs=lambda o: [o.checkpoints, *files.trained(o), *files.labels(o)],
         outputs=files.reports,
+        audio=files.ssl_audio,
         variant=lambda o: o.variant,
     ),
     Stage(
@@ -214,6 +225,8 @@ STAGES = (
         inputs=files.set_sources,
         added=files.own_texts,
         outputs=files.eval_sets,
+        audio=files.evaluation_sources,
+        audio_after=lambda o: wav_scps(files.eval_sets(o)),
         shared=True,
     ),
     Stage(
@@ -224,6 +237,7 @@ STAGES = (
         work("scoring", "train_heads", ASR_TRACKS),
         inputs=lambda o: files.of_heads(o, ASR_TRACKS),
         outputs=lambda o: files.heads(o, ASR_TRACKS),
+        audio=lambda o: wav_scps(files.eval_sets(o)),
         variant=lambda o: o.evaluation,
         together=True,
     ),
@@ -235,6 +249,7 @@ STAGES = (
         work("scoring", "train_heads", LID_TRACKS),
         inputs=lambda o: files.of_heads(o, LID_TRACKS),
         outputs=lambda o: files.heads(o, LID_TRACKS),
+        audio=lambda o: wav_scps(files.eval_sets(o)),
         variant=lambda o: o.evaluation,
         together=True,
     ),
@@ -250,6 +265,7 @@ STAGES = (
             *files.eval_sets(o),
         ],
         outputs=results,
+        audio=lambda o: wav_scps(files.eval_sets(o)),
         variant=lambda o: o.evaluation,
     ),
     Stage(

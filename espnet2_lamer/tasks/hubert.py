@@ -2,15 +2,18 @@
 
 import argparse
 import logging
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from espnet2.iterators.abs_iter_factory import AbsIterFactory
 from espnet2.tasks.abs_task import optim_classes, scheduler_classes
 from espnet2.tasks.hubert import HubertTask, encoder_choices, model_choices
+from espnet2.train.dataset import ESPnetDataset
 from espnet2.train.distributed_utils import get_rank
 from torch.multiprocessing.spawn import ProcessException
 
@@ -18,7 +21,7 @@ from espnet2_lamer.asr.encoder.lamer_hubert import LamerHubertEncoder
 from espnet2_lamer.compat import prepare_espnet
 from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.fileio.datadir import read_table
+from espnet2_lamer.fileio.tables import NumberTable, Table
 from espnet2_lamer.fileio.text import text_lines, utf8_tables
 from espnet2_lamer.hubert.espnet_model import LamerHubertPretrainModel
 from espnet2_lamer.hubert.statistics import rank_and_ranks
@@ -47,6 +50,7 @@ from espnet2_lamer.train.expansion import OLD_EXPERTS, expand_experts, keep_old_
 from espnet2_lamer.train.trainer import LamerTrainer
 from espnet2_lamer.train.trial import check_sanity
 from espnet2_lamer.train.update import PolynomialDecayLR
+from espnet2_lamer.train.utterances import Lengths
 
 
 def register_hubert() -> None:
@@ -60,6 +64,29 @@ def register_hubert() -> None:
 # DDP workers are spawned and import this module to find the task: registering here
 # gives them our classes too.
 register_hubert()
+
+
+class CompactDataset(ESPnetDataset):
+    """ESPnet's data set whose tables stay on disk, see :class:`Table`.
+
+    Those whose lines are the same as the table's ``like`` share its index.
+    """
+
+    def __init__(self, like: Table | None, *args: Any, **kwargs: Any) -> None:
+        self._like = like
+        super().__init__(*args, **kwargs)
+
+    def _build_loader(self, path: str, loader_type: str, keys_to_load: Any) -> Any:
+        """Build the loader of a table; those of other types are ESPnet's own."""
+        if loader_type == "text":
+            return Table(path, self._like)
+        if loader_type == "text_int":
+            return NumberTable(path, self._like)
+        if loader_type != "sound":
+            return super()._build_loader(path, loader_type, keys_to_load)
+        loader = super()._build_loader(os.devnull, loader_type, keys_to_load)
+        loader.loader.data = Table(path, self._like)
+        return loader
 
 
 class LamerHubertTask(HubertTask):
@@ -241,21 +268,31 @@ class LamerHubertTask(HubertTask):
         cls, args: argparse.Namespace, iter_options: Any, mode: str
     ) -> AbsIterFactory:
         """Build the bucketed iterator of ``train`` or ``valid``."""
-        shapes = read_table(iter_options.shape_files[0], "collecting statistics")
-        lengths = {utt: int(shape.split(",")[0]) for utt, shape in shapes.items()}
+        lengths = whole = Lengths.read(iter_options.shape_files[0])
         tables = [path for path, *_ in iter_options.data_path_and_name_and_type]
         utt2lang = Path(tables[0]).with_name("utt2lang")
         most = read_hours(args.max_hours) if iter_options.train else {}
         if args.exclude_langs or most:
             lengths = chosen_utterances(lengths, utt2lang, args.exclude_langs, most)
         rank, ranks = rank_and_ranks()
-        hours = sum(lengths.values()) / SAMPLE_RATE / 3600
+        hours = int(lengths.samples.sum(dtype=np.int64)) / SAMPLE_RATE / 3600
         logging.info(
             f"[{mode}] {len(lengths)} utterances, {hours:.2f} h, "
             f"{iter_options.batch_bins / SAMPLE_RATE:.0f} s of audio per batch"
         )
         with utf8_tables(tables):
-            dataset = cls.build_dataset(args, iter_options)
+            dataset = CompactDataset(
+                whole.table,
+                iter_options.data_path_and_name_and_type,
+                float_dtype=args.train_dtype,
+                preprocess=iter_options.preprocess_fn,
+                max_cache_size=iter_options.max_cache_size,
+                max_cache_fd=iter_options.max_cache_fd,
+                allow_multi_rates=iter_options.allow_multi_rates,
+            )
+        cls.check_task_requirements(
+            dataset, args.allow_variable_data_keys, train=iter_options.train
+        )
         return BucketIterFactory(
             dataset=dataset,
             lengths=lengths,

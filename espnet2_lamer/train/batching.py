@@ -2,7 +2,6 @@
 
 import hashlib
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,14 @@ from tqdm import tqdm
 
 from espnet2_lamer.constants import SAMPLE_RATE, STRIDE, num_frames
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.layers.config import check_values
 from espnet2_lamer.train.console import hold_stop_signals, ignore_stop_signals
+from espnet2_lamer.train.utterances import Batches, Languages, Lengths
 
 # Pads labels in a batch; never a unit.
 LABEL_PADDING = -1
 Utterance = tuple[str, dict[str, np.ndarray]]
+Samples = int | np.ndarray
 
 
 def read_hours(words: Sequence[str]) -> dict[str, float]:
@@ -45,49 +45,53 @@ def chosen_utterances(
     utt2lang_file: Path,
     excluded: Collection[str] = (),
     hours: Mapping[str, float] | None = None,
-) -> dict[str, int]:
+) -> Lengths:
     """Leave languages out; of others keep random utterances up to so many hours.
 
-    The order stays. More hours keep what fewer kept, and more; one utterance of the
+    More hours keep what fewer kept, and more; one utterance of the
     language always stays.
 
     Raises:
         RecipeError: A language is not there, an utterance has none to go by, or none
             is left.
     """
-    utt2lang = read_table(utt2lang_file, "audio formatting")
-    by_lang = defaultdict(list)
-    for utt in sorted(lengths):
-        by_lang[utt2lang.get(utt, "")].append(utt)
-    unknown = by_lang.pop("", [])
-    if excluded and unknown:
+    lengths = Lengths.of(lengths)
+    if not utt2lang_file.is_file():
+        raise RecipeError(
+            f"{utt2lang_file}: file not found; it is made by audio formatting"
+        )
+    languages = Languages.read(utt2lang_file, lengths)
+    unknown = np.flatnonzero(languages.codes < 0)
+    if excluded and len(unknown):
         raise RecipeError(
             f"{utt2lang_file}: no language for {len(unknown)} utterances, first "
-            f"{unknown[0]!r}; exclude_langs needs one for each"
+            f"{lengths.name(unknown[0])!r}; exclude_langs needs one for each"
         )
-    dropped: set[str] = set()
+    there = {name for n, name in enumerate(languages.names) if n in languages.codes}
+    keep = np.ones(len(lengths), bool)
     for option, limits in (
         ("exclude_langs", dict.fromkeys(excluded, 0.0)),
         ("max_hours", hours or {}),
     ):
-        if wrong := sorted(limits.keys() - by_lang.keys()):
+        if wrong := sorted(limits.keys() - there):
             raise RecipeError(
                 f"{option}: found {', '.join(wrong)}, expected some of "
-                f"{', '.join(sorted(by_lang))} ({utt2lang_file})"
+                f"{', '.join(sorted(there))} ({utt2lang_file})"
             )
+        there -= limits.keys()
         for lang, most in limits.items():
-            utts = by_lang.pop(lang)
-            order = np.random.default_rng(0).permutation(len(utts))
-            utts = [utts[i] for i in order]
-            total = np.cumsum([lengths[utt] for utt in utts]) / (SAMPLE_RATE * 3600)
+            utts = np.flatnonzero(languages.codes == languages.names.index(lang))
+            utts = utts[np.random.default_rng(0).permutation(len(utts))]
+            total = np.cumsum(lengths.samples[utts], dtype=np.int64)
+            total = total / (SAMPLE_RATE * 3600)
             kept = max(int(most > 0), np.searchsorted(total, most, side="right"))
-            dropped.update(utts[kept:])
-    if len(dropped) == len(lengths):
+            keep[utts[kept:]] = False
+    if not keep.any():
         raise RecipeError(
             f"exclude_langs: {', '.join(sorted(excluded))} leaves no utterance of "
             f"{utt2lang_file}"
         )
-    return {utt: n for utt, n in lengths.items() if utt not in dropped}
+    return lengths.only(keep)
 
 
 @dataclass(frozen=True)
@@ -98,13 +102,13 @@ class CollateOptions:
     bucket_samples: int = 4000
 
 
-def rounded_length(num_samples: int, max_samples: int, bucket: int) -> int:
-    """Length that a row of ``num_samples`` occupies in a batch.
+def rounded_length(num_samples: Samples, max_samples: int, bucket: int) -> Samples:
+    """Length that a row of ``num_samples`` (a number, or several) takes in a batch.
 
     Rounded up to a bucket, but never above the crop length: crops themselves, the most
     frequent length of long utterances, need no padding.
     """
-    return min(-(-num_samples // bucket) * bucket, max_samples)
+    return np.minimum(-(-num_samples // bucket) * bucket, max_samples)
 
 
 def span_mask(
@@ -223,14 +227,14 @@ def _pad(rows: list[np.ndarray], value: float, length: int) -> torch.Tensor:
 
 
 def make_batches(
-    lengths: dict[str, int],
+    lengths: Mapping[str, int],
     batch_bins: int,
     max_samples: int,
     bucket: int,
     generator: np.random.Generator,
     shuffle: bool,
     ranks: int = 1,
-) -> list[list[str]]:
+) -> Batches:
     """Group utterances so that a batch holds at most ``batch_bins`` padded samples.
 
     Utterances are shuffled, then ordered by rounded length, so a batch mixes at most
@@ -241,33 +245,31 @@ def make_batches(
     Raises:
         ValueError: There are fewer utterances than ranks.
     """
-    if len(lengths) < ranks:
-        raise ValueError(f"found {len(lengths)} utterances for {ranks} ranks")
-    names = sorted(lengths)
-    if shuffle:
-        names = [names[i] for i in generator.permutation(len(names))]
-    names.sort(key=lambda n: -rounded_length(lengths[n], max_samples, bucket))
-    batches: list[list[str]] = []
-    size = 0
-    for name in names:
-        if not batches or len(batches[-1]) >= size:
-            longest = rounded_length(lengths[name], max_samples, bucket)
-            size = max(ranks, batch_bins // longest)
-            batches.append([])
-        batches[-1].append(name)
-    if len(batches[-1]) < ranks:
+    lengths = Lengths.of(lengths)
+    count = len(lengths)
+    if count < ranks:
+        raise ValueError(f"found {count} utterances for {ranks} ranks")
+    order = generator.permutation(count) if shuffle else np.arange(count)
+    rounded = rounded_length(
+        lengths.samples[order].astype(np.int64), max_samples, bucket
+    )
+    by_length = np.argsort(-rounded, kind="stable")
+    order, rounded = order[by_length].astype(np.int32), rounded[by_length]
+    starts = [0]
+    while True:
+        start = starts[-1] + max(ranks, batch_bins // int(rounded[starts[-1]]))
+        if start >= count:
+            break
+        starts.append(start)
+    if count - starts[-1] < ranks:
         # The rest of the last batch comes from the one before, whose lengths are next.
-        rest = batches.pop()
-        missing = ranks - len(rest)
-        if len(batches[-1]) - missing >= ranks:
-            rest = batches[-1][-missing:] + rest
-            del batches[-1][-missing:]
-            batches.append(rest)
-        else:
-            batches[-1] += rest
-    if shuffle:
-        batches = [batches[i] for i in generator.permutation(len(batches))]
-    return batches
+        last = starts.pop()
+        if count - ranks - starts[-1] >= ranks:
+            last = count - ranks
+            starts.append(last)
+    bounds = np.array([*starts, count], np.int64)
+    chosen = generator.permutation(len(starts)) if shuffle else slice(None)
+    return Batches(lengths, order, bounds[:-1][chosen], bounds[1:][chosen])
 
 
 class _HeldLoader(DataLoader):
@@ -310,7 +312,7 @@ class BucketIterFactory(AbsIterFactory):
     """
 
     dataset: Any
-    lengths: dict[str, int]
+    lengths: Mapping[str, int]
     batch_bins: int
     make_collate: Callable[[int], LamerCollate]
     num_iters_per_epoch: int | None
@@ -322,9 +324,10 @@ class BucketIterFactory(AbsIterFactory):
 
     def __post_init__(self) -> None:
         self.dataset = CheckedDataset(self.dataset)
-        self._plan: tuple[int, list[list[str]]] | None = None
+        self.lengths = Lengths.of(self.lengths)
+        self._plan: tuple[int, Batches] | None = None
 
-    def _one_pass(self, number: int) -> list[list[str]]:
+    def _one_pass(self, number: int) -> Batches:
         collate = self.make_collate(1)
         return make_batches(
             self.lengths,
@@ -336,20 +339,20 @@ class BucketIterFactory(AbsIterFactory):
             self.world_size,
         )
 
-    def _epoch_batches(self, epoch: int) -> list[list[str]]:
+    def _epoch_batches(self, epoch: int) -> Batches:
         wanted = self.num_iters_per_epoch
         if wanted is None:
             return self._one_pass(epoch)
         # Epochs cut one endless stream of passes, so every utterance is seen equally
         # often whatever the epoch length is. All passes have the same batch count.
         number, skip = divmod(wanted * (epoch - 1), len(self._one_pass(0)))
-        batches: list[list[str]] = []
+        batches = self._one_pass(number)[skip:]
         while len(batches) < wanted:
-            batches += self._one_pass(number)[skip:]
-            number, skip = number + 1, 0
+            number += 1
+            batches += self._one_pass(number)
         return batches[:wanted]
 
-    def plan(self, epoch: int) -> list[list[str]]:
+    def plan(self, epoch: int) -> Batches:
         """Return the batches of ``epoch`` over all ranks; the latest plan is kept."""
         if self._plan is None or self._plan[0] != epoch:
             self._plan = epoch, self._epoch_batches(epoch)
@@ -365,8 +368,7 @@ class BucketIterFactory(AbsIterFactory):
     def build_iter(self, epoch: int, start: int = 0) -> Iterator:
         """Return the batches of ``epoch`` (counted from 1) from number ``start`` on."""
         # Every batch has an utterance for each rank, see make_batches.
-        batches = self.plan(epoch)[start:]
-        batches = [batch[self.rank :: self.world_size] for batch in batches]
+        batches = self.plan(epoch)[start:].share(self.rank, self.world_size)
         loader = _HeldLoader(
             self.dataset,
             batch_sampler=batches,

@@ -8,10 +8,11 @@ import json
 import logging
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,14 @@ from espnet2_lamer.hubert.statistics import is_distributed
 from espnet2_lamer.train.batching import BucketIterFactory, rounded_length
 from espnet2_lamer.train.labels import beside, check_labels
 from espnet2_lamer.train.trial import Trial, try_batch
+from espnet2_lamer.train.utterances import Languages
 
 # Updates after which the pace is told.
 FIRST_UPDATES = 20
 # Updates that the mean duration is taken over.
 WINDOW = 200
+# Batches that are measured together.
+_BATCHES = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,45 +89,61 @@ class Shares:
 
 
 def measure_shares(
-    factory: BucketIterFactory, epoch: int, languages: Mapping[str, str] | None = None
+    factory: BucketIterFactory,
+    epoch: int,
+    languages: Mapping[str, str] | Languages | None = None,
 ) -> Shares:
     """Measure an epoch's batches of all ranks, and of languages by utterance."""
     lengths, ranks = factory.lengths, factory.world_size
     collate, batches = factory.make_collate(epoch), factory.plan(epoch)
-    parts = [batch[rank::ranks] for batch in batches for rank in range(ranks)]
-    names = [utt for part in parts for utt in part]
-    sizes = np.array([len(part) for part in parts])
-    samples = np.array([lengths[utt] for utt in names])
-    cropped = np.minimum(samples, collate.max_samples)
-    longest = np.maximum.reduceat(cropped, np.cumsum(sizes) - sizes).tolist()
-    padded = sizes * [
-        rounded_length(n, collate.max_samples, collate.bucket) for n in longest
-    ]
+    known = None if languages is None else Languages.of(languages, lengths)
+    rounding = collate.max_samples, collate.bucket
+    sums, largest, own = np.zeros(4, np.int64), (0, 0), Counter()
+    for first in range(0, len(batches), _BATCHES):
+        block = batches[first : first + _BATCHES]
+        size = block.ends - block.starts
+        # Which batch each utterance is of, and which of its utterances.
+        batch = np.repeat(np.arange(len(block)), size)
+        place = np.arange(len(batch)) - np.repeat(np.cumsum(size) - size, size)
+        utts = block.order[np.repeat(block.starts, size) + place]
+        samples = lengths.samples[utts].astype(np.int64)
+        cropped = np.minimum(samples, collate.max_samples)
+        part, longest = batch * ranks + place % ranks, np.zeros(len(block) * ranks, int)
+        np.maximum.at(longest, part, cropped)
+        padded = np.bincount(part) * rounded_length(longest, *rounding)
+        sums += len(utts), samples.sum(), cropped.sum(), padded.sum()
+        largest = max(
+            largest,
+            (int(padded.max()), first + int(padded.argmax()) // ranks),
+            key=itemgetter(0),
+        )
+        own.update(_by_language(utts, cropped, known))
+    count, samples, cropped, padded = sums.tolist()
     return Shares(
         batches=len(batches),
-        utterances=len(names),
-        passes=len(names) / len(lengths),
-        audio=float(cropped.sum() / SAMPLE_RATE),
-        cropped=float((samples - cropped).sum() / SAMPLE_RATE),
-        padding=float((padded.sum() - cropped.sum()) / SAMPLE_RATE),
-        largest=float(padded.max() / SAMPLE_RATE),
-        largest_batch=int(padded.argmax()) // ranks,
-        languages=_by_language(names, cropped, languages),
-        data=sum(lengths.values()) / SAMPLE_RATE,
-        data_languages=_by_language(list(lengths), list(lengths.values()), languages),
+        utterances=count,
+        passes=count / len(lengths),
+        audio=cropped / SAMPLE_RATE,
+        cropped=(samples - cropped) / SAMPLE_RATE,
+        padding=(padded - cropped) / SAMPLE_RATE,
+        largest=largest[0] / SAMPLE_RATE,
+        largest_batch=largest[1],
+        languages=dict(own),
+        data=int(lengths.samples.sum(dtype=np.int64)) / SAMPLE_RATE,
+        data_languages=_by_language(slice(None), lengths.samples, known),
     )
 
 
 def _by_language(
-    utts: Sequence[str], samples: Sequence[int], languages: Mapping[str, str] | None
+    utts: np.ndarray | slice, samples: np.ndarray, languages: Languages | None
 ) -> dict[str, float]:
     """Seconds of each language, in alphabetical order."""
     if languages is None:
         return {}
-    codes = {name: n for n, name in enumerate(sorted(set(languages.values())))}
-    index = [codes[languages[utt]] for utt in utts]
-    sums = np.bincount(index, weights=samples, minlength=len(codes))
-    return dict(zip(codes, (sums / SAMPLE_RATE).tolist(), strict=True))
+    names = languages.names
+    sums = np.bincount(languages.codes[utts], weights=samples, minlength=len(names))
+    seconds = (sums / SAMPLE_RATE).tolist()
+    return dict(sorted(zip(names, seconds, strict=True)))
 
 
 def span(seconds: float) -> str:
@@ -215,7 +235,7 @@ class Health:
         self.report: dict[str, Any] = {}
         # Of each part, see `baselines`.
         self.standards: dict[str, dict[str, dict[str, float]]] = {}
-        self.languages: dict[str, str] | None = None
+        self.languages: Languages | None = None
         self.pace: Pace | None = None
         self._shares: tuple[int, Shares] | None = None
 

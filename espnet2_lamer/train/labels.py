@@ -3,9 +3,8 @@
 import logging
 import math
 import warnings
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from espnet2_lamer.constants import num_frames
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.metrics.similarity import entropy
+from espnet2_lamer.train.utterances import Languages, Lengths, blocks
 
 # Utterances whose language is not known are counted under this name.
 UNKNOWN = ""
@@ -30,7 +30,7 @@ def text_files(path_name_type: Sequence[Sequence[str]]) -> dict[str, str]:
 
 def check_labels(
     part: str, lengths: Mapping[str, int], options: Any, brief: bool = False
-) -> tuple[dict[str, Any], dict[str, dict[str, float]], dict[str, str] | None]:
+) -> tuple[dict[str, Any], dict[str, dict[str, float]], Languages | None]:
     """Check that every frame of a part (``train``, ``valid``) has a unit; count them.
 
     Returns the report for ``health.json``, :func:`baselines`, language by utterance.
@@ -85,7 +85,7 @@ def count_labels(
     text: str | Path,
     num_classes: int,
     lengths: Mapping[str, int],
-    languages: Mapping[str, str] | None = None,
+    languages: Mapping[str, str] | Languages | None = None,
 ) -> dict[str, np.ndarray]:
     """Count the frames of each unit, and check that every frame has one.
 
@@ -96,32 +96,36 @@ def count_labels(
     Raises:
         RecipeError: An utterance has no line, or not one unit in 0 .. K-1 per frame.
     """
-    counts = defaultdict(partial(np.zeros, num_classes, dtype=np.int64))
-    missing = dict.fromkeys(lengths)
-    with open(text, "rb") as handle, warnings.catch_warnings():
+    lengths = Lengths.of(lengths)
+    known = None if languages is None else Languages.of(languages, lengths)
+    names = [UNKNOWN] if known is None else known.names
+    counts = np.zeros((len(names), num_classes), np.int64)
+    seen = np.zeros(len(lengths), bool)
+    with warnings.catch_warnings():
         # What older NumPy says of text that is no number.
         warnings.simplefilter("error", DeprecationWarning)
-        for line in handle:
-            name, _, row = line.replace(b"\t", b" ").strip().partition(b" ")
-            utt = name.decode()
-            if utt not in missing:
-                continue
-            del missing[utt]
-            units = _units(row, num_classes, num_frames(lengths[utt]))
-            if units is None:
-                problem = _what_is_wrong(row.split(), num_classes, lengths[utt])
-                raise RecipeError(
-                    f"{text}: utterance {utt}: {problem}; make the labels anew, or set "
-                    "num_classes to the codebook's K"
-                )
-            language = UNKNOWN if languages is None else languages[utt]
-            counts[language] += np.bincount(units, minlength=num_classes)
-    if missing:
+        for numbers, rows in blocks(text, lengths):
+            for number, row in zip(numbers.tolist(), rows, strict=True):
+                if number < 0 or seen[number]:
+                    continue
+                seen[number] = True
+                samples = int(lengths.samples[number])
+                units = _units(row, num_classes, num_frames(samples))
+                if units is None:
+                    problem = _what_is_wrong(row.split(), num_classes, samples)
+                    raise RecipeError(
+                        f"{text}: utterance {lengths.name(number)}: {problem}; make "
+                        "the labels anew, or set num_classes to the codebook's K"
+                    )
+                language = 0 if known is None else known.codes[number]
+                counts[language] += np.bincount(units, minlength=num_classes)
+    if not seen.all():
+        missing = np.flatnonzero(~seen)
         raise RecipeError(
-            f"{text}: utterance {next(iter(missing))}: no units; {len(missing)} of "
-            f"{len(lengths)} utterances have none. Make the labels anew"
+            f"{text}: utterance {lengths.name(missing[0])}: no units; {len(missing)} "
+            f"of {len(lengths)} utterances have none. Make the labels anew"
         )
-    return counts
+    return {n: row for n, row in zip(names, counts, strict=True) if row.any()}
 
 
 def _units(row: bytes, num_classes: int, frames: int) -> np.ndarray | None:
@@ -147,21 +151,24 @@ def _what_is_wrong(units: Sequence[bytes], num_classes: int, samples: int) -> st
 
 
 def read_languages(
-    path: str | Path, names: Sequence[str], utterances: Mapping[str, Any]
-) -> dict[str, str]:
+    path: str | Path, names: Sequence[str], utterances: Mapping[str, int]
+) -> Languages:
     """Read ``utt number`` lines, the number being the position in ``names``.
 
     An utterance without one that a language has raises ``RecipeError``.
     """
-    table = read_table(path)
-    by_text = {str(number): name for number, name in enumerate(names)}
-    for utt in utterances:
-        if table.get(utt) not in by_text:
-            raise RecipeError(
-                f"{path}: utterance {utt}: found language {table.get(utt)}, expected 0 "
-                f"to {len(names) - 1}, the position in langs ({', '.join(names)})"
-            )
-    return {utt: by_text[table[utt]] for utt in utterances}
+    lengths = Lengths.of(utterances)
+    positions = [str(number) for number in range(len(names))]
+    found = Languages.read(path, lengths, positions)
+    wrong = np.flatnonzero(found.codes < 0)
+    if len(wrong):
+        utt = lengths.name(wrong[0])
+        raise RecipeError(
+            f"{path}: utterance {utt}: found language {read_table(path).get(utt)}, "
+            f"expected 0 to {len(names) - 1}, the position in langs "
+            f"({', '.join(names)})"
+        )
+    return replace(found, names=[*names])
 
 
 def describe(counts: np.ndarray) -> dict[str, float | int]:

@@ -13,8 +13,8 @@ import numpy as np
 
 from espnet2_lamer.constants import SAMPLE_RATE, num_frames
 from espnet2_lamer.data.speech import (
+    audio_rows,
     count_samples,
-    file_sizes,
     read_speech,
     read_wav_scp,
 )
@@ -186,11 +186,12 @@ def dump_features(
     utts = list(scp)
     if hours_per_lang is not None:
         utts = sample_utterances(scp, langs, hours_per_lang, seed)
-    # Utterance, path, bytes, language.
-    rows = [[*row, langs[row[0]]] for row in file_sizes(utts, scp)]
+    # Utterance, path, print, language.
+    rows = [[*row, langs[row[0]]] for row in audio_rows(utts, scp)]
     shard_utts = shard_utts or shard_size(len(rows), 100)
-    plan = sha256_value([teacher.identity, teacher.device, shard_utts, rows])
-    shards = Shards(Path(output), plan, ".bin")
+    made_by = sha256_value([teacher.identity, teacher.device])
+    plan = sha256_value([made_by, shard_utts, rows])
+    shards = Shards(Path(output), made_by, ".bin")
     index_path = shards.directory / "index.json"
     if index_path.is_file():
         index = _read_index(index_path)
@@ -198,6 +199,7 @@ def dump_features(
         if index.get("plan") == plan and all(whole):
             logging.info("%s: done already", output)
             return index_path
+        shards.remember(index["shards"])
     frames = sum(num_frames(count_samples(utt, scp[utt])) for utt in utts)
     shards.check_space(
         4 * teacher.dim * frames,
@@ -207,7 +209,7 @@ def dump_features(
     index_path.unlink(missing_ok=True)
     work = partial(_dump_shard, teacher)
     markers = shards.make(split(rows, shard_utts), work, nj, "features")
-    listed = ("file", "frames", "sha256", "utts")
+    listed = ("plan", "file", "frames", "sha256", "utts")
     index = {
         "dim": teacher.dim,
         "dtype": "float32",

@@ -1,26 +1,31 @@
 """Unit labels: teacher forward and nearest centroid in one pass, checks, quality."""
 
+import heapq
 import json
 import logging
 import math
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from espnet2_lamer.constants import num_frames
-from espnet2_lamer.data.speech import file_sizes, read_wav_scp
+from espnet2_lamer.data.speech import audio_rows, read_wav_scp
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path, write_json, write_text
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
+from espnet2_lamer.fileio.prints import save_array
 from espnet2_lamer.fileio.text import text_lines
 from espnet2_lamer.metrics.probe import frame_phones
 from espnet2_lamer.metrics.similarity import entropy, phone_scores
+from espnet2_lamer.train.utterances import Lengths
 from espnet2_lamer.units.codebook import Codebook, load_codebook
 from espnet2_lamer.units.features import Extractor
 from espnet2_lamer.units.shards import Shards, shard_size, split
@@ -31,6 +36,13 @@ _MANY_FRAMES = 49
 _FEW_UNITS = 2
 # Frames that no phone covers.
 SILENCE = "sil"
+# Utterances that are looked up together.
+_BLOCK = 10_000
+
+
+def kept_path(text_km: Path) -> Path:
+    """Labels of a data directory that was replaced, for those still good."""
+    return text_km.with_name("kept_" + text_km.name)
 
 
 def sidecar_path(text_km: str | Path) -> Path:
@@ -51,8 +63,10 @@ def assign_units(
 
     Features are never stored. A run that was killed goes on from the shards in
     ``<output>.shards``; bytes do not depend on ``nj``, nor on whether the shards were
-    made here or by a cluster (:func:`espnet2_lamer.parallel.workers`). Utterances whose
-    units collapse are listed in ``<output>.collapsed.tsv``.
+    made here or by a cluster (:func:`espnet2_lamer.parallel.workers`). Where the same
+    teacher and codebook labelled the same audio before, its labels are kept: those of
+    ``output``, or of ``kept_<output>`` beside it. Utterances whose units collapse are
+    listed in ``<output>.collapsed.tsv``.
 
     A shard has ``shard_utts`` utterances, by default 200, fewer of a small corpus.
     Returns the sidecar.
@@ -64,35 +78,52 @@ def assign_units(
     book = load_codebook(codebook)
     book.check_teacher(teacher.identity, teacher.dim, str(codebook))
     scp = read_wav_scp(wav_scp)
-    rows = file_sizes(scp, scp)
-    shard_utts = shard_utts or shard_size(len(rows), 200)
+    rows = audio_rows(scp, scp)
     output = Path(output)
-    made_from = [teacher.identity, teacher.device, book.sha256, shard_utts, rows]
-    plan = sha256_value(made_from)
-    shards = Shards(output.with_name(output.name + ".shards"), plan, ".txt")
+    made_by = sha256_value([teacher.identity, teacher.device, book.sha256])
+    plan = sha256_value([made_by, rows])
+    shards = Shards(output.with_name(output.name + ".shards"), made_by, ".txt")
     if finished := _finished(output, plan):
         logging.info("%s: done already", output)
         shutil.rmtree(shards.directory, ignore_errors=True)
         return finished
+    before = output if output.is_file() else kept_path(output)
+    kept = _kept_labels(before, made_by, rows)
+    todo = [row for row in rows if row[0] not in kept]
+    if kept:
+        text = "%s: the labels of %d of %d utterances are kept"
+        logging.info(text, output, len(kept), len(rows))
+    shard_utts = shard_utts or shard_size(len(todo), 200)
     work = partial(_label_shard, teacher, book)
-    markers = shards.make(split(rows, shard_utts), work, nj, "units")
+    markers = shards.make(split(todo, shard_utts), work, nj, "units")
+    frames, collapsed = 0, []
+    new = _labelled(shards.directory / marker["file"] for marker in markers)
+    old = (pair for pair in _labelled([before] if kept else []) if pair[0] in kept)
     with atomic_path(output) as temporary, open(temporary, "wb") as merged:
-        for marker in markers:
-            with open(shards.directory / marker["file"], "rb") as shard:
-                shutil.copyfileobj(shard, merged)
-    _list_collapsed(output, [row for m in markers for row in m.get("collapsed", [])])
+        for utt, line in heapq.merge(new, old, key=itemgetter(1)):
+            merged.write(line)
+            _, *units = line.split()
+            frames += len(units)
+            if len(units) >= _MANY_FRAMES and len(different := {*units}) <= _FEW_UNITS:
+                there = b" ".join(sorted(different, key=int)).decode()
+                collapsed.append((utt, str(len(units)), there, scp[utt]))
+    _list_collapsed(output, collapsed)
     sidecar = {
         "codebook_sha256": book.sha256,
         "teacher": teacher.identity["source"],
         "teacher_sha256": teacher.identity["sha256"],
         "layer": teacher.identity["layer"],
         "K": len(book.centroids),
-        "utterances": sum(marker["utterances"] for marker in markers),
-        "frames": sum(marker["frames"] for marker in markers),
+        "utterances": len(rows),
+        "frames": frames,
         "sha256": sha256_file(output),
     }
     write_json(sidecar_path(output), sidecar)
-    write_json(_marker_path(output), {"plan": plan, "sha256": sidecar["sha256"]})
+    save_array(_prints_path(output), np.array([row[2] for row in rows], np.uint64))
+    marker = {"plan": plan, "sha256": sidecar["sha256"], "made_by": made_by}
+    write_json(_marker_path(output), marker)
+    for path in output.parent.glob(f"{kept_path(output).name}*"):
+        path.unlink()
     # Workers that a killed run left behind may still write there.
     shutil.rmtree(shards.directory, ignore_errors=True)
     return sidecar
@@ -102,6 +133,33 @@ def _marker_path(text_km: Path) -> Path:
     return text_km.with_name(text_km.name + ".done.json")
 
 
+def _prints_path(text_km: Path) -> Path:
+    """What the audio of each line held, in the order of the lines."""
+    return text_km.with_name(text_km.name + ".prints.npy")
+
+
+def _labelled(files: Iterable[Path]) -> Iterator[tuple[str, bytes]]:
+    """Yield utterance and line; a space sorts before whatever goes on an id."""
+    for path in files:
+        with open(path, "rb") as handle:
+            for line in handle:
+                yield line.partition(b" ")[0].decode(), line
+
+
+def _kept_labels(text_km: Path, made_by: str, rows: Sequence) -> set[str]:
+    """Utterances that have labels of the same audio, teacher and codebook."""
+    try:
+        marker = json.loads(_marker_path(text_km).read_text(encoding="utf-8"))
+        if marker["made_by"] != made_by or sha256_file(text_km) != marker["sha256"]:
+            return set()
+        prints = np.load(_prints_path(text_km)).tolist()
+        utts = (utt for utt, _ in _labelled([text_km]))
+        before = dict(zip(utts, prints, strict=True))
+    except (OSError, ValueError, KeyError):
+        return set()
+    return {utt for utt, _, number in rows if before.get(utt) == number}
+
+
 def _finished(text_km: Path, plan: str) -> dict[str, Any] | None:
     """The sidecar of labels that are complete, and made from the same."""
     try:
@@ -109,23 +167,21 @@ def _finished(text_km: Path, plan: str) -> dict[str, Any] | None:
         marker = json.loads(_marker_path(text_km).read_text(encoding="utf-8"))
     except (OSError, ValueError):  # RecipeError is a ValueError
         return None
-    return sidecar if marker == {"plan": plan, "sha256": sidecar["sha256"]} else None
+    same = (marker.get("plan"), marker.get("sha256")) == (plan, sidecar["sha256"])
+    return sidecar if same else None
 
 
 def _label_shard(
     teacher: Teacher, codebook: Codebook, rows: Sequence, path: Path
 ) -> dict[str, Any]:
-    frames, collapsed = 0, []
+    frames = 0
     extract = Extractor(teacher)
     with open(path, "w", encoding="utf-8") as handle:
-        for (utt, audio, _), features in extract(rows):
+        for (utt, _, _), features in extract(rows):
             units = codebook.assign(features)
             handle.write(f"{utt} {' '.join(map(str, units.tolist()))}\n")
             frames += len(units)
-            if len(units) >= _MANY_FRAMES and len(set(units.tolist())) <= _FEW_UNITS:
-                collapsed.append([utt, len(units), sorted(set(units.tolist())), audio])
-    facts = {"utterances": len(rows), "frames": frames, "collapsed": collapsed}
-    return facts | extract.facts()
+    return {"utterances": len(rows), "frames": frames, **extract.facts()}
 
 
 def _list_collapsed(text_km: Path, rows: Sequence[Sequence]) -> None:
@@ -133,10 +189,7 @@ def _list_collapsed(text_km: Path, rows: Sequence[Sequence]) -> None:
     path = text_km.with_name(text_km.name + ".collapsed.tsv")
     path.unlink(missing_ok=True)
     if rows:
-        lines = (
-            f"{utt}\t{n}\t{' '.join(map(str, units))}\t{audio}\n"
-            for utt, n, units, audio in rows
-        )
+        lines = ("\t".join(row) + "\n" for row in rows)
         write_text(path, "utt_id\tframes\tunits\tpath\n" + "".join(lines))
         text = (
             "%d utterances have at most %d units in a second or more, see %s; listen "
@@ -181,22 +234,29 @@ def check_labels(
             "come from another codebook, and its units mean something else; assign "
             "units again"
         )
-    if not isinstance(utt2num_samples, Mapping):
-        table = read_table(utt2num_samples)
-        utt2num_samples = {utt: int(value) for utt, value in table.items()}
-    missing = set(utt2num_samples)
-    for utt, units in iterate_labels(text_km, n_clusters):
-        missing.discard(utt)
-        samples = utt2num_samples.get(utt)
-        if samples is not None and len(units) != num_frames(samples):
-            raise RecipeError(
-                f"{text_km}: utterance {utt!r} has {len(units)} labels, expected "
-                f"{num_frames(samples)} for {samples} samples; assign units again"
-            )
-    if missing:
+    if isinstance(utt2num_samples, Mapping):
+        lengths = Lengths.of(utt2num_samples)
+    else:
+        lengths = Lengths.read(utt2num_samples)
+    there = np.zeros(len(lengths), bool)
+    found = iterate_labels(text_km, n_clusters)
+    while block := list(islice(found, _BLOCK)):
+        numbers = lengths.numbers([utt.encode() for utt, _ in block]).tolist()
+        for number, (utt, units) in zip(numbers, block, strict=True):
+            if number < 0:
+                continue
+            there[number] = True
+            samples = int(lengths.samples[number])
+            if len(units) != num_frames(samples):
+                raise RecipeError(
+                    f"{text_km}: utterance {utt!r} has {len(units)} labels, expected "
+                    f"{num_frames(samples)} for {samples} samples; assign units again"
+                )
+    if not there.all():
+        missing = np.flatnonzero(~there)
         raise RecipeError(
-            f"{text_km}: no labels for {len(missing)} of {len(utt2num_samples)} "
-            f"utterances, first {min(missing)!r}; assign units to the same wav.scp"
+            f"{text_km}: no labels for {len(missing)} of {len(lengths)} utterances, "
+            f"first {lengths.name(missing[0])!r}; assign units to the same wav.scp"
         )
     return sidecar
 
@@ -211,15 +271,21 @@ def iterate_labels(
     if not Path(text_km).is_file():
         raise RecipeError(f"{text_km}: file not found; run assign_units")
     valid = set(map(str, range(n_clusters)))
-    seen: set[str] = set()
+    last, seen = "", None
     for number, line in text_lines(text_km):
         utt, *units = line.split() or [""]
-        if not units or utt in seen:
+        if seen is None and utt <= last:
+            # Only a table that is not sorted needs to be remembered.
+            lines = islice(text_lines(text_km), number - 1)
+            seen = {line.split()[0] for _, line in lines}
+        if not units or (seen and utt in seen):
             raise RecipeError(
                 f"{text_km}:{number}: utterance {utt!r} "
                 f"{'occurs twice' if units else 'has no units'}; assign units again"
             )
-        seen.add(utt)
+        if seen is not None:
+            seen.add(utt)
+        last = utt
         if wrong := set(units) - valid:
             raise RecipeError(
                 f"{text_km}:{number}: utterance {utt!r} has unit {min(wrong)!r}, "

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path, write_json
-from espnet2_lamer.fileio.hashing import sha256_file
+from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
 from espnet2_lamer.fileio.system import bytes_of, check_space
 from espnet2_lamer.parallel import check_processes
 
@@ -46,12 +46,12 @@ def is_whole(directory: Path, shard: dict[str, Any]) -> bool:
 class Shards:
     """Files of a directory, one per part of the work, and a marker beside each.
 
-    A shard counts as done when its marker names this plan and the file still has the
-    hash in the marker.
+    A shard counts as done when its marker names this plan and its part, and the file
+    still has the hash in the marker: one changed row makes one shard anew.
     """
 
     directory: Path  # of 00000<suffix>, its marker 00000.done.json and so on
-    plan: str  # hash of all that determines the content of the shards
+    plan: str  # hash of what determines the content of the shards beside their part
     suffix: str
 
     def check_space(self, needed: float, what: str, way_out: str) -> None:
@@ -70,7 +70,8 @@ class Shards:
         seconds of speech, and seconds that the network took.
 
         Returns:
-            The markers in the order of ``parts``: ``file``, ``sha256`` and the facts.
+            The markers in the order of ``parts``: ``file``, ``sha256``, ``plan`` and
+            the facts.
 
         Raises:
             RecipeError: ``nj`` is 0, or another run writes there.
@@ -78,7 +79,11 @@ class Shards:
         check_processes(nj)
         self.directory.mkdir(parents=True, exist_ok=True)
         names = [f"{number:05d}" for number in range(len(parts))]
-        markers = {name: self._done(name) for name in names}
+        plans = {
+            name: sha256_value([self.plan, part])
+            for name, part in zip(names, parts, strict=True)
+        }
+        markers = {name: self._done(name, plan) for name, plan in plans.items()}
         todo = [(n, p) for n, p in zip(names, parts, strict=True) if not markers[n]]
         if 0 < len(todo) < len(parts):
             logging.info("%s: %d shards to go", self.directory, len(todo))
@@ -87,11 +92,12 @@ class Shards:
         parallel = Parallel(
             n_jobs=nj, return_as="generator_unordered", pre_dispatch="all"
         )
-        made = parallel(delayed(self._make_one)(*one, work) for one in todo)
+        calls = ((name, plans[name], part, work) for name, part in todo)
+        made = parallel(delayed(self._make_one)(*call) for call in calls)
         counts = {"total": len(parts), "initial": len(parts) - len(todo)}
         markers |= dict(tqdm(made, desc=description, disable=None, **counts))
         for name in names:
-            if self._read(name)["plan"] != self.plan:
+            if self._read(name)["plan"] != plans[name]:
                 raise RecipeError(
                     f"{self._marker(name)}: another run with other inputs or options "
                     "writes there, such as a worker that outlived a killed run; wait "
@@ -101,7 +107,13 @@ class Shards:
             made = [markers[name] for name, _ in todo]
             speed = throughput(made, time.perf_counter() - started)
             logging.info("%s: %s", description, speed)
-        return [{k: v for k, v in markers[n].items() if k != "plan"} for n in names]
+        return [markers[name] for name in names]
+
+    def remember(self, made: Sequence[dict[str, Any]]) -> None:
+        """Put back markers that were cleaned away: shards as good as ever are kept."""
+        for marker in made:
+            if Path(marker["file"]).name == marker["file"]:
+                write_json(self._marker(Path(marker["file"]).stem), marker)
 
     def clean(self, keep: set[str]) -> None:
         """Delete what work on shards left, but ``keep``; files of others stay."""
@@ -116,22 +128,24 @@ class Shards:
     def _read(self, name: str) -> dict[str, Any]:
         return json.loads(self._marker(name).read_text(encoding="utf-8"))
 
-    def _done(self, name: str) -> dict[str, Any] | None:
+    def _done(self, name: str, plan: str) -> dict[str, Any] | None:
         try:
             marker = self._read(name)
-            same = marker["plan"] == self.plan
+            same = marker["plan"] == plan
             return marker if same and is_whole(self.directory, marker) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def _make_one(self, name: str, part: Any, work: Work) -> tuple[str, dict[str, Any]]:
+    def _make_one(
+        self, name: str, plan: str, part: Any, work: Work
+    ) -> tuple[str, dict[str, Any]]:
         file = name + self.suffix
         started = time.perf_counter()
         with atomic_path(self.directory / file) as temporary:
             facts = work(part, temporary)
             sha256 = sha256_file(temporary)
         marker = {
-            "plan": self.plan,
+            "plan": plan,
             "file": file,
             "sha256": sha256,
             "seconds": time.perf_counter() - started,

@@ -101,7 +101,7 @@ class TeacherCache:
     """One safetensors file an utterance, in bfloat16.
 
     A second of speech takes 0.3 MB for Whisper-base and 2.5 MB for medium: meant for
-    small sets. An entry answers for one teacher (experts and Whisper), one audio length
+    small sets. An entry answers for one teacher (experts and Whisper), one recording
     and one text; any other is made anew. Runs with the same experts may share a folder.
     """
 
@@ -109,9 +109,9 @@ class TeacherCache:
         self.folder = Path(folder)
         self.teacher = teacher
 
-    def key(self, utterance: str, samples: int, tokens: list[int]) -> str:
-        """Return what an entry answers for."""
-        what = (self.teacher, utterance, samples, tokens)
+    def key(self, utterance: str, audio: tuple[int, int], tokens: list[int]) -> str:
+        """Return what an entry answers for; audio by its length and sum."""
+        what = (self.teacher, utterance, audio, tokens)
         return hashlib.sha256(repr(what).encode()).hexdigest()
 
     def read(

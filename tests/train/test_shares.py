@@ -8,6 +8,7 @@ import pytest
 
 from espnet2_lamer.train.batching import BucketIterFactory, LamerCollate
 from espnet2_lamer.train.health import measure_shares, span
+from espnet2_lamer.train.utterances import Batches, Lengths
 
 CROP, BUCKET, BINS = 9600, 1600, 40000
 
@@ -80,13 +81,14 @@ def test_shares_are_those_of_the_tensors_that_the_ranks_get(data, iters, ranks):
 
 
 def test_languages_and_replay_are_said_beside_their_share_of_the_data():
-    lengths = {"a": 16000, "b": 16000 * 60, "c": 16000 * 59}
+    lengths = Lengths.of({"a": 16000, "b": 16000 * 60, "c": 16000 * 59})
+    batches = Batches(lengths, *map(np.array, ([0, 1], [0, 1], [1, 2])))
     languages = {"a": "cmn", "b": "eng", "c": "yue"}
     uncut = SimpleNamespace(max_samples=10**9, bucket=1)
     made = SimpleNamespace(
         lengths=lengths,
         world_size=1,
-        plan=lambda epoch: [["a"], ["b"]],
+        plan=lambda epoch: batches,
         make_collate=lambda epoch: uncut,
     )
     shares = measure_shares(made, 1, languages)

@@ -1,9 +1,12 @@
 """The feature dump: index, sampling, resuming; and reading it back in blocks."""
 
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
+import soundfile
 
 from espnet2_lamer.constants import num_frames
 from espnet2_lamer.data.speech import read_speech
@@ -191,3 +194,24 @@ def test_an_utterance_without_language_is_named(speech, mfcc, tmp_path):
         dump_features(
             mfcc, speech / "wav.scp", tmp_path / "o", utt2lang=tmp_path / "utt2lang"
         )
+
+
+def test_a_replaced_clip_makes_its_shard_anew(speech, mfcc, tmp_path):
+    table = {}
+    for utt, path in read_table(speech / "wav.scp").items():
+        table[utt] = str(tmp_path / f"{utt}.flac")
+        shutil.copy(path, table[utt])
+    write_table(tmp_path / "wav.scp", table)
+    output = tmp_path / "features"
+
+    def shards():
+        dump_features(mfcc, tmp_path / "wav.scp", output, shard_utts=7)
+        return {p.name: p.stat().st_mtime_ns for p in sorted(output.glob("*.bin"))}
+
+    first = shards()
+    os.utime(table["utt09"], (1, 1))
+    assert shards() == first
+    data, rate = soundfile.read(table["utt09"], dtype="int16")
+    soundfile.write(table["utt09"], data[::-1], rate)
+    changed = {name for name, time in shards().items() if time != first[name]}
+    assert changed == {"00001.bin"}

@@ -14,6 +14,7 @@ import pytest
 import soundfile
 
 from espnet2_lamer.bin import assign_units as assign_units_bin
+from espnet2_lamer.data.formatting import FormattedSet
 from espnet2_lamer.data.speech import read_speech
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table, write_table
@@ -71,7 +72,8 @@ def test_two_processes_write_the_same_bytes_as_one(
     expected = labels.with_name("text.km.json").read_bytes()
     assert output.with_name("text.km.json").read_bytes() == expected
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"text.km", "text.km.json", "text.km.done.json"}
+    files = ("", ".json", ".done.json", ".prints.npy")
+    assert names == {f"text.km{end}" for end in files}
 
 
 def test_order_of_wav_scp_does_not_matter(speech, mfcc, codebook, labels, tmp_path):
@@ -293,3 +295,72 @@ def test_command_line_takes_the_layer_from_the_codebook(
         + ["--wav_scp", str(speech / "wav.scp"), "--output", str(output)]
     )
     assert output.read_bytes() == labels.read_bytes()
+
+
+def copied(speech, target):
+    """The speech in another folder, whose files may be changed."""
+    table = {}
+    for utt, path in read_table(speech / "wav.scp").items():
+        table[utt] = str(target / f"{utt}.flac")
+        shutil.copy(path, table[utt])
+    write_table(target / "wav.scp", table)
+    return table
+
+
+def same_size(path, seed):
+    """Replace the recording by another one whose file is as long and older."""
+    data, rate = soundfile.read(path, dtype="int16")
+    size = os.path.getsize(path)
+    soundfile.write(path, np.roll(data, 1 + seed), rate, format="FLAC")
+    with open(path, "ab") as handle:
+        handle.write(bytes(max(0, size - os.path.getsize(path))))
+    os.utime(path, (seed, seed))
+
+
+def test_labels_of_unchanged_audio_are_kept(speech, mfcc, codebook, tmp_path, caplog):
+    caplog.set_level("INFO")
+    table = copied(speech, tmp_path)
+    output = tmp_path / "text.km"
+    assign_units(mfcc, codebook, tmp_path / "wav.scp", output)
+    same_size(table["utt03"], 5)
+    fresh = tmp_path / "fresh.km"
+    expected = assign_units(mfcc, codebook, tmp_path / "wav.scp", fresh)
+    found = assign_units(mfcc, codebook, tmp_path / "wav.scp", output)
+    assert "the labels of 23 of 24 utterances are kept" in caplog.text
+    assert output.read_bytes() == fresh.read_bytes() and found == expected
+
+
+def test_labels_of_a_replaced_data_directory_are_kept(
+    speech, mfcc, codebook, tmp_path, caplog
+):
+    """As stage 2 leaves them when a clip that was skipped comes back."""
+    caplog.set_level("INFO")
+    whole = copied(speech, tmp_path)
+    tables = {"wav.scp": {u: p for u, p in whole.items() if u != "utt05"}}
+    data = tmp_path / "set"
+    FormattedSet(tables).write(data)
+    assign_units(mfcc, codebook, data / "wav.scp", data / "text.km")
+    FormattedSet({"wav.scp": whole}).write(data)
+    # Nobody takes the old ones for units of this set.
+    assert not (data / "text.km").exists()
+    FormattedSet({"wav.scp": whole}).write(data)
+    assign_units(mfcc, codebook, data / "wav.scp", data / "text.km")
+    assert "the labels of 23 of 24 utterances are kept" in caplog.text
+    assign_units(mfcc, codebook, data / "wav.scp", tmp_path / "fresh.km")
+    assert (data / "text.km").read_bytes() == (tmp_path / "fresh.km").read_bytes()
+    assert not list(data.glob("kept_*"))
+
+
+def test_labels_that_were_changed_by_hand_are_not_kept(
+    speech, mfcc, codebook, tmp_path, caplog
+):
+    caplog.set_level("INFO")
+    table = copied(speech, tmp_path)
+    output = tmp_path / "text.km"
+    assign_units(mfcc, codebook, tmp_path / "wav.scp", output)
+    expected = output.read_bytes()
+    output.write_bytes(expected.replace(b" 1 ", b" 2 ", 1))
+    same_size(table["utt03"], 0)
+    assign_units(mfcc, codebook, tmp_path / "wav.scp", output)
+    assert "are kept" not in caplog.text
+    assert output.read_bytes() != expected.replace(b" 1 ", b" 2 ", 1)

@@ -7,7 +7,10 @@ from espnet2_lamer.recipe.stage import (
     Stage,
     below,
     corpus_sets,
+    left_out,
+    manifest_folder,
     results,
+    wav_scps,
     with_those_there,
     work,
 )
@@ -105,6 +108,8 @@ STAGES = (
         work("data", "prepare_corpus"),
         inputs=lambda o: o.manifest_files,
         outputs=corpus_sets,
+        audio=manifest_folder,
+        audio_after=left_out,
         shared=True,
     ),
     Stage(
@@ -116,6 +121,8 @@ STAGES = (
         work("whisper.data", "select"),
         inputs=_selection_inputs,
         outputs=lambda o: [*_sets(o), o.raw / "whisper_sets.json"],
+        audio=lambda o: wav_scps(_selection_inputs(o)),
+        audio_after=lambda o: wav_scps(_sets(o)),
         shared=True,
     ),
     Stage(
@@ -130,6 +137,7 @@ STAGES = (
             else []
         ),
         outputs=_experts,
+        audio=lambda o: wav_scps(_sets(o, "train", "dev") if needs_experts(o) else []),
     ),
     Stage(
         4,
@@ -139,6 +147,7 @@ STAGES = (
         work("whisper.training", "train_systems", "multilingual", "full"),
         inputs=lambda o: _training_inputs(o, "multilingual", "full"),
         outputs=lambda o: _trained(o, "multilingual", "full"),
+        audio=lambda o: wav_scps(_training_inputs(o, "multilingual", "full")),
     ),
     Stage(
         5,
@@ -148,6 +157,7 @@ STAGES = (
         work("whisper.training", "train_systems", "mole"),
         inputs=lambda o: _training_inputs(o, "mole"),
         outputs=lambda o: _trained(o, "mole"),
+        audio=lambda o: wav_scps(_training_inputs(o, "mole")),
     ),
     Stage(
         6,
@@ -157,6 +167,7 @@ STAGES = (
         work("whisper.training", "train_systems", *STUDENTS),
         inputs=lambda o: _training_inputs(o, *STUDENTS),
         outputs=lambda o: _trained(o, *STUDENTS),
+        audio=lambda o: wav_scps(_training_inputs(o, *STUDENTS)),
     ),
     Stage(
         7,
@@ -166,6 +177,7 @@ STAGES = (
         work("whisper.transcripts", "decode"),
         inputs=lambda o: [o.weights, o.decode_config, *_sets(o, "test"), *_models(o)],
         outputs=_decoded,
+        audio=lambda o: wav_scps(_sets(o, "test")),
     ),
     Stage(
         8,

@@ -16,6 +16,7 @@ from espnet2_lamer.fileio.checksum import check_file, checked_file
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.foreign import check_weights, read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
+from espnet2_lamer.fileio.prints import audio_digest
 from espnet2_lamer.precision import AUTO
 from espnet2_lamer.recipe.declaration import as_arguments, data_arguments
 from espnet2_lamer.recipe.whisper.data import TARGET
@@ -141,16 +142,19 @@ def train(
     model = model or {}
     settings = _make_config(options, read_yaml(config), langs, lora, model)
     tables = {split: _read(options, langs, split) for split in ("train", "dev")}
+    sets = [options.set_dir(lang, split) for split in tables for lang in langs]
+    scps = [directory / "wav.scp" for directory in sets]
     inputs = {
         "whisper": read_weights(options)["sha256"],
         # Where files are is not what they are.
         "settings": _without_paths(settings),
         "made_of": [sha256_file(path) for path in model.get("experts", {}).values()],
         "data": {split: sha256_value(found) for split, found in tables.items()},
+        "audio": audio_digest(scps),
         "seed": options.seed,
     }
     record = experiment / "inputs.json"
-    same = made_from(record, inputs)
+    same = made_from(record, inputs, scps)
     if same and (experiment / "training.json").is_file():
         logging.info("%s: already trained", experiment)
         return

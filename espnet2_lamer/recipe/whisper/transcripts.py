@@ -18,6 +18,7 @@ from espnet2_lamer.fileio.atomic import atomic_dir, write_json
 from espnet2_lamer.fileio.datadir import write_table
 from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file
+from espnet2_lamer.fileio.prints import audio_digest
 from espnet2_lamer.recipe.whisper.options import WhisperOptions
 from espnet2_lamer.recipe.whisper.scoring import decode_dir
 from espnet2_lamer.recipe.whisper.systems import (
@@ -52,13 +53,13 @@ def decode(options: WhisperOptions) -> None:
             for lang in options.langs:
                 inputs = _inputs(options, system, route, lang, search)
                 target = decode_dir(options, run, lang)
-                if made_from(target / "inputs.json", inputs):
+                wavs = options.set_dir(lang, "test") / "wav.scp"
+                if made_from(target / "inputs.json", inputs, [wavs]):
                     logging.info("%s: already decoded", target)
                     continue
                 if model is None:
                     model = load_whisper_model(config, checkpoint, device)
                 given = lang if route == AWARE else None
-                wavs = options.set_dir(lang, "test") / "wav.scp"
                 _decode_set(model, wavs, given, search, target, inputs)
 
 
@@ -89,6 +90,7 @@ def _inputs(
         "decode": search,
         **more,
         "wav_scp": sha256_file(options.set_dir(lang, "test") / "wav.scp"),
+        "audio": audio_digest([options.set_dir(lang, "test") / "wav.scp"]),
     }
 
 
