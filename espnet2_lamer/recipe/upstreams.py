@@ -42,7 +42,7 @@ def is_mini(source: str) -> bool:
 
 def mini_sums(options: Options) -> list[Path]:
     """Checksums that stage 0 compares the mini checkpoints with."""
-    named = [Path(s) for s in (options.base, options.teacher) if is_mini(s)]
+    named = [Path(s) for s in (options.base, options.teacher) if s and is_mini(s)]
     return with_those_there([], [path.with_name("SHA256SUMS") for path in named])
 
 
