@@ -73,8 +73,9 @@ def exclusive(
     path = Path(os.path.realpath(Path(path).parent), Path(path).name)
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.with_name(f".{path.name}.lock")
+    needless = fcntl is None or str(file) in _held
     # A process of the same job stands for the others.
-    if str(file) in _held or (descriptor := _acquire(file, wait, shared)) is None:
+    if needless or (descriptor := _acquire(file, wait, shared)) is None:
         yield None
         return
     _held[str(file)] = descriptor
@@ -91,7 +92,7 @@ def exclusive(
             if _flock(descriptor, shared=False):
                 os.ftruncate(descriptor, 0)
             else:
-                _blank(descriptor, end - len(line), len(line) - 1)
+                os.pwrite(descriptor, b" " * (len(line) - 1), end - len(line))
             os.close(descriptor)
 
 
@@ -156,7 +157,7 @@ def _acquire(file: Path, wait: bool, shared: bool) -> int | None:
             if _is_known(holder) and not (shared and _lives(holder)):
                 text = "%s: taken over from a killed process: %s"
                 logging.warning(text, _shown(file), _who(holder))
-                _blank(descriptor, start, length)
+                os.pwrite(descriptor, b" " * length, start)
     except BaseException:
         with suppress(OSError):
             os.close(descriptor)
@@ -166,8 +167,6 @@ def _acquire(file: Path, wait: bool, shared: bool) -> int | None:
 
 def _flock(descriptor: int, shared: bool) -> bool | None:
     """Whether the lock could be taken; None where the file system has none."""
-    if fcntl is None:
-        return True
     try:
         how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         fcntl.flock(descriptor, how | fcntl.LOCK_NB)
@@ -188,10 +187,6 @@ def _holders(descriptor: int) -> list[tuple[int, int, Holder]]:
             found.append((start, len(line), json.loads(line)))
         start += len(line) + 1
     return found
-
-
-def _blank(descriptor: int, start: int, length: int) -> None:
-    os.pwrite(descriptor, b" " * length, start)
 
 
 def _is_here(holder: Holder) -> bool:
@@ -240,13 +235,9 @@ def _busy(file: Path, holders: list[Holder]) -> str:
     who = "; ".join(map(_who, holders[-3:])) or "one that does not say who it is"
     if any(not _lives(holder) for holder in holders):
         who += " (it was killed, but a process that it started goes on)"
-    text = (
+    away = "; if there is no such process any more on that machine: rm "
+    by_hand = "" if all(map(_is_here, holders)) else away + shlex.quote(str(file))
+    return (
         f"{_shown(file)}: another process works there: {who}; wait for its end, or "
-        "stop it, then run the same command again, or work in other folders"
+        f"stop it, then run the same command again, or work in other folders{by_hand}"
     )
-    if any(not _is_here(holder) for holder in holders):
-        text += (
-            f"; if there is no such process any more on that machine: rm "
-            f"{shlex.quote(str(file))}"
-        )
-    return text

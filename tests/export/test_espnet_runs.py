@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.export.espnet_tree import lay_tree
 from espnet2_lamer.recipe.base_training import _verify_mini
+from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.packing import licence_terms
 from tests.export.espnet_checkout import write_checkout
 from tests.whisper.small_whisper import save_whisper
@@ -83,11 +85,12 @@ def test_another_checkpoint_than_the_one_that_was_shipped_is_refused(
     monkeypatch.chdir(tmp_path)
     (tmp_path / folder).mkdir(parents=True)
     (tmp_path / folder / "SHA256SUMS").write_text("abc  base/model.safetensors\n")
-    _verify_mini({"base": {"path": f"{folder}/base", "sha256": "abc"}})
+    options = Options(**{field.name: None for field in fields(Options)})
+    _verify_mini({"base": {"path": f"{folder}/base", "sha256": "abc"}}, options)
     with pytest.raises(RecipeError, match=f"^{folder}/base/model.safe.* is 123, expec"):
-        _verify_mini({"base": {"path": f"{folder}/base", "sha256": "123"}})
+        _verify_mini({"base": {"path": f"{folder}/base", "sha256": "123"}}, options)
     # Others have no sums here.
-    _verify_mini({"base": {"path": "mine/base", "sha256": "123"}})
+    _verify_mini({"base": {"path": "mine/base", "sha256": "123"}}, options)
 
 
 def test_the_mini_checkpoints_have_the_same_licence_there():

@@ -48,7 +48,7 @@ def test_every_seed_and_rate_is_a_run_of_its_own(command):
     from espnet2_lamer.recipe.stages import ssl1
 
     arguments = command(eval_seeds="0 3", learning_rates="1e-3 1e-4", tracks="asr")
-    options, _ = read_options(ssl1, arguments)
+    options = read_options(ssl1, arguments)
     runs = planned_runs(options)
     assert len(runs) == len({run.name for run in runs}) == 3 * 3 * 2 * 2
     found = {(run.seed, run.learning_rate) for run in runs}
@@ -65,5 +65,5 @@ def test_benchmarks_do_not_overwrite_each_others_results(
     from espnet2_lamer.recipe.stages import ssl1
 
     budget = "all" if benchmark == "own" else "1h"
-    options, _ = read_options(ssl1, command(benchmark=benchmark, budgets=budget))
+    options = read_options(ssl1, command(benchmark=benchmark, budgets=budget))
     assert options.results == tmp_path / name
