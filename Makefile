@@ -21,7 +21,8 @@ help:
 	@echo "make bench     measure speed and memory, write benchmarks/RESULTS.md"
 	@echo "make docs      build the manual: docs/_build/html/index.html"
 	@echo "make lint      ruff and shellcheck  make venv      only the environment"
-	@echo "make espnet-tree DIR=~/espnet   lay the recipes into an ESPnet checkout"
+	@echo "make espnet-tree DIR=~/espnet   lay the recipes into an ESPnet checkout; with"
+	@echo "               PR=~/lamer  write what ESPnet would be sent, in two folders there"
 	@echo "make constraints  pin the newest versions for PYTHON"
 	@echo "make clean     remove build products and caches, not .venv, data or results"
 	@echo "Options: PYTHON=python3.12  RUN_ARGS='--stage 3'  PYTEST_ARGS='-k router'"
@@ -91,10 +92,12 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/shellcheck -x -e SC2001 -e SC1091 -e SC2086 $(SHELL_SCRIPTS)
 
-# Run again, it brings there what changed here; files of others are left alone.
+# Run again, it brings there what changed here; files of others are left alone. With PR
+# the checkout is only read.
 espnet-tree: $(INSTALLED)
 	@test -n "$(DIR)" || { echo "make espnet-tree DIR=/path/to/espnet" >&2; exit 2; }
-	$(BIN)/python -m espnet2_lamer.bin.espnet_tree --checkout "$(DIR)"
+	$(BIN)/python -m espnet2_lamer.bin.espnet_tree --checkout "$(DIR)" \
+	  $(if $(PR),--pull_request "$(PR)")
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache docs/_build docs/api

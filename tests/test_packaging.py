@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+NAME = "espnet2-lamer"
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted(
     path.relative_to(ROOT) for path in (ROOT / "espnet2_lamer").rglob("*.py")
@@ -42,7 +43,9 @@ def _requirements():
     text = cfg["options"]["install_requires"]
     for extra in cfg["options.extras_require"].values():
         text += extra
-    return [Requirement(line) for line in text.splitlines() if line.strip()]
+    found = [Requirement(line) for line in text.splitlines() if line.strip()]
+    # An extra may name others of this package.
+    return [requirement for requirement in found if requirement.name != NAME]
 
 
 # Python's version to what was tested on it.

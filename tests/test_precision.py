@@ -19,8 +19,7 @@ def cpu(patch, emulates=True, amx=False, avx512_bf16=False, limit="", machine="x
     patch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     patch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
     patch.setenv("ONEDNN_MAX_CPU_ISA", limit)
-    name = type("uname", (), {"machine": machine})
-    patch.setattr(precision.os, "uname", lambda: name)
+    patch.setattr(precision.platform, "machine", lambda: machine)
 
 
 @pytest.mark.parametrize(

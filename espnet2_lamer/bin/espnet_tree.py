@@ -1,4 +1,4 @@
-"""Lay the recipes into an ESPnet checkout, in the form that ESPnet would merge."""
+"""Lay the recipes into an ESPnet checkout, or write what ESPnet would be sent."""
 
 import logging
 from pathlib import Path
@@ -12,12 +12,24 @@ def get_parser() -> Parser:
     add = parser.add_argument
     add("--checkout", type=Path, required=True, help="top directory of ESPnet")
     add("--repository", type=Path, default=Path(), help="top directory of this project")
+    add(
+        "--pull_request",
+        metavar="FOLDER",
+        type=Path,
+        help="leave the checkout alone; write FOLDER/core, the change of espnet2, and "
+        "FOLDER/recipe",
+    )
     return parser
 
 
 def main(cmd: list[str] | None = None) -> None:
     """Run the command line."""
     args = get_parser().parse_args(cmd)
+    if args.pull_request is not None:
+        from espnet2_lamer.export.espnet_pull_request import write_pull_request
+
+        write_pull_request(args.repository, args.checkout, args.pull_request)
+        return
     from espnet2_lamer.export.espnet_tree import lay_tree
 
     written = lay_tree(args.repository, args.checkout)

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -27,20 +27,21 @@ ASR_LINKS = ("db.sh", "pyscripts", "steps", "utils")
 COPIES = ("cmd.sh", "conf/pbs.conf", "conf/queue.conf", "conf/slurm.conf")
 # Own files; conf and local are links here and folders there.
 PATTERNS = (
-    "run.sh mini/README.md mini/SHA256SUMS mini/*/*.json conf/**/*.yaml conf/**/*.sh "
-    "local/*.py"
+    "run.sh mini/SHA256SUMS mini/*/* conf/**/*.yaml conf/**/*.sh local/*.py"
 ).split()
+# Where ESPnet's .gitignore looks away: the checkpoints are too large for it.
+MINI = "downloads/mini"
+_MINI = re.compile(r"(?<![\w/])mini/(?=base|teacher)")
 # ESPnet's tests build every conf/train*.yaml with classes of its own.
 _CONFIG = re.compile(r"(?<![\w/])conf/train_")
 # Each must be found, or run.sh changed and this list must follow.
 _SHELL = (
-    (". ../utils/options.sh", ". local/options.sh"),
-    (". ./db.sh", ". ./db.sh\n. local/corpora.sh"),
+    (". ../utils/options.sh\n", "export_corpora\n"),
     # ESPnet's launchers want a log file; --python may be several words.
     (
         'exec ${train_cmd} "${python}"',
-        'exec ${cuda_cmd} --gpu "$(given ngpu 0 "$@")" '
-        '"$(given expdir exp "$@")/logs/run.log" ${python}',
+        'launch "$(given expdir exp "$@")/logs/run.log" "$(given ngpu 0 "$@")" '
+        "${python}",
     ),
     ('"${python}" -m', "${python} -m"),
 )
@@ -73,22 +74,13 @@ def lay_tree(repository: str | Path, checkout: str | Path) -> list[Path]:
             nothing was written.
     """
     repository, checkout = Path(repository), Path(checkout)
-    for root, name, what in (
-        (checkout, f"{TEMPLATE}/asr1/cmd.sh", "an ESPnet checkout"),
-        (checkout, f"{TEMPLATE}/asr1/db.sh", "an ESPnet checkout"),
-        (checkout, "egs2/README.md", "an ESPnet checkout"),
-        (repository, f"egs2/{CORPUS}/ssl1/run.sh", "this project"),
-    ):
-        if not (root / name).is_file():
-            raise RecipeError(
-                f"{root}: no {name}; expected the top directory of {what}"
-            )
+    check_places(repository, checkout)
     # What was written is noted where nothing is committed.
     inside, record = checkout / ".git", f"{CORPUS}_tree.json"
     record = inside / record if inside.is_dir() else checkout / f".{record}"
     known: dict[str, str] = json.loads(record.read_text()) if record.is_file() else {}
     trees = {
-        Path("egs2", CORPUS, task): dict(_content(repository, checkout, task))
+        Path("egs2", CORPUS, task): dict(recipe_files(repository, checkout, task))
         for task in TASKS
         if (repository / "egs2" / CORPUS / task / "run.sh").is_file()
     }
@@ -100,8 +92,8 @@ def lay_tree(repository: str | Path, checkout: str | Path) -> list[Path]:
     foreign = [
         name
         for name, content in wanted.items()
-        if (found := _digest_at(checkout / name)) is not None
-        and found not in (_digest(content), known.get(name))
+        if (found := digest_at(checkout / name)) is not None
+        and found not in (digest_of(content), known.get(name))
     ]
     if foreign:
         raise RecipeError(
@@ -115,21 +107,19 @@ def lay_tree(repository: str | Path, checkout: str | Path) -> list[Path]:
         changed = {
             name: content
             for name, content in files.items()
-            if _digest_at(there / name) != _digest(content)
+            if digest_at(there / name) != digest_of(content)
         }
         # A new recipe appears whole.
         with nullcontext(there) if there.exists() else atomic_dir(there) as place:
             for name, content in changed.items():
-                _put(place / name, content)
+                put(place / name, content)
         written += [there / name for name in changed]
     for name in sorted(set(known) - set(wanted)):
-        if _digest_at(checkout / name) == known[name]:
+        if digest_at(checkout / name) == known[name]:
             (checkout / name).unlink()
-    write_json(record, {name: _digest(content) for name, content in wanted.items()})
-    for path, change in (
-        (checkout / "egs2/README.md", add_row),
-        (checkout / TEMPLATE / "asr1/db.sh", add_variables),
-    ):
+    write_json(record, {name: digest_of(content) for name, content in wanted.items()})
+    for name, change in CHANGES.items():
+        path = checkout / name
         text = path.read_text(encoding="utf-8")
         if (changed := change(text)) != text:
             mode = path.stat().st_mode
@@ -140,7 +130,20 @@ def lay_tree(repository: str | Path, checkout: str | Path) -> list[Path]:
     return written
 
 
-def _content(
+def check_places(repository: Path, checkout: Path, *others: str) -> None:
+    """Refuse other directories than these; ``others`` are needed of ESPnet's, too."""
+    theirs = (f"{TEMPLATE}/asr1/cmd.sh", f"{TEMPLATE}/asr1/db.sh", "egs2/README.md")
+    for root, name, what in (
+        *((checkout, name, "an ESPnet checkout") for name in (*theirs, *others)),
+        (repository, f"egs2/{CORPUS}/ssl1/run.sh", "this project"),
+    ):
+        if not (root / name).is_file():
+            raise RecipeError(
+                f"{root}: no {name}; expected the top directory of {what}"
+            )
+
+
+def recipe_files(
     repository: Path, checkout: Path, task: str
 ) -> Iterator[tuple[str, Content]]:
     """Yield path below the recipe's folder, and what belongs there."""
@@ -154,32 +157,34 @@ def _content(
         elif source.exists():
             yield name, f"../../TEMPLATE/{source.relative_to(template)}"
     shared = repository / "egs2" / CORPUS / "espnet"
-    yield "local/path.sh", (shared / "path.sh").read_bytes()
-    yield "local/corpora.sh", (shared / "corpora.sh").read_bytes()
     yield "README.md", _readme(recipe, shared, task)
     found = {path for pattern in PATTERNS for path in recipe.glob(pattern)}
-    texts = {
-        path.relative_to(recipe).as_posix(): path.read_text(encoding="utf-8")
-        for path in sorted(found)
-        if _belongs(path.relative_to(recipe), task)
-    }
-    options = shared.with_name("utils") / "options.sh"
-    texts["local/options.sh"] = options.read_text(encoding="utf-8")
+    texts = {}
+    for path in sorted(filter(Path.is_file, found)):
+        name = path.relative_to(recipe).as_posix()
+        if name.startswith("mini/"):
+            yield name.replace("mini", MINI, 1), path.read_bytes()
+        elif _belongs(path.relative_to(recipe), task):
+            texts[name] = path.read_text(encoding="utf-8")
+    # One file for all that run.sh needs beside ESPnet's own.
+    first = (shared / "path.sh").read_text(encoding="utf-8")
+    _, _, second = (
+        (shared.with_name("utils") / "options.sh")
+        .read_text(encoding="utf-8")
+        .partition("\n")
+    )
+    texts["local/path.sh"] = f"{first}\n{second}"
     for old, new in _SHELL:
-        scripts = [n for n in ("run.sh", "local/options.sh") if old in texts[n]]
-        if not scripts:
+        if old not in texts["run.sh"]:
             raise RecipeError(
                 f"{recipe / 'run.sh'}: found no {old!r}; the script changed, and "
                 f"{__name__} must follow"
             )
-        for name in scripts:
-            texts[name] = texts[name].replace(old, new)
+        texts["run.sh"] = texts["run.sh"].replace(old, new)
     for name, text in texts.items():
         if name.startswith("conf/train_"):
             name = name.replace("conf/", "conf/tuning/")
-        if not name.endswith((".py", ".json")):
-            text = _CONFIG.sub("conf/tuning/train_", text)
-        yield name, text.encode()
+        yield name, (text if name.endswith(".py") else _moved(text)).encode()
 
 
 def _belongs(path: Path, task: str) -> bool:
@@ -200,10 +205,16 @@ def _readme(recipe: Path, shared: Path, task: str) -> bytes:
     text = "\n\n".join(texts) + "\n"
     # Links to files of this repository lead nowhere there.
     text = re.sub(r"\[([^]]+)\]\((?!https?://|#)[^)]*\)", r"\1", text)
-    return _CONFIG.sub("conf/tuning/train_", text).encode()
+    return _moved(text).encode()
 
 
-def _put(path: Path, content: Content) -> None:
+def _moved(text: str) -> str:
+    """Name files where they lie there."""
+    return _MINI.sub(f"{MINI}/", _CONFIG.sub("conf/tuning/train_", text))
+
+
+def put(path: Path, content: Content) -> None:
+    """Write a file or link at once, and its folder."""
     if isinstance(content, str):
         link(path, content)
         return
@@ -213,24 +224,27 @@ def _put(path: Path, content: Content) -> None:
             temporary.chmod(0o755)
 
 
-def _digest(content: Content) -> str:
+def digest_of(content: Content) -> str:
+    """Tell contents apart."""
     if isinstance(content, str):
         return f"link to {content}"
     return hashlib.sha256(content).hexdigest()
 
 
-def _digest_at(path: Path) -> str | None:
+def digest_at(path: Path) -> str | None:
+    """``digest_of`` what lies there, ``None`` for nothing."""
     if path.is_symlink():
-        return _digest(os.readlink(path))
+        return digest_of(os.readlink(path))
     if path.is_dir():
         return "a folder"
-    return _digest(path.read_bytes()) if path.exists() else None
+    return digest_of(path.read_bytes()) if path.exists() else None
 
 
 def add_row(text: str) -> str:
     """Add the recipe to the table of ``egs2/README.md``, in alphabetical order.
 
-    The text is unchanged where the row is there or where there is no table.
+    Some of ESPnet's rows are out of order: the place is where fewest are on the wrong
+    side. The text is unchanged where the row is there or where there is no table.
     """
     lines = text.split("\n")
     rows = {
@@ -238,11 +252,15 @@ def add_row(text: str) -> str:
         for number, line in enumerate(lines)
         if line.startswith("|") and line.count("|") > 2
     }
-    heading_and_rule = [*rows][:2]
-    if len(rows) < 3 or CORPUS in rows.values():
+    numbers, names = [*rows][2:], [*rows.values()][2:]
+    if not names or CORPUS in names:
         return text
-    before = [n for n, name in rows.items() if n in heading_and_rule or name < CORPUS]
-    place = before[-1] + 1
+    wrong = [
+        sum(name > CORPUS for name in names[:i])
+        + sum(name < CORPUS for name in names[i:])
+        for i in range(len(names) + 1)
+    ]
+    place = [*numbers, numbers[-1] + 1][wrong.index(min(wrong))]
     return "\n".join([*lines[:place], ROW, *lines[place:]])
 
 
@@ -256,8 +274,15 @@ def add_variables(text: str) -> str:
     ]
     if not missing:
         return text
-    added = "".join(f"{name}=\n" for name in missing)
-    site = re.search(r"\n*^(# For only|if )", text, re.MULTILINE)
-    if site is None:
-        return text.rstrip("\n") + "\n" + added
-    return text[: site.start()].rstrip("\n") + "\n" + added + text[site.start() :]
+    site = re.search(r"^(# For only|if )", text, re.MULTILINE)
+    general = text if site is None else text[: site.start()]
+    # After the last line, so that no other line changes.
+    place = len(general.rstrip("\n"))
+    return text[:place] + "".join(f"\n{name}=" for name in missing) + text[place:]
+
+
+#: ESPnet's own files that get lines.
+CHANGES: dict[str, Callable[[str], str]] = {
+    "egs2/README.md": add_row,
+    f"{TEMPLATE}/asr1/db.sh": add_variables,
+}

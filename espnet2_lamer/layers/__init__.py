@@ -6,12 +6,12 @@ Knows torch only; torchaudio is touched when :func:`add_lamer` is called.
 from espnet2_lamer.layers.balance import load_balancing_loss
 from espnet2_lamer.layers.config import LamerConfig, parse_allocation
 from espnet2_lamer.layers.experts import LoRAExpertLinear, Router
-from espnet2_lamer.layers.feed_forward import LamerFeedForward, add_lamer
-from espnet2_lamer.layers.inspection import (
-    experts_off,
-    parameter_report,
+from espnet2_lamer.layers.feed_forward import (
+    LamerFeedForward,
+    add_lamer,
     record_routing,
 )
+from espnet2_lamer.layers.inspection import experts_off, parameter_report
 
 __all__ = [
     "LamerConfig",

@@ -1,6 +1,7 @@
 """Lamer module: frozen FFN, LoRA experts and router (Fig. 1c), put into a HuBERT."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -113,6 +114,25 @@ class LamerFeedForward(nn.Module):
         if self.ffn_experts is not None:
             y = y + self.ffn_experts(x, gates)
         return self.output_dropout(y)
+
+
+@contextmanager
+def record_routing(model: nn.Module) -> Iterator[RoutingRecord]:
+    """Record ``probs`` and ``gates`` of every router in ``model`` inside the block.
+
+    Under gradient checkpointing the block has ended by the time the backward pass
+    recomputes a layer, so each router is recorded once.
+    """
+    layers = [m for m in model.modules() if isinstance(m, LamerFeedForward)]
+    before = [layer.record for layer in layers]
+    record = RoutingRecord()
+    for layer in layers:
+        layer.record = record
+    try:
+        yield record
+    finally:
+        for layer, old in zip(layers, before, strict=True):
+            layer.record = old
 
 
 def add_lamer(wav2vec2: nn.Module, config: LamerConfig) -> nn.Module:

@@ -8,7 +8,6 @@ first one's weights.
 
 import logging
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,14 +33,13 @@ from espnet2_lamer.recipe.declaration import as_arguments, refused
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.pretraining import train_ssl, write_shapes
 from espnet2_lamer.recipe.settle import AUTO
+from espnet2_lamer.recipe.upstreams import is_mini
 from espnet2_lamer.tasks.hubert import LamerHubertTask
 from espnet2_lamer.units.features import dump_features
 from espnet2_lamer.units.kmeans import KmeansConfig, learn_kmeans
 from espnet2_lamer.units.labels import assign_units
 from espnet2_lamer.units.teacher import load_teacher
 from espnet2_lamer.upstream import load_model
-
-MINI = Path("mini")
 
 
 @dataclass(frozen=True)
@@ -176,24 +174,41 @@ def retrain_mini(options: Options) -> tuple[str, str]:
     return tuple(str(experiments / name / "final") for name in ("base", "teacher"))
 
 
-def _record(source: str, load: Callable = load_hubert) -> dict[str, Any]:
+def _record(source: str) -> dict[str, Any]:
+    weights = Path(source) / "model.safetensors"
+    if is_mini(source) and not weights.is_file():
+        raise RecipeError(
+            f"{weights}: not found; the repository of espnet2_lamer has it: restore it "
+            "there with git, or, for ESPnet's tree, run `make espnet-tree DIR=ESPNET` "
+            "there. Or name other models by --base and --teacher, or train both, an "
+            "hour or more: --retrain true"
+        )
     if source.startswith("s3prl:") or source == "mfcc":
         return {"source": source, "path": source, "sha256": None}
     path = local_source(source)
-    load(path)  # what is damaged, or holds NaN, is said now
     return {"source": source, "path": path, "sha256": source_sha256(path)}
 
 
+def check_weights(records: dict[str, dict[str, Any]]) -> None:
+    """Load base and teacher once: what is damaged, or holds NaN, is said now."""
+    for name, load in (("base", load_hubert), ("teacher", load_model)):
+        if records[name]["sha256"]:
+            load(records[name]["path"])
+
+
 def _verify_mini(records: dict[str, dict[str, Any]]) -> None:
-    """Compare the committed checkpoints with ``mini/SHA256SUMS``."""
-    lines = (MINI / "SHA256SUMS").read_text().splitlines()
-    expected = {name: digest for digest, name in (line.split() for line in lines)}
+    """Compare the mini checkpoints with the sums beside them."""
     for record in records.values():
         path = Path(record["path"])
+        sums = path.with_name("SHA256SUMS")
+        if not (is_mini(record["path"]) and sums.is_file()):
+            continue
+        lines = sums.read_text().splitlines()
+        expected = {name: digest for digest, name in (line.split() for line in lines)}
         name = f"{path.name}/model.safetensors"
-        if path.parent == MINI and expected.get(name) != record["sha256"]:
+        if expected.get(name) != record["sha256"]:
             raise RecipeError(
-                f"{MINI / name}: SHA-256 is {record['sha256']}, expected "
+                f"{path.parent / name}: SHA-256 is {record['sha256']}, expected "
                 f"{expected.get(name)}; restore the file with git, or train it anew: "
                 "./run.sh --stage 0 --stop_stage 0 --retrain true"
             )
@@ -204,9 +219,9 @@ def prepare_checkpoints(options: Options) -> None:
     base, teacher = options.base, options.teacher
     if options.retrain:
         base, teacher = retrain_mini(options)
-    records = {"base": _record(base), "teacher": _record(teacher, load_model)}
-    if (MINI / "SHA256SUMS").is_file():
-        _verify_mini(records)
+    records = {"base": _record(base), "teacher": _record(teacher)}
+    _verify_mini(records)
+    check_weights(records)
     _check_layers(records["base"]["path"], options)
     _write_random(records["base"]["path"], options)
     for name, record in records.items():

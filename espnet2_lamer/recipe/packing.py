@@ -129,7 +129,7 @@ def licence_terms(
     """
     found, notes = [], []
     for role, source in (("base", base), ("teacher of the units", teacher)):
-        name = public_name(source.rstrip("/"))
+        name = public_name(source.rstrip("/").removeprefix("downloads/"))
         found.append(WEIGHTS.get(name))
         notes.append(f"{role}: {name}, licence {found[-1] or UNKNOWN}")
     of_data, known, ids = corpus_terms(corpora)

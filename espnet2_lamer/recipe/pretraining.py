@@ -18,7 +18,7 @@ from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.layers import parameter_report, parse_allocation
-from espnet2_lamer.layers.config import apportion
+from espnet2_lamer.layers.apportion import apportion
 from espnet2_lamer.recipe.analysis import by_language, draw, read_speech
 from espnet2_lamer.recipe.declaration import as_arguments, data_arguments
 from espnet2_lamer.recipe.options import Options

@@ -15,10 +15,9 @@ from espnet2_lamer.recipe.stage import (
     command,
     corpus_sets,
     results,
-    with_those_there,
     work,
 )
-from espnet2_lamer.recipe.upstreams import teacher_path
+from espnet2_lamer.recipe.upstreams import mini_sums, teacher_path
 
 # What decides which heads there are.
 _BENCHMARK = (
@@ -106,7 +105,7 @@ STAGES = (
         "base and teacher checkpoints",
         "base teacher retrain seed allocation asr_layer lid_layer",
         work("base_training", "prepare_checkpoints"),
-        inputs=lambda o: with_those_there([], [Path("mini") / "SHA256SUMS"]),
+        inputs=mini_sums,
         outputs=lambda o: [o.checkpoints, o.random_upstream / "model.safetensors"],
         shared=True,
     ),

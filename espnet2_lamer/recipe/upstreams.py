@@ -10,8 +10,11 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.recipe.declaration import refused
 from espnet2_lamer.recipe.options import Options
+from espnet2_lamer.recipe.stage import with_those_there
 
 CONFIGS = Path("conf/upstreams")
+#: Where the recipe's own checkpoints lie: here, and in ESPnet's tree.
+MINI = (Path("mini"), Path("downloads/mini"))
 BUILT_IN = ("random", "base", "lamer")
 # Of an ESPnet experiment or a Hugging Face directory.
 _FILES = (
@@ -27,6 +30,20 @@ _KEYS = {"source", "experiment", "description", "asr_layer", "lid_layer"}
 def read_checkpoints(options: Options) -> dict[str, dict[str, Any]]:
     """Return stage 0's record: ``{"base": {"path": ...}, "teacher": ...}``."""
     return json.loads(options.checkpoints.read_text(encoding="utf-8"))
+
+
+def is_mini(source: str) -> bool:
+    """Whether this is one of the recipe's own small checkpoints.
+
+    They lie in ``mini``, in ESPnet's tree in ``downloads/mini``.
+    """
+    return Path(source).parent in MINI
+
+
+def mini_sums(options: Options) -> list[Path]:
+    """Checksums that stage 0 compares the mini checkpoints with."""
+    named = [Path(s) for s in (options.base, options.teacher) if is_mini(s)]
+    return with_those_there([], [path.with_name("SHA256SUMS") for path in named])
 
 
 def base_path(options: Options) -> str:

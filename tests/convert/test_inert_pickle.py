@@ -217,7 +217,8 @@ def test_objects_keep_what_they_were_given(tmp_path):
         found = load_inert(tmp_path / "x.pt")
         assert isinstance(found["namespace"], Inert)
         assert found["namespace"].state == {"a": 1, "b": [2.5, None, True]}
-        assert found["path"].args[-2:] == ("a", "b")
+        # Python 3.13 gives the whole, those before give the parts.
+        assert pathlib.PurePosixPath(*found["path"].args) == value["path"]
         assert found["dict"] == {"x": [1]} and type(found["dict"]) is dict
         assert found["deque"] == [1, 2] and type(found["deque"]) is list
         assert found["ordered"] == value["ordered"]

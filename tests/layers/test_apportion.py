@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from espnet2_lamer.layers.config import apportion
+from espnet2_lamer.layers.apportion import apportion
 
 
 def plain(budget, weights, minimum):

@@ -11,7 +11,7 @@ import yaml
 
 from espnet2_lamer.analysis.language_probe import fisher_ratio
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.layers.config import apportion
+from espnet2_lamer.layers.apportion import apportion
 
 LEVEL = {"cmn": 0.3, "eng": -0.3, "yue": 0.0}
 

@@ -55,6 +55,8 @@ def _config(path, whisper, tokens, method, model_conf=None, **lora):
         "decoder_conf": half,
         "model": "whisper_lora",
         "model_conf": model_conf or {},
+        # Auto is bf16 on some CPUs, where another order of sums is another token.
+        "amp_dtype": "none",
     }
     settings = vars(args) | changes
     settings.pop("version", None)

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ RECIPE = Path(__file__).parents[3] / "egs2" / "lamer_ssl" / "asr1"
 
 def run(*arguments):
     return subprocess.run(
-        ["./run.sh", *arguments],
+        ["./run.sh", "--python", sys.executable, *arguments],
         cwd=RECIPE,
         capture_output=True,
         text=True,
