@@ -91,7 +91,7 @@ class Extractor:
             name = self.teacher.identity["source"]
             raise RecipeError(
                 f"{audio}: utterance {utt!r}: teacher {name} gives features that "
-                f"{problem}; listen to the file: take it out of the corpus, or if it is "
+                f"{problem}; take the file out of the corpus, or if it sounds like "
                 "speech use another --teacher or --teacher_layer"
             )
         self.forward += time.perf_counter() - started
