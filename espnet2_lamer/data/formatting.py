@@ -75,8 +75,8 @@ class FormattedSet:
         for lang, counts in sorted(self.report.items()):
             logging.info(
                 "%s %s: %d utterances, %.2f h; dropped %d too short, %d too long; "
-                "converted: %d resampled, %d to mono, %d decoded, %d rescaled, %d by one "
-                "of several channels that cancel",
+                "converted: %d resampled, %d to mono, %d decoded, %d rescaled, %d of "
+                "channels that cancel",
                 name,
                 lang,
                 counts["utterances"],
