@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -18,6 +19,11 @@ from espnet2_lamer.data.mp3 import scan, with_length
 
 # libsndfile gives a length near 2^63 where a stream does not say it.
 _UNKNOWN = 1 << 48
+# Programs that write to a pipe leave the largest sizes.
+_UNKNOWN_BYTES = 0x7FFFF000
+# Bytes that programs count in a file's size or not, and libsndfile's note of others.
+_SLOPPY = 16
+_SIZES = re.compile(r": (\d+) \(should be (\d+)\)")
 # Longer files are read in blocks: a damaged header may promise any length.
 _BLOCK = 1 << 24
 # One MPEG frame: encoders count their frames in two ways.
@@ -64,11 +70,11 @@ def open_audio(path: str) -> Iterator[Source]:
         raise Unusable(f"not readable as audio: {found}")
     try:
         file = soundfile.SoundFile(path)
-    except (OSError, RuntimeError, ValueError):
-        # What libsndfile says of MPEG without frames is that there is no file.
-        found = what_it_is(path)
-        more = f": {found}" if found else ""
-        raise Unusable(f"not readable as audio{more}") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        found = what_it_is(path) or str(error).rpartition(f"{path}': ")[2]
+        # What libsndfile says of MPEG without frames.
+        found = "no audio found" if "does not exist" in found else found
+        raise Unusable(f"not readable as audio: {found}") from None
     with file:
         frames = file.frames if file.frames < _UNKNOWN else None
         if file.format == "MP3":
@@ -123,6 +129,8 @@ def decode(source: Source, check: bool = True) -> np.ndarray:
         _check_wav(path)
     elif check and kind == "OGG":
         _check_ogg(path)
+    elif check and kind not in ("FLAC", "MP3"):
+        _check_sizes(source)
     blocks = [*_blocks(source)]
     samples = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
     slack = _MP3_SLACK if kind == "MP3" else 0
@@ -196,8 +204,7 @@ def _check_wav(path: str) -> None:
         else:
             return
         available = os.fstat(handle.fileno()).st_size - handle.tell()
-        # Programs that write to a pipe leave the largest sizes as "unknown".
-        if size >= 0x7FFFF000:
+        if size >= _UNKNOWN_BYTES:
             return
         if available < size:
             raise Unusable(
@@ -212,6 +219,21 @@ def _check_wav(path: str) -> None:
             f"header lies about the length: it promises {size} bytes of samples, but "
             f"{available} follow"
         )
+
+
+def _check_sizes(source: Source) -> None:
+    """Look for more bytes promised than there are: libsndfile goes by what is there."""
+    log = source.file.extra_info
+    sizes = [(int(said), int(there)) for said, there in _SIZES.findall(log)]
+    if source.file.format == "NIST":
+        with open(source.file.name, "rb") as handle:
+            said = re.search(rb"sample_count -i (\d+)", handle.read(1024))
+        sizes = [(int(said[1]), source.frames)] if said and source.frames else []
+    for promised, there in sizes:
+        if there + _SLOPPY < promised < _UNKNOWN_BYTES:
+            raise Unusable(f"truncated: header promises {promised}, {there} there")
+    if "truncated file" in log:
+        raise Unusable("truncated: fewer samples than the header promises")
 
 
 def _check_ogg(path: str) -> None:

@@ -87,8 +87,8 @@ class FormattedSet:
         for lang, counts in sorted(self.report.items()):
             logging.info(
                 "%s %s: %d utterances, %.2f h; dropped %d too short, %d too long; "
-                "converted: %d resampled, %d to mono, %d decoded, %d from floats of an "
-                "integer's size, %d by one channel since their average cancels",
+                "converted: %d resampled, %d to mono, %d decoded, %d rescaled, %d of "
+                "channels that cancel",
                 name,
                 lang,
                 counts["utterances"],

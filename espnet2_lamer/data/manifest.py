@@ -28,7 +28,8 @@ _AS_THEY_ARE = ("split", "text", "romanisation", "source")
 LeftOut = dict[str, Counter[str]]
 _COMPANION = "hidden or added by a Mac's copy"
 _AGAIN = "the same file under another id"
-_LOUD = ("suffix", _AGAIN)
+_LOOSE = "audio in no language's folder"
+_LOUD = ("suffix", _AGAIN, _LOOSE)
 
 
 def prepare_manifest(
@@ -78,7 +79,7 @@ def prepare_manifest(
         "dropped": {
             "other_language": _by_lang(row for row in rows if row.lang not in langs),
             "excluded_source": _by_lang(excluded),
-            **left_out,
+            **{why: counts for why, counts in left_out.items() if counts.total()},
         },
         "no_text": _by_lang(row for row in kept if not row.text),
         "kept_apart": apart,
@@ -182,8 +183,10 @@ def read_folder(root: str | Path, left_out: LeftOut | None = None) -> list[Utter
     root = Path(root)
     left_out = defaultdict(Counter) if left_out is None else left_out
     rows = []
-    for folder in sorted(p for p in root.iterdir() if p.is_dir()):
-        if is_hidden(folder.name):
+    for folder in sorted(p for p in root.iterdir() if not is_hidden(p.name)):
+        if not folder.is_dir():
+            loose = folder.suffix.lower() in EXTENSIONS
+            left_out[_LOOSE]["unknown language"] += loose
             continue
         lang = language_code(folder.name, str(folder))
         for path in _files_below(folder):

@@ -64,7 +64,8 @@ def system_message(error: BaseException) -> str | None:
         near = error.object[max(error.start - 30, 0) : error.end + 10]
         return f"a file is not {error.encoding} near {near!r}; convert it to UTF-8"
     if isinstance(error, UnicodeEncodeError):
-        return f"{ascii(error.object)[:300]}: a name is not UTF-8; rename the file"
+        near = ascii(error.object[max(error.start - 60, 0) : error.end + 20])
+        return f"a name is not UTF-8 near {near}; rename that file or folder"
     if isinstance(error, yaml.YAMLError):
         return f"not valid YAML: {' '.join(str(error).split())}"
     if isinstance(error, pickle.UnpicklingError):

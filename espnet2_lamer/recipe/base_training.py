@@ -8,7 +8,6 @@ first one's weights.
 
 import logging
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,7 +174,7 @@ def retrain_mini(options: Options) -> tuple[str, str]:
     return tuple(str(experiments / name / "final") for name in ("base", "teacher"))
 
 
-def _record(source: str, load: Callable = load_hubert) -> dict[str, Any]:
+def _record(source: str) -> dict[str, Any]:
     weights = Path(source) / "model.safetensors"
     if is_mini(source) and not weights.is_file():
         raise RecipeError(
@@ -187,8 +186,14 @@ def _record(source: str, load: Callable = load_hubert) -> dict[str, Any]:
     if source.startswith("s3prl:") or source == "mfcc":
         return {"source": source, "path": source, "sha256": None}
     path = local_source(source)
-    load(path)  # what is damaged, or holds NaN, is said now
     return {"source": source, "path": path, "sha256": source_sha256(path)}
+
+
+def check_weights(records: dict[str, dict[str, Any]]) -> None:
+    """Load base and teacher once: what is damaged, or holds NaN, is said now."""
+    for name, load in (("base", load_hubert), ("teacher", load_model)):
+        if records[name]["sha256"]:
+            load(records[name]["path"])
 
 
 def _verify_mini(records: dict[str, dict[str, Any]], options: Options) -> None:
@@ -214,8 +219,9 @@ def prepare_checkpoints(options: Options) -> None:
     base, teacher = options.base, options.teacher
     if options.retrain:
         base, teacher = retrain_mini(options)
-    records = {"base": _record(base), "teacher": _record(teacher, load_model)}
+    records = {"base": _record(base), "teacher": _record(teacher)}
     _verify_mini(records, options)
+    check_weights(records)
     _check_layers(records["base"]["path"], options)
     _write_random(records["base"]["path"], options)
     for name, record in records.items():

@@ -91,8 +91,8 @@ class Extractor:
             name = self.teacher.identity["source"]
             raise RecipeError(
                 f"{audio}: utterance {utt!r}: teacher {name} gives features that "
-                f"{problem}; listen to the file, and if it is speech use another "
-                "--teacher or --teacher_layer"
+                f"{problem}; take the file out of the corpus, or if it sounds like "
+                "speech use another --teacher or --teacher_layer"
             )
         self.forward += time.perf_counter() - started
         self.audio += samples.size / SAMPLE_RATE

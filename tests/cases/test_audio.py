@@ -181,11 +181,12 @@ def test_extract_follows_stage_2(audio, reason, tmp_path, caplog):
 
 @pytest.mark.slow
 def test_a_teacher_of_nan_is_refused_at_stage_0(tmp_path):
-    import espnet2_lamer
-    from espnet2_lamer.recipe.base_training import _record
+    from espnet2_lamer.recipe.base_training import check_weights
 
     teacher = tmp_path / "teacher"
     make = [sys.executable, CASES / "nan_teacher/make.py", MINI / "teacher", teacher]
     subprocess.run(make, check=True)
+    paths = {"base": MINI / "base", "teacher": teacher}
+    records = {k: {"path": str(v), "sha256": "0"} for k, v in paths.items()}
     with pytest.raises(RecipeError, match="teacher/model.safetensors: 1 of .*NaN"):
-        _record(str(teacher), espnet2_lamer.load_model)
+        check_weights(records)

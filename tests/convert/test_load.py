@@ -170,7 +170,7 @@ def test_tensors_that_are_not_finite_are_refused_at_stage_0(tmp_path, name, valu
 
     from espnet2_lamer.export.adapter import write_adapter
     from espnet2_lamer.export.card import Origin
-    from espnet2_lamer.recipe.base_training import _record
+    from espnet2_lamer.recipe.base_training import check_weights
     from espnet2_lamer.tasks.pretrained import METADATA, content_digest, read_adapter
     from tests.export.tiny import write_base, write_experiment
 
@@ -183,7 +183,12 @@ def test_tensors_that_are_not_finite_are_refused_at_stage_0(tmp_path, name, valu
     base = write_base(tmp_path / "base")
     exp = tmp_path / "exp"
     write_experiment(exp, base)
-    assert _record(str(exp), espnet2_lamer.load_model)["path"] == str(exp)
+
+    def check(base, teacher):
+        paths = {"base": base, "teacher": teacher}
+        check_weights({k: {"path": str(v), "sha256": "0"} for k, v in paths.items()})
+
+    check(base, exp)
     message = "tensors hold NaN or infinite values, e.g. .*"
     if name == "label_embeddings":  # of ours only: base and teacher have no head
         write_adapter(exp, tmp_path / "a.safetensors", Origin())
@@ -197,13 +202,14 @@ def test_tensors_that_are_not_finite_are_refused_at_stage_0(tmp_path, name, valu
         weights = exp / "valid.loss_m.best.pth"
         torch.save(spoil(torch.load(weights)), weights)
         with pytest.raises(RecipeError, match=f"exp/.*{message}{name}"):
-            _record(str(exp), espnet2_lamer.load_model)
+            check(base, exp)
         return
     weights = base / "model.safetensors"
     save_file(spoil(load_file(weights)), weights)
-    for load in (load_hubert, espnet2_lamer.load_model):
+    write_base(tmp_path / "other")
+    for pair in ((base, tmp_path / "other"), (tmp_path / "other", base)):
         with pytest.raises(RecipeError, match=f"model.safetensors: .*{message}{name}"):
-            _record(str(base), load)
+            check(*pair)
 
 
 def test_a_fairseq_file_that_is_not_finite_is_refused(fairseq_model, write_fairseq):

@@ -300,10 +300,12 @@ def test_hidden_companions_are_no_audio_and_other_suffixes_are_counted(
         (root / "en").mkdir(parents=True, exist_ok=True)
         (root / "en" / name).touch()
     _copied_from_a_mac(root)
+    (root / "loose.wav").touch()
     stats = prepare_manifest(root, tmp_path / "data")
     assert stats["used"] == 6
     assert {k: dict(v) for k, v in stats["dropped"].items() if v} == {
         "hidden or added by a Mac's copy": {"eng": 5},
+        "audio in no language's folder": {"unknown language": 1},
         "suffix .m4a, not read": {"eng": 1},
         "suffix none, not read": {"eng": 1},
     }
@@ -365,3 +367,14 @@ def test_a_file_under_two_ids_stays_in_the_set_that_is_scored(tmp_path, caplog):
     assert str(tmp_path / "1.wav") in sets["test"]
     assert sum(stats["sets"].values()) == 9
     assert "the same file under another id: 3 of eng" in caplog.text
+
+
+def test_a_corpus_with_a_name_that_is_not_utf8_ends_in_one_line(tmp_path):
+    from espnet2_lamer.fileio.atomic import write_text
+    from espnet2_lamer.fileio.system import system_message
+
+    name = os.fsdecode(b"S0002/\xe9.wav")
+    with pytest.raises(UnicodeEncodeError) as caught:
+        write_text(tmp_path / "wav.scp", "a a.wav\n" * 99 + name)
+    assert len(system_message(caught.value)) < 200
+    assert r"S0002/\udce9.wav" in system_message(caught.value)

@@ -135,6 +135,20 @@ def test_a_truncated_file_is_refused_by_all(tmp_path, audio_file):
     assert "truncated: header promises 32000 bytes" in _reason(path, tmp_path)
 
 
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.99])
+@pytest.mark.parametrize(
+    "kind", ["AIFF", "AU", "NIST", "W64", "RF64", "VOC", "CAF", "WAV"]
+)
+def test_a_truncated_file_of_any_format_is_refused(kind, fraction, tmp_path):
+    path = tmp_path / "a.x"
+    soundfile.write(path, _speech(), 16000, format=kind)
+    data = path.read_bytes()
+    assert _prepare(path, tmp_path).num_samples == 32000
+    path.write_bytes(data[: int(len(data) * fraction)])
+    reason = _reason(path, tmp_path)
+    assert reason.startswith("truncated: ") or (kind == "CAF" and "malformed" in reason)
+
+
 def test_flac_of_unknown_length_is_counted_and_converted(tmp_path):
     path = _without_length(tmp_path / "a.flac", samples := _speech())
     found = _prepare(path, tmp_path, limits=(1.0, 3.0))
