@@ -40,9 +40,8 @@ class Index:
 
     def candidates(self, key: bytes) -> NDArray[np.uint32]:
         """Return the positions of a key, and of others with its hash."""
-        value = np.int64(hash(key))
-        first = int(np.searchsorted(self._sorted, value))
-        end = first
+        value = hash(key)
+        first = end = self._sorted.searchsorted(value)
         while end < len(self) and self._sorted[end] == value:
             end += 1
         return self._order[first:end]
