@@ -34,7 +34,7 @@ from espnet2_lamer.units.teacher import Teacher
 # Frames that no phone covers.
 SILENCE = "sil"
 # Utterances that are looked up together.
-_BLOCK = 10_000
+_BLOCK = 500
 
 
 def kept_path(text_km: Path) -> Path:
