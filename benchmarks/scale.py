@@ -247,15 +247,16 @@ def run(options: Options, device: str) -> list[str | Table]:
         "training do), opens the data set and plans an epoch; model and optimizer come "
         "on top."
     )
-    fewer, last = sorted(options.utterances)[-2:]
-    if ("7", last) in found:
+    fewer, last = (0, *sorted(options.utterances))[-2:]
+    if fewer and ("7", last) in found:
         # What every number takes is in both.
         own = [found["7", n]["peak"] - found["7", n]["before"] for n in (fewer, last)]
         each = (own[1] - own[0]) / (last - fewer)
         whole = found["7", last]["peak"] + each * (MANY - last)
         text += (
             f" By the line through {fewer} and {last} utterances, the start of "
-            f"training with ten million takes {megabytes(whole)} MB, {each:.0f} bytes each "
+            f"training with ten million takes {megabytes(whole)} MB, {each:.0f} bytes "
+            "each "
             f"({verdict(whole, '<=', LIMIT)})."
         )
     return [text, table]
