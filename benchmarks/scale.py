@@ -247,12 +247,16 @@ def run(options: Options, device: str) -> list[str | Table]:
         "training do), opens the data set and plans an epoch; model and optimizer come "
         "on top."
     )
-    last = max(options.utterances)
-    if ("7", last) in found:
-        one = found["7", last]
-        whole = one["before"] + (one["peak"] - one["before"]) / last * MANY
+    fewer, last = (0, *sorted(options.utterances))[-2:]
+    if fewer and ("7", last) in found:
+        # What every number takes is in both.
+        own = [found["7", n]["peak"] - found["7", n]["before"] for n in (fewer, last)]
+        each = (own[1] - own[0]) / (last - fewer)
+        whole = found["7", last]["peak"] + each * (MANY - last)
         text += (
-            f" From {last} utterances, the start of training with ten million takes "
-            f"{megabytes(whole)} MB by proportion ({verdict(whole, '<=', LIMIT)})."
+            f" By the line through {fewer} and {last} utterances, the start of "
+            f"training with ten million takes {megabytes(whole)} MB, {each:.0f} bytes "
+            "each "
+            f"({verdict(whole, '<=', LIMIT)})."
         )
     return [text, table]

@@ -74,7 +74,7 @@ class Prints:
                 bar.update(len(batch))
         self._learn(np.concatenate([np.zeros(0, _SEEN), *read]))
         if touched:
-            logging.info("%d files have other times than before, same content", touched)
+            logging.info("%d files with other times than before, same content", touched)
         return np.concatenate([np.zeros(0, np.uint64), *found])
 
     def _learn(self, new: np.ndarray) -> None:

@@ -14,6 +14,8 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.text import text_lines
 
 _BOM = b"\xef\xbb\xbf"
+# Keys that are compared together.
+_PART = 1 << 20
 
 
 class Index:
@@ -40,9 +42,8 @@ class Index:
 
     def candidates(self, key: bytes) -> NDArray[np.uint32]:
         """Return the positions of a key, and of others with its hash."""
-        value = np.int64(hash(key))
-        first = int(np.searchsorted(self._sorted, value))
-        end = first
+        value = hash(key)
+        first = end = self._sorted.searchsorted(value)
         while end < len(self) and self._sorted[end] == value:
             end += 1
         return self._order[first:end]
@@ -53,8 +54,10 @@ class Index:
 
     def is_of(self, hashes: NDArray[np.int64]) -> bool:
         """Whether these are its keys, in its order."""
-        return len(hashes) == len(self) and np.array_equal(
-            self.find(hashes), np.arange(len(self))
+        parts = range(0, len(hashes), _PART)
+        return len(hashes) == len(self) and all(
+            np.array_equal(self.find(part), np.arange(n, n + len(part)))
+            for n, part in ((n, hashes[n : n + _PART]) for n in parts)
         )
 
 

@@ -37,7 +37,7 @@ _FEW_UNITS = 2
 # Frames that no phone covers.
 SILENCE = "sil"
 # Utterances that are looked up together.
-_BLOCK = 10_000
+_BLOCK = 500
 
 
 def kept_path(text_km: Path) -> Path:

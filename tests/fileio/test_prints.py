@@ -66,7 +66,7 @@ def test_a_touched_file_is_read_has_the_same_print_and_is_told(files, reads, cap
     os.utime(files[2], (9, 9))
     np.testing.assert_array_equal(known(files), first)
     assert reads.count(files[2]) == 2 and len(reads) == 4
-    assert "1 files have other times than before, same content" in caplog.text
+    assert "1 files with other times than before, same content" in caplog.text
 
 
 def test_what_is_no_file_has_print_0_until_it_is_one(files, tmp_path):

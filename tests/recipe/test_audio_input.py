@@ -101,7 +101,7 @@ def test_a_touched_or_copied_corpus_changes_nothing(recipe, caplog):
         path.unlink()
         path.write_bytes(content)
     assert recipe.run() == []
-    assert "3 files have other times than before, same content" in caplog.text
+    assert "3 files with other times than before, same content" in caplog.text
 
 
 def test_a_converted_file_that_changed_is_made_again(recipe, caplog):

@@ -140,4 +140,4 @@ def test_a_copied_corpus_is_looked_at_and_nothing_is_redone(corpus, caplog):
         path.write_bytes(content)
     corpus.run()
     assert caplog.text.count("done, nothing changed") == 4
-    assert "files have other times than before, same content" in caplog.text
+    assert "files with other times than before, same content" in caplog.text
