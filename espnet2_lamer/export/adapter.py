@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from espnet2_lamer import __version__
+from espnet2_lamer.convert.architecture import LARGE, STRUCTURE
 from espnet2_lamer.convert.espnet_experiment import read_config
 from espnet2_lamer.convert.load import public_name
 from espnet2_lamer.errors import RecipeError
@@ -84,7 +85,9 @@ def write_adapter(
         "base": {
             "name": base_name or public_name(str(where)),
             "sha256": bytes(encoder.base_sha256.tolist()).hex(),
-            "architecture": encoder.architecture,
+            # Dropouts are the training's, not the base's.
+            "architecture": encoder.architecture
+            | {key: 0.0 for key in LARGE if key not in STRUCTURE},
         },
         "num_classes": encoder.num_classes,
         "encoder_conf": {

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from espnet2_lamer.asr.encoder.lamer_hubert import BASE_HASH, GUARD, LamerHubertEncoder
 from espnet2_lamer.asr.upstream import Upstream
+from espnet2_lamer.convert.architecture import STRUCTURE
 from espnet2_lamer.convert.espnet_experiment import (
     MASK_EMBEDDING,
     OURS,
@@ -154,6 +155,10 @@ def restore_pretraining_model(
 
     config = checked_config(config, source)
     conf = config["encoder_conf"]
+    if base is not None or conf.get("base") is not None:
+        # The base decides, and did when earlier versions trained beside other values.
+        for key in ("normalize_waveform", *STRUCTURE):
+            conf.pop(key, None)
     with clear_errors(source):
         if base is not None:
             conf["base"] = str(base)

@@ -228,7 +228,7 @@ def test_lamer_on_hubert_large_stays_below_70_mb(tmp_path, monkeypatch):
     )["encoder_conf"]
     conf["lamer"]["balance"] = "bias"
 
-    def hubert_large(source):
+    def hubert_large(source, dropouts):
         model = build_hubert({})
         model.mask_embedding = torch.rand(1024)
         return model
