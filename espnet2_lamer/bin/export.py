@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from espnet2_lamer.bin.common import Parser, run_main
-from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.errors import RecipeError, require
 from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.fileio.text import read_text
@@ -159,6 +159,7 @@ def _is_whisper(experiment: Path) -> bool:
 
 
 def _write_whisper(args: argparse.Namespace, origin: Any) -> None:
+    require("whisper", f"--kind {args.kind} of a Whisper")
     from espnet2_lamer.export.whisper import write_whisper
 
     write_whisper(

@@ -41,20 +41,6 @@ inputs = extractor(speech, sampling_rate=rate, return_tensors="pt")
 with torch.no_grad():
     states = model(**inputs, output_hidden_states=True).hidden_states
 """
-_WHISPER_USE = {
-    "hf": """\
-from transformers import pipeline
-
-recognise = pipeline("automatic-speech-recognition", "{name}")
-print(recognise("speech.wav")["text"])
-""",
-    "ctranslate2": """\
-from faster_whisper import WhisperModel
-
-segments, _ = WhisperModel("{name}").transcribe("speech.wav", without_timestamps=True)
-print("".join(segment.text for segment in segments))
-""",
-}
 _RECIPE = "the Lamer-SSL recipe ([arXiv 2602.12746](https://arxiv.org/abs/2602.12746))"
 
 
@@ -167,21 +153,19 @@ def hugging_face_card(
 
 
 def whisper_card(kind: str, directory: str | Path, origin: Origin, prompt: str) -> str:
-    """Return the card of a merged Whisper, a directory of ``hf`` or ``ctranslate2``.
-
-    ``prompt`` are the tokens before a text that it was trained with, if they are known.
-    """
+    """Card of a merged Whisper, a directory of ``hf`` or ``ctranslate2``."""
     origin = replace(origin, name=origin.name or Path(directory).absolute().name)
+    library = {"hf": "transformers"}.get(kind, kind)
+    task = _TASKS["asr"][0]
     front = {
-        "library_name": "transformers" if kind == "hf" else "ctranslate2",
-        "pipeline_tag": _TASKS["asr"][0],
-        "tags": ["whisper", "audio", _TASKS["asr"][0]],
+        "library_name": library,
+        "pipeline_tag": task,
+        "tags": ["whisper", "audio"],
     }
-    about = ["A Whisper whose LoRA of this project's recipe is merged into it."]
-    if prompt:
-        about.append(f"It was trained with the prompt `{prompt}`: decode with it.")
-    use = _WHISPER_USE[kind].format(name=origin.name)
-    return _card(front, origin, about, [f"```python\n{use}```"])
+    use = f"Load it with {library} as any Whisper; its prompt is `{prompt}`."
+    return _card(
+        front, origin, ["A Whisper with a trained LoRA merged into it."], [use]
+    )
 
 
 def _card(

@@ -13,16 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 
+from espnet2_lamer.convert.espnet_experiment import CONFIG, model_file, read_config
 from espnet2_lamer.convert.packed import unpack_model
 from espnet2_lamer.errors import RecipeError, require
 from espnet2_lamer.export.card import Origin, whisper_card
 from espnet2_lamer.export.huggingface import refuse_other_content
 from espnet2_lamer.fileio.atomic import atomic_dir
 from espnet2_lamer.fileio.checksum import checked_file
+from espnet2_lamer.tasks.asr import load_whisper_model
+from espnet2_lamer.whisper.config import MULTILINGUAL, STUDENT
+from espnet2_lamer.whisper.lora import expert_linears
+from espnet2_lamer.whisper.text import language_codes, token_list, tokenizer_of
 
-KINDS = ("openai", "hf", "ctranslate2")
 # openai-whisper's names, and what they are to transformers.
 _NAMES = (
     ("blocks", "layers"),
@@ -56,9 +61,6 @@ def merged_whisper(
     Raises:
         RecipeError: A mixture, which no plain Whisper can be; or not one LoRA is named.
     """
-    from espnet2_lamer.tasks.asr import load_whisper_model
-    from espnet2_lamer.whisper.config import MULTILINGUAL, STUDENT
-
     model = load_whisper_model(config, checkpoint)
     method, known = model.config.method, model.config.languages
     if method == "mole":
@@ -99,8 +101,6 @@ def merged_whisper(
 @torch.no_grad()
 def _merged(half: nn.Module, name: str | None) -> dict[str, Tensor]:
     """Tensors of a plain half: ``W_0 + s B A`` in float64, rounded once."""
-    from espnet2_lamer.whisper.lora import expert_linears
-
     state = {
         key.replace(".base.", "."): value.clone()
         for key, value in half.state_dict().items()
@@ -158,7 +158,9 @@ def write_whisper(
             copied = ["tokenizer.json", "preprocessor_config.json"]
             converter = TransformersConverter(str(folder), copy_files=copied)
             converter.convert(str(directory), force=True)
-        card = whisper_card(kind, output, origin, _words(checkpoint, prompt))
+        tokens = token_list(checkpoint["dims"]["n_vocab"])
+        words = "".join(tokens[number] for number in prompt)
+        card = whisper_card(kind, output, origin, words or "of its language")
         (directory / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -167,38 +169,25 @@ def _files(
     experiment: Path, epoch_file: str | None
 ) -> Iterator[tuple[Path, Path | None]]:
     """Config and weights of an experiment or a zip; experts as such have no weights."""
-    from espnet2_lamer.convert.espnet_experiment import CONFIG, model_file, read_config
-
     if experiment.is_file():
         with tempfile.TemporaryDirectory() as scratch:
             members = unpack_model(experiment, scratch)
             names = "asr_train_config", "asr_model_file"
-            config, weights = (Path(members.get(name, "")) for name in names)
-            yield config, weights
+            yield tuple(Path(members.get(name, "")) for name in names)
         return
-    config = read_config(experiment)
-    built = (config.get("model_conf") or {}).get("experts") and epoch_file is None
-    weights = experiment / "model.pth"
-    if not (built and not weights.exists()):
+    config, weights = read_config(experiment), None
+    # Experts as such are built from files of their own.
+    if epoch_file or not (config.get("model_conf") or {}).get("experts"):
         weights = model_file(experiment, config, epoch_file)
-    yield experiment / CONFIG, weights if weights.exists() else None
-
-
-def _words(checkpoint: dict[str, Any], prompt: list[int]) -> str:
-    from espnet2_lamer.whisper.text import token_list
-
-    tokens = token_list(checkpoint["dims"]["n_vocab"])
-    return "".join(tokens[number] for number in prompt)
+    elif (experiment / "model.pth").is_file():
+        weights = experiment / "model.pth"
+    yield experiment / CONFIG, weights
 
 
 def _write_transformers(
     checkpoint: dict[str, Any], prompt: list[int], directory: Path
 ) -> None:
     """Write model, generation settings, tokenizer and feature extractor."""
-    import transformers
-
-    from espnet2_lamer.whisper.text import language_codes, token_list, tokenizer_of
-
     dims = checkpoint["dims"]
     tokenizer = tokenizer_of(dims["n_vocab"])
     special = tokenizer.special_tokens

@@ -167,7 +167,11 @@ def test_ctranslate2_gives_the_experts_logits(experts, tmp_path):
 
 
 def test_without_ctranslate2_the_package_is_named(experts, tmp_path, monkeypatch):
-    monkeypatch.setattr("espnet2_lamer.errors.find_spec", lambda name: None)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "espnet2_lamer.errors.find_spec",
+        lambda name: None if name == "ctranslate2" else found(name),
+    )
     with pytest.raises(RecipeError, match=r"ctranslate2.*espnet2-lamer\[ctranslate2\]"):
         export("ctranslate2", experts[0], tmp_path / "c", "--language=cmn")
 
