@@ -92,6 +92,26 @@ def patch_torchaudio_for_s3prl() -> None:
         sys.modules[name] = torchaudio.sox_effects = module
 
 
+def tell_lengths_to_upstreams() -> None:
+    """Let ``S3PRLUpstream`` say how long utterances are before it fills them up.
+
+    It lengthens a batch that is shorter than 50 ms with zeros, which an upstream takes
+    for sound. One of ours has an attribute ``samples`` and finds the real lengths
+    there.
+    """
+    module = sys.modules.get("s3prl.nn.upstream")
+    theirs = getattr(getattr(module, "S3PRLUpstream", None), "forward", None)
+    if theirs is None or theirs.__module__ == __name__:
+        return
+
+    def forward(self, wavs, wavs_len):
+        if hasattr(self.upstream, "samples"):
+            self.upstream.samples = wavs_len.tolist()
+        return theirs(self, wavs, wavs_len)
+
+    module.S3PRLUpstream.forward = forward
+
+
 def _no_sox_effects(*args: object, **kwargs: object) -> None:
     raise NotImplementedError("torchaudio 2.9 and later have no sox effects")
 
@@ -128,6 +148,24 @@ def _read_plain_option_values() -> None:
     nested_dict_action.yaml = types.SimpleNamespace(
         load=load, safe_load=load, Loader=None
     )
+
+
+def bound_beams() -> None:
+    """Let no beam search of ESPnet's keep more hypotheses than there are tokens.
+
+    The first step has a hypothesis per token to choose from: with a default beam of 20
+    a vocabulary of a few languages ends in "selected index k out of range".
+    """
+    search = espnet_nets("beam_search").BeamSearch
+    theirs = search.__init__
+    if theirs.__module__ == __name__:
+        return
+
+    def __init__(self, *args: object, **kwargs: object) -> None:  # noqa: N807
+        theirs(self, *args, **kwargs)
+        self.beam_size = min(self.beam_size, self.n_vocab)
+
+    search.__init__ = __init__
 
 
 def escape_help(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -10,6 +10,7 @@ EXTRAS = {
     "hsk_sentences_audio": "mini",
     "tensorboard": "train",
     "whisper": "whisper",
+    "ctranslate2": "ctranslate2",
     "cloudpickle": "dask",
     "distributed": "dask",
 }

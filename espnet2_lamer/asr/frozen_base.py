@@ -99,7 +99,8 @@ def _fill_base(module: FrozenBase, state: dict, prefix: str, *_: Any) -> None:
     if module.base_is_external and found not in ("", module.base_hash):
         raise RecipeError(
             f"{option}: the checkpoint was trained on a base with SHA-256 {found}, "
-            f"found one with {module.base_hash}; give the base it was trained on"
+            f"found one with {module.base_hash}; give the base it was trained on, the "
+            "same file"
         )
     guard = state.get(prefix + module.guard)
     if guard is not None and not guard.numel():

@@ -7,12 +7,39 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from espnet2_lamer.constants import STRIDE
+from espnet2_lamer.compat import espnet_nets
+from espnet2_lamer.constants import RECEPTIVE_FIELD, STRIDE
 from espnet2_lamer.convert.architecture import build_hubert
 from espnet2_lamer.convert.load import load_s3prl
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.trust import split_s3prl
 from espnet2_lamer.layers import LamerConfig, add_lamer
+
+TooShortUttError = espnet_nets(
+    "pytorch_backend.transformer.subsampling"
+).TooShortUttError
+
+
+class TooShortError(RecipeError, TooShortUttError):
+    """Audio without a single frame; ESPnet's decoding gives it an empty text."""
+
+    def __init__(
+        self, message: str, actual_size: int = 0, limit: int = RECEPTIVE_FIELD
+    ) -> None:
+        super().__init__(message)
+        self.actual_size, self.limit = actual_size, limit
+
+
+def check_samples(samples: Sequence[int]) -> None:
+    """Raise :class:`TooShortError` for the first utterance without a frame."""
+    for row, count in enumerate(samples):
+        if count < RECEPTIVE_FIELD:
+            raise TooShortError(
+                f"utterance {row + 1} of a batch of {len(samples)} has {count} "
+                f"samples: the upstream needs at least {RECEPTIVE_FIELD} (25 ms at 16 "
+                "kHz); leave it out",
+                count,
+            )
 
 
 def hidden_states(
@@ -109,11 +136,13 @@ class Upstream(FrozenUpstream):
         """Compute all states, as :func:`hidden_states`.
 
         Group-norm models run one utterance at a time, since their statistics would see
-        the padding.
+        the padding. An utterance below 400 samples raises :class:`TooShortError`.
         """
-        mixed = lengths is not None and bool((lengths != wavs.shape[1]).any())
+        counts = [wavs.shape[1]] * len(wavs) if lengths is None else lengths.tolist()
+        check_samples(counts)
+        mixed = any(count != wavs.shape[1] for count in counts)
         if self.wav2vec2.extractor_mode == "group_norm" and mixed:
-            return one_by_one(self.extract_features, wavs, lengths.tolist())
+            return one_by_one(self.extract_features, wavs, counts)
         return hidden_states(self.wav2vec2, wavs, lengths, self.final_norm)
 
     def architecture(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from espnet2_lamer.bin.common import Parser, run_main
-from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.errors import RecipeError, require
 from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.fileio.text import read_text
@@ -21,12 +21,15 @@ def get_parser() -> Parser:
     add = parser.add_argument
     add(
         "--kind",
-        choices=["adapter", "dense", "hf", "s3prl", "zoo"],
+        choices=["adapter", "ctranslate2", "dense", "hf", "openai", "s3prl", "zoo"],
         default="zoo",
         help="zoo: an ESPnet model-zoo zip; s3prl: a checkpoint and an upstream to "
         "drop into an S3PRL checkout; hf: a directory for transformers; dense: the "
         "same as a plain HubertModel for one language; adapter: what was trained "
-        "beside the frozen base, as one safetensors file",
+        "beside the frozen base, as one safetensors file. Of an experiment with "
+        "Whisper, its LoRA merged: openai: a .pt file for openai-whisper; hf: a "
+        "directory for transformers; ctranslate2: one for CTranslate2 and "
+        "faster-whisper",
     )
     add(
         "--task",
@@ -44,7 +47,10 @@ def get_parser() -> Parser:
     add("--model_file", help="its weights; default: its best model")
     add("--output", type=Path, required=True, help="the file or directory to write")
     add("--base", help="where the frozen base is now, if it moved")
-    add("--language", help="dense: whose speech the experts are mixed for")
+    add(
+        "--language",
+        help="dense: whose speech the experts are mixed for; Whisper: whose expert",
+    )
     add("--wav_scp", help="dense: speech of it; utt2lang beside selects")
     add("--option", type=Path, action="append", default=[], help="file to add; repeat")
     add("--results", type=Path, help="RESULTS.md for zip and model card")
@@ -79,6 +85,10 @@ def main(cmd: list[str] | None = None) -> None:
             _pack(args, replace(origin, name=args.name or output.stem))
         case "s3prl":
             write_s3prl(experiment, output, epoch_file, args.base)
+        case "openai" | "ctranslate2":
+            _write_whisper(args, origin)
+        case "hf" if _is_whisper(experiment):
+            _write_whisper(args, origin)
         case "hf":
             write_huggingface(_model(args), output, origin)
         case "dense":
@@ -142,6 +152,25 @@ def _pack(args: argparse.Namespace, origin: Any) -> None:
             card=model_card(task, origin, results=results),
             metadata=metadata,
         )
+
+
+def _is_whisper(experiment: Path) -> bool:
+    from espnet2_lamer.convert.espnet_experiment import CONFIG, read_config
+    from espnet2_lamer.fileio.archive import check_zip
+
+    if experiment.suffix == ".zip":
+        return "asr_model_file" in check_zip(experiment)["files"]
+    there = (experiment / CONFIG).is_file()
+    return there and read_config(experiment).get("model") == "whisper_lora"
+
+
+def _write_whisper(args: argparse.Namespace, origin: Any) -> None:
+    require("whisper", f"--kind {args.kind} of a Whisper")
+    from espnet2_lamer.export.whisper import write_whisper
+
+    write_whisper(
+        args.kind, args.experiment, args.output, origin, args.model_file, args.language
+    )
 
 
 def _model(args: argparse.Namespace) -> Any:

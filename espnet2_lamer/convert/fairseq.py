@@ -119,7 +119,11 @@ def hubert_architecture(model: Section, task: Section) -> dict[str, Any]:
     if kind not in (None, "hubert"):
         raise RecipeError(f"{model.name}: found {kind!r}, expected 'hubert'")
     # What newer versions let one choose, and the choice that is HuBERT.
-    for key, expected in (("activation_fn", "gelu"), ("layer_type", "transformer")):
+    for key, expected in (
+        ("activation_fn", "gelu"),
+        ("layer_type", "transformer"),
+        ("conv_pos_batch_norm", False),
+    ):
         found = leaf(model.values.get(key, expected))
         if found != expected:
             raise RecipeError(

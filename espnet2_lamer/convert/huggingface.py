@@ -18,8 +18,12 @@ from espnet2_lamer.errors import RecipeError, short_reason
 from espnet2_lamer.fileio.atomic import atomic_dir
 from espnet2_lamer.fileio.foreign import check_weights
 
-# Fine-tuned exports carry the backbone under "hubert.".
+# Fine-tuned exports carry the backbone under "hubert.", and heads beside it.
 NAMES = (
+    (
+        r"(lm_head|classifier|projector|final_proj)\.|(label_embs_concat|layer_weights)$",
+        None,
+    ),
     (r"(hubert\.)?feature_projection\.", "encoder.feature_projection."),
     (r"(hubert\.)?encoder\.", "encoder.transformer."),
     (r"hubert\.", ""),
@@ -30,7 +34,24 @@ _THEIR_NAMES = (
 )
 MASK_EMBEDDING = "masked_spec_embed"
 CONVOLUTIONS = ("conv_dim", "conv_kernel", "conv_stride")
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+#: In transformers' order; those that end in ``INDEX`` name the parts of a large model.
+INDEX = ".index.json"
+WEIGHT_FILES = (
+    "model.safetensors",
+    f"model.safetensors{INDEX}",
+    "pytorch_model.bin",
+    f"pytorch_model.bin{INDEX}",
+)
+# What transformers lets one choose, the only choice this network has, and the default.
+_SETTINGS = (
+    ("model_type", "hubert", None),
+    ("hidden_act", "gelu", "gelu"),
+    ("feat_extract_activation", "gelu", "gelu"),
+    ("layer_norm_eps", 1e-5, 1e-5),
+    ("feat_proj_layer_norm", True, True),
+    ("conv_pos_batch_norm", False, False),
+    ("adapter_attn_dim", None, None),
+)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -47,14 +68,13 @@ def read_architecture(directory: Path) -> dict[str, Any]:
     """Translate ``config.json`` and ``preprocessor_config.json``."""
     path = directory / "config.json"
     config = _read_json(path)
-    for key, expected, default in (
-        ("model_type", "hubert", None),
-        ("hidden_act", "gelu", "gelu"),
-        ("feat_extract_activation", "gelu", "gelu"),
-    ):
+    for key, expected, default in _SETTINGS:
         found = config.get(key, default)
         if found != expected:
-            raise RecipeError(f"{path}: {key}: found {found!r}, expected {expected!r}")
+            raise RecipeError(
+                f"{path}: {key}: found {found!r}, expected {expected!r}, the only one "
+                "that a network of this package can have; give another HuBERT"
+            )
     try:
         architecture = {key: config[ARGUMENTS[key].huggingface] for key in PLAIN}
         architecture["extractor_mode"] = f"{config['feat_extract_norm']}_norm"
@@ -70,29 +90,71 @@ def read_architecture(directory: Path) -> dict[str, Any]:
             f"{path}: {', '.join(CONVOLUTIONS)}: expected lists of equal length "
             f"({error})"
         ) from error
-    preprocessor, normalize = directory / "preprocessor_config.json", True
-    if preprocessor.is_file():
-        normalize = bool(_read_json(preprocessor).get("do_normalize", True))
-    else:
+    prepared = (
+        directory / "preprocessor_config.json",
+        directory / "processor_config.json",
+    )
+    settings: dict[str, Any] = {}
+    if prepared[0].is_file():
+        settings = _read_json(prepared[0])
+    elif prepared[1].is_file():
+        # transformers 5, of a model that was saved with its tokenizer.
+        settings = _read_json(prepared[1]).get("feature_extractor") or {}
+    if not settings:
         logging.warning(
             "%s has no preprocessor_config.json: assuming do_normalize true, as "
             "transformers does",
             directory,
         )
-    return architecture | {"normalize_waveform": normalize}
+    rate = settings.get("sampling_rate", SAMPLE_RATE)
+    if rate != SAMPLE_RATE:
+        raise RecipeError(
+            f"{directory}: sampling_rate: found {rate!r}, expected {SAMPLE_RATE}; give "
+            "a HuBERT of 16 kHz speech"
+        )
+    return architecture | {
+        "normalize_waveform": bool(settings.get("do_normalize", True))
+    }
 
 
 def weights_file(directory: Path) -> Path:
-    """The file whose SHA-256 identifies the checkpoint."""
+    """The file whose SHA-256 identifies the checkpoint, or the index of several."""
     for name in WEIGHT_FILES:
         if (directory / name).is_file():
             return directory / name
     raise RecipeError(f"{directory}: found none of {', '.join(WEIGHT_FILES)}")
 
 
+def weights_files(index: Path) -> list[Path]:
+    """The files that an index of weights names, all beside it."""
+    names = _read_json(index).get("weight_map")
+    names = names.values() if isinstance(names, dict) else [None]
+    parts = [index.parent / name for name in sorted({*map(str, names)})]
+    for part in parts:
+        # Whoever wrote the index must not decide what is read elsewhere.
+        if part.parent != index.parent or not part.is_file():
+            raise RecipeError(
+                f"{index}: weight_map: {part.name}: no such file beside it; fetch the "
+                "whole model again"
+            )
+    return parts
+
+
 def read_weights(directory: Path) -> Any:
     """Return the tensors of a ``HubertModel`` directory."""
     path = weights_file(directory)
+    if not path.name.endswith(INDEX):
+        return _read_tensors(path)
+    state: dict[str, Any] = {}
+    for part in weights_files(path):
+        tensors = _read_tensors(part)
+        if twice := sorted(state.keys() & tensors.keys()):
+            raise RecipeError(f"{part}: {twice[0]}: found in another part as well")
+        state |= tensors
+    return state
+
+
+def _read_tensors(path: Path) -> Any:
     if path.suffix != ".safetensors":
         return check_weights(path, "cpu")
     from safetensors.torch import load_file

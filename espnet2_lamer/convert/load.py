@@ -1,6 +1,7 @@
 """``load_hubert``: one entry for every checkpoint format, and what names one."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +19,7 @@ from espnet2_lamer.convert import (
 from espnet2_lamer.convert.state import fill_hubert
 from espnet2_lamer.errors import RecipeError, short_reason
 from espnet2_lamer.fileio.foreign import clear_errors
-from espnet2_lamer.fileio.hashing import sha256_file
+from espnet2_lamer.fileio.hashing import sha256_file, sha256_tensors, sha256_value
 from espnet2_lamer.fileio.trust import protect, split_s3prl
 
 _ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -49,7 +50,7 @@ def _local_directory(source: str | Path, weights: bool, fetch: bool) -> Path:
         )
     from huggingface_hub import snapshot_download
 
-    files = ["*.json", *(["*.safetensors", "pytorch_model.bin"] if weights else [])]
+    files = ["*.json", *(["*.safetensors", "pytorch_model*.bin"] if weights else [])]
     try:
         found = snapshot_download(
             name, allow_patterns=files, local_files_only=not fetch
@@ -91,8 +92,10 @@ def _locate(
     )
 
 
-def load_hubert(source: str | Path) -> Wav2Vec2Model:
-    """Load a HuBERT as a torchaudio model in eval mode, without dropout.
+def load_hubert(
+    source: str | Path, dropouts: Mapping[str, float] | None = None
+) -> Wav2Vec2Model:
+    """Load a HuBERT as a torchaudio model in eval mode.
 
     Nothing that a checkpoint holds is run.
 
@@ -101,6 +104,8 @@ def load_hubert(source: str | Path) -> Wav2Vec2Model:
             ``torchaudio:HUBERT_LARGE``); fairseq ``.pt`` file, fairseq itself not
             needed; or ESPnet experiment directory of a plain HuBERT
             (``torchaudio_hubert``, or ``lamer_hubert`` without experts).
+        dropouts: Dropouts and layer drop of a training by torchaudio's names, which no
+            checkpoint decides; without, there are none.
 
     Returns:
         A ``Wav2Vec2Model`` that normalises waveforms itself where the checkpoint asks
@@ -113,7 +118,7 @@ def load_hubert(source: str | Path) -> Wav2Vec2Model:
     reader, where = _locate(source)
     with clear_errors(source):
         model = fill_hubert(
-            _describe(reader, where),
+            _describe(reader, where) | dict(dropouts or {}),
             reader.read_weights(where),
             reader.NAMES,
             reader.MASK_EMBEDDING,
@@ -145,9 +150,22 @@ def _describe(reader: ModuleType, where: Any) -> dict[str, Any]:
 
 
 def source_sha256(source: str | Path) -> str:
-    """SHA-256 of the weights file behind ``source``: its identity in metadata."""
+    """SHA-256 of the weights behind ``source``: its identity in metadata.
+
+    It is the file's, of a model in several files that of their SHA-256s.
+    """
     reader, where = _locate(source)
-    return sha256_file(reader.weights_file(where))
+    path = reader.weights_file(where)
+    if not path.name.endswith(huggingface.INDEX):
+        return sha256_file(path)
+    return sha256_value([*map(sha256_file, huggingface.weights_files(path))])
+
+
+def tensors_sha256(source: str | Path) -> str:
+    """SHA-256 of a checkpoint's tensors, whatever the file they are in."""
+    model = load_hubert(source)
+    mask = {} if model.mask_embedding is None else {"mask": model.mask_embedding}
+    return sha256_tensors(model.state_dict() | mask)
 
 
 def local_source(source: str | Path, fetch: bool = True) -> str:

@@ -1,5 +1,6 @@
 """From the tensors of a file to a filled model: strict keys, whatever the format."""
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -59,9 +60,11 @@ def renamed(key: str, names: Names) -> str | None:
 def _rename(state: Any, names: Names, source: object) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     used = {}
+    left_out = set()
     for key, value in _named_tensors(state, source):
         name = renamed(key, names)
         if name is None:
+            left_out.add(key.removesuffix(".weight").removesuffix(".bias"))
             continue
         if not value.is_floating_point():
             raise RecipeError(
@@ -73,6 +76,9 @@ def _rename(state: Any, names: Names, source: object) -> dict[str, Tensor]:
             raise RecipeError(f"{source}: {key}: found twice, as {name}")
         tensors[name] = used[key] = value.detach()
     check_finite(used, source)
+    if left_out:
+        found = ", ".join(sorted(left_out))
+        logging.info("%s: left out, no part of the network: %s", source, found)
     return tensors
 
 

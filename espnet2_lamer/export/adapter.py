@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from espnet2_lamer import __version__
+from espnet2_lamer.convert.architecture import LARGE, STRUCTURE
 from espnet2_lamer.convert.espnet_experiment import read_config
-from espnet2_lamer.convert.load import public_name
+from espnet2_lamer.convert.load import local_source, public_name, tensors_sha256
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.export.card import Origin
 from espnet2_lamer.fileio.atomic import atomic_path
@@ -83,8 +84,11 @@ def write_adapter(
         "espnet2_lamer": __version__,
         "base": {
             "name": base_name or public_name(str(where)),
-            "sha256": bytes(encoder.base_sha256.tolist()).hex(),
-            "architecture": encoder.architecture,
+            "sha256": encoder.base_hash,
+            "tensors_sha256": tensors_sha256(local_source(where, fetch=False)),
+            # Dropouts are the training's, not the base's.
+            "architecture": encoder.architecture
+            | {key: 0.0 for key in LARGE if key not in STRUCTURE},
         },
         "num_classes": encoder.num_classes,
         "encoder_conf": {

@@ -152,6 +152,22 @@ def hugging_face_card(
     )
 
 
+def whisper_card(kind: str, directory: str | Path, origin: Origin, prompt: str) -> str:
+    """Card of a merged Whisper, a directory of ``hf`` or ``ctranslate2``."""
+    origin = replace(origin, name=origin.name or Path(directory).absolute().name)
+    library = {"hf": "transformers"}.get(kind, kind)
+    task = _TASKS["asr"][0]
+    front = {
+        "library_name": library,
+        "pipeline_tag": task,
+        "tags": ["whisper", "audio"],
+    }
+    use = f"Load it with {library} as any Whisper; its prompt is `{prompt}`."
+    return _card(
+        front, origin, ["A Whisper with a trained LoRA merged into it."], [use]
+    )
+
+
 def _card(
     front: dict[str, Any],
     origin: Origin,

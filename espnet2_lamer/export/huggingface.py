@@ -18,6 +18,8 @@ from espnet2_lamer.export.card import Origin, hugging_face_card
 from espnet2_lamer.layers import LamerConfig, Router, parse_allocation
 
 CODE = Path(__file__).parent / "hf_code"
+# As there: a plain HubertModel, as S3PRL's hf_hubert_custom builds, refuses it.
+HIDDEN_ACT = "gelu: use AutoModel.from_pretrained(..., trust_remote_code=True)"
 
 
 def write_huggingface(
@@ -49,6 +51,7 @@ def write_huggingface(
             "use_selection_bias": lamer.balance == "bias",
             "final_norm": upstream.final_norm,
             "dtype": str(next(upstream.parameters()).dtype).removeprefix("torch."),
+            "hidden_act": HIDDEN_ACT,
             "architectures": ["LamerHubertModel"],
             "model_type": "lamer_hubert",
             "auto_map": {

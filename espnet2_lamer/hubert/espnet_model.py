@@ -262,8 +262,12 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
         if not bool(replayed.any()):
             return output.hidden.sum() * 0.0, output.hidden.new_zeros(())
         rows = replayed.nonzero().squeeze(-1)
+        training = self.encoder.training
         with torch.no_grad(), experts_off(self.encoder):
+            # The teacher drops nothing.
+            self.encoder.eval()
             base = self.encoder(speech[rows], lengths[rows], mask[rows]).hidden
+            self.encoder.train(training)
         real = output.real[rows]
         mine, theirs = output.hidden[rows][real], base[real]
         distance = 1.0 - F.cosine_similarity(mine.float(), theirs.float(), dim=-1)

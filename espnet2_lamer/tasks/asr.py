@@ -20,7 +20,7 @@ from espnet2.tasks.asr import (
 )
 
 from espnet2_lamer.asr.frontend.states import StoredFeaturesFrontend
-from espnet2_lamer.compat import prepare_espnet
+from espnet2_lamer.compat import bound_beams, prepare_espnet
 from espnet2_lamer.errors import RecipeError, require, short_reason
 from espnet2_lamer.fileio.foreign import check_weights, clear_errors
 from espnet2_lamer.fileio.trust import (
@@ -58,6 +58,7 @@ class _WithoutWhisper(torch.nn.Module):
 def register_asr() -> None:
     """Let ESPnet's ASR task know our classes by name; safe to call again."""
     prepare_espnet()
+    bound_beams()
     frontend_choices.classes["stored_features"] = StoredFeaturesFrontend
     frontend_choices.classes["lamer_upstream"] = LamerUpstreamFrontend
     encoder = decoder = model = _WithoutWhisper

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from espnet2.tasks.abs_task import scheduler_classes
 
+from espnet2_lamer.asr.encoder.lamer_hubert import check_beside_base
 from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.convert.load import read_architecture
 from espnet2_lamer.data.hours import PAPER_HOURS
@@ -50,9 +51,10 @@ def dry_run(task: type, args: argparse.Namespace) -> DryRun:
     if args.token_list is None:
         args.token_list = [*map(str, range(args.num_classes)), "<unk>", "<sos/eos>"]
     base = args.encoder_conf.pop("base", None)
-    if base is not None:
-        args.encoder_conf |= _architecture(base)
     try:
+        if base is not None and (architecture := _architecture(base)):
+            check_beside_base(args.encoder_conf, architecture)
+            args.encoder_conf |= architecture
         task.build_collate_fn(args, train=True)
         with torch.device("meta"):
             model = task.build_model(args)

@@ -15,6 +15,7 @@ from espnet2.tasks.hubert import encoder_choices, model_choices
 from typeguard import TypeCheckError, check_type
 
 from espnet2_lamer.constants import RECEPTIVE_FIELD
+from espnet2_lamer.convert.architecture import LARGE
 from espnet2_lamer.errors import RecipeError, require
 from espnet2_lamer.fileio.foreign import check_weights
 from espnet2_lamer.layers import LamerConfig
@@ -40,6 +41,7 @@ _RANGES = {
     (RECEPTIVE_FIELD, math.inf): "collate_fn_conf.max_sample_size",
     (_POSITIVE, math.inf): "grad_clip model_conf.logit_temp",
     (_POSITIVE, 1.0): "encoder_conf.mask_prob",
+    (0, 1.0): " ".join(f"encoder_conf.{key}" for key in LARGE if "drop" in key),
 }
 
 

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Mapping
 from copy import deepcopy
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from espnet2_lamer.asr.encoder.lamer_hubert import BASE_HASH, GUARD, LamerHubertEncoder
 from espnet2_lamer.asr.upstream import Upstream
+from espnet2_lamer.convert.architecture import STRUCTURE
 from espnet2_lamer.convert.espnet_experiment import (
     MASK_EMBEDDING,
     OURS,
@@ -26,6 +28,7 @@ from espnet2_lamer.convert.load import (
     local_source,
     read_architecture,
     source_sha256,
+    tensors_sha256,
 )
 from espnet2_lamer.convert.state import check_finite, check_fit, read_state
 from espnet2_lamer.errors import RecipeError
@@ -154,6 +157,10 @@ def restore_pretraining_model(
 
     config = checked_config(config, source)
     conf = config["encoder_conf"]
+    if base is not None or conf.get("base") is not None:
+        # The base decides, and did when earlier versions trained beside other values.
+        for key in ("normalize_waveform", *STRUCTURE):
+            conf.pop(key, None)
     with clear_errors(source):
         if base is not None:
             conf["base"] = str(base)
@@ -191,8 +198,9 @@ class Adapter:
 
     Tensors are experts, routers, head and persistent buffers under their names in the
     ESPnet model, and the codebook's centroids ``[K, D]`` if they are there; metadata
-    ``base`` (``name``, ``sha256`` of its weights file, ``architecture``),
-    ``encoder_conf``, ``model_conf``, ``num_classes``, ``codebook``, ...
+    ``base`` (``name``, ``sha256`` of its weights file, ``tensors_sha256`` (not in files
+    of 0.2), ``architecture``), ``encoder_conf``, ``model_conf``, ``num_classes``,
+    ``codebook``, ...
     """
 
     tensors: Mapping[str, Tensor]
@@ -243,10 +251,10 @@ def load_adapter(path: str | Path, base: str | Path | None = None):
         "token_list": [*map(str, range(data["num_classes"])), "<unk>", "<sos/eos>"],
     }
     state = {k: v for k, v in adapter.tensors.items() if k != CENTROIDS}
-    digest = bytes.fromhex(data["base"]["sha256"])
-    state[f"encoder.{BASE_HASH}"] = torch.tensor(list(digest), dtype=torch.uint8)
+    where, sha256 = _find_base(adapter, base, path)
+    digest = list(bytes.fromhex(sha256))
+    state[f"encoder.{BASE_HASH}"] = torch.tensor(digest, dtype=torch.uint8)
     state[f"encoder.{GUARD}"] = torch.empty(0)
-    where = _find_base(adapter, base, path)
     model = restore_pretraining_model(config, state, where, Path(path))
     _check_architecture(adapter, model.encoder.architecture, path)
     return model
@@ -289,7 +297,10 @@ def _check_metadata(metadata: Any, path: Path) -> None:
     check_values(f"{path}: ", *table)
 
 
-def _find_base(adapter: Adapter, base: str | Path | None, path: str | Path) -> str:
+def _find_base(
+    adapter: Adapter, base: str | Path | None, path: str | Path
+) -> tuple[str, str]:
+    """Return the base, and the SHA-256 of its file; its tensors are the right ones."""
     expected = adapter.metadata["base"]
     name, how = expected["name"], "give it: load_model(adapter, base=...)"
     if base is None and not can_be_fetched(name):
@@ -308,12 +319,24 @@ def _find_base(adapter: Adapter, base: str | Path | None, path: str | Path) -> s
                 "to fetch it by that name"
             ) from error
     found = source_sha256(where)
-    if found != expected["sha256"]:
-        raise RecipeError(
-            f"{where}: SHA-256 of its weights is {found}, but {path} was trained on "
-            f"{name!r} with {expected['sha256']}; give that base, the same file"
+    if found == expected["sha256"]:
+        return where, found
+    tensors = expected.get("tensors_sha256")
+    if tensors is not None and tensors_sha256(where) == tensors:
+        logging.info("%s: another file than in training, the same tensors", where)
+        return where, found
+    known = (
+        "give that base"
+        if tensors
+        else (
+            "give that base, the same file: what its tensors were, this adapter of an "
+            "earlier version does not say"
         )
-    return where
+    )
+    raise RecipeError(
+        f"{where}: SHA-256 of its weights is {found}, but {path} was trained on "
+        f"{name!r} with {expected['sha256']}; {known}"
+    )
 
 
 def _check_architecture(

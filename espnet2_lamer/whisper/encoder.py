@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from whisper.audio import HOP_LENGTH, N_FFT, N_SAMPLES, mel_filters
 
+from espnet2_lamer.asr.upstream import TooShortError
 from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers.config import check_values
@@ -40,13 +41,17 @@ def log_mel(
         ``ceil(n / 160)``.
 
     Raises:
-        RecipeError: An utterance is longer than Whisper's 30 s, or empty.
+        RecipeError: An utterance is longer than Whisper's 30 s, or empty
+            (``TooShortError``, with which ESPnet's decoding goes on).
     """
-    wrong = lengths[(lengths > N_SAMPLES) | (lengths < 1)]
-    if len(wrong):
+    if int(lengths.min()) < 1:
+        raise TooShortError(
+            "an utterance without audio (0 samples); leave it out", 0, 1
+        )
+    if int(lengths.max()) > N_SAMPLES:
         raise RecipeError(
-            f"an utterance of {wrong[0] / SAMPLE_RATE:.2f} s: Whisper takes up to "
-            f"{N_SAMPLES // SAMPLE_RATE} s; cut it into segments"
+            f"an utterance of {int(lengths.max()) / SAMPLE_RATE:.2f} s: Whisper takes "
+            f"up to {N_SAMPLES // SAMPLE_RATE} s; cut it into segments"
         )
     speech = speech.masked_fill(~real_positions(lengths, speech.shape[1]), 0.0)
     lengths = lengths + round(trailing_silence * SAMPLE_RATE)

@@ -158,6 +158,14 @@ class WhisperLoraModel(ESPnetASRModel):
         with self.autocast(speech.device):
             routed = self.route(speech, speech_lengths, languages, self.layerwise)
             encoded, prompt = routed.encoded, routed.prompt
+            most = self.decoder.max_tokens - prompt.shape[1]
+            if tokens.shape[1] > most:
+                row = int(text_lengths.argmax())
+                named = f"utterance {utt_id[row]}: " if row < len(utt_id) else ""
+                raise RecipeError(
+                    f"{named}a text of {tokens.shape[1]} tokens, expected at most "
+                    f"{most}, as Whisper takes; leave it out, or cut it into segments"
+                )
             decoded = self.decoder.decode(encoded, prompt, tokens, self.layerwise)
             logits = decoded.logits
             loss = F.cross_entropy(

@@ -177,9 +177,13 @@ def test_ours_trained_from_a_base_has_the_bases_network(ours, assert_same, tmp_p
     base = build_hubert(structure | LARGE | {"normalize_waveform": False})
     base.mask_embedding = torch.rand(16)
     save_huggingface(base, tmp_path / "base")
-    # What ESPnet writes beside `base` are defaults, not the network.
-    conf = {"base": str(tmp_path / "base"), "final_dim": 12, "encoder_num_layers": 24}
+    conf = {"base": str(tmp_path / "base"), "final_dim": 12}
     model = ours(conf)
+    # What earlier versions let stand beside `base` is not the network.
+    config = tmp_path / "exp" / "config.yaml"
+    text = config.read_text()
+    assert "  final_dim: 12\n" in text
+    config.write_text(text.replace("final_dim: 12\n", "encoder_num_layers: 24\n"))
     hubert = load_hubert(tmp_path / "exp")
     assert hubert.normalize_waveform is False
     assert_same(hubert, wav2vec2_of(model))

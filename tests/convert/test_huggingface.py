@@ -1,6 +1,7 @@
 """Hugging Face directories both ways: equal hidden states, strict keys, refusals."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from espnet2_lamer.asr.upstream import Upstream
 from espnet2_lamer.convert import load_hubert
 from espnet2_lamer.convert.architecture import build_hubert
 from espnet2_lamer.convert.huggingface import save_huggingface
-from espnet2_lamer.convert.load import source_sha256
+from espnet2_lamer.convert.load import source_sha256, tensors_sha256
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.hashing import sha256_file
 from tests.tiny_hubert import ARCHITECTURE
@@ -265,8 +266,10 @@ def damaged(tmp_path):
         values = json.loads(path.read_text()) | config
         values = {k: v for k, v in values.items() if v is not ...}
         path.write_text(json.dumps(values))
+        shutil.copytree(directory, build.copy, dirs_exist_ok=True)
         return directory
 
+    build.directory, build.copy = tmp_path / "model", tmp_path / "copy"
     return build
 
 
@@ -280,8 +283,105 @@ def test_a_missing_key_is_named(damaged):
 
 
 def test_an_unexpected_key_is_named(damaged):
-    with pytest.raises(RecipeError, match="unexpected lm_head.weight"):
-        load_hubert(damaged(lambda s: s.update({"lm_head.weight": torch.ones(2)})))
+    with pytest.raises(RecipeError, match="unexpected adapter.weight"):
+        load_hubert(damaged(lambda s: s.update({"adapter.weight": torch.ones(2)})))
+
+
+HEADS = {
+    "ctc": ["lm_head.weight", "lm_head.bias"],
+    "classification": ["projector.weight", "classifier.bias", "layer_weights"],
+    "contentvec": ["final_proj.weight", "final_proj.bias"],
+    "pretraining": ["label_embs_concat", "final_proj.weight"],
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_beside_the_backbone_is_left_out_with_a_line(damaged, caplog, head):
+    caplog.set_level("INFO")
+    plain = load_hubert(damaged())
+    assert not caplog.text
+    shutil.rmtree(damaged.directory)
+    found = load_hubert(
+        damaged(lambda s: s.update({key: torch.ones(3) for key in HEADS[head]}))
+    )
+    assert_same_weights(found, plain)
+    for key in HEADS[head]:
+        assert key.partition(".")[0] in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("layer_norm_eps", 1e-3),
+        ("feat_proj_layer_norm", False),
+        ("conv_pos_batch_norm", True),
+        ("adapter_attn_dim", 16),
+    ],
+)
+def test_a_setting_that_the_network_cannot_have_is_refused(damaged, key, value):
+    with pytest.raises(RecipeError, match=f"{key}: found {value!r}, expected"):
+        load_hubert(damaged(**{key: value}))
+
+
+def assert_same_weights(found, expected):
+    wanted = expected.state_dict()
+    for name, value in found.state_dict().items():
+        assert torch.equal(value, wanted[name]), name
+
+
+@pytest.mark.parametrize("form", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_in_several_files_are_one_model(tmp_path, damaged, form):
+    directory = damaged()
+    plain = load_hubert(directory)
+    whole = directory / "pytorch_model.bin"
+    state = torch.load(whole)
+    whole.unlink()
+    stem, _, suffix = form.rpartition(".")
+    parts = [directory / f"{stem}-0000{i}-of-00002.{suffix}" for i in (1, 2)]
+    names, where = sorted(state), {}
+    for part, keys in zip(parts, (names[::2], names[1::2]), strict=True):
+        tensors = {key: state[key] for key in keys}
+        if suffix == "bin":
+            torch.save(tensors, part)
+        else:
+            from safetensors.torch import save_file
+
+            save_file(tensors, part)
+        where |= dict.fromkeys(keys, part.name)
+    index = directory / f"{form}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    assert_same_weights(load_hubert(directory), plain)
+    assert tensors_sha256(directory) == tensors_sha256(damaged.copy)
+    before = source_sha256(directory)
+    content = bytearray(parts[1].read_bytes())
+    content[-9] ^= 1
+    parts[1].write_bytes(content)
+    assert source_sha256(directory) != before
+    parts[1].rename(tmp_path / "elsewhere")
+    with pytest.raises(RecipeError, match=f"{parts[1].name}: no such file beside it"):
+        load_hubert(directory)
+    outside = {**where, names[1]: "../elsewhere"}
+    index.write_text(json.dumps({"weight_map": outside}))
+    with pytest.raises(RecipeError, match="elsewhere: no such file beside it"):
+        load_hubert(directory)
+
+
+def test_preparation_saved_with_a_tokenizer_by_transformers_5_is_read(damaged, caplog):
+    directory = damaged()
+    (directory / "preprocessor_config.json").unlink()
+    for section, expected in (({"do_normalize": False}, False), ({}, True)):
+        (directory / "processor_config.json").write_text(
+            json.dumps({"feature_extractor": section, "processor_class": "X"})
+        )
+        assert load_hubert(directory).normalize_waveform is expected
+    assert caplog.text.count("assuming do_normalize true") == 1
+
+
+def test_a_model_of_another_rate_is_refused(damaged):
+    directory = damaged()
+    (directory / "preprocessor_config.json").write_text('{"sampling_rate": 8000}')
+    with pytest.raises(RecipeError, match="sampling_rate: found 8000, expected 16000"):
+        load_hubert(directory)
 
 
 def test_a_wrong_shape_is_named_with_both_shapes(damaged):
@@ -328,9 +428,7 @@ def test_damaged_and_absent_files_are_named(tmp_path, damaged):
         load_hubert(directory)
     for name in ("model.safetensors", "pytorch_model.bin"):
         (directory / name).unlink()
-    with pytest.raises(
-        RecipeError, match="found none of model.safetensors, pytorch_mo"
-    ):
+    with pytest.raises(RecipeError, match="found none of model.safetensors, .*pytorch"):
         load_hubert(directory)
     (directory / "config.json").write_text("{")
     with pytest.raises(RecipeError, match="config.json: not valid JSON"):

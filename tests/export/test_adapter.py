@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 import espnet2_lamer
 from espnet2_lamer.convert.load import can_be_fetched, public_name
@@ -17,7 +18,9 @@ from espnet2_lamer.export.adapter import write_adapter
 from espnet2_lamer.export.card import Origin
 from espnet2_lamer.tasks.pretrained import (
     CENTROIDS,
+    METADATA,
     as_upstream,
+    content_digest,
     load_adapter,
     read_adapter,
 )
@@ -145,6 +148,48 @@ def test_the_wrong_base_is_refused(adapter, root, tmp_path):
         espnet2_lamer.load_model(path, base=tmp_path / "louder")
 
 
+def _other_files(base, root):
+    """The same base in other files: other metadata, torch's format, several parts."""
+    from safetensors.torch import load_file
+
+    state = load_file(base / "model.safetensors")
+    for name in ("metadata", "bin", "parts"):
+        shutil.copytree(base, root / name)
+        (root / name / "model.safetensors").unlink()
+    save_file(state, root / "metadata/model.safetensors", {"format": "pt", "by": "me"})
+    torch.save(state, root / "bin" / "pytorch_model.bin")
+    keys = [*state]
+    where = {key: f"part{number % 2}.safetensors" for number, key in enumerate(keys)}
+    for number in (0, 1):
+        part = root / "parts" / f"part{number}.safetensors"
+        save_file({key: state[key] for key in keys[number::2]}, part)
+    index = root / "parts" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": where}))
+    return [root / name for name in ("metadata", "bin", "parts")]
+
+
+def test_the_same_base_in_another_file_is_the_same(adapter, root, tmp_path, caplog):
+    caplog.set_level("INFO")
+    path = adapter[0]
+    expected = states_of(espnet2_lamer.load_model(path, base=root / "base"))
+    assert "another file" not in caplog.text
+    for base in _other_files(root / "base", tmp_path):
+        found = states_of(espnet2_lamer.load_model(path, base=base))
+        assert same(found, expected)
+        assert f"{base}: another file than in training, the same tensors" in caplog.text
+    # An adapter of an earlier version knows the file alone, and says so.
+    content = read_adapter(path)
+    old = dict(content.metadata)
+    old["base"] = {k: v for k, v in old["base"].items() if k != "tensors_sha256"}
+    old["sha256"] = content_digest(content.tensors, old)
+    text = json.dumps(old)
+    save_file(dict(content.tensors), tmp_path / "old.safetensors", {METADATA: text})
+    load = espnet2_lamer.load_model
+    assert same(states_of(load(tmp_path / "old.safetensors", root / "base")), expected)
+    with pytest.raises(RecipeError, match="the same file: what its tensors were"):
+        load(tmp_path / "old.safetensors", tmp_path / "bin")
+
+
 def test_the_named_base_is_used_if_it_can_be_found(adapter, root, monkeypatch):
     path = adapter[0]
     with pytest.raises(RecipeError, match="'someone/base' is not found here.*base=..."):
@@ -228,7 +273,7 @@ def test_lamer_on_hubert_large_stays_below_70_mb(tmp_path, monkeypatch):
     )["encoder_conf"]
     conf["lamer"]["balance"] = "bias"
 
-    def hubert_large(source):
+    def hubert_large(source, dropouts):
         model = build_hubert({})
         model.mask_embedding = torch.rand(1024)
         return model
@@ -245,6 +290,8 @@ def test_lamer_on_hubert_large_stays_below_70_mb(tmp_path, monkeypatch):
     encoder.base_sha256 = torch.zeros(32, dtype=torch.uint8)
     monkeypatch.setattr(large, "state_dict", lambda: state)
     monkeypatch.setattr(module, "load_pretraining_model", lambda *_: large)
+    monkeypatch.setattr(module, "local_source", lambda source, fetch: source)
+    monkeypatch.setattr(module, "tensors_sha256", lambda source: "ab" * 32)
     monkeypatch.setattr(
         module, "_read_codebook", lambda path: (torch.zeros(1000, 768), {"K": 1000})
     )

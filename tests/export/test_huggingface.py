@@ -44,6 +44,7 @@ FAMILY = {
 LOAD_ALL = """
 import numpy, torch
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, HubertModel
+from transformers import HubertForCTC, HubertForSequenceClassification
 
 answer = {}
 arrays = {}
@@ -85,6 +86,12 @@ for name in given["names"]:
         "dtype": str(model.dtype),
     }
 
+def refused(load):
+    try:
+        load()
+    except Exception as error:
+        return str(error)
+
 # A model goes on living: saved by transformers, loaded again, made from a config.
 model = AutoModel.from_pretrained("bias", trust_remote_code=True).eval()
 model.save_pretrained("again")
@@ -100,6 +107,15 @@ experts = [p for n, p in new.named_parameters() if n.endswith("lora_B")]
 assert experts and not any(p.any() for p in experts)
 assert all(p.any() for n, p in new.named_parameters() if n.endswith("lora_A"))
 
+answer["refused"] = {
+    f"{name} {sizes} {kind.__name__}": refused(
+        lambda: kind.from_pretrained(name, ignore_mismatched_sizes=sizes)
+    )
+    for name in (*given["routed"], "again")
+    for sizes in (False, True)
+    for kind in (HubertModel, HubertForCTC, HubertForSequenceClassification)
+}
+answer["acts"] = [model.config.hidden_act, again.config.hidden_act]
 dense = HubertModel.from_pretrained("dense").eval()
 with torch.no_grad():
     found = dense(torch.from_numpy(waves[0])[None], output_hidden_states=True)
@@ -127,6 +143,7 @@ def loaded(tmp_path_factory):
         root,
         blocked=["espnet", "espnet2", "espnet2_lamer", "torchaudio", "s3prl"],
         names=list(FAMILY),
+        routed=[name for name, options in FAMILY.items() if "lamer" in options],
     )
     return models, facts, np.load(root / "states.npz")
 
@@ -170,6 +187,27 @@ def test_config_extractor_and_mask_embedding_are_the_models(loaded, name):
         assert fact["mask"] is None
     else:
         close(np.float32(fact["mask"]), wav2vec2.mask_embedding)
+
+
+def test_a_plain_hubert_model_refuses_a_routed_one_and_says_how(loaded):
+    _, facts, _ = loaded
+    assert len(facts["refused"]) == 7 * 2 * 3
+    for case, message in facts["refused"].items():
+        assert message and "trust_remote_code=True" in message, case
+    assert facts["acts"] == ["gelu", "gelu"]
+
+
+@pytest.mark.slow  # S3PRL takes seconds to import
+def test_s3prls_own_upstream_for_hubert_refuses_a_routed_one(tmp_path):
+    from espnet2_lamer import load_model
+
+    write_huggingface(build(BIAS), tmp_path / "routed")
+    write_huggingface(build(), tmp_path / "plain")
+    with pytest.raises(RecipeError, match="cannot load it .*trust_remote_code=True"):
+        load_model(
+            f"s3prl:hf_hubert_custom:{tmp_path / 'routed'}", trust_s3prl_files=True
+        )
+    load_model(f"s3prl:hf_hubert_custom:{tmp_path / 'plain'}", trust_s3prl_files=True)
 
 
 def test_the_dense_form_is_a_plain_hubert_model(loaded):

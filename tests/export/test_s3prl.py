@@ -66,6 +66,13 @@ def test_the_expert_gives_the_models_states_on_s3prls_grid(exported):
     assert all(map(torch.equal, whole, expected))
 
 
+def test_an_utterance_without_a_frame_is_refused_by_its_place(exported):
+    expert = lamer_ssl_local(str(exported[0]))
+    for counts in ([16000, 200], [399, 16000]):
+        with pytest.raises(RecipeError, match=f"of 2 has {min(counts)} samples"):
+            expert([torch.randn(count) for count in counts])
+
+
 def test_no_path_of_the_training_is_left(exported):
     directory, _ = exported
     for name in ("config.yaml", "README.md"):
@@ -128,6 +135,7 @@ def checkout(tmp_path_factory):
     return package
 
 
+BELOW = [400, 639, 641, 799]
 # Without the upstream put into the checkout, S3PRL does not know it.
 IN_S3PRL = """
 import numpy, torch
@@ -148,10 +156,20 @@ for name in given["names"]:
     model = S3PRLUpstream(name, "out/model.pth").train()
     assert set(model.downsample_rates) == {320}
     with torch.no_grad():
+        # S3PRL fills a batch below 50 ms with zeros; the states do not show it.
+        below = [
+            model(wav[None], torch.tensor([n]))[0]
+            for n in given["below"]
+            for wav in [waves[0][:n]]
+        ]
+        pair = model(wavs[:2, :700], torch.tensor([500, 700]))[0]
         states, frames = model(wavs, lengths)
         alone = [model(w[None], torch.tensor([len(w)]))[0] for w in waves]
     for k, state in enumerate(states):
         arrays[f"{name}/batch/{k}"] = state.numpy()
+        arrays[f"{name}/pair/{k}"] = pair[k].numpy()
+        for n, found in zip(given["below"], below, strict=True):
+            arrays[f"{name}/{n}/{k}"] = found[k].numpy()
         for row in range(3):
             arrays[f"{name}/single{row}/{k}"] = alone[row][k].numpy()
 numpy.savez("states.npz", **arrays)
@@ -178,16 +196,27 @@ def test_s3prl_gives_the_models_states_to_the_bit(exported, checkout, tmp_path, 
             hub.write("from s3prl.upstream.lamer_ssl.hubconf import *\n")
         path = [checkout.parent]
     layers, frames, where = fresh_process(
-        IN_S3PRL, tmp_path, path=path, names=names, registered=door == "registered"
+        IN_S3PRL,
+        tmp_path,
+        path=path,
+        names=names,
+        below=BELOW,
+        registered=door == "registered",
     )
     assert layers == 3 and frames == [10, 7, 2]
     assert (str(checkout) in where) == (door == "checkout")
     arrays = np.load(tmp_path / "states.npz")
+    long = speech()[0]
+    expected = {n: on_grid(model, [long[:n]]) for n in BELOW}
+    expected["pair"] = on_grid(model, [speech()[0][:500], speech()[1][:700]])
+    for label, states in expected.items():
+        for k in range(3):
+            for name in names:
+                found = arrays[f"{name}/{label}/{k}"]
+                assert np.array_equal(found, states[k].numpy()), (label, k)
     batch = on_grid(model, speech())
     for row, wave in enumerate(speech()):
-        # S3PRL fills utterances below 50 ms with zeros up to that.
-        filled = torch.nn.functional.pad(wave, (0, max(0, 800 - len(wave))))
-        alone = on_grid(model, [filled])
+        alone = on_grid(model, [wave])
         for k in range(3):
             for name in names:
                 found = arrays[f"{name}/batch/{k}"]
@@ -205,7 +234,9 @@ def test_espnet_hubert_of_s3prl_reads_it_too_one_index_lower(exported, tmp_path)
     for row, wave in enumerate(speech()):
         np.save(tmp_path / f"wave{row}.npy", wave.numpy())
     names = ["espnet_hubert_local", "espnet_hubert_custom"]
-    layers, _, _ = fresh_process(IN_S3PRL, tmp_path, names=names, registered=True)
+    layers, _, _ = fresh_process(
+        IN_S3PRL, tmp_path, names=names, below=[], registered=True
+    )
     assert layers == 2
     arrays = np.load(tmp_path / "states.npz")
     model.final_norm = False

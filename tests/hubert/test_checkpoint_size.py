@@ -31,7 +31,7 @@ def encoder_options(name="train_ssl_lamer.yaml", **lamer):
 def without_values(monkeypatch):
     """Build on a HuBERT-Large of which only the shapes are there."""
 
-    def load(source):
+    def load(source, dropouts):
         model = build_hubert({})
         model.mask_embedding = torch.rand(DIM)
         return model

@@ -1,6 +1,7 @@
 """ESPnet encoder ``lamer_hubert``: a HuBERT with LoRA experts and a unit head."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from torchaudio.models import HuBERTPretrainModel
 
 from espnet2_lamer.asr.frozen_base import FrozenBase
 from espnet2_lamer.convert import load_hubert
-from espnet2_lamer.convert.architecture import LARGE, build_hubert
+from espnet2_lamer.convert.architecture import LARGE, STRUCTURE, build_hubert
 from espnet2_lamer.convert.load import source_sha256
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers import LamerConfig, add_lamer
@@ -21,6 +22,23 @@ from espnet2_lamer.layers import LamerConfig, add_lamer
 BASE_HASH = "base_sha256"
 # A tensor of every HuBERT's backbone.
 GUARD = "hubert_pretrain_model.wav2vec2.encoder.transformer.layer_norm.weight"
+
+
+def check_beside_base(conf: Mapping[str, Any], architecture: Mapping[str, Any]) -> None:
+    """Refuse what ``encoder_conf`` says of the network where its base says another.
+
+    Raises:
+        RecipeError: With the key, the value found and the base's.
+    """
+    default = LARGE | {"normalize_waveform": True}
+    for key in ("normalize_waveform", *STRUCTURE):
+        found = json.dumps(conf.get(key))
+        has = json.dumps(architecture.get(key, default[key]))
+        if found not in ("null", has):
+            raise RecipeError(
+                f"encoder_conf.{key}: found {found}, expected {has}, as the base has; "
+                "beside a base it has no effect: leave the key out"
+            )
 
 
 class MaskedPredictionHead(nn.Module):
@@ -116,11 +134,16 @@ class LamerHubertEncoder(FrozenBase, TorchAudioHuBERTPretrainEncoder):
         final_norm: Whether the last layer's features get the final LayerNorm when
             features are extracted.
         gradient_checkpointing: Recompute layers in the backward pass.
-        normalize_waveform: Used without ``base``, like all below.
-        extractor_conv_layer_config: ``[[channels, kernel, stride], ...]``; ``None``:
-            HuBERT's.
+        normalize_waveform: ``None``: the base's, without one true. So are all below,
+            HuBERT-Large's without a base; beside one, another value is refused.
+        extractor_conv_layer_config: ``[[channels, kernel, stride], ...]``.
         encoder_layer_norm_first: Pre-norm (Large) or post-norm (Base). It and the
             others are arguments of ``torchaudio.models.wav2vec2_model``.
+        encoder_layer_drop: It and the dropouts are a training's, with a base as
+            without; 0 whatever the base was trained with.
+
+    Raises:
+        RecipeError: An option, or the base, does not fit.
     """
 
     def __init__(
@@ -134,43 +157,49 @@ class LamerHubertEncoder(FrozenBase, TorchAudioHuBERTPretrainEncoder):
         final_dim: int = 768,
         final_norm: bool = True,
         gradient_checkpointing: bool = False,
-        normalize_waveform: bool = True,
-        extractor_mode: str = LARGE["extractor_mode"],
+        normalize_waveform: bool | None = None,
+        extractor_mode: str | None = None,
         extractor_conv_layer_config: Sequence[Sequence[int]] | None = None,
-        extractor_conv_bias: bool = True,
-        encoder_embed_dim: int = 1024,
+        extractor_conv_bias: bool | None = None,
+        encoder_embed_dim: int | None = None,
         encoder_projection_dropout: float = 0.0,
-        encoder_pos_conv_kernel: int = 128,
-        encoder_pos_conv_groups: int = 16,
-        encoder_num_layers: int = 24,
-        encoder_num_heads: int = 16,
+        encoder_pos_conv_kernel: int | None = None,
+        encoder_pos_conv_groups: int | None = None,
+        encoder_num_layers: int | None = None,
+        encoder_num_heads: int | None = None,
         encoder_attention_dropout: float = 0.0,
-        encoder_ff_interm_features: int = 4096,
+        encoder_ff_interm_features: int | None = None,
         encoder_ff_interm_dropout: float = 0.0,
         encoder_dropout: float = 0.0,
-        encoder_layer_norm_first: bool = True,
+        encoder_layer_norm_first: bool | None = None,
         encoder_layer_drop: float = 0.0,
     ) -> None:
         given = locals()
         AbsEncoder.__init__(self)
         if num_classes is None:
             raise RecipeError("num_classes: found null, expected the number of units")
+        dropouts = {key: given[key] for key in LARGE if key not in STRUCTURE}
+        stated = {
+            key: given[key]
+            for key in ("normalize_waveform", *STRUCTURE)
+            if given[key] is not None
+        }
         base_sha256 = None
         if base is None:
-            shapes = extractor_conv_layer_config or LARGE["extractor_conv_layer_config"]
-            wav2vec2 = build_hubert(
-                {key: given[key] for key in ("normalize_waveform", *LARGE)}
-                | {"extractor_conv_layer_config": [list(shape) for shape in shapes]}
-            )
+            if extractor_conv_layer_config is not None:
+                shapes = [list(shape) for shape in extractor_conv_layer_config]
+                stated["extractor_conv_layer_config"] = shapes
+            wav2vec2 = build_hubert(stated | dropouts)
         else:
             try:
-                wav2vec2 = load_hubert(base)
+                wav2vec2 = load_hubert(base, dropouts)
             except RecipeError as error:
                 raise RecipeError(
                     f"encoder_conf.base: {error}. Where the base of a trained model "
                     "moved, name its new place: encoder_conf.base in the config.yaml, "
                     "or the argument base of espnet2_lamer.load_model"
                 ) from error
+            check_beside_base(stated, wav2vec2.architecture)
             base_sha256 = source_sha256(base)
         self.architecture = wav2vec2.architecture
         self.lamer = None if lamer is None else LamerConfig(**lamer)
@@ -238,15 +267,23 @@ class LamerHubertEncoder(FrozenBase, TorchAudioHuBERTPretrainEncoder):
 
     def _transform(self, x: Tensor, attention_mask: Tensor | None) -> Tensor:
         transformer = self.wav2vec2.encoder.transformer
-        if not (self.gradient_checkpointing and self.training):
+        drops = self.lamer is not None and transformer.layer_drop > 0
+        if not (self.training and (self.gradient_checkpointing or drops)):
             return transformer(x, attention_mask=attention_mask)
         x = transformer._preprocess(x)
         for layer in transformer.layers:
-            if torch.rand(()) <= transformer.layer_drop:
+            dropped = torch.rand(()) <= transformer.layer_drop
+            if dropped and not drops:
                 continue
-            x, _ = torch.utils.checkpoint.checkpoint(
-                layer, x, attention_mask, use_reentrant=False
-            )
+            if self.gradient_checkpointing:
+                y, _ = torch.utils.checkpoint.checkpoint(
+                    layer, x, attention_mask, use_reentrant=False
+                )
+            else:
+                y, _ = layer(x, attention_mask)
+            # With experts it is computed in any case: every router is counted, and
+            # has a gradient on every rank.
+            x = torch.where(dropped.to(x.device), x, y) if drops else y
         if not transformer.layer_norm_first:
             # torchaudio stores the negation: this is the pre-norm stack.
             x = transformer.layer_norm(x)

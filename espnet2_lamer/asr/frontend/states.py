@@ -4,8 +4,8 @@ import torch
 from espnet2.asr.frontend.abs_frontend import AbsFrontend
 from torch import Tensor, nn
 
-from espnet2_lamer.asr.upstream import FrozenUpstream
-from espnet2_lamer.constants import RECEPTIVE_FIELD, SAMPLE_RATE, STRIDE
+from espnet2_lamer.asr.upstream import FrozenUpstream, check_samples
+from espnet2_lamer.constants import SAMPLE_RATE, STRIDE
 from espnet2_lamer.errors import RecipeError
 
 
@@ -48,18 +48,14 @@ def upstream_states(
     """Run a frozen upstream and return the chosen states side by side.
 
     Waveforms are zero-padded 16 kHz ``[B, n]``, their samples ``[B]``, at least 400
-    (``RecipeError``); the upstream lets no padding reach an utterance's states.
+    (``TooShortError``); the upstream lets no padding reach an utterance's states.
 
     Returns:
         ``[B, T, S * D]`` with ``T = max ceil(n / hop)``, S the number of chosen
         states, and the lengths ``[B]``.
     """
     chosen = selected_states(upstream.num_layers, layer)
-    if int(lengths.min()) < RECEPTIVE_FIELD:
-        raise RecipeError(
-            f"utterance of {int(lengths.min())} samples: the upstream needs at least "
-            f"{RECEPTIVE_FIELD} (25 ms at 16 kHz); remove it from the data directory"
-        )
+    check_samples(lengths.tolist())
     hidden, hidden_lengths = upstream.extract_features(wavs, lengths)
     states = torch.cat([hidden[k] for k in chosen], dim=-1)
     return stretch_to_grid(states, hidden_lengths, lengths, upstream.hop)

@@ -4,6 +4,10 @@ from typing import Any
 
 from transformers import HubertConfig
 
+# No activation is called so: a plain ``HubertModel``, which would leave the experts out
+# and fill its feed-forward networks with random numbers, fails with these words.
+HIDDEN_ACT = "gelu: use AutoModel.from_pretrained(..., trust_remote_code=True)"
+
 
 class LamerHubertConfig(HubertConfig):
     """Options of :class:`LamerHubertModel` beside those of ``HubertConfig``.
@@ -52,6 +56,8 @@ class LamerHubertConfig(HubertConfig):
         self.lora_router = lora_router
         self.use_selection_bias = use_selection_bias
         self.final_norm = final_norm
+        if kwargs.get("hidden_act") == HIDDEN_ACT:
+            kwargs["hidden_act"] = "gelu"
         super().__init__(**kwargs)
         # No experts stands for a layer count that is not known before.
         if self.num_experts and len(self.num_experts) != self.num_hidden_layers:
@@ -59,3 +65,7 @@ class LamerHubertConfig(HubertConfig):
                 f"num_experts: found {len(self.num_experts)} numbers, expected one for "
                 f"each of the {self.num_hidden_layers} layers"
             )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is written, for this class alone to read."""
+        return super().to_dict() | {"hidden_act": HIDDEN_ACT}

@@ -1,10 +1,12 @@
 """The sets that experts are trained, chosen and tested on."""
 
 import logging
+from collections.abc import Container
 from pathlib import Path
 
 from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.data.sampling import sample_balanced, sample_replay, seed_of
+from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.benchmark_sets import (
     SetInfo,
     prepare_asr_data,
@@ -14,18 +16,22 @@ from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.recipe.declaration import refused
 from espnet2_lamer.recipe.whisper.options import SPLITS, WhisperOptions
+from espnet2_lamer.whisper.text import encode_text
 
 #: What Whisper learns to write, beside the normalised ``text`` of a formatted set.
 TARGET = "text.target"
 #: Whisper's window; it was trained on nothing longer.
 WINDOW_SECONDS = 30.0
+#: What its decoder takes, 448 tokens, without the prompt's four.
+TEXT_TOKENS = 444
 
 
 def select(options: WhisperOptions) -> None:
     """Select 16 kHz mono speech with text, as much of it as the options say.
 
     Writes ``whisper_<lang>_{train,dev,test}`` below ``<dumpdir>/raw`` and
-    ``whisper_sets.json``, which counts them.
+    ``whisper_sets.json``, which counts them. An utterance of train and dev whose text
+    is longer than Whisper's decoder takes is left out, named and counted.
 
     Raises:
         RecipeError: An utterance may be longer than Whisper's window, or see
@@ -49,7 +55,8 @@ def select(options: WhisperOptions) -> None:
     for lang in options.langs:
         for split in SPLITS:
             source = options.raw / f"asr_{lang}_{split}"
-            chosen = _choose(source, lang, split, options)
+            too_long = {} if split == "test" else _long_texts(source)
+            chosen = _choose(source, lang, split, options, too_long)
             target = options.set_dir(lang, split)
             info = SetInfo("own", "", lang, split, "char", seed=options.seed)
             record = write_subset(source, target, chosen, info)
@@ -60,7 +67,18 @@ def select(options: WhisperOptions) -> None:
                 spoken = {u: s for u, s in spoken.items() if u in chosen}
                 write_table(target / "romanisation", spoken)
             number, seconds = record["utterances"], record["seconds"]
-            report["sets"][target.name] = {"utterances": number, "seconds": seconds}
+            counts = {"utterances": number, "seconds": seconds}
+            report["sets"][target.name] = counts | {"long_texts": len(too_long)}
+            if too_long:
+                named = [f"{utt} ({n} tokens)" for utt, n in [*too_long.items()][:5]]
+                logging.warning(
+                    "%s: %d utterances left out, whose texts are longer than the %d "
+                    "tokens that Whisper takes: %s",
+                    target.name,
+                    len(too_long),
+                    TEXT_TOKENS,
+                    ", ".join(named) + (", ..." if len(too_long) > 5 else ""),
+                )
             logging.info(
                 "%s: %d utterances, %.1f min", target.name, number, seconds / 60
             )
@@ -76,9 +94,35 @@ def target_text(text: str) -> str:
     return text.lower() if text.isupper() else text
 
 
-def _choose(source: Path, lang: str, split: str, options: WhisperOptions) -> set[str]:
+def _long_texts(source: Path) -> dict[str, int]:
+    """Tokens of the transcripts that Whisper's decoder cannot take, by utterance."""
+    counts = {
+        utt: len(encode_text(target_text(text)))
+        for utt, text in read_table(source / "text.raw").items()
+        # A token has a byte or more; nearly all texts need no counting.
+        if len(text.encode()) >= TEXT_TOKENS
+    }
+    return {utt: count for utt, count in counts.items() if count > TEXT_TOKENS}
+
+
+def _choose(
+    source: Path,
+    lang: str,
+    split: str,
+    options: WhisperOptions,
+    left_out: Container[str],
+) -> set[str]:
     samples = read_table(source / "utt2num_samples")
-    seconds = {utt: int(count) / SAMPLE_RATE for utt, count in samples.items()}
+    seconds = {
+        utt: int(count) / SAMPLE_RATE
+        for utt, count in samples.items()
+        if utt not in left_out
+    }
+    if not seconds:
+        raise RecipeError(
+            f"{source / 'text.raw'}: every transcript is longer than the {TEXT_TOKENS} "
+            "tokens that Whisper takes; cut the utterances into segments"
+        )
     drawn = seed_of(options.seed, "whisper", split, lang)
     if split == "train":
         if not options.train_minutes:

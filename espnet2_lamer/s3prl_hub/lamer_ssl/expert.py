@@ -16,7 +16,8 @@ class UpstreamExpert(nn.Module):
     LayerNorm unless the model says otherwise. Every utterance has ``ceil(samples /
     320)`` frames, its last one repeated as S3PRL does for a whole batch, so that
     features do not depend on what an utterance was batched with; frames after those are
-    zero. The model stays frozen and in eval mode, whatever ``train()`` says.
+    zero. The model stays frozen and in eval mode, whatever ``train()`` says. An
+    utterance below 400 samples, which has no frame, raises an error that names it.
 
     ``ckpt`` is ``model.pth`` with ``config.yaml`` beside it, the directory of both, or
     a model-zoo zip; ``base`` tells where the frozen base is, for a training's own epoch
@@ -32,6 +33,8 @@ class UpstreamExpert(nn.Module):
     ) -> None:
         super().__init__()
         self.model = load_model(ckpt, base=base)
+        # Of the next batch, where S3PRL fills it up.
+        self.samples: list[int] | None = None
 
     def get_downsample_rates(self, key: str | None = None) -> int:
         """Samples per frame."""
@@ -40,6 +43,9 @@ class UpstreamExpert(nn.Module):
     def forward(self, wavs: list[Tensor]) -> dict[str, list[Tensor]]:
         """Map waveforms ``[n]`` to ``hidden_states``: L + 1 tensors ``[B, T, D]``."""
         device = wavs[0].device
+        if self.samples is not None:
+            wavs = [wav[:n] for wav, n in zip(wavs, self.samples, strict=True)]
+            self.samples = None
         lengths = torch.tensor([len(wav) for wav in wavs], device=device)
         padded = pad_sequence([wav.float() for wav in wavs], batch_first=True)
         states, frames = self.model.extract_features(padded, lengths)

@@ -2,6 +2,8 @@
 
 import os
 
+from espnet2_lamer.compat import tell_lengths_to_upstreams as _tell_lengths
+
 from .expert import UpstreamExpert as _UpstreamExpert
 
 
@@ -16,6 +18,7 @@ def lamer_ssl_local(ckpt: str, *args, **kwargs):
     """Load a model from a path, see :class:`UpstreamExpert`."""
     if not os.path.exists(ckpt):
         raise FileNotFoundError(f"lamer_ssl: checkpoint {ckpt} not found")
+    _tell_lengths()
     return _UpstreamExpert(ckpt, *args, **kwargs)
 
 
