@@ -17,6 +17,7 @@ from espnet2_lamer.constants import RECEPTIVE_FIELD, SAMPLE_RATE
 from espnet2_lamer.data.audio_decoding import (
     Source,
     Unusable,
+    decode,
     duration,
     open_audio,
 )
@@ -282,33 +283,26 @@ def _prepare(
         seconds = file_seconds(utt, path) if unknown else duration(source)
         if seconds and not limits[0] <= seconds <= limits[1]:
             return Audio(path, 0, seconds)
-        mono = known = None
+        known = None
         changes = changes_by_header(source)
         if any(changes.values()) or source.file.subtype in FLOATS:
             known = _converted_before(path, source, places)
-        if known is None:
-            mono, changes = usable_speech(source)
-            samples = len(mono)
-            if samples < RECEPTIVE_FIELD:
-                return Audio(path, samples, seconds)
-            if any(changes.values()):
-                more = (
-                    x
-                    for x in changes
-                    if changes[x] and x not in changes_by_header(source)
-                )
-                origin = _origin(path, source, sha256_file(path))
-                comment = " ".join([origin, *more])
-                with atomic_path(converted) as temporary:
-                    write_flac(temporary, mono, comment)
-        else:
-            converted, samples, more = known
+        if known is not None:
+            converted, mono, more = known
             changes |= dict.fromkeys(more, True)
-    if fingerprints and mono is None:
-        mono = read_16k(converted.as_posix())
+        else:
+            mono, changes = usable_speech(source)
+            if len(mono) < RECEPTIVE_FIELD:
+                return Audio(path, len(mono), seconds)
+            if any(changes.values()):
+                told = changes_by_header(source)
+                more = [x for x in changes if changes[x] and x not in told]
+                origin = _origin(path, source, sha256_file(path))
+                with atomic_path(converted) as temporary:
+                    write_flac(temporary, mono, " ".join([origin, *more]))
     return Audio(
         converted.as_posix() if any(changes.values()) else path,
-        samples,
+        len(mono),
         seconds,
         fingerprint(mono, QUERY_STEP) if fingerprints else None,
         **changes,
@@ -346,26 +340,24 @@ def _origin(path: str, source: Source, content: str | int) -> str:
 
 def _converted_before(
     path: str, source: Source, places: Sequence[Path]
-) -> tuple[Path, int, list[str]] | None:
-    """What was made of the file's content before.
+) -> tuple[Path, np.ndarray, list[str]] | None:
+    """What was made of the file's content before, if it is whole.
 
     Its place, its samples, and the changes that the header does not tell.
     """
-    import soundfile
-
     for converted in filter(Path.is_file, places):
         with (
-            suppress(OSError, RuntimeError, ValueError),
-            soundfile.SoundFile(converted) as known,
+            suppress(Unusable, OSError, ValueError),
+            open_audio(str(converted)) as known,
         ):
-            origin, *changes = known.comment.split()
+            origin, *changes = known.file.comment.split()
             old, new = os.stat(path), os.stat(converted)
             # Before 0.3 size and time, which the converted file had, were the content.
             same_time = old.st_mtime_ns == new.st_mtime_ns
             if (same_time and origin == _origin(path, source, old.st_size)) or (
                 origin == _origin(path, source, sha256_file(path))
             ):
-                return converted, known.frames, changes
+                return converted, decode(known)[:, 0], changes
     return None
 
 

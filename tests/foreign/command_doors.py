@@ -148,7 +148,7 @@ def analyze_model(good, here, payload):
     )
 
 
-@door
+@named_door
 def analyze_data(good, here, payload):
     data = shutil.copytree(good.data, here / "data")
     (data / "wav.scp").write_text(
@@ -170,7 +170,7 @@ def extract_model(good, here, payload):
     )
 
 
-@door
+@named_door
 def extract_wav_scp(good, here, payload):
     (here / "wav.scp").write_text(f"u0 {payload.text()}\n")
     command(
@@ -336,7 +336,7 @@ def teacher_path(good, here, payload):
     )
 
 
-@door
+@named_door
 def teacher_wav_scp(good, here, payload):
     (here / "wav.scp").write_text(f"u0 {payload.text()}\n")
     command(

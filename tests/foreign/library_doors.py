@@ -187,7 +187,7 @@ def decoding_finished_head(good, here, payload):
     load_speech2text(directory, {"beam_size": 1, "ctc_weight": 1.0})
 
 
-@door
+@named_door
 def manifest(good, here, payload):
     from espnet2_lamer.data.audio import read_16k
     from espnet2_lamer.data.audio_decoding import Unusable

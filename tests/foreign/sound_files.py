@@ -55,7 +55,7 @@ def door(function):
 
 
 def named_door(function):
-    """As :func:`door`, where the user, or their config, names the file to read."""
+    """As :func:`door`, where the user, their config or table names the file to read."""
     door(function).named = True
     return function
 

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.datadir import write_table
 from espnet2_lamer.recipe.benchmark import packages, planned_runs
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.settle import control_settings, resolve_ssl_config
@@ -249,6 +250,8 @@ def stage7(resolve, monkeypatch):
         units = options.raw / "ssl_train" / "text.km.json"
         units.parent.mkdir(parents=True, exist_ok=True)
         units.write_text(labels)
+        for name in ("ssl_train", "ssl_dev"):
+            write_table(options.raw / name / "wav.scp", {})
         calls.clear()
         pretraining.continue_pretraining(options)
         return list(calls)
