@@ -106,7 +106,7 @@ def planned(tmp_path, monkeypatch):
         monkeypatch.chdir(RECIPE)
         words = ["--new_langs=cmn", "--replay_langs=eng", "--corpus=manifest", *more]
         words += [f"--{n}dir={tmp_path / n}" for n in ("data", "dump", "exp")]
-        return read_options(ssl1, words)[0]
+        return read_options(ssl1, words)
 
     return make
 
