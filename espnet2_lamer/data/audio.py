@@ -166,8 +166,8 @@ def prepare_audio(
     mono, 16 bit), of a large ``wav_scp`` ``<audio_dir>/<00 to ff>/<utt>.flac``, each
     written by rename; one that was converted from the same content before is kept.
     ``wavs`` are all or some lines of ``wav_scp``. Unusable ones go to ``skipped`` and
-    are left out. Those whose headers say that they are outside ``limits``, in seconds,
-    are not decoded; neither they nor what is shorter than a frame is converted.
+    are left out. Those whose headers say that they are longer than ``limits``, in
+    seconds, are not decoded; neither they nor what is shorter is converted.
 
     Raises:
         RecipeError: Files are missing, empty, truncated, not audio, silent, hold NaN or
@@ -281,7 +281,7 @@ def _prepare(
         unknown = source.frames is None
         # Counting reads the file, and there is no way back.
         seconds = file_seconds(utt, path) if unknown else duration(source)
-        if seconds and not limits[0] <= seconds <= limits[1]:
+        if seconds > limits[1]:
             return Audio(path, 0, seconds)
         known = None
         changes = changes_by_header(source)
@@ -292,7 +292,7 @@ def _prepare(
             changes |= dict.fromkeys(more, True)
         else:
             mono, changes = usable_speech(source)
-            if len(mono) < RECEPTIVE_FIELD:
+            if len(mono) < RECEPTIVE_FIELD or seconds < limits[0]:
                 return Audio(path, len(mono), seconds)
             if any(changes.values()):
                 told = changes_by_header(source)

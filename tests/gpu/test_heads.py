@@ -43,7 +43,7 @@ def test_a_head_trains_resumes_and_decodes_there_as_on_the_cpu(
         # As if it had been killed after its first epoch of two.
         shutil.rmtree(tmp_path / "exp/final")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(downstream, "made_from", lambda path, inputs: path.is_file())
+            patch.setattr(downstream, "made_from", lambda path, *_: path.is_file())
             config.write_text(yaml.safe_dump(SHORT | {"max_epoch": 2}))
             final = train(source)
         log = (tmp_path / "exp/train.log").read_text()
