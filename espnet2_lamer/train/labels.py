@@ -101,24 +101,21 @@ def count_labels(
     names = [UNKNOWN] if known is None else known.names
     counts = np.zeros((len(names), num_classes), np.int64)
     seen = np.zeros(len(lengths), bool)
-    with warnings.catch_warnings():
-        # What older NumPy says of text that is no number.
-        warnings.simplefilter("error", DeprecationWarning)
-        for numbers, rows in blocks(text, lengths):
-            for number, row in zip(numbers.tolist(), rows, strict=True):
-                if number < 0 or seen[number]:
-                    continue
-                seen[number] = True
-                samples = int(lengths.samples[number])
-                units = _units(row, num_classes, num_frames(samples))
-                if units is None:
-                    problem = _what_is_wrong(row.split(), num_classes, samples)
-                    raise RecipeError(
-                        f"{text}: utterance {lengths.name(number)}: {problem}; make "
-                        "the labels anew, or set num_classes to the codebook's K"
-                    )
-                language = 0 if known is None else known.codes[number]
-                counts[language] += np.bincount(units, minlength=num_classes)
+    for numbers, rows in blocks(text, lengths):
+        for number, row in zip(numbers.tolist(), rows, strict=True):
+            if number < 0 or seen[number]:
+                continue
+            seen[number] = True
+            samples = int(lengths.samples[number])
+            units = parse_units(row, num_classes)
+            if units is None or len(units) != num_frames(samples):
+                problem = _what_is_wrong(row.split(), num_classes, samples)
+                raise RecipeError(
+                    f"{text}: utterance {lengths.name(number)}: {problem}; make "
+                    "the labels anew, or set num_classes to the codebook's K"
+                )
+            language = 0 if known is None else known.codes[number]
+            counts[language] += np.bincount(units, minlength=num_classes)
     if not seen.all():
         missing = np.flatnonzero(~seen)
         raise RecipeError(
@@ -128,14 +125,17 @@ def count_labels(
     return {n: row for n, row in zip(names, counts, strict=True) if row.any()}
 
 
-def _units(row: bytes, num_classes: int, frames: int) -> np.ndarray | None:
-    """One unit per frame; ``None`` where these are none."""
-    try:
-        units = np.fromstring(row.strip(), dtype=np.int64, sep=" ")
-    except (DeprecationWarning, ValueError):
-        return None
+def parse_units(row: bytes, num_classes: int) -> np.ndarray | None:
+    """Read ``u1 u2 ...``; ``None`` where these are no units in 0 .. K-1."""
+    with warnings.catch_warnings():
+        # What older NumPy says of text that is no number.
+        warnings.simplefilter("error", DeprecationWarning)
+        try:
+            units = np.fromstring(row.strip(), dtype=np.int64, sep=" ")
+        except (DeprecationWarning, ValueError):
+            return None
     within = 0 <= units.min(initial=0) and units.max(initial=0) < num_classes
-    return units if within and len(units) == frames else None
+    return units if within else None
 
 
 def _what_is_wrong(units: Sequence[bytes], num_classes: int, samples: int) -> str:

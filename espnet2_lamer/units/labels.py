@@ -25,6 +25,7 @@ from espnet2_lamer.fileio.prints import save_array
 from espnet2_lamer.fileio.text import text_lines
 from espnet2_lamer.metrics.probe import frame_phones
 from espnet2_lamer.metrics.similarity import entropy, phone_scores
+from espnet2_lamer.train.labels import parse_units
 from espnet2_lamer.train.utterances import Lengths
 from espnet2_lamer.units.codebook import Codebook, load_codebook
 from espnet2_lamer.units.features import Extractor
@@ -263,32 +264,36 @@ def check_labels(
 
 def iterate_labels(
     text_km: str | Path, n_clusters: int
-) -> Iterator[tuple[str, list[str]]]:
-    """Yield each utterance and its units as written, one line in memory at a time.
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield each utterance and its units ``[T]``, one line in memory at a time.
 
     Raises RecipeError where a line breaks what :func:`check_labels` asks of units.
     """
     if not Path(text_km).is_file():
         raise RecipeError(f"{text_km}: file not found; run assign_units")
-    valid = set(map(str, range(n_clusters)))
+    digits = np.array([len(str(unit)) for unit in range(n_clusters)])
     last, seen = "", None
     for number, line in text_lines(text_km):
-        utt, *units = line.split() or [""]
+        utt, _, row = line.strip().partition(" ")
         if seen is None and utt <= last:
             # Only a table that is not sorted needs to be remembered.
             lines = islice(text_lines(text_km), number - 1)
             seen = {line.split()[0] for _, line in lines}
-        if not units or (seen and utt in seen):
+        if not row or (seen and utt in seen):
             raise RecipeError(
                 f"{text_km}:{number}: utterance {utt!r} "
-                f"{'occurs twice' if units else 'has no units'}; assign units again"
+                f"{'occurs twice' if row else 'has no units'}; assign units again"
             )
         if seen is not None:
             seen.add(utt)
         last = utt
-        if wrong := set(units) - valid:
+        units = parse_units(row.encode(), n_clusters)
+        # Units as we write them: no sign, no zero in front, one space between.
+        if units is None or len(row) != len(units) - 1 + digits[units].sum():
+            valid = set(map(str, range(n_clusters)))
+            wrong = sorted({*row.split(" ")} - valid)[0]
             raise RecipeError(
-                f"{text_km}:{number}: utterance {utt!r} has unit {min(wrong)!r}, "
+                f"{text_km}:{number}: utterance {utt!r} has unit {wrong!r}, "
                 f"expected 0 to {n_clusters - 1}; assign units again"
             )
         yield utt, units
@@ -345,8 +350,7 @@ def label_quality(
     phones = frame_phones(phones_ctm) if phones_ctm else {}
     langs = read_table(utt2lang) if utt2lang else {}
     utterances = runs = with_phones = 0
-    for utt, tokens in iterate_labels(text_km, n_clusters):
-        units = np.array([int(token) for token in tokens])
+    for utt, units in iterate_labels(text_km, n_clusters):
         counts = np.bincount(units, minlength=n_clusters)
         unigrams += counts
         np.add.at(bigrams, (units[:-1], units[1:]), 1)
