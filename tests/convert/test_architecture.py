@@ -13,7 +13,7 @@ from espnet2_lamer.convert.architecture import (
     PositionalEmbedding,
     build_hubert,
     normalize_waveform,
-    strided_conv,
+    conv_rows,
 )
 from tests.tiny_hubert import ARCHITECTURE
 
@@ -28,13 +28,13 @@ TINY = {
 @pytest.mark.parametrize(
     ("kernel", "stride"), [(10, 5), (3, 2), (2, 2), (5, 3), (1, 1), (2, 3), (4, 1)]
 )
-def test_strided_conv_equals_conv1d_for_every_length(kernel, stride, bias):
+def test_conv_rows_equals_conv1d_for_every_length(kernel, stride, bias):
     torch.manual_seed(kernel)
     conv = nn.Conv1d(3, 4, kernel, stride, bias=bias)
     for length in range(kernel, kernel + 4 * stride + 3):
         x = torch.randn(2, length, 3, requires_grad=True)
         direction = torch.randn(2, (length - kernel) // stride + 1, 4)
-        found = strided_conv(x, conv)
+        found = conv_rows(x, conv)
         expected = conv(x.transpose(1, 2)).transpose(1, 2)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
         for ours, theirs in zip(
@@ -45,12 +45,12 @@ def test_strided_conv_equals_conv1d_for_every_length(kernel, stride, bias):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_strided_conv_reads_nothing_beyond_the_last_frames_reach():
+def test_conv_rows_reads_nothing_beyond_the_last_frames_reach():
     conv = nn.Conv1d(1, 2, 3, 2)
     x = torch.randn(1, 8, 1)
-    expected = strided_conv(x, conv)  # three frames reach 7 samples
+    expected = conv_rows(x, conv)  # three frames reach 7 samples
     x[0, 7] = math.nan
-    assert torch.equal(strided_conv(x, conv), expected)
+    assert torch.equal(conv_rows(x, conv), expected)
 
 
 @pytest.mark.parametrize("mode", ["layer_norm", "group_norm"])
