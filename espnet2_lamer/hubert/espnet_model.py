@@ -174,6 +174,10 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
                 return force_gatherable((loss, stats, weight), loss.device)
         return loss, stats, weight
 
+    def keep_frozen(self) -> None:
+        """Prepare what never changes for a training: loaded, on its device."""
+        self.encoder.keep_frozen(AMP_DTYPES[self.amp_dtype])
+
     def _loss(
         self,
         output: MaskedPrediction,

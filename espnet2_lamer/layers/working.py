@@ -58,8 +58,11 @@ def working_copies(
     made: dict[nn.Parameter, Tensor] = {}
     if dtype is not None and not torch.compiler.is_compiling():
         others = [p for p in parameters if p.is_floating_point() and p.dtype != dtype]
-        if others:
-            made = dict(zip(others, _Copies.apply(dtype, *others), strict=True))
+        # Apart, or the copies of what is frozen would have gradients, too.
+        for trains in (False, True):
+            some = [p for p in others if p.requires_grad is trains]
+            if some:
+                made |= zip(some, _Copies.apply(dtype, *some), strict=True)
     with using(made):
         yield made
 

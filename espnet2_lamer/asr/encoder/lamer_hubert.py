@@ -1,7 +1,7 @@
 """ESPnet encoder ``lamer_hubert``: a HuBERT with LoRA experts and a unit head."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -362,7 +362,7 @@ class LamerHubertEncoder(FrozenBase, TorchAudioHuBERTPretrainEncoder):
         head, wav2vec2 = self.hubert_pretrain_model.logit_generator, self.wav2vec2
         for layer in wav2vec2.encoder.transformer.layers:
             record = getattr(layer.feed_forward, "record", None)
-            if record is not None:
+            if record is not None and len(layer.feed_forward.routers) > 0:
                 record.packing = packing
         x = blocks.project(wav2vec2, features)
         x = self.hubert_pretrain_model.mask_generator(x, mask)
@@ -385,26 +385,27 @@ class LamerHubertEncoder(FrozenBase, TorchAudioHuBERTPretrainEncoder):
     def _compiled(self) -> Any:
         return torch.compile(self._network, dynamic=True)
 
-    def states(self, waveforms: Tensor, dtype: torch.dtype | None) -> list[Tensor]:
-        """Compute every state of utterances of equal length, unmasked, as it trains.
+    def states(
+        self, waveforms: Iterable[Tensor], dtype: torch.dtype
+    ) -> Iterator[list[Tensor]]:
+        """Yield every state ``[B, T, D]`` of batches ``[B, n]``, unmasked, in ``dtype``.
 
-        See :func:`~espnet2_lamer.asr.upstream.hidden_states`, which computes in the
-        weights' own type; these are in ``dtype``.
+        Each batch is of equal lengths. Those of
+        :func:`~espnet2_lamer.asr.upstream.hidden_states`, for a model whose frozen
+        weights :meth:`keep_frozen` prepared.
         """
-        with (
-            torch.autocast(waveforms.device.type, enabled=False),
-            working_copies(self._copied, dtype),
-            router_parts(self._routers, dtype),
-        ):
-            features, _ = self.wav2vec2.feature_extractor(waveforms, None, dtype)
-            batch, frames = features.shape[:2]
-            counts = torch.full((batch,), frames, device=features.device)
-            packing = Packing(batch, frames, counts, None)
-            x = blocks.project(self.wav2vec2, features)
-            x = blocks.enter(self.wav2vec2, x, packing)
-            found = [x]
-            for layer in self.wav2vec2.encoder.transformer.layers:
-                found.append(x := blocks.run_block(layer, x, packing))
-            if self.final_norm:
-                found[-1] = blocks.leave(self.wav2vec2, x)
+        with working_copies(self._copied, dtype):
+            for wavs in waveforms:
+                yield self._states(wavs, dtype)
+
+    def _states(self, waveforms: Tensor, dtype: torch.dtype) -> list[Tensor]:
+        features, _ = self.wav2vec2.feature_extractor(waveforms, None, dtype)
+        batch, frames = features.shape[:2]
+        packing = Packing(batch, frames, features.new_full((batch,), frames), None)
+        x = blocks.project(self.wav2vec2, features)
+        found = [blocks.enter(self.wav2vec2, x, packing)]
+        for layer in self.wav2vec2.encoder.transformer.layers:
+            found.append(blocks.run_block(layer, found[-1], packing))
+        if self.final_norm:
+            found[-1] = blocks.leave(self.wav2vec2, found[-1])
         return [packing.unpack(state) for state in found]
