@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -31,6 +30,15 @@ class Packing:
     lengths: Tensor
     rows: Tensor | None
 
+    def __post_init__(self) -> None:
+        columns = torch.arange(self.frames, device=self.lengths.device)
+        #: Bool ``[B, T]``, true where a frame is real.
+        self.real = columns < self.lengths[:, None]
+        #: First row of each utterance and, last, R; int32 ``[B + 1]``.
+        self.starts = F.pad(self.lengths.cumsum(0), (1, 0)).to(torch.int32)
+        #: ``lengths`` on the host, unless a device would have to be asked for them.
+        self.spans = self.lengths.tolist() if self.lengths.device.type == "cpu" else []
+
     @classmethod
     def of(cls, lengths: Tensor, frames: int, rows: Tensor | None = None) -> "Packing":
         """Describe a batch whose grid has ``frames`` columns.
@@ -42,30 +50,13 @@ class Packing:
         if rows is None:
             columns = torch.arange(frames, device=lengths.device)
             rows = (columns < lengths[:, None]).flatten().nonzero().squeeze(1)
-        return cls(
-            batch, frames, lengths, None if len(rows) == batch * frames else rows
-        )
+        full = len(rows) == batch * frames
+        return cls(batch, frames, lengths, None if full else rows)
 
     @property
     def size(self) -> int:
         """R, the number of real frames."""
         return self.batch * self.frames if self.rows is None else len(self.rows)
-
-    @cached_property
-    def real(self) -> Tensor:
-        """Bool ``[B, T]``, true where a frame is real."""
-        columns = torch.arange(self.frames, device=self.lengths.device)
-        return columns < self.lengths[:, None]
-
-    @cached_property
-    def starts(self) -> Tensor:
-        """First row of each utterance and, last, R; int32 ``[B + 1]``."""
-        return F.pad(self.lengths.cumsum(0), (1, 0)).to(torch.int32)
-
-    @cached_property
-    def spans(self) -> list[int]:
-        """``lengths`` on the host."""
-        return self.lengths.tolist()
 
     def pack(self, grid: Tensor) -> Tensor:
         """Take real frames: ``[B, T, ...]`` to ``[R, ...]``."""
@@ -109,7 +100,8 @@ class Packing:
                 where = (self.starts, self.starts, self.frames, self.frames)
                 return varlen_attn(q, k, v, *where).flatten(1)
             _say_slow()
-        parts = [_attend(x[None], dropout)[0] for x in packed.split(self.spans)]
+        spans = self.spans or self.lengths.tolist()
+        parts = [_attend(x[None], dropout)[0] for x in packed.split(spans)]
         return torch.cat(parts)
 
 
