@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from espnet2_lamer.layers.config import check_values
-from espnet2_lamer.layers.working import autocast_type, in_type, parts_of
+from espnet2_lamer.layers.products import adapted_linear, float32_product, gated
+from espnet2_lamer.layers.working import autocast_type, in_type
 
 
 class LoRAExperts(nn.Module):
@@ -76,72 +77,7 @@ class LoRAExperts(nn.Module):
         """
         a, b = self._stacked(autocast_type(x))
         z = F.linear(self.dropout(x), a)
-        return F.linear(_gated(z, gates, self.scale), b)
-
-
-def _gated(z: Tensor, gates: Tensor | None, scale: float) -> Tensor:
-    """Multiply ``z [..., N * r]`` by ``gates [..., N]`` and the scale, in z's type."""
-    if gates is None:
-        return z if scale == 1.0 else scale * z
-    # The scale goes where there is least to multiply.
-    gates = (gates if scale == 1.0 else scale * gates).unsqueeze(-1)
-    per_expert = z.unflatten(-1, (gates.shape[-2], -1))
-    if z.is_cuda and gates.dtype != z.dtype and not torch.is_grad_enabled():
-        # Float32 gates as they are, and no kernel to round them.
-        gated = torch.empty_like(z)
-        torch.mul(per_expert, gates, out=gated.view(per_expert.shape))
-        return gated
-    return (per_expert * gates.to(z.dtype)).flatten(-2)
-
-
-class _AdaptedLinear(torch.autograd.Function):
-    """``x W^T + b + gated(d A^T) B^T`` and its gradients, with as few passes as can be.
-
-    ``d`` is ``x`` after dropout, or ``None`` where that is ``x`` itself. The widest
-    tensors, the output and the gradient of the input, are written by one product and
-    completed in place by another.
-    """
-
-    @staticmethod
-    def forward(ctx, x, d, weight, bias, a, b, gates, scale: float) -> Tensor:
-        y = F.linear(x, weight, bias)
-        z = F.linear(x if d is None else d, a)
-        gated = _gated(z, gates, scale)
-        y.addmm_(gated, b.t())
-        ctx.save_for_backward(x, d, weight, a, b, gates, z, gated)
-        ctx.scale, ctx.has_bias = scale, bias is not None
-        return y
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, d, weight, a, b, gates, z, gated = ctx.saved_tensors
-        need_x, need_d, need_weight, need_bias, need_a, need_b, need_gates, _ = (
-            ctx.needs_input_grad
-        )
-        grad_x = grad_d = grad_a = grad_gates = None
-        if need_x or need_d or need_a or need_gates:
-            grad_gated = grad @ b  # [R, N * r]
-            grad_z = _gated(grad_gated, gates, ctx.scale)
-        if need_gates:
-            products = (grad_gated * z).unflatten(-1, (gates.shape[-1], -1))
-            grad_gates = products.sum(-1, dtype=gates.dtype)
-            grad_gates = grad_gates if ctx.scale == 1.0 else ctx.scale * grad_gates
-        if need_x:
-            grad_x = grad @ weight
-            if d is None:
-                grad_x.addmm_(grad_z, a)
-        if d is not None and need_d:
-            grad_d = grad_z @ a
-        if need_a:
-            grad_a = grad_z.t() @ (x if d is None else d)
-        grad_b = grad.t() @ gated if need_b else None
-        grad_weight = grad.t() @ x if need_weight else None
-        grad_bias = grad.sum(0) if need_bias else None
-        return (
-            *(grad_x, grad_d, grad_weight, grad_bias),
-            *(grad_a, grad_b, grad_gates, None),
-        )
+        return F.linear(gated(z, gates, self.scale), b)
 
 
 class LoRAExpertLinear(LoRAExperts):
@@ -171,65 +107,13 @@ class LoRAExpertLinear(LoRAExperts):
         """Map ``x [..., d_in]`` to ``[..., d_out]``, by Linear and experts."""
         dtype = autocast_type(x)
         rows = x.reshape(-1, x.shape[-1]).to(dtype)
-        dropped = None
-        if self.training and self.dropout.p > 0:
-            dropped = self.dropout(rows)
         if gates is not None:
             gates = gates.reshape(-1, self.num_experts)
-        weight, bias = (in_type(p, dtype) for p in (self.base.weight, self.base.bias))
-        a, b = self._stacked(dtype)
+        own = in_type(self.base.weight, dtype), in_type(self.base.bias, dtype)
         with torch.autocast(x.device.type, enabled=False):
-            if torch.compiler.is_compiling():
-                # The compiler plans the passes itself.
-                z = F.linear(rows if dropped is None else dropped, a)
-                y = F.linear(rows, weight, bias)
-                y = y + F.linear(_gated(z, gates, self.scale), b)
-            else:
-                y = _AdaptedLinear.apply(
-                    rows, dropped, weight, bias, a, b, gates, self.scale
-                )
+            given = rows, self.dropout(rows), *own, *self._stacked(dtype)
+            y = adapted_linear(*given, gates, self.scale)
         return y.view(*x.shape[:-1], y.shape[-1])
-
-
-class _Float32Product(torch.autograd.Function):
-    """``x @ weight.T`` in float32 that keeps ``x`` as it came.
-
-    Autograd would keep the float32 copy of a half-precision ``x``: two to four times
-    what the experts themselves keep. With the weight's ``parts [N, 3, D]`` in the type
-    of ``x`` (see :func:`~espnet2_lamer.layers.working.router_parts`) nothing of that
-    size is copied at all; gradients are then products of that type, as all others.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, parts: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight, parts)
-        if parts is None:
-            return x.float() @ weight.float().t()
-        scores = wide_product(x.reshape(-1, x.shape[-1]), parts.flatten(0, 1).t())
-        scores = scores.view(-1, *parts.shape[:2]).sum(-1)
-        return scores.view(*x.shape[:-1], len(parts))
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, parts = ctx.saved_tensors
-        rows, frames = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
-        grad_x = grad_weight = None
-        if parts is not None:
-            rows = rows.to(x.dtype)
-        if ctx.needs_input_grad[0]:
-            first = weight.float() if parts is None else parts[:, 0]
-            grad_x = (rows @ first).to(x.dtype).view(x.shape)
-        if ctx.needs_input_grad[1]:
-            if parts is None:
-                grad_weight = (rows.t() @ frames.float()).to(weight.dtype)
-            else:
-                grad_weight = wide_product(rows.t(), frames)
-        return grad_x, grad_weight, None
-
-
-def wide_product(a: Tensor, b: Tensor) -> Tensor:
-    """Multiply half-precision matrices on a GPU; sums and result are float32."""
-    return torch.mm(a, b, out_dtype=torch.float32)
 
 
 class Router(nn.Module):
@@ -293,10 +177,7 @@ class Router(nn.Module):
             gates (zero outside the Top-K) and probs, both ``[..., N]`` float32.
         """
         with torch.autocast(x.device.type, enabled=False):
-            if x.dtype == torch.float32:
-                scores = x @ self.weight.float().t()
-            else:
-                scores = _Float32Product.apply(x, self.weight, parts_of(self.weight))
+            scores = float32_product(x, self.weight)
             probs = torch.softmax(scores, dim=-1)
         if not self.is_sparse:
             return probs, probs

@@ -15,11 +15,7 @@ from espnet2_lamer.layers.working import linear
 
 @dataclass
 class Routing:
-    """Output of one router: ``probs`` and ``gates``, both ``[B, T, N]`` float32.
-
-    Those of :meth:`RoutingRecord.by_expert_count` may have real frames alone, ``[R,
-    N]``.
-    """
+    """Output of one router: ``probs`` and ``gates``, both ``[B, T, N]`` float32."""
 
     layer: int
     name: str
@@ -61,10 +57,7 @@ class RoutingRecord:
         return frames.flatten()
 
     def by_expert_count(self) -> list[list[Routing]]:
-        """Group routers with equal N, so that a few stacked operations serve all.
-
-        Probabilities and gates are rows, ``[R, N]``, in the order of :meth:`rows_of`.
-        """
+        """Group routers with equal N, as rows ``[R, N]``, to be computed at once."""
         groups: dict[int, list[Routing]] = {}
         for one in self._routings.values():
             probs, gates = (x.flatten(0, -2) for x in (one.probs, one.gates))

@@ -388,9 +388,9 @@ class LamerHubertEncoder(FrozenBase, TorchAudioHuBERTPretrainEncoder):
     def states(
         self, waveforms: Iterable[Tensor], dtype: torch.dtype
     ) -> Iterator[list[Tensor]]:
-        """Yield every state ``[B, T, D]`` of batches ``[B, n]``, unmasked, in ``dtype``.
+        """Yield every state ``[B, T, D]`` of batches ``[B, n]``, in ``dtype``.
 
-        Each batch is of equal lengths. Those of
+        Each batch is of equal lengths; nothing is masked. Those of
         :func:`~espnet2_lamer.asr.upstream.hidden_states`, for a model whose frozen
         weights :meth:`keep_frozen` prepared.
         """
