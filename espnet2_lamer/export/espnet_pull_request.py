@@ -46,12 +46,17 @@ _LAYERS: dict[str, tuple[tuple[str, str], ...]] = {
     # What they take from two modules that are for speed, the core has in short.
     "experts": (
         (r"    def adapter_parameters.*\n.*\n.*\n\n", ""),
+        # Weights have one type; autocast copies them.
+        (r"from espnet2_lamer.layers.working import .*\n", ""),
+        (r"        dtype = autocast_type\(x\)\n", ""),
+        (r"in_type\((self\.\w+(\.\w+)?), dtype\)", r"\1"),
+        (r"_stacked\((dtype|autocast_type\(x\))\)", "_stacked()"),
+        (r"self, dtype: torch.dtype\)", "self)"),
+        (r"(reshape\(-1, x.shape\[-1\]\)).to\(dtype\)", r"\1"),
         (
-            r"from espnet2_lamer.layers.products import (.*), (.*), (.*)\n.*\n",
-            r"from espnet2_lamer.layers.products import (\n    \1,\n    \2,\n    \3,"
-            r"\n    in_type,\n)\n",
+            r"        with .*\n    (        given = .*\n)    (        y = .*\n)",
+            r"\1\2",
         ),
-        (r"autocast_type\(x\)", "x.dtype"),
     ),
     "feed_forward": (
         (r"from espnet2_lamer.layers.(packing|working) import .*\n", ""),

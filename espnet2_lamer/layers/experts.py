@@ -67,14 +67,11 @@ class LoRAExperts(nn.Module):
 
     def _stacked(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """A of all experts ``[N * r, d_in]`` and B ``[d_out, N * r]``."""
-        a, b = (in_type(p, dtype) for p in (self.lora_A, self.lora_B))
+        a, b = in_type(self.lora_A, dtype), in_type(self.lora_B, dtype)
         return a.flatten(0, 1), b
 
     def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
-        """Sum the experts: ``x [..., d_in]``, ``gates [..., N]`` to ``[..., d_out]``.
-
-        Without gates all are one.
-        """
+        """Sum: ``x [..., d_in]``, ``gates [..., N]`` or ``None`` to ``[..., d_out]``."""
         a, b = self._stacked(autocast_type(x))
         z = F.linear(self.dropout(x), a)
         return F.linear(gated(z, gates, self.scale), b)

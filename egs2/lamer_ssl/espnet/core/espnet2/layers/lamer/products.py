@@ -20,8 +20,3 @@ def adapted_linear(x, dropped, weight, bias, a, b, gates, scale):
 def float32_product(x, weight):
     """Return ``x @ weight.T`` in float32."""
     return x.float() @ weight.float().t()
-
-
-def in_type(parameter, dtype):
-    """Return a weight, if there is one, in ``dtype``."""
-    return None if parameter is None else parameter.to(dtype)
