@@ -71,7 +71,7 @@ class LoRAExperts(nn.Module):
         return a.flatten(0, 1), b
 
     def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
-        """Sum: ``x [..., d_in]``, ``gates [..., N]`` or ``None`` to ``[..., d_out]``."""
+        """Sum: ``x [..., d_in]``, ``gates [..., N]`` or none, to ``[..., d_out]``."""
         a, b = self._stacked(autocast_type(x))
         z = F.linear(self.dropout(x), a)
         return F.linear(gated(z, gates, self.scale), b)
