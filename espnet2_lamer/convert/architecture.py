@@ -1,15 +1,19 @@
 """HuBERT's architecture: one table for every format, and the model built from it."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchaudio.models import Wav2Vec2Model, wav2vec2_model
 from torchaudio.models.wav2vec2.components import (
     ConvolutionalPositionalEmbedding,
     FeatureExtractor,
 )
+
+from espnet2_lamer.layers.working import autocast_type, in_type, layer_norm
 
 
 @dataclass(frozen=True)
@@ -86,29 +90,36 @@ def normalize_waveform(waveforms: Tensor, lengths: Tensor | None) -> Tensor:
     return centred * torch.rsqrt(variance + 1e-5)
 
 
-def strided_conv(x: Tensor, conv: nn.Conv1d) -> Tensor:
-    """Map ``[B, T, C_in]`` to ``[B, (T - k) // s + 1, C_out]`` by matrix products.
+def conv_rows(x: Tensor, conv: nn.Conv1d) -> Tensor:
+    """Convolve frames that lie one after the other, by matrix products.
 
-    An unpadded 1-D convolution, frame-major: the kernel is cut into pieces as wide as
-    the stride, and each multiplies the non-overlapping blocks of the input, so neither
-    input nor output is transposed.
+    An unpadded 1-D convolution with stride s and kernel k <= 2 s, frame-major: the
+    kernel is cut into two pieces at the stride, and each multiplies the blocks of s
+    frames, so that no input is copied or transposed.
+
+    Args:
+        x: ``[R, C_in]``, the frames of a whole batch, each utterance a multiple of s.
+        conv: Its kernel and bias.
+
+    Returns:
+        ``[R / s, C_out]``; the last row of an utterance reaches into the next one where
+        k > s, and belongs to no frame.
     """
     kernel, stride = conv.kernel_size[0], conv.stride[0]
-    batch, length, channels = x.shape
-    frames = (length - kernel) // stride + 1
-    pieces = -(-kernel // stride)
-    needed = (frames + pieces - 1) * stride
-    # Samples past the last frame's reach are never multiplied: their weight is absent.
-    if needed > length:
-        x = nn.functional.pad(x, (0, 0, 0, needed - length))
-    blocks = x[:, :needed].reshape(batch, -1, stride * channels)
-    weight = conv.weight.transpose(1, 2)  # [C_out, k, C_in]
-    y = None
-    for piece in range(pieces):
-        part = weight[:, piece * stride : (piece + 1) * stride].flatten(1)
-        block = blocks[:, piece : piece + frames, : part.shape[1]]
-        term = nn.functional.linear(block, part, conv.bias if y is None else None)
-        y = term if y is None else y + term
+    blocks = x.reshape(-1, stride * x.shape[-1])
+    weight = in_type(conv.weight, x.dtype).transpose(1, 2)  # [C_out, k, C_in]
+    bias = in_type(conv.bias, x.dtype)
+    first, rest = (part.flatten(1) for part in weight.tensor_split([stride], 1))
+    if kernel <= stride:
+        return F.linear(blocks[:, : first.shape[1]], first, bias)
+    if x.shape[-1] == 1:
+        # A product over so few samples is slower than the copy.
+        both = torch.cat([blocks, blocks.roll(-1, 0)[:, : rest.shape[1]]], 1)
+        return F.linear(both, weight.flatten(1), bias)
+    y, tail = F.linear(blocks, first, bias), blocks[1:, : rest.shape[1]]
+    if y.requires_grad or y.dtype != x.dtype:
+        return y + F.pad(F.linear(tail, rest), (0, 0, 0, 1))
+    y[:-1].addmm_(tail, rest.t())
     return y
 
 
@@ -116,8 +127,9 @@ class HubertFeatureExtractor(FeatureExtractor):
     """torchaudio's convolution stack with waveform normalisation in front.
 
     Sitting first inside ``wav2vec2``, it gives every door (training, S3PRL, feature
-    extraction) the normalisation exactly once. Where every block has a LayerNorm it
-    computes ``frame_major``, which spares the transposes around each (2-3x on a CPU).
+    extraction) the normalisation exactly once. Where every block has a LayerNorm and no
+    kernel is longer than two strides it computes ``frame_major``, which spares the
+    transposes around each (2-3x on a CPU).
     """
 
     def __init__(
@@ -125,28 +137,54 @@ class HubertFeatureExtractor(FeatureExtractor):
     ) -> None:
         super().__init__(conv_layers)
         self.normalize_waveform = normalize_waveform
-        self.frame_major = frame_major
+        shapes = [(block.kernel_size, block.stride) for block in conv_layers]
+        self.frame_major = frame_major and all(k <= 2 * s for k, s in shapes)
+        self.shift = prod(stride for _, stride in shapes)
+        self.reach = 1
+        for kernel, stride in reversed(shapes):
+            self.reach = (self.reach - 1) * stride + kernel
+
+    def num_frames(self, samples: int | Tensor) -> int | Tensor:
+        """Frames of so many samples, 0 of fewer than one frame reaches."""
+        frames = (samples - self.reach) // self.shift + 1
+        return max(frames, 0) if isinstance(frames, int) else frames.clamp(min=0)
 
     def forward(
-        self, x: Tensor, length: Tensor | None = None
+        self,
+        x: Tensor,
+        length: Tensor | None = None,
+        dtype: torch.dtype | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Map waveforms ``[B, n]`` to features ``[B, T, C]`` and their lengths."""
+        """Map waveforms ``[B, n]`` to features ``[B, T, C]`` and their lengths.
+
+        Convolutions compute in ``dtype``, ``None``: the waveforms'.
+        """
         if self.normalize_waveform:
             x = normalize_waveform(x, length)
-        if not self.frame_major:
-            return super().forward(x, length)
-        x = x.unsqueeze(-1)
+        frames = None if length is None else self.num_frames(length)
+        x = x if dtype is None else x.to(dtype)
+        return self._by_frame(x) if self.frame_major else self._by_channel(x), frames
+
+    def _by_frame(self, x: Tensor) -> Tensor:
+        batch, samples = x.shape
+        rows = F.pad(x, (0, -samples % self.shift)).view(-1, 1)
         for block in self.conv_layers:
-            x = strided_conv(x, block.conv)
-            norm = block.layer_norm
-            x = nn.functional.layer_norm(
-                x, norm.normalized_shape, norm.weight, norm.bias, norm.eps
-            )
-            x = nn.functional.gelu(x)
-            if length is not None:
-                length = (length - block.kernel_size) // block.stride + 1
-                length = length.clamp(min=0)
-        return x, length
+            rows = F.gelu(layer_norm(block.layer_norm, conv_rows(rows, block.conv)))
+        return rows.unflatten(0, (batch, -1))[:, : self.num_frames(samples)]
+
+    def _by_channel(self, x: Tensor) -> Tensor:
+        x = x.unsqueeze(1)
+        for block in self.conv_layers:
+            conv, norm = block.conv, block.layer_norm
+            weight, bias = (in_type(p, x.dtype) for p in (conv.weight, conv.bias))
+            x = F.conv1d(x, weight, bias, conv.stride)
+            if isinstance(norm, nn.GroupNorm):
+                scale, shift = (in_type(p, x.dtype) for p in (norm.weight, norm.bias))
+                x = F.group_norm(x, norm.num_groups, scale, shift, norm.eps)
+            elif norm is not None:
+                x = layer_norm(norm, x.transpose(1, 2)).transpose(1, 2)
+            x = F.gelu(x)
+        return x.transpose(1, 2)
 
 
 class PositionalEmbedding(ConvolutionalPositionalEmbedding):
@@ -158,13 +196,34 @@ class PositionalEmbedding(ConvolutionalPositionalEmbedding):
     HuBERT-Base and Large have 48 and 64 channels per group; tiny models do not.
     """
 
+    #: Kernel and bias that :meth:`fold` computed.
+    folded: tuple[Tensor, Tensor] | None = None
+
     def forward(self, x: Tensor) -> Tensor:
         """Map frames ``[B, T, D]`` to position embeddings ``[B, T, D]``."""
-        channels = self.conv.in_channels // self.conv.groups
-        if x.device.type != "cpu" or channels >= SAFE_CHANNELS:
-            return super().forward(x)
-        with torch.autocast("cpu", enabled=False):
-            return super().forward(x.float()).to(x.dtype)
+        dtype = self._dtype(x.device, autocast_type(x))
+        weight, bias = self.folded or (self.conv.weight, self.conv.bias)
+        with torch.autocast(x.device.type, enabled=False):
+            y = F.conv1d(
+                x.transpose(1, 2).to(dtype),
+                in_type(weight, dtype),
+                in_type(bias, dtype),
+                padding=self.conv.padding,
+                groups=self.conv.groups,
+            )
+            y = F.gelu(y[..., : y.shape[-1] - self.num_remove])
+        return y.transpose(1, 2).to(x.dtype)
+
+    def _dtype(self, device: torch.device, dtype: torch.dtype) -> torch.dtype:
+        narrow = self.conv.in_channels // self.conv.groups < SAFE_CHANNELS
+        half = dtype in (torch.bfloat16, torch.float16)
+        return torch.float32 if half and narrow and device.type == "cpu" else dtype
+
+    def fold(self, dtype: torch.dtype | None) -> None:
+        """Compute the weight-normalised kernel once: the weights will not change."""
+        weight, bias = self.conv.weight.detach(), self.conv.bias.detach()
+        dtype = self._dtype(weight.device, dtype or weight.dtype)
+        self.folded = weight.to(dtype), bias.to(dtype)
 
 
 def _check_sizes(architecture: dict[str, Any]) -> None:

@@ -43,17 +43,42 @@ _ENTRIES = (
 # This package's modules that become ESPnet's, and what they lose or change.
 _LAYERS: dict[str, tuple[tuple[str, str], ...]] = {
     "config": (("from espnet2_lamer.errors import RecipeError\n\n", ""),),
-    # Less memory in half precision, by an autograd function that a reviewer can miss.
+    # What they take from two modules that are for speed, the core has in short.
     "experts": (
-        (r"(?s)class _Float32Product.*?(?=class Router)", ""),
-        (
-            r"            if x\.dtype == torch\.float32:\n.*\n            else:\n.*\n",
-            "            scores = x.float() @ self.weight.float().t()\n",
-        ),
         (r"    def adapter_parameters.*\n.*\n.*\n\n", ""),
+        # Weights have one type; autocast copies them.
+        (r"from espnet2_lamer.layers.working import .*\n", ""),
+        (r"        dtype = autocast_type\(x\)\n", ""),
+        (r"in_type\((self\.\w+(\.\w+)?), dtype\)", r"\1"),
+        (r"_stacked\((dtype|autocast_type\(x\))\)", "_stacked()"),
+        (r"self, dtype: torch.dtype\)", "self)"),
+        (r"(reshape\(-1, x.shape\[-1\]\)).to\(dtype\)", r"\1"),
+        (
+            r"        with .*\n    (        given = .*\n)    (        y = .*\n)",
+            r"\1\2",
+        ),
     ),
-    "feed_forward": (),
-    "balance": (),
+    "feed_forward": (
+        (r"from espnet2_lamer.layers.(packing|working) import .*\n", ""),
+        (r" linear\(module, x\)", " module(x)"),
+        (r"(?s)    def rows_of.*?(?=    def by_expert)", ""),
+        (r"        self.packing: Packing \| None = None\n", ""),
+        (
+            r"(?s)        \"\"\"Yield what.*?yield one\n",
+            "        return iter(self._routings.values())\n",
+        ),
+        (r" A network\n    that computes real .* which those are\.\n", "\n"),
+        (r", rows: Tensor \| None = None\) -> Tensor:", ") -> Tensor:"),
+        (r"(?s)\n\n        With positions ``rows.*?        (?=\"\"\")", ""),
+        (r"(?s)        if rows is not None:.*?(?=        h = F.gelu)", ""),
+    ),
+    "balance": (
+        (
+            r"(?s)        packing = record.packing\n.*?(?=        # Where f is)",
+            "        self.frames = real.sum().float()\n",
+        ),
+        (r" if packing is None else None\n", "\n"),
+    ),
 }
 # The recipe's files, of those that are laid into a checkout: the pretraining of the
 # paper and of the mini preset, their heads, and what stage 0 trains from nothing.

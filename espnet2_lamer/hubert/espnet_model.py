@@ -133,7 +133,9 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
         Waveforms are ``[B, n]``, the unit of every frame is in ``text [B, T]``, masked
         frames of each utterance in ``mask_indices [B, M]``, both padded with -1. Among
         other data ``lang [B]``, the number of each utterance's language, serves
-        ``language_statistics`` and distillation only.
+        ``language_statistics`` and distillation only; ``real_frames`` and
+        ``masked_frames``, positions in the flattened ``[B, T]``, spare a device the
+        question how many there are.
         """
         if self.training:
             self.training_batches += 1
@@ -141,24 +143,30 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
                 if isinstance(module, Router):
                     module.update_selection_bias()
         mask = index_mask(mask_indices, text.shape[1])
-        dtype = AMP_DTYPES[self.amp_dtype]
-        with (
-            record_routing(self) as record,
-            torch.autocast(speech.device.type, dtype=dtype, enabled=dtype is not None),
-        ):
+        frames = None
+        if {"real_frames", "masked_frames"} <= kwargs.keys():
+            frames = kwargs["real_frames"], kwargs["masked_frames"]
+        with record_routing(self) as record:
             output = self.encoder(
-                speech, speech_lengths, mask, with_unmasked=self.unmasked_weight > 0
+                *(speech, speech_lengths, mask),
+                with_unmasked=self.unmasked_weight > 0,
+                with_hidden=self._distills,
+                dtype=AMP_DTYPES[self.amp_dtype],
+                frames=frames,
             )
             distilled = None
             if self._distills:
                 lang = kwargs.get("lang")
                 distilled = self._distilled(output, speech, speech_lengths, mask, lang)
-        mask = mask[:, : output.real.shape[1]]
-        loss, stats, weight = self._loss(output, text, mask, record, distilled)
+        text = text[:, : output.packing.frames].flatten()
+        loss, stats, weight = self._loss(output, text, record, distilled)
         if "lang" in kwargs:
-            of_frames = kwargs["lang"].reshape(-1, 1).expand_as(mask)[mask]
-            self.language_statistics.add(output.logits, text[mask], of_frames)
+            utterances = output.masked.div(output.packing.frames, rounding_mode="floor")
+            of_frames = kwargs["lang"].reshape(-1).index_select(0, utterances)
+            labels = text.index_select(0, output.masked)
+            self.language_statistics.add(output.logits, labels, of_frames)
         if self.training:
+            mask = mask[:, : output.packing.frames]
             self.routing_statistics.add(record, output.real, mask)
             if self.routing_statistics.due:
                 stats |= self.routing_statistics.read(self.training_batches)
@@ -166,24 +174,29 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
                 return force_gatherable((loss, stats, weight), loss.device)
         return loss, stats, weight
 
+    def keep_frozen(self) -> None:
+        """Prepare what never changes for a training: loaded, on its device."""
+        self.encoder.keep_frozen(AMP_DTYPES[self.amp_dtype])
+
     def _loss(
         self,
         output: MaskedPrediction,
         text: Tensor,
-        mask: Tensor,
         record: RoutingRecord,
         distilled: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor | float | None], Tensor]:
-        labels = text[mask]
-        weight = output.logits.new_tensor(float(max(labels.numel(), 1)))
+        """As :meth:`forward`; ``text`` has the unit of every frame of the grid."""
+        labels = text.index_select(0, output.masked)
+        # Filled on the device: nothing is copied there.
+        weight = output.logits.new_full((), float(max(labels.numel(), 1)))
         balance = BalanceTerm(record, output.real, self.encoder.lamer)
         others = None
-        if output.unmasked_logits is not None:
-            others = text[:, : output.real.shape[1]][output.real & ~mask]
+        if output.unmasked is not None:
+            others = text.index_select(0, output.unmasked)
         local = [
             weight,
-            weight.new_tensor(float(labels.numel())),
-            weight.new_tensor(float(0 if others is None else others.numel())),
+            weight.new_full((), float(labels.numel())),
+            weight.new_full((), float(0 if others is None else others.numel())),
             weight.new_zeros(()) if distilled is None else distilled[1],
             *balance.local_sums(),
         ]
@@ -266,7 +279,9 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
         with torch.no_grad(), experts_off(self.encoder):
             # The teacher drops nothing.
             self.encoder.eval()
-            base = self.encoder(speech[rows], lengths[rows], mask[rows]).hidden
+            dtype = AMP_DTYPES[self.amp_dtype]
+            given = speech[rows], lengths[rows], mask[rows]
+            base = self.encoder(*given, dtype=dtype).hidden
             self.encoder.train(training)
         real = output.real[rows]
         mine, theirs = output.hidden[rows][real], base[real]

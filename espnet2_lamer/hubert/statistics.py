@@ -178,12 +178,14 @@ class RoutingLog:
         groups = record.by_expert_count()
         if not groups:
             return
-        kinds = torch.stack([real & mask, real & ~mask]).flatten(1).float()  # [2, F]
+        real, mask = map(record.rows_of, (real, mask))
+        kinds = torch.stack([real & mask, real & ~mask]).float()  # [2, R]
         sums = []
         for group in groups:
-            probs = torch.stack([routing.probs.flatten(0, 1) for routing in group])
-            gates = torch.stack([routing.gates.flatten(0, 1) for routing in group])
-            probs = probs.masked_fill(~real.flatten()[:, None], 0.0)
+            probs = torch.stack([routing.probs for routing in group])
+            gates = torch.stack([routing.gates for routing in group])
+            if record.packing is None:
+                probs = probs.masked_fill(~real[:, None], 0.0)
             entropy = torch.special.entr(probs).sum(-1, keepdim=True)
             values = torch.cat([probs, (gates > 0).to(probs.dtype), entropy], -1)
             sums.append(kinds @ values)  # [routers, 2, 2 N + 1]

@@ -12,20 +12,16 @@ def routing_sums(
 ) -> tuple[Tensor, Tensor]:
     """Sum probabilities and count dispatched frames (gate above 0) per expert.
 
-    ``mask`` marks real frames of the trailing shape before N (``[B, T]`` for
-    ``[B, T, N]`` or, of several routers, ``[L, B, T, N]``). Sums ``[N]`` (``[L, N]``)
-    have a gradient, counts none.
+    ``mask`` marks real frames ``[F]`` of ``[F, N]`` or, of several routers, ``[L, F,
+    N]``. Sums ``[N]`` (``[L, N]``) have a gradient, counts none.
     """
     used = (gates.detach() > 0).to(probs.dtype)
-    if mask is None:
-        frames = tuple(range(probs.dim() - 1))
-    else:
+    if mask is not None:
         # Replacing (not multiplying) keeps a NaN in padding out of the sums; unlike
         # indexing it asks the device for no count.
         padding = ~mask.unsqueeze(-1)
         probs, used = probs.masked_fill(padding, 0.0), used.masked_fill(padding, 0.0)
-        frames = tuple(range(-1 - mask.dim(), -1))
-    return probs.sum(frames), used.sum(frames)
+    return probs.sum(-2), used.sum(-2)
 
 
 def load_balancing_loss(
@@ -39,8 +35,10 @@ def load_balancing_loss(
     sum 1, so that perfect balance gives 1 whatever K is (Lamer-SSL, Eq. 7). Both are
     ``[..., N]``; ``mask [...]`` is True where a frame is real.
     """
+    probs, gates = probs.flatten(0, -2), gates.flatten(0, -2)
+    mask = None if mask is None else mask.flatten()
     sums, counts = routing_sums(probs, gates, mask)
-    frames = probs[..., 0].numel() if mask is None else mask.sum()
+    frames = len(probs) if mask is None else mask.sum()
     return probs.shape[-1] * torch.sum(sums / frames * _shares(counts))
 
 
@@ -64,7 +62,13 @@ class BalanceTerm:
         self, record: RoutingRecord, real: Tensor, lamer: LamerConfig | None
     ) -> None:
         self.kind = "none" if lamer is None else lamer.balance
-        self.frames = real.sum().float()
+        packing = record.packing
+        # Where padding was not computed nobody has to ask how many frames are real.
+        self.frames = (
+            real.sum().float()
+            if packing is None
+            else torch.full((), float(packing.size), device=real.device)
+        )
         # Where f is constant Eq. 7 is, too: N = K and soft routing are left out.
         self.groups: list[list[Routing]] = [
             group
@@ -72,11 +76,12 @@ class BalanceTerm:
             if self.kind == "importance"
             or (self.kind != "none" and group[0].router.is_sparse)
         ]
+        mask = real.flatten() if packing is None else None
         pairs = [
             routing_sums(
                 torch.stack([routing.probs for routing in group]),
                 torch.stack([routing.gates for routing in group]),
-                real,
+                mask,
             )
             for group in self.groups
         ]

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from espnet2_lamer.layers.config import check_values
+from espnet2_lamer.layers.products import adapted_linear, float32_product, gated
+from espnet2_lamer.layers.working import autocast_type, in_type
 
 
 class LoRAExperts(nn.Module):
@@ -63,22 +65,16 @@ class LoRAExperts(nn.Module):
         """What is trained beside a frozen base, by kind."""
         return {"lora_A": self.lora_A, "lora_B": self.lora_B}
 
-    def reduce(self, x: Tensor, gates: Tensor | None) -> Tensor:
-        """Map ``x [..., d_in]`` to gated and scaled activations ``[..., N * r]``."""
-        z = F.linear(self.dropout(x), self.lora_A.flatten(0, 1))
-        if gates is None:
-            return z if self.scale == 1.0 else self.scale * z
-        # The scale goes where there is least to multiply.
-        gates = (gates if self.scale == 1.0 else self.scale * gates).to(z.dtype)
-        z = z.unflatten(-1, (self.num_experts, self.rank))
-        return (z * gates.unsqueeze(-1)).flatten(-2)
+    def _stacked(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """A of all experts ``[N * r, d_in]`` and B ``[d_out, N * r]``."""
+        a, b = in_type(self.lora_A, dtype), in_type(self.lora_B, dtype)
+        return a.flatten(0, 1), b
 
     def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
-        """Sum the experts: ``x [..., d_in]``, ``gates [..., N]`` to ``[..., d_out]``.
-
-        Without gates all are one.
-        """
-        return F.linear(self.reduce(x, gates), self.lora_B)
+        """Sum: ``x [..., d_in]``, ``gates [..., N]`` or none, to ``[..., d_out]``."""
+        a, b = self._stacked(autocast_type(x))
+        z = F.linear(self.dropout(x), a)
+        return F.linear(gated(z, gates, self.scale), b)
 
 
 class LoRAExpertLinear(LoRAExperts):
@@ -106,36 +102,15 @@ class LoRAExpertLinear(LoRAExperts):
 
     def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
         """Map ``x [..., d_in]`` to ``[..., d_out]``, by Linear and experts."""
-        # Rows first: an in-place sum into a view would make autograd copy it.
-        rows = x.reshape(-1, x.shape[-1])
+        dtype = autocast_type(x)
+        rows = x.reshape(-1, x.shape[-1]).to(dtype)
         if gates is not None:
             gates = gates.reshape(-1, self.num_experts)
-        y = self.base(rows)
-        z = self.reduce(rows, gates).to(y.dtype)
-        # Accumulated by the product itself: one pass less over the widest tensor.
-        y = y.addmm_(z, self.lora_B.to(y.dtype).t())
+        own = in_type(self.base.weight, dtype), in_type(self.base.bias, dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            given = rows, self.dropout(rows), *own, *self._stacked(dtype)
+            y = adapted_linear(*given, gates, self.scale)
         return y.view(*x.shape[:-1], y.shape[-1])
-
-
-class _Float32Product(torch.autograd.Function):
-    """``x @ weight.T`` in float32 that keeps ``x`` as it came.
-
-    Autograd would keep the float32 copy of a half-precision ``x``: two to four times
-    what the experts themselves keep.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return x.float() @ weight.float().t()
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
-        grad_x = (grad @ weight.float()).to(x.dtype)
-        rows = grad.reshape(-1, grad.shape[-1])
-        grad_weight = rows.t() @ x.reshape(-1, x.shape[-1]).float()
-        return grad_x, grad_weight.to(weight.dtype)
 
 
 class Router(nn.Module):
@@ -199,10 +174,7 @@ class Router(nn.Module):
             gates (zero outside the Top-K) and probs, both ``[..., N]`` float32.
         """
         with torch.autocast(x.device.type, enabled=False):
-            if x.dtype == torch.float32:
-                scores = x @ self.weight.float().t()
-            else:
-                scores = _Float32Product.apply(x, self.weight)
+            scores = float32_product(x, self.weight)
             probs = torch.softmax(scores, dim=-1)
         if not self.is_sparse:
             return probs, probs

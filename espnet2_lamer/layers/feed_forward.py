@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from espnet2_lamer.layers.config import LINEARS, LamerConfig, parse_allocation
 from espnet2_lamer.layers.experts import LoRAExpertLinear, LoRAExperts, Router
+from espnet2_lamer.layers.packing import Packing
+from espnet2_lamer.layers.working import linear
 
 
 @dataclass
@@ -25,27 +27,42 @@ class Routing:
 class RoutingRecord:
     """Router outputs of the last forward pass, in layer order.
 
-    The tensors keep their graph, so a balance loss can be computed from them.
+    The tensors keep their graph, so a balance loss can be computed from them. A network
+    that computes real frames alone says by ``packing`` which those are.
     """
 
     def __init__(self) -> None:
         self._routings: dict[tuple[int, str], Routing] = {}
+        self.packing: Packing | None = None
 
     def add(self, routing: Routing) -> None:
         """Store one router's output; a second forward replaces the first."""
         self._routings[routing.layer, routing.name] = routing
 
     def __iter__(self) -> Iterator[Routing]:
-        return iter(self._routings.values())
+        """Yield what each router gave, 0 at padding that was not computed."""
+        for one in self._routings.values():
+            if self.packing is not None:
+                probs, gates = map(self.packing.unpack, (one.probs, one.gates))
+                one = replace(one, probs=probs, gates=gates)
+            yield one
 
     def __len__(self) -> int:
         return len(self._routings)
 
+    def rows_of(self, frames: Tensor) -> Tensor:
+        """Flatten ``frames [B, T]`` as this record's outputs are, ``[R]``."""
+        if self.packing is not None:
+            return self.packing.pack(frames)
+        return frames.flatten()
+
     def by_expert_count(self) -> list[list[Routing]]:
-        """Group routers with equal N, so that a few stacked operations serve all."""
+        """Group routers with equal N, as rows ``[R, N]``, to be computed at once."""
         groups: dict[int, list[Routing]] = {}
-        for routing in self:
-            groups.setdefault(routing.probs.shape[-1], []).append(routing)
+        for one in self._routings.values():
+            probs, gates = (x.flatten(0, -2) for x in (one.probs, one.gates))
+            rows = replace(one, probs=probs, gates=gates)
+            groups.setdefault(probs.shape[-1], []).append(rows)
         return list(groups.values())
 
 
@@ -103,12 +120,19 @@ class LamerFeedForward(nn.Module):
     def _linear(self, name: str, x: Tensor, ffn_gates: Tensor | None) -> Tensor:
         module = getattr(self, name)
         if not isinstance(module, LoRAExpertLinear):
-            return module(x)
+            return linear(module, x)
         return module(x, ffn_gates if self.one_router else self._route(name, x))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map hidden states ``[B, T, D]`` to ``[B, T, D]``."""
+    def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Map hidden states ``[..., D]`` to ``[..., D]``.
+
+        With positions ``rows [M]`` of ``x [R, D]`` all frames are routed, and only
+        those computed, ``[M, D]``; the layer must have :attr:`one_router`, or none.
+        """
         gates = self._route("ffn", x)
+        if rows is not None:
+            x = x.index_select(0, rows)
+            gates = None if gates is None else gates.index_select(0, rows)
         h = F.gelu(self._linear("intermediate_dense", x, gates))
         y = self._linear("output_dense", self.intermediate_dropout(h), gates)
         if self.ffn_experts is not None:

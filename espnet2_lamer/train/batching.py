@@ -214,6 +214,14 @@ class LamerCollate:
             "mask_indices": _pad(masks, -1, max(1, *map(len, masks))),
             "mask_indices_lengths": torch.tensor([len(m) for m in masks]),
         }
+        # In the flattened grid of frames: a device would have to be asked for these.
+        starts = num_frames(padded) * np.arange(len(names))
+        for key, rows in (
+            ("real_frames", [np.arange(len(t)) for t in labels]),
+            ("masked_frames", masks),
+        ):
+            grid = [start + row for start, row in zip(starts, rows, strict=True)]
+            output[key] = torch.from_numpy(np.concatenate(grid))
         if langs:
             output["lang"] = torch.tensor(langs)
         return names, output

@@ -16,7 +16,6 @@ import torch
 from espnet2.train.reporter import Reporter
 from torch import Tensor, nn
 
-from espnet2_lamer.asr.upstream import hidden_states
 from espnet2_lamer.compat import REPORTER_TYPES
 from espnet2_lamer.constants import num_frames
 from espnet2_lamer.errors import RecipeError, short_reason
@@ -169,13 +168,15 @@ class ForgettingMonitor:
     def _states(self) -> dict[str, States]:
         was_training = self.encoder.training
         self.encoder.eval()
-        model, final_norm = self.encoder.wav2vec2, self.encoder.final_norm
-        found = {}
-        for utts in self.sample.speech.values():
-            for utt, speech in utts.items():
-                wavs = speech[None].to(self.device)
-                states, _ = hidden_states(model, wavs, None, final_norm)
-                found[utt] = [states[k][0].float().cpu() for k in self.layers]
+        speech = {
+            u: wav for utts in self.sample.speech.values() for u, wav in utts.items()
+        }
+        wavs = (wav[None].to(self.device) for wav in speech.values())
+        every = self.encoder.states(wavs, torch.float32)
+        found = {
+            utt: [states[k][0].cpu() for k in self.layers]
+            for utt, states in zip(speech, every, strict=True)
+        }
         self.encoder.train(was_training)
         return found
 

@@ -77,6 +77,7 @@ class TrainingRun:
     def run(self) -> None:
         """Train to the last epoch; see :meth:`LamerTrainer.run` for what it raises."""
         self._resume()
+        self.model.keep_frozen()
         if self.is_first:
             self._check_space()
         if self.epoch <= self.options.max_epoch:

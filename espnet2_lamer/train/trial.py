@@ -219,6 +219,7 @@ def check_sanity(task: type, args: argparse.Namespace) -> Sanity:
             ignore_init_mismatch=args.ignore_init_mismatch,
             map_location="cpu",
         )
+    model.keep_frozen()
     (optimizer,) = task.build_optimizers(args, model)
     factory = task.build_iter_factory(args, DistributedOption(), mode="train")
     text = text_files(args.train_data_path_and_name_and_type).get("text")

@@ -12,8 +12,8 @@ from espnet2_lamer.convert.architecture import (
     LARGE,
     PositionalEmbedding,
     build_hubert,
+    conv_rows,
     normalize_waveform,
-    strided_conv,
 )
 from tests.tiny_hubert import ARCHITECTURE
 
@@ -26,17 +26,27 @@ TINY = {
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
-    ("kernel", "stride"), [(10, 5), (3, 2), (2, 2), (5, 3), (1, 1), (2, 3), (4, 1)]
+    ("kernel", "stride"), [(10, 5), (3, 2), (2, 2), (5, 3), (1, 1), (2, 3), (7, 4)]
 )
-def test_strided_conv_equals_conv1d_for_every_length(kernel, stride, bias):
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("trains", [True, False])
+def test_conv_rows_equal_conv1d_of_each_utterance(
+    kernel, stride, bias, channels, trains
+):
     torch.manual_seed(kernel)
-    conv = nn.Conv1d(3, 4, kernel, stride, bias=bias)
-    for length in range(kernel, kernel + 4 * stride + 3):
-        x = torch.randn(2, length, 3, requires_grad=True)
-        direction = torch.randn(2, (length - kernel) // stride + 1, 4)
-        found = strided_conv(x, conv)
+    conv = nn.Conv1d(channels, 4, kernel, stride, bias=bias).requires_grad_(trains)
+    for blocks in (3, 4, 7):
+        length = blocks * stride
+        if length < kernel:
+            continue
+        frames = (length - kernel) // stride + 1
+        x = torch.randn(2, length, channels, requires_grad=trains)
+        direction = torch.randn(2, frames, 4)
+        found = conv_rows(x.flatten(0, 1), conv).unflatten(0, (2, -1))[:, :frames]
         expected = conv(x.transpose(1, 2)).transpose(1, 2)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        if not trains:
+            continue
         for ours, theirs in zip(
             torch.autograd.grad((found * direction).sum(), (x, conv.weight)),
             torch.autograd.grad((expected * direction).sum(), (x, conv.weight)),
@@ -45,12 +55,37 @@ def test_strided_conv_equals_conv1d_for_every_length(kernel, stride, bias):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_strided_conv_reads_nothing_beyond_the_last_frames_reach():
-    conv = nn.Conv1d(1, 2, 3, 2)
-    x = torch.randn(1, 8, 1)
-    expected = strided_conv(x, conv)  # three frames reach 7 samples
-    x[0, 7] = math.nan
-    assert torch.equal(strided_conv(x, conv), expected)
+@pytest.mark.parametrize("mode", ["layer_norm", "group_norm"])
+def test_features_reach_no_further_than_their_frames_and_utterance(mode):
+    model = build_hubert({**TINY, "extractor_mode": mode, "normalize_waveform": False})
+    extractor = model.feature_extractor.eval().requires_grad_(False)
+    wavs = torch.randn(2, 400 + 3 * 320 + 200)
+    expected, _ = extractor(wavs)
+    alone, _ = extractor(wavs[1:])
+    torch.testing.assert_close(alone, expected[1:], rtol=1e-5, atol=1e-6)
+    if mode == "layer_norm":
+        # What is behind the last frame may be anything; so may the next utterance.
+        wavs[0, 400 + 3 * 320 :] = wavs[1] = math.nan
+        assert torch.equal(extractor(wavs)[0][0], expected[0])
+        assert extractor(torch.randn(1, 399))[0].shape == (1, 0, expected.shape[-1])
+
+
+@pytest.mark.parametrize("shapes", [[(4, 1), (3, 2)], [(10, 5), (9, 2), (2, 2)]])
+def test_kernels_of_more_than_two_strides_are_convolved_as_torchaudio_does(shapes):
+    layers = [[6, *shape] for shape in shapes]
+    options = {**TINY, "extractor_conv_layer_config": layers}
+    options["extractor_mode"] = "layer_norm"
+    model = build_hubert({**options, "normalize_waveform": False}).eval()
+    reference = wav2vec2_model(**(LARGE | options), aux_num_out=None).eval()
+    reference.load_state_dict(model.state_dict())
+    wavs, lengths = torch.randn(2, 700), torch.tensor([700, 333])
+    with torch.no_grad():
+        for ours, theirs in zip(
+            model.feature_extractor(wavs, lengths),
+            reference.feature_extractor(wavs, lengths),
+            strict=True,
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["layer_norm", "group_norm"])

@@ -74,10 +74,9 @@ def main() -> None:
         torch.where(mask[..., None], pretrained.mask_generator.mask_embedding, x),
         mask,
     )
-    states = []
-    for model in (ours.hubert_pretrain_model, pretrained):
-        transformer = model.wav2vec2.encoder.transformer
-        transformer.register_forward_hook(lambda *call: states.append(call[2]))
+    states = [ours.eval()(speech, lengths, mask).hidden]
+    transformer = pretrained.wav2vec2.encoder.transformer
+    transformer.register_forward_hook(lambda *call: states.append(call[2]))
     indices = torch.nn.utils.rnn.pad_sequence(
         [row.nonzero().squeeze(-1) for row in mask], True, -1
     )

@@ -10,6 +10,7 @@ from espnet2_lamer.convert import load_hubert
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.hubert.espnet_model import index_mask
+from espnet2_lamer.layers import experts_off
 
 CONTROL = {"allocation": "0"}
 
@@ -67,10 +68,18 @@ def test_a_padded_batch_equals_its_utterances_one_by_one(build_encoder, batch):
 def test_before_training_hidden_states_are_the_bases(build_encoder, base, batch, lamer):
     encoder = build_encoder(base, lamer, fill=False).eval()
     inputs = batch["speech"], batch["speech_lengths"]
-    # Frozen where the encoder's backbone is: torch cuts products of weights that
-    # train in another way.
-    hubert = load_hubert(base).requires_grad_(lamer is None)
-    assert torch.equal(hidden(encoder, *inputs)[0], hubert(*inputs)[0])
+    hubert = load_hubert(base)
+    found, _ = hidden(encoder, *inputs)
+    torch.testing.assert_close(found, hubert(*inputs)[0], rtol=1e-5, atol=1e-5)
+    mask = torch.zeros(2, 9, dtype=torch.bool)
+    trained = encoder(*inputs, mask).hidden
+    for row, frames in enumerate((9, 6)):
+        own = trained[row, :frames], found[row, :frames]
+        torch.testing.assert_close(*own, rtol=1e-5, atol=1e-5)
+    if lamer is not None:
+        # The same network without experts, to the bit.
+        with experts_off(encoder):
+            assert torch.equal(encoder(*inputs, mask).hidden, trained)
     assert torch.equal(
         encoder.hubert_pretrain_model.mask_generator.mask_embedding,
         hubert.mask_embedding,

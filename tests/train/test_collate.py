@@ -100,6 +100,24 @@ def test_masks_and_units_never_touch_padding():
         assert mask.min() >= 0 and mask.max() < frames
 
 
+def test_frames_are_given_by_their_places_in_the_grid():
+    _, data = collate([ramp("a", 4000), ramp("b", 15000), ramp("c", 400)])
+    frames = data["text"].shape[1]
+    real = [
+        row * frames + t
+        for row, count in enumerate(data["text_lengths"].tolist())
+        for t in range(count)
+    ]
+    assert data["real_frames"].tolist() == real
+    masked = [
+        row * frames + t
+        for row, mask in enumerate(data["mask_indices"].tolist())
+        for t in mask
+        if t >= 0
+    ]
+    assert data["masked_frames"].tolist() == masked and set(masked) < set(real)
+
+
 def test_batches_are_padded_to_the_bucket_and_units_to_its_frames():
     _, data = collate([ramp("a", 4001)])
     assert data["speech"].shape == (1, 4800)

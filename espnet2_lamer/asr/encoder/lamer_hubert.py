@@ -1,8 +1,9 @@
 """ESPnet encoder ``lamer_hubert``: a HuBERT with LoRA experts and a unit head."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,12 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchaudio.models import HuBERTPretrainModel
 
+from espnet2_lamer.asr.encoder import blocks
 from espnet2_lamer.asr.frozen_base import FrozenBase
 from espnet2_lamer.convert import load_hubert
 from espnet2_lamer.convert.architecture import LARGE, STRUCTURE, build_hubert
 from espnet2_lamer.convert.load import source_sha256
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.layers import LamerConfig, add_lamer
+from espnet2_lamer.layers import LamerConfig, Router, add_lamer
+from espnet2_lamer.layers.packing import Packing
+from espnet2_lamer.layers.working import in_type, linear, router_parts, working_copies
 
 BASE_HASH = "base_sha256"
 # A tensor of every HuBERT's backbone.
@@ -68,7 +72,7 @@ class MaskedPredictionHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map hidden states ``[M, D]`` to float32 logits ``[M, K]``."""
-        projected = self.final_proj(x)
+        projected = linear(self.final_proj, x)
         with torch.autocast(x.device.type, enabled=False):
             projected = F.normalize(projected.float(), dim=-1)
             units = F.normalize(self.label_embeddings.float(), dim=-1)
@@ -91,25 +95,39 @@ class MaskEmbedding(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Replace ``x [B, T, D]`` where ``mask [B, T]`` is true."""
-        return torch.where(mask.unsqueeze(-1), self.mask_embedding.to(x.dtype), x)
+        return torch.where(mask.unsqueeze(-1), in_type(self.mask_embedding, x.dtype), x)
 
 
 @dataclass
 class MaskedPrediction:
     """What one masked forward pass yields.
 
-    ``real [B, T]`` marks frames that are not padding, ``hidden [B, T, D]`` is the
-    transformer's output, ``logits [M, K]`` belong to the masked frames in row-major
-    order, ``unmasked_logits [U, K]`` to the real frames that are not masked (``None``
-    unless asked for), ``squared_features`` is the mean square of the convolution
-    stack's channels, summed over real frames, or ``None`` when the stack is frozen.
+    ``packing`` says which frames of the ``[B, T]`` grid are real, ``rows [R, D]`` is
+    the transformer's output at these (``None`` where only logits were asked for),
+    ``masked [M]`` and ``unmasked [U]`` are positions
+    of real frames in the flattened grid, ``logits [M, K]`` and ``unmasked_logits [U,
+    K]`` belong to them (the latter two are ``None`` unless asked for).
+    ``squared_features`` is the mean square of the convolution stack's channels, summed
+    over real frames, or ``None`` when the stack is frozen.
     """
 
-    real: Tensor
-    hidden: Tensor
+    packing: Packing
+    rows: Tensor | None
+    masked: Tensor
     logits: Tensor
+    unmasked: Tensor | None
     unmasked_logits: Tensor | None
     squared_features: Tensor | None
+
+    @property
+    def real(self) -> Tensor:
+        """Bool ``[B, T]``, true at frames that are not padding."""
+        return self.packing.real
+
+    @property
+    def hidden(self) -> Tensor:
+        """The transformer's output ``[B, T, D]``, 0 at padding."""
+        return self.packing.unpack(self.rows)
 
 
 class LamerHubertEncoder(FrozenBase, TorchAudioHuBERTPretrainEncoder):
@@ -134,6 +152,7 @@ class LamerHubertEncoder(FrozenBase, TorchAudioHuBERTPretrainEncoder):
         final_norm: Whether the last layer's features get the final LayerNorm when
             features are extracted.
         gradient_checkpointing: Recompute layers in the backward pass.
+        compile: Run features to logits through ``torch.compile``; lengths are dynamic.
         normalize_waveform: ``None``: the base's, without one true. So are all below,
             HuBERT-Large's without a base; beside one, another value is refused.
         extractor_conv_layer_config: ``[[channels, kernel, stride], ...]``.
@@ -157,6 +176,7 @@ class LamerHubertEncoder(FrozenBase, TorchAudioHuBERTPretrainEncoder):
         final_dim: int = 768,
         final_norm: bool = True,
         gradient_checkpointing: bool = False,
+        compile: bool = False,  # noqa: A002  the name that trainings give it
         normalize_waveform: bool | None = None,
         extractor_mode: str | None = None,
         extractor_conv_layer_config: Sequence[Sequence[int]] | None = None,
@@ -207,6 +227,7 @@ class LamerHubertEncoder(FrozenBase, TorchAudioHuBERTPretrainEncoder):
         self.mask_length = mask_length
         self.final_norm = final_norm
         self.gradient_checkpointing = gradient_checkpointing
+        self.compiles = compile
         self._output_size = self.architecture["encoder_embed_dim"]
         base_tensors = [*wav2vec2.state_dict(keep_vars=True).values()]
         if self.lamer is not None:
@@ -239,52 +260,152 @@ class LamerHubertEncoder(FrozenBase, TorchAudioHuBERTPretrainEncoder):
     def reload_pretrained_parameters(self) -> None:
         """Do nothing: the base is loaded when the encoder is built."""
 
+    @cached_property
+    def _copied(self) -> list[nn.Parameter]:
+        """Weights that a forward pass needs in the type it computes in."""
+        # These compute in float32.
+        others = [self.hubert_pretrain_model.logit_generator.label_embeddings]
+        others += [m.weight for m in self.modules() if isinstance(m, Router)]
+        positions = self.wav2vec2.encoder.transformer.pos_conv_embed
+        if positions.folded is not None:
+            others += positions.parameters()
+        others = {id(parameter) for parameter in others}
+        return [p for p in self.parameters() if id(p) not in others]
+
+    @property
+    def _routers(self) -> list[nn.Parameter]:
+        return [m.weight for m in self.modules() if isinstance(m, Router)]
+
+    def keep_frozen(self, dtype: torch.dtype | None) -> None:
+        """Prepare the frozen base for a training that computes in ``dtype``.
+
+        See :func:`~espnet2_lamer.asr.encoder.blocks.keep_frozen`. Without a base from a
+        file nothing is done: checkpoints hold all weights then, as they are.
+        """
+        prefix = "hubert_pretrain_model.wav2vec2."
+        names = [key.removeprefix(prefix) for key in self.base_keys()]
+        if not names:
+            return
+        blocks.keep_frozen(self.wav2vec2, names, dtype)
+        mask = self.hubert_pretrain_model.mask_generator.mask_embedding
+        if dtype is not None and not mask.requires_grad:
+            mask.data = mask.data.to(dtype)
+        self.__dict__.pop("_copied", None)
+
     def forward(
         self,
         waveforms: Tensor,
         lengths: Tensor,
         mask: Tensor,
         with_unmasked: bool = False,
+        with_hidden: bool = True,
+        dtype: torch.dtype | None = None,
+        frames: tuple[Tensor, Tensor] | None = None,
     ) -> MaskedPrediction:
         """Encode, replacing masked frames, and score the units of masked frames.
 
-        Waveforms are ``[B, n]``, 16 kHz, their lengths ``[B]``, masked frames
-        ``[B, T]`` bool; frames ``with_unmasked`` are scored, too.
-        """
-        model = self.hubert_pretrain_model
-        wav2vec2 = model.wav2vec2
-        features, frames = wav2vec2.feature_extractor(waveforms, lengths)
-        x, attention_mask = wav2vec2.encoder._preprocess(features, frames)
-        mask = mask[:, : x.shape[1]]
-        x = self._transform(model.mask_generator(x, mask), attention_mask)
-        head = model.logit_generator
-        real = torch.arange(x.shape[1], device=x.device) < frames[:, None]
-        squares = None
-        if features.requires_grad:
-            squares = features.float().pow(2).mean(-1).masked_fill(~real, 0.0).sum()
-        unmasked = head(x[real & ~mask]) if with_unmasked else None
-        return MaskedPrediction(real, x, head(x[mask]), unmasked, squares)
+        Only real frames are computed, in ``dtype`` (``None``: the weights' own):
+        convolutions, residual stream, LayerNorm, attention, FFN and experts alike.
+        Routers, their softmax and the logits are float32 in any case; sums within
+        products and LayerNorm are, too.
 
-    def _transform(self, x: Tensor, attention_mask: Tensor | None) -> Tensor:
-        transformer = self.wav2vec2.encoder.transformer
-        drops = self.lamer is not None and transformer.layer_drop > 0
-        if not (self.training and (self.gradient_checkpointing or drops)):
-            return transformer(x, attention_mask=attention_mask)
-        x = transformer._preprocess(x)
-        for layer in transformer.layers:
-            dropped = torch.rand(()) <= transformer.layer_drop
-            if dropped and not drops:
-                continue
-            if self.gradient_checkpointing:
-                y, _ = torch.utils.checkpoint.checkpoint(
-                    layer, x, attention_mask, use_reentrant=False
-                )
-            else:
-                y, _ = layer(x, attention_mask)
-            # With experts it is computed in any case: every router is counted, and
-            # has a gradient on every rank.
-            x = torch.where(dropped.to(x.device), x, y) if drops else y
-        if not transformer.layer_norm_first:
-            # torchaudio stores the negation: this is the pre-norm stack.
-            x = transformer.layer_norm(x)
-        return x
+        Args:
+            waveforms: ``[B, n]``, 16 kHz.
+            lengths: Their samples, ``[B]``.
+            mask: Masked frames, bool ``[B, T]``; those in padding do not count.
+            with_unmasked: Score the other real frames, too.
+            with_hidden: Return the transformer's output; without it the last block
+                computes no more than logits need.
+            dtype: ``torch.bfloat16`` or ``torch.float16``.
+            frames: Positions of all real and of all masked frames in the flattened
+                grid ``[B, T]``, if the caller knows them: nobody then has to ask the
+                device how many there are.
+        """
+        with (
+            torch.autocast(waveforms.device.type, enabled=False),
+            working_copies(self._copied, dtype) as copies,
+            router_parts(self._routers, dtype),
+        ):
+            extractor = self.wav2vec2.feature_extractor
+            features, counts = extractor(waveforms, lengths, dtype)
+            mask = mask[:, : features.shape[1]]
+            known = frames is not None and mask.shape[1] == features.shape[1]
+            real, masked = frames if known else (None, None)
+            packing = Packing.of(counts, features.shape[1], real)
+            if masked is None:
+                masked = (mask & packing.real).flatten().nonzero().squeeze(1)
+            unmasked = None
+            if with_unmasked:
+                unmasked = (packing.real & ~mask).flatten().nonzero().squeeze(1)
+            network = self._compiled if self.compiles else self._network
+            rows, logits, others = network(
+                *(features, packing, mask, masked, unmasked, copies, with_hidden)
+            )
+            squares = None
+            if features.requires_grad:
+                squares = packing.pack(features).float().pow(2).mean(-1).sum()
+        return MaskedPrediction(
+            packing, rows, masked, logits, unmasked, others, squares
+        )
+
+    def _network(
+        self,
+        features: Tensor,
+        packing: Packing,
+        mask: Tensor,
+        masked: Tensor,
+        unmasked: Tensor | None,
+        copies: Mapping[nn.Parameter, Tensor],
+        with_hidden: bool,
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """From features of the convolution stack to rows and logits."""
+        head, wav2vec2 = self.hubert_pretrain_model.logit_generator, self.wav2vec2
+        for layer in wav2vec2.encoder.transformer.layers:
+            record = getattr(layer.feed_forward, "record", None)
+            if record is not None and len(layer.feed_forward.routers) > 0:
+                record.packing = packing
+        x = blocks.project(wav2vec2, features)
+        x = self.hubert_pretrain_model.mask_generator(x, mask)
+        if packing.rows is not None:
+            x = x.masked_fill(~packing.real.unsqueeze(-1), 0.0)
+        x = blocks.enter(wav2vec2, x, packing)
+        checkpointing = self.training and self.gradient_checkpointing
+        scored = packing.row_of(masked)
+        only = None if with_hidden or unmasked is not None else scored
+        x = blocks.run_blocks(wav2vec2, x, packing, copies, checkpointing, only)
+        x = blocks.leave(wav2vec2, x)
+        if only is not None:
+            return None, head(x), None
+        others = None
+        if unmasked is not None:
+            others = head(x.index_select(0, packing.row_of(unmasked)))
+        return x, head(x.index_select(0, scored)), others
+
+    @cached_property
+    def _compiled(self) -> Any:
+        return torch.compile(self._network, dynamic=True)
+
+    def states(
+        self, waveforms: Iterable[Tensor], dtype: torch.dtype
+    ) -> Iterator[list[Tensor]]:
+        """Yield every state ``[B, T, D]`` of batches ``[B, n]``, in ``dtype``.
+
+        Each batch is of equal lengths; nothing is masked. Those of
+        :func:`~espnet2_lamer.asr.upstream.hidden_states`, for a model whose frozen
+        weights :meth:`keep_frozen` prepared.
+        """
+        with working_copies(self._copied, dtype):
+            for wavs in waveforms:
+                yield self._states(wavs, dtype)
+
+    def _states(self, waveforms: Tensor, dtype: torch.dtype) -> list[Tensor]:
+        features, _ = self.wav2vec2.feature_extractor(waveforms, None, dtype)
+        batch, frames = features.shape[:2]
+        packing = Packing(batch, frames, features.new_full((batch,), frames), None)
+        x = blocks.project(self.wav2vec2, features)
+        found = [blocks.enter(self.wav2vec2, x, packing)]
+        for layer in self.wav2vec2.encoder.transformer.layers:
+            found.append(blocks.run_block(layer, found[-1], packing))
+        if self.final_norm:
+            found[-1] = blocks.leave(self.wav2vec2, found[-1])
+        return [packing.unpack(state) for state in found]
