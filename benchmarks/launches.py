@@ -111,8 +111,8 @@ def _of_lists(name: str, args: tuple, results: list[Tensor]) -> int:
     if not lists:
         return 0
     if name.startswith("_fused_"):
-        # The last list has the numbers of the updates, one value each.
-        lists = [x for x in lists if x[0].numel() > 1 or len(lists) == 1] or lists
+        # The last list has the numbers of the updates, which are not chunked.
+        lists = lists[:-1]
     # In place the result is one of the lists.
     out_of_place = not name.endswith("_") and name not in ("_foreach_norm",)
     depth = len(lists) + out_of_place
