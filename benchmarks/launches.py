@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry
 
@@ -148,6 +149,20 @@ def moved(args: tuple, kwargs: dict, output: Any) -> int:
                 size = tensor.element_size()
                 total += min(tensor.numel() * size, tensor.untyped_storage().nbytes())
     return total
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations that compute something, on whatever device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        """Count one operation, and run it."""
+        hollow = func.is_view or func._overloadpacket in NO_KERNEL
+        self.count += not hollow and func.namespace != "prim"
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass
