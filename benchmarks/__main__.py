@@ -11,6 +11,7 @@ import logging
 import os
 import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -19,13 +20,13 @@ from benchmarks.machine import describe
 from benchmarks.options import add_options, chosen
 from benchmarks.report import Section, update
 from espnet2_lamer.bin.common import run_main
-from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.errors import RecipeError, require
 from espnet2_lamer.units.teacher import check_device
 
 # A section is a module with TITLE, DEVICES, Options, QUICK and run(options, device).
 SECTIONS = (
     *("layer", "step", "loss", "stock", "overhead", "padding", "sharing", "heads"),
-    *("kmeans", "labels", "units", "scale", "counts"),
+    *("kmeans", "labels", "units", "scale", "counts", "peers", "update"),
 )
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
@@ -82,15 +83,27 @@ def _plan(names: list[str], wanted: str) -> list[tuple[str, str]]:
     """Sections and where each is measured; what is left out is said.
 
     Raises:
-        RecipeError: There is no such device, or nothing would be measured.
+        RecipeError: There is no such device, a section that was asked for lacks a
+            package, or nothing would be measured.
     """
     if wanted != "all":
         check_device(wanted)
     found = ["cpu"] + ["cuda"] * torch.cuda.is_available()
     plan, left_out = [], []
     for name in names:
-        possible = importlib.import_module(f"benchmarks.{name}").DEVICES
-        places = [d for d in possible if d in found and wanted in ("all", d)]
+        module = importlib.import_module(f"benchmarks.{name}")
+        lacking = [p for p in getattr(module, "PACKAGES", ()) if find_spec(p) is None]
+        if lacking and names == list(SECTIONS):
+            logging.warning(
+                "%s is left out: %s is not installed: pip install "
+                "'espnet2-lamer[bench]'",
+                name,
+                ", ".join(lacking),
+            )
+            continue
+        for package in lacking:
+            require(package, f"section {name}")
+        places = [d for d in module.DEVICES if d in found and wanted in ("all", d)]
         plan += [(name, device) for device in places]
         left_out += [] if places else [name]
     if not plan:

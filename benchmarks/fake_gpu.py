@@ -382,7 +382,7 @@ def on_fake_gpu(tensor: Tensor) -> Tensor:
     """Return a fake of a CPU tensor; whole numbers and booleans keep their values."""
     fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
     if not tensor.dtype.is_floating_point:
-        fake._known = tensor
+        fake._known = getattr(tensor, "_known", tensor)
     return fake
 
 

@@ -46,9 +46,14 @@ class Ratio:
 
 @dataclass
 class Timings:
-    """Seconds of every case, one per round."""
+    """Seconds of every case, one per round; ``cpu`` are this process's own."""
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    cpu: dict[str, list[float]] = field(default_factory=dict)
+
+    def of_cpu(self) -> "Timings":
+        """The same by CPU seconds, which other processes disturb less."""
+        return Timings(self.cpu)
 
     def median(self, name: str) -> float:
         """Median seconds of a case."""
@@ -84,9 +89,9 @@ def interleave(
         description: Text of the progress bar.
 
     Returns:
-        Wall-clock seconds.
+        Wall-clock seconds, and CPU seconds of all threads of this process.
     """
-    timings = Timings({name: [] for name in cases})
+    timings = Timings({name: [] for name in cases}, {name: [] for name in cases})
     order = random.Random(0)
     collecting = gc.isenabled()
     gc.collect()
@@ -99,11 +104,12 @@ def interleave(
             for name in order.sample(list(cases), len(cases)):
                 cases[name].prepare()
                 synchronize()
-                start = time.perf_counter()
+                start, cpu_start = time.perf_counter(), time.process_time()
                 cases[name].run()
                 synchronize()
                 if number >= 0:
                     timings.seconds[name].append(time.perf_counter() - start)
+                    timings.cpu[name].append(time.process_time() - cpu_start)
     finally:
         if collecting:
             gc.enable()

@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry
 
@@ -111,8 +112,8 @@ def _of_lists(name: str, args: tuple, results: list[Tensor]) -> int:
     if not lists:
         return 0
     if name.startswith("_fused_"):
-        # The last list has the numbers of the updates, one value each.
-        lists = [x for x in lists if x[0].numel() > 1 or len(lists) == 1] or lists
+        # The last list has the numbers of the updates, which are not chunked.
+        lists = lists[:-1]
     # In place the result is one of the lists.
     out_of_place = not name.endswith("_") and name not in ("_foreach_norm",)
     depth = len(lists) + out_of_place
@@ -148,6 +149,20 @@ def moved(args: tuple, kwargs: dict, output: Any) -> int:
                 size = tensor.element_size()
                 total += min(tensor.numel() * size, tensor.untyped_storage().nbytes())
     return total
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations that compute something, on whatever device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        """Count one operation, and run it."""
+        hollow = func.is_view or func._overloadpacket in NO_KERNEL
+        self.count += not hollow and func.namespace != "prim"
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass

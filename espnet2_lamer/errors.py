@@ -13,6 +13,7 @@ EXTRAS = {
     "ctranslate2": "ctranslate2",
     "cloudpickle": "dask",
     "distributed": "dask",
+    "peft": "bench",
 }
 # In torch's messages.
 _ADVICE = re.compile("weights_only|add_safe_globals|trusted source|torch.load")
