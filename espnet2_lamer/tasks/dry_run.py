@@ -78,7 +78,7 @@ def dry_run(task: type, args: argparse.Namespace) -> DryRun:
         [f.num_experts if isinstance(f, LamerFeedForward) else 0 for f in ffns],
         [(len(sizes), sum(sizes)) for sizes in groups],
         updates,
-        args.batch_bins * args.accum_grad / SAMPLE_RATE,
+        (args.update_bins or args.batch_bins * args.accum_grad) / SAMPLE_RATE,
     )
     _log(found, args, base)
     if updates is not None:
