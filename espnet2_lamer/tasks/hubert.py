@@ -50,7 +50,7 @@ from espnet2_lamer.train.iterator import BucketIterFactory
 from espnet2_lamer.train.memory import read_device_bins
 from espnet2_lamer.train.trainer import LamerTrainer
 from espnet2_lamer.train.trial import check_sanity
-from espnet2_lamer.train.update import PolynomialDecayLR
+from espnet2_lamer.train.update import PolynomialDecayLR, fused_option
 from espnet2_lamer.train.utterances import Lengths
 
 
@@ -259,7 +259,8 @@ class LamerHubertTask(HubertTask):
         # Before a checkpoint of this training is read, which then has the last word.
         kept = expand_experts(model, args.expand_from) if args.expand_from else []
         trainable = [p for p in model.parameters() if p.requires_grad]
-        optimizer = optim_classes[args.optim](trainable, **args.optim_conf)
+        more = fused_option(args.optim, args.optim_conf, trainable)
+        optimizer = optim_classes[args.optim](trainable, **args.optim_conf, **more)
         if kept and args.old_experts == "frozen":
             keep_old_experts(kept, optimizer)
         return [optimizer]

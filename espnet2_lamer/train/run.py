@@ -39,7 +39,7 @@ from espnet2_lamer.train.figures import Figures
 from espnet2_lamer.train.health import Health
 from espnet2_lamer.train.memory import read_device_bins
 from espnet2_lamer.train.monitor import build_monitor
-from espnet2_lamer.train.update import Updater
+from espnet2_lamer.train.update import Updater, load_optimizer
 
 # Of the checkpoint's layout.
 VERSION = 1
@@ -198,7 +198,7 @@ class TrainingRun:
             self.options.allow_changed,
         )
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizers"][0])
+        load_optimizer(self.optimizer, state["optimizers"][0])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["schedulers"][0])
         if state["scaler"]:

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -265,6 +265,30 @@ class Updater:
                 "Lower optim_conf.lr, use amp_dtype bf16 or none instead of fp16, or "
                 "look for broken audio among these utterances"
             )
+
+
+def fused_option(
+    name: str, conf: Mapping[str, Any], parameters: Sequence[Tensor]
+) -> dict[str, bool]:
+    """Return ``fused=True`` where all parameters are a GPU's, unless one has chosen.
+
+    One kernel then updates all weights, and can skip an update. On a CPU torch has it,
+    too, but it rounds otherwise than trainings did so far.
+    """
+    chosen = {"fused", "foreach", "capturable", "differentiable"} & conf.keys()
+    on_gpu = all(parameter.is_cuda for parameter in parameters)
+    if name not in ("adam", "adamw") or chosen or not on_gpu:
+        return {}
+    logging.info("optim: %s in one kernel (optim_conf.fused)", name)
+    return {"fused": True}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a state, but compute as this process does: fused on its GPU, or not."""
+    groups = zip(state["param_groups"], optimizer.param_groups, strict=True)
+    for saved, own in groups:
+        saved |= {key: own[key] for key in ("fused", "foreach") if key in own}
+    optimizer.load_state_dict(state)
 
 
 class PolynomialDecayLR(LRScheduler, AbsBatchStepScheduler):
