@@ -4,7 +4,7 @@ Which utterances an update has does not depend on the number of ranks, nor on wh
 memory holds: only who computes them does.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,8 +57,8 @@ def split_update(
 
     There are as few micro-batches as ``device_bins`` samples per rank and micro-batch
     (padding included) allow; an utterance that is longer stands alone. Among all ways
-    to cut the row of utterances into that many pieces the one is taken whose largest
-    piece is smallest, so that ranks wait for each other as little as can be.
+    to cut the row of utterances into that many pieces one is taken whose largest piece
+    is smallest, so that ranks wait for each other as little as can be.
 
     Args:
         rounded: Rounded length of each utterance, from long to short ``[U]``.
@@ -83,24 +83,27 @@ def split_update(
             high = middle
         else:
             low = middle + 1
-    cells = _filled(lengths, high)
-    # Equal lengths fill fewer pieces: nobody is idle while another has two utterances.
-    while len(cells) < min(pieces, len(lengths)):
-        several = [n for n, (start, end) in enumerate(cells) if end - start > 1]
-        largest = max(several, key=lambda n: padded(lengths, cells[n]))
-        start, end = cells[largest]
-        middle = (start + end + 1) // 2
-        cells[largest : largest + 1] = [(start, middle), (middle, end)]
+    cells = _evened(lengths, high, min(pieces, len(lengths)))
     cells += [(len(lengths), len(lengths))] * (pieces - len(cells))
     rows = [cells[first : first + ranks] for first in range(0, pieces, ranks)]
     # Every other one the other way round: the longest are not always the same rank's.
     return [row[::-1] if n % 2 else row for n, row in enumerate(rows)]
 
 
-def padded(lengths: Sequence[int], cell: Cell) -> int:
-    """Samples that a range of utterances takes, each padded to the first."""
-    start, end = cell
-    return (end - start) * lengths[start] if end > start else 0
+def _evened(lengths: list[int], capacity: int, pieces: int) -> list[Cell]:
+    """Cut into so many ranges within capacity, each near the mean of what is left."""
+    cells, start, left = [], 0, sum(lengths)
+    for others in range(pieces - 1, -1, -1):
+        length = lengths[start]
+        most = min(max(1, capacity // length), len(lengths) - start - others)
+        count = min(max(1, round(left / (others + 1) / length)), most)
+        # The others have to hold the rest.
+        while len(_filled(lengths[start + count :], capacity)) > others:
+            count += 1
+        cells.append((start, start + count))
+        left -= sum(lengths[start : start + count])
+        start += count
+    return cells
 
 
 def _filled(lengths: list[int], capacity: int) -> list[Cell]:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import signal
 
 import pytest
 import torch
@@ -187,6 +188,8 @@ def test_ranks_exchange_tensors_of_the_device_only(corpus, tmp_path):
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     from espnet2_lamer.train.console import StopRequest
+    from espnet2_lamer.train.exchange import say, stop_signal, waits
+    from espnet2_lamer.train.figures import Figures
     from espnet2_lamer.train.run import TrainingRun
     from espnet2_lamer.train.update import Updater
 
@@ -203,24 +206,33 @@ def test_ranks_exchange_tensors_of_the_device_only(corpus, tmp_path):
         torch.distributed.init_process_group(
             "fake", store=FakeStore(), rank=0, world_size=2
         )
+        gpu.messages = 0
         try:
             parts = (model, optimizer, None, factory, factory, trainer_options)
             run = TrainingRun(*parts, DistributedOption())
             updater = Updater(model, optimizer, None, None, args)
+            request = StopRequest(signal.SIGTERM)
             with Reporter().observe("train", 1) as reporter:
-                updater.add(batch[0], to_device(batch[1], "cuda"), reporter, False)
-                reporter.next()
+                figures = Figures(reporter)
+                updater.add(batch[0], to_device(batch[1], "cuda"), figures, False)
+                figures.next()
                 state = copy.deepcopy(run._rank_state())
-                updater.add(batch[0], to_device(batch[1], "cuda"), reporter, True)
-                updater.step(reporter)
+                updater.add(batch[0], to_device(batch[1], "cuda"), figures, True)
+                updater.step(figures, say(request, 1.5))
+                # One of each batch, of the model; one of the update. And of this
+                # interval of two batches that of the routing.
+                assert gpu.messages == 2 + 1 + 1
+                figures.next()
+                updater.settle()
+                figures.flush()
                 reporter.register(model.language_statistics.read())
-                reporter.next()
-            assert run._anyone_stops(StopRequest()) == 0
+            assert gpu.messages == 5
+            # The device waits for nobody: what was said is known one update later.
+            assert updater.on_device
+            assert stop_signal(request, updater.said) == signal.SIGTERM
+            assert list(waits(updater.said, 0.0)) == [1.5, 0.0]
         finally:
             torch.distributed.destroy_process_group()
-    # Sums over ranks: the model's and the figures' of each batch, those of routing and
-    # of languages, and the signal.
-    assert gpu.messages == 7
     # Another rank, of another GPU, writes what each has of its own.
     own = [*state["routing"]["sums"], state["languages"]["sums"]]
     assert {value.device.type for value in own} == {"cpu"}
