@@ -211,7 +211,8 @@ def test_ranks_exchange_tensors_of_the_device_only(corpus, tmp_path):
             parts = (model, optimizer, None, factory, factory, trainer_options)
             run = TrainingRun(*parts, DistributedOption())
             updater = Updater(model, optimizer, None, None, args)
-            request = StopRequest(signal.SIGTERM)
+            request = StopRequest()
+            request.signal = signal.SIGTERM
             with Reporter().observe("train", 1) as reporter:
                 figures = Figures(reporter)
                 updater.add(batch[0], to_device(batch[1], "cuda"), figures, False)
