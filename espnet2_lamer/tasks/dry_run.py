@@ -25,8 +25,8 @@ class DryRun:
     ``parameters`` are those of :func:`espnet2_lamer.layers.parameter_report`,
     ``allocation`` the experts of each layer, ``groups`` tensors and values of the
     optimizer's parameter groups, ``updates`` its steps in all (``None`` where the data
-    decide). An update has at most ``seconds_per_update`` of audio, padding included; with
-    ``update_bins`` it has them on average.
+    decide). An update has at most ``seconds_per_update`` of audio, padding included, or
+    with ``update_bins`` has them on average.
     """
 
     parameters: dict[str, int | float]

@@ -125,6 +125,22 @@ def test_a_training_may_move_between_cpu_and_gpu(
     assert "dropout draws other random numbers" in caplog.text
 
 
+def test_an_update_is_split_by_the_memory_of_the_device(gpu, corpus, tmp_path):
+    with gpu() as pretended:
+        train(corpus, tmp_path, update_bins=16_000, accum_grad=1)
+    report = json.loads((tmp_path / "health.json").read_text())
+    found, plan = report["micro_batch"], report["plan"]["batches"]
+    assert plan["largest"] * 16_000 <= found["device_bins"]
+    if pretended:
+        # It does not tell what a batch takes.
+        assert found["by"].startswith("batch_bins (larger batches")
+    else:
+        assert found["by"] == "the GPU's memory" and found["per_second"] > 0
+        # Nothing of this size is more than it holds.
+        assert plan["micro_batches"] == plan["batches"]
+    assert outcome(tmp_path)["updates"] == report["plan"]["updates"]
+
+
 KINDS = {
     # A loss scale, which only a GPU has.
     "fp16": {"amp_dtype": "fp16"},
