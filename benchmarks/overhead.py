@@ -14,7 +14,7 @@ from unittest import mock
 
 import torch
 from espnet2.train.distributed_utils import DistributedOption
-from espnet2.train.reporter import Reporter, SubReporter
+from espnet2.train.reporter import Reporter
 from torch import nn
 
 from benchmarks import step
@@ -129,6 +129,7 @@ class Training:
         device: str,
         directory: Path,
     ) -> None:
+        from espnet2_lamer.train.figures import Figures
         from espnet2_lamer.train.run import TrainingRun
         from espnet2_lamer.train.update import Updater
 
@@ -147,8 +148,10 @@ class Training:
             *(model, optimizer, None, None, None, settings, DistributedOption())
         )
         self.updater = Updater(model, optimizer, None, None, settings)
+        self.interval = options.log_interval
         self.names = [f"utterance{number}" for number in range(options.batch)]
         self.reporter = Reporter().start_epoch("train", 1)
+        self.figures = Figures(self.reporter)
         # A model keeps statistics of its own; the bare step has none.
         self.kept = model.routing_statistics, model.language_statistics
         for statistics_ in self.kept:
@@ -164,10 +167,17 @@ class Training:
     def update(self) -> None:
         """Make an update and report it."""
         self.model.routing_statistics, self.model.language_statistics = self.kept
-        self.updater.add(self.names, self.batch, self.reporter, last=True)
-        self.updater.step(self.reporter)
-        self.reporter.register({"optim0_lr0": 0.0, "train_time": 0.0, "iter_time": 0.0})
-        self.reporter.next()
+        self.updater.add(self.names, self.batch, self.figures, last=True)
+        self.updater.step(self.figures)
+        self.figures.register({"train_time": 0.0, "iter_time": 0.0})
+        self.figures.next()
+        if self.figures.count % self.interval == 0:
+            self.read()
+
+    def read(self) -> None:
+        """Let the reporter have what was collected, as at a log line."""
+        self.updater.settle()
+        self.figures.flush()
 
     def fill(self, batches: int) -> None:
         """Let the reporter hold as many batches as in the middle of an epoch."""
@@ -182,14 +192,17 @@ def measure_parts(
 ) -> dict[str, float]:
     """Seconds that each part costs per update."""
     from espnet2_lamer.train import update
+    from espnet2_lamer.train.figures import Figures
+    from espnet2_lamer.train.update import Updater
 
     routing, language = training.kept
     with ExitStack() as stack:
         for name, owner, *attributes in (
             ("routing statistics", routing, "add"),
             ("figures per language", language, "add"),
-            ("figures to ESPnet's reporter", update, "average_figures", "to_floats"),
-            ("figures to ESPnet's reporter", SubReporter, "register", "next"),
+            ("figures to ESPnet's reporter", update, "figure_sums"),
+            ("figures to ESPnet's reporter", Updater, "_exchange", "settle"),
+            ("figures to ESPnet's reporter", Figures, "flush"),
         ):
             stack.enter_context(clock.watching(name, owner, *attributes))
         for _ in range(options.rounds):
@@ -202,6 +215,7 @@ def measure_parts(
             routing.read()
         with reads.measure("figures per language"):
             language.read()
+    training.read()
     training.fill(options.epoch_batches // 2)
     for _ in range(options.rounds):
         with reads.measure("figures to ESPnet's reporter"):

@@ -17,6 +17,7 @@ boolean index) is counted by the function that did it.
 
 import contextlib
 import copy
+import importlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -252,7 +253,7 @@ class _Functions(TorchFunctionMode):
             device = "cuda" if func is torch.Tensor.cuda else "cpu"
         if device is None or _is_gpu(device) == _on_gpu(tensor):
             return tensor if _on_gpu(tensor) else func(tensor, *args, **kwargs)
-        if _on_gpu(tensor):
+        if _on_gpu(tensor) and not kwargs.get("non_blocking"):
             self.gpu.note_read()
         return _Move.apply(tensor)
 
@@ -391,9 +392,15 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
             "get_device_capability": (properties.major, properties.minor),
             "memory_allocated": 0,
             "max_memory_allocated": 0,
+            "memory_reserved": 0,
+            "mem_get_info": (properties.total_memory, properties.total_memory),
             **dict.fromkeys(
                 ("_lazy_init", "init", "set_device", "synchronize", "empty_cache")
                 + ("reset_peak_memory_stats",)
+            ),
+            # Everything has been computed when it is asked for.
+            "Event": SimpleNamespace(
+                record=lambda *_: None, synchronize=lambda *_: None
             ),
         }.items():
             patch.setattr(torch.cuda, name, lambda *_, _value=value, **__: _value)
@@ -406,8 +413,10 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
             "manual_seed_all": gpu.generator.manual_seed,
         }.items():
             patch.setattr(torch.cuda, name, function)
-        clipping, name = torch.nn.utils.clip_grad, "_group_tensors_by_device_and_dtype"
-        patch.setattr(clipping, name, _grouped(getattr(clipping, name)))
+        name = "_group_tensors_by_device_and_dtype"
+        optimizers = importlib.import_module("torch.optim.optimizer")
+        for module in (torch.nn.utils.clip_grad, optimizers):
+            patch.setattr(module, name, _grouped(getattr(module, name)))
         # torch 2.14's optimizers ask this instead of is_current_stream_capturing.
         stream = SimpleNamespace(is_capturing=lambda: False)
         patch.setattr(torch.accelerator, "current_stream", lambda *_: stream)

@@ -113,6 +113,8 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
         self.amp_dtype = amp_dtype
         self.routing_statistics = RoutingLog()
         self.language_statistics = LanguageStatistics()
+        #: Masked frames of the latest training batch over all ranks, on the device.
+        self.total_weight: Tensor | None = None
         self.register_buffer("training_batches", torch.zeros((), dtype=torch.long))
 
     def forward(
@@ -205,6 +207,8 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
         total_weight, masked, unmasked, replayed, *balance_sums = total
         # What a rank returns is multiplied by its weight and divided by their sum.
         own_share = total_weight / weight
+        if self.training:
+            self.total_weight = total_weight
 
         # With no masked frame: a zero that still depends on everything that trains,
         # as DDP requires.

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,16 @@ KINDS = ("masked", "unmasked")
 DEAD_SHARE = 0.01
 
 
+# Whether this process does for a while as if it were the only one.
+_alone = False
+
+
 def is_distributed() -> bool:
     """Whether this process is one of several ranks."""
     distributed = torch.distributed
     return (
-        distributed.is_available()
+        not _alone
+        and distributed.is_available()
         and distributed.is_initialized()
         and distributed.get_world_size() > 1
     )
@@ -35,6 +41,17 @@ def rank_and_ranks() -> tuple[int, int]:
     if not is_distributed():
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Exchange nothing with other ranks meanwhile: each may fail on its own."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 def gather(value: Any) -> list[Any]:
@@ -63,14 +80,14 @@ def global_sums(values: list[Tensor]) -> list[Tensor]:
     ]
 
 
-def average_figures(
+def figure_sums(
     figures: dict[str, Tensor | float | None], weight: Tensor
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Average scalars over ranks by this rank's weight; NaN and ``None`` do not count.
+) -> tuple[list[str], Tensor]:
+    """Weigh a batch's scalars, so that those of batches and ranks can be added up.
 
     Returns:
-        Means as scalars on ``weight``'s device (NaN where no rank has a value), and
-        the sum of the weights.
+        Names of the F figures that are not ``None``; ``[2 F + 1]`` on the weight's
+        device: values times weight, weights (0 for NaN), and the weight itself.
     """
     weight = weight.detach().reshape(()).float()
     named = {
@@ -80,17 +97,33 @@ def average_figures(
     }
     values = torch.stack([value.reshape(()) for value in named.values()])
     known = ~values.isnan()
-    sums, weights, total = global_sums(
-        [values.masked_fill(~known, 0.0) * weight, known * weight, weight]
-    )
-    return dict(zip(named, (sums / weights).unbind(), strict=True)), total
+    parts = [values.masked_fill(~known, 0.0) * weight, known * weight, weight[None]]
+    return list(named), torch.cat(parts)
 
 
-def to_floats(figures: dict[str, Tensor]) -> dict[str, float]:
-    """Copy scalars to the host in one transfer."""
-    if not figures:
-        return {}
-    return dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
+def figure_means(
+    batches: Sequence[Sequence[str]], sums: Tensor
+) -> tuple[dict[str, float], float]:
+    """Read the :func:`figure_sums` of one or several batches, one behind the other.
+
+    ``batches`` are the names of each; ``sums`` are on the host.
+
+    Returns:
+        Means over the batches (NaN where nothing has a value), and the whole weight.
+    """
+    found: dict[str, np.ndarray] = {}
+    total = np.float32(0.0)
+    numbers, start = sums.numpy(), 0
+    for names in batches:
+        end = start + 2 * len(names)
+        pairs = numbers[start:end].reshape(2, len(names))
+        for index, name in enumerate(names):
+            found[name] = found.get(name, np.float32(0.0)) + pairs[:, index]
+        total += numbers[end]
+        start = end + 1
+    with np.errstate(invalid="ignore"):
+        means = {name: float(value / weight) for name, (value, weight) in found.items()}
+    return means, float(total)
 
 
 def keep_json_lines(path: Path, key: str, last: int) -> None:

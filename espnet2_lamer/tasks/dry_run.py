@@ -25,7 +25,8 @@ class DryRun:
     ``parameters`` are those of :func:`espnet2_lamer.layers.parameter_report`,
     ``allocation`` the experts of each layer, ``groups`` tensors and values of the
     optimizer's parameter groups, ``updates`` its steps in all (``None`` where the data
-    decide). An update has at most ``seconds_per_update`` of audio, padding included.
+    decide). An update has at most ``seconds_per_update`` of audio, padding included, or
+    with ``update_bins`` has them on average.
     """
 
     parameters: dict[str, int | float]
@@ -78,7 +79,7 @@ def dry_run(task: type, args: argparse.Namespace) -> DryRun:
         [f.num_experts if isinstance(f, LamerFeedForward) else 0 for f in ffns],
         [(len(sizes), sum(sizes)) for sizes in groups],
         updates,
-        args.batch_bins * args.accum_grad / SAMPLE_RATE,
+        (args.update_bins or args.batch_bins * args.accum_grad) / SAMPLE_RATE,
     )
     _log(found, args, base)
     if updates is not None:
@@ -131,17 +132,18 @@ def _log(found: DryRun, args: argparse.Namespace, base: str | None) -> None:
     if found.updates is None:
         logging.info("updates: %d passes over the data", args.max_epoch)
     else:
+        divided = "" if args.update_bins else f" / accum_grad {args.accum_grad}"
         logging.info(
             f"updates: {found.updates:,} (max_epoch {args.max_epoch} x "
-            f"num_iters_per_epoch {args.num_iters_per_epoch:,} / accum_grad "
-            f"{args.accum_grad})"
+            f"num_iters_per_epoch {args.num_iters_per_epoch:,}{divided})"
         )
-    logging.info("audio per update: at most %.2f s", found.seconds_per_update)
+    most = "" if args.update_bins else "at most "
+    logging.info("audio per update: %s%.2f s", most, found.seconds_per_update)
     if found.updates is not None:
         hours = found.updates * found.seconds_per_update / 3600
         paper = sum(PAPER_HOURS.values())
         logging.info(
-            f"audio in all: at most {hours:,.0f} h, {hours / paper:.1f} epochs over "
+            f"audio in all: {most}{hours:,.0f} h, {hours / paper:.1f} epochs over "
             f"the paper's {paper:.3f} h"
         )
 

@@ -39,7 +39,6 @@ from espnet2_lamer.tasks.option_check import (
     check_packages,
 )
 from espnet2_lamer.train.batching import (
-    BucketIterFactory,
     CollateOptions,
     LamerCollate,
     chosen_utterances,
@@ -47,9 +46,11 @@ from espnet2_lamer.train.batching import (
 )
 from espnet2_lamer.train.console import child_log, one_training, pass_signals_on
 from espnet2_lamer.train.expansion import OLD_EXPERTS, expand_experts, keep_old_experts
+from espnet2_lamer.train.iterator import BucketIterFactory
+from espnet2_lamer.train.memory import read_device_bins
 from espnet2_lamer.train.trainer import LamerTrainer
 from espnet2_lamer.train.trial import check_sanity
-from espnet2_lamer.train.update import PolynomialDecayLR
+from espnet2_lamer.train.update import PolynomialDecayLR, fused_option
 from espnet2_lamer.train.utterances import Lengths
 
 
@@ -258,7 +259,8 @@ class LamerHubertTask(HubertTask):
         # Before a checkpoint of this training is read, which then has the last word.
         kept = expand_experts(model, args.expand_from) if args.expand_from else []
         trainable = [p for p in model.parameters() if p.requires_grad]
-        optimizer = optim_classes[args.optim](trainable, **args.optim_conf)
+        more = fused_option(args.optim, args.optim_conf, trainable)
+        optimizer = optim_classes[args.optim](trainable, **args.optim_conf, **more)
         if kept and args.old_experts == "frozen":
             keep_old_experts(kept, optimizer)
         return [optimizer]
@@ -276,9 +278,11 @@ class LamerHubertTask(HubertTask):
             lengths = chosen_utterances(lengths, utt2lang, args.exclude_langs, most)
         rank, ranks = rank_and_ranks()
         hours = int(lengths.samples.sum(dtype=np.int64)) / SAMPLE_RATE / 3600
+        update_bins = args.update_bins if iter_options.train else 0
+        audio = (update_bins or iter_options.batch_bins) / SAMPLE_RATE
         logging.info(
-            f"[{mode}] {len(lengths)} utterances, {hours:.2f} h, "
-            f"{iter_options.batch_bins / SAMPLE_RATE:.0f} s of audio per batch"
+            f"[{mode}] {len(lengths)} utterances, {hours:.2f} h, {audio:.0f} s of "
+            f"audio per {'update' if update_bins else 'batch'}"
         )
         with utf8_tables(tables):
             dataset = CompactDataset(
@@ -304,4 +308,7 @@ class LamerHubertTask(HubertTask):
             num_workers=args.num_workers,
             rank=rank,
             world_size=ranks,
+            update_bins=update_bins or None,
+            device_bins=read_device_bins(args.device_bins) if update_bins else None,
+            pin_memory=args.ngpu > 0,
         )

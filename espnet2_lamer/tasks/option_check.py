@@ -21,6 +21,7 @@ from espnet2_lamer.fileio.foreign import check_weights
 from espnet2_lamer.layers import LamerConfig
 from espnet2_lamer.layers.config import check_values
 from espnet2_lamer.train.batching import CollateOptions
+from espnet2_lamer.train.memory import read_device_bins
 
 # What the task itself passes to the constructors.
 _ESPNETS = inspect.signature(TorchAudioHubertPretrainModel).parameters
@@ -36,7 +37,10 @@ _RANGES = {
     (1, math.inf): """num_classes accum_grad batch_bins valid_batch_bins max_epoch
         num_iters_per_epoch sanity_updates encoder_conf.mask_length
         encoder_conf.final_dim collate_fn_conf.bucket_samples""",
-    (0, math.inf): """monitor_utts model_conf.balance_weight model_conf.unmasked_weight
+    (
+        0,
+        math.inf,
+    ): """update_bins monitor_utts model_conf.balance_weight model_conf.unmasked_weight
         model_conf.feature_penalty model_conf.distill_weight""",
     (RECEPTIVE_FIELD, math.inf): "collate_fn_conf.max_sample_size",
     (_POSITIVE, math.inf): "grad_clip model_conf.logit_temp",
@@ -173,6 +177,10 @@ def _check_ranges(args: argparse.Namespace) -> None:
             value = (getattr(args, section) if section else vars(args)).get(name)
             right = isinstance(value, int | float) and low <= value <= high
             check_values("", (key, value, value is None or right, expected))
+    read_device_bins(args.device_bins)
+    if args.update_bins:
+        follows = "1: with update_bins it follows from device_bins"
+        check_values("", ("accum_grad", args.accum_grad, args.accum_grad == 1, follows))
     batches = args.num_iters_per_epoch
     right = batches is None or args.accum_grad <= batches
     most = f"at most num_iters_per_epoch ({batches}): an epoch would make no update"

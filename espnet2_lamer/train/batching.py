@@ -1,22 +1,17 @@
-"""Batches of an epoch: which utterances, cropped, padded and masked (CPU, seeded)."""
+"""Batches: which utterances, cropped, padded and masked (CPU, seeded)."""
 
 import hashlib
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from espnet2.iterators.abs_iter_factory import AbsIterFactory
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from espnet2_lamer.constants import SAMPLE_RATE, STRIDE, num_frames
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers.config import check_values
-from espnet2_lamer.train.console import hold_stop_signals, ignore_stop_signals
 from espnet2_lamer.train.utterances import Batches, Languages, Lengths
 
 # Pads labels in a batch; never a unit.
@@ -278,120 +273,3 @@ def make_batches(
     bounds = np.array([*starts, count], np.int64)
     chosen = generator.permutation(len(starts)) if shuffle else slice(None)
     return Batches(lengths, order, bounds[:-1][chosen], bounds[1:][chosen])
-
-
-class _HeldLoader(DataLoader):
-    """A loader whose processes no stop signal reaches, from their first moment on.
-
-    A training that lost them could not end its update and save.
-    """
-
-    def __iter__(self) -> Iterator:
-        with hold_stop_signals():
-            return super().__iter__()
-
-
-class CheckedDataset(Dataset):
-    """Names the utterance when its data cannot be read."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, utt_id: str) -> Any:
-        try:
-            return self.dataset[utt_id]
-        except Exception as error:
-            raise RecipeError(
-                f"utterance {utt_id}: its audio or units cannot be read "
-                f"({type(error).__name__}: {error}); repair it, or format the audio "
-                "and make the labels anew, which checks every file. Training goes on "
-                "from its last checkpoint when it is run again"
-            ) from error
-
-
-@dataclass(eq=False)
-class BucketIterFactory(AbsIterFactory):
-    """Builds one epoch's iterator; everything follows from (seed, epoch).
-
-    ``dataset`` maps an utterance to ``(id, data)``; ``lengths`` and ``batch_bins``
-    (padding and all ranks included) are in samples. An epoch has
-    ``num_iters_per_epoch`` batches, or is a pass over the data; training shuffles and
-    crops. This process's share of a batch is ``batch[rank::world_size]``.
-    """
-
-    dataset: Any
-    lengths: Mapping[str, int]
-    batch_bins: int
-    make_collate: Callable[[int], LamerCollate]
-    num_iters_per_epoch: int | None
-    seed: int
-    train: bool
-    num_workers: int = 0
-    rank: int = 0
-    world_size: int = 1
-
-    def __post_init__(self) -> None:
-        self.dataset = CheckedDataset(self.dataset)
-        self.lengths = Lengths.of(self.lengths)
-        self._plan: tuple[int, Batches] | None = None
-
-    def _one_pass(self, number: int) -> Batches:
-        collate = self.make_collate(1)
-        return make_batches(
-            self.lengths,
-            self.batch_bins,
-            collate.max_samples if self.train else sys.maxsize,
-            collate.bucket,
-            np.random.default_rng([self.seed, number]),
-            self.train,
-            self.world_size,
-        )
-
-    def _epoch_batches(self, epoch: int) -> Batches:
-        wanted = self.num_iters_per_epoch
-        if wanted is None:
-            return self._one_pass(epoch)
-        # Epochs cut one endless stream of passes, so every utterance is seen equally
-        # often whatever the epoch length is. All passes have the same batch count.
-        number, skip = divmod(wanted * (epoch - 1), len(self._one_pass(0)))
-        batches = self._one_pass(number)[skip:]
-        while len(batches) < wanted:
-            number += 1
-            batches += self._one_pass(number)
-        return batches[:wanted]
-
-    def plan(self, epoch: int) -> Batches:
-        """Return the batches of ``epoch`` over all ranks; the latest plan is kept."""
-        if self._plan is None or self._plan[0] != epoch:
-            self._plan = epoch, self._epoch_batches(epoch)
-        return self._plan[1]
-
-    def load(
-        self, batch: list[str], epoch: int
-    ) -> tuple[list[str], dict[str, torch.Tensor]]:
-        """Return this rank's part of one batch of ``epoch``, outside of any loader."""
-        utterances = [self.dataset[utt] for utt in batch[self.rank :: self.world_size]]
-        return self.make_collate(epoch)(utterances)
-
-    def build_iter(self, epoch: int, start: int = 0) -> Iterator:
-        """Return the batches of ``epoch`` (counted from 1) from number ``start`` on."""
-        # Every batch has an utterance for each rank, see make_batches.
-        batches = self.plan(epoch)[start:].share(self.rank, self.world_size)
-        loader = _HeldLoader(
-            self.dataset,
-            batch_sampler=batches,
-            collate_fn=self.make_collate(epoch),
-            num_workers=self.num_workers,
-            # In a process per GPU, which is spawned, loaders would be spawned as well
-            # and import ESPnet anew in every epoch.
-            multiprocessing_context="fork" if self.num_workers else None,
-            worker_init_fn=ignore_stop_signals,
-            # Of its own: a resumed epoch opens the loader once more, and must not draw
-            # from the generator that dropout uses.
-            generator=torch.Generator().manual_seed(self.seed),
-        )
-        name = f"epoch {epoch}, {'training' if self.train else 'validation'}"
-        # Standard error itself may be redirected to a log while ESPnet trains.
-        stream = sys.__stderr__
-        hidden = self.rank > 0 or not stream.isatty()
-        return tqdm(loader, desc=name, leave=False, file=stream, disable=hidden)

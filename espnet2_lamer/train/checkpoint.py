@@ -51,6 +51,7 @@ _FREE = set(
     monitor_control
     """.split()
 )
+_OF_UPDATES = ("update_bins", "device_bins")
 _FREE_PREFIXES = ("dist_", "wandb_")
 
 
@@ -150,6 +151,9 @@ def fingerprint(args: argparse.Namespace, world_size: int) -> dict[str, str]:
     found = {"world_size": str(world_size)}
     for key, value in sorted(vars(args).items()):
         if key in _FREE or key.startswith(_FREE_PREFIXES):
+            continue
+        if key in _OF_UPDATES and not vars(args).get("update_bins"):
+            # Without effect, and unknown to checkpoints of earlier versions.
             continue
         if key == "encoder_conf":
             # A base may move; the model checks its hash.

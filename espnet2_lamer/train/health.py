@@ -7,12 +7,9 @@ import dataclasses
 import json
 import logging
 import math
-import time
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,196 +21,25 @@ from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.system import size
-from espnet2_lamer.hubert.statistics import is_distributed
-from espnet2_lamer.train.batching import BucketIterFactory, rounded_length
+from espnet2_lamer.hubert.statistics import gather, is_distributed
 from espnet2_lamer.train.labels import beside, check_labels
-from espnet2_lamer.train.trial import Trial, try_batch
+from espnet2_lamer.train.memory import (
+    cuda_memory,
+    device_bins,
+    fit_memory,
+    read_device_bins,
+)
+from espnet2_lamer.train.pace import Pace
+from espnet2_lamer.train.shares import Shares, measure_shares, span
+from espnet2_lamer.train.trial import DoesNotFit, Trial, try_batch
 from espnet2_lamer.train.utterances import Languages
 
 # Updates after which the pace is told.
 FIRST_UPDATES = 20
-# Updates that the mean duration is taken over.
-WINDOW = 200
-# Batches that are measured together.
-_BATCHES = 1 << 16
-
-
-@dataclasses.dataclass(frozen=True)
-class Shares:
-    """Batches and utterances of an epoch, over all ranks; audio in seconds.
-
-    ``passes`` are utterances as a multiple of those in the data, ``audio`` (also by
-    language) is what crops leave, ``largest`` that of one rank's ``largest_batch``
-    (counted from 0), padding included, ``data`` all there is, uncropped.
-    """
-
-    batches: int
-    utterances: int
-    passes: float
-    audio: float
-    cropped: float
-    padding: float
-    largest: float
-    largest_batch: int
-    languages: dict[str, float]
-    data: float
-    data_languages: dict[str, float]
-
-    @property
-    def padding_share(self) -> float:
-        """Part of what is computed that is padding."""
-        return self.padding / (self.audio + self.padding)
-
-    @property
-    def crop_loss(self) -> float:
-        """Part of the batches' utterances that their crops leave out."""
-        return self.cropped / (self.audio + self.cropped)
-
-    def language_line(self, replay: Collection[str] = ()) -> str:
-        """Say hours and share of each language, and of replay, beside the data's."""
-
-        def shares(languages: Collection[str]) -> str:
-            epoch = sum(self.languages[language] for language in languages)
-            data = sum(self.data_languages[language] for language in languages)
-            part, whole = 100 * epoch / self.audio, 100 * data / self.data
-            return f"{part:.1f} %, data {whole:.1f} %"
-
-        parts = [
-            f"{language} {span(seconds)} ({shares([language])})"
-            for language, seconds in self.languages.items()
-        ]
-        replayed = [language for language in self.languages if language in replay]
-        if replayed:
-            parts.append(f"replay ({', '.join(replayed)}) {shares(replayed)}")
-        return "; ".join(parts)
-
-
-def measure_shares(
-    factory: BucketIterFactory,
-    epoch: int,
-    languages: Mapping[str, str] | Languages | None = None,
-) -> Shares:
-    """Measure an epoch's batches of all ranks, and of languages by utterance."""
-    lengths, ranks = factory.lengths, factory.world_size
-    collate, batches = factory.make_collate(epoch), factory.plan(epoch)
-    known = None if languages is None else Languages.of(languages, lengths)
-    rounding = collate.max_samples, collate.bucket
-    sums, largest, own = np.zeros(4, np.int64), (0, 0), Counter()
-    for first in range(0, len(batches), _BATCHES):
-        block = batches[first : first + _BATCHES]
-        size = block.ends - block.starts
-        # Which batch each utterance is of, and which of its utterances.
-        batch = np.repeat(np.arange(len(block)), size)
-        place = np.arange(len(batch)) - np.repeat(np.cumsum(size) - size, size)
-        utts = block.order[np.repeat(block.starts, size) + place]
-        samples = lengths.samples[utts].astype(np.int64)
-        cropped = np.minimum(samples, collate.max_samples)
-        part, longest = batch * ranks + place % ranks, np.zeros(len(block) * ranks, int)
-        np.maximum.at(longest, part, cropped)
-        padded = np.bincount(part) * rounded_length(longest, *rounding)
-        sums += len(utts), samples.sum(), cropped.sum(), padded.sum()
-        largest = max(
-            largest,
-            (int(padded.max()), first + int(padded.argmax()) // ranks),
-            key=itemgetter(0),
-        )
-        own.update(_by_language(utts, cropped, known))
-    count, samples, cropped, padded = sums.tolist()
-    return Shares(
-        batches=len(batches),
-        utterances=count,
-        passes=count / len(lengths),
-        audio=cropped / SAMPLE_RATE,
-        cropped=(samples - cropped) / SAMPLE_RATE,
-        padding=(padded - cropped) / SAMPLE_RATE,
-        largest=largest[0] / SAMPLE_RATE,
-        largest_batch=largest[1],
-        languages=dict(own),
-        data=int(lengths.samples.sum(dtype=np.int64)) / SAMPLE_RATE,
-        data_languages=_by_language(slice(None), lengths.samples, known),
-    )
-
-
-def _by_language(
-    utts: np.ndarray | slice, samples: np.ndarray, languages: Languages | None
-) -> dict[str, float]:
-    """Seconds of each language, in alphabetical order."""
-    if languages is None:
-        return {}
-    names = languages.names
-    sums = np.bincount(languages.codes[utts], weights=samples, minlength=len(names))
-    seconds = (sums / SAMPLE_RATE).tolist()
-    return dict(sorted(zip(names, seconds, strict=True)))
-
-
-def span(seconds: float) -> str:
-    """Say an amount of audio in hours, or in minutes where there is less than one."""
-    if seconds >= 3600:
-        return f"{seconds / 3600:.2f} h"
-    return f"{seconds / 60:.2f} min"
-
-
-@dataclasses.dataclass
-class Pace:
-    """Times updates, and what lies between epochs.
-
-    The pace is known after the ``first`` updates; ``epochs`` is the last epoch.
-    """
-
-    updates_per_epoch: int
-    epochs: int
-    first: int = 20
-    clock: Callable[[], float] = time.monotonic
-
-    def __post_init__(self) -> None:
-        self._durations: deque[float] = deque(maxlen=WINDOW)
-        # Validation and the model's file take about the same time every epoch.
-        self._between: float | None = None
-        self._count = 0
-        self._last: float | None = None
-
-    def begin(self) -> None:
-        """Note that an epoch's training begins."""
-        now = self.clock()
-        if self._last is not None:
-            self._between = now - self._last
-        self._last = now
-
-    def update(self) -> bool:
-        """Note that an update was made; whether that makes the pace known."""
-        now = self.clock()
-        self._count += 1
-        # The process's first also starts loaders and chooses kernels.
-        if self._count > 1:
-            self._durations.append(now - self._last)
-        self._last = now
-        return self._count == self.first
-
-    @property
-    def seconds_per_update(self) -> float | None:
-        """Mean of the last updates; ``None`` until there are enough."""
-        if self._count < self.first or not self._durations:
-            return None
-        return sum(self._durations) / len(self._durations)
-
-    def seconds_left(self, epoch: int, update: int) -> float | None:
-        """Seconds to the end of the last epoch, ``update`` updates into ``epoch``."""
-        seconds = self.seconds_per_update
-        if seconds is None:
-            return None
-        epochs = self.epochs - epoch
-        updates = epochs * self.updates_per_epoch + self.updates_per_epoch - update
-        # The last epoch is followed by a validation, too.
-        return updates * seconds + (epochs + 1) * (self._between or 0.0)
-
-    def eta(self, epoch: int, update: int) -> str:
-        """Say the time left and the end's date; empty until the pace is known."""
-        left = self.seconds_left(epoch, update)
-        if left is None:
-            return ""
-        end = datetime.now() + timedelta(seconds=left)
-        note = "" if self._between is not None else ", validation not counted"
-        return f"{timedelta(seconds=round(left))} ({end:%Y-%m-%d %H:%M}{note})"
+# Of the time of updates: above it, waiting for audio is worth a warning.
+SLOW_LOADING = 0.2
+# Of updates in which ranks are idle; above it, too.
+_STARVED = 0.01
 
 
 @dataclasses.dataclass
@@ -238,6 +64,9 @@ class Health:
         self.languages: Languages | None = None
         self.pace: Pace | None = None
         self._shares: tuple[int, Shares] | None = None
+        self._waits: list[float] = []
+        self._seconds = 0.0
+        self._is_new = self._said_waits = False
 
     def start(self, epoch: int, updates: int) -> None:
         """Check what can be known before ``epoch``; others made ``updates``.
@@ -265,17 +94,17 @@ class Health:
         problem, self.standards = message
         if problem is not None:
             raise RecipeError(problem)
+        factory, chosen = self.factories["train"], False
+        if factory.update_bins and (not updates or factory.device_bins is None):
+            chosen = True
+            self._choose_device_bins(epoch)
         if self.is_first:
             self._plan(epoch, updates)
             # What is known is kept if the trial fails.
             write_json(self.path, self.report)
-        if updates:
+        if updates and not chosen:
             return
-        # Every rank its part.
-        factory = self.factories["train"]
-        largest = self._epoch_shares(epoch).largest_batch
-        _, batch = factory.load(factory.plan(epoch)[largest], epoch)
-        trial = try_batch(self.model, to_device(batch, self.device), self.device)
+        trial = self._try_largest(epoch, updates)
         if self.is_first:
             self._note_memory(trial)
             self._note_time(trial)
@@ -283,6 +112,8 @@ class Health:
 
     def begin_epoch(self, epoch: int) -> None:
         """Say what the epoch's batches hold."""
+        self._waits, self._seconds = [], 0.0
+        self._is_new, self._said_waits = True, False
         if not self.is_first:
             return
         self.pace.begin()
@@ -294,6 +125,31 @@ class Health:
             f"{100 * shares.padding_share:.1f} %, lost to crops "
             f"{100 * shares.crop_loss:.1f} %" + (languages and f"; {languages}")
         )
+
+    def waited(self, waits: Sequence[float], seconds: float) -> None:
+        """Note how long each rank waited for audio in an update of ``seconds``."""
+        if self._is_new or not waits:
+            # Loaders start with the epoch.
+            self._is_new = False
+            return
+        before = self._waits or [0.0] * len(waits)
+        self._waits = [one + other for one, other in zip(before, waits, strict=True)]
+        self._seconds += seconds
+
+    def check_waits(self) -> None:
+        """Warn once an epoch if a rank waited long for audio since the last check."""
+        waits, seconds = self._waits, self._seconds
+        self._waits, self._seconds = [], 0.0
+        if not (waits and seconds and self.is_first) or self._said_waits:
+            return
+        share = max(waits) / seconds
+        if share > SLOW_LOADING:
+            self._said_waits = True
+            logging.warning(
+                f"loading audio is slower than training: rank {waits.index(max(waits))}"
+                f" waited {100 * share:.0f} % of the time since the last log line; "
+                f"raise num_workers (found {self.factories['train'].num_workers})"
+            )
 
     def updated(self, epoch: int, batches: int) -> None:
         """Note an update, ``batches`` into ``epoch``; the first ones tell the pace."""
@@ -357,6 +213,122 @@ class Health:
             f"made; {shares.audio / per_epoch:.1f} s of audio per update; "
             f"{passes:.2f} passes over {span(shares.data)}"
         )
+        self._warn_of_starving(shares, per_epoch)
+
+    def _warn_of_starving(self, shares: Shares, updates: int) -> None:
+        """Warn where updates are not what was asked for, or too small for the ranks."""
+        factory = self.factories["train"]
+        ranks = factory.world_size
+        if factory.update_bins:
+            audio = (shares.audio + shares.padding) / updates
+            wanted = factory.update_bins / SAMPLE_RATE
+            advice = "raise update_bins, or train with fewer processes"
+        else:
+            audio = (shares.audio + shares.padding) / shares.batches
+            wanted = factory.batch_bins / SAMPLE_RATE
+            advice = "raise batch_bins, or train with fewer processes"
+            if ranks > 1 and audio > 1.02 * wanted:
+                logging.warning(
+                    f"batch_bins: batches hold {audio:.1f} s of audio instead of at "
+                    f"most {wanted:.1f} s, since each of {ranks} processes needs an "
+                    "utterance; update_bins keeps the audio of an update on any number"
+                )
+        for count, what in (
+            (shares.idle, "has no utterance left, and computes a frame of silence"),
+            (shares.unfair, "has less than half of the mean audio"),
+        ):
+            if ranks > 1 and count > _STARVED * shares.batches:
+                logging.warning(
+                    f"in {count} of {shares.batches} iterations one of {ranks} "
+                    f"processes {what}, the others wait for nothing; {advice}"
+                )
+
+    def _choose_device_bins(self, epoch: int) -> None:
+        """Let each rank find out what it holds at a time; all take the least of it."""
+        factory = self.factories["train"]
+        lengths = factory.lengths.samples
+        longest = int(lengths.argmax())
+        row = int(factory.rounded(np.array([longest]))[0])
+        found: dict[str, Any] = {}
+        problem, bins = None, read_device_bins(self.options.device_bins)
+        if bins is not None:
+            by = "device_bins"
+        elif self.device == "cpu":
+            # More at a time would not be faster.
+            by, bins = "batch_bins", factory.batch_bins
+        else:
+            by = "the GPU's memory"
+            name = factory.lengths.name(longest)
+
+            def trial(rows: int) -> Trial:
+                _, batch = factory.load([name] * rows, epoch)
+                return try_batch(self.model, to_device(batch, self.device), self.device)
+
+            memory = cuda_memory(self.model, factory.world_size)
+            try:
+                fit = fit_memory(trial, *memory)
+                bins = device_bins(fit, row)
+                found = {} if fit is None else dataclasses.asdict(fit)
+            except DoesNotFit as error:
+                problem = f"{error}; no shorter crop (max_sample_size) was tried"
+            except ValueError as error:
+                by, bins = f"batch_bins ({error})", factory.batch_bins
+        every = gather((problem, bins))
+        _raise_first(problem for problem, _ in every)
+        factory.device_bins = min(bins for _, bins in every)
+        found |= {"device_bins": factory.device_bins, "by": by}
+        self.report["micro_batch"] = found
+        logging.info(
+            f"micro-batch: at most {factory.device_bins / SAMPLE_RATE:.1f} s of audio "
+            f"per process, by {by}"
+            + (
+                f": {size(found['fixed'])} and {size(found['per_second'])} per second, "
+                f"of {size(found['available'])}"
+                if "fixed" in found
+                else ""
+            )
+            + f"; --device_bins {factory.device_bins} does the same again"
+        )
+
+    def _try_largest(self, epoch: int, updates: int) -> Trial:
+        """Try each rank's part of the largest micro-batch; smaller ones if need be."""
+        factory = self.factories["train"]
+        fixed = not factory.update_bins or read_device_bins(self.options.device_bins)
+        while True:
+            shares = self._epoch_shares(epoch)
+            utts = factory.plan(epoch).numbers(shares.largest_batch)
+            names = factory.parts(utts)[shares.largest_part]
+            _, batch = factory.load(names, epoch)
+            trial = problem = None
+            try:
+                trial = try_batch(
+                    self.model, to_device(batch, self.device), self.device
+                )
+            except DoesNotFit as error:
+                problem = f"the largest batch of the epoch: {error}; {self._advice()}"
+            problems = gather(problem)
+            if not any(problems):
+                return trial
+            largest = int(shares.largest * SAMPLE_RATE)
+            if fixed or largest <= int(factory.rounded(utts).max()):
+                _raise_first(problems)
+            # Freed, so that other sizes find room.
+            torch.cuda.empty_cache()
+            factory.device_bins = largest // 2
+            self._shares = None
+            logging.warning(
+                f"micro-batch: {shares.largest:.1f} s of audio did not fit into the "
+                f"GPU's memory after all, trying {shares.largest / 2:.1f} s "
+                f"(--device_bins {factory.device_bins}): more micro-batches per update"
+            )
+            if self.is_first:
+                self.report["micro_batch"] |= {"device_bins": factory.device_bins}
+                self._plan(epoch, updates)
+
+    def _advice(self) -> str:
+        if self.factories["train"].update_bins:
+            return "lower device_bins, or max_sample_size for a single utterance"
+        return "lower batch_bins and raise accum_grad by the same factor"
 
     def _note_memory(self, trial: Trial) -> None:
         found = {"peak": trial.peak, "largest_batch_seconds": trial.audio}
@@ -374,8 +346,7 @@ class Health:
         )
         if trial.peak > 0.9 * found["device"]:
             logging.warning(
-                "memory: this leaves less than 10 % of the GPU free; lower batch_bins "
-                "and raise accum_grad by the same factor"
+                f"memory: this leaves less than 10 % of the GPU free; {self._advice()}"
             )
 
     def _note_time(self, trial: Trial) -> None:
@@ -392,3 +363,8 @@ class Health:
             f"{left}, until {end}, validation not counted; measured again after "
             f"{self.pace.first} updates"
         )
+
+
+def _raise_first(problems: Iterable[str | None]) -> None:
+    for problem in filter(None, problems):
+        raise RecipeError(problem)

@@ -1,9 +1,11 @@
 """One training from its first update, or from its last checkpoint, to its end."""
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +24,22 @@ from espnet2_lamer.fileio.atomic import link
 from espnet2_lamer.fileio.checksum import checked_file, remove_file
 from espnet2_lamer.fileio.system import bytes_of, check_space
 from espnet2_lamer.hubert.statistics import (
-    average_figures,
+    figure_means,
+    figure_sums,
     gather,
+    global_sums,
     is_distributed,
     rank_and_ranks,
-    to_floats,
 )
 from espnet2_lamer.train import checkpoint
 from espnet2_lamer.train.checkpoint import CheckpointStore
 from espnet2_lamer.train.console import StopRequest, stop_on_signals
+from espnet2_lamer.train.exchange import anyone_stops, say, stop_signal, waits
+from espnet2_lamer.train.figures import Figures
 from espnet2_lamer.train.health import Health
+from espnet2_lamer.train.memory import read_device_bins
 from espnet2_lamer.train.monitor import build_monitor
-from espnet2_lamer.train.update import Updater
+from espnet2_lamer.train.update import Updater, load_optimizer
 
 # Of the checkpoint's layout.
 VERSION = 1
@@ -148,6 +154,7 @@ class TrainingRun:
             "updates": self.updates,
             "epoch": self.epoch,
             "batches": self.batches,
+            "device_bins": getattr(self.train_factory, "device_bins", None),
             "model": self.model.state_dict(),
             "optimizers": [self.optimizer.state_dict()],
             "schedulers": [self.scheduler and self.scheduler.state_dict()],
@@ -192,7 +199,7 @@ class TrainingRun:
             self.options.allow_changed,
         )
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizers"][0])
+        load_optimizer(self.optimizer, state["optimizers"][0])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["schedulers"][0])
         if state["scaler"]:
@@ -209,19 +216,28 @@ class TrainingRun:
         self.model.routing_statistics.set_state(routing, batches)
         self.model.language_statistics.set_state(languages)
         self.updates, self.epoch = state["updates"], state["epoch"]
-        self.batches = state["batches"]
+        self.batches = self._batches_behind(state)
         self.resumed = {"collected": state["collected"], "random": own.get("random")}
+        self.train_factory.device_bins = read_device_bins(
+            self.options.device_bins
+        ) or state.get("device_bins")
         logging.info(
             f"resumed after update {self.updates}, epoch {self.epoch}, batch "
             f"{self.batches}"
         )
 
+    def _batches_behind(self, state: dict[str, Any]) -> int:
+        """Batches of the epoch that are behind us, of as many as make an update now."""
+        now, batches = self.options.accum_grad, state["batches"]
+        before = int(state["fingerprint"].get("accum_grad", now))
+        # Otherwise --allow_changed: as many updates are behind us.
+        return batches if before == now else math.ceil(batches / before) * now
+
     def _train_epoch(self, model: torch.nn.Module, request: StopRequest) -> None:
         set_all_random_seed(self.options.seed + self.epoch)
         self.reporter.set_epoch(self.epoch)
         reporter = self.reporter.start_epoch("train")
-        iterator = self.train_factory.build_iter(self.epoch, start=self.batches)
-        total = self.batches + len(iterator)
+        total = len(self.train_factory.plan(self.epoch))
         if self.resumed is not None:
             if self.resumed["collected"] is not None:
                 checkpoint.set_sub_reporter_state(reporter, self.resumed["collected"])
@@ -232,35 +248,47 @@ class TrainingRun:
         updater = Updater(
             model, self.optimizer, self.scheduler, self.scaler, self.options
         )
-        last_saved = self.updates
+        figures = Figures(reporter, self._log)
+        last_saved, read, pending = self.updates, figures.count, 0
         self.health.begin_epoch(self.epoch)
-        started = time.perf_counter()
-        for names, batch in self._loaded(iterator, reporter):
-            self.batches += 1
+        started, waited = time.perf_counter(), 0.0
+        for seconds, (names, batch, whole) in self._loaded(self.batches):
+            figures.took(iter_time=seconds)
+            waited += seconds
+            self.batches += whole
+            pending += whole
             # An epoch's last update may have fewer batches: none is lost or kept.
-            last = updater.pending + 1 == self.options.accum_grad
-            last = last or self.batches == total
-            updater.add(names, to_device(batch, self.device), reporter, last)
+            ends = pending == self.options.accum_grad or self.batches == total
+            last = whole and ends
+            batch = to_device(batch, self.device, non_blocking=True)
+            updater.add(names, batch, figures, last)
             if last:
-                updater.step(reporter)
+                updater.step(figures, say(request, waited))
                 self.updates += 1
                 now = time.perf_counter()
-                rates = {
-                    f"optim0_lr{index}": group["lr"]
-                    for index, group in enumerate(self.optimizer.param_groups)
-                }
-                reporter.register(rates | {"train_time": now - started})
-                started = now
+                figures.register({"train_time": now - started})
+                self.health.waited(waits(updater.said, waited), now - started)
+                started, waited, pending = now, 0.0, 0
                 self.health.updated(self.epoch, self.batches)
-            if reporter.count % self.interval == 0:
-                reporter.register(self.model.language_statistics.read())
-            reporter.next()
-            self._log(reporter)
+            if whole:
+                if figures.count % self.interval == 0:
+                    figures.register(self.model.language_statistics.read())
+                figures.next()
             if not last:
                 continue
-            stop = self._anyone_stops(request)
             due = self.updates - last_saved >= self.options.checkpoint_interval
-            if stop or due or self.batches == total:
+            due = due or self.batches == total
+            logs = figures.count // self.interval > read // self.interval
+            if due or logs:
+                updater.settle()
+            stop = stop_signal(request, updater.said)
+            if stop or due or logs:
+                updater.settle()
+                figures.flush()
+                read = figures.count
+            if logs:
+                self.health.check_waits()
+            if stop or due:
                 self._save(reporter)
                 last_saved = self.updates
             if stop:
@@ -269,17 +297,24 @@ class TrainingRun:
         stats = self.reporter.stats[self.epoch]
         stats["train"] = self.health.with_baselines("train", stats["train"])
 
-    def _loaded(self, iterator: Any, reporter: SubReporter) -> Iterator:
-        try:
-            yield from reporter.measure_iter_time(iterator, "iter_time")
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise RecipeError(
-                f"epoch {self.epoch}, after batch {self.batches}: a process that loads "
-                f"audio died ({error}); it may have run out of memory: lower "
-                "--num_workers. Run again to go on from the last checkpoint"
-            ) from error
+    def _loaded(self, start: int) -> Iterator[tuple[float, tuple]]:
+        """Batches of the epoch, and seconds that each was waited for."""
+        iterator = self.train_factory.iterate(self.epoch, start)
+        while True:
+            started = time.perf_counter()
+            try:
+                found = next(iterator, None)
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise RecipeError(
+                    f"epoch {self.epoch}, after batch {self.batches}: a process that "
+                    f"loads audio died ({error}); it may have run out of memory: lower "
+                    "--num_workers. Run again to go on from the last checkpoint"
+                ) from error
+            if found is None:
+                return
+            yield time.perf_counter() - started, found
 
     def _log(self, reporter: SubReporter) -> None:
         if reporter.count % self.interval or not self.is_first:
@@ -290,13 +325,6 @@ class TrainingRun:
             reporter.tensorboard_add_scalar(self.writers["train"], -self.interval)
         if self.options.use_wandb:
             reporter.wandb_log()
-
-    def _anyone_stops(self, request: StopRequest) -> int:
-        if not is_distributed():
-            return request.signal
-        flag = torch.tensor(request.signal, device=self.device)
-        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-        return int(flag)
 
     def _leave(self, number: int) -> None:
         logging.warning(
@@ -313,16 +341,19 @@ class TrainingRun:
         # Those of an interval of training that the epoch's end cut short.
         self.model.language_statistics.read()
         with self.reporter.observe("valid") as reporter:
+            found = Figures(reporter)
             for _, batch in self.valid_factory.build_iter(self.epoch):
-                stop = self._anyone_stops(request)
+                stop = anyone_stops(request, self.device)
                 if stop:
                     # The checkpoint at the end of the epoch's training is there.
                     self._leave(stop)
-                _, figures, weight = model(**to_device(batch, self.device))
-                means, total = average_figures(figures, weight)
-                values = to_floats(means | {"": total})
-                reporter.register(values, values.pop(""))
-                reporter.next()
+                batch = to_device(batch, self.device, non_blocking=True)
+                _, figures, weight = model(**batch)
+                names, sums = figure_sums(figures, weight)
+                (sums,) = global_sums([sums])
+                found.slot("batch").fill(partial(figure_means, [names]), sums)
+                found.next()
+            found.flush()
             figures = self.model.language_statistics.read()
         stats = self.reporter.stats[self.epoch]
         stats["valid"] = self.health.with_baselines("valid", stats["valid"] | figures)

@@ -10,6 +10,7 @@ from espnet2.utils.types import str2bool
 
 from espnet2_lamer.hubert.statistics import rank_and_ranks
 from espnet2_lamer.train.checkpoint import check_ranks, fingerprint
+from espnet2_lamer.train.memory import AUTO
 from espnet2_lamer.train.run import TrainingRun
 
 
@@ -30,6 +31,18 @@ class LamerTrainerOptions(TrainerOptions):
     langs: list[str]
     replay_langs: list[str]
     fingerprint: dict[str, str]
+    update_bins: int = _option(
+        0,
+        "Samples of audio per update, over all processes and micro-batches: the same "
+        "utterances on any number of them. accum_grad then follows and stays 1, and "
+        "num_iters_per_epoch counts updates. 0: batch_bins times accum_grad",
+    )
+    device_bins: str = _option(
+        AUTO,
+        "Most samples, padding included, that a process computes at a time (with "
+        "update_bins). auto: on a GPU what its memory holds by two trial batches, on a "
+        "CPU batch_bins; kept in checkpoints",
+    )
     checkpoint_interval: int = _option(
         500, "Updates between step checkpoints; one is written at each epoch's end"
     )

@@ -22,8 +22,9 @@ from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.hubert.espnet_model import index_mask
-from espnet2_lamer.hubert.statistics import LanguageStatistics, RoutingLog
+from espnet2_lamer.hubert.statistics import LanguageStatistics, RoutingLog, alone
 from espnet2_lamer.train.checkpoint import random_state, set_random_state
+from espnet2_lamer.train.figures import Figures
 from espnet2_lamer.train.labels import count_labels, describe, text_files
 from espnet2_lamer.train.update import Updater
 
@@ -48,18 +49,21 @@ class Trial:
     peak: int
 
 
+class DoesNotFit(RecipeError):
+    """The GPU has not enough memory for a batch."""
+
+
 def try_batch(model: nn.Module, batch: dict[str, Tensor], device: str) -> Trial:
     """Run a batch forward and backward twice, the second time by the clock.
 
-    In distributed training all ranks must call this together, with their model as it
-    is before it is wrapped.
+    A rank does so on its own, with its model as it is before it is wrapped.
 
     Raises:
-        RecipeError: The GPU has not enough memory.
+        DoesNotFit: The GPU has not enough memory.
     """
     audio = batch["speech"].numel() / SAMPLE_RATE
     cuda = device == "cuda"
-    with without_a_trace(model):
+    with alone(), without_a_trace(model):
         model.train()
         try:
             if cuda:
@@ -72,11 +76,10 @@ def try_batch(model: nn.Module, batch: dict[str, Tensor], device: str) -> Trial:
                     torch.cuda.synchronize()
                 seconds = time.perf_counter() - started
         except torch.OutOfMemoryError as error:
-            raise RecipeError(
-                f"the largest batch of the epoch, {audio:.1f} s of audio on this GPU, "
-                f"does not fit into its memory ({str(error).splitlines()[0]}); lower "
-                "batch_bins and raise accum_grad by the same factor"
-            ) from error
+            raise DoesNotFit(
+                f"a batch of {audio:.1f} s of audio on this GPU does not fit into its "
+                f"memory ({str(error).splitlines()[0]})"
+            ) from None
     import resource  # not everywhere
 
     # Linux counts in KiB.
@@ -163,17 +166,19 @@ def overfit(
         f"first {bits:.3f} bits, accuracy {accuracy:.3f}"
     )
     rates = [g.get("initial_lr", g["lr"]) for g in optimizer.param_groups]
-    reporter = Reporter().start_epoch("train", 1)
+    figures = Figures(Reporter().start_epoch("train", 1))
     found = None
     for update in range(1, updates + 1):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * min(1.0, update / _INTERVAL)
         model.train()
-        updater.add(names, batch, reporter, last=True)
-        updater.step(reporter)
-        reporter.next()
+        updater.add(names, batch, figures, last=True)
+        updater.step(figures)
+        figures.next()
         if update % _INTERVAL and update != updates:
             continue
+        updater.settle()
+        figures.flush()
         bits, accuracy = _look(model, batch)
         logging.info(
             f"sanity: update {update}, {bits:.3f} bits, accuracy {accuracy:.3f}"
@@ -225,7 +230,8 @@ def check_sanity(task: type, args: argparse.Namespace) -> Sanity:
     text = text_files(args.train_data_path_and_name_and_type).get("text")
     if text is not None:
         count_labels(text, args.num_classes, factory.lengths)
-    names, batch = factory.load(factory.plan(1)[0], 1)
+    # What is computed at a time: all of a batch, or of an update what fits.
+    names, batch = factory.load(factory.parts(factory.plan(1).numbers(0))[0], 1)
     found = overfit(model, optimizer, names, to_device(batch, device), args)
     write_json(report, asdict(found) | {"passed": found.passed, "utterances": names})
     said = (

@@ -144,8 +144,7 @@ def blocks(
 class Batches(Sequence[list[str]]):
     """Batches of utterances, each a list of names.
 
-    Batch b has the utterances ``order[starts[b]:ends[b]]``, of these every ``step``-th
-    from ``first`` on.
+    Batch b has the utterances ``order[starts[b]:ends[b]]``.
     """
 
     def __init__(
@@ -154,26 +153,18 @@ class Batches(Sequence[list[str]]):
         order: NDArray[np.int32],
         starts: NDArray[np.int64],
         ends: NDArray[np.int64],
-        first: int = 0,
-        step: int = 1,
     ) -> None:
         self.lengths, self.order, self.starts, self.ends = lengths, order, starts, ends
-        self.first, self.step = first, step
 
     def numbers(self, batch: int) -> NDArray[np.int32]:
         """Return the numbers of a batch's utterances."""
-        part = self.order[self.starts[batch] : self.ends[batch]]
-        return part[self.first :: self.step]
-
-    def share(self, rank: int, ranks: int) -> "Batches":
-        """Return a rank's part of each batch."""
-        return Batches(self.lengths, self.order, self.starts, self.ends, rank, ranks)
+        return self.order[self.starts[batch] : self.ends[batch]]
 
     def __getitem__(self, batch):
         """Return the names of a batch, or some batches."""
         if isinstance(batch, slice):
             cut = self.starts[batch], self.ends[batch]
-            return Batches(self.lengths, self.order, *cut, self.first, self.step)
+            return Batches(self.lengths, self.order, *cut)
         return [self.lengths.name(number) for number in self.numbers(batch).tolist()]
 
     def __len__(self) -> int:
@@ -189,4 +180,4 @@ class Batches(Sequence[list[str]]):
         shift, order = len(self.order), np.concatenate([self.order, other.order])
         starts = np.concatenate([self.starts, other.starts + shift])
         ends = np.concatenate([self.ends, other.ends + shift])
-        return Batches(self.lengths, order, starts, ends, self.first, self.step)
+        return Batches(self.lengths, order, starts, ends)

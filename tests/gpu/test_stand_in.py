@@ -96,12 +96,20 @@ def test_a_network_trains_there_as_on_the_cpu():
 
 
 def test_reads_are_counted_by_the_function_that_waits():
-    from espnet2_lamer.hubert.statistics import to_floats
+    from espnet2.train.reporter import Reporter
+
+    from espnet2_lamer.train.figures import Figures, to_host_later
 
     with pretended_gpu() as gpu, torch.inference_mode():
         values = torch.arange(3.0, device="cuda")
-        to_floats({"a": values[0], "b": values[1]})
-        assert gpu.reads == {"hubert.statistics.to_floats": 1}
+        figures = Figures(Reporter().start_epoch("train", 1))
+        figures.slot("a").fill(lambda v: ({"a": v[2].item()}, None), values)
+        figures.next()
+        figures.flush()
+        assert gpu.reads == {"train.figures.Figures.flush": 1}
+        # A copy that nobody waits for yet is none.
+        assert to_host_later(values)().tolist() == [0.0, 1.0, 2.0]
+        assert gpu.reads.total() == 1
         values[values > 1]
         float(values.sum())
         values.cpu()

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import signal
 
 import pytest
 import torch
@@ -31,11 +32,10 @@ BY_BATCH = {
     # The gradient of that.
     "train.update.Updater.add",
     "train.trial.try_batch",
-    # Figures of a batch, in one transfer.
-    "hubert.statistics.to_floats",
 }
-BY_UPDATE = {"train.update.Updater.step"}  # Is the gradient finite?
 BY_INTERVAL = {
+    # Figures of all batches since the last time, in one transfer.
+    "train.figures.Figures.flush",
     "hubert.statistics.LanguageStatistics.read",
     "hubert.statistics.RoutingLog.read",
 }
@@ -77,10 +77,8 @@ def distance(one, two):
 def test_the_host_waits_in_these_places_only(corpus, tmp_path):
     with pretended_gpu() as gpu:
         train(corpus, tmp_path / "exp", log_interval=3)
-    places = BY_BATCH | BY_UPDATE | BY_INTERVAL | BY_CHECKPOINT | BY_EPOCH
-    assert gpu.reads.keys() == places
+    assert gpu.reads.keys() == BY_BATCH | BY_INTERVAL | BY_CHECKPOINT | BY_EPOCH
     updates = json.loads((tmp_path / "exp/health.json").read_text())["plan"]["updates"]
-    assert gpu.reads["train.update.Updater.step"] == updates
     found = outcome(tmp_path / "exp")
     assert found["updates"] == updates
     assert {value.device.type for value in found["model"].values()} == {"cpu"}
@@ -125,6 +123,22 @@ def test_a_training_may_move_between_cpu_and_gpu(
         train(corpus, tmp_path, "--ngpu", second)
     assert outcome(tmp_path)["updates"] > 1
     assert "dropout draws other random numbers" in caplog.text
+
+
+def test_an_update_is_split_by_the_memory_of_the_device(gpu, corpus, tmp_path):
+    with gpu() as pretended:
+        train(corpus, tmp_path, update_bins=16_000, accum_grad=1)
+    report = json.loads((tmp_path / "health.json").read_text())
+    found, plan = report["micro_batch"], report["plan"]["batches"]
+    assert plan["largest"] * 16_000 <= found["device_bins"]
+    if pretended:
+        # It does not tell what a batch takes.
+        assert found["by"].startswith("batch_bins (larger batches")
+    else:
+        assert found["by"] == "the GPU's memory" and found["per_second"] > 0
+        # Nothing of this size is more than it holds.
+        assert plan["micro_batches"] == plan["batches"]
+    assert outcome(tmp_path)["updates"] == report["plan"]["updates"]
 
 
 KINDS = {
@@ -190,6 +204,8 @@ def test_ranks_exchange_tensors_of_the_device_only(corpus, tmp_path):
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     from espnet2_lamer.train.console import StopRequest
+    from espnet2_lamer.train.exchange import say, stop_signal, waits
+    from espnet2_lamer.train.figures import Figures
     from espnet2_lamer.train.run import TrainingRun
     from espnet2_lamer.train.update import Updater
 
@@ -206,24 +222,34 @@ def test_ranks_exchange_tensors_of_the_device_only(corpus, tmp_path):
         torch.distributed.init_process_group(
             "fake", store=FakeStore(), rank=0, world_size=2
         )
+        gpu.messages = 0
         try:
             parts = (model, optimizer, None, factory, factory, trainer_options)
             run = TrainingRun(*parts, DistributedOption())
             updater = Updater(model, optimizer, None, None, args)
+            request = StopRequest()
+            request.signal = signal.SIGTERM
             with Reporter().observe("train", 1) as reporter:
-                updater.add(batch[0], to_device(batch[1], "cuda"), reporter, False)
-                reporter.next()
+                figures = Figures(reporter)
+                updater.add(batch[0], to_device(batch[1], "cuda"), figures, False)
+                figures.next()
                 state = copy.deepcopy(run._rank_state())
-                updater.add(batch[0], to_device(batch[1], "cuda"), reporter, True)
-                updater.step(reporter)
+                updater.add(batch[0], to_device(batch[1], "cuda"), figures, True)
+                updater.step(figures, say(request, 1.5))
+                # One of each batch, of the model; one of the update. And of this
+                # interval of two batches that of the routing.
+                assert gpu.messages == 2 + 1 + 1
+                figures.next()
+                updater.settle()
+                figures.flush()
                 reporter.register(model.language_statistics.read())
-                reporter.next()
-            assert run._anyone_stops(StopRequest()) == 0
+            assert gpu.messages == 5
+            # The device waits for nobody: what was said is known one update later.
+            assert updater.on_device
+            assert stop_signal(request, updater.said) == signal.SIGTERM
+            assert list(waits(updater.said, 0.0)) == [1.5, 0.0]
         finally:
             torch.distributed.destroy_process_group()
-    # Sums over ranks: the model's and the figures' of each batch, those of routing and
-    # of languages, and the signal.
-    assert gpu.messages == 7
     # Another rank, of another GPU, writes what each has of its own.
     own = [*state["routing"]["sums"], state["languages"]["sums"]]
     assert {value.device.type for value in own} == {"cpu"}

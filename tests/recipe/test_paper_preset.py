@@ -97,8 +97,9 @@ def paper(tmp_path_factory):
             "train_ssl_lamer.yaml",
             root / "train_ssl_lamer.yaml",
             max_epoch=2,
-            num_iters_per_epoch=4,
-            accum_grad=2,
+            num_iters_per_epoch=2,
+            # Two seconds and more each.
+            update_bins=100_000,
             scheduler_conf={"warmup_steps": 1, "total_steps": 4},
         ),
         "asr_config": _shorter("train_asr_mlsuperb.yaml", root / "asr.yaml", **head),

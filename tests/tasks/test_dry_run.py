@@ -54,8 +54,8 @@ def test_counts_allocation_optimizer_and_schedule_are_logged(run, caplog, tmp_pa
         f"group of {24 * 5 + 3 + 1} tensors, 16,424,704 values",
         "adamw lr=0.0015 betas=[0.9, 0.98] eps=1e-06 weight_decay=0.01",
         "polynomialdecaylr warmup_steps=32000 total_steps=400000",
-        "updates: 400,000",
-        "at most 225.00 s",
+        "updates: 400,000 (max_epoch 200 x num_iters_per_epoch 2,000)",
+        "audio per update: 225.00 s",
         "45.7 epochs over the paper's 547.494 h",
     ):
         assert phrase in text, phrase
@@ -148,7 +148,8 @@ def test_a_token_list_is_checked_where_it_is_given(run, tmp_path):
 
 def test_a_schedule_that_does_not_fit_the_updates_is_pointed_out(run, caplog):
     caplog.set_level(logging.WARNING)
-    run("--max_epoch", "100", "--accum_grad", "3")
+    batches = ["--update_bins", "0", "--num_iters_per_epoch", "8000"]
+    run("--max_epoch", "100", "--accum_grad", "3", *batches)
     messages = [r.getMessage() for r in caplog.records]
     # ceil(8000 / 3) updates in each of 100 epochs.
     assert any(
@@ -158,6 +159,13 @@ def test_a_schedule_that_does_not_fit_the_updates_is_pointed_out(run, caplog):
         "no multiple of accum_grad (3): the last update of each epoch has 2" in m
         for m in messages
     )
+
+
+def test_without_update_bins_an_update_is_accum_grad_batches(run, caplog):
+    caplog.set_level(logging.INFO)
+    run("--update_bins", "0", "--num_iters_per_epoch", "8000", "--accum_grad", "4")
+    assert "num_iters_per_epoch 8,000 / accum_grad 4)" in caplog.text
+    assert "audio per update: at most 225.00 s" in caplog.text
 
 
 def test_epochs_of_one_pass_leave_the_number_of_updates_open(run, variant, caplog):

@@ -23,8 +23,8 @@ def check(tmp_path):
     from espnet2_lamer.tasks.hubert import LamerHubertTask
     from espnet2_lamer.tasks.option_check import check_options
 
-    def check(key=None, value=None, num_classes="1000"):
-        config = yaml.safe_load(MAIN.read_text(encoding="utf-8"))
+    def check(key=None, value=None, num_classes="1000", **others):
+        config = yaml.safe_load(MAIN.read_text(encoding="utf-8")) | others
         if key is not None:
             set_key(config, key, value)
         path = tmp_path / "train.yaml"
@@ -69,7 +69,9 @@ def test_the_main_config_is_right(check):
         ("scheduler", "polynomial", "found 'polynomial', expected one of"),
         ("encoder", "lamer", "found 'lamer', expected one of"),
         ("accum_grad", 2.5, "found 2.5, expected int"),
-        ("accum_grad", 9000, r"found 9000, .* num_iters_per_epoch \(8000\)"),
+        ("accum_grad", 2, "found 2, expected 1: with update_bins it follows"),
+        ("update_bins", -1, "found -1, expected 0 or more"),
+        ("device_bins", "some", "found 'some', expected auto, or samples above 0"),
         ("grad_clip", 0.0, "found 0.0, expected above 0"),
     ],
 )
@@ -93,6 +95,11 @@ def test_a_number_that_yaml_takes_for_text_is_explained(check, text, advice):
     if advice:
         assert str(error.value).endswith(f"write {advice}")
         assert yaml.safe_load(advice) == float(text)
+
+
+def test_an_epoch_makes_an_update(check):
+    with pytest.raises(RecipeError, match=r"found 9000, .* num_iters_per_epoch \(2000"):
+        check("accum_grad", 9000, update_bins=0)
 
 
 @pytest.mark.parametrize("count", ["0", "-3"])

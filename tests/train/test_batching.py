@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from espnet2_lamer.train.batching import (
-    BucketIterFactory,
     LamerCollate,
     make_batches,
     rounded_length,
 )
+from espnet2_lamer.train.iterator import BucketIterFactory
 
 BUCKET = 1600
 # No multiple of the bucket, as in the paper's setting.

@@ -4,6 +4,7 @@ import pytest
 import torch
 from espnet2.train.reporter import Reporter
 
+from espnet2_lamer.train.figures import Figures
 from espnet2_lamer.train.update import Updater
 
 GROUPS = ("lora_A", "lora_B", "routers")
@@ -14,24 +15,26 @@ def update(parts, batches, **changes):
     for name, value in changes.items():
         setattr(parts.options, name, value)
     gradients = {}
-    real = torch.nn.utils.clip_grad_norm_
+    real = torch.nn.utils.clip_grads_with_norm_
 
-    def look(parameters, **arguments):
+    def look(*arguments):
         for name, parameter in parts.model.named_parameters():
             if parameter.grad is not None:
                 gradients[name] = parameter.grad.double().clone()
-        return real(parameters, **arguments)
+        return real(*arguments)
 
     updater = Updater(parts.model, parts.optimizer, None, None, parts.options)
     reporter = Reporter().start_epoch("train", 1)
+    figures = Figures(reporter)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.nn.utils, "clip_grad_norm_", look)
+        patch.setattr(torch.nn.utils, "clip_grads_with_norm_", look)
         for number, (names, batch) in enumerate(batches, 1):
             last = number == len(batches)
-            updater.add(names, batch, reporter, last)
+            updater.add(names, batch, figures, last)
             if last:
-                updater.step(reporter)
-            reporter.next()
+                updater.step(figures)
+            figures.next()
+    figures.flush()
     return {k: float(v[-1].value) for k, v in reporter.stats.items()}, gradients
 
 

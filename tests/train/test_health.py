@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections import Counter
 
 import pytest
@@ -227,3 +228,58 @@ def test_other_ranks_write_nothing_but_know_the_same(make_parts, monkeypatch):
     sent[0] = "text.km: utterance a: no units"
     with pytest.raises(RecipeError, match="utterance a: no units"):
         make_health(parts, is_first=False).start(1, 0)
+
+
+def waits(health, waited, seconds, count=3):
+    for _ in range(count):
+        health.waited(waited, seconds)
+    health.check_waits()
+
+
+def test_a_rank_that_waits_for_audio_is_named_with_the_option(make_parts, logged):
+    health = make_health(make_parts(num_workers=1))
+    health.start(1, 0)
+    health.begin_epoch(1)
+    # Loaders start with the epoch, which is no sign.
+    waits(health, [0.9, 0.9, 0.9], 1.0, count=1)
+    waits(health, [0.1, 0.0, 0.19], 1.0)
+    assert "slower than training" not in logged.text
+    waits(health, [0.1, 0.0, 0.3], 1.0)
+    found = "rank 2 waited 30 % of the time .*raise num_workers \\(found 1\\)"
+    (message,) = [m for m in logged.messages if "slower than training" in m]
+    assert re.search(found, message)
+    # Once an epoch.
+    waits(health, [0.1, 0.0, 0.3], 1.0)
+    health.begin_epoch(2)
+    waits(health, [0.5], 1.0, count=5)
+    assert logged.text.count("slower than training") == 2
+
+
+@pytest.mark.parametrize(
+    ("ranks", "changes", "said"),
+    [
+        # Updates of 1 s have two utterances or three.
+        (
+            8,
+            {"update_bins": 16_000},
+            ["no utterance left", "less than half", "raise up"],
+        ),
+        (2, {"update_bins": 80_000}, []),
+        (1, {"update_bins": 16_000}, []),
+        (6, {"batch_bins": 16_000}, ["batch_bins: batches hold ", "since each of 6"]),
+        (2, {"batch_bins": 40_000}, []),
+    ],
+)
+def test_ranks_that_starve_are_said_before_training(
+    make_parts, logged, monkeypatch, ranks, changes, said
+):
+    parts = make_parts(accum_grad=1, **changes)
+    parts.train.world_size = ranks
+    monkeypatch.setattr(
+        module, "try_batch", lambda model, batch, device: Trial(1.0, 1.0, 1000)
+    )
+    make_health(parts).start(1, 0)
+    warnings = [r.getMessage() for r in logged.records if r.levelno == logging.WARNING]
+    assert len(warnings) == (2 if "update_bins" in changes else 1) * bool(said)
+    for phrase in said:
+        assert any(phrase in warning for warning in warnings), phrase

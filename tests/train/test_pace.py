@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from espnet2_lamer.train.health import WINDOW, Pace
+from espnet2_lamer.train.pace import WINDOW, Pace
 
 
 class Clock:

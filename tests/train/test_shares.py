@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from espnet2_lamer.train.batching import BucketIterFactory, LamerCollate
-from espnet2_lamer.train.health import measure_shares, span
+from espnet2_lamer.train.batching import LamerCollate
+from espnet2_lamer.train.iterator import BucketIterFactory
+from espnet2_lamer.train.shares import measure_shares, span
 from espnet2_lamer.train.utterances import Batches, Lengths
 
 CROP, BUCKET, BINS = 9600, 1600, 40000
@@ -88,6 +89,7 @@ def test_languages_and_replay_are_said_beside_their_share_of_the_data():
     made = SimpleNamespace(
         lengths=lengths,
         world_size=1,
+        update_bins=None,
         plan=lambda epoch: batches,
         make_collate=lambda epoch: uncut,
     )

@@ -10,13 +10,13 @@ import pytest
 from torch.utils.data import Dataset
 
 from espnet2_lamer.train import console
-from espnet2_lamer.train.batching import _HeldLoader
 from espnet2_lamer.train.console import (
     STOP_SIGNALS,
     ignore_stop_signals,
     pass_signals_on,
     stop_on_signals,
 )
+from espnet2_lamer.train.iterator import _HeldLoader
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from espnet2.train.reporter import Reporter
 from torch import nn
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.train.figures import Figures
 from espnet2_lamer.train.update import PolynomialDecayLR, Updater
 
 
@@ -66,14 +67,17 @@ class Training:
             self.model, self.optimizer, self.scheduler, None, options(**changes)
         )
         self.reporter = Reporter().start_epoch("train", 1)
+        self.figures = Figures(self.reporter)
 
     def update(self, parts, names=("utt1", "utt2")):
         for number, part in enumerate(parts, 1):
             last = number == len(parts)
-            self.updater.add(list(names), part, self.reporter, last)
+            self.updater.add(list(names), part, self.figures, last)
             if last:
-                self.updater.step(self.reporter)
-            self.reporter.next()
+                self.updater.step(self.figures)
+            self.figures.next()
+        self.updater.settle()
+        self.figures.flush()
 
     def figure(self, name):
         return self.reporter.stats[name][-1].value
@@ -213,13 +217,13 @@ def test_batches_left_over_at_an_epochs_end_make_an_update_of_their_own(
     calls = []
 
     class Recorder(Updater):
-        def add(self, names, batch, reporter, last):
+        def add(self, names, batch, figures, last):
             calls.append(tuple(names))
-            super().add(names, batch, reporter, last)
+            super().add(names, batch, figures, last)
 
-        def step(self, reporter):
+        def step(self, figures, said):
             calls.append("update")
-            super().step(reporter)
+            super().step(figures, said)
             assert all(p.grad is None for p in self.model.parameters())
 
     monkeypatch.setattr(run, "Updater", Recorder)
