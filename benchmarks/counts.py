@@ -86,6 +86,7 @@ def count_update(options: Options) -> UpdateCounts:
     from espnet2.train.reporter import SubReporter
 
     from espnet2_lamer.tasks.hubert import LamerHubertTask
+    from espnet2_lamer.train.figures import Figures
     from espnet2_lamer.train.update import Updater
 
     args = read_preset(options.config, options.units, options.layers, options.width)
@@ -112,26 +113,25 @@ def count_update(options: Options) -> UpdateCounts:
         (optimizer,) = LamerHubertTask.build_optimizers(args, model)
         batch = {key: on_fake_gpu(value) for key, value in on_host.items()}
         updater = Updater(model, optimizer, None, None, args)
-        reporter = SubReporter("train", 1, 0)
+        figures = Figures(SubReporter("train", 1, 0))
         names = [f"utt{row}" for row in range(len(lengths))]
 
         def add(last: bool) -> Counting:
             nonlocal counting
             counting = Counting()
-            updater.add(names, batch, reporter, last)
+            updater.add(names, batch, figures, last)
             return counting
 
         def step() -> Counting:
             nonlocal counting
             counting = Counting(part="update")
-            updater.step(reporter)
-            reporter.next()
+            updater.step(figures)
+            figures.next()
             return counting
 
         add(True)
         step()
         first = add(False)
-        reporter.next()
         later = add(True)
         done = step()
     return UpdateCounts(first, later, done, seconds, len(lengths), micro_batches)

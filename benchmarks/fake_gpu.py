@@ -208,9 +208,9 @@ def _copy_wait(args: tuple, kwargs: dict, output: Tensor) -> str:
     """Copies between host and GPU wait unless they are told not to."""
     source = args[0] if output is not args[0] else args[1]
     places = source.device.type, output.device.type
-    if places == ("cuda", "cpu"):
-        return "read"
     quiet = kwargs.get("non_blocking") or (output is args[0] and len(args) > 2)
+    if places == ("cuda", "cpu") and not quiet:
+        return "read"
     if places == ("cpu", "cuda") and not quiet:
         return "write"
     return ""
@@ -453,6 +453,9 @@ def fake_gpu(
             "get_device_capability": (9, 0),
             "mem_get_info": (80 * 2**30, 80 * 2**30),
             **dict.fromkeys(("_lazy_init", "init", "set_device", "synchronize")),
+            "Event": SimpleNamespace(
+                record=lambda *_: None, synchronize=lambda *_: None
+            ),
         }.items()
     ]
     # Fused and for-each forms are for plain tensors, which these stand for.

@@ -16,7 +16,9 @@ The rules, which hold for every version of the code alike:
 * FLOP: those of matrix products, convolutions and attention, by torch's own formulas.
 * Wait: the host waits for the GPU, because it reads a value (``item``, ``tolist``, a
   copy to the host, the number of true elements of a mask) or because it copies a value
-  to the GPU from memory that is not pinned, which torch waits for.
+  to the GPU from memory that is not pinned, which torch waits for. A copy that is told
+  not to block is none: who picks its values up after the next work was given to the GPU
+  leaves it busy.
 """
 
 from collections import Counter

@@ -31,6 +31,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import espnet2_lamer
+from espnet2_lamer.layers import packing, products
 
 GPU = torch.device("cuda", 0)
 ATEN = torch.ops.aten
@@ -372,6 +373,18 @@ def _grouped(group: Callable) -> Callable:
     return grouped
 
 
+def _varlen_attention(q: Any, k: Any, v: Any, starts: Any, *_: Any) -> Any:
+    """Attention within each span of ``[R, H, d]``; the kernel asks the host nothing."""
+    spans = _inner(starts).diff().tolist()
+    parts = zip(*(x.split(spans) for x in (q, k, v)), strict=True)
+    found = []
+    for own in parts:
+        each = [x.transpose(0, 1) for x in own]
+        y = torch.nn.functional.scaled_dot_product_attention(*each)
+        found.append(y.transpose(0, 1))
+    return torch.cat(found)
+
+
 @contextlib.contextmanager
 def pretended_gpu() -> Iterator[PretendedGpu]:
     """Let ``"cuda"`` name a device of this process; see the file's first lines."""
@@ -422,6 +435,9 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
         patch.setattr(torch.accelerator, "current_stream", lambda *_: stream)
         patch.setattr(torch, "load", _load(gpu, torch.load))
         patch.setattr(torch, "autocast", _autocast(torch.autocast))
+        # Kernels that only GPUs have.
+        patch.setattr(products, "wide_product", lambda a, b: a.float() @ b.float())
+        patch.setattr(packing, "varlen_attn", _varlen_attention)
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         try:
             with _Dispatch(gpu), _Functions(gpu):

@@ -173,10 +173,10 @@ class ForgettingMonitor:
         }
         wavs = (wav[None].to(self.device) for wav in speech.values())
         every = self.encoder.states(wavs, torch.float32)
-        found = {
-            utt: [states[k][0].cpu() for k in self.layers]
-            for utt, states in zip(speech, every, strict=True)
-        }
+        found: dict[str, States] = {}
+        for utt, states in zip(speech, every, strict=True):
+            kept = torch.stack([states[k][0] for k in self.layers]).cpu()
+            found[utt] = list(kept.unbind(0))
         self.encoder.train(was_training)
         return found
 

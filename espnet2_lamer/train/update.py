@@ -137,9 +137,8 @@ class Updater:
             if parameter.grad is not None
         ]
         if self.pending > 1:
-            factor = self._unit / weight
-            for parameter in parameters:
-                parameter.grad.mul_(factor)
+            gradients = [parameter.grad for parameter in parameters]
+            torch._foreach_mul_(gradients, self._unit / weight)
         if self.options.grad_norm_groups:
             self._group_norms(figures.slot("groups"))
         # As torch's own get_total_norm, which does not give those of the tensors.
@@ -152,7 +151,7 @@ class Updater:
         self.settle()
         numbers = to_host_later(torch.cat([norm.reshape(1).float(), others]))
         if self.on_device:
-            self.optimizer.found_inf = (~norm.isfinite()).float()
+            self.optimizer.found_inf = torch.where(norm.isfinite(), 0.0, 1.0)
             self.optimizer.step()
             del self.optimizer.found_inf
         elif self.scaler.is_enabled() or math.isfinite(numbers()[0].item()):
