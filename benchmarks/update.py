@@ -42,6 +42,7 @@ class Options:
         "egs2/lamer_ssl/ssl1/mini/base",
         "each checkout's own base; none: random weights",
     )
+    amp_dtype: str = option("", "none, bf16 or fp16; empty: the config's")
     units: int = option(100, "classes K")
     seconds: float = option(20.0, "seconds of audio per update")
     updates: int = option(6, "updates of a timed run: long, middling, short in turns")
@@ -80,6 +81,7 @@ class Checkout:
                     "config": str(folder / options.config),
                     "base": base,
                     "units": options.units,
+                    "amp_dtype": options.amp_dtype,
                     "seconds": options.seconds,
                 }
             )

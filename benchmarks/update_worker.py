@@ -53,8 +53,13 @@ class Worker:
         args.token_list = [*map(str, range(units)), "<unk>", "<sos/eos>"]
         if options["base"]:
             args.encoder_conf["base"] = options["base"]
+        if options["amp_dtype"]:
+            args.amp_dtype = options["amp_dtype"]
         torch.manual_seed(0)
         self.model = task.build_model(args).train()
+        if hasattr(self.model, "keep_frozen"):
+            # As a training does, where it is known.
+            self.model.keep_frozen()
         (self.optimizer,) = task.build_optimizers(args, self.model)
         self.clip = args.grad_clip
         self.batches = batches(task, args, options["seconds"])
