@@ -47,7 +47,7 @@ def hugging_face(backbone: nn.Module) -> nn.Module:
 
 def with_lora(model: nn.Module, rank: int) -> nn.Module:
     """Wrap both FFN Linears of every layer in one LoRA of PEFT, scale 1."""
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
     return get_peft_model(model, _lora(rank))
 
