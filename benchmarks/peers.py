@@ -4,7 +4,6 @@ import copy
 import dataclasses
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from benchmarks.harness import DTYPES, Case, interleave, synchronizer
@@ -21,6 +20,7 @@ from benchmarks.report import Table, megabytes, verdict
 from benchmarks.step import Options as StepOptions
 from benchmarks.step import Step, build_backbone, gpu_peak, with_experts
 from espnet2_lamer.constants import SAMPLE_RATE
+from espnet2_lamer.errors import short_reason
 from espnet2_lamer.layers import LamerConfig, parameter_report
 from espnet2_lamer.precision import native_bf16
 
@@ -171,15 +171,24 @@ def adapter_parameters(model: nn.Module) -> int:
 
 def measure(options: Options, dtype: str, device: str) -> Table:
     """Compare all forms in one precision."""
+    mine = {theirs: (ours, limit) for ours, (theirs, limit) in TARGETS.items()}
     models = {n: m.to(device) for n, m in build_models(options, dtype).items()}
     batch = make_batch(options, device)
     if dtype == "fp32":
         disagreement(models, batch)
     steps = {name: Step(model, batch) for name, model in models.items()}
     operations = {}
-    for name, step in steps.items():
-        # Before B moves from zero, part of the gradients is zero.
-        step()
+    failed = {}
+    for name, step in list(steps.items()):
+        try:
+            # Before B moves from zero, part of the gradients is zero.
+            step()
+        except RuntimeError as error:
+            if name not in mine:
+                raise
+            failed[name] = short_reason(error)
+            del steps[name]
+            continue
         with Operations() as counter:
             step()
         operations[name] = counter.count
@@ -207,8 +216,7 @@ def measure(options: Options, dtype: str, device: str) -> Table:
             "target: ours of its time",
         ],
     )
-    mine = {theirs: (ours, limit) for ours, (theirs, limit) in TARGETS.items()}
-    for name in models:
+    for name in steps:
         ours, limit = mine.get(name, (OURS_ONE, None))
         target = ""
         if limit is not None:
@@ -229,6 +237,9 @@ def measure(options: Options, dtype: str, device: str) -> Table:
                 target,
             ]
         )
+    for name, reason in failed.items():
+        cells = [name, *["-"] * (len(table.header) - 2), f"does not run: {reason}"]
+        table.rows.append(cells)
     return table
 
 
@@ -244,9 +255,9 @@ def run(options: Options, device: str) -> list[str | Table]:
     each = max(options.rank // 2, 1)
     explanation = (
         f"transformers {transformers.__version__} (`HubertModel`, sdpa) with peft "
-        f"{peft.__version__} against ours: one random backbone, {options.layers} layers "
-        f"x {options.dim}/{options.inner}, the same head and loss (ours), the same "
-        "batch and masks (`mask_time_indices`), extractor frozen on both sides; "
+        f"{peft.__version__} against ours: one random backbone, {options.layers} "
+        f"layers x {options.dim}/{options.inner}, the same head and loss (ours), the "
+        "same batch and masks (`mask_time_indices`), extractor frozen on both sides; "
         "forward, backward, clipping, AdamW. LoRAs on both FFN Linears, scale 1: one "
         f"of rank {options.rank}, or 4 of rank {each}. In float32 it is checked before "
         "the measurement that all forms give the same loss and the same gradient of "

@@ -17,6 +17,8 @@ from torch.utils.flop_counter import (
 from benchmarks.harness import Case, interleave, synchronizer
 from benchmarks.memory import saved_bytes
 from benchmarks.options import option
+from benchmarks.preset import PAPER
+from benchmarks.preset_step import Sizes, report
 from benchmarks.report import Table, megabytes, verdict
 from espnet2_lamer.constants import num_frames
 from espnet2_lamer.layers import LamerConfig, add_lamer, parameter_report
@@ -45,6 +47,10 @@ class Options:
     )
     dtype: str = option("bf16", "bf16 (autocast) or fp32")
     rounds: int = option(7, "timed rounds")
+    config: str = option(
+        PAPER, "training config that a GPU runs as it is; none: only the comparison"
+    )
+    updates: int = option(8, "timed updates of the config")
 
 
 QUICK = Options(
@@ -197,11 +203,23 @@ def utilisation(flops: int, seconds: float, device: str, dtype: str) -> str:
     """Achieved TFLOP/s and, on a GPU that we know, the share of its peak."""
     text = f"{flops / seconds / 1e12:.2f}"
     if device == "cuda" and dtype == "bf16":
-        name = torch.cuda.get_device_name()
-        for part, peak in PEAK_FLOPS.items():
-            if part in name:
-                return f"{text} ({flops / seconds / peak:.1%})"
+        peak = peak_flops(torch.cuda.get_device_name())
+        return text if peak is None else f"{text} ({flops / seconds / peak:.1%})"
     return text
+
+
+def peak_flops(gpu: str) -> float | None:
+    """Dense bf16 peak of a GPU by its name, in FLOP/s; ``None`` where unknown."""
+    return next((p for part, p in PEAK_FLOPS.items() if part in gpu), None)
+
+
+def of_config(options: Options, device: str) -> list[str | Table]:
+    """Run a training config as it is; on a GPU only, and unless it is ``none``."""
+    if device != "cuda" or options.config == "none":
+        return []
+    gpu = torch.cuda.get_device_name()
+    sizes = Sizes(options.config, options.units, options.updates)
+    return report(sizes, device, gpu, peak_flops(gpu))
 
 
 def run(options: Options, device: str) -> list[str | Table]:
@@ -272,4 +290,4 @@ def run(options: Options, device: str) -> list[str | Table]:
         "serves all rows. Operations are those of matrix products and convolutions as "
         "they run, forward and backward."
     )
-    return [explanation, table]
+    return [explanation, table, *of_config(options, device)]
