@@ -330,9 +330,17 @@ class FeatureStore:
         """
         runs = self.chunks()
         order = np.random.default_rng([seed, epoch]).permutation(len(runs))
-        parts = split(runs[order], max(1, size // self.chunk))
+        parts = split(runs[order], self._runs_of(size))
         for part in parts[first:]:
             yield self.take(np.concatenate([np.arange(*run) for run in part]))
+
+    def number_of_blocks(self, size: int) -> int:
+        """How many blocks :meth:`blocks` yields."""
+        return -(-len(self.chunks()) // self._runs_of(size))
+
+    def _runs_of(self, size: int) -> int:
+        """Runs of frames in a block."""
+        return max(1, size // self.chunk)
 
     @property
     def chunk(self) -> int:
