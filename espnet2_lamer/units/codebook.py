@@ -167,8 +167,9 @@ def codebook_quality(
     Returns:
         ``K``; ``inertia`` (mean squared distance of the sample to its centroids) and
         ``explained``, the share of the sample's variance that the centroids account
-        for; ``dead`` centroids, which by ``counts [K]`` won no frame; ``used_in_sample``; and ``silhouette``, mean (b - a) / max(a, b) with a
-        the mean distance within the own cluster and b to the next one, on
+        for; ``dead`` centroids, which by ``counts [K]`` won no frame;
+        ``used_in_sample``; and ``silhouette``, mean (b - a) / max(a, b) with a the mean
+        distance within the own cluster and b to the next one, on
         ``silhouette_frames`` of the sample (None where these are in one cluster).
     """
     import sklearn
