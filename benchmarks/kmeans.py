@@ -1,4 +1,4 @@
-"""Section ``kmeans``: memory and speed of k-means from disk, whatever the corpus."""
+"""Section ``kmeans``: memory, speed and inertia of k-means from disk."""
 
 import json
 import tempfile
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks import memory
+from benchmarks import kmeans_quality, memory
 from benchmarks.options import option
 from benchmarks.report import Table, verdict
 
@@ -28,14 +28,22 @@ class Options:
     dim: int = option(768, "dimensions of a frame")
     units: int = option(1000, "clusters K")
     shard: int = option(100_000, "frames of the random shard that is listed again")
-    starts: int = option(20, "k-means++ starts")
+    starts: int = option(1, "k-means++ starts")
     batch: int = option(10_000, "frames in a step")
     passes: int = option(1, "most passes over the frames")
-    patience: int = option(100_000, "steps without a lower inertia before it stops")
+    stores: tuple[str, ...] = option(
+        ("",), "feature directories of the comparison; empty: frames that move"
+    )
+    clusters: int = option(100, "clusters of the comparison")
+    counts: tuple[int, ...] = option((1, 2, 3, 5, 20), "starts that are compared")
+    seeds: int = option(5, "seeds of the comparison")
     fresh: int = option(1, "1: a new process per store; 0: in this one")
 
 
-QUICK = Options((2000, 4000), 8, 5, 500, 2, 400, 1, 100, fresh=0)
+QUICK = Options(
+    *((2000, 4000), 8, 5, 500, 2, 400, 1),
+    **{"clusters": 5, "counts": (1, 2), "seeds": 2, "fresh": 0},
+)
 
 
 def write_store(directory: Path, frames: int, options: Options) -> Path:
@@ -65,7 +73,7 @@ def learn(features: Path, options: Options, device: str) -> dict[str, Any]:
         n_init=options.starts,
         batch_size=options.batch,
         max_passes=options.passes,
-        max_no_improvement=options.patience,
+        min_gain=-1.0,
     )
     output = features / "codebook.npz"
     with memory.AnonymousPeak() as peak:
@@ -104,11 +112,9 @@ def run(options: Options, device: str) -> list[str | Table]:
         )
     explanation = (
         f"`learn_kmeans` on a store whose index lists one shard of {options.shard} "
-        f"random frames again and again: {options.starts} k-means++ starts one after "
-        f"another, steps of {options.batch} frames, at most {options.passes} pass(es) "
-        f"or {options.patience} steps without a lower inertia (noise has no clusters, "
-        "so the recipe's 100 would end it early), and the quality report; seconds are "
-        "for all of it. RssAnon is the process's anonymous memory, looked at every "
-        "5 ms. scikit-learn's `fit` would hold all features in memory."
+        f"random frames again and again: {options.starts} k-means++ start(s), steps of "
+        f"{options.batch} frames, {options.passes} pass(es), and the quality report; "
+        "seconds are for all of it. RssAnon is the process's anonymous memory, looked "
+        "at every 5 ms. scikit-learn's `fit` would hold all features in memory."
     )
-    return [explanation, table]
+    return [explanation, table, *kmeans_quality.run(options, device)]

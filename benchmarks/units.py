@@ -27,6 +27,8 @@ from espnet2_lamer.units.teacher import load_teacher
 TITLE = "from speech to units, stock path against ours"
 DEVICES = ("cpu",)
 STOCK, OURS = "stock", "ours"
+# fairseq's and ESPnet's scripts: 20 starts, 100 steps without a lower inertia.
+STOCK_STARTS, STOCK_PATIENCE = 20, 100
 # The paper clusters 50 h of each of three languages, and labels 547 h.
 SHARE = 150 / 547
 
@@ -70,10 +72,10 @@ def stock_fit(root: Path, options: Options) -> None:
     ours = KmeansConfig(options.units)
     model = MiniBatchKMeans(
         ours.n_clusters,
-        n_init=ours.n_init,
+        n_init=STOCK_STARTS,
         batch_size=ours.batch_size,
         max_iter=ours.max_passes,
-        max_no_improvement=ours.max_no_improvement,
+        max_no_improvement=STOCK_PATIENCE,
         reassignment_ratio=0.0,
         tol=0.0,
         compute_labels=False,
@@ -113,7 +115,8 @@ def our_assign(root: Path, options: Options) -> None:
     """Teacher's forward and nearest centroids in one pass."""
     teacher = load_teacher(str(root / "teacher"), options.layer)
     folder = root / OURS
-    assign_units(teacher, folder / "codebook.npz", root / "wav.scp", folder / "text.km")
+    files = folder / "codebook.npz", root / "wav.scp", folder / "text.km"
+    assign_units(teacher, *files, features=folder / "features")
 
 
 PATHS: dict[str, dict[str, Callable[[Path, Options], None]]] = {
@@ -206,11 +209,11 @@ def run(options: Options, device: str) -> list[str | Table]:
     explanation = (
         f"{options.utterances} utterances of noise, {speech:.0f} s; HuBERT "
         f"`{options.size}`, layer {options.layer}, K = {options.units}; the same "
-        "truncated forward, k-means settings and single process in both, each step in "
-        "a process of its own. The stock path is ESPnet's and fairseq's: features of "
+        "truncated forward, batches and single process in both, each step in a process "
+        "of its own. The stock path is ESPnet's and fairseq's: features of "
         "all speech to disk, all of them concatenated in memory, scikit-learn's `fit`, "
         f"labels from the stored features. Ours clusters a sample ({options.share:.0%} "
-        "of the speech; its teacher runs over the sample twice) and stores no other "
+        "of the speech, whose features label it, too) and stores no other "
         f"features. An hour of speech is {50 * 3600 * dim * 4 / 1e6:.0f} MB of "
         "features: stock's disk and memory grow by that, in memory twice while it "
         "concatenates; ours by the sample's on disk, in memory not at all."

@@ -15,7 +15,12 @@ def get_parser() -> Parser:
     add("--output", required=True, help="text.km")
     add("--n_clusters", type=int, help="units K that are expected")
     add("--token_list", help="tokens.txt to write: 0..K-1 and symbols")
-    parser.share("nj", "dask", "device", "trust_s3prl_files")
+    add(
+        "--features",
+        help="output of dump_features: what it holds of the same teacher, device and "
+        "audio is read from there, not computed",
+    )
+    parser.share("nj", "dask", "device", "gpus", "trust_s3prl_files")
     return parser
 
 
@@ -37,8 +42,10 @@ def main(cmd: list[str] | None = None) -> None:
             f"--n_clusters {units}, or make the codebook anew"
         )
     with working_on(args.output), workers(args.dask):
-        teacher = load_teacher(args.teacher, layer, args.device, args.trust_s3prl_files)
-        assign_units(teacher, args.codebook, args.wav_scp, args.output, nj=args.nj)
+        place = args.device, args.trust_s3prl_files, args.gpus
+        teacher = load_teacher(args.teacher, layer, *place)
+        files = args.codebook, args.wav_scp, args.output
+        assign_units(teacher, *files, nj=args.nj, features=args.features)
     if args.token_list:
         write_token_list(args.token_list, units)
 

@@ -32,6 +32,11 @@ SHARED: dict[str, dict[str, Any]] = {
         "default": "cpu",
         "help": "where the teacher and the distances to centroids compute",
     },
+    "gpus": {
+        "type": int,
+        "default": 1,
+        "help": "with --device cuda: GPUs of this machine that --nj processes share",
+    },
     OPTION: {
         "type": READERS[bool],
         "default": False,

@@ -14,7 +14,7 @@ def get_parser() -> Parser:
     add("--utt2lang", help="`utt lang` lines")
     add("--hours_per_lang", type=float, help="sample so much of each language")
     add("--seed", type=int, default=0, help="seed of the sample")
-    parser.share("nj", "dask", "device", "trust_s3prl_files")
+    parser.share("nj", "dask", "device", "gpus", "trust_s3prl_files")
     return parser
 
 
@@ -27,8 +27,9 @@ def main(cmd: list[str] | None = None) -> None:
     from espnet2_lamer.units.teacher import load_teacher
 
     with working_on(args.output), workers(args.dask):
+        place = args.device, args.trust_s3prl_files, args.gpus
         dump_features(
-            load_teacher(args.teacher, args.layer, args.device, args.trust_s3prl_files),
+            load_teacher(args.teacher, args.layer, *place),
             args.wav_scp,
             args.output,
             utt2lang=args.utt2lang,

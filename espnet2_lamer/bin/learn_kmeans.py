@@ -10,7 +10,15 @@ def get_parser() -> Parser:
     add("--features", required=True, help="output of dump_features")
     add("--n_clusters", type=int, default=1000, help="units K")
     add("--seed", type=int, default=0, help="seed of all randomness")
-    add("--n_init", type=int, default=20, help="k-means++ starts")
+    add("--n_init", type=int, default=1, help="k-means++ starts; the best is kept")
+    add("--max_passes", type=int, default=100, help="most passes over the features")
+    add(
+        "--min_gain",
+        type=float,
+        default=0.001,
+        help="share by which a round (a pass, or 5000 frames per unit of a large "
+        "store) must lower the inertia of a validation block to go on",
+    )
     add(
         "--output",
         required=True,
@@ -27,7 +35,8 @@ def main(cmd: list[str] | None = None) -> None:
     from espnet2_lamer.parallel import workers
     from espnet2_lamer.units.kmeans import KmeansConfig, learn_kmeans
 
-    config = KmeansConfig(args.n_clusters, seed=args.seed, n_init=args.n_init)
+    names = ("n_clusters", "seed", "n_init", "max_passes", "min_gain")
+    config = KmeansConfig(**{name: getattr(args, name) for name in names})
     with working_on(args.output), workers(args.dask):
         learn_kmeans(args.features, args.output, config, args.nj, args.device)
 

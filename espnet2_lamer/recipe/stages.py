@@ -36,12 +36,14 @@ def _workers(options: Options) -> dict:
 
 
 def _teacher(options: Options) -> dict:
-    # Processes share one GPU: two keep it busy, more would only take its memory.
+    # Two processes keep a GPU busy, more would only take its memory.
+    few, most = options.ngpu, 2 * options.ngpu
     return {
         "teacher": teacher_path(options),
         "layer": options.teacher_layer,
         "trust_s3prl_files": options.trust_s3prl_files,
-        "nj": min(options.nj, 2) if options.ngpu else options.nj,
+        "nj": max(few, min(options.nj, most)) if options.ngpu else options.nj,
+        "gpus": options.ngpu if options.ngpu > 1 else None,
         **_workers(options),
     }
 
@@ -88,6 +90,8 @@ def labels(options: Options) -> list[Command]:
             wav_scp=directory / "wav.scp",
             output=directory / "text.km",
             token_list=options.dumpdir / "units" / "tokens.txt",
+            # Stage 3 draws from the training set.
+            features=None if directory == dev else options.features,
         )
         for directory in (options.raw / "ssl_train", dev)
     ]

@@ -167,21 +167,23 @@ def codebook_quality(
     Returns:
         ``K``; ``inertia`` (mean squared distance of the sample to its centroids) and
         ``explained``, the share of the sample's variance that the centroids account
-        for; ``dead`` centroids, which by ``counts [K]`` never won a frame while they
-        learned; ``used_in_sample``; and ``silhouette``, mean (b - a) / max(a, b) with a
-        the mean distance within the own cluster and b to the next one, on
+        for; ``dead`` centroids, which by ``counts [K]`` won no frame;
+        ``used_in_sample``; and ``silhouette``, mean (b - a) / max(a, b) with a the mean
+        distance within the own cluster and b to the next one, on
         ``silhouette_frames`` of the sample (None where these are in one cluster).
     """
     import sklearn
     from sklearn.metrics import silhouette_score
+    from threadpoolctl import threadpool_limits
 
     units = Codebook(np.asarray(centroids, np.float32), {}, "").assign(frames)
     silhouette = None
     step = -(-len(frames) // SILHOUETTE_FRAMES)
     some, of_some = frames[::step], units[::step]
     if 1 < len(np.unique(of_some)) < len(of_some):
-        # Distances of all pairs, in blocks of so many MiB.
-        with sklearn.config_context(working_memory=128):
+        # Distances of all pairs, in blocks of so many MiB. Most of the work is not the
+        # product that BLAS could share, and its threads wait awake meanwhile.
+        with sklearn.config_context(working_memory=128), threadpool_limits(1):
             silhouette = float(silhouette_score(some, of_some))
     inertia = mean_inertia(frames, centroids, units)
     variance = float(frames.var(axis=0, dtype=np.float64).sum())

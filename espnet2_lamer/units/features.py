@@ -2,8 +2,6 @@
 
 import json
 import logging
-import time
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -15,7 +13,6 @@ from espnet2_lamer.constants import SAMPLE_RATE, num_frames
 from espnet2_lamer.data.speech import (
     audio_rows,
     count_samples,
-    read_speech,
     read_wav_scp,
 )
 from espnet2_lamer.errors import RecipeError
@@ -23,7 +20,9 @@ from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.fileio.foreign import clear_errors
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
+from espnet2_lamer.units.extractor import Extractor
 from espnet2_lamer.units.shards import Shards, is_whole, shard_size, split
+from espnet2_lamer.units.stored import made_by
 from espnet2_lamer.units.teacher import Teacher
 
 # ISO 639-2: a language that is not known.
@@ -32,95 +31,8 @@ UNKNOWN_LANGUAGE = "und"
 # mix speakers; in a small one fewer, so that a block is still a random sample.
 LONGEST_CHUNK = 100
 CHUNKS = 100_000
-
-
-# Frames of speech differ; by rounding alone, less than this share of their values.
-_SPREAD = 1e-6
-_FRAMES_THAT_DIFFER = 5
 # Squares of larger values are infinite in float32.
 _ABSURD = 1e19
-
-
-class Extractor:
-    """Runs a teacher over utterances and keeps the time of its forward pass."""
-
-    def __init__(self, teacher: Teacher):
-        self.teacher = teacher
-        self.audio = 0.0  # seconds of speech so far
-        self.forward = 0.0  # seconds the teacher took for it
-
-    def __call__(self, rows: Sequence) -> Iterator[tuple[Sequence, Any]]:
-        """Yield each row ``(utt, path, ...)`` with its features, in the given order.
-
-        Features are tensors ``[T, D]`` on the teacher's device. On a GPU, utterances of
-        equal length go through together; see :attr:`Teacher.batch_samples`.
-
-        Raises:
-            RecipeError: Audio is missing, broken or too short, or the features are no
-                use; the utterance is named.
-        """
-        if not self.teacher.batch_samples:
-            for row in rows:
-                yield row, self._forward([row], read_speech(*row[:2])[None])[0]
-            return
-        samples = [read_speech(*row[:2]) for row in rows]
-        by_length: dict[int, list[int]] = defaultdict(list)
-        for number, signal in enumerate(samples):
-            by_length[len(signal)].append(number)
-        features: dict[int, Any] = {}
-        for length, numbers in sorted(by_length.items()):
-            size = max(1, self.teacher.batch_samples // max(1, length))
-            for batch in split(numbers, size):
-                together = np.stack([samples[n] for n in batch])
-                found = self._forward([rows[n] for n in batch], together)
-                features.update(zip(batch, found, strict=True))
-        for number, row in enumerate(rows):
-            yield row, features.pop(number)
-
-    def _forward(self, rows: Sequence[Sequence], samples: np.ndarray):
-        started = time.perf_counter()
-        problems = {}
-        try:
-            features = self.teacher.forward_batch(samples)
-            problems = unusable_features(features)
-        except RecipeError as error:
-            utt, audio, *_ = rows[0]
-            raise RecipeError(f"{audio}: utterance {utt!r}: {error}") from error
-        for number, problem in problems.items():
-            utt, audio, *_ = rows[number]
-            name = self.teacher.identity["source"]
-            raise RecipeError(
-                f"{audio}: utterance {utt!r}: teacher {name} gives features that "
-                f"{problem}; take the file out of the corpus, or if it sounds like "
-                "speech use another --teacher or --teacher_layer"
-            )
-        self.forward += time.perf_counter() - started
-        self.audio += samples.size / SAMPLE_RATE
-        return features
-
-    def facts(self) -> dict[str, float]:
-        """What a shard's marker tells about speed."""
-        return {"audio": self.audio, "forward": self.forward}
-
-
-def unusable_features(features) -> dict[int, str]:
-    """Say of which utterances of a tensor ``[B, T, D]`` the features are no use.
-
-    Distances to them are not numbers, or all frames are one: such an utterance would be
-    a single unit.
-    """
-    # NaN, infinity, and what squares to it.
-    finite = features.square().sum((1, 2)).isfinite()
-    spread = (features - features[:, :1]).abs().amax((1, 2))
-    same = spread <= _SPREAD * features.abs().amax((1, 2))
-    table = zip((~finite).tolist(), same.tolist(), strict=True)
-    problems = {}
-    for number, (wild, still) in enumerate(table):
-        if wild:
-            problems[number] = "are not finite, or absurdly large"
-        elif still and features.shape[1] >= _FRAMES_THAT_DIFFER:
-            problems[number] = "are the same in all frames"
-    return problems
 
 
 def sample_utterances(
@@ -189,9 +101,9 @@ def dump_features(
     # Utterance, path, print, language.
     rows = [[*row, langs[row[0]]] for row in audio_rows(utts, scp)]
     shard_utts = shard_utts or shard_size(len(rows), 100)
-    made_by = sha256_value([teacher.identity, teacher.device])
-    plan = sha256_value([made_by, shard_utts, rows])
-    shards = Shards(Path(output), made_by, ".bin")
+    maker = made_by(teacher)
+    plan = sha256_value([maker, shard_utts, rows])
+    shards = Shards(Path(output), maker, ".bin")
     index_path = shards.directory / "index.json"
     if index_path.is_file():
         index = _read_index(index_path)
@@ -330,9 +242,17 @@ class FeatureStore:
         """
         runs = self.chunks()
         order = np.random.default_rng([seed, epoch]).permutation(len(runs))
-        parts = split(runs[order], max(1, size // self.chunk))
+        parts = split(runs[order], self._runs_of(size))
         for part in parts[first:]:
             yield self.take(np.concatenate([np.arange(*run) for run in part]))
+
+    def number_of_blocks(self, size: int) -> int:
+        """How many blocks :meth:`blocks` yields."""
+        return -(-len(self.chunks()) // self._runs_of(size))
+
+    def _runs_of(self, size: int) -> int:
+        """Runs of frames in a block."""
+        return max(1, size // self.chunk)
 
     @property
     def chunk(self) -> int:

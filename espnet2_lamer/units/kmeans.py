@@ -3,11 +3,11 @@
 import json
 import logging
 import zipfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
@@ -15,7 +15,6 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path
 from espnet2_lamer.fileio.hashing import sha256_value
 from espnet2_lamer.parallel import check_processes
-from espnet2_lamer.precision import exact_float32
 from espnet2_lamer.units.codebook import (
     Codebook,
     codebook_quality,
@@ -26,22 +25,33 @@ from espnet2_lamer.units.codebook import (
 )
 from espnet2_lamer.units.features import FeatureStore
 from espnet2_lamer.units.labels import figures, write_quality
+from espnet2_lamer.units.starts import kmeans_plusplus
+from espnet2_lamer.units.steps import Steps
 from espnet2_lamer.units.teacher import check_device
 
 SAVE_EVERY = 200
+# Frames of a round for each cluster, at most. The mean of n frames of a cluster adds
+# 1/n of their spread to the inertia: more would not be seen.
+ROUND_FRAMES = 5000
+# What a new round keeps of the counts. With all of it, as in scikit-learn, later frames
+# hardly move a centroid: 70 passes end above 5 that forget (benchmarks, kmeans).
+KEEP = 0.1
 
 
 @dataclass(frozen=True)
 class KmeansConfig:
-    """Settings of HuBERT's k-means (fairseq's, which torchaudio and ESPnet share)."""
+    """Settings of k-means.
+
+    A round is a pass over the features, or 5000 frames per cluster of a large store.
+    """
 
     n_clusters: int = 1000  # number of units K
     seed: int = 0  # of the sample, the starts and the order of frames
-    n_init: int = 20  # k-means++ starts; the best on a validation block is kept
+    n_init: int = 1  # k-means++ starts; the best on a validation block is kept
     batch_size: int = 10000  # frames in a step
     max_passes: int = 100  # over the features
-    # Steps without a lower smoothed inertia before stopping.
-    max_no_improvement: int = 100
+    # Share by which a round must lower the validation block's inertia to go on.
+    min_gain: float = 0.001
 
 
 @dataclass
@@ -57,9 +67,8 @@ class _State:
     epoch: int = 0
     block: int = 0
     steps: int = 0
-    smoothed: float | None = None
-    best: float | None = None
-    no_improvement: int = 0
+    rounds: int = 0
+    inertia: float | None = None  # of the validation block, after the last round
 
     def save(self) -> None:
         progress = dict(vars(self))
@@ -97,15 +106,16 @@ def learn_kmeans(
 ) -> Codebook:
     """Learn centroids of ``dump_features`` and write them to ``output``, an npz.
 
-    Steps are scikit-learn's ``MiniBatchKMeans.partial_fit`` without reassignment of
-    small clusters, in memory of one block. The loop stops as scikit-learn's ``fit``
-    does: when the exponentially smoothed inertia of the batches has not improved for
-    ``max_no_improvement`` steps. A run that was killed goes on from
-    ``<output>.state.npz`` and ends with the same bytes. ``codebook.quality.json`` and
-    ``.md`` hold :func:`~espnet2_lamer.units.codebook.codebook_quality`.
+    Steps are those of :class:`~espnet2_lamer.units.steps.Steps`, in memory of one
+    block. After each round the inertia of a validation block, ``batch_size`` frames of
+    the store, is logged; the loop stops when a round lowered it by less than
+    ``min_gain``. A run that was killed goes on from ``<output>.state.npz`` and ends
+    with the same bytes, which depend neither on ``nj`` nor on the number of cores.
+    ``codebook.quality.json`` and ``.md`` hold
+    :func:`~espnet2_lamer.units.codebook.codebook_quality`.
 
-    ``nj`` processes look for the start, which does not depend on them; ``device`` is
-    ``cpu``, or ``cuda`` for the same steps in torch on a GPU.
+    On ``cpu`` several starts are looked for by ``nj`` processes, steps use all cores;
+    on ``cuda`` all of it is done by this process on the GPU.
 
     Raises:
         RecipeError: There are fewer frames than clusters, the features are broken,
@@ -134,13 +144,13 @@ def learn_kmeans(
     state.load()
     validation, start = _samples(store, config)
     if state.starts < config.n_init:
-        _find_start(validation, start, state, config, nj)
+        _find_start(validation, start, state, config, nj, device)
     del start
-    model = make_steps(state.centroids, state.counts, config.seed, device)
-    _loop(store, model, state, config)
-    quality = codebook_quality(model.centroids, model.counts, validation)
+    steps = Steps(state.centroids, state.counts, device)
+    _loop(store, steps, state, config, validation)
+    quality = codebook_quality(steps.centroids, steps.counts, validation)
     passes = state.epoch + bool(state.block)
-    quality |= {"steps": state.steps, "passes": passes}
+    quality |= {"steps": state.steps, "passes": passes, "rounds": state.rounds}
     metadata = {
         **teacher_metadata(store.teacher),
         "K": config.n_clusters,
@@ -149,7 +159,7 @@ def learn_kmeans(
         "inertia": quality["inertia"],
     }
     write_quality(quality, output.with_suffix(".quality.json"))
-    save_codebook(output, model.centroids, metadata)
+    save_codebook(output, steps.centroids, metadata)
     state.path.unlink(missing_ok=True)
     logging.info("%s: %s", output, figures(quality))
     return load_codebook(output)
@@ -175,6 +185,7 @@ def _find_start(
     state: _State,
     config: KmeansConfig,
     nj: int,
+    device: str,
 ) -> None:
     """Find the k-means++ start with the lowest inertia on the validation block.
 
@@ -182,40 +193,51 @@ def _find_start(
     """
     seeds = np.random.SeedSequence(config.seed).generate_state(config.n_init)
     counts = {"total": config.n_init, "initial": state.starts}
-    # In order, so that of two equal ones the same is kept however many run at a time.
-    parallel = Parallel(n_jobs=nj, return_as="generator", pre_dispatch="all")
-    with parallel:
-        found = parallel(
-            delayed(_start)(validation, start, config.n_clusters, int(seed))
-            for seed in seeds[state.starts :]
+    left = [int(seed) for seed in seeds[state.starts :]]
+    found = _starts(validation, start, config.n_clusters, left, nj, device)
+    for centroids, inertia in tqdm(found, "k-means++", disable=None, **counts):
+        if state.start_inertia is None or inertia < state.start_inertia:
+            state.centroids, state.start_inertia = centroids, inertia
+        state.starts += 1
+        state.save()
+
+
+def _starts(
+    validation: np.ndarray,
+    start: np.ndarray,
+    n_clusters: int,
+    seeds: list[int],
+    nj: int,
+    device: str,
+) -> Iterator[tuple[np.ndarray, float]]:
+    """Yield starts in the order of seeds: of two equal ones the first is kept."""
+    if device != "cpu" or len(seeds) == 1:
+        for seed in seeds:
+            yield _start(validation, start, n_clusters, seed, device)
+        return
+    with Parallel(n_jobs=nj, return_as="generator", pre_dispatch="all") as parallel:
+        yield from parallel(
+            delayed(_start)(validation, start, n_clusters, seed, device)
+            for seed in seeds
         )
-        for centroids, inertia in tqdm(found, "k-means++", disable=None, **counts):
-            if state.start_inertia is None or inertia < state.start_inertia:
-                state.centroids, state.start_inertia = centroids, inertia
-            state.starts += 1
-            state.save()
 
 
 def _start(
-    validation: np.ndarray, start: np.ndarray, n_clusters: int, seed: int
+    validation: np.ndarray, start: np.ndarray, n_clusters: int, seed: int, device: str
 ) -> tuple[np.ndarray, float]:
-    from sklearn.cluster import kmeans_plusplus
-    from threadpoolctl import threadpool_limits
-
-    # One BLAS thread: distances must not depend on the machine.
-    with threadpool_limits(1):
-        centroids, _ = kmeans_plusplus(start, n_clusters, random_state=seed)
-        return centroids, mean_inertia(validation, centroids)
+    centroids = kmeans_plusplus(start, n_clusters, seed, device)
+    return centroids, mean_inertia(validation, centroids)
 
 
 def _loop(
     store: FeatureStore,
-    model: "SklearnSteps | TorchSteps",
+    model: Steps,
     state: _State,
     config: KmeansConfig,
+    validation: np.ndarray,
 ) -> None:
-    # scikit-learn's smoothing: a window of half the frames of the store.
-    alpha = min(1.0, 2 * config.batch_size / (store.frames + 1))
+    enough = -(-ROUND_FRAMES * config.n_clusters // config.batch_size)
+    length = min(store.number_of_blocks(config.batch_size), enough)
     bar = tqdm(desc="k-means", initial=state.steps, disable=None)
     while state.epoch < config.max_passes:
         where = state.epoch, state.block
@@ -223,110 +245,24 @@ def _loop(
             if state.steps % SAVE_EVERY == 0:
                 state.centroids, state.counts = model.centroids, model.counts
                 state.save()
-            inertia = model.step(block)
+            model.step(block)
             state.block += 1
             state.steps += 1
             bar.update()
-            if _converged(state, inertia, alpha, config.max_no_improvement):
-                return
+            if state.steps % length == 0:
+                if _converged(state, model.inertia(validation), config.min_gain):
+                    return
+                model.forget(KEEP)
         state.epoch, state.block = state.epoch + 1, 0
+    text = "k-means: stopped after %d passes, the most it makes, before it converged"
+    logging.warning(text, config.max_passes)
 
 
-def _converged(state: _State, inertia: float, alpha: float, patience: int) -> bool:
-    if state.smoothed is None:
-        state.smoothed = inertia
-    state.smoothed += alpha * (inertia - state.smoothed)
-    if state.best is None or state.smoothed < state.best:
-        state.best, state.no_improvement = state.smoothed, 0
-    else:
-        state.no_improvement += 1
-    return state.no_improvement >= patience
-
-
-class SklearnSteps:
-    """Centroids that move with every block of frames.
-
-    ``MiniBatchKMeans.partial_fit`` without reassignment of small clusters.
-    """
-
-    def __init__(self, centroids: np.ndarray, counts: np.ndarray, seed: int):
-        from sklearn.cluster import MiniBatchKMeans
-
-        self._model = MiniBatchKMeans(
-            n_clusters=len(centroids),
-            init=centroids,
-            n_init=1,
-            reassignment_ratio=0.0,
-            compute_labels=True,  # after the step, for the inertia below
-            random_state=seed,
-        )
-        # The first call sets scikit-learn's inner state up; what it learned is
-        # replaced.
-        self._model.partial_fit(centroids)
-        self._model.cluster_centers_[:] = centroids
-        self._model._counts[:] = counts
-
-    @property
-    def centroids(self) -> np.ndarray:
-        """Centroids now, ``[K, D]`` float32."""
-        return self._model.cluster_centers_
-
-    @property
-    def counts(self) -> np.ndarray:
-        """Frames that each has won, ``[K]`` float32."""
-        return self._model._counts
-
-    def step(self, block: np.ndarray) -> float:
-        """Move the centroids; mean squared distance of ``[n, D]`` after that."""
-        self._model.partial_fit(block)
-        # Its own inertia is a float32 sum over threads, in any order: a run that is
-        # repeated could stop elsewhere.
-        difference = block - self._model.cluster_centers_[self._model.labels_]
-        return float(np.square(difference, out=difference).mean(0, np.float64).sum())
-
-
-class TorchSteps:
-    """The same step in torch, for a GPU.
-
-    No other maintained library has it: k-means in cuML, cuVS and faiss moves centroids
-    once per pass over one array and cannot be resumed; mini-batch k-means is an open
-    request (NVIDIA/cuml#5079, NVIDIA/cuvs#1223). Sums over the frames of a cluster are
-    a matrix product, since ``index_add`` on a GPU adds in any order.
-    """
-
-    def __init__(self, centroids: np.ndarray, counts: np.ndarray, device: str):
-        self._centroids = torch.tensor(centroids, device=device)  # [K, D]
-        self._counts = torch.tensor(counts, device=device)  # [K]
-
-    centroids = property(lambda self: self._centroids.cpu().numpy())
-    counts = property(lambda self: self._counts.cpu().numpy())
-
-    def step(self, block: np.ndarray) -> float:
-        """As :class:`SklearnSteps`."""
-        with exact_float32(), torch.inference_mode():
-            x = torch.tensor(block, device=self._counts.device)  # [n, D]
-            units, _ = self._nearest(x)
-            won = torch.nn.functional.one_hot(units, len(self._counts)).to(x.dtype)
-            total = self._counts + won.sum(0)
-            moved = self._centroids * self._counts[:, None] + won.T @ x
-            mean = moved / total.clamp(min=1)[:, None]
-            self._centroids = torch.where(total[:, None] > 0, mean, self._centroids)
-            self._counts = total
-            _, distances = self._nearest(x)
-            return float(distances.mean(dtype=torch.float64))
-
-    def _nearest(self, x):
-        """Nearest centroid of each frame ``[n]`` and its squared distance ``[n]``."""
-        norms = self._centroids.square().sum(1)
-        scores, units = (norms - 2 * (x @ self._centroids.T)).min(1)
-        return units, (scores + x.square().sum(1)).clamp(min=0)
-
-
-def make_steps(
-    centroids: np.ndarray, counts: np.ndarray, seed: int, device: str = "cpu"
-) -> SklearnSteps | TorchSteps:
-    """Go on from these centroids and frame counts on a device."""
-    check_device(device)
-    if device == "cpu":
-        return SklearnSteps(centroids, counts, seed)
-    return TorchSteps(centroids, counts, device)
+def _converged(state: _State, inertia: float, min_gain: float) -> bool:
+    """Note the inertia after a round, and tell whether it was the last one."""
+    before, state.inertia = state.inertia or state.start_inertia, inertia
+    state.rounds += 1
+    gain = 1 - inertia / before if before else 0.0
+    text = "k-means: round %d, %d steps: inertia %.5g, %.2f %% lower"
+    logging.info(text, state.rounds, state.steps, inertia, 100 * gain)
+    return gain < min_gain

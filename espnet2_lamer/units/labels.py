@@ -28,8 +28,9 @@ from espnet2_lamer.metrics.similarity import entropy, phone_scores
 from espnet2_lamer.train.labels import parse_units
 from espnet2_lamer.train.utterances import Lengths
 from espnet2_lamer.units.codebook import Codebook, load_codebook
-from espnet2_lamer.units.features import Extractor
+from espnet2_lamer.units.extractor import Extractor
 from espnet2_lamer.units.shards import Shards, shard_size, split
+from espnet2_lamer.units.stored import StoredFeatures, stored_features
 from espnet2_lamer.units.teacher import Teacher
 
 # A second of speech has more units.
@@ -59,15 +60,19 @@ def assign_units(
     output: str | Path,
     nj: int = 1,
     shard_utts: int | None = None,
+    features: str | Path | None = None,
 ) -> dict[str, Any]:
     """Write ``utt u1 u2 ...`` per utterance, sorted, and the sidecar beside it.
 
-    Features are never stored. A run that was killed goes on from the shards in
-    ``<output>.shards``; bytes do not depend on ``nj``, nor on whether the shards were
-    made here or by a cluster (:func:`espnet2_lamer.parallel.workers`). Where the same
-    teacher and codebook labelled the same audio before, its labels are kept: those of
-    ``output``, or of ``kept_<output>`` beside it. Utterances whose units collapse are
-    listed in ``<output>.collapsed.tsv``.
+    Features are never stored. Those that are in ``features``, a directory of
+    ``dump_features``, of the same teacher, device and audio, are read instead of
+    computed; labels are the same, and the log says of how many utterances. A run that
+    was killed goes on from the shards in ``<output>.shards``; bytes do not depend on
+    ``nj``, nor on whether the shards were made here or by a cluster
+    (:func:`espnet2_lamer.parallel.workers`). Where the same teacher and codebook
+    labelled the same audio before, its labels are kept: those of ``output``, or of
+    ``kept_<output>`` beside it. Utterances whose units collapse are listed in
+    ``<output>.collapsed.tsv``.
 
     A shard has ``shard_utts`` utterances, by default 200, fewer of a small corpus.
     Returns the sidecar.
@@ -95,7 +100,13 @@ def assign_units(
         text = "%s: the labels of %d of %d utterances are kept"
         logging.info(text, output, len(kept), len(rows))
     shard_utts = shard_utts or shard_size(len(todo), 200)
-    work = partial(_label_shard, teacher, book)
+    stored = None
+    if features is not None and todo:
+        stored = stored_features(features, teacher, rows)
+        number = sum(row[0] in stored for row in todo) if stored else 0
+        text = "%s: features of %d of %d utterances are in %s, the teacher gives others"
+        logging.info(text, output, number, len(todo), features)
+    work = partial(_label_shard, teacher, book, stored)
     markers = shards.make(split(todo, shard_utts), work, nj, "units")
     frames, collapsed = 0, []
     new = _labelled(shards.directory / marker["file"] for marker in markers)
@@ -173,10 +184,14 @@ def _finished(text_km: Path, plan: str) -> dict[str, Any] | None:
 
 
 def _label_shard(
-    teacher: Teacher, codebook: Codebook, rows: Sequence, path: Path
+    teacher: Teacher,
+    codebook: Codebook,
+    stored: StoredFeatures | None,
+    rows: Sequence,
+    path: Path,
 ) -> dict[str, Any]:
     frames = 0
-    extract = Extractor(teacher)
+    extract = Extractor(teacher, stored)
     with open(path, "w", encoding="utf-8") as handle:
         for (utt, _, _), features in extract(rows):
             units = codebook.assign(features)

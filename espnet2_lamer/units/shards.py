@@ -36,6 +36,11 @@ def split(items: Sequence, size: int) -> list[Sequence]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
+def plan_of(made_by: str, part: Sequence) -> str:
+    """Hash of what a shard is made of: all but its part, and the rows of that."""
+    return sha256_value([made_by, part])
+
+
 def is_whole(directory: Path, shard: dict[str, Any]) -> bool:
     """Whether the ``file`` of a shard is there and has its ``sha256``."""
     path = directory / shard["file"]
@@ -67,7 +72,8 @@ class Shards:
         The engine is joblib's current backend: local processes, or a Dask cluster
         inside :func:`espnet2_lamer.parallel.workers`. ``work(part, path)`` writes
         ``path`` and returns facts for the marker, among them ``audio`` and ``forward``:
-        seconds of speech, and seconds that the network took.
+        seconds of speech, and seconds that the network took; ``heard``, seconds of
+        speech that it heard, where that is not all.
 
         Returns:
             The markers in the order of ``parts``: ``file``, ``sha256``, ``plan`` and
@@ -80,7 +86,7 @@ class Shards:
         self.directory.mkdir(parents=True, exist_ok=True)
         names = [f"{number:05d}" for number in range(len(parts))]
         plans = {
-            name: sha256_value([self.plan, part])
+            name: plan_of(self.plan, part)
             for name, part in zip(names, parts, strict=True)
         }
         markers = {name: self._done(name, plan) for name, plan in plans.items()}
@@ -161,8 +167,14 @@ def throughput(markers: Sequence[dict[str, Any]], seconds: float) -> str:
         sum(marker[key] for marker in markers)
         for key in ("audio", "forward", "seconds")
     )
-    return (
+    heard = sum(marker.get("heard", marker["audio"]) for marker in markers)
+    speed = (
         f"{audio / 3600:.2f} h of speech in {seconds:.1f} s, "
-        f"{audio / seconds:.1f} s per second; {forward / work:.1%} of the work was the "
-        f"network's forward (alone {audio / forward:.1f} s per second and process)"
+        f"{audio / seconds:.1f} s per second"
+    )
+    if not forward:
+        return f"{speed}; the network heard none of it"
+    return (
+        f"{speed}; {forward / work:.1%} of the work was the network's forward (alone "
+        f"{heard / forward:.1f} s per second and process)"
     )

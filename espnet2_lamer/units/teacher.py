@@ -2,7 +2,10 @@
 
 import logging
 import os
+import re
+from collections.abc import Sequence
 from functools import lru_cache
+from multiprocessing import current_process
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,9 @@ class Teacher:
 
     dim: int  # of the features, D
     device: str = "cpu"  # or cuda
+    gpus: int = 1  # of this machine, over which processes spread
+    #: Whether features are the same when others of a batch are longer.
+    pads: bool = False
     #: What the user said to this process holds in those that it starts.
     trust_s3prl_files: bool = False
 
@@ -56,14 +62,15 @@ class Teacher:
         """Pickle as a call of :func:`load_teacher`."""
         source = absolute_source(self.identity["source"])
         layer, trust = self.identity["layer"], self.trust_s3prl_files
-        return load_teacher, (source, layer, self.device, trust)
+        return load_teacher, (source, layer, self.device, trust, self.gpus)
 
     @property
     def batch_samples(self) -> int:
         """Samples that may go through together; 0 means one utterance at a time.
 
-        On a GPU utterances of equal length share a batch. On a CPU that is no faster,
-        and alone an utterance has the same features to the bit whatever else is there.
+        On a GPU utterances of similar or equal length share a batch. On a CPU that is
+        no faster, and alone an utterance has the same features to the bit whatever else
+        is there.
         """
         return 0 if self.device == "cpu" else GPU_BATCH_SECONDS * SAMPLE_RATE
 
@@ -71,27 +78,40 @@ class Teacher:
         """Return features ``[num_frames(n), D]`` of samples ``[n]`` at 16 kHz."""
         return self.forward_batch(samples[None])[0].cpu().numpy()
 
-    def forward_batch(self, samples: np.ndarray):
+    def forward_batch(self, samples: np.ndarray, lengths: Sequence[int] | None = None):
         """Return a tensor ``[B, num_frames(n), D]`` for samples ``[B, n]``.
+
+        Where the teacher ``pads``, ``lengths [B]`` may be shorter than n: samples after
+        that count for nothing, and frames after ``num_frames(length)`` mean nothing.
 
         Raises:
             RecipeError: There are fewer samples than one frame needs.
+            ValueError: Lengths differ, and the teacher would hear the padding.
         """
-        frames = num_frames(samples.shape[1])
-        if not frames:
+        lengths = [samples.shape[1]] * len(samples) if lengths is None else lengths
+        shortest, longest = min(lengths), samples.shape[1]
+        if not num_frames(shortest):
             raise RecipeError(
-                f"{samples.shape[1]} samples are shorter than one frame of "
+                f"{shortest} samples are shorter than one frame of "
                 f"{RECEPTIVE_FIELD}; drop the utterance"
             )
+        padded = shortest < longest
+        if padded and not self.pads:
+            raise ValueError(f"teacher {self.identity['source']} hears padding")
+        frames = num_frames(longest)
         with single_thread(), exact_float32(), torch.inference_mode():
             waveforms = torch.tensor(samples, dtype=torch.float32, device=self.device)
-            features = fit_frames(self._features(waveforms), frames)
+            if padded:
+                features = self._features_of(waveforms, lengths)
+            else:
+                features = self._features(waveforms)
+            features = fit_frames(features, frames)
             if self.device != "cpu":
                 torch.cuda.synchronize()  # so that its time is not counted as another's
         if features.shape != (len(samples), frames, self.dim):
             raise RecipeError(
                 f"teacher {self.identity['source']}: {tuple(features.shape[1:])} "
-                f"features for {samples.shape[1]} samples, expected "
+                f"features for {longest} samples, expected "
                 f"{(frames, self.dim)}; only teachers with 20 ms frames of 25 ms can "
                 "label for HuBERT"
             )
@@ -99,6 +119,10 @@ class Teacher:
 
     def _features(self, waveforms):
         """Features ``[B, T, D]`` of waveforms ``[B, n]``, T within one of HuBERT's."""
+        raise NotImplementedError
+
+    def _features_of(self, waveforms, lengths: Sequence[int]):
+        """The same of padded ones; of a teacher that ``pads``."""
         raise NotImplementedError
 
 
@@ -155,9 +179,9 @@ class MfccTeacher(Teacher):
 class HubertTeacher(Teacher):
     """Output of transformer block ``layer`` (from 1) of a HuBERT; stops there.
 
-    Nothing is ever padded: group norm in the feature extractor would mix padding into
-    the statistics of a padded batch. Without ``sha256`` the weights that are used are
-    hashed.
+    Group norm in the feature extractor would mix padding into the statistics of a
+    padded batch: only a model whose convolutions each have a LayerNorm ``pads``.
+    Without ``sha256`` the weights that are used are hashed.
     """
 
     def __init__(
@@ -171,6 +195,7 @@ class HubertTeacher(Teacher):
         del blocks[layer:]  # never run, and a Large model's are a gigabyte
         self.device = device
         self._model = model.float().eval().to(device)
+        self.pads = model.feature_extractor.frame_major
         self.dim = model.encoder.feature_projection.projection.out_features
         sha256 = sha256 or sha256_tensors(model.state_dict())
         normal = "waveform mean and variance" if model.normalize_waveform else "none"
@@ -179,6 +204,12 @@ class HubertTeacher(Teacher):
     def _features(self, waveforms):
         layer = self.identity["layer"]
         states, _ = self._model.extract_features(waveforms, num_layers=layer)
+        return states[-1]
+
+    def _features_of(self, waveforms, lengths):
+        layer = self.identity["layer"]
+        lengths = torch.tensor(lengths, device=self.device)
+        states, _ = self._model.extract_features(waveforms, lengths, num_layers=layer)
         return states[-1]
 
 
@@ -262,8 +293,8 @@ def absolute_source(source: str) -> str:
     return ":".join(part for part in (kind, name, path) if part)
 
 
-def check_device(device: str) -> None:
-    """Raise RecipeError unless torch can compute there."""
+def check_device(device: str, gpus: int = 1) -> None:
+    """Raise RecipeError unless torch can compute there, on so many GPUs."""
     if device not in DEVICES:
         raise RecipeError(f"--device {device}: expected one of {', '.join(DEVICES)}")
     if device == "cuda" and not torch.cuda.is_available():
@@ -271,6 +302,21 @@ def check_device(device: str) -> None:
             "--device cuda: torch finds no GPU; use --device cpu, or install a torch "
             "that fits the driver"
         )
+    if device == "cuda" and not 1 <= gpus <= torch.cuda.device_count():
+        raise RecipeError(
+            f"--gpus {gpus}: torch finds {torch.cuda.device_count()} GPUs; name as "
+            "many or fewer"
+        )
+
+
+def gpu_of_process(name: str, gpus: int) -> int:
+    """Number of the GPU, below ``gpus``, that a process of this name takes.
+
+    Processes of joblib are numbered as they start: as many as there are GPUs, or a
+    multiple, have as many on each. Any other process takes the first.
+    """
+    number = re.search(r"-(\d+)$", name) if name.startswith("LokyProcess") else None
+    return (int(number[1]) - 1) % gpus if number else 0
 
 
 @lru_cache(maxsize=1)
@@ -279,6 +325,7 @@ def load_teacher(
     layer: int | None = None,
     device: str = "cpu",
     trust_s3prl_files: bool = False,
+    gpus: int = 1,
 ) -> Teacher:
     """Load the teacher that ``source`` names; the last one is kept in memory.
 
@@ -289,12 +336,23 @@ def load_teacher(
         layer: Transformer block whose output is the feature, from 1; none of ``mfcc``.
         device: ``cpu``, or ``cuda`` for the forward pass of a network.
         trust_s3prl_files: Let S3PRL read PATH, which runs code that it may hold.
+        gpus: With ``cuda``, GPUs of this machine over which processes spread.
 
     Raises:
         RecipeError: The source, the layer or the device does not exist.
     """
     source = str(source)
-    check_device(device)
+    check_device(device, gpus)
+    if device == "cuda" and gpus > 1:
+        torch.cuda.set_device(gpu_of_process(current_process().name, gpus))
+    teacher = _load(source, layer, device, trust_s3prl_files)
+    teacher.gpus = gpus
+    return teacher
+
+
+def _load(
+    source: str, layer: int | None, device: str, trust_s3prl_files: bool
+) -> Teacher:
     if source == "mfcc":
         if layer not in (None, 0):
             raise RecipeError(f"--layer {layer}: teacher mfcc has no layers, give 0")

@@ -9,7 +9,7 @@ import kaldiio
 import numpy as np
 import pytest
 
-from benchmarks import kmeans, labels, memory, units
+from benchmarks import kmeans, kmeans_quality, labels, memory, units
 from benchmarks.units_setup import write_speech, write_teacher
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.units.features import FeatureStore
@@ -29,7 +29,7 @@ def test_the_kmeans_store_lists_one_shard_until_it_is_long_enough(tmp_path):
 
 
 def test_the_kmeans_table_has_every_store_with_its_peak():
-    text, table = kmeans.run(kmeans.QUICK, "cpu")
+    text, table, *_ = kmeans.run(kmeans.QUICK, "cpu")
     assert "RssAnon" in text
     rows = table_rows(table)
     assert [row["frames"] for row in rows] == ["2000", "4000"]
@@ -38,6 +38,30 @@ def test_the_kmeans_table_has_every_store_with_its_peak():
     for row in rows:
         assert 0 < float(row["peak RssAnon MiB"]) < 100_000
         assert row["target"].startswith("<= 2048: ")
+
+
+def test_starts_are_compared_on_utterances_that_nothing_was_learnt_from(
+    tmp_path,
+):
+    frames = kmeans_quality.moving_frames(1000, 4)
+    store = kmeans_quality.write_frames(tmp_path / "store", frames)
+    index = json.loads((store / "index.json").read_text())
+    # Ten utterances of a hundred frames.
+    utts = [[f"utt{n}", "eng", 100 * n, 100] for n in range(10)]
+    index["shards"][0]["utts"] = utts
+    (store / "index.json").write_text(json.dumps(index))
+    learn, others = kmeans_quality.held_out(str(store), kmeans.QUICK)
+    np.testing.assert_array_equal(others, frames[:100])
+    np.testing.assert_array_equal(learn, frames[100:])
+    options = dataclasses.replace(kmeans.QUICK, stores=(str(store),))
+    text, table = kmeans_quality.run(options, "cpu")
+    rows = table_rows(table)
+    names = [row["form"] for row in rows]
+    assert names[:2] == ["ours, starts 1", "ours, starts 2"]
+    assert {"counts kept, 40 passes, starts 1"} < {*names}
+    assert rows[0]["against ours"] == "+0.00%"
+    assert all(float(row["held-out inertia"]) > 0 for row in rows)
+    assert [row["passes"] for row in rows if "40 passes" in row["form"]] == ["40"] * 2
 
 
 def test_the_labels_table_compares_with_the_forward_alone():

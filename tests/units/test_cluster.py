@@ -20,15 +20,15 @@ from tests.cluster import Cluster, wait_until
 
 def read_slowly():
     """Let a worker take a tenth of a second to read an utterance."""
-    from espnet2_lamer.units import features
+    from espnet2_lamer.units import extractor
 
-    real = features.read_speech
+    real = extractor.read_speech
 
     def slow(*args):
         time.sleep(0.1)
         return real(*args)
 
-    features.read_speech = slow
+    extractor.read_speech = slow
 
 
 @pytest.fixture(scope="module")

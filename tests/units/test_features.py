@@ -13,7 +13,7 @@ from espnet2_lamer.data.speech import read_speech
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.hashing import sha256_file
-from espnet2_lamer.units import features as features_module
+from espnet2_lamer.units import extractor as extractor_module
 from espnet2_lamer.units.features import FeatureStore, dump_features, sample_utterances
 from espnet2_lamer.units.shards import shard_size
 
@@ -77,12 +77,12 @@ def test_an_interrupted_dump_goes_on_with_what_is_missing(
 
         return counted
 
-    monkeypatch.setattr(features_module, "read_speech", stop_after(10))
+    monkeypatch.setattr(extractor_module, "read_speech", stop_after(10))
     with pytest.raises(KeyboardInterrupt):
         dump_features(*arguments, **options)
     assert not (tmp_path / "index.json").exists()
     calls.clear()
-    monkeypatch.setattr(features_module, "read_speech", stop_after(1000))
+    monkeypatch.setattr(extractor_module, "read_speech", stop_after(1000))
     dump_features(*arguments, **options)
     assert calls == sorted(read_table(speech / "wav.scp"))[7:]
     assert files_of(tmp_path) == files_of(features)
@@ -94,7 +94,7 @@ def test_a_finished_dump_is_not_done_again_until_its_inputs_change(
     dump_features(mfcc, speech / "wav.scp", tmp_path, shard_utts=9)
     calls = []
     monkeypatch.setattr(
-        features_module,
+        extractor_module,
         "read_speech",
         lambda *args: calls.append(args) or read_speech(*args),
     )

@@ -1,15 +1,18 @@
 """K-means: quality against scikit-learn, resuming, what is written."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from sklearn.cluster import MiniBatchKMeans
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.units import kmeans as kmeans_module
-from espnet2_lamer.units.kmeans import KmeansConfig, TorchSteps, learn_kmeans
+from espnet2_lamer.units.kmeans import KmeansConfig, learn_kmeans
+from espnet2_lamer.units.steps import Steps
 
 
 def write_store(directory, frames, shards=3):
@@ -65,15 +68,15 @@ def moving(frames=30000, dim=12, seed=0):
 
 
 def compare_with_fit(store, frames, output, config):
-    """Inertia of ours and of scikit-learn's ``fit``, on all frames."""
+    """Inertia of ours and of scikit-learn's ``fit`` of 20 starts, on all frames."""
     book = learn_kmeans(store, output, config)
     model = MiniBatchKMeans(
         config.n_clusters,
-        n_init=config.n_init,
+        n_init=20,
         batch_size=config.batch_size,
         max_iter=config.max_passes,
         reassignment_ratio=0.0,
-        max_no_improvement=config.max_no_improvement,
+        max_no_improvement=100,
         tol=0.0,
         random_state=config.seed,
     ).fit(frames)
@@ -84,7 +87,7 @@ def compare_with_fit(store, frames, output, config):
 
 
 @pytest.mark.parametrize("data", [pytest.param(moving, marks=pytest.mark.slow), blobs])
-def test_inertia_is_within_one_per_cent_of_scikit_learns_fit(tmp_path, data):
+def test_inertia_is_at_most_half_a_per_cent_above_scikit_learns_fit(tmp_path, data):
     """On the mean of some runs: one differs from another by half a per cent."""
     frames = data(frames=6000)
     store = write_store(tmp_path / "features", frames)
@@ -94,18 +97,18 @@ def test_inertia_is_within_one_per_cent_of_scikit_learns_fit(tmp_path, data):
                 store,
                 frames,
                 tmp_path / "codebook.npz",
-                KmeansConfig(20, seed, 5, batch_size=1000, max_no_improvement=40),
+                KmeansConfig(20, seed, batch_size=1000),
             )
             for seed in range(4)
         ],
         axis=0,
     )
-    assert ours == pytest.approx(reference, rel=0.01)
+    assert ours < 1.005 * reference
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("data", [moving, blobs])
-def test_inertia_is_that_of_scikit_learns_fit_in_the_papers_settings(tmp_path, data):
+def test_inertia_is_no_worse_than_scikit_learns_in_the_papers_settings(tmp_path, data):
     frames = data(frames=30000)
     store = write_store(tmp_path / "features", frames)
     ours, reference = np.mean(
@@ -117,7 +120,7 @@ def test_inertia_is_that_of_scikit_learns_fit_in_the_papers_settings(tmp_path, d
         ],
         axis=0,
     )
-    assert ours == pytest.approx(reference, rel=0.01)
+    assert ours < 1.005 * reference
 
 
 def test_codebook_records_where_it_comes_from(tmp_path):
@@ -155,11 +158,11 @@ def test_starts_that_are_done_are_not_done_again(tmp_path, monkeypatch, starts):
     learn_kmeans(store, tmp_path / "whole.npz", config)
     real, seeds = kmeans_module._start, []
 
-    def dies(validation, start, n_clusters, seed):
+    def dies(validation, start, n_clusters, seed, device):
         if len(seeds) == starts:
             raise KeyboardInterrupt
         seeds.append(seed)
-        return real(validation, start, n_clusters, seed)
+        return real(validation, start, n_clusters, seed, device)
 
     monkeypatch.setattr(kmeans_module, "_start", dies)
     with pytest.raises(KeyboardInterrupt):
@@ -171,29 +174,36 @@ def test_starts_that_are_done_are_not_done_again(tmp_path, monkeypatch, starts):
     assert (tmp_path / "resumed.npz").read_bytes() == expected
 
 
-@pytest.mark.parametrize("killed_after", [1, 4, 11])
+@pytest.mark.parametrize("killed_after", [1, 4, 6, 11])
 def test_a_resumed_run_ends_with_identical_bytes(tmp_path, monkeypatch, killed_after):
     monkeypatch.setattr(kmeans_module, "SAVE_EVERY", 3)
+    # Rounds of four steps, passes of six.
+    monkeypatch.setattr(kmeans_module, "ROUND_FRAMES", 160)
     store = write_store(tmp_path / "features", blobs(3000))
-    config = KmeansConfig(12, n_init=3, batch_size=500, max_passes=3)
+    config = KmeansConfig(12, batch_size=500, max_passes=3, min_gain=0.0)
     learn_kmeans(store, tmp_path / "whole.npz", config)
 
-    real, steps = MiniBatchKMeans.partial_fit, []
+    real, steps = Steps.step, []
 
-    def dies(self, frames, *args, **kwargs):
-        steps.append(len(frames))
-        if len(steps) > killed_after + 1:  # the first call prepares the model
+    def dies(self, block):
+        steps.append(len(block))
+        if len(steps) > killed_after:
             raise KeyboardInterrupt
-        return real(self, frames, *args, **kwargs)
+        return real(self, block)
 
-    monkeypatch.setattr(MiniBatchKMeans, "partial_fit", dies)
+    monkeypatch.setattr(Steps, "step", dies)
     with pytest.raises(KeyboardInterrupt):
         learn_kmeans(store, tmp_path / "resumed.npz", config)
     assert not (tmp_path / "resumed.npz").exists()
-    monkeypatch.setattr(MiniBatchKMeans, "partial_fit", real)
+    done = 3 * (killed_after // 3)
+    monkeypatch.setattr(Steps, "step", lambda *a: steps.append(0) or real(*a))
+    steps.clear()
     learn_kmeans(store, tmp_path / "resumed.npz", config)
-    expected = (tmp_path / "whole.npz").read_bytes()
-    assert (tmp_path / "resumed.npz").read_bytes() == expected
+    quality = json.loads((tmp_path / "whole.quality.json").read_text())
+    assert len(steps) == quality["steps"] - done
+    for name in ("{}.npz", "{}.quality.json"):
+        expected = (tmp_path / name.format("whole")).read_bytes()
+        assert (tmp_path / name.format("resumed")).read_bytes() == expected
     assert not (tmp_path / "resumed.npz.state.npz").exists()
 
 
@@ -228,41 +238,96 @@ def test_no_processes_are_refused(tmp_path):
         learn_kmeans(store, tmp_path / "codebook.npz", KmeansConfig(5), nj=0)
 
 
-def test_stops_when_the_smoothed_inertia_no_longer_improves(tmp_path, monkeypatch):
-    store = write_store(tmp_path / "features", blobs(2000))
-    values = iter([5.0, 4.0, 3.0] + [3.5] * 1000)
-    steps = []
+def fake_steps(monkeypatch, inertias):
+    """Steps whose inertia after each round is given; what was asked of them."""
+    calls = []
 
     class FakeSteps:
         centroids = np.zeros((2, 6), np.float32)
         counts = np.zeros(2, np.float32)
 
+        def __init__(self, *arguments):
+            self._inertias = iter(inertias)
+
         def step(self, block):
-            steps.append(block)
-            return next(values)
+            calls.append("step")
 
-    monkeypatch.setattr(kmeans_module, "make_steps", lambda *args: FakeSteps())
-    config = KmeansConfig(2, n_init=1, batch_size=2000, max_no_improvement=5)
+        def forget(self, share):
+            calls.append(share)
+
+        def inertia(self, frames):
+            return next(self._inertias)
+
+    monkeypatch.setattr(kmeans_module, "Steps", FakeSteps)
+    return calls
+
+
+def test_stops_when_a_round_gains_too_little_and_logs_each(
+    tmp_path, monkeypatch, caplog
+):
+    caplog.set_level("INFO")
+    store = write_store(tmp_path / "features", blobs(2000))
+    calls = fake_steps(monkeypatch, [5.0, 4.0, 3.97, 3.95, 1.0])
+    config = KmeansConfig(2, batch_size=1000, min_gain=0.007)
     learn_kmeans(store, tmp_path / "codebook.npz", config)
-    # Smoothing of a batch as large as the store is (almost) none: best at step 3.
-    assert len(steps) == 3 + 5
+    keep = kmeans_module.KEEP
+    assert calls == ["step", "step", keep] * 3 + ["step", "step"]
+    assert "round 2, 4 steps: inertia 4, 20.00 % lower" in caplog.text
+    assert "round 4, 8 steps: inertia 3.95, 0.50 % lower" in caplog.text
+    quality = json.loads((tmp_path / "codebook.quality.json").read_text())
+    found = [quality[key] for key in ("steps", "passes", "rounds")]
+    assert found == [8, 4, 4]
 
 
-@pytest.mark.slow
-def test_the_same_steps_in_torch_learn_as_well(tmp_path, monkeypatch):
-    """What --device cuda runs, here on the CPU."""
-    frames = blobs(3000)
+@pytest.mark.parametrize(("round_frames", "length"), [(500, 1), (1500, 3), (9999, 4)])
+def test_a_round_is_a_pass_or_so_many_frames_per_cluster(
+    tmp_path, monkeypatch, round_frames, length
+):
+    store = write_store(tmp_path / "features", blobs(4000))
+    monkeypatch.setattr(kmeans_module, "ROUND_FRAMES", round_frames)
+    calls = fake_steps(monkeypatch, [5.0, 4.0, 4.0])
+    learn_kmeans(store, tmp_path / "c.npz", KmeansConfig(2, batch_size=1000))
+    first = ["step"] * length + [kmeans_module.KEEP]
+    assert calls == first * 2 + ["step"] * length
+
+
+def test_a_run_that_does_not_converge_says_so(tmp_path, monkeypatch, caplog):
+    store = write_store(tmp_path / "features", blobs(2000))
+    fake_steps(monkeypatch, [0.5**number for number in range(9)])
+    config = KmeansConfig(2, batch_size=1000, max_passes=3)
+    learn_kmeans(store, tmp_path / "codebook.npz", config)
+    assert "stopped after 3 passes" in caplog.text
+
+
+def test_one_start_and_forgetting_end_no_worse_than_twenty_that_never_forget(tmp_path):
+    """The claim of the defaults, on the mean of three runs."""
+    frames = moving(6000)
     store = write_store(tmp_path / "features", frames)
-    config = KmeansConfig(20, n_init=3, batch_size=500)
-    reference = learn_kmeans(store, tmp_path / "codebook.npz", config)
-    monkeypatch.setattr(
-        kmeans_module,
-        "make_steps",
-        lambda centroids, counts, seed, device: TorchSteps(centroids, counts, "cpu"),
-    )
-    book = learn_kmeans(store, tmp_path / "torch.npz", config)
-    expected = mean_inertia(frames, reference.centroids)
-    assert mean_inertia(frames, book.centroids) == pytest.approx(expected, rel=1e-2)
+
+    def learn(config, keep):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kmeans_module, "KEEP", keep)
+            return learn_kmeans(store, tmp_path / "c.npz", config).metadata["inertia"]
+
+    seeds = range(3)
+    few = [KmeansConfig(40, seed, batch_size=1000) for seed in seeds]
+    many = [replace(c, n_init=20, max_passes=40, min_gain=-1) for c in few]
+    ours = np.mean([learn(config, kmeans_module.KEEP) for config in few])
+    assert ours < 1.005 * np.mean([learn(config, 1.0) for config in many])
+
+
+def test_the_number_of_threads_changes_no_byte(tmp_path):
+    store = write_store(tmp_path / "features", blobs(3000, dim=24))
+    config = KmeansConfig(30, batch_size=1500, max_passes=2)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            learn_kmeans(store, tmp_path / f"{threads}.npz", config)
+    finally:
+        torch.set_num_threads(before)
+    first, *others = ((tmp_path / f"{t}.npz").read_bytes() for t in (1, 2, 3))
+    assert others == [first, first]
 
 
 def test_quality_is_written_beside_the_codebook_and_logged(tmp_path, caplog):

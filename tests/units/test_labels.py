@@ -100,13 +100,13 @@ def test_sidecar_tells_origin_and_size(speech, mfcc, codebook, labels):
 
 SLOW_RUN = """
 import sys, time
-from espnet2_lamer.units import features, labels
+from espnet2_lamer.units import extractor, labels
 from espnet2_lamer.units.teacher import load_teacher
-real = features.read_speech
+real = extractor.read_speech
 def slow(*args):
     time.sleep(0.2)
     return real(*args)
-features.read_speech = slow
+extractor.read_speech = slow
 labels.assign_units(load_teacher("mfcc"), *sys.argv[1:], shard_utts=3)
 """
 

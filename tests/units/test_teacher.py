@@ -2,15 +2,23 @@
 
 import argparse
 import pickle
+import time
+from multiprocessing import current_process
 
 import numpy as np
 import pytest
 import torch
+from joblib import Parallel, delayed
 
 from espnet2_lamer.constants import num_frames
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.hashing import sha256_file
-from espnet2_lamer.units.teacher import Teacher, absolute_source, load_teacher
+from espnet2_lamer.units.teacher import (
+    Teacher,
+    absolute_source,
+    gpu_of_process,
+    load_teacher,
+)
 
 LAYERS = 3
 
@@ -238,6 +246,42 @@ def test_an_unknown_device_is_refused():
         load_teacher("mfcc", None, "tpu")
 
 
+def which_gpu(seconds):
+    """In a worker: the GPU that it takes of two."""
+    time.sleep(seconds)
+    return gpu_of_process(current_process().name, 2), current_process().name
+
+
+def test_processes_spread_over_gpus():
+    assert gpu_of_process("MainProcess", 4) == 0
+    assert [gpu_of_process(f"LokyProcess-{n}", 3) for n in range(1, 6)] == [
+        *(0, 1, 2, 0, 1)
+    ]
+    found = Parallel(n_jobs=2)(delayed(which_gpu)(0.5) for _ in range(4))
+    assert sorted(gpu for gpu, _ in set(found)) == [0, 1]
+
+
+def test_a_teacher_is_loaded_on_the_gpu_of_its_process(hubert_dir, monkeypatch):
+    load_teacher.cache_clear()
+    chosen = []
+    for name, value in {
+        "is_available": lambda: True,
+        "device_count": lambda: 3,
+        "set_device": chosen.append,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    # What is computed where is not the question here.
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: self)
+    teacher = load_teacher(str(hubert_dir), 1, "cuda", gpus=3)
+    monkeypatch.setattr(current_process(), "_name", "LokyProcess-6")
+    load_teacher.cache_clear()
+    assert pickle.loads(pickle.dumps(teacher)).gpus == 3
+    assert chosen == [0, 2]
+    with pytest.raises(RecipeError, match="--gpus 4: torch finds 3 GPUs"):
+        load_teacher(str(hubert_dir), 1, "cuda", gpus=4)
+    load_teacher.cache_clear()
+
+
 @pytest.mark.gpu
 def test_features_on_a_gpu_are_those_of_the_cpu(hubert_dir):
     audio = np.stack([noise(16000, seed) for seed in range(3)])
@@ -300,7 +344,7 @@ def test_an_s3prl_upstream_gives_the_same_features_as_its_checkpoint(hubert_dir)
         load_teacher(source, 1)
     teacher = load_teacher(source, 1, trust_s3prl_files=True)
     # In worker processes as well.
-    assert teacher.__reduce__()[1] == (source, 1, "cpu", True)
+    assert teacher.__reduce__()[1] == (source, 1, "cpu", True, 1)
     np.testing.assert_allclose(teacher.forward(audio), expected, atol=1e-4)
     assert len(teacher._upstream.model.encoder.layers) < LAYERS
     for samples in (*range(400, 1400, 7), 16000, 16001):
