@@ -209,6 +209,7 @@ def _features(
     model = load_model(file).to(device)
     found = {}
     for utt, speech, length in read_speech(wavs, wavs, "probe features"):
-        states, _ = model.extract_features(speech.to(device), length.to(device))
+        moved = speech.to(device), length.to(device)
+        states, _ = model.extract_features(*moved, layer)
         found[utt] = states[layer][0].cpu().numpy()
     return found
