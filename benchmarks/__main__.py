@@ -26,7 +26,7 @@ from espnet2_lamer.units.teacher import check_device
 # A section is a module with TITLE, DEVICES, Options, QUICK and run(options, device).
 SECTIONS = (
     *("layer", "step", "loss", "stock", "overhead", "padding", "sharing", "heads"),
-    *("kmeans", "labels", "units", "scale", "counts", "peers", "update"),
+    *("kmeans", "labels", "units", "scale", "counts", "peers", "update", "whisper"),
 )
 RESULTS = Path(__file__).with_name("RESULTS.md")
 

@@ -263,9 +263,9 @@ def measure(
 
 def run(options: Options, device: str) -> list[str | Table]:
     """Measure every choice of layer; returns text and tables."""
-    from espnet2_lamer.compat import patch_torchaudio_for_s3prl, quiet_nltk
+    from espnet2_lamer.compat import before_espnet, patch_torchaudio_for_s3prl
 
-    quiet_nltk()
+    before_espnet()
     patch_torchaudio_for_s3prl()
     official = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["num_iters_per_epoch"]
     tables = []

@@ -49,10 +49,10 @@ def train(
     Returns:
         Peak resident size in bytes, ``None`` if not asked for.
     """
-    from espnet2_lamer.compat import quiet_nltk
+    from espnet2_lamer.compat import before_espnet
     from espnet2_lamer.train.console import espnet_log
 
-    quiet_nltk()
+    before_espnet()
     torch.set_num_threads(threads)
     # Some of its modules print when they are imported.
     with espnet_log(log), redirect_stdout(io.StringIO()):

@@ -7,6 +7,7 @@ costs nothing.
 import argparse
 import ast
 import datetime
+import functools
 import importlib
 import importlib.util
 import os
@@ -16,6 +17,7 @@ import types
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +28,8 @@ from espnet2_lamer.fileio.trust import protect
 
 # What espnet-g2p-en looks for when ESPnet's text frontend imports it.
 _NLTK_ARCHIVES = ("taggers/averaged_perceptron_tagger_eng.zip", "corpora/cmudict.zip")
+# Packages whose functions trust their callers, see skip_type_checks.
+_UNCHECKED = ("espnet", "espnet2", "inflect")
 #: What ESPnet's checkpoints hold besides tensors and plain values.
 REPORTER_TYPES = [
     np._core.multiarray.scalar,
@@ -57,6 +61,37 @@ def quiet_nltk() -> None:
     usual = [Path(parent) / "nltk_data" for parent in parents]
     present = [str(path) for path in usual if path.is_dir()]
     os.environ["NLTK_DATA"] = os.pathsep.join([*present, str(ours)])
+
+
+def skip_type_checks() -> None:
+    """Let ESPnet be imported without typeguard's checks of what its functions get.
+
+    Their decorator compiles each function anew when it is imported: with those of
+    inflect, which ``g2p_en`` imports, half of the time that a process takes to start.
+    Modules that are there already, and other packages, keep their checks.
+    """
+    import typeguard
+
+    theirs = typeguard.typechecked
+    if theirs.__module__ == __name__:
+        return
+
+    def typechecked(target: Any = None, **options: Any) -> Any:
+        if target is None:
+            return functools.partial(typechecked, **options)
+        # Of a static or class method its function.
+        module = getattr(target, "__func__", target).__module__
+        if module.partition(".")[0] in _UNCHECKED:
+            return target
+        return theirs(target, **options)
+
+    typeguard.typechecked = typechecked
+
+
+def before_espnet() -> None:
+    """Do what comes before any import of ESPnet's tasks; safe to call again."""
+    quiet_nltk()
+    skip_type_checks()
 
 
 def _write_empty_archives(directory: Path) -> Path:
@@ -126,7 +161,7 @@ def prepare_espnet() -> None:
     import torch
 
     protect()
-    quiet_nltk()
+    before_espnet()
     torch.serialization.add_safe_globals(REPORTER_TYPES)
     _read_plain_option_values()
     _read_no_commands()

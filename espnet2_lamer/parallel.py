@@ -20,6 +20,10 @@ from espnet2_lamer.errors import RecipeError, require
 from espnet2_lamer.fileio.system import LogFile
 from espnet2_lamer.fileio.trust import s3prl_files_trusted, trusting_s3prl_files
 
+WORKER_KILLED = (
+    "a worker process was killed, most often because memory ran out; lower --nj and "
+    "run the same command again, finished parts are kept"
+)
 #: Seconds to wait for the first worker: a batch system may queue it.
 WAIT = 3600
 # What the values of features and units depend on.
@@ -78,15 +82,15 @@ def run_each(
     processes = min(effective_n_jobs(nj), len(calls))
     if processes < 2:
         return [function(*arguments) for arguments in calls]
-    here = logging.getLogger().level, _log_places(), s3prl_files_trusted()
+    here = logging.getLogger().level, log_places(), s3prl_files_trusted()
     with workers():
         found = Parallel(n_jobs=processes, return_as="generator")(
-            delayed(_call_logged)(*here, function, arguments) for arguments in calls
+            delayed(call_logged)(*here, function, arguments) for arguments in calls
         )
         return list(tqdm(found, desc=description, total=len(calls), disable=None))
 
 
-def _log_places() -> list[tuple]:
+def log_places() -> list[tuple]:
     """Log files and standard error, and how lines are written there."""
     return [
         (file, handler.level, handler.formatter, handler.filters)
@@ -96,7 +100,7 @@ def _log_places() -> list[tuple]:
     ]
 
 
-def _call_logged(
+def call_logged(
     level: int, places: list[tuple], trust: bool, function: Callable, arguments: tuple
 ) -> Any:
     """Call in a worker, whose messages go where those of its parent go."""
@@ -137,16 +141,13 @@ def _processes() -> Iterator[None]:
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     try:
-        with parallel_config(backend="loky", initializer=_keep_loaded):
+        with parallel_config(backend="loky", initializer=keep_loaded):
             yield
     except TerminatedWorkerError as error:
-        raise RecipeError(
-            "a worker process was killed, most often because memory ran out; lower "
-            "--nj and run the same command again, finished parts are kept"
-        ) from error
+        raise RecipeError(WORKER_KILLED) from error
 
 
-def _keep_loaded() -> None:
+def keep_loaded() -> None:
     """Let a worker of joblib keep what it loaded.
 
     Where psutil is installed (Dask brings it), one that grew by 300 MB counts as

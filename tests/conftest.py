@@ -30,9 +30,9 @@ os.environ.pop("NLTK_DATA", None)
 
 import pytest  # noqa: E402
 
-from espnet2_lamer.compat import quiet_nltk  # noqa: E402
+from espnet2_lamer.compat import before_espnet  # noqa: E402
 
-quiet_nltk()
+before_espnet()
 
 
 def _is_local(address: object) -> bool:

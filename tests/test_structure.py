@@ -9,7 +9,7 @@ ROOT = Path(espnet2_lamer.__file__).parent
 NAME = ROOT.name
 #: Bottom to top. A package imports from its own line and from those above it here.
 LAYERS = (
-    "errors constants fileio compat precision parallel",
+    "errors constants fileio compat precision parallel gpus",
     "layers",
     "metrics",
     "convert",

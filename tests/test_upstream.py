@@ -1,6 +1,7 @@
 """``load_model``: L + 1 frozen states, the same from every door."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -89,6 +90,28 @@ def test_a_padded_batch_equals_its_utterances_one_by_one(changes):
             torch.testing.assert_close(
                 together[row, :count], single[0], rtol=1e-5, atol=1e-5
             )
+
+
+def _note(computed, *_):
+    computed.append(1)
+
+
+@pytest.mark.parametrize("changes", [{}, GROUP_NORM])
+def test_blocks_after_the_state_that_is_asked_for_are_not_computed(changes):
+    upstream = build(LAMER, **changes)
+    every, frames = upstream.extract_features(speech(), LENGTHS)
+    for last in range(3):
+        computed = []
+        hooks = [
+            block.register_forward_hook(partial(_note, computed))
+            for block in upstream.wav2vec2.encoder.transformer.layers[last:]
+        ]
+        states, count = upstream.extract_features(speech(), LENGTHS, up_to=last)
+        for hook in hooks:
+            hook.remove()
+        assert len(states) == last + 1 and not computed
+        assert torch.equal(count, frames)
+        assert all(map(torch.equal, states, every))
 
 
 def test_it_stays_in_eval_mode_and_trains_nothing():

@@ -24,10 +24,11 @@ def masked_accuracy(
 
     The masks depend on ``seed`` and the utterance only, so two models see the same ones
     and can be compared utterance by utterance. The model is a
-    ``LamerHubertPretrainModel`` in eval mode; the directory has ``wav.scp`` and
-    ``text.km``; ``utt2lang`` names what to measure.
+    ``LamerHubertPretrainModel`` in eval mode, on any device; the directory has
+    ``wav.scp`` and ``text.km``; ``utt2lang`` names what to measure.
     """
     encoder = model.encoder
+    device = next(model.parameters()).device
     collate = LamerCollate(
         max_samples=0,
         bucket=STRIDE,
@@ -47,8 +48,9 @@ def masked_accuracy(
         mask = torch.zeros_like(batch["text"], dtype=torch.bool)
         mask[0, batch["mask_indices"][0].clamp(min=0)] = batch["mask_indices"][0] >= 0
         mask &= batch["text"] != LABEL_PADDING
+        moved = (batch[key].to(device) for key in ("speech", "speech_lengths"))
         with torch.no_grad():
-            output = encoder(batch["speech"], batch["speech_lengths"], mask)
-        right = output.logits.argmax(-1) == batch["text"][mask]
+            output = encoder(*moved, mask.to(device))
+        right = output.logits.argmax(-1).cpu() == batch["text"][mask]
         parts.setdefault(lang, {})[utt] = (int(right.sum()), right.numel())
     return {lang: Measure.of_rate(rows, seed=seed) for lang, rows in parts.items()}

@@ -1,6 +1,7 @@
 """A HuBERT, with or without experts, or any S3PRL upstream as a frozen extractor."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,28 +44,33 @@ def check_samples(samples: Sequence[int]) -> None:
 
 
 def hidden_states(
-    wav2vec2: nn.Module, wavs: Tensor, lengths: Tensor | None, final_norm: bool
+    wav2vec2: nn.Module,
+    wavs: Tensor,
+    lengths: Tensor | None,
+    final_norm: bool,
+    up_to: int | None = None,
 ) -> tuple[list[Tensor], Tensor | None]:
     """Compute every state of a HuBERT in eval mode, with or without experts, unmasked.
 
     Waveforms are ``[B, n]``, 16 kHz, not normalised, their lengths ``[B]``, ``None``
     where all are full. With ``final_norm`` the last state of a pre-norm model gets its
-    LayerNorm.
+    LayerNorm. Blocks after state ``up_to`` are not computed.
 
     Returns:
-        L + 1 tensors ``[B, T, D]`` and the valid frames ``[B]`` (``None`` without
-        ``lengths``).
+        L + 1 tensors ``[B, T, D]``, or ``up_to`` + 1, and the valid frames ``[B]``
+        (``None`` without ``lengths``).
     """
     features, frames = wav2vec2.feature_extractor(wavs, lengths)
     x, attention_mask = wav2vec2.encoder._preprocess(features, frames)
     transformer = wav2vec2.encoder.transformer
     x = transformer._preprocess(x)
     states = [x]
-    for layer in transformer.layers:
+    for layer in transformer.layers[:up_to]:
         x, _ = layer(x, attention_mask)
         states.append(x)
     # torchaudio stores the negation: this is the pre-norm stack.
-    if final_norm and not transformer.layer_norm_first:
+    whole = len(states) == len(transformer.layers) + 1
+    if whole and final_norm and not transformer.layer_norm_first:
         states[-1] = transformer.layer_norm(x)
     return states, frames
 
@@ -131,9 +137,9 @@ class Upstream(FrozenUpstream):
 
     @torch.no_grad()
     def extract_features(
-        self, wavs: Tensor, lengths: Tensor | None = None
+        self, wavs: Tensor, lengths: Tensor | None = None, up_to: int | None = None
     ) -> tuple[list[Tensor], Tensor | None]:
-        """Compute all states, as :func:`hidden_states`.
+        """Compute all states, or those up to one, as :func:`hidden_states`.
 
         Group-norm models run one utterance at a time, since their statistics would see
         the padding. An utterance below 400 samples raises :class:`TooShortError`.
@@ -142,8 +148,8 @@ class Upstream(FrozenUpstream):
         check_samples(counts)
         mixed = any(count != wavs.shape[1] for count in counts)
         if self.wav2vec2.extractor_mode == "group_norm" and mixed:
-            return one_by_one(self.extract_features, wavs, counts)
-        return hidden_states(self.wav2vec2, wavs, lengths, self.final_norm)
+            return one_by_one(partial(self.extract_features, up_to=up_to), wavs, counts)
+        return hidden_states(self.wav2vec2, wavs, lengths, self.final_norm, up_to)
 
     def architecture(self) -> dict[str, Any]:
         """Describe the model in plain values; see :meth:`from_architecture`."""
@@ -192,11 +198,15 @@ class S3prlUpstream(FrozenUpstream):
 
     @torch.no_grad()
     def extract_features(
-        self, wavs: Tensor, lengths: Tensor | None = None
+        self, wavs: Tensor, lengths: Tensor | None = None, up_to: int | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        """Compute all states as :class:`Upstream`, ``ceil(samples / hop)`` frames."""
+        """Compute all states as :class:`Upstream`, ``ceil(samples / hop)`` frames.
+
+        S3PRL computes all of them in any case; those up to ``up_to`` are returned.
+        """
         counts = [wavs.shape[1]] * len(wavs) if lengths is None else lengths.tolist()
-        return one_by_one(self._states, wavs, counts)
+        states, frames = one_by_one(self._states, wavs, counts)
+        return states[: None if up_to is None else up_to + 1], frames
 
     def _states(self, wavs: Tensor, lengths: None) -> tuple[list[Tensor], Tensor]:
         # S3PRL wants the lengths in any case.

@@ -4,13 +4,13 @@ import argparse
 from pathlib import Path
 
 from espnet2_lamer.bin.common import run_main, take_trust
-from espnet2_lamer.compat import escape_help, quiet_nltk
+from espnet2_lamer.compat import before_espnet, escape_help
 from espnet2_lamer.fileio.trust import trusting_s3prl_files
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the parser of ``espnet2.bin.asr_inference``."""
-    quiet_nltk()
+    before_espnet()
     from espnet2.bin import asr_inference
 
     return escape_help(asr_inference.get_parser())

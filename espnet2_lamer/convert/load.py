@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torchaudio.models import Wav2Vec2Model
 
-from espnet2_lamer.compat import patch_torchaudio_for_s3prl, quiet_nltk
+from espnet2_lamer.compat import before_espnet, patch_torchaudio_for_s3prl
 from espnet2_lamer.convert import (
     espnet_experiment,
     fairseq,
@@ -205,7 +205,7 @@ def load_s3prl(source: str) -> Any:
     """
     name, file = split_s3prl(source)
     protect()
-    quiet_nltk()
+    before_espnet()
     patch_torchaudio_for_s3prl()
     from s3prl.nn import S3PRLUpstream
 

@@ -41,6 +41,7 @@ from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.foreign import check_weights, read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
 from espnet2_lamer.fileio.locks import exclusive
+from espnet2_lamer.train.checkpoint import LATEST
 from espnet2_lamer.train.console import run_espnet
 
 # Options that say where a head was trained, not what it is: not in final/config.yaml.
@@ -114,7 +115,8 @@ def train_head(
     is returned, needs no other file. A finished head with the same inputs is returned
     as it is; an interrupted one goes on after its last epoch; one made from other
     inputs is put aside as ``<output_dir>.old-<hash>``. While another process trains
-    the same head, this one waits.
+    the same head, this one waits. One that ran out of GPU memory begins anew: dropout
+    after a checkpoint is not what it would have been without the break.
 
     Args:
         upstream: What ``espnet2_lamer.load_model`` accepts, or its result.
@@ -190,7 +192,14 @@ def train_head(
         command += [*vocabulary.options(data), *_schedule_options(config, options)]
         plan = plans["train"][0]
         command += _input_options(data, plan, None if stored else source)
-        _run_espnet(command, output_dir)
+        begun = (output_dir / LATEST).exists()
+        try:
+            _run_espnet(command, output_dir)
+        except torch.OutOfMemoryError:
+            # Where it runs again it shall be the head that it would have been.
+            if not begun:
+                (output_dir / LATEST).unlink(missing_ok=True)
+            raise
         _write_final(output_dir, upstream, options.layer, vocabulary, inputs)
     return final
 
@@ -289,7 +298,7 @@ def _run_espnet(cmd: list[str], output_dir: Path) -> None:
 
     start = time.monotonic()
     run_espnet(LamerASRTask, "asr_train", cmd, output_dir / "train.log")
-    checkpoint = check_weights(output_dir / "checkpoint.pth", "cpu")
+    checkpoint = check_weights(output_dir / LATEST, "cpu")
     stats = checkpoint["reporter"]["stats"]
     epoch = min(stats, key=lambda e: stats[e]["valid"]["loss"])
     loss = float(stats[epoch]["valid"]["loss"])

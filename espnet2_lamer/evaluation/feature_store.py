@@ -205,6 +205,8 @@ def _store(plan: StorePlan, device: str) -> None:
     parts = [*_groups(plan.samples, _spoken, _SHARD_SECONDS * SAMPLE_RATE)]
     work, name = partial(_write_shard, plan, device), f"features {plan.data_dir.name}"
     markers = shards.make(parts, work, 1, name)
+    # A head trains without it.
+    plan.upstream.to("cpu")
     scp = {
         utt: f"{directory / marker['file']}:{offset}"
         for marker in markers

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from espnet2_lamer.compat import quiet_nltk
+from espnet2_lamer.compat import before_espnet
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.feature_store import (
     Samples,
@@ -203,7 +203,7 @@ def load_speech2text(
     final_dir: str | Path, options: dict[str, Any], device: str = "cpu"
 ) -> Any:
     """Build ESPnet's ``Speech2Text`` from a finished head."""
-    quiet_nltk()
+    before_espnet()
     from espnet2.bin.asr_inference import Speech2Text
 
     from espnet2_lamer.tasks.asr import register_asr

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from espnet2_lamer.compat import quiet_nltk
+from espnet2_lamer.compat import before_espnet
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.benchmark_sets import MADE_BY, PLAIN_TEXT
 from espnet2_lamer.evaluation.text_units import PLAIN_UNITS
@@ -33,7 +33,7 @@ class Vocabulary:
 
     def tokenizer(self):
         """Build ESPnet's tokenizer."""
-        quiet_nltk()
+        before_espnet()
         from espnet2.text.build_tokenizer import build_tokenizer
 
         return build_tokenizer(

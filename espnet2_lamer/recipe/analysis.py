@@ -26,10 +26,10 @@ from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.convert.load import read_architecture
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table
+from espnet2_lamer.gpus import run_on_gpus
 from espnet2_lamer.layers import record_routing
 from espnet2_lamer.metrics.probe import PhoneProbe, frame_phones, phone_probe
 from espnet2_lamer.metrics.similarity import LinearCKA
-from espnet2_lamer.parallel import run_each
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.upstreams import base_path
 from espnet2_lamer.tasks.pretrained import load_pretraining_model
@@ -73,12 +73,13 @@ def draw(utts: list[str], size: int, rng: np.random.Generator) -> list[str]:
 
 
 def _routing(options: Options, dev: Path, utt2lang: dict[str, str]) -> None:
-    model = load_model(options.ssl_experiment)
+    device = options.device
+    model = load_model(options.ssl_experiment).to(device)
     statistics = RoutingStatistics()
     audio = read_table(dev / "wav.scp")
     for utt, speech, length in read_speech(audio, sorted(utt2lang), "routing"):
         with record_routing(model) as record:
-            _, frames = model.extract_features(speech, length)
+            _, frames = model.extract_features(speech.to(device), length.to(device))
         statistics.add(utt2lang[utt], record, int(frames[0]))
     statistics.save(options.analysis / "routing.json")
     found = statistics.information(options.seed)
@@ -101,7 +102,7 @@ def _routing(options: Options, dev: Path, utt2lang: dict[str, str]) -> None:
 def _masked(options: Options, dev: Path, utt2lang: dict[str, str]) -> None:
     result: dict[str, dict[str, Any]] = {}
     for experiment in options.trainings:
-        model = load_pretraining_model(experiment)
+        model = load_pretraining_model(experiment).to(options.device)
         measures = masked_accuracy(model, dev, utt2lang, options.seed)
         result[experiment.name] = {lang: asdict(m) for lang, m in measures.items()}
     write_json(options.analysis / "masked_accuracy.json", result)
@@ -156,9 +157,12 @@ def _forgetting(options: Options, dev: Path) -> None:
         }
         for name in options.analysed:
             models = (files[name], files["base"] if name != "base" else None)
-            calls.append((lang, name, *models, layer, wavs, spoken, options.seed))
+            settings = (options.seed, options.device)
+            calls.append((lang, name, *models, layer, wavs, spoken, *settings))
     result: dict[str, Any] = {"layer": layer, "phone_probe": {}, "cka": {}}
-    found = run_each(_compare, calls, options.nj, "forgetting")
+    names = [f"forgetting, {lang}, {name}" for lang, name, *_ in calls]
+    how = (options.nj, options.ngpu, "forgetting", names)
+    found = run_on_gpus(_compare, calls, *how)
     for (lang, name, *_), (probe, cka) in zip(calls, found, strict=True):
         if probe is not None:
             result["phone_probe"].setdefault(lang, {})[name] = asdict(probe)
@@ -176,31 +180,36 @@ def _compare(
     wavs: dict[str, dict[str, str]],
     phones: dict[str, dict[str, list[str | None]]],
     seed: int,
+    device: str,
 ) -> tuple[PhoneProbe | None, float | None]:
     """Phone probe of a model, and its CKA with the base where that is given.
 
     ``wavs`` holds the audio file of each utterance of ``train`` and ``dev``,
     ``phones`` its frames' phones; without training utterances there is no probe.
     """
-    features = _features(file, wavs["dev"], layer)
+    features = _features(file, wavs["dev"], layer, device)
     cka = None
     if base is not None:
         similarity = LinearCKA()
-        for utt, of_base in _features(base, wavs["dev"], layer).items():
+        for utt, of_base in _features(base, wavs["dev"], layer, device).items():
             similarity.add(of_base, features[utt])
         cka = float(similarity.value())
     if not wavs["train"]:
         return None, cka
-    trained = _features(file, wavs["train"], layer)
+    trained = _features(file, wavs["train"], layer, device)
     probe = phone_probe(trained, phones["train"], features, phones["dev"], seed=seed)
     found = f"{probe.accuracy.value:.1f} % (majority {probe.majority:.1f} %)"
     logging.info("phone probe, %s, %s, layer %d: %s", lang, name, layer, found)
     return probe, cka
 
 
-def _features(file: Path, wavs: dict[str, str], layer: int) -> dict[str, np.ndarray]:
-    model = load_model(file)
-    return {
-        utt: model.extract_features(speech, length)[0][layer][0].numpy()
-        for utt, speech, length in read_speech(wavs, wavs, "probe features")
-    }
+def _features(
+    file: Path, wavs: dict[str, str], layer: int, device: str
+) -> dict[str, np.ndarray]:
+    model = load_model(file).to(device)
+    found = {}
+    for utt, speech, length in read_speech(wavs, wavs, "probe features"):
+        moved = speech.to(device), length.to(device)
+        states, _ = model.extract_features(*moved, layer)
+        found[utt] = states[layer][0].cpu().numpy()
+    return found

@@ -154,6 +154,11 @@ def retrain_mini(options: Options) -> tuple[str, str]:
         Directories of base and teacher under ``<expdir>/stage0``. To ship them, copy
         them over ``mini/base`` and ``mini/teacher`` and renew ``mini/SHA256SUMS``.
     """
+    if options.ngpu:
+        logging.warning(
+            "--retrain true: base and teacher train on the CPU, whatever --ngpu says: "
+            "the committed ones did"
+        )
     data, experiments = options.dumpdir / "stage0", options.expdir / "stage0"
     build_pretraining_corpora(data, nj=options.nj, seed=options.seed)
     config = Path("conf/train_ssl_mini_base.yaml")

@@ -80,6 +80,11 @@ class CommonOptions:
         return shlex.join(words)
 
     @property
+    def device(self) -> str:
+        """Where models compute: ``"cuda"`` with ``--ngpu``."""
+        return "cuda" if self.ngpu else "cpu"
+
+    @property
     def raw(self) -> Path:
         """Where formatted data directories are."""
         return self.dumpdir / "raw"

@@ -58,9 +58,8 @@ def pack(options: Options) -> None:
         )
         log_size("packed", output)
         if name in runs:
-            device = "cuda" if options.ngpu else "cpu"
             where = (options.expdir, options.raw, DECODE_CONFIG)
-            check_package(runs[name], output, *where, device=device)
+            check_package(runs[name], output, *where, device=options.device)
     for output in adapter_files(options).values():
         write_adapter(
             pretraining,

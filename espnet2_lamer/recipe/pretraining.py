@@ -282,10 +282,10 @@ def automatic_allocation(options: Options) -> str:
     scheme = own_allocation(config)
     directory = options.raw / "ssl_train"
     chosen = _sample(directory, config.get("exclude_langs") or [], options.seed)
-    model = load_model(base_path(options))
+    model = load_model(base_path(options)).to(options.device)
     try:
         budget = sum(parse_allocation(scheme or "", model.num_layers))
-        means = _utterance_means(model, directory, chosen)
+        means = _utterance_means(model, directory, chosen, options.device)
         criterion = [
             fisher_ratio({lang: x[:, layer] for lang, x in means.items()})
             for layer in range(1, model.num_layers + 1)
@@ -343,14 +343,17 @@ def _sample(directory: Path, excluded: list[str], seed: int) -> dict[str, list[s
 
 
 def _utterance_means(
-    model: torch.nn.Module, directory: Path, chosen: dict[str, list[str]]
+    model: torch.nn.Module,
+    directory: Path,
+    chosen: dict[str, list[str]],
+    device: str,
 ) -> dict[str, NDArray[np.float64]]:
     """Mean over frames of every state: per language ``[utterances, L + 1, D]``."""
     audio = read_table(directory / "wav.scp")
     means: dict[str, list[NDArray[np.float64]]] = {}
     langs = {utt: lang for lang, utts in chosen.items() for utt in utts}
     for utt, wav, length in read_speech(audio, langs, "separability", _SECONDS):
-        states, _ = model.extract_features(wav, length)
+        states, _ = model.extract_features(wav.to(device), length.to(device))
         mean = torch.stack([state[0].double().mean(0) for state in states])
-        means.setdefault(langs[utt], []).append(mean.numpy())
+        means.setdefault(langs[utt], []).append(mean.cpu().numpy())
     return {lang: np.stack(rows) for lang, rows in means.items()}

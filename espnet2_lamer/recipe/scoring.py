@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ from espnet2_lamer.evaluation.scored_runs import (
     superb_table,
 )
 from espnet2_lamer.evaluation.set_table import set_table
+from espnet2_lamer.gpus import run_on_gpus
 from espnet2_lamer.metrics.measure import Measure
-from espnet2_lamer.parallel import run_each
 from espnet2_lamer.recipe.benchmark import planned_runs, without_text
 from espnet2_lamer.recipe.options import CommonOptions, Options
 from espnet2_lamer.recipe.upstreams import upstream_specs
@@ -41,13 +41,20 @@ _CONTROL = "head-only control"
 
 def train_heads(options: Options, tracks: Sequence[str]) -> None:
     """Train the heads of some tracks."""
-    calls = [(options, run) for run in planned_runs(options, tracks)]
-    run_each(_train_one, calls, _jobs(options), "heads")
+    runs = planned_runs(options, tracks)
+    _side_by_side(options, _train_one, [(options, run) for run in runs], runs, "heads")
 
 
-def _jobs(options: Options) -> int:
-    """How many heads train or decode at a time: on a GPU, one after the other."""
-    return 1 if options.ngpu else options.nj
+def _side_by_side(
+    options: Options,
+    function: Callable[..., Any],
+    calls: Sequence[tuple],
+    runs: Sequence[Run],
+    description: str,
+) -> None:
+    """Call for every run, in processes that share the cores or the GPUs."""
+    names = [run.name for run in runs]
+    run_on_gpus(function, calls, options.nj, options.ngpu, description, names)
 
 
 def _train_one(options: Options, run: Run) -> None:
@@ -61,7 +68,7 @@ def _train_one(options: Options, run: Run) -> None:
         nbpe=options.nbpe,
         learning_rate=run.learning_rate,
         seed=run.seed,
-        ngpu=options.ngpu,
+        ngpu=min(options.ngpu, 1),
     )
     train_head(
         run.upstream,
@@ -79,8 +86,9 @@ def score(options: Options) -> None:
     """Decode, score and write ``RESULTS.md``, its data and its pictures."""
     runs, rates = choose_rates(planned_runs(options), options.expdir)
     where = (options.expdir, options.raw)
-    decoding = (*where, DECODE_CONFIG, "cuda" if options.ngpu else "cpu")
-    run_each(decode_run, [(r, *decoding) for r in runs], _jobs(options), "decoding")
+    decoding = (*where, DECODE_CONFIG, options.device)
+    calls = [(run, *decoding) for run in runs]
+    _side_by_side(options, decode_run, calls, runs, "decoding")
     tests = [test for run in runs for test in score_run(run, *where, options.seed)]
     systems = {s.system: s.description for s in upstream_specs(options).values()}
     baselines = options.baselines or [n for n in ("random", "base") if n in systems]

@@ -1,6 +1,6 @@
 """ESPnet tasks with our classes among the choices."""
 
-from espnet2_lamer.compat import quiet_nltk
+from espnet2_lamer.compat import before_espnet
 
 # Before any module of this package imports an ESPnet task.
-quiet_nltk()
+before_espnet()

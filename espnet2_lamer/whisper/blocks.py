@@ -1,29 +1,15 @@
 """Whisper's residual blocks with padding masks, routed LoRAs and cached keys."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from espnet2_lamer.whisper.cache import BlockCache, KeysValues
 from espnet2_lamer.whisper.lora import Mixture, Route, apply_linear
 
 # openai-whisper's own forward knows neither padding nor routes; its modules and their
 # parameters are used as they are.
 Use = Route | Mixture | None
-
-
-@dataclass
-class BlockCache:
-    """Keys and values of one decoder block: of its past tokens and of the memory."""
-
-    past: tuple[Tensor, Tensor] | None = None
-    memory: tuple[Tensor, Tensor] | None = None
-
-    @property
-    def length(self) -> int:
-        """Number of past tokens."""
-        return 0 if self.past is None else self.past[0].shape[1]
 
 
 def real_positions(lengths: Tensor, size: int) -> Tensor:
@@ -61,19 +47,21 @@ def decoder_block(
     """Apply a block of the decoder to new tokens ``x [B, U, D]``.
 
     With a filled cache it is one token. ``memory [B, T, D]`` is the encoder's output,
-    ``memory_mask`` its :func:`key_mask`.
+    ``memory_mask`` its :func:`key_mask`; with a cache it may be that of one utterance
+    ``[1, T, D]`` for all rows.
     """
-    cache = cache or BlockCache()
     h = block.attn_ln(x)
     keys = _keys_values(block.attn, h, use)
-    if cache.past is not None:
-        keys = tuple(torch.cat(pair, 1) for pair in zip(cache.past, keys, strict=True))
-    cache.past = keys
+    if cache is not None:
+        keys = cache.append(*keys)
     x = x + _attend(block.attn, h, *keys, use, causal=x.shape[1] > 1)
-    if cache.memory is None:
-        cache.memory = _keys_values(block.cross_attn, memory, use)
+    of_memory = None if cache is None else cache.memory
+    if of_memory is None:
+        of_memory = _keys_values(block.cross_attn, memory, use)
+        if cache is not None:
+            cache.memory = of_memory
     h = block.cross_attn_ln(x)
-    x = x + _attend(block.cross_attn, h, *cache.memory, use, mask=memory_mask)
+    x = x + _attend(block.cross_attn, h, *of_memory, use, mask=memory_mask)
     return x + _mlp(block, x, use)
 
 
@@ -83,8 +71,15 @@ def _mlp(block: nn.Module, x: Tensor, use: Use) -> Tensor:
     return apply_linear(down, hidden, use)
 
 
-def _keys_values(attention: nn.Module, x: Tensor, use: Use) -> tuple[Tensor, Tensor]:
-    return apply_linear(attention.key, x, use), apply_linear(attention.value, x, use)
+def _keys_values(attention: nn.Module, x: Tensor, use: Use) -> KeysValues:
+    return tuple(
+        _split(apply_linear(linear, x, use), attention.n_head)
+        for linear in (attention.key, attention.value)
+    )
+
+
+def _split(x: Tensor, heads: int) -> Tensor:  # [B, T, D] -> [B, heads, T, D / heads]
+    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
 def _attend(
@@ -96,14 +91,11 @@ def _attend(
     mask: Tensor | None = None,
     causal: bool = False,
 ) -> Tensor:
-    heads = attention.n_head
-
-    def split(tensor: Tensor) -> Tensor:  # [B, T, D] -> [B, heads, T, D / heads]
-        return tensor.view(*tensor.shape[:2], heads, -1).permute(0, 2, 1, 3)
-
-    query = apply_linear(attention.query, x, use)
+    """Attend from ``x [B, U, D]`` to ``[B or 1, heads, T, D / heads]``."""
+    query = _split(apply_linear(attention.query, x, use), attention.n_head)
+    keys, values = (t.expand(len(x), -1, -1, -1) for t in (keys, values))
     y = F.scaled_dot_product_attention(
-        split(query), split(keys), split(values), attn_mask=mask, is_causal=causal
+        query, keys, values, attn_mask=mask, is_causal=causal
     )
-    y = y.permute(0, 2, 1, 3).flatten(2)
+    y = y.transpose(1, 2).flatten(2)
     return apply_linear(attention.out, y, use)

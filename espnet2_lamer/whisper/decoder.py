@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from espnet2_lamer.compat import espnet_nets
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers.config import check_values
-from espnet2_lamer.whisper.blocks import BlockCache, decoder_block, key_mask
+from espnet2_lamer.whisper.blocks import decoder_block, key_mask
+from espnet2_lamer.whisper.cache import DecoderCache
 from espnet2_lamer.whisper.encoder import Encoded
 from espnet2_lamer.whisper.half import WhisperHalf
 from espnet2_lamer.whisper.lora import Route, check_route
@@ -76,12 +77,13 @@ class WhisperLoraDecoder(WhisperHalf, AbsDecoder, BatchScorerInterface):
         prompt: Tensor,
         tokens: Tensor,
         keep_states: bool = False,
-        cache: list[BlockCache] | None = None,
+        cache: DecoderCache | None = None,
     ) -> Decoded:
         """Score the tokens that follow the prompt, with the encoder's route.
 
         The prompt's ids are ``[B, P]``, ``P = 0`` when a cache has them, those of the
-        text so far ``[B, U]``. The cache, empty at first, is filled here.
+        text so far ``[B, U]``. The cache of :meth:`new_cache` is filled here; with one
+        the encoder's output may be that of one utterance ``[1, T, D]`` for all rows.
 
         Returns:
             Logits of position ``u`` predict token ``u``, so there is one more than
@@ -90,20 +92,29 @@ class WhisperLoraDecoder(WhisperHalf, AbsDecoder, BatchScorerInterface):
         Raises:
             RecipeError: A LoRA of the route is not there, or the text is too long.
         """
-        memory, route, mask = encoded.output, encoded.route, None
+        memory, route = encoded.output, encoded.route
         check_route(self.whisper, route)
-        if encoded.lengths is not None:
-            mask = key_mask(encoded.lengths, memory.shape[1])
-        if cache is not None and not cache:
-            cache += [BlockCache() for _ in self.whisper.blocks]
-        x = self._embed(prompt, tokens, cache[0].length if cache else 0)
+        past = cache.length if cache else 0
+        if past:
+            mask = cache.mask  # to ask lengths anew would make the host wait
+        else:
+            lengths = encoded.lengths
+            mask = None if lengths is None else key_mask(lengths, memory.shape[1])
+        if cache is not None:
+            cache.mask = mask
+        x = self._embed(prompt, tokens, past)
         skip = max(prompt.shape[1] - 1, 0)
         states = []
-        for block, kept in zip(self.whisper.blocks, cache or repeat(None)):  # noqa: B905
+        kept_by_block = cache.blocks if cache else repeat(None)
+        for block, kept in zip(self.whisper.blocks, kept_by_block):  # noqa: B905
             x = decoder_block(block, x, memory, mask, route, kept)
             if keep_states:
                 states.append(x[:, skip:])
         return Decoded(self.project(x[:, skip:]), states)
+
+    def new_cache(self, size: int | None = None) -> DecoderCache:
+        """Return an empty cache for ``size`` tokens, or as many as Whisper takes."""
+        return DecoderCache(len(self.whisper.blocks), size or self.max_tokens)
 
     def project(self, x: Tensor) -> Tensor:
         """Map the last block's output ``[B, U, D]`` to logits ``[B, U, V]``."""
@@ -144,26 +155,62 @@ class WhisperLoraDecoder(WhisperHalf, AbsDecoder, BatchScorerInterface):
             raise RecipeError("no prompt is set: encode with the model first")
         return self.prompt.to(memory.device).expand(memory.shape[0], -1)
 
-    def score(self, ys: Tensor, state: Any, x: Tensor) -> tuple[Tensor, None]:
+    def score(self, ys: Tensor, state: Any, x: Tensor) -> tuple[Tensor, Any]:
         """Score the next token of one hypothesis ``[U + 1]`` on ``x [T, D]``."""
-        scores, _ = self.batch_score(ys[None], [state], x[None])
-        return scores[0], None
+        scores, states = self.batch_score(ys[None], [state], x[None])
+        return scores[0], states[0]
 
+    @torch.no_grad()
     def batch_score(
         self, ys: Tensor, states: list[Any], xs: Tensor
-    ) -> tuple[Tensor, list[None]]:
+    ) -> tuple[Tensor, list[Any]]:
         """Score the next token of the hypotheses of one utterance.
 
         Maps ``<sos>`` and text ``[H, U + 1]`` and the encoder's output, once per
         hypothesis ``[H, T, D]``, to log-probabilities ``[H, V]``; where no more text
-        fits, only the end has one.
+        fits, only the end has one. States are ``None`` at first, then what the last
+        call gave for the text without its last token: all hypotheses share a cache,
+        whose rows are put in order. Where they do not, all of the text is computed.
         """
         prompt = self._prompt(xs)
         text = ys[:, 1:]
+        first = not text.shape[1]
         if prompt.shape[1] + text.shape[1] > self.max_tokens:
             scores = xs.new_full((len(ys), self.prompts.n_vocab), -torch.inf)
             scores[:, self.prompts.tokenizer.eot] = 0.0
             return scores, [None] * len(ys)
-        logits = self.decode(Encoded(xs, None, self.route), prompt, text).logits[:, -1]
-        logits = self.prompts.suppress(logits, first=not text.shape[1])
-        return logits.log_softmax(-1), [None] * len(ys)
+        cache = _shared_cache(states, prompt.shape[1] + text.shape[1] - 1)
+        if cache is None:
+            cache = self.new_cache()
+        else:
+            rows = [state.row for state in states]
+            if rows != [*range(len(rows))]:
+                cache.reorder(rows, xs.device)
+            prompt, text = prompt[:, :0], text[:, -1:]
+        encoded = Encoded(xs[:1], None, self.route)
+        logits = self.decode(encoded, prompt, text, cache=cache).logits[:, -1]
+        logits = self.prompts.suppress(logits, first=first)
+        places = [_Place(cache, row, cache.length) for row in range(len(ys))]
+        return logits.log_softmax(-1), places
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a hypothesis is: its row of a cache that had this many tokens."""
+
+    cache: DecoderCache
+    row: int
+    length: int
+
+
+def _shared_cache(states: list[Any], length: int) -> DecoderCache | None:
+    """Return the cache in which all hypotheses are, ``length`` tokens long; or None.
+
+    Another hypothesis may have gone on from the same state: the cache is longer then.
+    """
+    caches = {id(state.cache): state.cache for state in states if state is not None}
+    if len(caches) != 1 or None in states:
+        return None
+    (cache,) = caches.values()
+    same = all(state.length == length for state in states)
+    return cache if same and cache.length == length else None

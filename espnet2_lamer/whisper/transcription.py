@@ -8,7 +8,6 @@ from torch import Tensor
 
 from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.layers.config import check_values
-from espnet2_lamer.whisper.blocks import BlockCache
 from espnet2_lamer.whisper.model import Routed, WhisperLoraModel
 from espnet2_lamer.whisper.text import decode_text
 
@@ -64,10 +63,11 @@ def transcribe(
 def _greedy(model: WhisperLoraModel, routed: Routed, limits: Tensor) -> list[list[int]]:
     prompts = model.decoder.prompts
     eot = prompts.tokenizer.eot
-    cache: list[BlockCache] = []
     prompt, new = routed.prompt, routed.prompt[:, :0]
     rows: list[Tensor] = []
     done = limits <= 0
+    # The last token of a text is not read any more.
+    cache = model.decoder.new_cache(prompt.shape[1] + int(limits.max()))
     while not done.all():
         decoded = model.decoder.decode(routed.encoded, prompt, new, cache=cache)
         scores = prompts.suppress(decoded.logits[:, -1], first=not rows)

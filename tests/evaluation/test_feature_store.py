@@ -126,7 +126,7 @@ def test_unusable_audio_is_named(tmp_path, upstream):
 def test_values_beyond_float16_are_refused(tmp_path, upstream):
     data = write_set(tmp_path / "set", "utt", 1, 0)
     loud = copy.deepcopy(upstream)
-    loud.extract_features = lambda wavs, lengths: (
+    loud.extract_features = lambda wavs, lengths, up_to: (
         [torch.full((1, 10, 16), 1e5)] * 3,
         torch.tensor([10]),
     )

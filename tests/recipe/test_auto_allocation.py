@@ -55,6 +55,7 @@ def options(tmp_path, monkeypatch):
     return SimpleNamespace(
         raw=tmp_path / "raw",
         seed=3,
+        device="cpu",
         ssl_config=config,
         ssl_experiment=tmp_path / "exp" / "ssl_lamer_auto",
     )

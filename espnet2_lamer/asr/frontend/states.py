@@ -56,7 +56,7 @@ def upstream_states(
     """
     chosen = selected_states(upstream.num_layers, layer)
     check_samples(lengths.tolist())
-    hidden, hidden_lengths = upstream.extract_features(wavs, lengths)
+    hidden, hidden_lengths = upstream.extract_features(wavs, lengths, chosen[-1])
     states = torch.cat([hidden[k] for k in chosen], dim=-1)
     return stretch_to_grid(states, hidden_lengths, lengths, upstream.hop)
 

@@ -44,7 +44,6 @@ def decode(options: WhisperOptions) -> None:
     ``lang`` holds the language that was found, where one was looked for. What was
     decoded by the same model is kept.
     """
-    device = "cuda" if options.ngpu else "cpu"
     search = read_yaml(options.decode_config)
     for system in planned_systems(options):
         config, checkpoint = model_files(options, system)
@@ -58,7 +57,7 @@ def decode(options: WhisperOptions) -> None:
                     logging.info("%s: already decoded", target)
                     continue
                 if model is None:
-                    model = load_whisper_model(config, checkpoint, device)
+                    model = load_whisper_model(config, checkpoint, options.device)
                 given = lang if route == AWARE else None
                 _decode_set(model, wavs, given, search, target, inputs)
 
