@@ -394,6 +394,7 @@ def test_a_device_that_is_not_there_is_refused(request_, message, tmp_path):
 
 def test_a_request_that_would_measure_nothing_is_refused(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(RecipeError, match="nothing would be measured: padding, loss"):
         _plan(["padding", "loss"], "cuda")
     assert _plan(["padding", "layer"], "cuda") == [("layer", "cuda")]
