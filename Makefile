@@ -11,7 +11,7 @@ BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/.installed-$(VERSION)
 SHELL_SCRIPTS = $(wildcard egs2/*/*/*.sh conf/presets/*.sh conf/presets/*/*.sh) .ci/run
 
-.PHONY: help venv demo test test-all test-cpus test-gpu bench docs lint constraints espnet-tree clean
+.PHONY: help venv demo test test-all test-cpus test-gpu bench bench-gpu docs lint constraints espnet-tree clean
 
 help:
 	@echo "make demo      run the whole recipe on the embedded corpus (CPU, minutes)"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-cpus quick tests as on older CPUs, with one thread and with two"
 	@echo "make test-gpu  tests on a real GPU; skipped, with the reason, where there is none"
 	@echo "make bench     measure speed and memory, write benchmarks/RESULTS.md"
+	@echo "make bench-gpu ten minutes on a GPU, one page: benchmarks/GPU.md"
 	@echo "make docs      build the manual: docs/_build/html/index.html"
 	@echo "make lint      ruff and shellcheck  make venv      only the environment"
 	@echo "make espnet-tree DIR=~/espnet   lay the recipes into an ESPnet checkout; with"
@@ -81,6 +82,9 @@ test-gpu: $(INSTALLED)
 
 bench: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+bench-gpu: $(INSTALLED)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.gpu $(BENCH_ARGS)
 
 # -n: a name that leads nowhere is a warning; -W: a warning is an error.
 docs: $(INSTALLED)

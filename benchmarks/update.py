@@ -64,6 +64,8 @@ class Checkout:
         threads = str(torch.get_num_threads())
         environment = {**os.environ, "PYTHONPATH": str(folder)}
         environment |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        # A file, since nobody reads a pipe while updates are made.
+        self._said = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
             # -P: modules of this folder must not hide others of the same name.
             [sys.executable, "-P", str(WORKER)],
@@ -71,7 +73,7 @@ class Checkout:
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._said,
             text=True,
         )
         base = "" if options.base in ("", "none") else str(folder / options.base)
@@ -111,7 +113,9 @@ class Checkout:
     def _answer(self) -> dict[str, Any]:
         line = self.process.stdout.readline()
         if not line:
-            said = self.process.communicate()[1].strip().splitlines()
+            self.process.wait()
+            self._said.seek(0)
+            said = self._said.read().strip().splitlines()
             raise RecipeError(
                 f"{self.folder}: its process ended: {said[-1] if said else 'no word'}"
             )
@@ -119,10 +123,11 @@ class Checkout:
 
     def close(self) -> None:
         """End the process."""
-        self.process.stdin.close()
-        self.process.stdout.close()
-        self.process.stderr.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
+        self.process.stdout.close()
+        self._said.close()
 
 
 @contextlib.contextmanager
