@@ -16,6 +16,7 @@ from benchmarks.preset import (
     PAPER,
     collated,
     micro_batch_seconds,
+    micro_batches,
     read_preset,
     row_lengths,
 )
@@ -94,10 +95,7 @@ def count_update(options: Options) -> UpdateCounts:
     crop = LamerHubertTask.build_collate_fn(args, train=True).max_samples
     lengths = row_lengths(seconds, crop)
     on_host = collated(args, lengths)
-    # Asked for by hand: as many as make an update of the paper preset's length.
-    micro_batches = args.accum_grad
-    if options.seconds:
-        micro_batches = max(1, round(UPDATE_SECONDS / seconds))
+    number = micro_batches(args, seconds)
     with torch.device("meta"):
         model = LamerHubertTask.build_model(args)
     counting = Counting()
@@ -134,7 +132,7 @@ def count_update(options: Options) -> UpdateCounts:
         first = add(False)
         later = add(True)
         done = step()
-    return UpdateCounts(first, later, done, seconds, len(lengths), micro_batches)
+    return UpdateCounts(first, later, done, seconds, len(lengths), number)
 
 
 def graph_breaks(options: Options) -> tuple[int, list[str]]:

@@ -97,6 +97,18 @@ def collated(args: argparse.Namespace, lengths: list[int]) -> dict[str, Tensor]:
 
 
 def micro_batch_seconds(args: argparse.Namespace, asked: float) -> float:
-    """Seconds of audio of a micro-batch: what is asked for, else the config's."""
+    """Seconds of audio of a micro-batch: what is asked for, else the config's.
+
+    Where the device's memory decides (``device_bins: auto``), it holds a whole update.
+    """
     bins = args.batch_bins
-    return asked or (bins / SAMPLE_RATE if isinstance(bins, int) else 225.0)
+    if args.update_bins:
+        bins = args.update_bins if args.device_bins == "auto" else int(args.device_bins)
+    return asked or bins / SAMPLE_RATE
+
+
+def micro_batches(args: argparse.Namespace, seconds: float) -> int:
+    """Micro-batches of so many seconds in an update of one GPU."""
+    if args.update_bins:
+        return max(1, round(args.update_bins / SAMPLE_RATE / seconds))
+    return args.accum_grad

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.preset import read_preset
+from benchmarks.preset import micro_batch_seconds, read_preset
 from benchmarks.report import Table, megabytes, verdict
 from benchmarks.training import (
     GpuWork,
@@ -20,6 +20,7 @@ from benchmarks.training import (
     measure_updates,
     profile_update,
 )
+from espnet2_lamer.constants import SAMPLE_RATE
 
 # An update of the paper preset has at most so much audio.
 SECONDS = 225.0
@@ -73,13 +74,15 @@ def measure(sizes: Sizes, device: str) -> Measured:
         factory = build_factory(
             args, Path(name), sizes.utterances, sizes.shortest, sizes.longest
         )
-        micro_batches = args.accum_grad
+        if args.update_bins:
+            seconds = micro_batch_seconds(args, 0.0)
+            factory.device_bins = round(seconds * SAMPLE_RATE)
         batches = []
-        for batch in factory.build_iter(1):
-            batches.append(batch)
-            if len(batches) == micro_batches:
+        for names, batch, ends in factory.iterate(1):
+            batches.append((names, batch))
+            if ends if args.update_bins else len(batches) == args.accum_grad:
                 break
-        loading = measure_loading(factory, 3 * micro_batches)
+        loading = measure_loading(factory, 3 * len(batches))
     training = Training(args, device)
 
     def update() -> None:

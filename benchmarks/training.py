@@ -109,6 +109,9 @@ class Training:
         torch.manual_seed(args.seed)
         self.device = device
         self.model = LamerHubertTask.build_model(args).to(device).train()
+        # As one that comes from a file, which no checkpoint has to hold.
+        self.model.encoder.base_is_external = True
+        self.model.keep_frozen()
         (optimizer,) = LamerHubertTask.build_optimizers(args, self.model)
         scheduler = None
         if args.scheduler is not None:
@@ -123,14 +126,15 @@ class Training:
         from espnet2.torch_utils.device_funcs import to_device
         from espnet2.train.reporter import SubReporter
 
-        reporter = SubReporter("train", 1, 0)
+        from espnet2_lamer.train.figures import Figures
+
+        figures = Figures(SubReporter("train", 1, 0))
         for number, (names, batch) in enumerate(batches):
             last = number == len(batches) - 1
             there = to_device(batch, self.device)
-            self.updater.add(names, there, reporter, last)
-            if last:
-                self.updater.step(reporter)
-            reporter.next()
+            self.updater.add(names, there, figures, last)
+        self.updater.step(figures)
+        figures.next()
         self.updates += 1
 
 

@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from benchmarks import preset_step, step, training
-from benchmarks.preset import micro_batch_seconds, read_preset, row_lengths
+from benchmarks.preset import (
+    micro_batch_seconds,
+    micro_batches,
+    read_preset,
+    row_lengths,
+)
 from benchmarks.preset_step import Sizes, measure, report
 from benchmarks.training import GpuWork, gpu_work, measure_updates
 from espnet2_lamer.errors import RecipeError
@@ -133,7 +138,7 @@ def small_batches(monkeypatch):
 
     def read(*args, **options):
         found = read_preset(*args, **options)
-        found.batch_bins, found.num_workers = 64000, 0
+        found.update_bins, found.device_bins, found.num_workers = 256000, 64000, 0
         found.amp_dtype = "none"
         return found
 
@@ -142,7 +147,7 @@ def small_batches(monkeypatch):
 
 def test_a_config_is_trained_as_it_is(no_gpu, small_batches):
     found = measure(TINY, "cpu")
-    # Four micro-batches, as accum_grad says, of one utterance each.
+    # Four micro-batches of one utterance each.
     assert (found.micro_batches, found.rows) == (4, 4)
     assert 4 * 3.0 <= found.audio <= found.padded <= 4 * 4.0
     assert found.flops > 0 and found.peak_bytes == 5_000_000
@@ -204,8 +209,9 @@ def test_rows_fill_a_micro_batch_and_leave_padding():
 
 def test_a_preset_is_read_as_training_reads_it():
     args = read_preset("conf/train_ssl_lamer.yaml", 10)
-    assert (args.amp_dtype, args.accum_grad, args.ngpu) == ("bf16", 4, 1)
-    assert micro_batch_seconds(args, 0.0) == 56.25
+    assert (args.amp_dtype, args.accum_grad, args.ngpu) == ("bf16", 1, 1)
+    assert micro_batch_seconds(args, 0.0) == 225.0
+    assert [micro_batches(args, seconds) for seconds in (225.0, 56.25)] == [1, 4]
     assert micro_batch_seconds(args, 4.0) == 4.0
     assert "encoder_num_layers" not in args.encoder_conf
     with pytest.raises(RecipeError, match=r"gone\.yaml: file not found"):
