@@ -212,6 +212,9 @@ def _starts(
 ) -> Iterator[tuple[np.ndarray, float]]:
     """Yield starts in the order of seeds: of two equal ones the first is kept."""
     if device != "cpu" or len(seeds) == 1:
+        where = "on the GPU" if device != "cpu" else "on all its cores"
+        text = "k-means++: %d to go, by this process %s; --nj and --dask share several"
+        logging.info(text + " starts on CPUs", len(seeds), where)
         for seed in seeds:
             yield _start(validation, start, n_clusters, seed, device)
         return
