@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.counts import Options, count_update, graph_breaks, total
-from benchmarks.fake_gpu import fake_gpu, on_fake_gpu, run_backward, to_fake_gpu
+from benchmarks.fake_backward import run_backward
+from benchmarks.fake_gpu import fake_gpu, on_fake_gpu, to_fake_gpu
 from benchmarks.launches import CHUNK, Count, Counting, launches_of_list
 
 # What an update may ask of a GPU: so much per transformer layer, and so much beside.
