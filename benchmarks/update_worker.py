@@ -44,7 +44,11 @@ class Worker:
     def __init__(self, options: dict[str, Any]) -> None:
         import torch
 
+        from espnet2_lamer import parallel
         from espnet2_lamer.tasks.hubert import LamerHubertTask as task
+
+        # What a training does before it begins, where the checkout knows it.
+        getattr(parallel, "keep_freed_memory", bool)()
 
         self.torch = torch
         units = options["units"]

@@ -6,6 +6,7 @@ processes.
 """
 
 import asyncio
+import ctypes
 import importlib.metadata
 import logging
 import os
@@ -26,6 +27,8 @@ WORKER_KILLED = (
 )
 #: Seconds to wait for the first worker: a batch system may queue it.
 WAIT = 3600
+# M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of glibc's malloc.h.
+_MALLOC_OPTIONS, _MOST_KEPT = (-3, -1), 2**30
 # What the values of features and units depend on.
 _PACKAGES = ("espnet2-lamer", "numpy", "scikit-learn", "torch", "torchaudio")
 
@@ -48,6 +51,24 @@ def workers(dask: str | None = None) -> Iterator[None]:
     """
     with _cluster(dask) if dask else _processes():
         yield
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep what tensors free for those that come.
+
+    glibc maps what is larger than some hundred kilobytes anew each time and gives it
+    back when it is freed, and the kernel clears every page of it: 7,000 page faults in
+    an update of the mini preset, a tenth of its time on a CPU. The process then holds
+    the most that it ever needed, as a training does in every update anyway.
+
+    Returns:
+        Whether it is so; with other C libraries nothing is done.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    return all(mallopt(option, _MOST_KEPT) for option in _MALLOC_OPTIONS)
 
 
 def check_processes(nj: int) -> None:

@@ -30,6 +30,7 @@ from espnet2_lamer.fileio.trust import (
     split_s3prl,
     trusting_s3prl_files,
 )
+from espnet2_lamer.parallel import keep_freed_memory
 from espnet2_lamer.precision import (
     AUTO,
     native_bf16,
@@ -159,6 +160,8 @@ class LamerASRTask(ASRTask):
     def main_worker(cls, args: argparse.Namespace) -> None:
         """Run training; also the entry point of spawned DDP workers."""
         register_asr()
+        if args.ngpu == 0:
+            keep_freed_memory()
         with trusting_s3prl_files(vars(args).pop(OPTION, False)):
             try:
                 super().main_worker(args)

@@ -26,6 +26,7 @@ from espnet2_lamer.fileio.text import text_lines, utf8_tables
 from espnet2_lamer.hubert.espnet_model import LamerHubertPretrainModel
 from espnet2_lamer.hubert.statistics import rank_and_ranks
 from espnet2_lamer.layers.config import check_values
+from espnet2_lamer.parallel import keep_freed_memory
 from espnet2_lamer.precision import (
     AMP_DTYPES,
     AUTO,
@@ -135,6 +136,8 @@ class LamerHubertTask(HubertTask):
     @classmethod
     def main_worker(cls, args: argparse.Namespace) -> None:
         """Run training; also the entry point of spawned processes, one per GPU."""
+        if args.ngpu == 0:
+            keep_freed_memory()
         with child_log():
             if args.distributed and get_rank(args.dist_rank, args.dist_launcher):
                 # As ESPnet, which does it only where nobody set up logging before.
