@@ -267,4 +267,4 @@ def test_freed_memory_is_used_again_without_a_page_fault():
         found[case] = int(number)
     # Ten tensors of 40 MiB, larger than what glibc keeps by itself: 100,000 pages of 4
     # KiB, 200 of 2 MiB.
-    assert found["kept"] < 20 < 100 < found["given back"]
+    assert found["kept"] < 60 < 100 < found["given back"]
