@@ -17,6 +17,7 @@ from benchmarks.preset import (
     collated,
     micro_batch_seconds,
     micro_batches,
+    prepare,
     read_preset,
     row_lengths,
 )
@@ -105,9 +106,7 @@ def count_update(options: Options) -> UpdateCounts:
 
     with fake_gpu(note, lambda: counting.during("backward")):
         to_fake_gpu(model).train()
-        # As one that comes from a file, which no checkpoint has to hold.
-        model.encoder.base_is_external = True
-        model.keep_frozen()
+        prepare([model])
         (optimizer,) = LamerHubertTask.build_optimizers(args, model)
         batch = {key: on_fake_gpu(value) for key, value in on_host.items()}
         updater = Updater(model, optimizer, None, None, args)

@@ -15,7 +15,7 @@ from benchmarks.peers_setup import (
     with_arrow,
     with_lora,
 )
-from benchmarks.preset import noise
+from benchmarks.preset import noise, prepare
 from benchmarks.report import Table, megabytes, verdict
 from benchmarks.step import Options as StepOptions
 from benchmarks.step import Step, build_backbone, gpu_peak, with_experts
@@ -103,6 +103,7 @@ def build_models(options: Options, dtype: str) -> dict[str, nn.Module]:
         (PEFT_ARROW, with_arrow(theirs, EXPERTS, each, TOP_K)),
     ):
         models[name] = HuggingFacePretrainModel(hubert, head, DTYPES[dtype])
+    prepare(models[name] for name in (OURS_ONE, OURS_TOP, OURS_SOFT))
     return models
 
 

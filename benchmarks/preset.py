@@ -1,11 +1,12 @@
 """A training of a config: its model, its optimizer and batches of noise."""
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.machine import ROOT
 from espnet2_lamer.constants import SAMPLE_RATE, num_frames
@@ -112,3 +113,15 @@ def micro_batches(args: argparse.Namespace, seconds: float) -> int:
     if args.update_bins:
         return max(1, round(args.update_bins / SAMPLE_RATE / seconds))
     return args.accum_grad
+
+
+def prepare(models: Iterable[nn.Module]) -> None:
+    """Prepare frozen weights as trainings do, as if they came from a base's file.
+
+    All models that share them must be there by now: they take their precision.
+    """
+    for model in models:
+        encoder = model.encoder
+        frozen = [n for n, p in encoder.named_parameters() if not p.requires_grad]
+        encoder._base_keys, encoder.base_is_external = set(frozen), True
+        model.keep_frozen()

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import (
 from benchmarks.harness import Case, interleave, synchronizer
 from benchmarks.memory import saved_bytes
 from benchmarks.options import option
-from benchmarks.preset import PAPER
+from benchmarks.preset import PAPER, prepare
 from benchmarks.preset_step import Sizes, report
 from benchmarks.report import Table, megabytes, verdict
 from espnet2_lamer.constants import num_frames
@@ -179,6 +179,9 @@ class Step:
     def kept(self) -> int:
         """Bytes kept for the backward pass."""
         known = [*self.batch.values(), *self.model.parameters(), *self.model.buffers()]
+        for module in self.model.modules():
+            # Frozen weights that were made ready.
+            known += getattr(module, "folded", None) or getattr(module, "fused", ())
         return saved_bytes(lambda: self.model(**self.batch)[0], known)
 
 
@@ -232,10 +235,12 @@ def run(options: Options, device: str) -> list[str | Table]:
     )
     backbone = build_backbone(options).to(device)
     batch = synthetic_batch(options, device)
-    steps = {
-        name: Step(with_experts(backbone, config).to(device), batch)
+    models = {
+        name: with_experts(backbone, config).to(device)
         for name, config in variants(options.rank).items()
     }
+    prepare(models.values())
+    steps = {name: Step(model, batch) for name, model in models.items()}
     reference = next(iter(steps))
     for step in steps.values():
         # Before B moves from zero, part of the gradients is zero.

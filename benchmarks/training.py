@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.preset import prepare
 from benchmarks.stock_setup import Options as CorpusOptions
 from benchmarks.stock_setup import write_corpus
 from espnet2_lamer.constants import SAMPLE_RATE
@@ -109,9 +110,7 @@ class Training:
         torch.manual_seed(args.seed)
         self.device = device
         self.model = LamerHubertTask.build_model(args).to(device).train()
-        # As one that comes from a file, which no checkpoint has to hold.
-        self.model.encoder.base_is_external = True
-        self.model.keep_frozen()
+        prepare([self.model])
         (optimizer,) = LamerHubertTask.build_optimizers(args, self.model)
         scheduler = None
         if args.scheduler is not None:
