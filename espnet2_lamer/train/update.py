@@ -122,7 +122,7 @@ class Updater:
     def step(self, figures: Figures, said: Sequence[float] = ()) -> None:
         """Clip, update, step the schedule, report norms and times, and start anew.
 
-        ``said`` are numbers of this rank, which :attr:`said` has of all ranks after
+        ``said`` are numbers of this rank, which ``self.said`` has of all ranks after
         :meth:`settle`; as many on each. A single process says nothing.
 
         Too many updates in a row with a NaN or infinite gradient raise ``RecipeError``.
