@@ -127,7 +127,7 @@ class LamerFeedForward(nn.Module):
         """Map hidden states ``[..., D]`` to ``[..., D]``.
 
         With positions ``rows [M]`` of ``x [R, D]`` all frames are routed, and only
-        those computed, ``[M, D]``; the layer must have one router (``one_router``), or none.
+        those computed, ``[M, D]``; the layer must have one router, or none.
         """
         gates = self._route("ffn", x)
         if rows is not None:
