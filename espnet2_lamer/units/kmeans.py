@@ -34,7 +34,7 @@ SAVE_EVERY = 200
 # 1/n of their spread to the inertia: more would not be seen.
 ROUND_FRAMES = 5000
 # What a new round keeps of the counts. With all of it, as in scikit-learn, later frames
-# hardly move a centroid: 70 passes end above 5 that forget (benchmarks, kmeans).
+# hardly move a centroid: 40 passes end above 8 that forget (benchmarks, kmeans).
 KEEP = 0.1
 
 
