@@ -38,6 +38,7 @@ class Packing:
         self.starts = F.pad(self.lengths.cumsum(0), (1, 0)).to(torch.int32)
         #: ``lengths`` on the host, unless a device would have to be asked for them.
         self.spans = self.lengths.tolist() if self.lengths.device.type == "cpu" else []
+        self._has_kernel = varlen_attn is not None and _has_flash(self.lengths.device)
 
     @classmethod
     def of(cls, lengths: Tensor, frames: int, rows: Tensor | None = None) -> "Packing":
@@ -95,7 +96,7 @@ class Packing:
         if self.rows is None:
             return _attend(packed.unflatten(0, (self.batch, -1)), dropout).flatten(0, 1)
         if qkv.is_cuda and qkv.dtype != torch.float32 and dropout == 0.0:
-            if varlen_attn is not None:
+            if self._has_kernel and packed.shape[-1] % 8 == 0:
                 q, k, v = packed.unbind(1)
                 where = (self.starts, self.starts, self.frames, self.frames)
                 return varlen_attn(q, k, v, *where).flatten(1)
@@ -152,11 +153,17 @@ def _attend(packed: Tensor, dropout: float) -> Tensor:
 _said: set[str] = set()
 
 
+def _has_flash(device: torch.device) -> bool:
+    """Whether a device is a GPU that the flash kernel is for (Ampere and later)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+
+
 def _say_slow() -> None:
     if not _said:
         _said.add("varlen")
         logging.warning(
-            "torch %s has no attention for variable lengths (2.10 has): utterances of "
-            "a batch attend one after the other; a newer torch is faster",
+            "no attention kernel for variable lengths (it needs torch 2.10, found %s, "
+            "a GPU of compute capability 8, and heads of a multiple of 8 dimensions): "
+            "utterances of a batch attend one after the other",
             torch.__version__,
         )
