@@ -48,7 +48,7 @@ RUNS = (
     Run("counts", ("--device", "cpu"), 0.3),
     Run(
         "peers",
-        ("--device", "cuda", "--peers_layers", "24", "--peers_batch", "8")
+        tuple("--device cuda --peers_layers 24 --peers_deep 0 --peers_batch 8".split())
         + ("--peers_seconds", "10"),
         0.5,
     ),

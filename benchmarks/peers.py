@@ -43,6 +43,7 @@ class Options:
     """Sizes; HuBERT-Large's width."""
 
     layers: int = option(4, "transformer layers")
+    deep: int = option(24, "transformer layers of a second comparison; 0: none")
     dim: int = option(1024, "width of the model")
     inner: int = option(4096, "width inside the FFN")
     heads: int = option(16, "attention heads")
@@ -59,6 +60,7 @@ class Options:
 
 QUICK = Options(
     layers=2,
+    deep=0,
     dim=32,
     inner=64,
     heads=2,
@@ -204,7 +206,7 @@ def measure(options: Options, dtype: str, device: str) -> Table:
         description=f"peers {device} {dtype}",
     )
     table = Table(
-        f"{dtype}, {options.batch} x {options.seconds:g} s",
+        f"{options.layers} layers, {dtype}, {options.batch} x {options.seconds:g} s",
         [
             "form",
             "adapters and routers (M)",
@@ -249,15 +251,18 @@ def run(options: Options, device: str) -> list[str | Table]:
     dtypes = options.dtypes
     if dtypes == ("auto",):
         dtypes = ("fp32", "bf16") if native_bf16(device)[0] else ("fp32",)
-    tables = [measure(options, dtype, device) for dtype in dtypes]
+    sizes = [dataclasses.replace(options, layers=options.deep)] * (options.deep > 0)
+    tables = [
+        measure(size, dtype, device) for size in (options, *sizes) for dtype in dtypes
+    ]
     import peft
     import transformers
 
     each = max(options.rank // 2, 1)
     explanation = (
         f"transformers {transformers.__version__} (`HubertModel`, sdpa) with peft "
-        f"{peft.__version__} against ours: one random backbone, {options.layers} "
-        f"layers x {options.dim}/{options.inner}, the same head and loss (ours), the "
+        f"{peft.__version__} against ours: one random backbone of width "
+        f"{options.dim}/{options.inner}, the same head and loss (ours), the "
         "same batch and masks (`mask_time_indices`), extractor frozen on both sides; "
         "forward, backward, clipping, AdamW. LoRAs on both FFN Linears, scale 1: one "
         f"of rank {options.rank}, or 4 of rank {each}. In float32 it is checked before "
