@@ -10,6 +10,7 @@ from pathlib import Path
 from espnet2_lamer.data.audio import listed
 from espnet2_lamer.data.audio_files import EXTENSIONS, is_companion, is_hidden
 from espnet2_lamer.data.division import divide, shares_in_train
+from espnet2_lamer.data.segmented_rows import LISTING, Segmenting, segment_rows
 from espnet2_lamer.data.segments import read_times, read_wavs
 from espnet2_lamer.data.sets import (
     SPLITS,
@@ -38,6 +39,7 @@ def prepare_manifest(
     langs: Sequence[str] = (),
     exclude_sources: Sequence[str] = (),
     seed: int = 0,
+    segmenting: Segmenting | None = None,
 ) -> dict:
     """Write ``<output_dir>/<split>_<lang>`` and ``<output_dir>/manifest.json``.
 
@@ -46,7 +48,8 @@ def prepare_manifest(
     recording) or a folder ``<lang>/**/*.wav``. Rows without a split are divided by
     :func:`~espnet2_lamer.data.division.divide`. Sets of the embedded corpus are
     removed, since evaluation would prefer them. Without ``langs`` all languages are
-    used; rows of ``exclude_sources`` (column ``source``) are not.
+    used; rows of ``exclude_sources`` (column ``source``) are not. ``segmenting`` says
+    what becomes of recordings that are longer than an utterance.
 
     Returns:
         What ``manifest.json`` holds.
@@ -65,6 +68,16 @@ def prepare_manifest(
     _check_choice(rows, kept, langs, exclude_sources, manifest)
     _check_files(kept, manifest)
     kept = _once(kept, left_out)
+    segmenting = segmenting or Segmenting()
+    kept = segment_rows(kept, manifest, output_dir, segmenting)
+    _check_unique(kept)
+    empty = [lang for lang in langs if lang not in {row.lang for row in kept}]
+    if empty:
+        raise RecipeError(
+            f"{manifest}: no speech of language {empty[0]} is left after segmentation "
+            f"(--segment {segmenting.way}); {output_dir / LISTING} has a line per "
+            "recording"
+        )
     apart = divide(kept, seed)
     sources = _sources(kept)
     excluded = [row for row in wanted if row.source in exclude_sources]
