@@ -68,7 +68,7 @@ def prepare_manifest(
     _check_choice(rows, kept, langs, exclude_sources, manifest)
     _check_files(kept, manifest)
     kept = _once(kept, left_out)
-    segmenting = segmenting or Segmenting()
+    used, segmenting = len(kept), segmenting or Segmenting()
     kept = segment_rows(kept, manifest, output_dir, segmenting)
     _check_unique(kept)
     empty = [lang for lang in langs if lang not in {row.lang for row in kept}]
@@ -89,7 +89,8 @@ def prepare_manifest(
         "seed": seed,
         "langs": langs,
         "rows": len(rows),
-        "used": len(kept),
+        "used": used,
+        "utterances": len(kept),
         "dropped": {
             "other_language": _by_lang(row for row in rows if row.lang not in langs),
             "excluded_source": _by_lang(excluded),
