@@ -1,0 +1,176 @@
+"""A finished recogniser: waveform in, text with times out; long files in pieces."""
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from espnet2_lamer.asr.upstream import TooShortUttError
+from espnet2_lamer.constants import SAMPLE_RATE, STRIDE
+from espnet2_lamer.convert.packed import unpack_model
+from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.evaluation.head_decoding import (
+    GREEDY,
+    greedy_prefix_search,
+    load_speech2text,
+)
+from espnet2_lamer.evaluation.lm_search import (
+    build_search,
+    load_lm,
+    read_decoding,
+    search_tokens,
+)
+from espnet2_lamer.evaluation.recogniser_files import (
+    NGRAM,
+    RECOGNISER,
+    lm_files,
+    read_record,
+)
+from espnet2_lamer.evaluation.timestamps import (
+    TimedWord,
+    align,
+    group_words,
+    timed_tokens,
+)
+from espnet2_lamer.metrics.ctc import frame_seconds
+from espnet2_lamer.metrics.ngram import read_arpa
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What was recognised from ``start`` to ``end``, seconds of the recording."""
+
+    start: float
+    end: float
+    text: str
+    words: tuple[TimedWord, ...] = ()
+    tokens: tuple[TimedWord, ...] = ()
+
+
+class Recogniser:
+    """A model of ``train_head``, its language models and its search.
+
+    Args:
+        source: Its experiment, the ``final`` folder of it, or its package.
+        use_lm: Whether language models that come with it take part.
+        changes: Keys of the decoding config that differ from the recorded ones.
+
+    Raises:
+        RecipeError: No such model, or decoding keys without a language model.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        device: str = "cpu",
+        use_lm: bool = True,
+        changes: Mapping[str, float] | None = None,
+    ) -> None:
+        self.device = device
+        with ExitStack() as stack:
+            directory = _directory(Path(source), stack)
+            speech2text = load_speech2text(directory, GREEDY, device)
+            self.record = read_record(directory)
+            self.model = speech2text.asr_model
+            self.converter = speech2text.converter
+            self.tokenizer = speech2text.tokenizer
+            self.token_type = speech2text.asr_train_args.token_type
+            files = lm_files(directory) if use_lm else None
+            there = use_lm and (directory / NGRAM).is_file()
+            ngram = read_arpa(directory / NGRAM) if there else None
+            lm = load_lm(*files, device) if files else None
+        self.search = None
+        if ngram is not None or lm is not None:
+            conf = {**(self.record.get("decoding") or {}), **(changes or {})}
+            decoding = read_decoding(conf, Path(source) / RECOGNISER)
+            self.search = build_search(self.model, decoding, ngram, lm)
+        elif changes:
+            raise RecipeError(
+                f"{source}: found {', '.join(changes)}, but no language model takes "
+                "part; leave them out, or train with --use_ngram true or --use_lm true"
+            )
+
+    @torch.no_grad()
+    def __call__(self, speech: np.ndarray) -> Transcript:
+        """Recognise mono 16 kHz samples ``[n]``, float32, of 30 s at most, say.
+
+        What is too short for a single frame has no text.
+        """
+        seconds = len(speech) / SAMPLE_RATE
+        wav = torch.as_tensor(speech, dtype=torch.float32, device=self.device)
+        try:
+            lengths = torch.tensor([len(wav)], device=self.device)
+            encoded, _ = self.model.encode(wav[None], lengths)
+        except TooShortUttError:
+            return Transcript(0.0, seconds, "")
+        log_probs = self.model.ctc.log_softmax(encoded)[0].float().cpu().numpy()
+        if self.search is None:
+            ids = greedy_prefix_search(log_probs, self.model.blank_id, self.model.eos)
+        else:
+            with _quiet():
+                ids = search_tokens(self.search, encoded[0], self.model.eos)
+        tokens = self.converter.ids2tokens(ids)
+        text = self.tokenizer.tokens2text(tokens) or ""
+        frames = len(log_probs)
+        hop = STRIDE * max(1, round(len(speech) / STRIDE / frames))
+        edges = frame_seconds(len(speech), frames, hop, SAMPLE_RATE)
+        found = align(log_probs, ids, self.model.blank_id)
+        timed = timed_tokens(found, tokens, edges)
+        words = group_words(timed, self.token_type)
+        return Transcript(0.0, seconds, text, tuple(words), tuple(timed))
+
+    def transcribe(
+        self,
+        read: Callable[[float, float], np.ndarray],
+        pieces: Sequence[tuple[float, float]],
+    ) -> Iterator[Transcript]:
+        """Recognise pieces of a recording, one at a time, in its own time.
+
+        ``read(start, end)`` returns the samples between two seconds; no more than one
+        piece is in memory.
+        """
+        for start, end in pieces:
+            found = self(read(start, end))
+            yield Transcript(
+                start,
+                end,
+                found.text,
+                tuple(word.shifted(start) for word in found.words),
+                tuple(token.shifted(start) for token in found.tokens),
+            )
+
+
+def _directory(source: Path, stack: ExitStack) -> Path:
+    if source.is_file() and source.suffix == ".zip":
+        scratch = stack.enter_context(tempfile.TemporaryDirectory())
+        members: dict[str, Any] = unpack_model(source, scratch)
+        if "asr_train_config" not in members:
+            raise RecipeError(
+                f"{source}: found a package of {', '.join(sorted(members))}, expected "
+                "a recogniser's (asr_train_config): a pretrained model has no text"
+            )
+        return Path(members["asr_train_config"]).parent
+    for directory in (source / "final", source):
+        if (directory / "config.yaml").is_file():
+            return directory
+    raise RecipeError(
+        f"{source}: no recogniser there; expected a package (.zip) or the experiment "
+        "of one, with final/config.yaml"
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """ESPnet's search logs four lines per utterance."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.INFO))
+    try:
+        yield
+    finally:
+        logging.disable(before)
