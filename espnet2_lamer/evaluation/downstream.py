@@ -118,11 +118,12 @@ def train_head(
     Features are stored (or found), the head is trained on them by ESPnet's ASRTask in
     this process (with the upstream where ``options`` tune it), then config and averaged
     checkpoint are rewritten to ``frontend: lamer_upstream`` with the upstream's weights
-    inside: ``<output_dir>/final``, which is returned, needs no other file. A finished head with the same inputs is returned
-    as it is; an interrupted one goes on after its last epoch; one made from other
-    inputs is put aside as ``<output_dir>.old-<hash>``. While another process trains
-    the same head, this one waits. One that ran out of GPU memory begins anew: dropout
-    after a checkpoint is not what it would have been without the break.
+    inside: ``<output_dir>/final``, which is returned, needs no other file. A finished
+    head with the same inputs is returned as it is; an interrupted one goes on after its
+    last epoch; one made from other inputs is put aside as ``<output_dir>.old-<hash>``.
+    While another process trains the same head, this one waits. One that ran out of GPU
+    memory begins anew: dropout after a checkpoint is not what it would have been
+    without the break.
 
     Args:
         upstream: What ``espnet2_lamer.load_model`` accepts, or its result.

@@ -24,7 +24,7 @@ from espnet2_lamer.evaluation.text_settings import TextSettings
 from espnet2_lamer.evaluation.text_units import NoUnitsError, to_units
 from espnet2_lamer.evaluation.tokens import BPE_MODEL, Vocabulary
 from espnet2_lamer.fileio.atomic import write_text
-from espnet2_lamer.fileio.checksum import checked_file
+from espnet2_lamer.fileio.checksum import checked_file, remove_file
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.foreign import check_weights, read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
@@ -44,16 +44,16 @@ class LmOptions:
     Attributes:
         ngram_num: Order of the n-gram model of tokens; 0: none.
         lm_config: YAML of ESPnet's LM task; None: no transformer LM.
-        texts: Files of sentences, one a line, beside the training transcripts.
-        unit: Of the recogniser's text; ``lang`` is its language.
+        texts: Language and file of sentences, one a line, beside the training
+            transcripts.
+        unit: Of the recogniser's text.
         decoding: Keys of ``conf/decode_asr_finetune.yaml``.
     """
 
     ngram_num: int = 0
     lm_config: Path | None = None
-    texts: Sequence[Path] = ()
+    texts: Sequence[tuple[str, Path]] = ()
     unit: str = "char"
-    lang: str = ""
     decoding: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
     ngpu: int = 0
@@ -64,7 +64,8 @@ def add_language_models(experiment: Path, options: LmOptions) -> dict[str, Any]:
 
     Into ``<experiment>/final`` go the files of ``evaluation.recogniser_files``; its
     record tells what they were made from, how many sentences and tokens, and their
-    perplexity per token on the dev transcripts. Those made from the same are kept.
+    perplexity per token on the dev transcripts. Those made from the same are kept;
+    those that are not asked for any more are removed.
 
     Returns:
         The part ``language_models`` of the record.
@@ -76,11 +77,17 @@ def add_language_models(experiment: Path, options: LmOptions) -> dict[str, Any]:
     decoding = read_decoding(options.decoding, "decoding")
     with exclusive(experiment):
         record = read_record(final)
+        if not (options.ngram_num or options.lm_config):
+            if "language_models" in record:
+                _remove(final)
+                gone = ("language_models", "decoding")
+                write_record(final, {k: v for k, v in record.items() if k not in gone})
+            return {}
         made_from = sha256_value(
             {
                 "model": sha256_file(final / "config.yaml"),
                 "train": sha256_file(experiment / "data/train/text"),
-                "texts": [sha256_file(path) for path in options.texts],
+                "texts": [[lang, sha256_file(path)] for lang, path in options.texts],
                 "ngram_num": options.ngram_num,
                 "lm_config": options.lm_config and sha256_file(options.lm_config),
                 "seed": options.seed,
@@ -99,16 +106,15 @@ def add_language_models(experiment: Path, options: LmOptions) -> dict[str, Any]:
 
 def _train(experiment: Path, place: Path, options: LmOptions) -> dict[str, Any]:
     final = experiment / "final"
-    for name in (NGRAM, LM_CONFIG, LM_WEIGHTS):
-        (final / name).unlink(missing_ok=True)
+    _remove(final)
     config = read_yaml(final / "config.yaml")
     vocabulary = _vocabulary(experiment, config)
     tokenizer = vocabulary.tokenizer()
     settings = TextSettings.read(config.get("text_conf"), final / "config.yaml")
     texts = [*read_table(experiment / "data/train/text").values()]
     own = len(texts)
-    for path in options.texts:
-        texts += _sentences(path, settings, options)
+    for lang, path in options.texts:
+        texts += _sentences(path, lang, settings, options.unit)
     dev = [*read_table(experiment / "data/dev/text").values()]
     known = set(vocabulary.tokens)
     train, held_out = (
@@ -135,6 +141,11 @@ def _train(experiment: Path, place: Path, options: LmOptions) -> dict[str, Any]:
     return found
 
 
+def _remove(final: Path) -> None:
+    for name in (NGRAM, LM_CONFIG, LM_WEIGHTS):
+        remove_file(final / name)
+
+
 def _vocabulary(experiment: Path, config: Mapping[str, Any]) -> Vocabulary:
     pieces = experiment / "final" / BPE_MODEL
     symbols = experiment / "data/nlsyms.txt"
@@ -146,17 +157,20 @@ def _vocabulary(experiment: Path, config: Mapping[str, Any]) -> Vocabulary:
     )
 
 
-def _sentences(path: Path, settings: TextSettings, options: LmOptions) -> Iterator[str]:
+def _sentences(
+    path: Path, lang: str, settings: TextSettings, unit: str
+) -> Iterator[str]:
     """Yield the sentences of a text file as the recogniser would write them."""
     if not path.is_file():
         raise RecipeError(f"{path}: file not found; expected sentences, one a line")
-    unit, dropped, number = options.unit, 0, 0
-    for number, (_, line) in enumerate(text_lines(path), 1):
+    kept = dropped = 0
+    for _, line in text_lines(path):
         try:
-            yield to_units(line, unit, options.lang, normalize=settings.apply)
+            yield to_units(line, unit, lang, normalize=settings.apply)
+            kept += 1
         except NoUnitsError:
             dropped += 1
-    if number == dropped:
+    if not kept:
         raise RecipeError(f"{path}: found no sentence in unit {unit}, expected some")
     if dropped:
         logging.warning("%s: %d lines have no text and are left out", path, dropped)

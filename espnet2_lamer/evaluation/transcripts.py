@@ -23,14 +23,9 @@ def write_transcript(
     confidence``, seconds of the recording.
     """
     words = [word for piece in pieces for word in piece.words]
-    recording = "".join(name.split()) or "recording"
     texts = {
         "txt": "".join(f"{piece.text}\n" for piece in pieces if piece.text),
-        "ctm": "".join(
-            f"{recording} 1 {w.start:.2f} {w.end - w.start:.2f} {w.text} "
-            f"{w.confidence:.2f}\n"
-            for w in words
-        ),
+        "ctm": "".join(ctm_lines(name, words)),
         "json": _as_json(name, pieces),
         "srt": "".join(_subtitles(pieces)),
     }
@@ -38,6 +33,14 @@ def write_transcript(
     for path, text in zip(paths, texts.values(), strict=True):
         write_text(path, text)
     return paths
+
+
+def ctm_lines(name: str, words: Sequence[TimedWord]) -> Iterator[str]:
+    """Yield a CTM line per word."""
+    recording = "_".join(name.split()) or "recording"
+    for word in words:
+        times = f"{word.start:.2f} {word.end - word.start:.2f}"
+        yield f"{recording} 1 {times} {word.text} {word.confidence:.2f}\n"
 
 
 def _as_json(name: str, pieces: Sequence[Transcript]) -> str:

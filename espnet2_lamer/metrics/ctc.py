@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Span(NamedTuple):
-    """Frames ``start`` to ``end`` (exclusive) of a token, and its mean log posterior."""
+    """Frames of a token, ``start`` to before ``end``, and its mean log posterior."""
 
     token: int
     start: int

@@ -151,10 +151,10 @@ def read_arpa(path: str | Path) -> Ngram:
     """
     path = Path(path)
     opened = gzip.open if path.suffix == ".gz" else open
-    model, order, number = Ngram(0), 0, 0
+    model, order, line = Ngram(0), 0, ""
     try:
         with opened(path, "rt", encoding="utf-8") as stream:
-            for number, line in enumerate(stream, 1):
+            for line in stream:
                 line = line.strip("\n\r ")
                 if line.endswith("-grams:") and line.startswith("\\"):
                     order = int(line[1 : -len("-grams:")])
@@ -175,7 +175,7 @@ def read_arpa(path: str | Path) -> Ngram:
         raise RecipeError(f"{path}: file not found; expected an ARPA file") from None
     except (ValueError, OSError, EOFError) as error:
         raise RecipeError(
-            f"{path}:{number}: not an ARPA file ({error}); write it anew"
+            f"{path}: not an ARPA file ({error}, near {line[:60]!r}); write it anew"
         ) from error
     if not model.order:
         raise RecipeError(f"{path}: found no n-grams, expected an ARPA file")

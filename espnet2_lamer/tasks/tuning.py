@@ -9,12 +9,10 @@ from espnet2.tasks.abs_task import optim_classes
 from torch import nn
 
 from espnet2_lamer.asr.upstream import Upstream
+from espnet2_lamer.constants import TUNES
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers.inspection import adapter_kinds
 
-#: ``head``: the frozen upstream of ML-SUPERB; ``experts``: LoRA experts and routers
-#: train too; ``all``: the transformer as well, and the convolutions if asked for.
-TUNES = ("head", "experts", "all")
 # Of the upstream's weights: keys of ``upstream_optim_conf``.
 _GROUPS = ("experts", "backbone")
 
@@ -24,6 +22,8 @@ def tuned_weights(
 ) -> dict[str, nn.Parameter]:
     """Return the weights of an upstream that train, by name, and let no other train.
 
+    ``tune`` is ``head``: none; ``experts``: LoRA experts and routers; ``all``: the
+    transformer, too, and without ``freeze_convolution`` the convolutions.
     Blocks after ``last_state``, which the head does not read, never train.
 
     Raises:
