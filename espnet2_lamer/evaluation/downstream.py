@@ -270,10 +270,11 @@ def _write_data(
     """
     lengths = check_targets(texts, vocabulary, str(directory / "text"))
     size = len(vocabulary.tokens)
-    scp, shape = {}, {}
+    scp, shape, audio = {}, {}, {}
     for plan in plans:
+        audio |= {utt: path for utt, path, _ in plan.samples}
         if device is None:
-            scp |= {utt: path for utt, path, _ in plan.samples}
+            scp = audio
         else:
             scp |= read_table(store_features(plan, device).scp)
         shape |= plan.shapes
@@ -281,6 +282,7 @@ def _write_data(
         "text": texts,
         "text_shape": {utt: f"{n},{size}" for utt, n in lengths.items()},
         "feats.scp": scp,
+        "wav.scp": audio,
         "speech_shape": shape,
     }
     for name, table in tables.items():

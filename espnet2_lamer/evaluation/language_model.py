@@ -12,6 +12,7 @@ import yaml
 from espnet2_lamer.convert.packed import TRAINING_KEYS
 from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.evaluation.decoding_weights import choose_on_dev
 from espnet2_lamer.evaluation.lm_search import read_decoding
 from espnet2_lamer.evaluation.recogniser_files import (
     LM_CONFIG,
@@ -47,14 +48,15 @@ class LmOptions:
         texts: Language and file of sentences, one a line, beside the training
             transcripts.
         unit: Of the recogniser's text.
-        decoding: Keys of ``conf/decode_asr_finetune.yaml``.
+        decoding: Keys of ``conf/decode_asr_finetune.yaml``; a list is chosen from on
+            dev.
     """
 
     ngram_num: int = 0
     lm_config: Path | None = None
     texts: Sequence[tuple[str, Path]] = ()
     unit: str = "char"
-    decoding: Mapping[str, float] = field(default_factory=dict)
+    decoding: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     ngpu: int = 0
 
@@ -74,7 +76,7 @@ def add_language_models(experiment: Path, options: LmOptions) -> dict[str, Any]:
         RecipeError: A text is missing or has no sentence, or training failed.
     """
     final = experiment / "final"
-    decoding = read_decoding(options.decoding, "decoding")
+    grid = read_decoding(options.decoding, "decoding", lists=True)
     with exclusive(experiment):
         record = read_record(final)
         if not (options.ngram_num or options.lm_config):
@@ -91,15 +93,19 @@ def add_language_models(experiment: Path, options: LmOptions) -> dict[str, Any]:
                 "ngram_num": options.ngram_num,
                 "lm_config": options.lm_config and sha256_file(options.lm_config),
                 "seed": options.seed,
+                "decoding": grid,
             }
         )
         found = record.get("language_models") or {}
         if found.get("made_from") == made_from:
             logging.info("%s: language models are there", final)
-        else:
-            # A folder per text and config: another one's training is not gone on with.
-            place = experiment / f"lm_{made_from[:8]}"
-            found = _train(experiment, place, options) | {"made_from": made_from}
+            return found
+        # A folder per text and config: another one's training is not gone on with.
+        place = experiment / f"lm_{made_from[:8]}"
+        found, decoding = _train(experiment, place, options), grid
+        if any(isinstance(value, list) for value in grid.values()):
+            decoding, found["chosen_on_dev"] = choose_on_dev(experiment, grid)
+        found["made_from"] = made_from
         write_record(final, record | {"language_models": found, "decoding": decoding})
     return found
 

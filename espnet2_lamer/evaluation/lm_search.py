@@ -23,8 +23,12 @@ DECODING: Mapping[str, float] = {
 }
 
 
-def read_decoding(conf: Mapping[str, Any], source: object) -> dict[str, float]:
+def read_decoding(
+    conf: Mapping[str, Any], source: object, lists: bool = False
+) -> dict[str, Any]:
     """Check a decoding config and fill in what it leaves out.
+
+    With ``lists`` a value may be a list of those to choose from on dev.
 
     Raises:
         RecipeError: Another key, a value that is no number, or no beam.
@@ -36,11 +40,19 @@ def read_decoding(conf: Mapping[str, Any], source: object) -> dict[str, float]:
         )
     values = {**DECODING, **conf}
     for key, value in values.items():
-        least = 1 if key == "beam_size" else 0 if key != "penalty" else -np.inf
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or value < least or (key == "beam_size" and value != int(value)):
-            expected = f"a number, {least} or more" if least > -np.inf else "a number"
-            raise RecipeError(f"{source}: {key}: found {value!r}, expected {expected}")
+        several = lists and isinstance(value, list) and key != "beam_size"
+        least = {"beam_size": 1, "penalty": -np.inf}.get(key, 0)
+        for one in value if several else [value]:
+            kind = int if key == "beam_size" else int | float
+            right = isinstance(one, kind) and not isinstance(one, bool)
+            if not right or not one >= least:
+                expected = "a number" if least < 0 else f"a number, {least} or more"
+                raise RecipeError(
+                    f"{source}: {key}: found {one!r}, expected {expected}"
+                    + (", or a list of them" if lists and key != "beam_size" else "")
+                )
+        if value == []:
+            raise RecipeError(f"{source}: {key}: found an empty list, expected numbers")
     return values
 
 

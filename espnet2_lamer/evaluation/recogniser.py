@@ -60,6 +60,7 @@ class Recogniser:
         source: Its experiment, the ``final`` folder of it, or its package.
         use_lm: Whether language models that come with it take part.
         changes: Keys of the decoding config that differ from the recorded ones.
+        choose_weights: Whether the weights are still to be chosen: no search is built.
 
     Raises:
         RecipeError: No such model, or decoding keys without a language model.
@@ -71,6 +72,7 @@ class Recogniser:
         device: str = "cpu",
         use_lm: bool = True,
         changes: Mapping[str, float] | None = None,
+        choose_weights: bool = False,
     ) -> None:
         self.device = device
         with ExitStack() as stack:
@@ -83,13 +85,15 @@ class Recogniser:
             self.token_type = speech2text.asr_train_args.token_type
             files = lm_files(directory) if use_lm else None
             there = use_lm and (directory / NGRAM).is_file()
-            ngram = read_arpa(directory / NGRAM) if there else None
-            lm = load_lm(*files, device) if files else None
+            self.ngram = read_arpa(directory / NGRAM) if there else None
+            self.lm = load_lm(*files, device) if files else None
         self.search = None
-        if ngram is not None or lm is not None:
+        if choose_weights:
+            return
+        if self.ngram is not None or self.lm is not None:
             conf = {**(self.record.get("decoding") or {}), **(changes or {})}
             decoding = read_decoding(conf, Path(source) / RECOGNISER)
-            self.search = build_search(self.model, decoding, ngram, lm)
+            self.search = build_search(self.model, decoding, self.ngram, self.lm)
         elif changes:
             raise RecipeError(
                 f"{source}: found {', '.join(changes)}, but no language model takes "
@@ -97,26 +101,43 @@ class Recogniser:
             )
 
     @torch.no_grad()
+    def encode(self, speech: np.ndarray) -> torch.Tensor | None:
+        """Return the head's frames ``[1, T, D]`` of mono 16 kHz samples ``[n]``.
+
+        None: the speech is too short for a single one.
+        """
+        wav = torch.as_tensor(speech, dtype=torch.float32, device=self.device)
+        try:
+            lengths = torch.tensor([len(wav)], device=self.device)
+            return self.model.encode(wav[None], lengths)[0]
+        except TooShortUttError:
+            return None
+
+    def _log_probs(self, encoded: torch.Tensor) -> np.ndarray:
+        return self.model.ctc.log_softmax(encoded)[0].detach().float().cpu().numpy()
+
+    def greedy(self, encoded: torch.Tensor) -> list[int]:
+        """Return the token ids that CTC alone finds most probable."""
+        log_probs = self._log_probs(encoded)
+        return greedy_prefix_search(log_probs, self.model.blank_id, self.model.eos)
+
     def __call__(self, speech: np.ndarray) -> Transcript:
         """Recognise mono 16 kHz samples ``[n]``, float32, of 30 s at most, say.
 
         What is too short for a single frame has no text.
         """
         seconds = len(speech) / SAMPLE_RATE
-        wav = torch.as_tensor(speech, dtype=torch.float32, device=self.device)
-        try:
-            lengths = torch.tensor([len(wav)], device=self.device)
-            encoded, _ = self.model.encode(wav[None], lengths)
-        except TooShortUttError:
+        encoded = self.encode(speech)
+        if encoded is None:
             return Transcript(0.0, seconds, "")
-        log_probs = self.model.ctc.log_softmax(encoded)[0].float().cpu().numpy()
         if self.search is None:
-            ids = greedy_prefix_search(log_probs, self.model.blank_id, self.model.eos)
+            ids = self.greedy(encoded)
         else:
-            with _quiet():
+            with quiet():
                 ids = search_tokens(self.search, encoded[0], self.model.eos)
         tokens = self.converter.ids2tokens(ids)
         text = self.tokenizer.tokens2text(tokens) or ""
+        log_probs = self._log_probs(encoded)
         frames = len(log_probs)
         hop = STRIDE * max(1, round(len(speech) / STRIDE / frames))
         edges = frame_seconds(len(speech), frames, hop, SAMPLE_RATE)
@@ -166,8 +187,8 @@ def _directory(source: Path, stack: ExitStack) -> Path:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """ESPnet's search logs four lines per utterance."""
+def quiet() -> Iterator[None]:
+    """Keep what ESPnet's search logs, four lines per utterance, to itself."""
     before = logging.root.manager.disable
     logging.disable(max(before, logging.INFO))
     try:
