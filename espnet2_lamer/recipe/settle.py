@@ -84,8 +84,8 @@ def _check_tuning(options: Options) -> None:
             expected = f"LANG=FILE with LANG one of {as_text(options.langs)}"
             raise refused("lm_train_text", repr(f"{lang}={file}"), expected)
     if options.lm_train_text and not options.language_models:
-        expected = "--use_ngram true or --use_lm true beside it"
-        raise refused("lm_train_text", as_text(options.lm_train_text), expected)
+        text = "--lm_train_text %s is not read: no --use_ngram true or --use_lm true"
+        logging.warning(text, as_text(options.lm_train_text))
 
 
 def _units(options: Options) -> dict[str, str]:
