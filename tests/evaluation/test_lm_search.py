@@ -85,7 +85,7 @@ def test_the_search_finds_the_best_of_all_texts(models):
     texts = [draw.choice(list("aab"), size=4).tolist() for _ in range(20)]
     ngram = train_ngram(texts, 3, ["a", "b"]) if models in ("ngram", "both") else None
     differs = 0
-    for seed in range(5):
+    for seed in range(15):
         lm = PlainLm(seed) if models in ("lm", "both") else None
         decoding = {
             "beam_size": 200,
