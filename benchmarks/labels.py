@@ -12,7 +12,7 @@ from benchmarks.options import option
 from benchmarks.report import Table, megabytes, verdict
 from benchmarks.stock_setup import RATE, SIZES
 from benchmarks.units_setup import write_codebook, write_speech, write_teacher
-from espnet2_lamer.units.labels import assign_units
+from espnet2_lamer.units.assign import assign_units
 from espnet2_lamer.units.teacher import Teacher, load_teacher
 
 TITLE = "pseudo-labels in one pass"

@@ -1,6 +1,5 @@
 """Section ``scale``: what many utterances cost before any of them is heard."""
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -122,7 +121,7 @@ def label(root: Path) -> None:
     from benchmarks.units_setup import write_codebook
     from espnet2_lamer.constants import num_frames
     from espnet2_lamer.fileio.datadir import read_table
-    from espnet2_lamer.units import labels
+    from espnet2_lamer.units import assign
     from espnet2_lamer.units.teacher import load_teacher
 
     data = root / "dump/raw/ssl_train"
@@ -135,7 +134,7 @@ def label(root: Path) -> None:
     units = np.random.default_rng(0).integers(0, UNITS, max(frames.values())).tolist()
     rows = {n: " ".join(map(str, units[:n])) for n in frames.values()}
 
-    def shard(teacher, book, part, path):
+    def shard(teacher, book, stored, part, path):
         with open(path, "w", encoding="utf-8") as handle:
             for utt, *_ in part:
                 number = int(utt.rpartition("clip")[2])
@@ -143,8 +142,8 @@ def label(root: Path) -> None:
                 handle.write(f"{utt} {rows[n]}\n")
         return {"utterances": len(part), "frames": 0, "audio": 1.0, "forward": 1.0}
 
-    with mock.patch.object(labels, "_label_shard", shard):
-        labels.assign_units(teacher, codebook, data / "wav.scp", data / "text.km")
+    with mock.patch.object(assign, "_label_shard", shard):
+        assign.assign_units(teacher, codebook, data / "wav.scp", data / "text.km")
 
 
 def shapes(root: Path) -> None:
@@ -171,20 +170,14 @@ def start(root: Path) -> None:
         (str(data / "text.km"), "text", "text_int"),
         (str(stats / "train" / "utt2langid"), "lang", "text_int"),
     ]
-    options = argparse.Namespace(
-        train_data_path_and_name_and_type=[[*tables[0]], [tables[1][0], "text", "text"]]
-        + [[*tables[2]]],
-        langs=["eng", "yue"],
-        num_classes=UNITS,
-        exclude_langs=[],
-        max_hours=[],
-        train_dtype="float32",
-        allow_variable_data_keys=False,
-        collate_fn_conf={},
-        encoder_conf={},
-        seed=0,
-        num_workers=0,
-    )
+    options = LamerHubertTask.get_parser().parse_args(["--output_dir", str(root)])
+    options.train_data_path_and_name_and_type = [
+        [*tables[0]],
+        [tables[1][0], "text", "text"],
+        [*tables[2]],
+    ]
+    options.langs, options.num_classes = ["eng", "yue"], UNITS
+    options.num_workers = 0
     fields = dict.fromkeys(IteratorOptions.__dataclass_fields__)
     fields |= {"shape_files": [str(stats / "train" / "speech_shape")], "train": True}
     fields |= {"data_path_and_name_and_type": tables, "batch_bins": 60 * RATE}

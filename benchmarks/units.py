@@ -18,10 +18,10 @@ from benchmarks.report import Table, megabytes
 from benchmarks.stock_setup import RATE, SIZES
 from benchmarks.units_setup import write_speech, write_teacher
 from espnet2_lamer.data.speech import read_speech, read_wav_scp
+from espnet2_lamer.units.assign import assign_units
 from espnet2_lamer.units.codebook import load_codebook, mean_inertia
 from espnet2_lamer.units.features import dump_features
 from espnet2_lamer.units.kmeans import KmeansConfig, learn_kmeans
-from espnet2_lamer.units.labels import assign_units
 from espnet2_lamer.units.teacher import load_teacher
 
 TITLE = "from speech to units, stock path against ours"

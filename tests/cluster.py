@@ -15,7 +15,7 @@ CONTEXT.set_forkserver_preload(
         "distributed",
         "espnet2_lamer.convert.load",
         "espnet2_lamer.units.kmeans",
-        "espnet2_lamer.units.labels",
+        "espnet2_lamer.units.assign",
     ]
 )
 

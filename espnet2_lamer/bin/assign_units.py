@@ -29,8 +29,9 @@ def main(cmd: list[str] | None = None) -> None:
     args = get_parser().parse_args(cmd)
     from espnet2_lamer.fileio.locks import working_on
     from espnet2_lamer.parallel import workers
+    from espnet2_lamer.units.assign import assign_units
     from espnet2_lamer.units.codebook import load_codebook
-    from espnet2_lamer.units.labels import assign_units, write_token_list
+    from espnet2_lamer.units.labels import write_token_list
     from espnet2_lamer.units.teacher import load_teacher
 
     codebook = load_codebook(args.codebook)

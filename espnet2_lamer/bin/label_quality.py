@@ -22,7 +22,7 @@ def get_parser() -> Parser:
 def main(cmd: list[str] | None = None) -> None:
     """Run the command line."""
     args = get_parser().parse_args(cmd)
-    from espnet2_lamer.units.labels import figures, label_quality, write_quality
+    from espnet2_lamer.units.quality import figures, label_quality, write_quality
 
     phones, langs = args.phones_ctm, args.utt2lang
     if args.data_dir:

@@ -35,9 +35,9 @@ from espnet2_lamer.recipe.pretraining import train_ssl, write_shapes
 from espnet2_lamer.recipe.settle import AUTO
 from espnet2_lamer.recipe.upstreams import is_mini
 from espnet2_lamer.tasks.hubert import LamerHubertTask
+from espnet2_lamer.units.assign import assign_units
 from espnet2_lamer.units.features import dump_features
 from espnet2_lamer.units.kmeans import KmeansConfig, learn_kmeans
-from espnet2_lamer.units.labels import assign_units
 from espnet2_lamer.units.teacher import load_teacher
 from espnet2_lamer.upstream import load_model
 

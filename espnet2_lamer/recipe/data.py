@@ -8,6 +8,7 @@ from espnet2_lamer.data.corpora import CORPORA, MHUBERT147_AUDIO
 from espnet2_lamer.data.corpora.prepare import join_corpora, prepare
 from espnet2_lamer.data.manifest import prepare_manifest
 from espnet2_lamer.data.mini import build_mini
+from espnet2_lamer.data.segmented_rows import Segmenting
 from espnet2_lamer.data.selection import Selection, prepare_ssl_data
 from espnet2_lamer.data.sets import SPLITS, Utterance, remove_other_corpora
 from espnet2_lamer.errors import RecipeError
@@ -45,6 +46,11 @@ def prepare_corpus(options: CommonOptions) -> None:
             + (f"{alone[0]} cannot be joined with others" if alone else "names none")
             + f"; give one corpus, or several of {', '.join(CORPORA)}"
         )
+    if options.segment != "none" and alone != ["manifest"]:
+        raise RecipeError(
+            f"--segment {options.segment}: cuts the recordings of --corpus manifest; "
+            f"those of --corpus {options.corpus} are utterances already"
+        )
     to, langs, seed = options.datadir, options.langs, options.seed
     if alone:
         remove_other_corpora(to)
@@ -56,7 +62,11 @@ def prepare_corpus(options: CommonOptions) -> None:
                 "--corpus manifest needs --manifest: a TSV file or a folder of audio "
                 "per language"
             )
-        prepare_manifest(options.manifest, to, langs, options.exclude_sources, seed)
+        names = "segments min_duration max_duration max_bad_audio nj".split()
+        how = {name: getattr(options, name) for name in names}
+        segmenting = Segmenting(options.segment, **how)
+        more = options.exclude_sources, seed, segmenting
+        prepare_manifest(options.manifest, to, langs, *more)
     else:
         paths = options.corpus_paths
         for corpus in corpora:
@@ -70,7 +80,9 @@ def prepare_corpus(options: CommonOptions) -> None:
 
 def prepare_speech(options: Options) -> None:
     """Stage 1: the corpus, and whether later stages will find what they need."""
-    prepare_corpus(options)
+    # What else stage 1 does is short.
+    with workers(options.dask if options.segment == "vad" else ""):
+        prepare_corpus(options)
     check_evaluation(options)
 
 

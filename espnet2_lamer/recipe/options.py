@@ -10,12 +10,8 @@ from typing import Any, ClassVar
 
 from espnet2_lamer.constants import TUNES
 from espnet2_lamer.data.corpora import CORPORA, MHUBERT147_AUDIO
-from espnet2_lamer.evaluation.runs import (
-    BENCHMARKS,
-    BUDGETS,
-    LID_READINGS,
-    TRACKS,
-)
+from espnet2_lamer.data.segmented_rows import WAYS, segment_tables
+from espnet2_lamer.evaluation.runs import BENCHMARKS, BUDGETS, LID_READINGS, TRACKS
 from espnet2_lamer.recipe.declaration import (
     as_text,
     data_option,
@@ -59,6 +55,15 @@ class CommonOptions:
         "aishell3 fleurs mhubert147, whose paths are in db.sh"
     )
     manifest: str = data_option("TSV, or folder of audio per language", "")
+    segment: str = data_option(
+        "make utterances of the manifest's recordings: vad (cut what is longer than "
+        "--max_duration at pauses) | file (Kaldi's segments) | none",
+        "none",
+        choices=WAYS,
+    )
+    segments: str = data_option(
+        "file of --segment file", "", empty="those beside the manifest"
+    )
     exclude_sources: list[str] = data_option("sources of the manifest to leave out", [])
     max_missing: float = data_option(
         "most missing clips per set of a public corpus, in %", 1.0, least=0
@@ -114,12 +119,24 @@ class CommonOptions:
         return {variable: os.environ.get(variable, "") for variable in used} or None
 
     @property
+    def segmentation(self) -> list | None:
+        """How recordings are cut; None where they are not."""
+        if self.segment == "vad":
+            return [self.segment, self.min_duration, self.max_duration]
+        return None if self.segment == "none" else [self.segment, self.segments]
+
+    @property
     def manifest_files(self) -> list[Path]:
-        """The manifest, unless it is a folder or not asked for."""
+        """The manifest, unless it is a folder or not asked for, and its segments."""
         if self.corpus != "manifest" or not self.manifest:
             return []
         path = Path(self.manifest)
-        return [] if path.is_dir() else [path]
+        files = [] if path.is_dir() else [path]
+        if self.segment == "file":
+            tables = segment_tables(path, self.segments)
+            beside = [t.with_name(n) for t in tables for n in ("text", "utt2spk")]
+            files += [*tables, *filter(Path.is_file, beside)]
+        return files
 
 
 @dataclass(kw_only=True)

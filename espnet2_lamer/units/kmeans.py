@@ -24,7 +24,7 @@ from espnet2_lamer.units.codebook import (
     teacher_metadata,
 )
 from espnet2_lamer.units.features import FeatureStore
-from espnet2_lamer.units.labels import figures, write_quality
+from espnet2_lamer.units.quality import figures, write_quality
 from espnet2_lamer.units.starts import kmeans_plusplus
 from espnet2_lamer.units.steps import Steps
 from espnet2_lamer.units.teacher import check_device

@@ -10,10 +10,10 @@ import torch
 from espnet2_lamer.convert.load import load_hubert
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import write_table
+from espnet2_lamer.units.assign import assign_units
 from espnet2_lamer.units.codebook import METADATA_KEYS, save_codebook, teacher_metadata
 from espnet2_lamer.units.features import FeatureStore, dump_features
 from espnet2_lamer.units.kmeans import KmeansConfig, learn_kmeans
-from espnet2_lamer.units.labels import assign_units
 from espnet2_lamer.units.teacher import HubertTeacher, load_teacher
 
 _UTT = "utt07"

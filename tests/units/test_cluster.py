@@ -11,9 +11,9 @@ import pytest
 from espnet2_lamer.bin import assign_units as assign_units_bin
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.parallel import workers
+from espnet2_lamer.units.assign import assign_units
 from espnet2_lamer.units.features import dump_features
 from espnet2_lamer.units.kmeans import KmeansConfig, learn_kmeans
-from espnet2_lamer.units.labels import assign_units
 from espnet2_lamer.units.teacher import load_teacher
 from tests.cluster import Cluster, wait_until
 

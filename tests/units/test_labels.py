@@ -19,10 +19,10 @@ from espnet2_lamer.data.speech import read_speech
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.hashing import sha256_file
-from espnet2_lamer.units import labels as labels_module
+from espnet2_lamer.units import assign as assign_module
+from espnet2_lamer.units.assign import assign_units
 from espnet2_lamer.units.codebook import load_codebook, save_codebook
 from espnet2_lamer.units.labels import (
-    assign_units,
     check_labels,
     read_sidecar,
     write_token_list,
@@ -100,14 +100,14 @@ def test_sidecar_tells_origin_and_size(speech, mfcc, codebook, labels):
 
 SLOW_RUN = """
 import sys, time
-from espnet2_lamer.units import extractor, labels
+from espnet2_lamer.units import assign, extractor
 from espnet2_lamer.units.teacher import load_teacher
 real = extractor.read_speech
 def slow(*args):
     time.sleep(0.2)
     return real(*args)
 extractor.read_speech = slow
-labels.assign_units(load_teacher("mfcc"), *sys.argv[1:], shard_utts=3)
+assign.assign_units(load_teacher("mfcc"), *sys.argv[1:], shard_utts=3)
 """
 
 
@@ -157,7 +157,7 @@ def test_a_shard_changed_after_it_was_done_is_made_again(
     output = tmp_path / "text.km"
     with monkeypatch.context() as patch:
         patch.setattr(
-            labels_module, "atomic_path", lambda _: 1 / 0
+            assign_module, "atomic_path", lambda _: 1 / 0
         )  # dies before merging
         with pytest.raises(ZeroDivisionError):
             assign_units(mfcc, codebook, speech / "wav.scp", output, shard_utts=5)

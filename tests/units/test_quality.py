@@ -9,7 +9,7 @@ import pytest
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import write_table
-from espnet2_lamer.units.labels import label_quality, write_quality
+from espnet2_lamer.units.quality import label_quality, write_quality
 
 K = 6
 PHONES = ("a", "b", "sil")

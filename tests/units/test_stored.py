@@ -11,9 +11,9 @@ from espnet2_lamer.bin import assign_units as assign_units_bin
 from espnet2_lamer.data.speech import audio_rows
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table, write_table
+from espnet2_lamer.units.assign import assign_units
 from espnet2_lamer.units.features import dump_features
 from espnet2_lamer.units.kmeans import KmeansConfig, learn_kmeans
-from espnet2_lamer.units.labels import assign_units
 from espnet2_lamer.units.stored import stored_features
 from espnet2_lamer.units.teacher import Teacher, load_teacher
 
