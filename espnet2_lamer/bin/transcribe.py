@@ -1,10 +1,12 @@
 """Recognise recordings of any length: text, CTM, JSON and subtitles with times."""
 
+import argparse
 import logging
 import time
 from pathlib import Path
 
 from espnet2_lamer.bin.common import Parser, run_main
+from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.recipe.declaration import READERS
 
 
@@ -22,10 +24,10 @@ def get_parser() -> Parser:
     add("--output", required=True, type=Path, help="folder for NAME.txt, .ctm ...")
     add(
         "--segment",
-        choices=["vad", "none"],
+        choices=["vad", "energy", "none"],
         default="vad",
-        help="vad: cut at pauses, and leave out what is no speech; none: a file is one "
-        "utterance",
+        help="vad: cut at pauses that a small network finds, and leave out what is no "
+        "speech; energy: by loudness alone; none: a file is one utterance",
     )
     add("--min_duration", type=float, default=2.0, help="shortest piece in seconds")
     add("--max_duration", type=float, default=30.0, help="longest piece in seconds")
@@ -41,7 +43,6 @@ def get_parser() -> Parser:
 def main(cmd: list[str] | None = None) -> None:
     """Run the command line."""
     args = get_parser().parse_args(cmd)
-    from espnet2_lamer.data.recording import open_recording
     from espnet2_lamer.evaluation.lm_search import DECODING
     from espnet2_lamer.evaluation.recogniser import Recogniser
     from espnet2_lamer.evaluation.transcripts import write_transcript
@@ -53,38 +54,54 @@ def main(cmd: list[str] | None = None) -> None:
     recogniser = Recogniser(args.model, args.device, args.use_lm, changes)
     for name, path in files.items():
         started = time.perf_counter()
-        with open_recording(path) as recording:
-            pieces = [(0.0, recording.seconds)]
-            if args.segment == "vad":
-                pieces = _pieces(path, args.min_duration, args.max_duration)
-            elif recording.seconds > args.max_duration:
-                logging.warning(
-                    "%s: %.0f s as one utterance: models learn from 30 s at most; "
-                    "--segment vad cuts it at pauses",
-                    path,
-                    recording.seconds,
-                )
-            found = [*recogniser.transcribe(recording.read, pieces)]
-            paths = write_transcript(name, found, args.output)
-            seconds = time.perf_counter() - started
-            logging.info(
-                "%s: %.1f s, of it %.1f s in %d pieces recognised, %d words, in %.1f s "
-                "(%.2f of real time): %s",
+        seconds = _length(path)
+        pieces = _pieces(path, seconds, args)
+        found = [*recogniser.transcribe(path, pieces)]
+        paths = write_transcript(name, found, args.output)
+        took = time.perf_counter() - started
+        logging.info(
+            "%s: %.1f s, of it %.1f s in %d pieces recognised, %d words, in %.1f s "
+            "(%.2f of real time): %s",
+            path,
+            seconds,
+            sum(piece.end - piece.start for piece in found),
+            len(found),
+            sum(len(piece.words) for piece in found),
+            took,
+            took / max(seconds, 1e-9),
+            paths[0].with_suffix(".{txt,ctm,json,srt}"),
+        )
+
+
+def _length(path: str) -> float:
+    """Return a file's seconds; raise ``RecipeError`` where it cannot be used."""
+    from espnet2_lamer.data.audio import file_seconds
+    from espnet2_lamer.data.audio_decoding import Unusable
+
+    try:
+        return file_seconds(Path(path).stem, path)
+    except Unusable as error:
+        raise RecipeError(f"{path}: {error}") from error
+
+
+def _pieces(
+    path: str, seconds: float, args: argparse.Namespace
+) -> list[tuple[float, float]]:
+    if args.segment == "none":
+        if seconds > args.max_duration:
+            logging.warning(
+                "%s: %.0f s as one utterance: models learn from 30 s at most; "
+                "--segment vad cuts it at pauses",
                 path,
-                recording.seconds,
-                sum(piece.end - piece.start for piece in found),
-                len(found),
-                sum(len(piece.words) for piece in found),
                 seconds,
-                seconds / max(recording.seconds, 1e-9),
-                paths[0].with_suffix(".{txt,ctm,json,srt}"),
             )
-
-
-def _pieces(path: str, least: float, most: float) -> list[tuple[float, float]]:
+        return [(0.0, seconds)]
     from espnet2_lamer.data.segmentation import find_segments
 
-    found = find_segments(path, method="vad", min_duration=least, max_duration=most)
+    limits = args.min_duration, args.max_duration
+    found = find_segments(path, args.segment, *limits)
+    if not found:
+        logging.warning("%s: no speech was found in it", path)
     return [(segment.start, segment.end) for segment in found]
 
 

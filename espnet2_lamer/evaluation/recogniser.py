@@ -2,7 +2,7 @@
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,9 @@ import torch
 from espnet2_lamer.asr.upstream import TooShortUttError
 from espnet2_lamer.constants import SAMPLE_RATE, STRIDE
 from espnet2_lamer.convert.packed import unpack_model
+from espnet2_lamer.data.audio_decoding import Unusable, open_audio
+from espnet2_lamer.data.recordings import cut
+from espnet2_lamer.data.usable import to_speech
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.head_decoding import (
     GREEDY,
@@ -147,24 +150,40 @@ class Recogniser:
         return Transcript(0.0, seconds, text, tuple(words), tuple(timed))
 
     def transcribe(
-        self,
-        read: Callable[[float, float], np.ndarray],
-        pieces: Sequence[tuple[float, float]],
+        self, path: str, pieces: Sequence[tuple[float, float]]
     ) -> Iterator[Transcript]:
-        """Recognise pieces of a recording, one at a time, in its own time.
+        """Recognise pieces of a recording in its own time, by their ends.
 
-        ``read(start, end)`` returns the samples between two seconds; no more than one
-        piece is in memory.
+        ``path`` is of a file that libsndfile reads, pieces are seconds that do not
+        overlap. The file is read once, and no more than a piece of it is in memory. A
+        piece that is silent has no text.
+
+        Raises:
+            RecipeError: The recording or a piece cannot be read.
         """
-        for start, end in pieces:
-            found = self(read(start, end))
-            yield Transcript(
-                start,
-                end,
-                found.text,
-                tuple(word.shifted(start) for word in found.words),
-                tuple(token.shifted(start) for token in found.tokens),
-            )
+        parts = {str(n): (float(a), float(b)) for n, (a, b) in enumerate(pieces)}
+        try:
+            with open_audio(path) as source:
+                for name, part, samples in cut(source, parts, check=False):
+                    start, end = parts[name]
+                    if isinstance(samples, Unusable):
+                        raise samples
+                    try:
+                        speech, _ = to_speech(samples, part)
+                    except Unusable as error:
+                        logging.warning("%s: %g to %g s: %s", path, start, end, error)
+                        yield Transcript(start, end, "")
+                        continue
+                    found = self(speech)
+                    yield Transcript(
+                        start,
+                        end,
+                        found.text,
+                        tuple(word.shifted(start) for word in found.words),
+                        tuple(token.shifted(start) for token in found.tokens),
+                    )
+        except Unusable as error:
+            raise RecipeError(f"{path}: {error}") from error
 
 
 def _directory(source: Path, stack: ExitStack) -> Path:

@@ -8,7 +8,10 @@ import pytest
 import soundfile
 import yaml
 
-from espnet2_lamer.data.recording import open_recording
+from espnet2_lamer.data import segmentation
+from espnet2_lamer.data.audio import read_16k
+from espnet2_lamer.data.segmentation import Segment
+from espnet2_lamer.data.segments import part_of
 from espnet2_lamer.data.speech import read_speech
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.language_model import LmOptions, add_language_models
@@ -148,70 +151,54 @@ def long_file(dev, tmp_path_factory):
     return path, pieces
 
 
-def test_a_part_of_a_recording_is_that_part_of_the_whole(long_file):
-    path, _ = long_file
-    with open_recording(str(path)) as recording:
-        whole = recording.read(0.0, recording.seconds)
-        for start, end in [(0.0, 0.5), (0.7, 1.9), (recording.seconds - 0.3, 99.0)]:
-            part = recording.read(start, end)
-            first = round(start * 16000)
-            np.testing.assert_allclose(
-                part, whole[first : first + len(part)], atol=2e-3
-            )
-            length = min(end, recording.seconds) - start
-            assert len(part) == pytest.approx(length * 16000, abs=2)
-
-
 def test_a_long_recording_gives_the_texts_of_its_pieces_in_its_own_time(
-    experiment, long_file
+    experiment, long_file, monkeypatch
 ):
     path, pieces = long_file
     recogniser = Recogniser(experiment[0], use_lm=False)
-    longest = 0
-    with open_recording(str(path)) as recording:
-
-        def read(start, end):
-            nonlocal longest
-            samples = recording.read(start, end)
-            longest = max(longest, len(samples))
-            return samples
-
-        found = [*recogniser.transcribe(read, pieces)]
-        alone = [recogniser(recording.read(*piece)) for piece in pieces]
-    assert longest <= 16000 * max(end - start for start, end in pieces) + 2
-    for (start, end), piece, one in zip(pieces, found, alone, strict=True):
+    expected = [recogniser(read_16k(part_of(str(path), *piece))) for piece in pieces]
+    found = [*recogniser.transcribe(str(path), pieces)]
+    for (start, end), piece, one in zip(pieces, found, expected, strict=True):
         assert (piece.start, piece.end, piece.text) == (start, end, one.text)
         for word, same in zip(piece.words, one.words, strict=True):
             assert word.start == pytest.approx(same.start + start)
             assert start <= word.start < word.end <= end + 1e-6
+    # Not all at once: each is recognised before the next one is read.
+    calls = []
+    monkeypatch.setattr(Recogniser, "__call__", lambda *_: calls.append(1))
+    with pytest.raises(AttributeError):
+        next(recogniser.transcribe(str(path), pieces))
+    assert calls == [1]
+
+
+def test_a_silent_piece_has_no_text_and_a_missing_one_is_an_error(
+    experiment, long_file, caplog
+):
+    recogniser, path = Recogniser(experiment[0], use_lm=False), str(long_file[0])
+    (silent,) = recogniser.transcribe(path, [(0.0, 0.4)])
+    assert silent.text == "" and "silent" in caplog.text
+    with pytest.raises(RecipeError, match="is outside: the recording has"):
+        [*recogniser.transcribe(path, [(900.0, 901.0)])]
+    with pytest.raises(RecipeError, match="file not found"):
+        [*recogniser.transcribe("nowhere.wav", [(0.0, 1.0)])]
 
 
 def test_the_command_writes_text_ctm_json_and_subtitles(
     experiment, long_file, tmp_path, monkeypatch
 ):
-    import sys
-    from types import ModuleType, SimpleNamespace
-
     from espnet2_lamer.bin.transcribe import main
 
     path, pieces = long_file
-    module = ModuleType("espnet2_lamer.data.segmentation")
-    asked = {}
+    asked = []
 
-    def find_segments(audio, **options):
-        asked.update(options, audio=audio)
-        return [SimpleNamespace(start=start, end=end) for start, end in pieces]
+    def find_segments(*arguments):
+        asked.append(arguments)
+        return [Segment(*piece) for piece in pieces]
 
-    module.find_segments = find_segments
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(segmentation, "find_segments", find_segments)
     output = tmp_path / "text"
     main(["--model", str(experiment[0]), str(path), "--output", str(output)])
-    assert asked == {
-        "audio": str(path),
-        "method": "vad",
-        "min_duration": 2.0,
-        "max_duration": 30.0,
-    }
+    assert asked == [(str(path), "vad", 2.0, 30.0)]
     found = json.loads((output / "long talk.json").read_text())
     words = [word for part in found["segments"] for word in part["words"]]
     assert [(p["start"], p["end"]) for p in found["segments"]] == [
