@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import yaml
 
-from espnet2_lamer.constants import SAMPLE_RATE
+from espnet2_lamer.constants import SAMPLE_RATE, TUNES
 from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.feature_store import (
@@ -89,11 +89,13 @@ class HeadOptions:
     tune: str = "head"
 
     def __post_init__(self) -> None:
-        """Check the target."""
-        if self.target not in TARGETS:
-            raise RecipeError(
-                f"target: found {self.target!r}, expected one of {', '.join(TARGETS)}"
-            )
+        """Check target and tune."""
+        for name, known in (("target", TARGETS), ("tune", TUNES)):
+            value = getattr(self, name)
+            if value not in known:
+                raise RecipeError(
+                    f"{name}: found {value!r}, expected one of {', '.join(known)}"
+                )
 
     @property
     def token_type(self) -> str:

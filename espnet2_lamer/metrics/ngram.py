@@ -11,6 +11,7 @@ vocabulary, e.g. of characters.
 
 import gzip
 import math
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"
 #: ARPA's logarithm of 0.
 _NEVER = -99.0
 _LN10 = math.log(10.0)
+# A file of another's may unpack without end: text is packed to a fifth or so.
+_MOST_UNPACKED, _LONGEST_LINE = 100, 1 << 20
 
 
 @dataclass
@@ -154,7 +157,11 @@ def read_arpa(path: str | Path) -> Ngram:
     model, order, line = Ngram(0), 0, ""
     try:
         with opened(path, "rt", encoding="utf-8") as stream:
-            for line in stream:
+            most = _MOST_UNPACKED * path.stat().st_size + _LONGEST_LINE
+            while line := stream.readline(_LONGEST_LINE):
+                most -= len(line)
+                if most < 0:
+                    raise ValueError("it unpacks to what no text needs")
                 line = line.strip("\n\r ")
                 if line.endswith("-grams:") and line.startswith("\\"):
                     order = int(line[1 : -len("-grams:")])
@@ -173,7 +180,7 @@ def read_arpa(path: str | Path) -> Ngram:
                 raise ValueError("no \\end\\: it was cut off")
     except FileNotFoundError:
         raise RecipeError(f"{path}: file not found; expected an ARPA file") from None
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zlib.error) as error:
         raise RecipeError(
             f"{path}: not an ARPA file ({error}, near {line[:60]!r}); write it anew"
         ) from error

@@ -127,6 +127,13 @@ def test_what_is_no_arpa_file_is_refused_by_name(tmp_path, text, message):
     assert str(path) in str(error.value)
 
 
+def test_a_small_file_that_unpacks_without_end_is_refused(tmp_path):
+    path = tmp_path / "bomb.arpa.gz"
+    path.write_bytes(gzip.compress(b"\\1-grams:\n" + b"-1.0\ta\n" * 1_000_000))
+    with pytest.raises(RecipeError, match="unpacks to what no text needs"):
+        read_arpa(path)
+
+
 def test_no_text_and_no_order_are_refused():
     with pytest.raises(RecipeError, match="no text"):
         train_ngram([[], []], 2, VOCABULARY)
