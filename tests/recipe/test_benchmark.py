@@ -49,6 +49,8 @@ def options_of(root, **changes):
         "finetune_config": CONF / "train_asr_finetune.yaml",
         "use_ngram": False,
         "use_lm": False,
+        "lm_train_text": {},
+        "inference_config": CONF / "decode_asr_finetune.yaml",
         "lid_reading": "per_set",
         "multi_unit": "char",
         "nbpe": 200,
