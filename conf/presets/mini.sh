@@ -16,6 +16,7 @@ ssl_config=conf/train_ssl_lamer_mini.yaml
 upstreams="random base lamer"
 asr_config=conf/tuning/train_asr_mlsuperb_mini.yaml
 asr_layer=3
+finetune_config=conf/tuning/train_asr_finetune_mini.yaml
 multi_config=conf/tuning/train_asr_mlsuperb_mini.yaml
 lid_config=conf/tuning/train_lid_mlsuperb_mini.yaml
 lid_layer=3

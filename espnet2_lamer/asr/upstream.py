@@ -144,11 +144,19 @@ class Upstream(FrozenUpstream):
         Group-norm models run one utterance at a time, since their statistics would see
         the padding. An utterance below 400 samples raises :class:`TooShortError`.
         """
+        return self.states_with_gradients(wavs, lengths, up_to)
+
+    def states_with_gradients(
+        self, wavs: Tensor, lengths: Tensor | None = None, up_to: int | None = None
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Compute what :meth:`extract_features` does, for a model that trains."""
         counts = [wavs.shape[1]] * len(wavs) if lengths is None else lengths.tolist()
         check_samples(counts)
         mixed = any(count != wavs.shape[1] for count in counts)
         if self.wav2vec2.extractor_mode == "group_norm" and mixed:
-            return one_by_one(partial(self.extract_features, up_to=up_to), wavs, counts)
+            return one_by_one(
+                partial(self.states_with_gradients, up_to=up_to), wavs, counts
+            )
         return hidden_states(self.wav2vec2, wavs, lengths, self.final_norm, up_to)
 
     def architecture(self) -> dict[str, Any]:

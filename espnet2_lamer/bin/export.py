@@ -111,6 +111,7 @@ def main(cmd: list[str] | None = None) -> None:
 
 def _pack(args: argparse.Namespace, origin: Any) -> None:
     from espnet2_lamer.convert.espnet_experiment import CONFIG, model_file
+    from espnet2_lamer.evaluation.recogniser_files import extra_files, lm_files
     from espnet2_lamer.export.card import model_card
     from espnet2_lamer.export.zoo import pack_model, write_full_model
 
@@ -138,6 +139,8 @@ def _pack(args: argparse.Namespace, origin: Any) -> None:
             f"--task: found {args.task}, but {config} is of task {task}: leave it out"
         )
     weights = model_file(directory, settings, args.model_file)
+    given = {path.resolve() for path in options}
+    options += [p for p in extra_files(directory) if p.resolve() not in given]
     with tempfile.TemporaryDirectory() as scratch:
         if task == "ssl" and settings["encoder_conf"].get("base"):
             config, weights = write_full_model(
@@ -151,6 +154,7 @@ def _pack(args: argparse.Namespace, origin: Any) -> None:
             options=options,
             card=model_card(task, origin, results=results),
             metadata=metadata,
+            lm=lm_files(directory) if task == "asr" else None,
         )
 
 

@@ -36,6 +36,8 @@ _MANY_UNREAD = 1.0
 _BATCH = 64
 #: The normalised transcript, for units that are made of characters.
 PLAIN_TEXT = "text.char"
+#: The transcript as it was written.
+RAW_TEXT = "text.raw"
 MADE_BY = "the formatting of evaluation sets"
 _TABLES = "wav.scp utt2lang utt2num_samples text text.char text.raw utt2spk".split()
 
@@ -128,7 +130,7 @@ class EvaluationSets:
             _warn_of_unread(name, info, converted)
         formatted.tables["text"] = converted
         formatted.tables[PLAIN_TEXT] = {utt: plain(t) for utt, t in raw_text.items()}
-        formatted.tables["text.raw"] = raw_text
+        formatted.tables[RAW_TEXT] = raw_text
         self._ready[name] = formatted, info
         return formatted.report[info.lang]
 

@@ -7,6 +7,7 @@ from espnet2_lamer.data.segmented_rows import REPORT
 from espnet2_lamer.data.sets import SPLITS
 from espnet2_lamer.evaluation.mlsuperb import scan_tree
 from espnet2_lamer.recipe.benchmark import (
+    ASR_TRACKS,
     adapter_files,
     eval_langs,
     packages,
@@ -144,6 +145,12 @@ def of_heads(options: Options, tracks: Sequence[str]) -> list[Path]:
     for name, spec in upstream_specs(options).items():
         found += [] if name in BUILT_IN else weight_files(spec.source)
     configs = [Path(run.config) for run in planned_runs(options, tracks)]
+    if options.language_models and ASR_TRACKS == tracks:
+        configs += [
+            options.inference_config,
+            *map(Path, options.lm_train_text.values()),
+        ]
+        configs += [options.lm_config] if options.use_lm else []
     upstreams = [CONFIGS / f"{name}.yaml" for name in options.upstreams]
     return [*found, *with_those_there(configs, upstreams), *eval_sets(options)]
 

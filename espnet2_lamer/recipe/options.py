@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+from espnet2_lamer.constants import TUNES
 from espnet2_lamer.data.corpora import CORPORA, MHUBERT147_AUDIO
 from espnet2_lamer.data.segmented_rows import WAYS, segment_tables
 from espnet2_lamer.evaluation.runs import BENCHMARKS, BUDGETS, LID_READINGS, TRACKS
@@ -240,6 +241,34 @@ class Options(CommonOptions):
         "is one, as for the next two",
         exists=True,
     )
+    tune: list[str] = head_option(
+        "what trains with the heads of asr and multi_asr, of: head (nothing else) "
+        "experts (LoRA, routers) all (transformer, too); each is a system of its own",
+        ["head"],
+        choices=TUNES,
+    )
+    finetune_config: Path = head_option(
+        "head, rates and schedule of --tune experts and all", exists=True
+    )
+    use_ngram: bool = head_option(
+        "true: an n-gram model of the training text; decode ASR with and without it",
+        False,
+    )
+    ngram_num: int = head_option("its order, in tokens", 6, least=1)
+    use_lm: bool = head_option(
+        "true: the same with a transformer LM of ESPnet's LM task", False
+    )
+    lm_config: Path = head_option(
+        "its training", Path("conf/train_lm_transformer.yaml"), exists=True
+    )
+    lm_train_text: dict[str, str] = head_option(
+        "LANG=FILE of more sentences, one a line, for both", {}
+    )
+    inference_config: Path = head_option(
+        "beam and weights of decoding with language models",
+        Path("conf/decode_asr_finetune.yaml"),
+        exists=True,
+    )
     asr_layer: int | str = head_option(
         "layer that asr and multi_asr read, or all: the learned weighted sum"
     )
@@ -341,6 +370,11 @@ class Options(CommonOptions):
     def system(self, upstream: str) -> str:
         """Name of an upstream in file names and tables: the pretraining by its own."""
         return self.ssl_tag if upstream == "lamer" else upstream
+
+    @property
+    def language_models(self) -> bool:
+        """Whether recognisers get language models."""
+        return self.use_ngram or self.use_lm
 
     @property
     def random_upstream(self) -> Path:

@@ -9,6 +9,8 @@ from typing import Any
 from espnet2_lamer.evaluation.benchmark_sets import SPEECH_MINUTES
 from espnet2_lamer.evaluation.downstream import HeadOptions, train_head
 from espnet2_lamer.evaluation.head_decoding import decode_run
+from espnet2_lamer.evaluation.language_model import LmOptions, add_language_models
+from espnet2_lamer.evaluation.lm_decoding import decode_with_lm
 from espnet2_lamer.evaluation.plots import write_plots
 from espnet2_lamer.evaluation.results import (
     CONFOUNDED,
@@ -29,11 +31,16 @@ from espnet2_lamer.evaluation.scored_runs import (
     superb_table,
 )
 from espnet2_lamer.evaluation.set_table import set_table
+from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.gpus import run_on_gpus
 from espnet2_lamer.metrics.measure import Measure
-from espnet2_lamer.recipe.benchmark import planned_runs, without_text
+from espnet2_lamer.recipe.benchmark import (
+    ASR_TRACKS,
+    describe_systems,
+    planned_runs,
+    without_text,
+)
 from espnet2_lamer.recipe.options import CommonOptions, Options
-from espnet2_lamer.recipe.upstreams import upstream_specs
 
 DECODE_CONFIG = Path("conf/decode_asr_mlsuperb.yaml")
 _CONTROL = "head-only control"
@@ -69,6 +76,7 @@ def _train_one(options: Options, run: Run) -> None:
         learning_rate=run.learning_rate,
         seed=run.seed,
         ngpu=min(options.ngpu, 1),
+        tune=run.tune,
     )
     train_head(
         run.upstream,
@@ -80,6 +88,21 @@ def _train_one(options: Options, run: Run) -> None:
         head,
         record=run.as_dict(),
     )
+    if run.track in ASR_TRACKS:
+        add_language_models(run.directory(options.expdir), _lm_options(options, run))
+
+
+def _lm_options(options: Options, run: Run) -> LmOptions:
+    texts = options.lm_train_text
+    return LmOptions(
+        ngram_num=options.ngram_num if options.use_ngram else 0,
+        lm_config=options.lm_config if options.use_lm else None,
+        texts=[(lang, Path(texts[lang])) for lang in run.langs if lang in texts],
+        unit=run.unit,
+        decoding=read_yaml(options.inference_config),
+        seed=run.seed,
+        ngpu=min(options.ngpu, 1),
+    )
 
 
 def score(options: Options) -> None:
@@ -89,8 +112,19 @@ def score(options: Options) -> None:
     decoding = (*where, DECODE_CONFIG, options.device)
     calls = [(run, *decoding) for run in runs]
     _side_by_side(options, decode_run, calls, runs, "decoding")
-    tests = [test for run in runs for test in score_run(run, *where, options.seed)]
-    systems = {s.system: s.description for s in upstream_specs(options).values()}
+    with_lm = [r for r in runs if options.language_models and r.track in ASR_TRACKS]
+    calls = [(run, options.expdir, options.device) for run in with_lm]
+    _side_by_side(options, decode_with_lm, calls, with_lm, "decoding with LM")
+    tests = [
+        test
+        for run in runs
+        for test in score_run(run, *where, options.seed, run in with_lm)
+    ]
+    systems = {
+        system: text
+        for system, text in describe_systems(options).items()
+        if system in {test.run.system for test in tests}
+    }
     baselines = options.baselines or [n for n in ("random", "base") if n in systems]
     tables = [language_table(tests, baselines, options.seed), superb_table(tests)]
     tables.append(_set_table(options, tests))

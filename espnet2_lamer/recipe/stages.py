@@ -28,6 +28,11 @@ _BENCHMARK = (
 )
 # What multiplies them.
 _HEADS = "upstreams seed eval_seeds learning_rates"
+# What makes recognisers of them.
+_RECOGNISERS = (
+    "tune finetune_config use_ngram ngram_num use_lm lm_config lm_train_text "
+    "inference_config"
+)
 
 
 def _workers(options: Options) -> dict:
@@ -238,7 +243,8 @@ STAGES = (
         10,
         "asr_heads",
         "ASR fine-tuning",
-        f"asr_config multi_config units asr_layer store_dtype {_BENCHMARK} {_HEADS}",
+        "asr_config multi_config units asr_layer store_dtype "
+        f"{_BENCHMARK} {_HEADS} {_RECOGNISERS}",
         work("scoring", "train_heads", ASR_TRACKS),
         inputs=lambda o: files.of_heads(o, ASR_TRACKS),
         outputs=lambda o: files.heads(o, ASR_TRACKS),
@@ -262,7 +268,7 @@ STAGES = (
         12,
         "results",
         "decoding and results",
-        f"units baselines {_BENCHMARK} {_HEADS}",
+        f"units baselines {_BENCHMARK} {_HEADS} {_RECOGNISERS}",
         work("scoring", "score"),
         inputs=lambda o: [
             *files.heads(o),
@@ -277,7 +283,7 @@ STAGES = (
         13,
         "packing",
         "packing",
-        "upstreams",
+        "upstreams tune use_ngram use_lm",
         work("packing", "pack"),
         inputs=lambda o: [
             o.checkpoints,
