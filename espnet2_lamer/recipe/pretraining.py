@@ -198,7 +198,8 @@ def _schedule_options(options: Options) -> list[str]:
         return []
     table = options.raw / "ssl_train" / "utt2num_samples"
     hours = sum(int(n) for _, n in iterate_table(table)) / SAMPLE_RATE / 3600
-    found = schedule_by_hours(hours, options.passes, read_yaml(options.ssl_config))
+    config = read_yaml(options.ssl_config)
+    found = schedule_by_hours(hours, options.passes, config)
     logging.info(
         "--passes %g over %.2f h: %d updates in %d epochs, warm-up %d",
         options.passes,
@@ -207,7 +208,7 @@ def _schedule_options(options: Options) -> list[str]:
         found.epochs,
         found.warm_up,
     )
-    return found.arguments()
+    return found.arguments(config)
 
 
 def _allocation(options: Options) -> str:

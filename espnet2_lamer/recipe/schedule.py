@@ -23,11 +23,12 @@ class Schedule:
     epochs: int
     warm_up: int
 
-    def arguments(self) -> list[str]:
-        """The same as ESPnet's options."""
+    def arguments(self, config: Mapping[str, Any]) -> list[str]:
+        """The same as ESPnet's options; it counts batches where these add up."""
+        batches = 1 if config.get("update_bins") else config.get("accum_grad", 1)
         return [
             *("--max_epoch", str(self.epochs)),
-            *("--num_iters_per_epoch", str(self.per_epoch)),
+            *("--num_iters_per_epoch", str(self.per_epoch * batches)),
             *("--scheduler_conf", f"total_steps={self.updates}"),
             *("--scheduler_conf", f"warmup_steps={self.warm_up}"),
         ]
@@ -55,9 +56,7 @@ def schedule_by_hours(
 
     updates = passes * hours * 3600 / (seconds of audio per update), at least
     :data:`FEWEST` and at most :data:`MOST`, rounded up to :data:`EPOCHS` epochs of
-    equal length; the warm-up is :data:`WARM_UP` of them. ``num_iters_per_epoch``
-    counts batches, ``accum_grad`` of which make an update where there is no
-    ``update_bins``.
+    equal length; the warm-up is :data:`WARM_UP` of them.
     """
     updates = passes * hours * 3600 / seconds_per_update(config)
     updates = min(max(round(updates), FEWEST), MOST)
