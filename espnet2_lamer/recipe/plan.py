@@ -133,7 +133,8 @@ def stage_seconds(
         "data": _SYNTHESIS * prepared / jobs if synthetic else 1.0,
         "selection": 3 + convert,
         "features": teach and 3 + teach * found.features,
-        "clusters": trials.teacher_dim
+        "clusters": teach
+        and trials.teacher_dim
         and 5 + clustering * trials.teacher_dim / _FLOPS / jobs,
         "labels": teach and 3 + teach * (found.audio - found.features + found.held_out),
         "statistics": 0.1,
@@ -179,7 +180,7 @@ def disk_bytes(
         p.hours() for parts in speech.parts.values() for p in parts.values()
     )
     mini, models = options.corpus == "mini", len(options.upstreams)
-    known = trials.dim is not None
+    known = trials.base > 0
     size = 4 if options.store_dtype == "float32" else 2
     store = every * _FRAMES * (trials.dim or 0) * size * models if found.texts else 0
     heads = heads_of(options, found.texts, options.tracks)
@@ -190,7 +191,7 @@ def disk_bytes(
         "dump/features": trials.teacher_dim
         and feature_bytes(trials.teacher_dim, round(found.features * _FRAMES)),
         "dump/feature_store": min(store, 1e9 * options.feature_store_gb * max(1, heads))
-        if known
+        if trials.dim
         else None,
         "exp/ssl": experiment_bytes(trials.trainable) if known else None,
         "exp/heads": heads * head_bytes(trials.head_parameters, whole)
@@ -315,6 +316,8 @@ def _cost(options, recipe, speech, found, trials) -> Iterator[str]:
 def _lacking(options, speech, found, trials) -> Iterator[str]:
     for why in trials.why:
         yield f"  {why}"
+    if not speech.measured and options.corpus != "mini":
+        yield "  hours of these corpora are not counted before stage 1 has read them"
     for lang in options.langs:
         if not found.train[lang]:
             yield f"  {lang}: no usable training speech: stage 2 will stop"

@@ -26,6 +26,12 @@ from espnet2_lamer.units.teacher import load_teacher
 # Audio of a trial's utterance in seconds, and tokens of a head's.
 _SECONDS = 5
 _TOKENS = 40
+#: Widths of published checkpoints, for the disk of those that are not here.
+WIDTHS = {
+    "facebook/hubert-base-ls960": 768,
+    "facebook/hubert-large-ll60k": 1024,
+    "utter-project/mHuBERT-147": 768,
+}
 
 
 @dataclass
@@ -69,9 +75,13 @@ def machine(options: Options) -> str:
 
 def run_trials(options: Options) -> Trials:
     """Time what is on the disk; nothing is fetched and nothing written."""
-    found, why = Trials(), []
+    why: list[str] = []
+    found = Trials(
+        dim=WIDTHS.get(options.base), teacher_dim=WIDTHS.get(options.teacher)
+    )
     if options.ngpu and not torch.cuda.is_available():
-        return Trials(why=(f"--ngpu {options.ngpu}: not measured: no GPU here",))
+        found.why = (f"--ngpu {options.ngpu}: not measured: no GPU here",)
+        return found
     if not _there(options.base):
         why.append(f"base {options.base}: not on disk, so its training is not timed")
     else:

@@ -156,7 +156,7 @@ def test_preset_small_runs_from_data_to_results_on_a_cpu(tmp_path, monkeypatch):
     options = {
         "preset": "small",
         "manifest": tmp_path / "manifest.tsv",
-        "base": _base_of_12_layers(tmp_path / "base"),
+        "base": _base_of_12_layers(tmp_path / "base12"),
         "teacher": _tiny_hubert(tmp_path / "teacher", 1),
         "allocation": "2,4,6,8",
         "teacher_layer": 1,
