@@ -33,7 +33,7 @@ _FRAMES = 50  # per second
 # Rates that no trial measures, of the mini preset's committed run on two cores:
 # synthesis and conversion of a second of audio by a job, a start of Python and ESPnet,
 # a head's own start, its decoding and tests, the analysis without forward passes.
-_SYNTHESIS, _CONVERSION = 0.007, 0.02
+_SYNTHESIS, _CONVERSION = 0.007, 0.01
 _START, _HEAD_START, _TESTS, _REPORTS = 10.0, 3.0, 4.0, 60.0
 # Audio that the analysis hears of a model, in seconds, and rounds of k-means.
 _HEARD, _ROUNDS = 1500.0, 20
@@ -126,12 +126,12 @@ def stage_seconds(
     }
     synthetic = options.corpus == "mini"
     prepared = 2.2 * every if synthetic else every
-    convert = 0.0 if synthetic else _CONVERSION * every / jobs
+    convert = 0.0 if synthetic else _CONVERSION / jobs
     clustering = found.features * _FRAMES * options.n_clusters * _ROUNDS * 2
     times: dict[str, float | None] = {
         "checkpoints": _START,
         "data": _SYNTHESIS * prepared / jobs if synthetic else 1.0,
-        "selection": 3 + convert,
+        "selection": 3 + convert * (found.audio + found.held_out),
         "features": teach and 3 + teach * found.features,
         "clusters": teach
         and trials.teacher_dim
@@ -143,7 +143,7 @@ def stage_seconds(
         + steps * update
         + trainings * found.schedule.epochs * found.held_out * forward,
         "analysis": forward and _REPORTS + _HEARD * forward * (models),
-        "evaluation_sets": 3 + convert / 2,
+        "evaluation_sets": 3 + convert * every,
         "results": forward
         and sum(number.values()) * (_TESTS + 0.1 * every * forward / 3),
         "packing": 7.0,
