@@ -529,3 +529,8 @@ def write_flac(path: Path, samples: np.ndarray, comment: str = "") -> None:
         target.write(samples)
     # Not `getbuffer`, without a copy: CPython 3.12.1 crashes if writing that fails.
     path.write_bytes(content.getvalue())
+
+
+def converted_bytes(seconds: float) -> int:
+    """Return about what converted audio takes on disk: FLAC, 16 kHz, mono."""
+    return round(seconds * _FLAC_BYTES_PER_SECOND)

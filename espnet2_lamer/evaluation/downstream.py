@@ -385,3 +385,12 @@ def _write_final(
             shutil.copyfile(vocabulary.bpe_model, directory / BPE_MODEL)
         write_record(directory, record)
         write_json(directory / "inputs.json", inputs)
+
+
+def head_bytes(head: int, upstream: int) -> int:
+    """Return about what a head leaves on disk, by parameters of it and its upstream.
+
+    In float32: a checkpoint with Adam's two moments, the best and the latest model, and
+    the final one, which holds the upstream.
+    """
+    return 4 * (5 * head + head + upstream)

@@ -35,7 +35,7 @@ class CommonOptions:
 
     given: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
-    preset: str = option("mini | paper, see conf/presets", "mini")
+    preset: str = option("mini | small | paper, see conf/presets", "mini")
     stage: int = option("first stage to run", 0, least=0)
     stop_stage: int = option("last stage to run", -1, empty="the last")
     skip_stages: list[int] = option('stages to leave out, e.g. "5 6"', [])
@@ -147,6 +147,9 @@ class Options(CommonOptions):
     YAML: ``allocation`` (empty where the whole model trains) and ``ssl_tag``.
     """
 
+    plan: bool = option(
+        "true: say what a run would take and lose, write nothing, run nothing", False
+    )
     dask: str = option(
         "run the parallel jobs of data and units on the workers of this Dask "
         "scheduler, such as tcp://host:8786; see docs/scale_out.md",
@@ -194,6 +197,12 @@ class Options(CommonOptions):
     )
     ssl_tag: str = model_option(
         "name of the pretraining", "", empty="from --ssl_config and --allocation"
+    )
+    passes: float = model_option(
+        "passes of pretraining over the speech, within bounds; 0: the updates of "
+        "--ssl_config",
+        0.0,
+        least=0,
     )
     control: bool = model_option("also train the head-only control", True)
     sanity: bool = model_option(

@@ -201,7 +201,7 @@ STAGES = (
         7,
         "pretraining",
         "continual pretraining",
-        "ssl_config allocation n_clusters control seed",
+        "ssl_config allocation n_clusters passes control seed",
         work("pretraining", "pretrain"),
         inputs=lambda o: [
             o.checkpoints,
