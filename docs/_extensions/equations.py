@@ -11,12 +11,18 @@ from sphinx.errors import ExtensionError
 ziamath.config.svg2 = False
 # Sizes of delimiters, which ziamath finds by itself.
 _SIZES = re.compile(r"\\[bB]igg?[lrm]?(?![A-Za-z])")
+# A bar that stretches beside a sum grows without end, one that does not looks the same.
+_BARS = re.compile(r"\\[lr]Vert(?![A-Za-z])")
 # Units of a drawing per em: it grows with the text around it.
 _EM = 20
+# Height in em of what cannot have been meant.
+_TOO_HIGH = 10
 
 
 def _svg(node: nodes.Node, inline: bool) -> str:
-    tex = " ".join(_SIZES.sub("", node.astext()).split())
+    tex = " ".join(_BARS.sub(r"\\|", _SIZES.sub("", node.astext())).split())
+    if not inline and "&" in tex and r"\begin" not in tex:
+        tex = rf"\begin{{aligned}} {tex} \end{{aligned}}"
     try:
         drawn = ziamath.Latex(tex, size=_EM, color="currentColor", inline=inline)
         svg = drawn.svgxml()
@@ -24,6 +30,10 @@ def _svg(node: nodes.Node, inline: bool) -> str:
     except Exception as error:
         raise ExtensionError(f"{tex!r} is no LaTeX: {error}") from error
     width, height = (float(svg.get(name)) / _EM for name in ("width", "height"))
+    if height > _TOO_HIGH:
+        raise ExtensionError(
+            f"{tex!r} is drawn {height:.0f} em high: write it otherwise"
+        )
     for name in ("width", "height"):
         del svg.attrib[name]
     style = f"width: {width:.3f}em; aspect-ratio: {width:.3f} / {height:.3f}"

@@ -27,12 +27,25 @@ def test_an_equation_is_paths_alone_and_fits_a_page(tex):
     used = {element.tag.rpartition("}")[2] for element in svg.iter()}
     assert "path" in used
     assert not used & {"text", "use", "image", "script", "style", "foreignObject"}
-    width, height = map(
-        float, re.search(r"([\d.]+) / ([\d.]+)", svg.get("style")).groups()
+    # The text of a page is 46 em wide.
+    assert float(re.search(r"width: ([\d.]+)em", svg.get("style"))[1]) < 46
+
+
+def test_lines_of_an_equation_stand_below_one_another():
+    tex = r"a &= b \\ c &= d"
+    one, two = (
+        float(
+            re.search(r"/ ([\d.]+)", equations._svg(nodes.math_block(t, t), False))[1]
+        )
+        for t in ("a = b", tex)
     )
-    # em of 16 pixels: the text of a page is 46 em wide, and a brace gone wrong 50 high.
-    assert width < 46
-    assert height < 8
+    assert two > 2 * one
+
+
+def test_a_brace_that_grows_without_end_is_refused():
+    tex = r"R = \begin{cases} \dfrac{p}{\sum_{j \in T(h)} p_j} & k \\ 0 & j \end{cases}"
+    with pytest.raises(equations.ExtensionError, match="em high"):
+        equations._svg(nodes.math_block(tex, tex), False)
 
 
 def test_what_is_no_latex_names_itself():
