@@ -23,6 +23,7 @@ from espnet2_lamer.data.manifest import (
     read_folder,
     read_manifest,
 )
+from espnet2_lamer.data.segments import read_wavs
 from espnet2_lamer.data.sets import Utterance, language_code, read_if_there
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table
@@ -162,7 +163,7 @@ def _rows(data: Path) -> tuple[list[Utterance], Path]:
         return read_folder(data), data
     if not data.is_dir():
         return read_manifest(data), data.parent
-    wavs, langs = read_table(data / "wav.scp"), read_table(data / "utt2lang")
+    wavs, langs = read_wavs(data), read_table(data / "utt2lang")
     speakers, sources = (read_if_there(data / f"utt2{x}") for x in ("spk", "source"))
     codes = {x: language_code(x, f"{data / 'utt2lang'}") for x in set(langs.values())}
     rows = []

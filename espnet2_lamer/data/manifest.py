@@ -10,11 +10,11 @@ from pathlib import Path
 from espnet2_lamer.data.audio import listed
 from espnet2_lamer.data.audio_files import EXTENSIONS, is_companion, is_hidden
 from espnet2_lamer.data.division import divide, shares_in_train
+from espnet2_lamer.data.segments import read_times, read_wavs
 from espnet2_lamer.data.sets import (
     SPLITS,
     Utterance,
     language_code,
-    read_if_there,
     remove_other_sets,
     write_set,
 )
@@ -42,10 +42,11 @@ def prepare_manifest(
     """Write ``<output_dir>/<split>_<lang>`` and ``<output_dir>/manifest.json``.
 
     ``manifest`` is a TSV file (header line; utt_id, path, lang required; no quoting;
-    paths relative to its folder) or a folder ``<lang>/**/*.wav``. Rows without a split
-    are divided by :func:`~espnet2_lamer.data.division.divide`. Sets of the embedded
-    corpus are removed, since evaluation would prefer them. Without ``langs`` all
-    languages are used; rows of ``exclude_sources`` (column ``source``) are not.
+    paths relative to its folder; start and end, in seconds, of what is a part of a
+    recording) or a folder ``<lang>/**/*.wav``. Rows without a split are divided by
+    :func:`~espnet2_lamer.data.division.divide`. Sets of the embedded corpus are
+    removed, since evaluation would prefer them. Without ``langs`` all languages are
+    used; rows of ``exclude_sources`` (column ``source``) are not.
 
     Returns:
         What ``manifest.json`` holds.
@@ -159,12 +160,16 @@ def _parse(path: Path, where: str, values: list[str], header: list[str]) -> Utte
         )
     # A file name may hold runs of spaces.
     file_name = values[header.index("path")].strip()
+    times = record.get("start", ""), record.get("end", "")
+    start, end = read_times(*times, where) if any(times) else (None, None)
     return Utterance(
         utt_id,
         path=os.path.abspath(path.parent / file_name),
         lang=language_code(record["lang"], where),
         speaker=record.get("speaker", "").replace(" ", "_"),
         where=where,
+        start=start,
+        end=end,
         **{name: record[name] for name in _AS_THEY_ARE if name in record},
     )
 
@@ -301,7 +306,8 @@ def _warn_of_moves(output_dir: Path, rows: list[Utterance]) -> None:
     """Say how many utterances train has now that earlier models were tested on."""
     tested: set[str] = set()
     for lang in {row.lang for row in rows}:
-        tested |= read_if_there(output_dir / f"test_{lang}" / "wav.scp").keys()
+        folder = output_dir / f"test_{lang}"
+        tested |= read_wavs(folder).keys() if (folder / "wav.scp").is_file() else set()
     moved = sum(row.split == "train" and row.utt_id in tested for row in rows)
     if moved:
         text = "%d utterances that were in test are in train now: results from before "
@@ -310,14 +316,14 @@ def _warn_of_moves(output_dir: Path, rows: list[Utterance]) -> None:
 
 
 def _once(rows: list[Utterance], left_out: LeftOut) -> list[Utterance]:
-    """Keep one row of every file, that of test before dev before train."""
+    """Keep one row of every file, or part, that of test before dev before train."""
     of_file = {}
     ranks = {split: rank for rank, split in enumerate(("", *SPLITS))}
     for row in sorted(rows, key=lambda row: ranks[row.split]):
-        if row.path in of_file:
+        if row.audio in of_file:
             left_out[_AGAIN][row.lang] += 1
-        of_file[row.path] = row.utt_id
-    return [row for row in rows if of_file[row.path] == row.utt_id]
+        of_file[row.audio] = row.utt_id
+    return [row for row in rows if of_file[row.audio] == row.utt_id]
 
 
 def _sources(rows: list[Utterance]) -> dict[str, dict]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from espnet2_lamer.data.audio import file_seconds, over_files, read_16k
+from espnet2_lamer.data.audio import durations, over_files, read_16k
 from espnet2_lamer.data.audio_fingerprint import (
     DURATION_TOLERANCE,
     Fingerprint,
@@ -18,9 +18,9 @@ from espnet2_lamer.data.audio_fingerprint import (
     fingerprint,
 )
 from espnet2_lamer.data.corpora import EVAL_DIR
+from espnet2_lamer.data.segments import read_wavs, recording_and_times
 from espnet2_lamer.data.sets import Utterance, read_if_there
 from espnet2_lamer.fileio.atomic import write_text
-from espnet2_lamer.fileio.datadir import read_table
 
 #: Transcripts are compared between clips whose durations differ by at most this.
 TEXT_TOLERANCE = 0.05
@@ -90,7 +90,7 @@ def read_evaluation(
         name = folder.relative_to(data_dir).as_posix()
         lang = name.rpartition("_")[2]
         texts = read_if_there(folder / "text")
-        for utt, path in read_table(folder / "wav.scp").items():
+        for utt, path in read_wavs(folder).items():
             utterance = Utterance(utt, path, lang, text=texts.get(utt, ""))
             entries[os.path.abspath(path)].append((name, utterance))
     for name, utterances in (lists or {}).items():
@@ -98,7 +98,7 @@ def read_evaluation(
             entries[os.path.abspath(utterance.path)].append((name, utterance))
     clips, problems = [], []
     wavs = {path: path for path in entries}
-    for path, seconds, problem in over_files(file_seconds, wavs, nj, "evaluation sets"):
+    for path, seconds, problem in durations(wavs, nj, "evaluation sets"):
         if problem:
             problems.append(f"{path}: {problem}")
             continue
@@ -120,7 +120,9 @@ def clip_ids(utt_id: str, path: str) -> tuple[set[str], set[str]]:
     or more; language, duration and transcripts must agree as well, since one number may
     be in two corpora.
     """
-    stem = Path(path).stem
+    # A recording's name is that of all its parts.
+    whole = recording_and_times(path)[1] is None
+    stem = Path(path).stem if whole else utt_id
     sure = {os.path.abspath(path)}
     for name in (utt_id, stem):
         sure.update(_COMMON_VOICE.findall(name))

@@ -12,10 +12,10 @@ from espnet2_lamer.data import overlap, sampling
 from espnet2_lamer.data.audio import SkippedAudio, header_seconds
 from espnet2_lamer.data.formatting import FormattedSet, check_unique, collect_set
 from espnet2_lamer.data.hours import PAPER_HOURS, log_hours, lost_hours
+from espnet2_lamer.data.segments import read_wavs
 from espnet2_lamer.data.sets import Utterance, read_if_there
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
-from espnet2_lamer.fileio.datadir import read_table
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def prepare_ssl_data(
 
     clips = []
     for lang, folder in train_dirs.items():
-        wavs, texts = read_table(folder / "wav.scp"), read_if_there(folder / "text")
+        wavs, texts = read_wavs(folder), read_if_there(folder / "text")
         seconds = header_seconds(wavs, folder / "wav.scp", nj, skipped)
         clips += [
             overlap.Clip(utt, wavs[utt], lang, length, texts.get(utt, ""))
@@ -216,7 +216,7 @@ def _choose_dev(
     keep: set[str] = set()
     for lang, folder in folders.items():
         wav_scp = folder / "wav.scp"
-        seconds = header_seconds(read_table(wav_scp), wav_scp, nj, skipped)
+        seconds = header_seconds(read_wavs(folder), wav_scp, nj, skipped)
         usable, most = selection.usable(seconds), selection.dev_hours
         if _hours(usable) <= most:
             # All of them, so that those of other lengths are counted.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from espnet2_lamer.data.corpora import CORPORA, EVAL_DIR, PRETRAIN_DIR
+from espnet2_lamer.data.segments import audio_tables, part_of
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_dir
 from espnet2_lamer.fileio.datadir import read_table, write_spk2utt, write_table
@@ -58,6 +59,14 @@ class Utterance:
     source: str = ""  # where it comes from; written to utt2source
     where: str = ""  # file:line, for errors
     seconds: float | None = None
+    # Where it is in the recording `path`, in seconds; None: its beginning and end.
+    start: float | None = None
+    end: float | None = None
+
+    @property
+    def audio(self) -> str:
+        """The file, or the part of one, see :func:`~.segments.part_of`."""
+        return part_of(self.path, self.start or 0.0, self.end)
 
 
 def write_set(directory: str | Path, utterances: Sequence[Utterance]) -> None:
@@ -67,9 +76,13 @@ def write_set(directory: str | Path, utterances: Sequence[Utterance]) -> None:
 
 
 def tables_of(utterances: Sequence[Utterance]) -> dict[str, dict[str, str]]:
-    """Return the tables of a data directory, without what is not known."""
+    """Return the tables of a data directory, without what is not known.
+
+    Where an utterance is a part of a recording, ``wav.scp`` has a line per recording
+    and ``segments`` says of every utterance where it is.
+    """
     values = {
-        "wav.scp": {u.utt_id: u.path for u in utterances},
+        **audio_tables({u.utt_id: u.audio for u in utterances}),
         "utt2spk": {u.utt_id: u.speaker or u.utt_id for u in utterances},
         "utt2lang": {u.utt_id: u.lang for u in utterances},
         "text": {u.utt_id: u.text for u in utterances},

@@ -6,7 +6,7 @@ from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.data.audio_decoding import Source, Unusable, decode, full_scale
 
 #: What may be done to a file.
-CHANGES = ("resampled", "downmixed", "decoded", "rescaled", "one_channel")
+CHANGES = ("resampled", "downmixed", "decoded", "rescaled", "one_channel", "cut")
 #: Kinds of samples that can be of any size.
 FLOATS = ("FLOAT", "DOUBLE")
 _KEPT_AS_THEY_ARE = ("WAV", "WAVEX", "RF64", "FLAC")
@@ -31,7 +31,18 @@ def usable_speech(
     Raises:
         Unusable: As ``decode``; absurd samples, silence.
     """
-    samples, rate = decode(source, check), source.file.samplerate
+    return to_speech(decode(source, check), source)
+
+
+def to_speech(
+    samples: np.ndarray, source: Source
+) -> tuple[np.ndarray, dict[str, bool]]:
+    """Do so with decoded samples ``[frames, channels]`` of a file or of a part of it.
+
+    Raises:
+        Unusable: Absurd samples, silence.
+    """
+    rate = source.file.samplerate
     changes = dict.fromkeys(CHANGES, False)
     if source.file.subtype in FLOATS:
         scale = full_scale(samples)
@@ -67,4 +78,5 @@ def changes_by_header(source: Source) -> dict[str, bool]:
         "resampled": file.samplerate != SAMPLE_RATE,
         "downmixed": file.channels > 1,
         "decoded": source.frames is None or file.format not in _KEPT_AS_THEY_ARE,
+        "cut": source.start is not None,
     }

@@ -45,9 +45,9 @@ def selection_inputs(options: Options) -> list[Path]:
     from espnet2_lamer.data.overlap import evaluation_dirs
 
     sets = [f"{split}_{lang}" for split in ("train", "dev") for lang in options.langs]
-    tables = below(options.datadir, sets, ("text", "utt2spk", "utt2source"))
+    tables = below(options.datadir, sets, ("text", "utt2spk", "utt2source", "segments"))
     for folder in evaluation_dirs(options.datadir, options.langs):
-        tables += [folder / "wav.scp", folder / "text"]
+        tables += [folder / name for name in ("wav.scp", "segments", "text")]
     if options.replay_sampling == "cluster" and options.replay_clusters:
         tables.append(Path(options.replay_clusters))
     return with_those_there(corpus_sets(options), tables)
@@ -104,7 +104,7 @@ def own_texts(options: Options) -> list[Path]:
     """What of one's own data is recognised, beside the speech that is trained on."""
     langs = eval_langs(options) if options.benchmark == "own" else []
     sets = [f"{kind}{s}_{x}" for x in langs for s in SPLITS for kind in ("asr_", "")]
-    names = ("wav.scp", "text", "romanisation", "utt2spk", "phones.ctm")
+    names = ("wav.scp", "text", "romanisation", "utt2spk", "phones.ctm", "segments")
     known = {*corpus_sets(options)}
     return [p for p in below(options.datadir, sets, names) if p not in known]
 

@@ -20,6 +20,7 @@ from espnet2_lamer.data.corpora import (
 )
 from espnet2_lamer.data.corpora.archive import Archive, Ledger
 from espnet2_lamer.data.sampling import seed_of
+from espnet2_lamer.data.segments import audio_tables, read_wavs
 from espnet2_lamer.data.sets import (
     SPLITS,
     Utterance,
@@ -55,7 +56,7 @@ _BETWEEN_HANZI = re.compile(f"(?<=[{_HANZI}]) (?=[{_HANZI}])")
 _UNSPACED = ("cmn", "yue")
 # The corpus that is a selection from others.
 _SELECTION = "mhubert147"
-_TABLES = ("wav.scp", "utt2spk", "utt2lang", "utt2source", "text", "romanisation")
+_TABLES = ("utt2spk", "utt2lang", "utt2source", "text", "romanisation")
 # Where no corpus has a dev set: as many per source as mHuBERT-147's validation set has
 # per language and dataset, and never more than a tenth.
 _HELD_OUT = 5
@@ -301,15 +302,20 @@ def _join(
 ) -> Counter[str]:
     """Join data directories; ``is_dev`` None: whole, else with or without held_out."""
     counts: Counter[str] = Counter()
+
+    def joined(read: Callable[[Path], dict[str, str]]) -> dict[str, str]:
+        return {
+            utt: value
+            for folder in folders
+            for utt, value in read(folder).items()
+            if is_dev is None or (utt in held_out) == is_dev
+        }
+
     with atomic_dir(directory) as temporary:
+        write_tables(temporary, audio_tables(joined(read_wavs)))
         # One table after the other: each may have more than a million lines.
         for name in _TABLES:
-            table = {
-                utt: value
-                for folder in folders
-                for utt, value in read_if_there(folder / name).items()
-                if is_dev is None or (utt in held_out) == is_dev
-            }
+            table = joined(lambda folder, name=name: read_if_there(folder / name))
             write_tables(temporary, {name: table})
             if name == "utt2source":
                 counts.update(table.values())
