@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from espnet2_lamer.data.corpora import CORPORA, MHUBERT147_AUDIO
+from espnet2_lamer.data.sources.source import parse_sources
 from espnet2_lamer.evaluation.runs import BENCHMARKS, BUDGETS, LID_READINGS, TRACKS
 from espnet2_lamer.recipe.declaration import (
     as_text,
@@ -49,10 +50,15 @@ class CommonOptions:
     expdir: Path = option("experiments, logs, results", Path("exp"))
     python: str = option("Python interpreter", "", empty="that of path.sh")
     corpus: str = data_option(
-        "mini | manifest | public corpora, joined, of: commonvoice thchs30 aishell1 "
-        "aishell3 fleurs mhubert147, whose paths are in db.sh"
+        "one, or several joined, of: mini, manifest (your own speech), and commonvoice "
+        "thchs30 aishell1 aishell3 fleurs mhubert147, whose paths are in db.sh"
     )
-    manifest: str = data_option("TSV, or folder of audio per language", "")
+    manifest: str = data_option(
+        "your own speech, several with spaces between: TSV, folder of audio per "
+        "language, Kaldi folder, datasets:ID or folder, lhotse cuts, tar shards; see "
+        "docs/adding_a_language.md",
+        "",
+    )
     exclude_sources: list[str] = data_option("sources of the manifest to leave out", [])
     max_missing: float = data_option(
         "most missing clips per set of a public corpus, in %", 1.0, least=0
@@ -108,12 +114,12 @@ class CommonOptions:
         return {variable: os.environ.get(variable, "") for variable in used} or None
 
     @property
-    def manifest_files(self) -> list[Path]:
-        """The manifest, unless it is a folder or not asked for."""
-        if self.corpus != "manifest" or not self.manifest:
+    def manifest_parts(self) -> list[Path]:
+        """The files and folders of the manifest's sources, if it is asked for."""
+        if "manifest" not in self.corpus.split() or not self.manifest:
             return []
-        path = Path(self.manifest)
-        return [] if path.is_dir() else [path]
+        sources = parse_sources(self.manifest)
+        return [path for source in sources for path in source.files()]
 
 
 @dataclass(kw_only=True)
