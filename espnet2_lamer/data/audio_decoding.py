@@ -161,7 +161,7 @@ def decode(source: Source, check: bool = True) -> np.ndarray:
         Unusable: The file is damaged, has no samples, or holds NaN.
     """
     if source.start is not None:
-        return _decode_part(source)
+        return np.concatenate([*_part_pieces(source)])
     kind, path = source.file.format, source.file.name
     if check:
         _check_container(source)
@@ -197,13 +197,16 @@ def _check_container(source: Source) -> None:
 
 
 def stream(source: Source, check: bool = True) -> Iterator[np.ndarray]:
-    """Yield the samples of a whole file in pieces, float32 ``[some, channels]``.
+    """Yield the samples of a file, or part, in pieces, float32 ``[some, channels]``.
 
     The same is checked as by :func:`decode`, some of it at the end.
 
     Raises:
         Unusable: As :func:`decode`.
     """
+    if source.start is not None:
+        yield from _part_pieces(source)
+        return
     file, count = source.file, 0
     if check:
         _check_container(source)
@@ -229,11 +232,11 @@ def stream(source: Source, check: bool = True) -> Iterator[np.ndarray]:
         sums.compare()
 
 
-def _pieces(source: Source, dtype: str, size: int = 0) -> Iterator[np.ndarray]:
+def _pieces(source: Source, dtype: str) -> Iterator[np.ndarray]:
     file = source.file
     if source.frames is None:
         file.seekable = lambda: False
-    size = size or _PIECE // file.channels
+    size = _PIECE // file.channels
     try:
         while len(block := file.read(size, dtype=dtype, always_2d=True)):
             yield block
@@ -241,7 +244,7 @@ def _pieces(source: Source, dtype: str, size: int = 0) -> Iterator[np.ndarray]:
         raise Unusable(f"truncated or damaged ({error})") from None
 
 
-def _decode_part(source: Source) -> np.ndarray:
+def _part_pieces(source: Source) -> Iterator[np.ndarray]:
     """Read from the start of a part to its end; only some formats let us jump there."""
     file, skip, left = source.file, source.start, source.frames
     if file.format in _SEEKABLE and left is not None:
@@ -250,21 +253,20 @@ def _decode_part(source: Source) -> np.ndarray:
         except (OSError, RuntimeError) as error:
             raise Unusable(f"truncated or damaged ({error})") from None
         skip = 0
-    blocks = []
+    count = 0
     for block in _pieces(source, "float32"):
         own = block[skip:][:left]
         skip = max(0, skip - len(block))
         left = None if left is None else left - len(own)
-        blocks.append(own)
+        count += len(own)
+        if not np.isfinite(own).all():
+            raise Unusable("holds NaN or infinite samples")
+        yield own
         if left == 0:
             break
-    samples = np.concatenate([np.zeros((0, file.channels), np.float32), *blocks])
     slack = _MP3_SLACK if file.format == "MP3" else 0
-    if left and left > slack + OVERSHOT * file.samplerate or not len(samples):
+    if (left or 0) > slack + OVERSHOT * file.samplerate or not count:
         raise Unusable(f"truncated: the recording ends {left or 0} samples too early")
-    if not np.isfinite(samples).all():
-        raise Unusable("holds NaN or infinite samples")
-    return samples
 
 
 def _blocks(source: Source) -> Iterator[np.ndarray]:

@@ -163,7 +163,8 @@ def collect_set(
         raise RecipeError(
             f"{', '.join(str(d) for d in data_dirs)}: no utterance is left between "
             f"{min_s:g} and {max_s:g} s ({short} shorter, {long} longer); join or cut "
-            "utterances, or change the limits"
+            "utterances (--segment vad cuts a manifest's recordings at pauses), or "
+            "change the limits"
         )
     for counts in result.report.values():
         counts["hours"] = round(counts["hours"], 4)

@@ -122,6 +122,10 @@ def log_hours(hours: dict, listing: str | Path, compare: bool = False) -> None:
             for why, figures in entry["lost"].items()
         )
         logging.info(text, lang, *(entry[name] for name in names), lost or "none")
+        long = [why for why in entry["lost"] if why.startswith("longer than")]
+        if long and not entry.get("recordings"):
+            text = "%s: what is %s is lost; --segment vad cuts a manifest's recordings "
+            logging.warning(text + "at pauses", lang, long[0])
         if entry["lost_percent"] > _MUCH:
             text = "%s: %.1f %% of its hours are lost: %s; unusable files are in %s"
             logging.warning(text, lang, entry["lost_percent"], lost, listing)

@@ -13,6 +13,7 @@ from espnet2_lamer.data.audio_decoding import OVERSHOT, outside
 from espnet2_lamer.data.corpora import EVAL_DIR, PRETRAIN_DIR
 from espnet2_lamer.data.division import divide, shares_in_train
 from espnet2_lamer.data.languages import language_code, language_name, named
+from espnet2_lamer.data.segmented_rows import LISTING, Segmenting, segment_rows
 from espnet2_lamer.data.segments import read_wavs
 from espnet2_lamer.data.sets import (
     SPLITS,
@@ -21,7 +22,7 @@ from espnet2_lamer.data.sets import (
     write_set,
 )
 from espnet2_lamer.data.sources import read_sources
-from espnet2_lamer.data.sources.rows import LOOSE, LeftOut, Reading
+from espnet2_lamer.data.sources.rows import LOOSE, LeftOut, Reading, check_unique
 from espnet2_lamer.data.sources.source import parse_sources
 from espnet2_lamer.data.sources.stored_audio import AudioStore
 from espnet2_lamer.errors import RecipeError
@@ -39,6 +40,7 @@ def prepare_manifest(
     langs: Sequence[str] = (),
     exclude_sources: Sequence[str] = (),
     seed: int = 0,
+    segmenting: Segmenting | None = None,
     joined: bool = False,
 ) -> dict:
     """Write ``<output_dir>/<split>_<lang>`` and ``<output_dir>/manifest.json``.
@@ -47,7 +49,8 @@ def prepare_manifest(
     Audio that lies in archives goes to ``<output_dir>/audio``. Rows without a split are
     divided by :func:`~espnet2_lamer.data.division.divide`. Sets of the embedded corpus
     are removed, since evaluation would prefer them. Without ``langs`` all languages are
-    used; rows of ``exclude_sources`` (``source``) are not.
+    used; rows of ``exclude_sources`` (``source``) are not. ``segmenting`` says what
+    becomes of recordings that are longer than an utterance.
 
     With ``joined``, other corpora come to it: the sets are ``pretrain/manifest`` and
     ``eval/manifest``, as those of :func:`~.corpora.prepare.prepare`, and languages of
@@ -73,6 +76,17 @@ def prepare_manifest(
     _check_files(kept, manifest)
     _check_times(kept)
     kept = _once(kept, left_out)
+    segmenting = segmenting or Segmenting()
+    beside = Path(sources[0].path if len(sources) == 1 else manifest)
+    kept = segment_rows(kept, beside, output_dir, segmenting)
+    check_unique(kept)
+    empty = [lang for lang in asked if lang not in {row.lang for row in kept}]
+    if empty:
+        raise RecipeError(
+            f"{manifest}: no speech of language {empty[0]} is left after segmentation "
+            f"(--segment {segmenting.way}); {output_dir / LISTING} has a line per "
+            "recording"
+        )
     apart = divide(kept, seed)
     of_sources = _sources(kept)
     excluded = [row for row in wanted if row.source in exclude_sources]

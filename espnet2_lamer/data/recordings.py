@@ -4,13 +4,16 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.data.audio_decoding import (
     Source,
     Unusable,
+    full_scale,
     part,
     stream,
 )
 from espnet2_lamer.data.segments import Times
+from espnet2_lamer.data.usable import FLOATS, to_mono
 
 
 def cut(
@@ -63,3 +66,27 @@ def cut(
             yield name, own, np.concatenate(pieces)
     for _, _, name, own in wanted:
         yield name, own, Unusable("begins after the recording's end")
+
+
+def speech_stream(source: Source) -> Iterator[np.ndarray]:
+    """Yield a file, or a part of one, as float32 ``[some]`` at 16 kHz, mono.
+
+    Channels and levels are treated as by :func:`~espnet2_lamer.data.usable.to_speech`,
+    in every piece anew.
+
+    Raises:
+        Unusable: As :func:`~espnet2_lamer.data.audio_decoding.stream`.
+    """
+    import soxr
+
+    rate, scale = source.file.samplerate, 1.0
+    floats = source.file.subtype in FLOATS
+    resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
+    for block in stream(source):
+        if floats:
+            scale = max(scale, full_scale(block))
+            block = block / np.float32(scale)
+        mono = to_mono(block)[0]
+        yield mono if rate == SAMPLE_RATE else resampler.resample_chunk(mono)
+    if rate != SAMPLE_RATE:
+        yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)

@@ -48,15 +48,7 @@ def to_speech(
         scale = full_scale(samples)
         changes["rescaled"] = scale != 1
         samples = samples / np.float32(scale) if changes["rescaled"] else samples
-    mono, channels = samples[:, 0], samples.shape[1]
-    if channels > 1:
-        mono = samples.mean(axis=1, dtype=np.float32)
-        # Matrix products: numpy is slow along so short an axis.
-        means = np.ones(len(samples), np.float32) @ samples / len(samples)
-        covariance = samples.T @ samples / len(samples) - np.outer(means, means)
-        power = covariance.diagonal()
-        if covariance.sum() < _CANCELLED * power.sum():
-            mono, changes["one_channel"] = samples[:, int(power.argmax())], True
+    mono, changes["one_channel"] = to_mono(samples)
     if float(np.ptp(mono)) < _SILENCE:
         raise Unusable("silent: all samples are zero or the same")
     changes |= changes_by_header(source)
@@ -69,6 +61,22 @@ def to_speech(
     peak = float(np.abs(mono).max()) if any(changes.values()) else 0.0
     # The low-pass of resampling can overshoot; 16-bit files would clip it.
     return (mono * (0.999 / peak) if peak > 0.999 else mono), changes
+
+
+def to_mono(samples: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Average the channels of ``[frames, channels]``, or take one where they cancel.
+
+    Returns the samples, and whether they are of one channel of several.
+    """
+    if samples.shape[1] == 1:
+        return samples[:, 0], False
+    # Matrix products: numpy is slow along so short an axis.
+    means = np.ones(len(samples), np.float32) @ samples / len(samples)
+    covariance = samples.T @ samples / len(samples) - np.outer(means, means)
+    power = covariance.diagonal()
+    if covariance.sum() < _CANCELLED * power.sum():
+        return samples[:, int(power.argmax())], True
+    return samples.mean(axis=1, dtype=np.float32), False
 
 
 def changes_by_header(source: Source) -> dict[str, bool]:

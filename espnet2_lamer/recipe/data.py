@@ -10,6 +10,7 @@ from espnet2_lamer.data.corpora.prepare import join_corpora, prepare
 from espnet2_lamer.data.espeak import VOICES
 from espnet2_lamer.data.manifest import prepare_manifest
 from espnet2_lamer.data.mini import build_mini, join_mini
+from espnet2_lamer.data.segmented_rows import Segmenting
 from espnet2_lamer.data.selection import Selection, prepare_ssl_data
 from espnet2_lamer.data.sets import SPLITS, Utterance, remove_other_corpora
 from espnet2_lamer.errors import RecipeError
@@ -54,8 +55,16 @@ def prepare_corpus(options: CommonOptions) -> None:
             f"--manifest {options.manifest}: --corpus {options.corpus} does not read "
             f'it; say --corpus manifest, or --corpus "{options.corpus} manifest"'
         )
+    if options.segment != "none" and "manifest" not in corpora:
+        raise RecipeError(
+            f"--segment {options.segment}: cuts the recordings of --corpus manifest; "
+            f"those of --corpus {options.corpus} are utterances already"
+        )
     to, langs, seed = options.datadir, options.langs, options.seed
-    own = options.manifest, to, langs, options.exclude_sources, seed
+    names = "segments min_duration max_duration max_bad_audio nj".split()
+    how = {name: getattr(options, name) for name in names}
+    segmenting = Segmenting(options.segment, **how)
+    own = options.manifest, to, langs, options.exclude_sources, seed, segmenting
     if corpora == ["mini"]:
         remove_other_corpora(to)
         build_mini(to, options.nj, seed, langs=langs)
@@ -91,7 +100,9 @@ def _prepare_public(options: CommonOptions, corpora: Sequence[str]) -> set[str]:
 
 def prepare_speech(options: Options) -> None:
     """Stage 1: the corpus, and whether later stages will find what they need."""
-    prepare_corpus(options)
+    # What else stage 1 does is short.
+    with workers(options.dask if options.segment == "vad" else ""):
+        prepare_corpus(options)
     check_evaluation(options)
 
 

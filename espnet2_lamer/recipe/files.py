@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from espnet2_lamer.data.segmented_rows import REPORT
 from espnet2_lamer.data.sets import SPLITS
 from espnet2_lamer.evaluation.mlsuperb import scan_tree
 from espnet2_lamer.recipe.benchmark import (
@@ -48,6 +49,7 @@ def selection_inputs(options: Options) -> list[Path]:
     tables = below(options.datadir, sets, ("text", "utt2spk", "utt2source", "segments"))
     for folder in evaluation_dirs(options.datadir, options.langs):
         tables += [folder / name for name in ("wav.scp", "segments", "text")]
+    tables.append(options.datadir / REPORT)
     if options.replay_sampling == "cluster" and options.replay_clusters:
         tables.append(Path(options.replay_clusters))
     return with_those_there(corpus_sets(options), tables)

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from espnet2_lamer.data.corpora import CORPORA, MHUBERT147_AUDIO
+from espnet2_lamer.data.segmented_rows import WAYS, segment_tables
 from espnet2_lamer.data.sources.source import parse_sources
 from espnet2_lamer.evaluation.runs import BENCHMARKS, BUDGETS, LID_READINGS, TRACKS
 from espnet2_lamer.recipe.declaration import (
@@ -58,6 +59,15 @@ class CommonOptions:
         "language, Kaldi folder, datasets:ID or folder, lhotse cuts, tar shards; see "
         "docs/adding_a_language.md",
         "",
+    )
+    segment: str = data_option(
+        "make utterances of the manifest's recordings: vad (cut what is longer than "
+        "--max_duration at pauses) | file (Kaldi's segments) | none",
+        "none",
+        choices=WAYS,
+    )
+    segments: str = data_option(
+        "file of --segment file", "", empty="those beside the manifest"
     )
     exclude_sources: list[str] = data_option("sources of the manifest to leave out", [])
     max_missing: float = data_option(
@@ -114,12 +124,25 @@ class CommonOptions:
         return {variable: os.environ.get(variable, "") for variable in used} or None
 
     @property
+    def segmentation(self) -> list | None:
+        """How recordings are cut; None where they are not."""
+        if self.segment == "vad":
+            return [self.segment, self.min_duration, self.max_duration]
+        return None if self.segment == "none" else [self.segment, self.segments]
+
+    @property
     def manifest_parts(self) -> list[Path]:
-        """The files and folders of the manifest's sources, if it is asked for."""
+        """Files and folders of the manifest's sources, and its segments, if in use."""
         if "manifest" not in self.corpus.split() or not self.manifest:
             return []
         sources = parse_sources(self.manifest)
-        return [path for source in sources for path in source.files()]
+        files = [path for source in sources for path in source.files()]
+        if self.segment == "file":
+            beside = sources[0].path if len(sources) == 1 else ""
+            tables = segment_tables(beside, self.segments)
+            more = [t.with_name(n) for t in tables for n in ("text", "utt2spk")]
+            files += [*tables, *filter(Path.is_file, more)]
+        return files
 
 
 @dataclass(kw_only=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from espnet2_lamer.data.segmented_rows import LISTING
 from espnet2_lamer.recipe.declaration import as_text
 
 # Stages of a recipe receive that recipe's own options.
@@ -181,9 +182,12 @@ def wav_scps(paths: Iterable[Path]) -> list[Path]:
 
 
 def left_out(options: Options) -> list[Path]:
-    """What reading public corpora left out: a file that was repaired comes back."""
+    """What was left out, or cut: a file that was repaired comes back."""
     names = options.corpus.split()
-    return [options.datadir / f"{name}.left_out.tsv" for name in names]
+    found = [options.datadir / f"{name}.left_out.tsv" for name in names]
+    return (
+        found if options.segmentation is None else [*found, options.datadir / LISTING]
+    )
 
 
 def manifest_files(options: Options) -> list[Path]:

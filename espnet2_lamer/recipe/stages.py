@@ -122,7 +122,8 @@ STAGES = (
         1,
         "data",
         "data preparation",
-        "corpus corpus_paths manifest exclude_sources new_langs replay_langs seed",
+        "corpus corpus_paths manifest segmentation exclude_sources new_langs "
+        "replay_langs seed",
         work("data", "prepare_speech"),
         inputs=manifest_files,
         outputs=corpus_sets,

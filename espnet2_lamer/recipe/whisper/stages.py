@@ -105,7 +105,8 @@ STAGES = (
         1,
         "data",
         "data preparation",
-        "corpus corpus_paths manifest exclude_sources max_missing langs seed",
+        "corpus corpus_paths manifest segmentation exclude_sources max_missing langs "
+        "seed",
         work("data", "prepare_corpus"),
         inputs=manifest_files,
         outputs=corpus_sets,
