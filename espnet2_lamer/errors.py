@@ -10,6 +10,8 @@ EXTRAS = {
     "hsk_sentences_audio": "mini",
     "tensorboard": "train",
     "whisper": "whisper",
+    "datasets": "readers",
+    "lhotse": "readers",
     "ctranslate2": "ctranslate2",
     "cloudpickle": "dask",
     "distributed": "dask",

@@ -32,6 +32,10 @@ SYNTHETIC = (
     "Synthetic formant speech (espeak-ng): it shows that the pipeline learns and says "
     "nothing about human speech."
 )
+PARTLY_SYNTHETIC = (
+    "Languages that no other corpus has are synthetic formant speech (espeak-ng), "
+    "which says nothing about human speech; the kind of recording tells them apart."
+)
 CONFOUNDED = (
     "channel-confounded: no source covers two languages, so a model can tell the "
     "languages apart by their recordings. LID accuracy on this data is no evidence, "

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from espnet2_lamer.constants import TUNES
 from espnet2_lamer.data.corpora import CORPORA, MHUBERT147_AUDIO
 from espnet2_lamer.data.segmented_rows import WAYS, segment_tables
+from espnet2_lamer.data.sources.source import parse_sources
 from espnet2_lamer.evaluation.runs import BENCHMARKS, BUDGETS, LID_READINGS, TRACKS
 from espnet2_lamer.recipe.declaration import (
     as_text,
@@ -51,10 +52,15 @@ class CommonOptions:
     expdir: Path = option("experiments, logs, results", Path("exp"))
     python: str = option("Python interpreter", "", empty="that of path.sh")
     corpus: str = data_option(
-        "mini | manifest | public corpora, joined, of: commonvoice thchs30 aishell1 "
-        "aishell3 fleurs mhubert147, whose paths are in db.sh"
+        "one, or several joined, of: mini, manifest (your own speech), and commonvoice "
+        "thchs30 aishell1 aishell3 fleurs mhubert147, whose paths are in db.sh"
     )
-    manifest: str = data_option("TSV, or folder of audio per language", "")
+    manifest: str = data_option(
+        "your own speech, several with spaces between: TSV, folder of audio per "
+        "language, Kaldi folder, datasets:ID or folder, lhotse cuts, tar shards; see "
+        "docs/adding_a_language.md",
+        "",
+    )
     segment: str = data_option(
         "make utterances of the manifest's recordings: vad (cut what is longer than "
         "--max_duration at pauses) | file (Kaldi's segments) | none",
@@ -126,16 +132,17 @@ class CommonOptions:
         return None if self.segment == "none" else [self.segment, self.segments]
 
     @property
-    def manifest_files(self) -> list[Path]:
-        """The manifest, unless it is a folder or not asked for, and its segments."""
-        if self.corpus != "manifest" or not self.manifest:
+    def manifest_parts(self) -> list[Path]:
+        """Files and folders of the manifest's sources, and its segments, if in use."""
+        if "manifest" not in self.corpus.split() or not self.manifest:
             return []
-        path = Path(self.manifest)
-        files = [] if path.is_dir() else [path]
+        sources = parse_sources(self.manifest)
+        files = [path for source in sources for path in source.files()]
         if self.segment == "file":
-            tables = segment_tables(path, self.segments)
-            beside = [t.with_name(n) for t in tables for n in ("text", "utt2spk")]
-            files += [*tables, *filter(Path.is_file, beside)]
+            beside = sources[0].path if len(sources) == 1 else ""
+            tables = segment_tables(beside, self.segments)
+            more = [t.with_name(n) for t in tables for n in ("text", "utt2spk")]
+            files += [*tables, *filter(Path.is_file, more)]
         return files
 
 

@@ -14,6 +14,7 @@ from espnet2_lamer.evaluation.lm_decoding import decode_with_lm
 from espnet2_lamer.evaluation.plots import write_plots
 from espnet2_lamer.evaluation.results import (
     CONFOUNDED,
+    PARTLY_SYNTHETIC,
     SYNTHETIC,
     MeasureTable,
     Results,
@@ -246,13 +247,15 @@ def _set_table(options: Options, tests: Sequence[ScoredTest]) -> MeasureTable | 
 
 def data_notes(options: CommonOptions) -> list[str]:
     """Return the caveats that follow from the corpus."""
-    if options.corpus == "mini":
-        return [SYNTHETIC]
+    corpora, notes = options.corpus.split(), []
+    if "mini" in corpora:
+        # Joined, it may have given some languages only.
+        notes.append(SYNTHETIC if corpora == ["mini"] else PARTLY_SYNTHETIC)
     statistics = options.datadir / "manifest.json"
-    if options.corpus == "manifest" and statistics.is_file():
+    if corpora == ["manifest"] and statistics.is_file():
         if read_json(statistics).get("channel_confounded"):
-            return [CONFOUNDED]
-    return []
+            notes.append(CONFOUNDED)
+    return notes
 
 
 def _notes(options: Options, runs: Sequence[Run]) -> list[str]:

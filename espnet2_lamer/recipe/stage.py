@@ -190,10 +190,14 @@ def left_out(options: Options) -> list[Path]:
     )
 
 
-def manifest_folder(options: Options) -> list[Path]:
-    """The folder of audio that a corpus is read from, if it is one."""
-    folder = Path(options.manifest)
-    return [folder] if options.corpus == "manifest" and folder.is_dir() else []
+def manifest_files(options: Options) -> list[Path]:
+    """The files that the manifest is read from."""
+    return [path for path in options.manifest_parts if not path.is_dir()]
+
+
+def manifest_folders(options: Options) -> list[Path]:
+    """The folders that it is read from."""
+    return [path for path in options.manifest_parts if path.is_dir()]
 
 
 def corpus_sets(options: Options) -> list[Path]:

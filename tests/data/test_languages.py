@@ -2,7 +2,7 @@
 
 import pytest
 
-from espnet2_lamer.data.sets import language_code
+from espnet2_lamer.data.languages import language_code
 from espnet2_lamer.errors import RecipeError
 
 

@@ -6,7 +6,7 @@ import soundfile
 
 from espnet2_lamer.data.audio import SkippedAudio, header_seconds, prepare_audio
 from espnet2_lamer.data.formatting import collect_set
-from espnet2_lamer.data.manifest import prepare_manifest, read_manifest
+from espnet2_lamer.data.manifest import prepare_manifest
 from espnet2_lamer.data.segments import (
     part_of,
     read_segments,
@@ -14,6 +14,7 @@ from espnet2_lamer.data.segments import (
     recording_and_times,
 )
 from espnet2_lamer.data.sets import Utterance, write_set
+from espnet2_lamer.data.sources import READERS, Reading, Source
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table
 
@@ -170,7 +171,10 @@ def test_a_manifest_s_start_and_end_reach_the_set(recording, tmp_path):
         )
     manifest = tmp_path / "manifest.tsv"
     manifest.write_text("\n".join(lines) + "\n")
-    assert [(u.start, u.end) for u in read_manifest(manifest)] == [
+    assert [
+        (u.start, u.end)
+        for u in READERS["tsv"](Source("tsv", str(manifest)), Reading())
+    ] == [
         (0.0, 4.0),
         (5.0, 9.0),
         (10.0, None),
@@ -180,4 +184,4 @@ def test_a_manifest_s_start_and_end_reach_the_set(recording, tmp_path):
     assert read_table(tmp_path / "data/dev_eng/segments") == {"u1": "radio_one 5.0 9.0"}
     manifest.write_text("\n".join(lines).replace("\t9", "\t4") + "\n")
     with pytest.raises(RecipeError, match=r"manifest.tsv:3: start '5', end '4'"):
-        read_manifest(manifest)
+        READERS["tsv"](Source("tsv", str(manifest)), Reading())

@@ -12,6 +12,7 @@ from pathlib import Path
 from espnet2_lamer.data.corpora import (
     CORPORA,
     EVAL_DIR,
+    OWN,
     PRETRAIN_DIR,
     commonvoice,
     fleurs,
@@ -230,7 +231,8 @@ def join_corpora(
     """Write ``<output_dir>/{train,dev,test}_<lang>`` and ``corpora.json``.
 
     ``train`` joins what all corpora give to pretraining; with ``mhubert147`` among them
-    its manifests say what pretraining takes, and the others only give evaluation sets.
+    its manifests say what pretraining takes, and other public corpora only give
+    evaluation sets; ``manifest`` and ``mini`` are always trained on.
     ``dev`` and ``test`` join the evaluation sets of the corpora that have pretraining
     data, so those for out-of-domain evaluation do not get in. A language without a dev
     set gets a few utterances of ``train``, drawn by a hash of their ids. Sets of other
@@ -245,9 +247,10 @@ def join_corpora(
         if not folders["train"]:
             raise RecipeError(
                 f"--corpus {' '.join(corpora)}: no pretraining speech in language "
-                f"{lang}; add a corpus that has it ({', '.join(CORPORA)}, or "
-                "--corpus manifest), or take it out of --new_langs/--replay_langs"
+                f"{lang}; add a corpus that has it ({', '.join((*CORPORA, *OWN))}"
+                "), or take it out of --new_langs/--replay_langs"
             )
+    _check_ids(plan)
     report: dict = {"corpora": list(corpora), "seed": seed, "sets": {}}
     for lang, folders in plan.items():
         held_out = set() if folders["dev"] else _hold_out(folders["train"], seed)
@@ -273,9 +276,26 @@ def join_corpora(
     return report
 
 
+def _check_ids(plan: dict[str, dict[str, list[Path]]]) -> None:
+    """Raise RecipeError where two corpora share an id: one would hide the other."""
+    for folders in plan.values():
+        for parts in folders.values():
+            seen: dict[str, Path] = {}
+            for folder in parts if len(parts) > 1 else ():
+                for utt in read_wavs(folder):
+                    if utt in seen:
+                        raise RecipeError(
+                            f"{folder}: utterance id {utt!r} is in {seen[utt]}, too; "
+                            "put a name before your own: --manifest SOURCE,prefix=NAME"
+                        )
+                    seen[utt] = folder
+
+
 def _plan(output_dir: Path, corpora: Sequence[str], lang: str) -> dict[str, list[Path]]:
     in_domain = [c for c in corpora if (output_dir / PRETRAIN_DIR / c).is_dir()]
-    selected = [_SELECTION] if _SELECTION in corpora else in_domain
+    selected = in_domain
+    if _SELECTION in corpora:
+        selected = [_SELECTION, *(c for c in in_domain if c in OWN)]
     pretrain = [output_dir / PRETRAIN_DIR / c / f"train_{lang}" for c in selected]
     folders = {"train": [folder for folder in pretrain if folder.is_dir()]}
     for split in SPLITS[1:]:
