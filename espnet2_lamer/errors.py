@@ -12,6 +12,7 @@ EXTRAS = {
     "whisper": "whisper",
     "datasets": "readers",
     "lhotse": "readers",
+    "pyarrow": "readers",
     "ctranslate2": "ctranslate2",
     "cloudpickle": "dask",
     "distributed": "dask",

@@ -42,7 +42,7 @@ def read(source: Source, reading: Reading) -> list[Utterance]:
             )
         splits = {name: splits[name] for name in wanted}
     if archives:
-        reading.store.open(source.name, archives)
+        reading.store.open(source, archives)
     rows: list[Utterance] = []
     for name, table in splits.items():
         split = split_of(name)
@@ -165,7 +165,7 @@ def _read(
     features = dict(table.features or {})
     column = _audio_column(source, features)
     others = [key for key in features if key != column]
-    roles = choose_names(source, others)
+    roles = choose_names(source, others, name)
     if isinstance(features[column], Audio):
         table = table.cast_column(column, Audio(decode=False))
     times = [key for key in ("start", "end") if key in others]

@@ -49,29 +49,27 @@ class Reading:
         return not self.langs or lang in self.langs
 
 
-def choose_names(
-    source: Source, there: Collection[str], what: Sequence[str] = tuple(NAMES)
-) -> dict[str, str]:
-    """Return which column, or key, has what; those of no use are logged.
+def choose_names(source: Source, there: Collection[str], split: str) -> dict[str, str]:
+    """Return which column of a split has what; those of no use are logged.
 
     Raises:
         RecipeError: A setting names a column that is not there.
     """
     chosen = {}
-    for role in what:
+    for role, known in NAMES.items():
         asked = source.settings.get(f"{role}_column")
         if asked and asked not in there:
             raise RecipeError(
                 f"{source.path}: no column {asked!r} ({role}_column); found "
                 f"{', '.join(sorted(there))}"
             )
-        found = [asked] if asked else [n for n in NAMES.get(role, ()) if n in there]
+        found = [asked] if asked else [n for n in known if n in there]
         if found and not (role == "lang" and "lang" in source.settings):
             chosen[role] = found[0]
     said = ", ".join(f"{role} from {name}" for role, name in chosen.items())
     unused = ", ".join(sorted({*there} - {*chosen.values()}))
-    text = "%s: %s; not used: %s"
-    logging.info(text, source.path, said or "no column known", unused or "none")
+    text = "%s, %s: %s; not used: %s"
+    logging.info(text, source.path, split, said or "no column known", unused or "none")
     return chosen
 
 

@@ -43,9 +43,13 @@ class Source:
     @property
     def name(self) -> str:
         """What its rows are said to come from, where nothing else says it."""
-        words = re.split(r"[^\w.]+", self.settings.get("source", self.path))
-        stem = [word for word in words if word and not word.isdigit()][-1:] or ["own"]
-        return re.sub(r"(\.(tsv|jsonl|gz|tgz|tar|parquet|arrow))+$", "", stem[0])
+        path = self.settings.get("source", self.path)
+        # Of a pattern, the folder.
+        parts = [part for part in Path(path).parts if not set("*?[{") & set(part)]
+        stem = re.sub(
+            r"(\.(tsv|jsonl|gz|tgz|tar|parquet|arrow))+$", "", "".join(parts[-1:])
+        )
+        return re.sub(r"[^\w.-]+", "_", stem).strip("._") or self.kind
 
     def files(self) -> list[Path]:
         """The files, or the one folder, that it is read from, for prints of them."""

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from espnet2_lamer.data.audio_files import EXTENSIONS
+from espnet2_lamer.data.sources.source import Source
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path, write_json
 from espnet2_lamer.fileio.hashing import sha256_value
@@ -47,7 +48,7 @@ class AudioStore:
         self._written = self._budget = 0
         self._archives = ""
 
-    def open(self, name: str, archives: Sequence[Path]) -> None:
+    def open(self, source: Source, archives: Sequence[Path]) -> None:
         """Begin with a source; say how much disk it may take.
 
         Raises:
@@ -55,8 +56,9 @@ class AudioStore:
         """
         stats = [(str(path.absolute()), path.stat()) for path in archives]
         origin = [[path, s.st_size, s.st_mtime_ns] for path, s in stats]
-        place = os.path.commonpath([path for path, _, _ in origin])
-        self.folder = self.root.absolute() / f"{name}-{sha256_value(place)[:8]}"
+        place = os.path.abspath(source.path)
+        name = f"{source.name}-{sha256_value(place)[:8]}"
+        self.folder = self.root.absolute() / name
         before: object = None
         with suppress(OSError, ValueError):
             before = json.loads((self.folder / _MARK).read_text(encoding="utf-8"))

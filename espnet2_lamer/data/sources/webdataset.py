@@ -49,7 +49,7 @@ def read(source: Source, reading: Reading) -> list[Utterance]:
             lead elsewhere, links, pickles, a sample without audio.
     """
     files = shards(source.path)
-    reading.store.open(source.name, files)
+    reading.store.open(source, files)
     rows = []
     used: dict[str, str] = {}
     there: set[str] = set()
