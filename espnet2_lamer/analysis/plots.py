@@ -202,6 +202,36 @@ def write_curves(
     plot_lines({"": panels}, csv_path.with_suffix(".png"), "epoch")
 
 
+def write_routing_curves(path: Path, csv_path: Path) -> None:
+    """Write how routers decide over a training to a CSV and a PNG beside it.
+
+    ``path`` is ``routing.jsonl``: a line every so many batches. Per router the entropy
+    of a masked frame's probabilities over that of a uniform choice, and the busiest
+    expert's share of the selections times their number.
+    """
+    rows = []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for line in map(json.loads, lines):
+        for router in line["routers"]:
+            masked, experts = router["masked"], router["experts"]
+            row = {"batches": line["batches"], "layer": router["layer"] + 1}
+            row |= {"router": router["router"], "dead": len(router["dead"])}
+            row["entropy"] = masked["entropy"] / np.log(experts)
+            rows.append(row | {"largest_load": max(masked["load"]) * experts})
+    _write_csv(csv_path, tuple(rows[0]), rows)
+    panels: dict[str, list[Line]] = {"entropy": [], "largest_load": []}
+    routers = dict.fromkeys((row["layer"], row["router"]) for row in rows)
+    for number, (layer, name) in enumerate(routers):
+        mine = [r for r in rows if (r["layer"], r["router"]) == (layer, name)]
+        label = f"layer {layer}" if name == "ffn" else f"layer {layer} {name}"
+        for key, drawn in panels.items():
+            x, y = ([row[k] for row in mine] for k in ("batches", key))
+            drawn.append(Line(x, y, label, colour=f"C{number % 10}"))
+    titles = {"entropy": "entropy", "largest_load": "busiest expert's load"}
+    named = {titles[key]: drawn for key, drawn in panels.items()}
+    plot_lines({"": named}, csv_path.with_suffix(".png"), "batches")
+
+
 def read_forgetting(path: Path) -> list[dict[str, Any]]:
     """Read ``forgetting.jsonl``: a row per validation, language and layer.
 
