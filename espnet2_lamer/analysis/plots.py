@@ -182,16 +182,19 @@ def _panel(
 
 
 def write_curves(
-    experiments: Mapping[str, Path], csv_path: Path, keys: tuple[str, ...]
+    experiments: Mapping[str, Path], csv_path: Path, titles: Mapping[str, str]
 ) -> None:
-    """Write values of several experiments to a CSV, and drawn to a PNG beside it."""
+    """Write values of several experiments to a CSV, and drawn to a PNG beside it.
+
+    ``titles`` are those of the panels, by the key of what they show.
+    """
     curves = {name: read_curves(path) for name, path in experiments.items()}
     _write_csv(
         csv_path,
-        ("experiment", "epoch", "phase", *keys),
+        ("experiment", "epoch", "phase", *titles),
         (row | {"experiment": name} for name, rows in curves.items() for row in rows),
     )
-    panels: dict[str, list[Line]] = {key: [] for key in keys}
+    panels: dict[str, list[Line]] = {key: [] for key in titles}
     for number, (name, rows) in enumerate(curves.items()):
         for phase, style in (("train", ":"), ("valid", "-")):
             look = {"style": style, "colour": f"C{number}"}
@@ -199,7 +202,8 @@ def write_curves(
                 points = [row for row in rows if row["phase"] == phase and key in row]
                 epochs, values = ([p[k] for p in points] for k in ("epoch", key))
                 lines.append(Line(epochs, values, f"{name}, {phase}", **look))
-    plot_lines({"": panels}, csv_path.with_suffix(".png"), "epoch")
+    named = {titles[key]: lines for key, lines in panels.items()}
+    plot_lines({"": named}, csv_path.with_suffix(".png"), "epoch")
 
 
 def write_routing_curves(path: Path, csv_path: Path) -> None:

@@ -91,11 +91,12 @@ def _heads(figures: Sequence[Record]) -> list[str]:
         said.append(f"Trained on {next(iter(trained))}.")
     heads: dict[str, dict[str, None]] = {}
     for f in figures:
-        heads.setdefault(f["head"], {})[f["system"]] = None
-    if len(heads) == 1 and (head := next(iter(heads))):
-        said.append(f"Heads read {head}.")
-    elif len(heads) > 1:
-        of = [f"{h or '-'} ({', '.join(systems)})" for h, systems in heads.items()]
+        if f["head"]:
+            heads.setdefault(f["head"], {})[f["system"]] = None
+    if len(heads) == 1:
+        said.append(f"Heads read {next(iter(heads))}.")
+    elif heads:
+        of = [f"{head} ({', '.join(systems)})" for head, systems in heads.items()]
         said.append(f"Heads read {'; '.join(of)}.")
     return said
 
@@ -120,11 +121,11 @@ def _table(
     rows: dict[str, dict[str, Record]] = {}
     for f in figures:
         rows.setdefault(_row_name(f, figures), {})[f["system"]] = f
-    compared = [s for s in systems if s not in references]
+    main = _main(data, systems, references)
     tested = any(f["comparisons"] for f in figures)
-    if 1 + len(systems) <= WIDEST and (len(compared) <= 1 or not tested):
-        main = compared[0] if compared and tested else None
-        versus = [r for r in reversed(references) if main and r in systems]
+    if 1 + len(systems) <= WIDEST and (main or not tested):
+        # Everything is better than random weights: results.csv says by how much.
+        versus = [r for r in references if tested and r in systems and r != "random"]
         versus = versus[: WIDEST - 1 - len(systems)]
         header = [f"{value} by {first}", *systems, *(f"{main} - {r}" for r in versus)]
         cells = [
@@ -146,10 +147,23 @@ def _table(
     return Table(header, cells)
 
 
+def _main(
+    data: Record, systems: Sequence[str], references: Sequence[str]
+) -> str | None:
+    """Return the one system whose differences a table has columns for, if any."""
+    question = data["question"]
+    if question and question["system"] in systems:
+        others = {question["system"], "random", *references}
+        return question["system"] if {*systems} <= others else None
+    compared = [s for s in systems if s not in references]
+    return compared[0] if len(compared) == 1 else None
+
+
 def _row_name(figure: Record, figures: Sequence[Record]) -> str:
     """Name what was measured: label, and what differs between rows of the table."""
     words = [figure["label"]]
-    if len({f["unit"] for f in figures}) > 1:
+    # Of "language" nobody asks what is counted.
+    if len({f["unit"] for f in figures}) > 1 and figure["unit"] != "language":
         words.append(figure["unit"])
     if len({f["train"] for f in figures}) > 1:
         words.append(figure["train"])

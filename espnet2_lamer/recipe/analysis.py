@@ -119,14 +119,15 @@ def _curves(options: Options) -> None:
     found = [path for path in options.trainings if (path / "checkpoint.pth").exists()]
     trainings = {path.name: path for path in found}
     logged = {key for path in found for row in read_curves(path) for key in row}
-    keys = tuple(f"acc_m_{x}" for x in options.langs if f"acc_m_{x}" in logged)
-    if keys:
+    langs = [x for x in options.langs if f"acc_m_{x}" in logged]
+    if langs:
         # The head-only control's curve is what a base that forgets nothing reaches.
         path = options.analysis / "masked_accuracy_curves.csv"
-        write_curves(trainings, path, keys)
+        titles = {f"acc_m_{x}": f"masked accuracy, {x}" for x in langs}
+        write_curves(trainings, path, titles)
     if "loss_m" in logged:
         path = options.analysis / "training_curves.csv"
-        write_curves(trainings, path, ("loss_m",))
+        write_curves(trainings, path, {"loss_m": "masked-prediction loss"})
     routed = options.ssl_experiment / "routing.jsonl"
     if routed.is_file() and routed.stat().st_size:
         write_routing_curves(routed, options.analysis / "routing_curves.csv")

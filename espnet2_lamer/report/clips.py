@@ -21,7 +21,13 @@ from espnet2_lamer.report.page import data_uri
 MOST_LANGUAGES = 8
 _TRACKS = ("asr", "multi_asr")
 # Names of the places in the order of change.
-_PLACES = {0.0: "largest gain", 0.5: "median", 1.0: "largest loss"}
+_PLACES = {
+    0.0: "largest gain",
+    0.25: "first quarter",
+    0.5: "median",
+    0.75: "third quarter",
+    1.0: "largest loss",
+}
 
 
 @dataclass(frozen=True)
