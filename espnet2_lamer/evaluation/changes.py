@@ -190,7 +190,7 @@ def five_lines(data: Mapping[str, Any]) -> list[Line]:
     newly, formerly = question["new_langs"], question["old_langs"]
     kept = _of(old, KEPT, "")
     if gained := _of(old, GAINED, ""):
-        kept = f"{kept}; and gained: {gained}" if kept else f"and gained: {gained}"
+        kept = f"{kept}; and gained: {gained}" if kept else f"gained: {gained}"
     if not formerly:
         kept = lost = "none was named, so nothing is said of them"
     else:
@@ -278,10 +278,15 @@ def _of(
 
 def in_points(change: Mapping[str, Any]) -> str:
     """Write a change and its interval."""
-    value = f"{change['value']:+.1f}"
+    value = short(change["value"])
     if change["low"] is None:
         return f"{value} (no interval)"
     return f"{value} ({_end(change['low'])} to {_end(change['high'])})"
+
+
+def short(value: float) -> str:
+    """Write points to a tenth; no zero has a minus."""
+    return f"{round(value, 1) + 0.0:+.1f}"
 
 
 def _end(value: float) -> str:
@@ -307,7 +312,7 @@ def text_picture(changes: Sequence[Mapping[str, Any]], width: int = 41) -> str:
             age = "old" if c["old"] else "new"
             name = f"{c['lang']} ({age})"
             bar = _bar(c, reach, width)
-            lines.append(f"  {name:14} {bar}  {c['value']:+5.1f}  {c['verdict']}")
+            lines.append(f"  {name:14} {bar}  {short(c['value']):>5}  {c['verdict']}")
     return "\n".join(lines[1:])
 
 

@@ -20,6 +20,7 @@ from espnet2_lamer.evaluation.changes import (
     how_sure,
     in_points,
     scale,
+    short,
 )
 from espnet2_lamer.evaluation.layout import by_system, sections
 from espnet2_lamer.evaluation.results import method
@@ -207,7 +208,7 @@ def panels(changes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             {
                 "lang": row["lang"],
                 "old": row["old"],
-                "value": f"{row['value']:+.1f}",
+                "value": short(row["value"]),
                 "points": in_points(row),
                 "verdict": row["verdict"],
                 "look": _STYLES[row["verdict"]],

@@ -54,7 +54,7 @@ def test_every_change_has_a_mark_and_its_verdict_in_words(exp, page):
     changes = json.loads((exp / "results.json").read_text())["changes"]
     assert page.count('<svg class="mark ') == len(changes) == 9
     for c in changes:
-        said = f"{c['value']:+.1f} {c['verdict']}"
+        said = f"{round(c['value'], 1) + 0.0:+.1f} {c['verdict']}"
         assert f'<td class="said">{said}</td>' in page
 
 
