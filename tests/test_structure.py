@@ -24,6 +24,7 @@ LAYERS = (
     "units",
     "analysis",
     "evaluation",
+    "report",
     "export",
     "recipe",
     "experiments",

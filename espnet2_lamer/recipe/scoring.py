@@ -1,6 +1,5 @@
 """Stages 10 to 12: train heads on frozen upstreams, decode, write RESULTS.md."""
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,9 +12,6 @@ from espnet2_lamer.evaluation.language_model import LmOptions, add_language_mode
 from espnet2_lamer.evaluation.lm_decoding import decode_with_lm
 from espnet2_lamer.evaluation.plots import write_plots
 from espnet2_lamer.evaluation.results import (
-    CONFOUNDED,
-    PARTLY_SYNTHETIC,
-    SYNTHETIC,
     MeasureTable,
     Results,
     TaskFigure,
@@ -41,10 +37,19 @@ from espnet2_lamer.recipe.benchmark import (
     planned_runs,
     without_text,
 )
-from espnet2_lamer.recipe.options import CommonOptions, Options
+from espnet2_lamer.recipe.options import Options
+from espnet2_lamer.recipe.reporting import (
+    CONTROL,
+    caveats,
+    conditions,
+    pretraining_tables,
+    question,
+    read_json,
+    sources,
+    write_page,
+)
 
 DECODE_CONFIG = Path("conf/decode_asr_mlsuperb.yaml")
-_CONTROL = "head-only control"
 
 
 def train_heads(options: Options, tracks: Sequence[str]) -> None:
@@ -130,12 +135,13 @@ def score(options: Options) -> None:
     tables = [language_table(tests, baselines, options.seed), superb_table(tests)]
     tables.append(_set_table(options, tests))
     tables = [table for table in tables if table is not None] + _rate_table(rates)
-    parameters = {}
+    parameters, asked = {}, None
     if "lamer" in options.upstreams:
-        tables += _pretraining_tables(options)
+        asked = question(options, {t.task: t.run for t in tests})
+        tables += pretraining_tables(options)
         experiments = {options.ssl_tag: options.ssl_experiment}
         if options.control:
-            experiments[_CONTROL] = options.control_experiment
+            experiments[CONTROL] = options.control_experiment
         parameters = {
             name: read_json(experiment / "parameters.json")
             for name, experiment in experiments.items()
@@ -145,8 +151,12 @@ def score(options: Options) -> None:
         baselines=baselines,
         tables=tables,
         parameters=parameters,
-        environment=describe_environment(),
+        environment=describe_environment(device=options.device),
+        question=asked,
+        caveats=caveats(options),
+        conditions=conditions(options),
         notes=_notes(options, runs),
+        sources=sources(options, runs),
     )
     fill_results(results, tests)
     figures = collect_figures(results)
@@ -154,6 +164,7 @@ def score(options: Options) -> None:
     pictures = write_plots(options.results / "plots", results, figures)
     write_results(options.results, results, figures)
     logging.info("results: %s, %d plots", options.results / "RESULTS.md", len(pictures))
+    write_page(options, options.results / "results.json")
 
 
 def _log(figures: Sequence[TaskFigure]) -> None:
@@ -164,74 +175,6 @@ def _log(figures: Sequence[TaskFigure]) -> None:
         what = f"{f.system}, {f.task.track}, {f.label}, {f.unit}: {f.kind}"
         found = f"{f.measure.value:.1f} % ({low:.1f}-{high:.1f})"
         logging.info("%s %s, %d utterances", what, found, f.measure.count)
-
-
-def read_json(path: Path) -> Any:
-    """Read what another stage wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _measure(fields: dict[str, Any]) -> Measure:
-    interval = fields["interval"]
-    return Measure(
-        value=fields["value"],
-        interval=None if interval is None else tuple(interval),
-        count=fields["count"],
-        parts={utt: tuple(part) for utt, part in fields["parts"].items()},
-    )
-
-
-def _pretraining_tables(options: Options) -> list[MeasureTable]:
-    """What analysis found of the pretraining."""
-    names = {
-        options.ssl_experiment.name: options.ssl_tag,
-        options.control_experiment.name: _CONTROL,
-    }
-    masked: dict[str, dict[str, Measure]] = {}
-    saved = read_json(options.analysis / "masked_accuracy.json")
-    for experiment, measures in saved.items():
-        for lang, fields in measures.items():
-            masked.setdefault(lang, {})[names[experiment]] = _measure(fields)
-    forgetting = read_json(options.analysis / "forgetting.json")
-    where = f"Held-out speech, layer {forgetting['layer']}."
-    # Without phones.ctm there are none.
-    probes = {
-        lang: {
-            options.system(name): _measure(probe["accuracy"])
-            for name, probe in found.items()
-        }
-        for lang, found in forgetting["phone_probe"].items()
-    }
-    similar = {
-        lang: {options.system(name): Measure(value) for name, value in found.items()}
-        for lang, found in forgetting["cka"].items()
-    }
-    tables = [
-        MeasureTable(
-            "Masked prediction",
-            "masked accuracy (%)",
-            masked,
-            [_CONTROL],
-            "Same units, data, masks and number of updates; the control trains the "
-            "head on the frozen base.",
-        ),
-        MeasureTable(
-            "Forgetting: linear phone probe",
-            "frame accuracy (%)",
-            probes,
-            ["base"],
-            f"{where} Replayed languages ({', '.join(options.replay_langs)}) show "
-            "what was kept, new ones what was gained.",
-        ),
-        MeasureTable(
-            "Similarity to the base: linear CKA",
-            "CKA",
-            similar,
-            ["base"],
-            f"{where} 1 means unchanged up to rotation and scale.",
-        ),
-    ]
-    return [table for table in tables if table.rows]
 
 
 def _set_table(options: Options, tests: Sequence[ScoredTest]) -> MeasureTable | None:
@@ -245,21 +188,8 @@ def _set_table(options: Options, tests: Sequence[ScoredTest]) -> MeasureTable | 
     return set_table(sets, [options.raw / "ssl_train"])
 
 
-def data_notes(options: CommonOptions) -> list[str]:
-    """Return the caveats that follow from the corpus."""
-    corpora, notes = options.corpus.split(), []
-    if "mini" in corpora:
-        # Joined, it may have given some languages only.
-        notes.append(SYNTHETIC if corpora == ["mini"] else PARTLY_SYNTHETIC)
-    statistics = options.datadir / "manifest.json"
-    if corpora == ["manifest"] and statistics.is_file():
-        if read_json(statistics).get("channel_confounded"):
-            notes.append(CONFOUNDED)
-    return notes
-
-
 def _notes(options: Options, runs: Sequence[Run]) -> list[str]:
-    notes = data_notes(options)
+    notes = []
     with_text = " and ".join(track for track in options.tracks if track != "lid")
     for lang, split in without_text(options).items() if with_text else ():
         notes.append(

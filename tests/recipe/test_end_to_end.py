@@ -154,13 +154,32 @@ def finished(command):
 
 def test_results_name_every_language_unit_upstream_and_interval(finished):
     text = (finished.root / "exp" / "RESULTS.md").read_text()
+    rate = r"[\d.]+ \([\d.]+ to [\d.]+\)\|"
     for lang, unit in (("eng", "char"), ("cmn", "pinyin"), ("yue", "jyutping")):
-        for upstream in ("random", "base", "lamer"):
-            row = rf"\|{lang}\|{unit}\|{upstream}\|\d+\|\d+\|[\d.]+\|[\d.]+ to [\d.]+\|"
-            assert re.search(row, text), (lang, upstream)
+        assert re.search(rf"\|{lang}, {unit}, \d+ utt\.\|{rate * 3}", text), lang
+    assert "|error rate (%) by test set|random|base|lamer|lamer - base|" in text
     for part in ("Language identification", "head-only control", "phone probe", "CKA"):
         assert part in text
     assert "Synthetic formant speech" in text
+
+
+def test_the_run_has_a_page_with_verdicts_curves_routing_and_sound(finished):
+    exp = finished.root / "exp"
+    page = (exp / "report.html").read_text()
+    changes = json.loads((exp / "results.json").read_text())["changes"]
+    # Recognition, phones and identification (twice) against the base, masked units
+    # against the control.
+    assert len(changes) == 5 * 3
+    assert {c["reference"] for c in changes} == {"base", "head-only control"}
+    assert {c["lang"] for c in changes if c["old"]} == {"eng"}
+    assert len(re.findall(r'<li class="\w+"><b>', page)) == 5
+    # Loss, masked accuracy, forgetting; two heat-maps. After three updates routers
+    # have no curves yet.
+    assert page.count("data:image/png;base64,") == 5
+    assert page.count("<audio ") == page.count('<article class="clip">') > 3
+    # What stage 8 wrote for a run that stops there.
+    alone = json.loads((exp / "analysis" / "results" / "results.json").read_text())
+    assert {f["table"] for f in alone["figures"]} >= {"Masked prediction"}
 
 
 def test_the_heat_map_and_the_parameter_report_are_there(finished):
