@@ -1,4 +1,4 @@
-"""``load_model("user/repo")``: fetched once, the same states, then without a network."""
+"""``load_model("user/repo")``: fetched once, exact, then without a network."""
 
 import logging
 import shutil

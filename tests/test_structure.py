@@ -26,7 +26,7 @@ LAYERS = (
     "evaluation",
     "export",
     "recipe",
-    "experiments",
+    "experiments demo",
     "bin",
 )
 HEIGHT = {name: height for height, line in enumerate(LAYERS) for name in line.split()}

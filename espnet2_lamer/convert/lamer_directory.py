@@ -1,4 +1,4 @@
-"""A directory that ``bin.export --kind hf`` wrote of a model with experts, read back."""
+"""A directory of ``bin.export --kind hf`` with experts, read back."""
 
 from collections.abc import Mapping
 from pathlib import Path
