@@ -140,13 +140,17 @@ class FrozenUpstream(nn.Module):
         rate, per_second = self.sampling_rate, self.sampling_rate / self.hop
         spoken = " ".join(self.languages) or "not recorded"
         return (
-            f"{type(self).__name__}: {self._what()}, {self.num_layers} layers of "
-            f"{self.dim} values\n"
+            f"{type(self).__name__}: {self.summary}\n"
             f"  {rate} Hz in, {per_second:g} frames a second out, on {self.device}; "
             f"languages: {spoken}\n"
             f"  states, frames = model.extract_features(waveforms)  # "
             f"{self.num_layers + 1} states [B, T, {self.dim}]"
         )
+
+    @property
+    def summary(self) -> str:
+        """What it is, in a few words."""
+        return f"{self._what()}, {self.num_layers} layers of {self.dim} values"
 
     def _what(self) -> str:
         return "frozen upstream"

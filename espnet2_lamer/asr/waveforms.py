@@ -185,7 +185,7 @@ def _checked_lengths(lengths: Any, batch: Tensor) -> list[int]:
 
 
 def _check_samples(batch: Tensor, counts: Sequence[int], check_level: bool) -> None:
-    """Refuse NaN, and integers that were stored as floats; padding may hold anything."""
+    """Refuse NaN, and integers stored as floats; padding may hold anything."""
     if not batch.shape[1]:
         return  # too short, as whoever knows how much is needed says
     levels = batch.abs()

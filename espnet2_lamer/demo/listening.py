@@ -118,7 +118,9 @@ class Listener:
         upstream = self.upstream
         return {
             "name": self.name,
-            "model": "" if upstream is None else repr(upstream).splitlines()[0],
+            "model": ""
+            if upstream is None
+            else repr(upstream).partition(": ")[2].splitlines()[0],
             "languages": [] if upstream is None else list(upstream.languages),
             "text": [head.name for head in self.heads if head.writes],
             "language": [head.name for head in self.heads if head.tags],

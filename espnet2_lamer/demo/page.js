@@ -18,7 +18,7 @@ async function ask(path, options = {}) {
   const headers = { "X-Lamer-Token": TOKEN, ...options.headers };
   const answer = await fetch(path, { ...options, headers });
   const value = await answer.json();
-  if (!answer.ok) throw Object.assign(new Error(value.error), { status: answer.status });
+  if (!answer.ok) throw new Error(value.error);
   return value;
 }
 
@@ -55,22 +55,25 @@ async function toWav(blob) {
   return new Blob([view], { type: "audio/wav" });
 }
 
+// Formats that the server reads go there as they are, so that nothing is changed twice.
+async function serverReads(blob) {
+  const bytes = new Uint8Array(await blob.slice(0, 4).arrayBuffer());
+  const start = String.fromCharCode(...bytes);
+  const mpeg = bytes[0] === 0xff && bytes[1] >= 0xe0;
+  return mpeg || ["RIFF", "fLaC", "OggS"].includes(start) || start.startsWith("ID3");
+}
+
 async function listen(blob) {
   say("Listening ...");
   try {
-    let value;
-    try {
-      value = await ask("/listen", { method: "POST", body: blob });
-    } catch (error) {
-      if (error.status !== 415) throw error;
-      // A format that only the browser reads.
+    if (!(await serverReads(blob))) {
       try {
         blob = await toWav(blob);
       } catch {
-        throw error;
+        throw new Error("Neither this program nor the browser reads this as audio.");
       }
-      value = await ask("/listen", { method: "POST", body: blob });
     }
+    const value = await ask("/listen", { method: "POST", body: blob });
     show(value, blob);
     say("");
   } catch (error) {
@@ -256,12 +259,8 @@ async function record() {
     stream.getTracks().forEach((track) => track.stop());
     $("record").textContent = "Record";
     $("record").className = "";
-    try {
-      // Browsers record formats that audio libraries do not read.
-      await listen(await toWav(new Blob(parts, { type: kind })));
-    } catch (error) {
-      say(`The recording cannot be decoded: ${error.message}`, true);
-    }
+    // Browsers record formats that audio libraries do not read: it is converted here.
+    await listen(new Blob(parts, { type: kind }));
   };
   recorder.start();
   recorder.timer = setTimeout(() => recorder && recorder.stop(), 1000 * (limit - 0.5));

@@ -1,4 +1,4 @@
-"""The demo's server: for this machine, this page and this start of the program alone."""
+"""The demo's server: for this machine and for the page that it serves, alone."""
 
 import json
 import logging

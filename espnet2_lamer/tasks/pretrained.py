@@ -204,7 +204,7 @@ def as_upstream(model: nn.Module) -> Upstream:
     mask = encoder.hubert_pretrain_model.mask_generator.mask_embedding
     encoder.wav2vec2.mask_embedding = mask.detach()
     upstream = Upstream(encoder.wav2vec2, lamer, encoder.final_norm)
-    upstream.languages = model.languages
+    upstream.languages = getattr(model, "languages", ())
     return upstream
 
 
