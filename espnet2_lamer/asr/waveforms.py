@@ -1,4 +1,4 @@
-"""Waveforms as users have them, made one batch of floats, or refused with the reason."""
+"""Waveforms as users have them, made one batch of floats or refused by reason."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -86,15 +86,15 @@ def as_batch(
 def _checked_rate(rate: Any) -> int:
     if rate is None:
         return SAMPLE_RATE
-    number = rate if isinstance(rate, int | float | np.number) else None
-    if number is None or isinstance(rate, bool) or number != int(number):
+    known = isinstance(rate, int | float | np.number) and not isinstance(rate, bool)
+    if not known or rate % 1 != 0:
         raise RecipeError(f"sampling_rate: found {rate!r}, expected a number of Hz")
-    if int(number) not in _RATES:
+    if int(rate) not in _RATES:
         raise RecipeError(
             f"sampling_rate: found {rate!r}, expected {_RATES[0]} to {_RATES[-1]} Hz; "
             "16000 is 16 kHz"
         )
-    return int(number)
+    return int(rate)
 
 
 def _floats(wave: Any, name: str, like: Tensor | None) -> Tensor:
@@ -108,7 +108,7 @@ def _floats(wave: Any, name: str, like: Tensor | None) -> Tensor:
             raise _wrong_type(name, wave.dtype)
         if native.dtype.kind == "f" and native.dtype.itemsize > 8:
             native = native.astype(np.float64)
-        wave = torch.from_numpy(np.ascontiguousarray(native).copy())
+        wave = torch.from_numpy(np.array(native, order="C"))
     if not isinstance(wave, Tensor):
         what = f"{type(wave).__name__}"
         more = "a tensor or a numpy array of samples"

@@ -14,7 +14,8 @@ know the experts' fused product.
 import logging
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,12 @@ def is_routed(upstream: Upstream) -> bool:
 
 
 def can_be_merged(upstream: Upstream) -> bool:
-    """Whether its experts can go into the weights exactly: one per layer, of Linears."""
+    """Whether its experts fit into the weights exactly: one a layer, of Linears."""
     lamer = upstream.lamer
-    return lamer is not None and not is_routed(upstream) and "ffn" not in (
-        lamer["targets"]
+    return (
+        lamer is not None
+        and not is_routed(upstream)
+        and "ffn" not in (lamer["targets"])
     )
 
 
@@ -158,9 +161,9 @@ def write_onnx(
             files["ONNX int8"] = INT8
             _quantise(temporary / MODEL, temporary / INT8)
         for name, file in files.items():
-            sizes[name] = sum(
-                path.stat().st_size for path in temporary.glob(f"{file}*")
-            ) / 1e6
+            sizes[name] = (
+                sum(path.stat().st_size for path in temporary.glob(f"{file}*")) / 1e6
+            )
             runs[name] = _session(temporary / file, padded)
         errors = {
             name: _errors(runs["torch float32"], run, batches)
@@ -212,9 +215,7 @@ def report_table(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _batches(
-    speech: Sequence[np.ndarray], padded: bool
-) -> list[tuple[Tensor, Tensor]]:
+def _batches(speech: Sequence[np.ndarray], padded: bool) -> list[tuple[Tensor, Tensor]]:
     """Waveforms one by one, and padded together where the graph has lengths."""
     if speech:
         waves = [torch.from_numpy(np.asarray(wave, np.float32)) for wave in speech]
@@ -245,8 +246,7 @@ def _export(upstream: Upstream, last: int, padded: bool, path: Path) -> None:
     shapes: tuple[dict[int, Any], ...] = ({0: batch, 1: samples}, {0: batch})
     count = 2 if padded else 1
     outputs = [f"state_{k}" for k in range(last + 1)] + ["frames"] * padded
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             graph,
             example[:count],
@@ -266,15 +266,30 @@ def _quantise(source: Path, target: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     large = any(source.parent.glob(f"{source.name}.*"))
-    quantize_dynamic(
-        str(source),
-        str(target),
-        op_types_to_quantize=["MatMul"],
-        nodes_to_exclude=_router_products(onnx.load(source, load_external_data=False)),
-        weight_type=QuantType.QInt8,
-        per_channel=True,
-        use_external_data_format=large,
-    )
+    routers = _router_products(onnx.load(source, load_external_data=False))
+    with _quiet():
+        quantize_dynamic(
+            str(source),
+            str(target),
+            op_types_to_quantize=["MatMul"],
+            nodes_to_exclude=routers,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            use_external_data_format=large,
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what exporter and quantiser say of every tensor; errors are raised."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _router_products(model: Any) -> list[str]:
