@@ -92,6 +92,7 @@ def fetch_model(
         RecipeError: As :func:`choose`, or it is neither in the cache nor to be had.
     """
     from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     problem = "HF_HUB_OFFLINE is set"
     if not constants.HF_HUB_OFFLINE:
@@ -117,10 +118,12 @@ def fetch_model(
         _cached(repo, revision, _exactly(choice.files))
     except Exception as error:
         which = f"revision {revision}" if revision else "its main revision"
+        # That it is not there, these words say already.
+        absent = isinstance(error, LocalEntryNotFoundError)
+        why = "" if absent else f" ({short_reason(error)})"
         raise RecipeError(
-            f"{repo}: {which} is not whole in the cache {constants.HF_HUB_CACHE} "
-            f"({short_reason(error)}), and the Hub was not asked or did not give it "
-            f"({problem}). Load it once with a network and without HF_HUB_OFFLINE, or "
+            f"{repo}: {which} is not whole in the cache {constants.HF_HUB_CACHE}{why}, "
+            f"and the Hub was not asked or did not give it ({problem}). Load it once with a network and without HF_HUB_OFFLINE, or "
             f"run `hf download {repo}` there and copy that cache (HF_HOME says where "
             "it is), or give a directory; a private repository needs HF_TOKEN"
         ) from error
