@@ -123,7 +123,8 @@ def fetch_model(
         why = "" if absent else f" ({short_reason(error)})"
         raise RecipeError(
             f"{repo}: {which} is not whole in the cache {constants.HF_HUB_CACHE}{why}, "
-            f"and the Hub was not asked or did not give it ({problem}). Load it once with a network and without HF_HUB_OFFLINE, or "
+            f"and the Hub was not asked or did not give it ({problem}). Load "
+            "it once with a network and without HF_HUB_OFFLINE, or "
             f"run `hf download {repo}` there and copy that cache (HF_HOME says where "
             "it is), or give a directory; a private repository needs HF_TOKEN"
         ) from error
