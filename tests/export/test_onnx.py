@@ -68,6 +68,7 @@ def test_the_graph_before_export_computes_every_state(name, changes):
     same_states(arrays, expected, frames)
 
 
+@pytest.mark.slow
 def test_files_of_a_routed_model_are_exact_and_say_what_int8_costs(tmp_path):
     upstream = build(BIAS)
     upstream.languages = ("cmn", "yue")
