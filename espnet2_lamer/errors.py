@@ -17,6 +17,9 @@ EXTRAS = {
     "cloudpickle": "dask",
     "distributed": "dask",
     "peft": "bench",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
 }
 # In torch's messages.
 _ADVICE = re.compile("weights_only|add_safe_globals|trusted source|torch.load")

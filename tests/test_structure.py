@@ -27,7 +27,7 @@ LAYERS = (
     "report",
     "export",
     "recipe",
-    "experiments",
+    "experiments demo",
     "bin",
 )
 HEIGHT = {name: height for height, line in enumerate(LAYERS) for name in line.split()}

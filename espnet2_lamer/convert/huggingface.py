@@ -54,7 +54,8 @@ _SETTINGS = (
 )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a file's JSON object; another value is refused."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -66,8 +67,12 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def read_architecture(directory: Path) -> dict[str, Any]:
     """Translate ``config.json`` and ``preprocessor_config.json``."""
+    return translate(read_json(directory / "config.json"), directory)
+
+
+def translate(config: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """Translate a ``config.json`` and the ``preprocessor_config.json`` beside it."""
     path = directory / "config.json"
-    config = _read_json(path)
     for key, expected, default in _SETTINGS:
         found = config.get(key, default)
         if found != expected:
@@ -96,10 +101,10 @@ def read_architecture(directory: Path) -> dict[str, Any]:
     )
     settings: dict[str, Any] = {}
     if prepared[0].is_file():
-        settings = _read_json(prepared[0])
+        settings = read_json(prepared[0])
     elif prepared[1].is_file():
         # transformers 5, of a model that was saved with its tokenizer.
-        settings = _read_json(prepared[1]).get("feature_extractor") or {}
+        settings = read_json(prepared[1]).get("feature_extractor") or {}
     if not settings:
         logging.warning(
             "%s has no preprocessor_config.json: assuming do_normalize true, as "
@@ -127,7 +132,7 @@ def weights_file(directory: Path) -> Path:
 
 def weights_files(index: Path) -> list[Path]:
     """The files that an index of weights names, all beside it."""
-    names = _read_json(index).get("weight_map")
+    names = read_json(index).get("weight_map")
     names = names.values() if isinstance(names, dict) else [None]
     parts = [index.parent / name for name in sorted({*map(str, names)})]
     for part in parts:

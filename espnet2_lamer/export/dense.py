@@ -102,7 +102,17 @@ def merge_experts(upstream: Upstream, gates: Gates) -> Upstream:
             if linear.base.bias is not None:
                 state[f"{key}.bias"] = linear.base.bias
     plain.load_state_dict(state)
-    return Upstream(plain, None, upstream.final_norm)
+    merged = Upstream(plain, None, upstream.final_norm)
+    merged.languages = upstream.languages
+    return merged
+
+
+def mixed_for(upstream: Upstream, paths: Sequence[str], language: str) -> Upstream:
+    """Average the experts over speech of a language in ``paths``, and merge them."""
+    gates = mean_gates(upstream, _read(paths, "mean gates"), language)
+    dense = merge_experts(upstream, gates)
+    dense.languages = (language,)
+    return dense
 
 
 def _merged(linear: LoRAExpertLinear, gates: Tensor | None) -> Tensor:
@@ -178,8 +188,7 @@ def write_dense(
     into ``README.md`` and ``config.json`` (``lamer_dense``).
     """
     refuse_other_content(Path(directory), "preprocessor_config.json")
-    gates = mean_gates(upstream, _read(paths[::2], "mean gates"), language)
-    dense = merge_experts(upstream, gates)
+    dense = mixed_for(upstream, paths[::2], language)
     measured = deviation(upstream, dense, _read(paths[1::2] or paths, "deviation"))
     table = measured.table()
     size = f"{measured.utterances} utterances of {language}, {measured.frames} frames"

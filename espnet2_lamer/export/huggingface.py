@@ -36,6 +36,7 @@ def write_huggingface(
         RecipeError: The model is not ours, or ``directory`` holds something else.
     """
     config, state = describe(upstream)
+    config["languages"] = list((origin and origin.languages) or upstream.languages)
     preprocessor = preprocessor_config(upstream.wav2vec2.architecture)
     lamer = None if upstream.lamer is None else LamerConfig(**upstream.lamer)
     files = {"README.md": hugging_face_card(directory, origin, lamer)}
