@@ -64,9 +64,10 @@ def hidden_states(
     x, attention_mask = wav2vec2.encoder._preprocess(features, frames)
     transformer = wav2vec2.encoder.transformer
     x = transformer._preprocess(x)
-    states = [x]
+    states, bias = [x], None
     for layer in transformer.layers[:up_to]:
-        x, _ = layer(x, attention_mask)
+        # The first block of a WavLM returns the position bias of all.
+        x, bias = layer(x, attention_mask, bias)
         states.append(x)
     # torchaudio stores the negation: this is the pre-norm stack.
     whole = len(states) == len(transformer.layers) + 1
@@ -141,13 +142,13 @@ class Upstream(FrozenUpstream):
     ) -> tuple[list[Tensor], Tensor | None]:
         """Compute all states, or those up to one, as :func:`hidden_states`.
 
-        Group-norm models run one utterance at a time, since their statistics would see
-        the padding. An utterance below 400 samples raises :class:`TooShortError`.
+        Models that hear padding run one utterance at a time: those with a group norm,
+        whose statistics would see it, and data2vec's position embedding. An utterance below 400 samples raises :class:`TooShortError`.
         """
         counts = [wavs.shape[1]] * len(wavs) if lengths is None else lengths.tolist()
         check_samples(counts)
         mixed = any(count != wavs.shape[1] for count in counts)
-        if self.wav2vec2.extractor_mode == "group_norm" and mixed:
+        if self.wav2vec2.hears_padding and mixed:
             return one_by_one(partial(self.extract_features, up_to=up_to), wavs, counts)
         return hidden_states(self.wav2vec2, wavs, lengths, self.final_norm, up_to)
 
