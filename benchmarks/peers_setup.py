@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from espnet2_lamer.convert.architecture import normalize_waveform
 from espnet2_lamer.convert.huggingface import (
     MASK_EMBEDDING,
-    model_config,
     hugging_face_name,
+    model_config,
 )
 from espnet2_lamer.hubert.espnet_model import index_mask
 from espnet2_lamer.layers.config import LINEARS

@@ -143,7 +143,8 @@ class Upstream(FrozenUpstream):
         """Compute all states, or those up to one, as :func:`hidden_states`.
 
         Models that hear padding run one utterance at a time: those with a group norm,
-        whose statistics would see it, and data2vec's position embedding. An utterance below 400 samples raises :class:`TooShortError`.
+        whose statistics would see it, and data2vec's position embedding. An utterance
+        below 400 samples raises :class:`TooShortError`.
         """
         counts = [wavs.shape[1]] * len(wavs) if lengths is None else lengths.tolist()
         check_samples(counts)

@@ -57,8 +57,8 @@ MAX_LAYERS = 100
 # A mapping among the tensors: data2vec's teacher, an average of the network's weights.
 EMA = "_ema"
 FINE_TUNED = (
-    "found a fine-tuned model, expected a pretrained HuBERT or its like; give the checkpoint that "
-    "it was fine-tuned from"
+    "found a fine-tuned model, expected a pretrained HuBERT or its like; give the "
+    "checkpoint that it was fine-tuned from"
 )
 
 
