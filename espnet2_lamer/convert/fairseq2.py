@@ -84,8 +84,8 @@ def architecture_of(weights: Mapping[str, Tensor], path: Path) -> dict[str, Any]
         known = ", ".join(f"{w} x {d}" for w, d in HEADS)
         raise RecipeError(
             f"{path}: found a network of width {width} and {depth} layers, expected "
-            f"one of {known}: a fairseq2 file does not say how many heads it has; give the "
-            "model as a Hugging Face directory"
+            f"one of {known}: a fairseq2 file does not say how many heads it has; give "
+            "the model as a Hugging Face directory"
         )
     convolutions = []
     while _CONV.format(len(convolutions)) in weights:

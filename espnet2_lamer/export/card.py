@@ -142,8 +142,8 @@ def hugging_face_card(
         routing = "all of them" if lamer.top_k is None else f"top {lamer.top_k}"
         what = (
             f"{FAMILIES[family].title} with LoRA experts in its feed-forward networks: "
-            f"allocation {lamer.allocation}, rank {lamer.rank}, {routing}. The code in this "
-            "directory needs transformers and torch only. "
+            f"allocation {lamer.allocation}, rank {lamer.rank}, {routing}. The code in "
+            "this directory needs transformers and torch only. "
             "`hidden_states[k]` is the output of layer k, 0 the transformer's input."
         )
     use = _TRANSFORMERS_USE.format(

@@ -80,12 +80,15 @@ def test_load_train_extract_export_reload(tmp_path, kind, form):
     upstream = espnet2_lamer.load_model(experiment)
     expected = states_of(upstream)
 
-    # The training's own loop over real frames gives what is extracted.
+    # The training's own loop over real frames gives what is extracted; of a group
+    # norm, whose statistics hear the padding of a training's batch, without padding.
     waves, lengths = speech()
     nothing = torch.zeros(3, 9, dtype=torch.bool)
     with torch.no_grad():
         packed = model.encoder(waves, lengths, nothing, with_unmasked=True)
-    for row, count in enumerate(expected["frames"].tolist()):
+    alone = upstream.wav2vec2.extractor_mode == "group_norm"
+    frames = expected["frames"].tolist()
+    for row, count in enumerate(frames[:1] if alone else frames):
         torch.testing.assert_close(
             packed.hidden[row, :count],
             expected["batch.2"][row, :count],
