@@ -14,28 +14,35 @@ from espnet2_lamer.errors import RecipeError
 from tests import families
 
 LENGTHS = (8000, 5200, 400)
-FULL = {
-    "wav2vec2-base": {"hidden_size": 768, "num_attention_heads": 12},
-    "wav2vec2-large": {"hidden_size": 1280, "num_attention_heads": 16},
-    "data2vec": {
-        "hidden_size": 768,
-        "num_attention_heads": 12,
-        "num_conv_pos_embeddings": 5,
-        "conv_pos_kernel_size": 19,
-    },
-    "wavlm-base": {
-        "hidden_size": 768,
-        "num_attention_heads": 12,
-        "num_buckets": 320,
-        "max_bucket_distance": 800,
-    },
-    "wavlm-large": {
-        "hidden_size": 1024,
-        "num_attention_heads": 16,
-        "num_buckets": 320,
-        "max_bucket_distance": 800,
-    },
+BUCKETS = {"num_buckets": 320, "max_bucket_distance": 800}
+#: Kind, width, layers and heads of published sizes; those above 24 layers are cut.
+SIZES = {
+    "wav2vec2-base": ("wav2vec2-base", 768, 12, 12, {}),
+    "xls-r-300m": ("wav2vec2-large", 1024, 4, 16, {}),
+    "xls-r-1b": ("wav2vec2-large", 1280, 2, 16, {}),
+    "xls-r-2b": ("wav2vec2-large", 1920, 2, 16, {}),
+    "data2vec-audio-base": (
+        "data2vec",
+        *(768, 12, 12),
+        {"num_conv_pos_embeddings": 5, "conv_pos_kernel_size": 19},
+    ),
+    "wavlm-base": ("wavlm-base", 768, 12, 12, BUCKETS),
+    "wavlm-large": ("wavlm-large", 1024, 4, 16, BUCKETS),
 }
+
+
+def true_sizes(width, layers, heads, more):
+    """Options of a transformers' config with everything as published."""
+    return {
+        "conv_dim": [512] * 7,
+        "num_conv_pos_embedding_groups": 16,
+        "num_conv_pos_embeddings": 128,
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * width,
+        **more,
+    }
 
 
 def speech(lengths=LENGTHS):
@@ -140,16 +147,47 @@ def test_distances_fall_into_transformers_buckets(frames, buckets, distance):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", FULL)
-def test_states_equal_transformers_at_true_width(tmp_path, kind):
-    sizes = {
-        "conv_dim": [512] * 7,
-        "num_conv_pos_embedding_groups": 16,
-        "num_conv_pos_embeddings": 128,
-        **FULL[kind],
-    }
-    sizes["intermediate_size"] = 4 * sizes["hidden_size"]
-    model = families.write(tmp_path, kind, **sizes)
-    worst = largest_difference(tmp_path, model, families.KINDS[kind][2])
-    print(f"{kind} at width {sizes['hidden_size']}: {worst:.1e}")
+@pytest.mark.parametrize("name", SIZES)
+def test_true_sizes_compute_transformers_states(tmp_path, name):
+    kind, *sizes = SIZES[name]
+    model = families.write(tmp_path, kind, **true_sizes(*sizes))
+    normalizes = families.KINDS[kind][2]
+    upstream = Upstream(load_hubert(tmp_path))
+
+    def differences(dtype):
+        """From transformers in this type, and of both from transformers in float64."""
+        waves = [wave.to(dtype) for wave in speech()]
+        ours = [upstream.to(dtype).extract_features(wave[None])[0] for wave in waves]
+        theirs = families.reference_states(model.to(dtype), waves, normalizes)
+        theirs = [[*states[:-2], states[-1]] for states in theirs]
+        pairs = [
+            pair
+            for rows in zip(ours, theirs, strict=True)
+            for pair in zip(*rows, strict=True)
+        ]
+        size = max(float(y.abs().max()) for _, y in pairs)
+        return max(float((x - y).abs().max()) for x, y in pairs), size
+
+    single, size = differences(torch.float32)
+    double, _ = differences(torch.float64)
+    print(f"{name}: {single:.1e} of {size:.1f}, in float64 {double:.1e}")
+    # The same function; what float32 adds is either side's rounding.
+    assert double < 1e-9
+    assert single < 1e-5 * size
+
+
+@pytest.mark.slow
+def test_omniasr_300m_in_its_true_shape(tmp_path):
+    model = families.write(
+        tmp_path / "model", "wav2vec2-large", **true_sizes(1024, 24, 16, {})
+    )
+    path = families.write_fairseq2(tmp_path / "omni.pt", model)
+    waves = speech((8000,))
+    with torch.no_grad():
+        states, _ = Upstream(load_hubert(path)).extract_features(waves[0][None])
+    (theirs,) = families.reference_states(model, waves, normalizes=True)
+    worst = 0.0
+    for x, y in zip(states, [*theirs[:-2], theirs[-1]], strict=True):
+        worst = max(worst, float(((x - y).abs().max()) / y.abs().max()))
+    print(f"omniasr-300m: {worst:.1e} of the largest")
     assert worst < 1e-5
