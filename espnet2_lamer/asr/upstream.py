@@ -12,6 +12,7 @@ from espnet2_lamer.asr.waveforms import Waveforms, as_batch
 from espnet2_lamer.compat import espnet_nets
 from espnet2_lamer.constants import RECEPTIVE_FIELD, SAMPLE_RATE, STRIDE
 from espnet2_lamer.convert.architecture import build_hubert
+from espnet2_lamer.convert.families import FAMILIES, family_of
 from espnet2_lamer.convert.load import load_s3prl
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.trust import split_s3prl
@@ -65,9 +66,10 @@ def hidden_states(
     x, attention_mask = wav2vec2.encoder._preprocess(features, frames)
     transformer = wav2vec2.encoder.transformer
     x = transformer._preprocess(x)
-    states = [x]
+    states, bias = [x], None
     for layer in transformer.layers[:up_to]:
-        x, _ = layer(x, attention_mask)
+        # The first block of a WavLM returns the position bias of all.
+        x, bias = layer(x, attention_mask, bias)
         states.append(x)
     # torchaudio stores the negation: this is the pre-norm stack.
     whole = len(states) == len(transformer.layers) + 1
@@ -189,8 +191,8 @@ class Upstream(FrozenUpstream):
     ) -> tuple[list[Tensor], Tensor | None]:
         """Compute all states, or those up to one, as :func:`hidden_states`.
 
-        Group-norm models run one utterance at a time, since their statistics would see
-        the padding.
+        Models that hear padding run one utterance at a time: those with a group norm,
+        whose statistics would see it, and data2vec's position embedding.
 
         Args:
             wavs: A waveform ``[n]``, a padded batch ``[B, n]``, or a list of waveforms
@@ -220,22 +222,23 @@ class Upstream(FrozenUpstream):
         counts = [wavs.shape[1]] * len(wavs) if lengths is None else lengths.tolist()
         check_samples(counts)
         mixed = any(count != wavs.shape[1] for count in counts)
-        if self.wav2vec2.extractor_mode == "group_norm" and mixed:
+        if self.wav2vec2.hears_padding and mixed:
             return one_by_one(
                 partial(self.states_with_gradients, up_to=up_to), wavs, counts
             )
         return hidden_states(self.wav2vec2, wavs, lengths, self.final_norm, up_to)
 
     def _what(self) -> str:
+        family = FAMILIES[family_of(self.wav2vec2.architecture)].title
         if self.lamer is None:
-            return "HuBERT"
+            return family
         counts = parse_allocation(self.lamer["allocation"], self.num_layers)
         if max(counts) < 2:
-            return "HuBERT with one LoRA per layer" if any(counts) else "HuBERT"
+            return f"{family} with one LoRA per layer" if any(counts) else family
         top_k = self.lamer.get("top_k", LamerConfig.top_k)
         used = "all" if top_k is None else f"top {top_k}"
         several = "-".join(map(str, sorted({*counts})))
-        return f"HuBERT with {used} of {several} LoRA experts per layer"
+        return f"{family} with {used} of {several} LoRA experts per layer"
 
     def architecture(self) -> dict[str, Any]:
         """Describe the model in plain values; see :meth:`from_architecture`."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from espnet2_lamer.convert.families import FAMILIES
 from espnet2_lamer.layers import LamerConfig
 
 _TASKS = {
@@ -125,11 +126,12 @@ def hugging_face_card(
     directory: str | Path,
     origin: Origin | None,
     lamer: LamerConfig | None,
+    family: str = "hubert",
     more: Sequence[str] = (),
 ) -> str:
     """Return the card of a directory for transformers.
 
-    ``lamer`` has the options of its experts, ``None`` for a plain ``HubertModel``;
+    ``lamer`` has the options of its experts, ``None`` for a plain model of ``family``;
     paragraphs of ``more`` follow what it is. ``origin`` may name it otherwise.
     """
     origin = origin or Origin()
@@ -137,19 +139,19 @@ def hugging_face_card(
     front = {
         "library_name": "transformers",
         "pipeline_tag": "feature-extraction",
-        "tags": ["hubert", "speech", "feature-extraction", "lamer-ssl"],
+        "tags": [family, "speech", "feature-extraction", "lamer-ssl"],
     }
     if lamer is None:
-        model, extractor, trust = "HubertModel", "Wav2Vec2FeatureExtractor", ""
-        what = "A plain `HubertModel`."
+        model, extractor = FAMILIES[family].model, "Wav2Vec2FeatureExtractor"
+        trust, what = "", f"A plain `{model}`."
     else:
         model, extractor = "AutoModel", "AutoFeatureExtractor"
         trust = ", trust_remote_code=True"
         routing = "all of them" if lamer.top_k is None else f"top {lamer.top_k}"
         what = (
-            f"HuBERT with LoRA experts in its feed-forward networks: allocation "
-            f"{lamer.allocation}, rank {lamer.rank}, {routing}. The code in this "
-            "directory needs transformers and torch only. "
+            f"{FAMILIES[family].title} with LoRA experts in its feed-forward networks: "
+            f"allocation {lamer.allocation}, rank {lamer.rank}, {routing}. The code in "
+            "this directory needs transformers and torch only. "
             "`hidden_states[k]` is the output of layer k, 0 the transformer's input."
         )
     use = _TRANSFORMERS_USE.format(

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from espnet2_lamer.analysis.routing import RoutingStatistics
 from espnet2_lamer.asr.upstream import Upstream
 from espnet2_lamer.convert.architecture import build_hubert
+from espnet2_lamer.convert.families import family_of
 from espnet2_lamer.convert.huggingface import preprocessor_config, write_directory
 from espnet2_lamer.data.audio_decoding import Unusable
 from espnet2_lamer.data.speech import read_wav_scp
@@ -181,7 +182,7 @@ def write_dense(
     paths: Sequence[str],
     origin: Origin | None = None,
 ) -> Deviation:
-    """Write one language's plain ``HubertModel`` and say how good it is.
+    """Write one language's plain model of the base's family; say how good it is.
 
     Gates are averaged over every other utterance of ``paths``; the deviation is
     measured on the rest (with a single utterance, on that one), printed, and written
@@ -204,7 +205,8 @@ def write_dense(
         "that of the routed model without its experts:",
         table,
     )
-    card = hugging_face_card(directory, origin, None, more)
+    family = family_of(dense.wav2vec2.architecture)
+    card = hugging_face_card(directory, origin, None, family, more)
     preprocessor = preprocessor_config(dense.wav2vec2.architecture)
     write_directory(directory, config, preprocessor, state, {"README.md": card})
     return measured

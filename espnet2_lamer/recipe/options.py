@@ -182,8 +182,9 @@ class Options(CommonOptions):
         "leave out clips that are in an evaluation set", True
     )
     base: str = model_option(
-        "HuBERT to extend: Hugging Face directory or id, torchaudio bundle, fairseq "
-        ".pt file, ESPnet experiment"
+        "model to extend (HuBERT, wav2vec 2.0, XLS-R, MMS, data2vec-audio, WavLM): "
+        "Hugging Face directory or id, torchaudio bundle, fairseq or fairseq2 .pt "
+        "file, ESPnet experiment"
     )
     teacher: str = model_option("model that gives the units")
     teacher_layer: int = model_option("its layer")

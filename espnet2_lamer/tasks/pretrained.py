@@ -23,6 +23,7 @@ from espnet2_lamer.convert.espnet_experiment import (
     model_file,
     read_config,
 )
+from espnet2_lamer.convert.families import ADDED
 from espnet2_lamer.convert.load import (
     can_be_fetched,
     is_hub_id,
@@ -160,7 +161,7 @@ def restore_pretraining_model(
     conf = config["encoder_conf"]
     if base is not None or conf.get("base") is not None:
         # The base decides, and did when earlier versions trained beside other values.
-        for key in ("normalize_waveform", *STRUCTURE):
+        for key in ("normalize_waveform", *STRUCTURE, *ADDED):
             conf.pop(key, None)
     with clear_errors(source):
         if base is not None:
