@@ -96,9 +96,10 @@ class StatesGraph(nn.Module):
             mask = padding[:, None, None, :].to(x.dtype) * -10000.0
             mask = mask.expand(x.shape[0], 1, x.shape[1], x.shape[1])
         x = encoder.transformer._preprocess(x)
-        states = [x]
+        states, bias = [x], None
         for layer in encoder.transformer.layers:
-            x, _ = layer(x, mask)
+            # The first block of a WavLM returns the position bias of all.
+            x, bias = layer(x, mask, bias)
             states.append(x)
         if self.normed:
             states[-1] = encoder.transformer.layer_norm(x)
@@ -149,7 +150,7 @@ def write_onnx(
             f"{upstream.num_layers}, the depth of this model"
         )
     upstream = deepcopy(upstream).cpu().float()
-    padded = upstream.wav2vec2.extractor_mode == "layer_norm"
+    padded = not upstream.wav2vec2.hears_padding
     batches = _batches(speech, padded)
     routed = is_routed(upstream)
     with atomic_dir(directory) as temporary:
