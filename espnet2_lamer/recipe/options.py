@@ -275,9 +275,7 @@ class Options(CommonOptions):
     use_lm: bool = head_option(
         "true: the same with a transformer LM of ESPnet's LM task", False
     )
-    lm_config: Path = head_option(
-        "its training", Path("conf/train_lm_transformer.yaml"), exists=True
-    )
+    lm_config: Path = head_option("its training", exists=True)
     lm_train_text: dict[str, str] = head_option(
         "LANG=FILE of more sentences, one a line, for both", {}
     )
