@@ -81,20 +81,19 @@ _LAYERS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
 }
 # The recipe's files, of those that are laid into a checkout: the pretraining of the
-# paper and of the mini preset, their heads and recognisers, and what stage 0 trains
-# from nothing.
+# paper and of the mini preset, their heads, and what stage 0 trains from nothing.
 RECIPE = (
     "README.md run.sh cmd.sh path.sh db.sh utils local/path.sh "
     "conf/presets/mini.sh conf/presets/paper.sh conf/decode_asr_mlsuperb.yaml "
     "conf/tuning/train_ssl_lamer.yaml conf/tuning/train_ssl_lamer_mini.yaml "
     "conf/tuning/train_ssl_mini_base.yaml "
     "conf/tuning/train_asr_mlsuperb.yaml conf/tuning/train_lid_mlsuperb.yaml "
-    "conf/tuning/train_asr_mlsuperb_mini.yaml conf/tuning/train_lid_mlsuperb_mini.yaml "
-    "conf/tuning/train_asr_finetune.yaml conf/tuning/train_asr_finetune_mini.yaml "
-    "conf/tuning/train_lm_transformer.yaml conf/decode_asr_finetune.yaml"
+    "conf/tuning/train_asr_mlsuperb_mini.yaml conf/tuning/train_lid_mlsuperb_mini.yaml"
 ).split()
 # The head of several languages has the values of that of LID.
 ONE_HEAD = (b"train_multi_asr_mlsuperb.yaml", b"train_lid_mlsuperb.yaml")
+# Lines of presets on recognisers beyond heads, whose configs stay out.
+_RECOGNISERS = re.compile(rb"(?m)^(finetune|lm)_config=.*\n")
 
 
 def write_pull_request(
@@ -170,8 +169,10 @@ def _recipe(
                 f"{repository}: makes no {name} for ESPnet's tree; {__name__} must "
                 "follow"
             )
-    preset = f"egs2/{CORPUS}/ssl1/conf/presets/paper.sh"
-    files[preset] = files[preset].replace(*ONE_HEAD)
+    presets = f"egs2/{CORPUS}/ssl1/conf/presets"
+    for name in (f"{presets}/mini.sh", f"{presets}/paper.sh"):
+        files[name] = _RECOGNISERS.sub(b"", files[name])
+    files[f"{presets}/paper.sh"] = files[f"{presets}/paper.sh"].replace(*ONE_HEAD)
     left_out = {"asr1": "all of it"}
     for name in laid:
         folder, _, name = f"ssl1/{name}".rpartition("/")

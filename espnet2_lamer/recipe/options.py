@@ -265,7 +265,9 @@ class Options(CommonOptions):
         choices=TUNES,
     )
     finetune_config: Path = head_option(
-        "head, rates and schedule of --tune experts and all", exists=True
+        "head, rates and schedule of --tune experts and all",
+        Path("conf/train_asr_finetune.yaml"),
+        exists=True,
     )
     use_ngram: bool = head_option(
         "true: an n-gram model of the training text; decode ASR with and without it",
@@ -275,7 +277,9 @@ class Options(CommonOptions):
     use_lm: bool = head_option(
         "true: the same with a transformer LM of ESPnet's LM task", False
     )
-    lm_config: Path = head_option("its training", exists=True)
+    lm_config: Path = head_option(
+        "its training", Path("conf/train_lm_transformer.yaml"), exists=True
+    )
     lm_train_text: dict[str, str] = head_option(
         "LANG=FILE of more sentences, one a line, for both", {}
     )
