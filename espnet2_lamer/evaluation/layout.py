@@ -120,7 +120,7 @@ def _table(
     systems = list(dict.fromkeys(f["system"] for f in figures))
     rows: dict[str, dict[str, Record]] = {}
     for f in figures:
-        rows.setdefault(_row_name(f, figures), {})[f["system"]] = f
+        rows.setdefault(_row_name(f, figures, data), {})[f["system"]] = f
     main = _main(data, systems, references)
     tested = any(f["comparisons"] for f in figures)
     if 1 + len(systems) <= WIDEST and (main or not tested):
@@ -159,9 +159,9 @@ def _main(
     return compared[0] if len(compared) == 1 else None
 
 
-def _row_name(figure: Record, figures: Sequence[Record]) -> str:
+def _row_name(figure: Record, figures: Sequence[Record], data: Record) -> str:
     """Name what was measured: label, and what differs between rows of the table."""
-    words = [figure["label"]]
+    words = [data.get("names", {}).get(figure["label"], figure["label"])]
     # Of "language" nobody asks what is counted.
     if len({f["unit"] for f in figures}) > 1 and figure["unit"] != "language":
         words.append(figure["unit"])

@@ -102,6 +102,7 @@ class Results:
         notes: What else qualifies the numbers.
         sources: Folders that the report reads beside the figures.
         column: What a system is called in the tables of heads.
+        names: Of languages, by code, as tables show them.
     """
 
     systems: Mapping[str, str]
@@ -118,6 +119,7 @@ class Results:
     notes: Sequence[str] = ()
     sources: Mapping[str, Any] = field(default_factory=dict)
     column: str = "upstream"
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -302,6 +304,7 @@ def results_data(results: Results, figures: Sequence[TaskFigure]) -> dict[str, A
         "changes": [change.as_dict() for change in changes],
         "caveats": list(results.caveats),
         "conditions": dict(results.conditions),
+        "names": dict(results.names),
         "sources": dict(results.sources),
         "notes": list(results.notes),
         "tables": [

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from espnet2_lamer.data.languages import named
 from espnet2_lamer.evaluation.changes import Question
 from espnet2_lamer.evaluation.results import (
     CONFOUNDED,
@@ -126,6 +127,12 @@ def question(options: Options, runs: Mapping[Task, Run]) -> Question:
     )
 
 
+def names(options: Options) -> dict[str, str]:
+    """Name the languages as tables show them."""
+    langs = [*options.langs, *options.eval_langs]
+    return {lang: named(lang) for lang in langs if lang != "all"}
+
+
 def conditions(options: Options) -> dict[str, str]:
     """Say which data, units and seeds the figures rest on."""
     if not (options.raw / "hours.json").is_file():
@@ -175,6 +182,7 @@ def report_pretraining(options: Options) -> None:
         question=question(options, {}),
         caveats=caveats(options),
         conditions=conditions(options),
+        names=names(options),
         notes=["Stage 8 wrote this: no head was trained yet (stages 10 to 12)."],
         sources=sources(options),
     )

@@ -43,6 +43,7 @@ from espnet2_lamer.recipe.reporting import (
     CONTROL,
     caveats,
     conditions,
+    names,
     pretraining_tables,
     question,
     read_json,
@@ -156,6 +157,7 @@ def score(options: Options) -> None:
         question=asked,
         caveats=caveats(options),
         conditions=conditions(options),
+        names=names(options),
         notes=_notes(options, runs),
         sources=sources(options, runs),
     )

@@ -140,9 +140,12 @@ def report_page(expdir: Path, results: Path, clips: int = CLIPS) -> str:
     folder = expdir / (source.get("analysis") or "-")
     title = "Results"
     if question:
-        learned = ", ".join(question["new_langs"])
-        kept = ", ".join(question["old_langs"]) or "none"
-        title = f"{system}: new languages {learned}; old {kept}"
+        names = data.get("names", {})
+        learned, kept = (
+            ", ".join(names.get(lang, lang) for lang in question[f"{age}_langs"])
+            for age in ("new", "old")
+        )
+        title = f"{system}: new languages {learned}; old {kept or 'none'}"
     return render_html(
         "experiment.html.jinja",
         {"look": _look, "strong": _strong},

@@ -104,6 +104,16 @@ def test_each_system_has_espnets_error_table(written):
     assert "20.0 (20.0 to 20.0)" in row(text, "cmn, pinyin, 40 utt.")
 
 
+def test_tables_name_languages_where_names_are_known(results, tmp_path):
+    results.names = {"cmn": "cmn (Mandarin Chinese)"}
+    write_results(tmp_path, results)
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert row(text, "cmn (Mandarin Chinese), pinyin, 40 utt.")
+    assert row(text, "cmn (Mandarin Chinese), 40 utt.")
+    rows = csv.DictReader((tmp_path / "results.csv").open())
+    assert {r["label"] for r in rows} >= {"cmn", "eng"}
+
+
 def test_systems_stand_side_by_side_with_interval_and_difference(written):
     text = (written / "RESULTS.md").read_text()
     header = "error rate (%) by test set", "random", "base", "lamer", "lamer - base"
