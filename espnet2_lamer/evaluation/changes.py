@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from espnet2_lamer.evaluation.runs import Task
+from espnet2_lamer.evaluation.spread import Spread
 
 GAINED, KEPT, LOST, UNTOLD = "gained", "kept", "lost", "cannot be told"
 #: An old language is kept where a loss of more points than this is ruled out.
@@ -31,6 +32,7 @@ class Question:
         languages: Language of a task that has no part (monolingual heads).
         channel_confounded: Whether recordings tell the languages apart, so that
             identification says nothing about languages.
+        spread: How far two runs of such a system lie apart.
     """
 
     system: str
@@ -39,13 +41,34 @@ class Question:
     old_langs: tuple[str, ...]
     languages: Mapping[Task, str] = field(default_factory=dict)
     channel_confounded: bool = False
+    spread: Spread = field(default_factory=Spread)
+
+    def spread_of(self, figure: Any) -> float | None:
+        """Return the points by which two runs may differ in a figure of the system."""
+        lang = self.language_of(figure)
+        if figure.system != self.system or not lang:
+            return None
+        return self.spread.of(_kind(figure), lang)
+
+    def language_of(self, figure: Any) -> str:
+        """Return the language that a figure is of, "" where it is of several."""
+        task = figure.task
+        lang = figure.label if figure.gain else task.part
+        return "" if task.group else lang or self.languages.get(task, "")
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields but ``languages``: part of results.json."""
+        """Return the fields but ``languages``: part of results.json.
+
+        Of the spread, what it was measured with.
+        """
         names = ("system", "references", "new_langs", "old_langs")
         named = {name: getattr(self, name) for name in names}
         fields = {n: [*v] if isinstance(v, tuple) else v for n, v in named.items()}
-        return fields | {"channel_confounded": self.channel_confounded}
+        spread = {"runs": self.spread.seeds, "source": self.spread.source}
+        return fields | {
+            "channel_confounded": self.channel_confounded,
+            "spread": spread if self.spread.points else None,
+        }
 
 
 @dataclass(frozen=True)
@@ -60,6 +83,7 @@ class Change:
         p: Of a paired test.
         old: Whether the language is one that was to be kept.
         utterances: Number of test utterances.
+        spread: By how much two runs of the system may differ, None if not known.
     """
 
     lang: str
@@ -72,6 +96,7 @@ class Change:
     p: float | None
     old: bool
     utterances: int | None = None
+    spread: float | None = None
 
     @property
     def verdict(self) -> str:
@@ -81,16 +106,21 @@ class Change:
         rejects equality at 5 %, too (few identifications that differ make a narrow
         interval). An old language was kept where neither can be told, but a loss of
         more than :data:`KEPT_WITHIN` points is outside the interval; an interval of
-        width 0, because nothing differed, rules nothing out.
+        width 0, because nothing differed, rules nothing out. Where the spread between
+        runs is known, what lies inside it is neither gained nor lost, and a loss must
+        be ruled out beyond it, too.
         """
         if self.low is None or self.high is None:
             return UNTOLD
+        spread = self.spread or 0.0
         rejected = self.p is None or self.p < _LEVEL
+        rejected = rejected and abs(self.value) > spread
         if rejected and self.low > 0:
             return GAINED
         if rejected and self.high < 0:
             return LOST
-        if self.old and self.low < self.high and self.low >= -KEPT_WITHIN:
+        lowest = min(self.low, self.value - spread)
+        if self.old and self.low < self.high and lowest >= -KEPT_WITHIN:
             return KEPT
         return UNTOLD
 
@@ -108,9 +138,7 @@ def find_changes(question: Question, figures: Iterable[Any]) -> list[Change]:
     order = [*question.new_langs, *question.old_langs]
     found = []
     for figure in figures:
-        task = figure.task
-        lang = figure.label if figure.gain else task.part
-        lang = "" if task.group else lang or question.languages.get(task, "")
+        task, lang = figure.task, question.language_of(figure)
         if figure.system != question.system or lang not in order:
             continue
         identified = task.track == "lid" or figure.kind == "accuracy"
@@ -135,6 +163,7 @@ def find_changes(question: Question, figures: Iterable[Any]) -> list[Change]:
                 c.p,
                 lang in question.old_langs,
                 figure.measure.count,
+                question.spread_of(figure),
             )
             found.append(change)
     keys = dict.fromkeys((c.task, c.reference) for c in found)
@@ -142,22 +171,27 @@ def find_changes(question: Question, figures: Iterable[Any]) -> list[Change]:
     return sorted(found, key=lambda c: (rank[c.task, c.reference], order.index(c.lang)))
 
 
+def _kind(figure: Any) -> str:
+    """Name what was measured, whatever the heads were trained on."""
+    task = figure.task
+    if not task.track:
+        return figure.gain
+    if task.track == "asr_lid" and figure.kind == "accuracy":
+        return "identification with recognition"
+    name = _SHORT[task.track]
+    return f"{name} by {task.unit}" if task.track == "lid" else name
+
+
 def _task_name(figure: Any) -> str:
     task = figure.task
     if not task.track:
         return figure.gain
-    words = [_SHORT[task.track]]
-    if task.track == "asr_lid" and figure.kind == "accuracy":
-        words = ["identification with recognition"]
-    if task.track == "lid":
-        words.append(f"by {task.unit}")
-    name = " ".join(words)
     # What a head was trained on where that is more than all there is; of other
     # corpora's test sets, which.
     more = [task.train] if task.train not in ("", "all speech") else []
     if task.track == "asr" and "_" in task.test:
         more.append(f"tested on {task.test.partition('_')[2]}")
-    return ", ".join([name, *more])
+    return ", ".join([_kind(figure), *more])
 
 
 @dataclass(frozen=True)
@@ -226,7 +260,7 @@ def how_sure(data: Mapping[str, Any]) -> str:
     sentences = [
         "In points, with 95 % intervals; + is a gain: fewer errors, or more right.",
         f"{runs}: the intervals cover the test utterances only, not the spread between "
-        "trainings.",
+        f"trainings. {_spread_text(question, changes)}",
         f"Kept: a loss of more than {KEPT_WITHIN:g} point is outside the interval.",
     ]
     control = [r for r in question["references"] if r != "base"]
@@ -241,6 +275,19 @@ def how_sure(data: Mapping[str, Any]) -> str:
             "chance."
         )
     return " ".join(sentences)
+
+
+def _spread_text(question: Mapping[str, Any], changes: Sequence[Mapping]) -> str:
+    known = question.get("spread")
+    if not known:
+        return "How far two runs lie apart was not measured for these options."
+    text = (
+        "Runs ±: two runs of this system lie no further apart in 95 of 100 pairs "
+        f"({known['runs']} runs, {known['source']}); what lies inside that is neither "
+        "called gained nor lost."
+    )
+    missing = dict.fromkeys(c["task"] for c in changes if c.get("spread") is None)
+    return text + (f" Not measured for {', '.join(missing)}." if missing else "")
 
 
 def _plural(what: str, langs: Sequence[str], verdict: str) -> str:
@@ -281,7 +328,9 @@ def in_points(change: Mapping[str, Any]) -> str:
     value = short(change["value"])
     if change["low"] is None:
         return f"{value} (no interval)"
-    return f"{value} ({_end(change['low'])} to {_end(change['high'])})"
+    spread = change.get("spread")
+    runs = "" if spread is None else f"; runs ±{spread:.1f}"
+    return f"{value} ({_end(change['low'])} to {_end(change['high'])}{runs})"
 
 
 def short(value: float) -> str:

@@ -192,6 +192,8 @@ def _versus(figure: Record | None, reference: str) -> str:
             text = number(c["difference"], "+")
             if c["interval"]:
                 text += f" ({span(c['interval'], '+')})"
+            if figure.get("spread") is not None and reference != "random":
+                text += f", runs ±{figure['spread']:.1f}"
             return text + ("" if c["p"] is None else f", p {p_value(c['p'])}")
     return "-"
 

@@ -323,6 +323,7 @@ def results_data(results: Results, figures: Sequence[TaskFigure]) -> dict[str, A
                 "group": f.task.group,
                 "interval": f.measure.interval,
                 "trainings": dict(f.trainings),
+                "spread": question.spread_of(f) if question else None,
             }
             | {"comparisons": [_compared_with(c, "interval") for c in f.comparisons]}
             for f in figures

@@ -190,6 +190,11 @@ def _heads(expdir: Path, raw: Path, seed: int) -> list[CellMeasure]:
                 name = "" if label == lang else label
                 measures.append(rate(kind, lang, test.score.measure.parts, unit, name))
             if test.found is not None:
-                parts = test.found.measure.parts
+                truth, parts = test.found.languages, test.found.measure.parts
                 measures.append(rate("LID accuracy", "", parts, unit))
+                for lang in sorted(set(truth.values())):
+                    own = {
+                        utt: part for utt, part in parts.items() if truth[utt] == lang
+                    }
+                    measures.append(rate("LID accuracy", lang, own, unit))
     return measures

@@ -155,6 +155,11 @@ def of_heads(options: Options, tracks: Sequence[str]) -> list[Path]:
     return [*found, *with_those_there(configs, upstreams), *eval_sets(options)]
 
 
+def spread(options: Options) -> list[Path]:
+    """What says how far two runs lie apart, if something does."""
+    return [Path(options.spread)] if options.spread else []
+
+
 def published(options: Options) -> list[Path]:
     """Packages and adapter files."""
     return [*packages(options).values(), *adapter_files(options).values()]

@@ -315,6 +315,12 @@ class Options(CommonOptions):
         [],
         empty="that of the config",
     )
+    spread: str = head_option(
+        "CSV of bin.experiment that says how far two runs lie apart: inside that "
+        "nothing is called gained or lost",
+        "",
+        empty="not known",
+    )
     baselines: list[str] = head_option(
         "systems the others are tested against", [], empty="random and base"
     )

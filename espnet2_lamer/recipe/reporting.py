@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from espnet2_lamer.data.languages import named
+from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.changes import Question
 from espnet2_lamer.evaluation.results import (
     CONFOUNDED,
@@ -19,12 +20,19 @@ from espnet2_lamer.evaluation.results import (
     results_data,
 )
 from espnet2_lamer.evaluation.runs import Run, Task
+from espnet2_lamer.evaluation.spread import Spread, read_spread
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.metrics.measure import Measure
 from espnet2_lamer.recipe.options import CommonOptions, Options
 from espnet2_lamer.report.experiment import RESULTS, write_report
 
 CONTROL = "head-only control"
+# Options that a run may have beside its preset's without being another kind of run.
+_OF_ANY_RUN = {
+    *"preset python stage stop_stage skip_stages print_commands plan nj ngpu".split(),
+    *"dask datadir dumpdir expdir seed eval_seeds control upstreams baselines".split(),
+    *"feature_store_gb sanity hf_repo tracks max_bad_audio dry_run num_nodes".split(),
+}
 
 
 def read_json(path: Path) -> Any:
@@ -110,6 +118,25 @@ def caveats(options: CommonOptions) -> list[str]:
     return found
 
 
+def find_spread(options: Options) -> Spread:
+    """Read ``--spread``; a preset's is of the preset's own options.
+
+    Raises:
+        RecipeError: A file that is not there, or no CSV of ``bin.experiment``.
+    """
+    others = sorted(set(options.given) - _OF_ANY_RUN)
+    if "spread" not in options.given and options.spread and others:
+        text = "--spread: %s of the preset was measured without --%s: how far two runs "
+        text += "lie apart is not known here"
+        logging.info(text, options.spread, others[0])
+        return Spread()
+    if not options.spread:
+        return Spread()
+    if not Path(options.spread).is_file():
+        raise RecipeError(f"--spread: {options.spread} not found")
+    return read_spread(options.spread, options.ssl_tag)
+
+
 def question(options: Options, runs: Mapping[Task, Run]) -> Question:
     """Say what the run is about; ``runs`` are those of its heads' tasks."""
     alone = {
@@ -124,6 +151,7 @@ def question(options: Options, runs: Mapping[Task, Run]) -> Question:
         tuple(options.replay_langs),
         alone,
         channel_confounded=CONFOUNDED in caveats(options),
+        spread=find_spread(options),
     )
 
 
