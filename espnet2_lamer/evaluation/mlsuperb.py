@@ -8,7 +8,6 @@ import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import soundfile
@@ -20,7 +19,7 @@ from espnet2_lamer.evaluation.benchmark_sets import (
     SetInfo,
     has_units,
 )
-from espnet2_lamer.evaluation.text_units import default_unit, official_text
+from espnet2_lamer.evaluation.text_units import NORMALISATIONS, default_unit
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.text import read_text
@@ -53,14 +52,16 @@ def few_shot_utterances(dataset: str, lang: str) -> frozenset[str]:
 
 
 def scan_tree(
-    root: str | Path, langs: Sequence[str] = ("all",)
+    root: str | Path, langs: Sequence[str] = ("all",), datasets: Sequence[str] = ()
 ) -> dict[tuple[str, str], Path]:
     """Return the folder of each (data set, language) pair with one of ``langs``.
 
-    The order is that of the official data sets; ``all`` means all languages.
+    The order is that of the official data sets; ``all`` means all languages. Where
+    ``datasets`` are named, each has each of the languages.
 
     Raises:
-        RecipeError: No tree of this layout, or a language that is not in it.
+        RecipeError: No tree of this layout, or a language that is not in it, or not in
+            one of ``datasets``.
     """
     if not str(root) or str(root) == ".":
         raise RecipeError(
@@ -93,7 +94,18 @@ def scan_tree(
             f"{', '.join(sorted(known))}"
         )
     wanted = known if "all" in langs else langs
-    return {pair: folder for pair, folder in pairs.items() if pair[1] in wanted}
+    for pair in [(d, x) for d in datasets for x in wanted if (d, x) not in pairs]:
+        if "all" not in langs:
+            having = ", ".join(d for d, x in pairs if x == pair[1])
+            raise RecipeError(
+                f"--eval_corpora: {root / pair[0]} has no {pair[1]}; {having} do; "
+                "choose others with --eval_corpora or --eval_langs"
+            )
+    return {
+        pair: folder
+        for pair, folder in pairs.items()
+        if pair[1] in wanted and (not datasets or pair[0] in datasets)
+    }
 
 
 def set_name(dataset: str, lang: str, split: str, budget: str = "") -> str:
@@ -143,6 +155,8 @@ def prepare_mlsuperb(
     units: Mapping[str, str],
     budgets: Iterable[str],
     nj: int = 1,
+    datasets: Sequence[str] = (),
+    text_norm: str = "ascii",
 ) -> dict:
     """Write ``<dump_dir>/raw/mlsuperb_<data set>_<lang>_*`` and ``mlsuperb.json``.
 
@@ -157,6 +171,8 @@ def prepare_mlsuperb(
         langs: ISO 639-3 codes, or ``all``.
         units: Language to unit; others get their default.
         budgets: ``10min`` and ``1h``.
+        datasets: Only these; all if none is named.
+        text_norm: Of :data:`~espnet2_lamer.evaluation.text_units.NORMALISATIONS`.
 
     Returns:
         What ``mlsuperb.json`` holds: the counts of every set.
@@ -166,9 +182,9 @@ def prepare_mlsuperb(
     """
     sets = EvaluationSets(Path(dump_dir) / "raw", nj)
     report: dict = {"root": str(root), "sets": {}}
-    for (dataset, lang), folder in scan_tree(root, langs).items():
+    for (dataset, lang), folder in scan_tree(root, langs, datasets).items():
         unit = units.get(lang, default_unit(lang))
-        info = SetInfo("mlsuperb", dataset, lang, "", unit, normalisation="official")
+        info = SetInfo("mlsuperb", dataset, lang, "", unit, normalisation=text_norm)
         lists = {("train", budget): f"transcript_{budget}_train" for budget in budgets}
         lists |= {(s, ""): f"transcript_10min_{s}" for s in ("dev", "test")}
         for (split, budget), name in lists.items():
@@ -198,11 +214,11 @@ def _collect(
     sets: EvaluationSets, source: Path, utterances: list[Utterance], info: SetInfo
 ) -> dict:
     unit, lang = info.unit, info.lang
-    plain = partial(official_text, brackets=True)
+    normalize, plain = NORMALISATIONS[info.normalisation]
     usable, empty, silent = [], 0, 0
     for utterance in utterances:
         text = utterance.text
-        if not plain(text) or not has_units(text, unit, lang, official_text):
+        if not plain(text) or not has_units(text, unit, lang, normalize):
             silent += 1
         elif not soundfile.info(utterance.path).frames:
             empty += 1
@@ -217,7 +233,5 @@ def _collect(
     limits = (SHORTEST_TRAIN, LONGEST_TRAIN)
     if info.split == "test":
         limits = (_SHORTEST_TEST, float("inf"))
-    counts = sets.collect(
-        source.name, source, info, limits, normalize=official_text, plain=plain
-    )
+    counts = sets.collect(source.name, source, info, limits)
     return {**counts, "no_samples": empty, "no_text": silent}

@@ -44,7 +44,7 @@ class Run:
     Attributes:
         budget: Training speech, one of :data:`BUDGETS`.
         corpus: Corpus of the training set; empty where there is one only, and for
-            tracks that mix them.
+            tracks that mix all of them; those that were chosen otherwise.
         unit: Unit of the text; ``lang`` for LID.
         system: The upstream's name in tables.
         layer: State index, or ``"all"`` for the learned weighted sum.
@@ -80,9 +80,12 @@ class Run:
     def name(self) -> str:
         """Name of the experiment directory: everything in which two runs may differ."""
         if self.track == "asr":
-            parts = ["asr", self.corpus, *self.langs]
+            # Its own sets of the same corpora are others than those of ``paper``.
+            benchmark = "mlsuperb" if self.benchmark == "mlsuperb" else ""
+            parts = ["asr", benchmark, self.corpus, *self.langs]
         else:
-            parts = [self.track, "" if self.benchmark == "own" else self.benchmark]
+            benchmark = "" if self.benchmark == "own" else self.benchmark
+            parts = [self.track, benchmark, self.corpus.replace(" ", "-")]
         parts += ["" if self.budget == "all" else self.budget, self.lid_reading or ""]
         parts += ["" if self.unit == LID_UNIT else self.unit, self.system]
         parts.append("sum" if self.layer == "all" else f"layer{self.layer}")

@@ -5,7 +5,7 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, partial
 
 from espnet2_lamer.errors import RecipeError
 
@@ -88,6 +88,14 @@ def official_text(text: str, brackets: bool = False) -> str:
     if brackets:
         text = _BRACKETED.sub("", text)
     return " ".join(text.translate(_DELETE_ASCII).upper().split())
+
+
+#: ``text_norm``: what is done to a transcript, and to one of many languages. The names
+#: say which punctuation goes.
+NORMALISATIONS: dict[str, tuple[Callable[[str], str], Callable[[str], str]]] = {
+    "all": (normalize_text, normalize_text),
+    "ascii": (official_text, partial(official_text, brackets=True)),
+}
 
 
 def to_units(

@@ -40,6 +40,16 @@ def check_benchmark(options: Options) -> None:
     if options.benchmark != "own" and "all" in options.budgets:
         expected = f"10min or 1h with --benchmark {options.benchmark}"
         raise refused("budgets", "'all'", expected)
+    known = {
+        "own": (),
+        "paper": paper_sets.PAPER_CORPORA,
+        "mlsuperb": mlsuperb.DATASETS,
+    }
+    for corpus in options.eval_corpora:
+        if corpus not in (names := known.get(options.benchmark, ())):
+            expected = ", ".join(names) or "no corpora"
+            expected += f" with --benchmark {options.benchmark}"
+            raise refused("eval_corpora", repr(corpus), expected)
     if options.benchmark == "mlsuperb":
         return
     if "all" in options.eval_langs:
@@ -55,6 +65,11 @@ def check_benchmark(options: Options) -> None:
 def eval_langs(options: Options) -> list[str]:
     """Return the languages that are evaluated."""
     return options.eval_langs or options.langs
+
+
+def eval_corpora(options: Options) -> Sequence[str]:
+    """Return the corpora of the paper's sets that are evaluated."""
+    return options.eval_corpora or paper_sets.PAPER_CORPORA
 
 
 def without_text(options: Options) -> dict[str, str]:
@@ -155,12 +170,15 @@ def _mixed(
     test: Iterable[str],
     langs: Sequence[str],
     lid_reading: str | None = None,
+    corpora: Sequence[str] = (),
 ) -> Task:
-    """A task that mixes languages and corpora."""
+    """A task that mixes languages and corpora, all of them or those chosen."""
     unit = LID_UNIT if track == "lid" else options.multi_unit
     tests = {MIXED_TEST: tuple(test)}
     sets = (tuple(train), tuple(dev), tests)
-    return Task(track, budget, "", tuple(langs), unit, *sets, lid_reading)
+    return Task(
+        track, budget, " ".join(corpora), tuple(langs), unit, *sets, lid_reading
+    )
 
 
 def _own(options: Options, track: str, budget: str) -> list[Task]:
@@ -181,18 +199,20 @@ def _own(options: Options, track: str, budget: str) -> list[Task]:
 
 def _paper(options: Options, track: str, budget: str) -> list[Task]:
     langs, name = eval_langs(options), paper_sets.set_name
-    pairs = [(corpus, x) for corpus in paper_sets.PAPER_CORPORA for x in langs]
+    corpora = eval_corpora(options)
+    pairs = [(corpus, x) for corpus in corpora for x in langs]
     if track in MIXED_TRACKS:
         reading = options.lid_reading
         suffix = (paper_sets.TOTAL,) if reading == "total" else ()
         train = [name(c, x, "train", budget, *suffix) for c, x in pairs]
         sets = [[name(c, x, part) for c, x in pairs] for part in ("dev", "test")]
-        return [_mixed(options, track, budget, train, *sets, langs, reading)]
+        chosen = options.eval_corpora
+        return [_mixed(options, track, budget, train, *sets, langs, reading, chosen)]
     tasks = []
     for corpus, lang in pairs:
         tests = {
             f"{lang}_{other}": (name(other, lang, "test"),)
-            for other in paper_sets.PAPER_CORPORA
+            for other in corpora
             if other == corpus or options.cross_corpus
         }
         train = name(corpus, lang, "train", budget)
@@ -203,7 +223,8 @@ def _paper(options: Options, track: str, budget: str) -> list[Task]:
 
 def _mlsuperb(options: Options, track: str, budget: str) -> list[Task]:
     langs, name = eval_langs(options), mlsuperb.set_name
-    pairs = list(mlsuperb.scan_tree(options.mlsuperb, langs))
+    chosen = options.eval_corpora
+    pairs = list(mlsuperb.scan_tree(options.mlsuperb, langs, chosen))
     if track in MIXED_TRACKS:
         train = [
             name(d, x, "train_few" if x in FEW_SHOT else "train", budget)
@@ -212,11 +233,15 @@ def _mlsuperb(options: Options, track: str, budget: str) -> list[Task]:
         ]
         sets = [[name(d, x, part) for d, x in pairs] for part in ("dev", "test")]
         found = dict.fromkeys(x for _, x in pairs)
-        return [_mixed(options, track, budget, train, *sets, list(found))]
+        corpora = {"corpora": chosen}
+        return [_mixed(options, track, budget, train, *sets, list(found), **corpora)]
     tasks = []
-    for label, (lang, dataset) in _monolingual(pairs, "all" in langs).items():
+    official = _monolingual(pairs, "all" in langs)
+    apart = {f"{x}_{d}": (x, d) for d, x in pairs}
+    for label, (lang, dataset) in (apart if chosen else official).items():
         # The official test set of a language covers all its data sets.
-        tests = {label: tuple(name(d, x, "test") for d, x in pairs if x == lang)}
+        tested = [(dataset, lang)] if chosen else [p for p in pairs if p[1] == lang]
+        tests = {label: tuple(name(d, x, "test") for d, x in tested)}
         train = name(dataset, lang, "train", budget)
         dev = name(dataset, lang, "dev")
         tasks.append(_alone(options, budget, dataset, lang, train, dev, tests))

@@ -24,7 +24,7 @@ from espnet2_lamer.evaluation.mlsuperb import (
 )
 from espnet2_lamer.evaluation.paper_sets import prepare_paper_sets
 from espnet2_lamer.parallel import workers
-from espnet2_lamer.recipe.benchmark import eval_langs, without_text
+from espnet2_lamer.recipe.benchmark import eval_corpora, eval_langs, without_text
 from espnet2_lamer.recipe.files import set_sources
 from espnet2_lamer.recipe.options import CommonOptions, Options
 
@@ -141,17 +141,37 @@ def format_evaluation(options: Options) -> None:
     langs, budgets = eval_langs(options), options.budgets
     where = (options.datadir, options.dumpdir, langs, options.units)
     audio = {"nj": options.nj, "max_bad_audio": options.max_bad_audio}
+    norm = options.text_norm or ("ascii" if options.benchmark == "mlsuperb" else "all")
     with workers(options.dask):
         if options.benchmark == "mlsuperb":
-            prepare_mlsuperb(options.mlsuperb, *where, budgets, nj=options.nj)
+            prepare_mlsuperb(
+                options.mlsuperb,
+                *where,
+                budgets,
+                nj=options.nj,
+                datasets=options.eval_corpora,
+                text_norm=norm,
+            )
         elif options.benchmark == "paper":
             lists = options.eval_lists or None
             prepare_paper_sets(
-                *where, budgets, seed=options.seed, lists_dir=lists, **audio
+                *where,
+                budgets,
+                seed=options.seed,
+                lists_dir=lists,
+                corpora=eval_corpora(options),
+                text_norm=norm,
+                **audio,
             )
         else:
             silent = without_text(options)
-            prepare_asr_data(*where, seed=options.seed, speech_only=silent, **audio)
+            prepare_asr_data(
+                *where,
+                seed=options.seed,
+                speech_only=silent,
+                text_norm=norm,
+                **audio,
+            )
             for budget in options.budgets:
                 for lang in langs if budget != "all" else ():
                     train = options.raw / f"asr_{lang}_train"

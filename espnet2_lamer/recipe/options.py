@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from espnet2_lamer.data.corpora import CORPORA, MHUBERT147_AUDIO
 from espnet2_lamer.evaluation.runs import BENCHMARKS, BUDGETS, LID_READINGS, TRACKS
+from espnet2_lamer.evaluation.text_units import NORMALISATIONS
 from espnet2_lamer.recipe.declaration import (
     as_text,
     data_option,
@@ -196,6 +197,19 @@ class Options(CommonOptions):
     )
     eval_langs: list[str] = head_option(
         "languages to evaluate; mlsuperb: all", [], empty="those learnt and kept"
+    )
+    eval_corpora: list[str] = head_option(
+        "mlsuperb and paper: corpora to evaluate; a head per language and corpus, "
+        "each tested apart",
+        [],
+        empty="mlsuperb: the official tasks; paper: commonvoice fleurs",
+    )
+    text_norm: str = head_option(
+        "punctuation that transcripts lose: all (of every script) | ascii (what "
+        "ML-SUPERB's scripts delete)",
+        "",
+        choices=("", *NORMALISATIONS),
+        empty="mlsuperb: ascii; own, paper: all",
     )
     eval_lists: str = head_option("paper: folder of utterance lists to use again", "")
     cross_corpus: bool = head_option("paper: also test ASR on the other corpus", False)
