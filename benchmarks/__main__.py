@@ -27,6 +27,7 @@ from espnet2_lamer.units.teacher import check_device
 SECTIONS = (
     *("layer", "step", "loss", "stock", "overhead", "padding", "sharing", "heads"),
     *("kmeans", "labels", "units", "scale", "counts", "peers", "update", "whisper"),
+    "segment",
 )
 RESULTS = Path(__file__).with_name("RESULTS.md")
 

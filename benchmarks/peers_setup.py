@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from espnet2_lamer.convert.architecture import normalize_waveform
 from espnet2_lamer.convert.huggingface import (
     MASK_EMBEDDING,
-    hubert_config,
     hugging_face_name,
+    model_config,
 )
 from espnet2_lamer.hubert.espnet_model import index_mask
 from espnet2_lamer.layers.config import LINEARS
@@ -29,7 +29,7 @@ def hugging_face(backbone: nn.Module) -> nn.Module:
 
     wav2vec2 = backbone.encoder.wav2vec2
     # Without these it would have no mask embedding, and ignore the masks it is given.
-    settings = hubert_config(wav2vec2.architecture) | {
+    settings = model_config(wav2vec2.architecture) | {
         "apply_spec_augment": True,
         "mask_time_prob": 0.65,
         "attn_implementation": "sdpa",

@@ -17,9 +17,10 @@ extensions = [
     "sphinx.ext.apidoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
+    "sphinx_copybutton",
     # Of this folder.
     "constants",
-    "mathml",
+    "equations",
     "references",
 ]
 
@@ -46,13 +47,10 @@ napoleon_use_rtype = False
 # Fields of a dataclass are described by its docstring once.
 napoleon_use_ivar = True
 
-html_theme = "alabaster"
-html_theme_options = {
-    "description": "HuBERT in new languages, without forgetting",
-    "page_width": "1100px",
-    "sidebar_width": "240px",
-    "show_powered_by": False,
-}
-html_math_renderer = "mathml"
+html_theme = "furo"
+html_title = project
+html_static_path = ["_static"]
+html_css_files = ["manual.css"]
+html_math_renderer = "equations"
 html_copy_source = False
 html_show_sourcelink = False

@@ -16,3 +16,8 @@ def num_frames(num_samples: int) -> int:
     if num_samples < RECEPTIVE_FIELD:
         return 0
     return (num_samples - RECEPTIVE_FIELD) // STRIDE + 1
+
+
+#: What trains with an ASR head: nothing beside it, the frozen upstream of ML-SUPERB;
+#: LoRA experts and routers; the transformer as well.
+TUNES = ("head", "experts", "all")

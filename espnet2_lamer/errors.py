@@ -10,10 +10,16 @@ EXTRAS = {
     "hsk_sentences_audio": "mini",
     "tensorboard": "train",
     "whisper": "whisper",
+    "datasets": "readers",
+    "lhotse": "readers",
+    "pyarrow": "readers",
     "ctranslate2": "ctranslate2",
     "cloudpickle": "dask",
     "distributed": "dask",
     "peft": "bench",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
 }
 # In torch's messages.
 _ADVICE = re.compile("weights_only|add_safe_globals|trusted source|torch.load")

@@ -51,12 +51,14 @@ def get_parser() -> argparse.ArgumentParser:
     mini.add_argument("--nj", type=int, default=1, help="processes")
     mini.add_argument("--seed", type=int, default=0, help="of everything random")
 
-    manifest = add("manifest", "a TSV file, or a folder of audio per language", "")
+    manifest = add("manifest", "your own speech, in any of several forms", "")
     manifest.add_argument(
         "--manifest",
         required=True,
         help="TSV file with the columns utt_id, path, lang (and split, text, speaker, "
-        "romanisation, source), or a folder ROOT with ROOT/<lang>/**/*.wav",
+        "romanisation, source, start, end), a folder ROOT with ROOT/<lang>/**/*.wav, a "
+        "Kaldi folder, datasets:ID or a folder of one, cuts of lhotse, tar shards; "
+        "several with spaces between; see docs/adding_a_language.md",
     )
     manifest.add_argument(
         "--exclude_sources",

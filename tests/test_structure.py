@@ -24,9 +24,10 @@ LAYERS = (
     "units",
     "analysis",
     "evaluation",
+    "report",
     "export",
     "recipe",
-    "experiments",
+    "experiments demo",
     "bin",
 )
 HEIGHT = {name: height for height, line in enumerate(LAYERS) for name in line.split()}

@@ -18,12 +18,11 @@ from espnet2_lamer.analysis.routing import RoutingStatistics
 from espnet2_lamer.constants import RECEPTIVE_FIELD, SAMPLE_RATE, num_frames
 from espnet2_lamer.data.audio import read_16k
 from espnet2_lamer.data.audio_decoding import Unusable
-from espnet2_lamer.data.manifest import (
-    channel_confounded,
-    read_folder,
-    read_manifest,
-)
-from espnet2_lamer.data.sets import Utterance, language_code, read_if_there
+from espnet2_lamer.data.languages import language_code
+from espnet2_lamer.data.manifest import channel_confounded
+from espnet2_lamer.data.segments import read_wavs
+from espnet2_lamer.data.sets import Utterance, read_if_there
+from espnet2_lamer.data.sources import READERS, Reading, Source
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.layers import LamerFeedForward, experts_off, record_routing
@@ -159,10 +158,10 @@ def _rows(data: Path) -> tuple[list[Utterance], Path]:
     if data.is_dir() and not (data / "wav.scp").is_file():
         if (data / "utt2lang").is_file() or (data / "text").is_file():
             raise RecipeError(f"{data / 'wav.scp'}: file not found")
-        return read_folder(data), data
+        return READERS["folder"](Source("folder", str(data)), Reading()), data
     if not data.is_dir():
-        return read_manifest(data), data.parent
-    wavs, langs = read_table(data / "wav.scp"), read_table(data / "utt2lang")
+        return READERS["tsv"](Source("tsv", str(data)), Reading()), data.parent
+    wavs, langs = read_wavs(data), read_table(data / "utt2lang")
     speakers, sources = (read_if_there(data / f"utt2{x}") for x in ("spk", "source"))
     codes = {x: language_code(x, f"{data / 'utt2lang'}") for x in set(langs.values())}
     rows = []

@@ -182,16 +182,19 @@ def _panel(
 
 
 def write_curves(
-    experiments: Mapping[str, Path], csv_path: Path, keys: tuple[str, ...]
+    experiments: Mapping[str, Path], csv_path: Path, titles: Mapping[str, str]
 ) -> None:
-    """Write values of several experiments to a CSV, and drawn to a PNG beside it."""
+    """Write values of several experiments to a CSV, and drawn to a PNG beside it.
+
+    ``titles`` are those of the panels, by the key of what they show.
+    """
     curves = {name: read_curves(path) for name, path in experiments.items()}
     _write_csv(
         csv_path,
-        ("experiment", "epoch", "phase", *keys),
+        ("experiment", "epoch", "phase", *titles),
         (row | {"experiment": name} for name, rows in curves.items() for row in rows),
     )
-    panels: dict[str, list[Line]] = {key: [] for key in keys}
+    panels: dict[str, list[Line]] = {key: [] for key in titles}
     for number, (name, rows) in enumerate(curves.items()):
         for phase, style in (("train", ":"), ("valid", "-")):
             look = {"style": style, "colour": f"C{number}"}
@@ -199,7 +202,38 @@ def write_curves(
                 points = [row for row in rows if row["phase"] == phase and key in row]
                 epochs, values = ([p[k] for p in points] for k in ("epoch", key))
                 lines.append(Line(epochs, values, f"{name}, {phase}", **look))
-    plot_lines({"": panels}, csv_path.with_suffix(".png"), "epoch")
+    named = {titles[key]: lines for key, lines in panels.items()}
+    plot_lines({"": named}, csv_path.with_suffix(".png"), "epoch")
+
+
+def write_routing_curves(path: Path, csv_path: Path) -> None:
+    """Write how routers decide over a training to a CSV and a PNG beside it.
+
+    ``path`` is ``routing.jsonl``: a line every so many batches. Per router the entropy
+    of a masked frame's probabilities over that of a uniform choice, and the busiest
+    expert's share of the selections times their number.
+    """
+    rows = []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for line in map(json.loads, lines):
+        for router in line["routers"]:
+            masked, experts = router["masked"], router["experts"]
+            row = {"batches": line["batches"], "layer": router["layer"] + 1}
+            row |= {"router": router["router"], "dead": len(router["dead"])}
+            row["entropy"] = masked["entropy"] / np.log(experts)
+            rows.append(row | {"largest_load": max(masked["load"]) * experts})
+    _write_csv(csv_path, tuple(rows[0]), rows)
+    panels: dict[str, list[Line]] = {"entropy": [], "largest_load": []}
+    routers = dict.fromkeys((row["layer"], row["router"]) for row in rows)
+    for number, (layer, name) in enumerate(routers):
+        mine = [r for r in rows if (r["layer"], r["router"]) == (layer, name)]
+        label = f"layer {layer}" if name == "ffn" else f"layer {layer} {name}"
+        for key, drawn in panels.items():
+            x, y = ([row[k] for row in mine] for k in ("batches", key))
+            drawn.append(Line(x, y, label, colour=f"C{number % 10}"))
+    titles = {"entropy": "entropy", "largest_load": "busiest expert's load"}
+    named = {titles[key]: drawn for key, drawn in panels.items()}
+    plot_lines({"": named}, csv_path.with_suffix(".png"), "batches")
 
 
 def read_forgetting(path: Path) -> list[dict[str, Any]]:

@@ -1,12 +1,7 @@
-"""What is measured about one model on one set of speech: plain values, and one page."""
+"""What is measured about one model on one set of speech, as plain values."""
 
-import base64
 import json
-import math
-import tempfile
-from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +19,8 @@ from espnet2_lamer.analysis.listening import (
     has_routers,
     listen,
 )
-from espnet2_lamer.analysis.plots import Line, plot_languages, plot_layers, plot_lines
 from espnet2_lamer.layers import LamerFeedForward, parameter_report
+from espnet2_lamer.metrics.tables import p_value
 
 OWN_BASE = "the model with its experts switched off"
 # Of a loaded model: it has no head, and nothing of it trains.
@@ -176,25 +171,6 @@ def _language_probe(heard: Heard, seed: int, notes: list[str]) -> dict[str, Any]
     }
 
 
-def render_page(report: dict[str, Any]) -> str:
-    """Render what :func:`report_on` found as HTML with its pictures inside."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {"count": _count, "p": _p}
-    environment.filters["share"] = lambda nats, n: f"{nats / math.log(n):.2f}"
-    source = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
-    template = environment.from_string(source)
-    loaded = report["model"]["parameters"]
-    trained = report["model"]["parameters_in_training"] or {}
-    return template.render(
-        report=report,
-        parameters={key: loaded.get(key) for key in dict.fromkeys([*loaded, *trained])},
-        summary=summary(report),
-        images=_images(report),
-    )
-
-
 def summary(report: dict[str, Any]) -> list[str]:
     """Say in a few sentences what was found."""
     lines = []
@@ -207,7 +183,7 @@ def summary(report: dict[str, Any]) -> list[str]:
         lines.append(
             f"The choice of experts tells most about the language in layer "
             f"{most['layer']}: {most['mutual_information']:.4f} nats (chance "
-            f"{most['information_chance']:.4f}, p {_p(most['information_p'])})."
+            f"{most['information_chance']:.4f}, p {p_value(most['information_p'])})."
         )
     if probe := report["language_probe"]:
         best = max(probe["layers"], key=lambda row: row["model"]["value"])
@@ -224,69 +200,7 @@ def summary(report: dict[str, Any]) -> list[str]:
             line += (
                 f"; phone accuracy differs most downwards in layer {worst['layer']}: "
                 f"{worst['base']['value']:.1f} to {worst['model']['value']:.1f} % "
-                f"(p {_p(worst['p'])}, the worst of {len(rows)} layers)"
+                f"(p {p_value(worst['p'])}, the worst of {len(rows)} layers)"
             )
         lines.append(line + ".")
     return lines
-
-
-def _images(report: dict[str, Any]) -> dict[str, str]:
-    """Draw the plots of the parts that are there, each as a data URI."""
-    plots: dict[str, Callable[[Path], None]] = {}
-    if report["routing"]:
-        table = report["routing"]["table"]
-        plots |= {
-            "layers": partial(plot_layers, table),
-            "languages": partial(plot_languages, table),
-        }
-
-    def plot(name: str, rows, chance: float | None = None) -> None:
-        plots[name] = partial(plot_lines, rows, xlabel="layer", chance=chance)
-
-    if probe := report["language_probe"]:
-        rows = probe["layers"]
-        lines = [_line(rows, name) for name in ("model", "base") if name in rows[0]]
-        plot("probe", {"accuracy (%)": {"language": lines}}, probe["chance"])
-    images: dict[str, str] = {}
-    if forgetting := report["forgetting"]:
-        cka = [
-            Line(found["layers"], found["cka"], lang, colour=f"C{number}")
-            for number, (lang, found) in enumerate(forgetting.items())
-        ]
-        plot("cka", {"CKA": {"all": cka}})
-        phones = {
-            lang: [_line(found["phone_probe"], name) for name in ("model", "base")]
-            for lang, found in forgetting.items()
-            if found["phone_probe"]
-        }
-        images["phones"] = ""
-        if phones:
-            plot("phones", {"frame accuracy (%)": phones})
-    with tempfile.TemporaryDirectory() as folder:
-        for name, draw in plots.items():
-            path = Path(folder) / f"{name}.png"
-            draw(path=path)
-            content = base64.b64encode(path.read_bytes()).decode()
-            images[name] = f"data:image/png;base64,{content}"
-    return images
-
-
-def _line(rows: list[dict[str, Any]], name: str) -> Line:
-    return Line(
-        [row["layer"] for row in rows],
-        [row[name]["value"] for row in rows],
-        name,
-        [row[name]["interval"] for row in rows],
-        style="o--" if name == "base" else "o-",
-        colour="0.45" if name == "base" else "C0",
-    )
-
-
-def _count(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.2f} %"
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"

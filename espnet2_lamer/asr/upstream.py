@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from espnet2_lamer.asr.waveforms import Waveforms, as_batch
 from espnet2_lamer.compat import espnet_nets
-from espnet2_lamer.constants import RECEPTIVE_FIELD, STRIDE
+from espnet2_lamer.constants import RECEPTIVE_FIELD, SAMPLE_RATE, STRIDE
 from espnet2_lamer.convert.architecture import build_hubert
+from espnet2_lamer.convert.families import FAMILIES, family_of
 from espnet2_lamer.convert.load import load_s3prl
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.trust import split_s3prl
-from espnet2_lamer.layers import LamerConfig, add_lamer
+from espnet2_lamer.layers import LamerConfig, add_lamer, parse_allocation
 
 TooShortUttError = espnet_nets(
     "pytorch_backend.transformer.subsampling"
@@ -64,9 +66,10 @@ def hidden_states(
     x, attention_mask = wav2vec2.encoder._preprocess(features, frames)
     transformer = wav2vec2.encoder.transformer
     x = transformer._preprocess(x)
-    states = [x]
+    states, bias = [x], None
     for layer in transformer.layers[:up_to]:
-        x, _ = layer(x, attention_mask)
+        # The first block of a WavLM returns the position bias of all.
+        x, bias = layer(x, attention_mask, bias)
         states.append(x)
     # torchaudio stores the negation: this is the pre-norm stack.
     whole = len(states) == len(transformer.layers) + 1
@@ -97,19 +100,62 @@ def one_by_one(
     return states, torch.tensor(frames, device=wavs.device)
 
 
+# Of what every module of torch has, what users of a frozen one need.
+_MODULE_NAMES = "cpu cuda eval load_state_dict parameters state_dict to".split()
+
+
 class FrozenUpstream(nn.Module):
     """Waveform in, every layer's state out: always in eval mode, without gradients.
 
-    There are ``num_layers`` + 1 states of ``dim`` values, one in ``hop`` samples.
+    Attributes:
+        num_layers: L; there are L + 1 states.
+        dim: Values of a state.
+        hop: Samples from one state to the next.
+        sampling_rate: Of the waveforms, in Hz.
+        languages: ISO 639-3 codes of its continued training; empty where the file does
+            not say.
     """
 
     num_layers: int
     dim: int
     hop: int = STRIDE
+    sampling_rate: int = SAMPLE_RATE
+    languages: tuple[str, ...] = ()
 
     def train(self, mode: bool = True) -> "FrozenUpstream":
         """Stay in eval mode: a frozen upstream must not drop anything."""
         return super().train(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.parameters()).device
+
+    def __dir__(self) -> list[str]:
+        """List the names that users need, without the hundred of every module."""
+        hidden = {*dir(nn.Module), *self._parameters, *self._buffers} - {"__doc__"}
+        own = [name for name in super().__dir__() if name not in hidden]
+        return sorted([name for name in own if name[0] != "_"] + _MODULE_NAMES)
+
+    def __repr__(self) -> str:
+        """Describe the model in three lines; its modules print the network."""
+        rate, per_second = self.sampling_rate, self.sampling_rate / self.hop
+        spoken = " ".join(self.languages) or "not recorded"
+        return (
+            f"{type(self).__name__}: {self.summary}\n"
+            f"  {rate} Hz in, {per_second:g} frames a second out, on {self.device}; "
+            f"languages: {spoken}\n"
+            f"  states, frames = model.extract_features(waveforms)  # "
+            f"{self.num_layers + 1} states [B, T, {self.dim}]"
+        )
+
+    @property
+    def summary(self) -> str:
+        """What it is, in a few words."""
+        return f"{self._what()}, {self.num_layers} layers of {self.dim} values"
+
+    def _what(self) -> str:
+        return "frozen upstream"
 
 
 class Upstream(FrozenUpstream):
@@ -137,19 +183,62 @@ class Upstream(FrozenUpstream):
 
     @torch.no_grad()
     def extract_features(
-        self, wavs: Tensor, lengths: Tensor | None = None, up_to: int | None = None
+        self,
+        wavs: Waveforms,
+        lengths: Tensor | Sequence[int] | None = None,
+        up_to: int | None = None,
+        sampling_rate: float | None = None,
     ) -> tuple[list[Tensor], Tensor | None]:
         """Compute all states, or those up to one, as :func:`hidden_states`.
 
-        Group-norm models run one utterance at a time, since their statistics would see
-        the padding. An utterance below 400 samples raises :class:`TooShortError`.
+        Models that hear padding run one utterance at a time: those with a group norm,
+        whose statistics would see it, and data2vec's position embedding.
+
+        Args:
+            wavs: A waveform ``[n]``, a padded batch ``[B, n]``, or a list of waveforms
+                of different lengths; tensors or numpy arrays, floats of full scale 1
+                or int16, which is divided by 32768. One channel.
+            lengths: Valid samples ``[B]`` of a batch.
+            up_to: The last state that is wanted.
+            sampling_rate: Of the waveforms, in Hz; they are converted to 16 kHz.
+
+        Returns:
+            L + 1 tensors ``[B, T, D]``, or ``up_to`` + 1, and the valid frames ``[B]``,
+            ``None`` where all are.
+
+        Raises:
+            TooShortError: An utterance has fewer than 400 samples.
+            RecipeError: As :func:`~espnet2_lamer.asr.waveforms.as_batch`.
         """
+        like = next(self.parameters())
+        level = not self.wav2vec2.normalize_waveform
+        batch, lengths = as_batch(wavs, lengths, sampling_rate, like, level)
+        return self.states_with_gradients(batch, lengths, up_to)
+
+    def states_with_gradients(
+        self, wavs: Tensor, lengths: Tensor | None = None, up_to: int | None = None
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Compute the states of a batch ``[B, n]``, for a model that trains."""
         counts = [wavs.shape[1]] * len(wavs) if lengths is None else lengths.tolist()
         check_samples(counts)
         mixed = any(count != wavs.shape[1] for count in counts)
-        if self.wav2vec2.extractor_mode == "group_norm" and mixed:
-            return one_by_one(partial(self.extract_features, up_to=up_to), wavs, counts)
+        if self.wav2vec2.hears_padding and mixed:
+            return one_by_one(
+                partial(self.states_with_gradients, up_to=up_to), wavs, counts
+            )
         return hidden_states(self.wav2vec2, wavs, lengths, self.final_norm, up_to)
+
+    def _what(self) -> str:
+        family = FAMILIES[family_of(self.wav2vec2.architecture)].title
+        if self.lamer is None:
+            return family
+        counts = parse_allocation(self.lamer["allocation"], self.num_layers)
+        if max(counts) < 2:
+            return f"{family} with one LoRA per layer" if any(counts) else family
+        top_k = self.lamer.get("top_k", LamerConfig.top_k)
+        used = "all" if top_k is None else f"top {top_k}"
+        several = "-".join(map(str, sorted({*counts})))
+        return f"{family} with {used} of {several} LoRA experts per layer"
 
     def architecture(self) -> dict[str, Any]:
         """Describe the model in plain values; see :meth:`from_architecture`."""
@@ -198,12 +287,18 @@ class S3prlUpstream(FrozenUpstream):
 
     @torch.no_grad()
     def extract_features(
-        self, wavs: Tensor, lengths: Tensor | None = None, up_to: int | None = None
+        self,
+        wavs: Waveforms,
+        lengths: Tensor | Sequence[int] | None = None,
+        up_to: int | None = None,
+        sampling_rate: float | None = None,
     ) -> tuple[list[Tensor], Tensor]:
         """Compute all states as :class:`Upstream`, ``ceil(samples / hop)`` frames.
 
         S3PRL computes all of them in any case; those up to ``up_to`` are returned.
         """
+        like = next(self.parameters(), None)
+        wavs, lengths = as_batch(wavs, lengths, sampling_rate, like, False)
         counts = [wavs.shape[1]] * len(wavs) if lengths is None else lengths.tolist()
         states, frames = one_by_one(self._states, wavs, counts)
         return states[: None if up_to is None else up_to + 1], frames
@@ -216,3 +311,6 @@ class S3prlUpstream(FrozenUpstream):
     def architecture(self) -> dict[str, Any]:
         """Return what names the model: S3PRL builds it again from this."""
         return {"s3prl": self.source}
+
+    def _what(self) -> str:
+        return self.source

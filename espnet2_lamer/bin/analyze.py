@@ -44,9 +44,10 @@ def main(cmd: list[str] | None = None) -> None:
     """Run the command line."""
     args = get_parser().parse_args(cmd)
     from espnet2_lamer.analysis.listening import read_speech_set
-    from espnet2_lamer.analysis.report import render_page, report_on, summary
+    from espnet2_lamer.analysis.report import report_on, summary
     from espnet2_lamer.fileio.atomic import write_json, write_text
     from espnet2_lamer.metrics.similarity import compared_layers
+    from espnet2_lamer.report.model import render_page
     from espnet2_lamer.upstream import load_model
 
     speech = read_speech_set(args.data, args.langs, args.max_utts, args.seed)

@@ -11,8 +11,6 @@ one machine they share its cores best with --nj 1, as many of them as there are 
 import argparse
 import logging
 import os
-import platform
-import re
 import shlex
 import signal
 import subprocess
@@ -23,6 +21,7 @@ from pathlib import Path
 
 from espnet2_lamer.bin.common import Parser, run_main
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.fileio.machine import describe_machine
 from espnet2_lamer.fileio.trust import OPTION
 
 
@@ -92,7 +91,7 @@ def main(cmd: list[str] | None = None) -> None:
     definition = read_definition(args.definition, _options(args.data))
     store = Store(args.expdir)
     speed = _cores(args.nj) | {OPTION: args.trust_s3prl_files}
-    commit, machine = _commit(recipe), _machine()
+    commit, machine = _commit(recipe), describe_machine()
     matrix = Matrix(
         definition,
         plan_cells(definition, recipe),
@@ -176,18 +175,6 @@ def _commit(directory: Path) -> str:
         ).strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
-
-
-def _machine() -> str:
-    """Processor and cores; no host name, which says nothing to others."""
-    from joblib import cpu_count
-
-    model, info = platform.machine(), Path("/proc/cpuinfo")
-    if info.is_file():
-        text = info.read_text(encoding="utf-8")
-        found = re.search(r"^model name\s*:(.*)", text, re.MULTILINE)
-        model = found[1].strip() if found else model
-    return f"{model}, {cpu_count()} cores"
 
 
 if __name__ == "__main__":

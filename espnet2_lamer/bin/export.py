@@ -13,6 +13,7 @@ from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.fileio.text import read_text
 from espnet2_lamer.fileio.trust import S3PRL_PREFIX
+from espnet2_lamer.recipe.declaration import READERS
 
 
 def get_parser() -> Parser:
@@ -21,11 +22,15 @@ def get_parser() -> Parser:
     add = parser.add_argument
     add(
         "--kind",
-        choices=["adapter", "ctranslate2", "dense", "hf", "openai", "s3prl", "zoo"],
+        choices=[
+            *("adapter", "ctranslate2", "dense", "hf", "onnx", "openai", "s3prl"),
+            "zoo",
+        ],
         default="zoo",
         help="zoo: an ESPnet model-zoo zip; s3prl: a checkpoint and an upstream to "
         "drop into an S3PRL checkout; hf: a directory for transformers; dense: the "
-        "same as a plain HubertModel for one language; adapter: what was trained "
+        "same as a plain HubertModel for one language; onnx: a directory with the "
+        "states as an ONNX graph, float32 and int8; adapter: what was trained "
         "beside the frozen base, as one safetensors file. Of an experiment with "
         "Whisper, its LoRA merged: openai: a .pt file for openai-whisper; hf: a "
         "directory for transformers; ctranslate2: one for CTranslate2 and "
@@ -42,16 +47,24 @@ def get_parser() -> Parser:
         type=Path,
         required=True,
         help="directory with config.yaml and weights, or with final/ of these; s3prl, "
-        "hf and dense also take a packed zip",
+        "hf, dense and onnx also take a packed zip, hf, dense and onnx what else "
+        "load_model takes",
     )
     add("--model_file", help="its weights; default: its best model")
     add("--output", type=Path, required=True, help="the file or directory to write")
     add("--base", help="where the frozen base is now, if it moved")
     add(
         "--language",
-        help="dense: whose speech the experts are mixed for; Whisper: whose expert",
+        help="dense, onnx: whose speech the experts are mixed for; onnx without it "
+        "keeps the routers; Whisper: whose expert",
     )
-    add("--wav_scp", help="dense: speech of it; utt2lang beside selects")
+    add(
+        "--wav_scp",
+        help="dense: speech of it; utt2lang beside selects; onnx: also speech to "
+        "compare with, instead of noise",
+    )
+    add("--layer", type=int, help="onnx: the last state in the graph; default: all")
+    add("--int8", type=READERS[bool], default=True, help="onnx: an int8 file as well")
     add("--option", type=Path, action="append", default=[], help="file to add; repeat")
     add("--results", type=Path, help="RESULTS.md for zip and model card")
     add("--name", help="name in the model card; default: the zip's")
@@ -96,6 +109,8 @@ def main(cmd: list[str] | None = None) -> None:
                 raise RecipeError("--kind dense needs --language and --wav_scp")
             speech = language_speech(args.wav_scp, args.language)
             write_dense(_model(args), output, args.language, speech, origin)
+        case "onnx":
+            _write_onnx(args, origin)
         case "adapter":
             write_adapter(
                 experiment,
@@ -111,6 +126,7 @@ def main(cmd: list[str] | None = None) -> None:
 
 def _pack(args: argparse.Namespace, origin: Any) -> None:
     from espnet2_lamer.convert.espnet_experiment import CONFIG, model_file
+    from espnet2_lamer.evaluation.recogniser_files import extra_files, lm_files
     from espnet2_lamer.export.card import model_card
     from espnet2_lamer.export.zoo import pack_model, write_full_model
 
@@ -138,6 +154,8 @@ def _pack(args: argparse.Namespace, origin: Any) -> None:
             f"--task: found {args.task}, but {config} is of task {task}: leave it out"
         )
     weights = model_file(directory, settings, args.model_file)
+    given = {path.resolve() for path in options}
+    options += [p for p in extra_files(directory) if p.resolve() not in given]
     with tempfile.TemporaryDirectory() as scratch:
         if task == "ssl" and settings["encoder_conf"].get("base"):
             config, weights = write_full_model(
@@ -151,6 +169,7 @@ def _pack(args: argparse.Namespace, origin: Any) -> None:
             options=options,
             card=model_card(task, origin, results=results),
             metadata=metadata,
+            lm=lm_files(directory) if task == "asr" else None,
         )
 
 
@@ -173,6 +192,33 @@ def _write_whisper(args: argparse.Namespace, origin: Any) -> None:
     )
 
 
+def _write_onnx(args: argparse.Namespace, origin: Any) -> None:
+    require("onnxscript", "--kind onnx")
+    from espnet2_lamer.export.dense import language_speech, merge_experts, mixed_for
+    from espnet2_lamer.export.features import read_waveform
+    from espnet2_lamer.export.onnx import MOST_SPEECH, can_be_merged, write_onnx
+
+    if args.language is not None and args.wav_scp is None:
+        raise RecipeError("--language of --kind onnx needs --wav_scp, speech of it")
+    model, about = _model(args), ""
+    paths = language_speech(args.wav_scp, args.language) if args.wav_scp else []
+    if args.language is not None:
+        model = mixed_for(model, paths[::2], args.language)
+        about = f"Experts averaged over {args.language} speech and merged: for it only."
+    elif can_be_merged(model):
+        model = merge_experts(model, {})
+        about = "The LoRA of every layer is merged into its weights, exactly."
+    speech = [read_waveform(path) for path in (paths[1::2] or paths)[:MOST_SPEECH]]
+    write_onnx(
+        *(model, args.output),
+        speech=speech,
+        last=args.layer,
+        int8=args.int8,
+        origin=origin,
+        about=about,
+    )
+
+
 def _model(args: argparse.Namespace) -> Any:
     from espnet2_lamer.upstream import load_model
 
@@ -181,7 +227,8 @@ def _model(args: argparse.Namespace) -> Any:
             f"--experiment: found {str(args.experiment)!r}, expected a model of this "
             "package: S3PRL has its own upstreams already"
         )
-    return load_model(args.experiment / (args.model_file or ""), base=args.base)
+    # A Hugging Face id is one, as a path, too.
+    return load_model(str(args.experiment / (args.model_file or "")), base=args.base)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""HuBERT's architecture: one table for every format, and the model built from it."""
+"""A network's architecture: one table for every format, and the model built from it."""
 
 from dataclasses import dataclass
 from math import prod
@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchaudio.models import Wav2Vec2Model, wav2vec2_model
-from torchaudio.models.wav2vec2.components import (
-    ConvolutionalPositionalEmbedding,
-    FeatureExtractor,
-)
+from torchaudio.models.wav2vec2.components import FeatureExtractor
 
-from espnet2_lamer.layers.working import autocast_type, in_type, layer_norm
+from espnet2_lamer.convert.families import ADDED, check_family
+from espnet2_lamer.convert.positions import PositionalEmbedding, PositionStack
+from espnet2_lamer.convert.relative_attention import RelativeAttention
+from espnet2_lamer.layers.working import in_type, layer_norm
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,6 @@ PLAIN = tuple(key for key in STRUCTURE if type(LARGE[key]) in (int, bool))
 # Far above any HuBERT, low enough that a wrong number cannot hang the program.
 MAX_LAYERS = 256
 MAX_SIZE = 2**16
-# Fewest channels per group for which oneDNN's bf16 convolution was right.
-SAFE_CHANNELS = 16
 
 
 def normalize_waveform(waveforms: Tensor, lengths: Tensor | None) -> Tensor:
@@ -187,51 +185,15 @@ class HubertFeatureExtractor(FeatureExtractor):
         return x.transpose(1, 2)
 
 
-class PositionalEmbedding(ConvolutionalPositionalEmbedding):
-    """torchaudio's, except that narrow groups are convolved in float32 on a CPU.
-
-    On CPUs with bf16 instructions (seen with torch 2.11 on AVX-512 BF16 and AMX) a
-    grouped convolution with fewer than 16 channels per group and an even kernel
-    returns values and gradients that have nothing to do with the right ones.
-    HuBERT-Base and Large have 48 and 64 channels per group; tiny models do not.
-    """
-
-    #: Kernel and bias that :meth:`fold` computed.
-    folded: tuple[Tensor, Tensor] | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map frames ``[B, T, D]`` to position embeddings ``[B, T, D]``."""
-        dtype = self._dtype(x.device, autocast_type(x))
-        weight, bias = self.folded or (self.conv.weight, self.conv.bias)
-        with torch.autocast(x.device.type, enabled=False):
-            y = F.conv1d(
-                x.transpose(1, 2).to(dtype),
-                in_type(weight, dtype),
-                in_type(bias, dtype),
-                padding=self.conv.padding,
-                groups=self.conv.groups,
-            )
-            y = F.gelu(y[..., : y.shape[-1] - self.num_remove])
-        return y.transpose(1, 2).to(x.dtype)
-
-    def _dtype(self, device: torch.device, dtype: torch.dtype) -> torch.dtype:
-        narrow = self.conv.in_channels // self.conv.groups < SAFE_CHANNELS
-        half = dtype in (torch.bfloat16, torch.float16)
-        return torch.float32 if half and narrow and device.type == "cpu" else dtype
-
-    def fold(self, dtype: torch.dtype | None) -> None:
-        """Compute the weight-normalised kernel once: the weights will not change."""
-        weight, bias = self.conv.weight.detach(), self.conv.bias.detach()
-        dtype = self._dtype(weight.device, dtype or weight.dtype)
-        self.folded = weight.to(dtype), bias.to(dtype)
-
-
 def _check_sizes(architecture: dict[str, Any]) -> None:
     sizes = [
         (key, architecture[key], MAX_LAYERS if key.endswith("layers") else MAX_SIZE)
         for key in PLAIN
         if type(LARGE[key]) is int
     ]
+    added = [key for key in architecture if key in ADDED and key != "family"]
+    sizes += [(key, architecture[key], MAX_SIZE) for key in added]
+    sizes += [(key, architecture[key], MAX_LAYERS) for key in added if "depth" in key]
     key = "extractor_conv_layer_config"
     layers = architecture[key]
     if not isinstance(layers, list | tuple) or not 0 < len(layers) <= MAX_LAYERS:
@@ -255,34 +217,58 @@ def build_hubert(architecture: dict[str, Any]) -> Wav2Vec2Model:
     """Build a model with random weights.
 
     ``architecture`` has torchaudio's ``wav2vec2_model`` arguments (missing ones are
-    HuBERT-Large's) and ``normalize_waveform: bool``. The model has ``architecture``
-    (complete), ``normalize_waveform``, ``extractor_mode`` and ``mask_embedding``
-    (``None``) as attributes.
+    HuBERT-Large's), ``normalize_waveform: bool``, and what another family has beside
+    (:data:`~espnet2_lamer.convert.families.ADDED`). The model has ``architecture``
+    (complete, but for what is HuBERT's of the latter), ``normalize_waveform``,
+    ``extractor_mode``, ``hears_padding`` (whether utterances of a padded batch must be
+    computed one by one by torchaudio's own functions) and ``mask_embedding`` (``None``)
+    as attributes.
 
     Raises:
         ValueError: Unknown key, or a size that no network has.
     """
     known = LARGE | {"normalize_waveform": True}
-    unknown = sorted(set(architecture) - set(known))
+    unknown = sorted(set(architecture) - set(known) - set(ADDED))
     if unknown:
         raise ValueError(
-            f"unknown architecture keys {unknown}; expected some of {sorted(known)}"
+            f"unknown architecture keys {unknown}; expected some of "
+            f"{sorted(known | ADDED)}"
         )
     full = known | architecture
+    full = {k: v for k, v in full.items() if k not in ADDED or v != ADDED[k]}
     _check_sizes(full)
+    check_family(full)
     model = wav2vec2_model(**{key: full[key] for key in LARGE}, aux_num_out=None)
     model.feature_extractor = HubertFeatureExtractor(
         model.feature_extractor.conv_layers,
         full["normalize_waveform"],
         full["extractor_mode"] == "layer_norm",
     )
-    model.encoder.transformer.pos_conv_embed = PositionalEmbedding(
+    transformer = model.encoder.transformer
+    sizes = (
         full["encoder_embed_dim"],
         full["encoder_pos_conv_kernel"],
         full["encoder_pos_conv_groups"],
     )
+    if depth := full.get("encoder_pos_conv_depth"):
+        transformer.pos_conv_embed = PositionStack(*sizes, depth)
+    else:
+        transformer.pos_conv_embed = PositionalEmbedding(*sizes)
+    if buckets := full.get("encoder_num_buckets"):
+        for number, layer in enumerate(transformer.layers):
+            of_all = () if number else (buckets, full["encoder_max_distance"])
+            layer.attention = RelativeAttention(
+                full["encoder_embed_dim"],
+                full["encoder_num_heads"],
+                full["encoder_attention_dropout"],
+                *of_all,
+            )
     model.architecture = full
     model.normalize_waveform = full["normalize_waveform"]
     model.extractor_mode = full["extractor_mode"]
+    model.hears_padding = (
+        full["extractor_mode"] == "group_norm"
+        or transformer.pos_conv_embed.hears_padding
+    )
     model.mask_embedding = None
     return model

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from espnet2_lamer.convert.architecture import STRUCTURE
+from espnet2_lamer.convert.families import ADDED
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import check_weights, clear_errors, read_yaml
 
@@ -86,7 +87,7 @@ def read_architecture(experiment: Path) -> dict[str, Any]:
     elif conf.get("base") is not None:
         return {"base": conf["base"]}
     # What ours leaves out, or sets to null, is HuBERT-Large's; build_hubert knows it.
-    keys = (*STRUCTURE, "normalize_waveform")
+    keys = (*STRUCTURE, *ADDED, "normalize_waveform")
     return {key: conf[key] for key in keys if conf.get(key) is not None}
 
 

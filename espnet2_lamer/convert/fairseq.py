@@ -1,30 +1,48 @@
-"""HuBERT checkpoints of fairseq (``.pt``), without fairseq or omegaconf.
+"""Checkpoints of fairseq and its relatives (``.pt``), without fairseq or omegaconf.
+
+HuBERT, wav2vec 2.0 and data2vec-audio are fairseq's; WavLM's file has the same tensors
+beside a flat mapping of settings, fairseq2's (:mod:`.fairseq2`) has no settings.
 
 The configuration that fairseq pickles with the weights comes in three forms: an
 ``argparse.Namespace`` (``args``), omegaconf's nodes, and plain dicts.
 """
 
 import ast
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from espnet2_lamer.convert import fairseq2
 from espnet2_lamer.convert.architecture import ARGUMENTS, PLAIN
+from espnet2_lamer.convert.families import ADDED, FAMILIES
 from espnet2_lamer.convert.inert_pickle import Inert, load_inert
 from espnet2_lamer.errors import RecipeError
 
 MASK_EMBEDDING = "mask_emb"
 _BLOCK = r"encoder\.layers\.(\d+)\."
+_RELATIVE = r"encoder.transformer.layers.\1.attention."
 NAMES = (
-    # Masked prediction, which is trained anew for other units.
-    (r"(final_proj|target_glu)\.|label_embs_concat$", None),
+    # Masked prediction, which is trained anew for other units, and contrastive loss.
+    (
+        r"(final_proj|target_glu|quantizer|project_q)\.|label_embs_concat$",
+        None,
+    ),
+    *fairseq2.NAMES,
     # A convolution block is [conv, dropout, norm, GELU]; a LayerNorm, which Large has
     # in place of the GroupNorm, sits between two transposes.
     (r"(feature_extractor\.conv_layers\.\d+)\.0\.", r"\1.conv."),
     (r"(feature_extractor\.conv_layers\.\d+)\.2\.(1\.)?", r"\1.layer_norm."),
     (r"post_extract_proj\.", "encoder.feature_projection.projection."),
     (r"layer_norm\.", "encoder.feature_projection.layer_norm."),
+    (
+        r"encoder\.pos_conv\.(\d+)\.0\.",
+        r"encoder.transformer.pos_conv_embed.layers.\1.conv.",
+    ),
     (r"encoder\.pos_conv\.0\.", "encoder.transformer.pos_conv_embed.conv."),
+    (rf"{_BLOCK}self_attn\.grep_linear\.", rf"{_RELATIVE}gru_rel_pos_linear."),
+    (rf"{_BLOCK}self_attn\.grep_a$", rf"{_RELATIVE}gru_rel_pos_const"),
+    (rf"{_BLOCK}self_attn\.relative_attention_bias\.", rf"{_RELATIVE}rel_attn_embed."),
     (rf"{_BLOCK}self_attn\.", r"encoder.transformer.layers.\1.attention."),
     (rf"{_BLOCK}self_attn_layer_norm\.", r"encoder.transformer.layers.\1.layer_norm."),
     (
@@ -36,9 +54,11 @@ NAMES = (
 )
 EXTRACTOR_MODES = {"default": "group_norm", "layer_norm": "layer_norm"}
 MAX_LAYERS = 100
+# A mapping among the tensors: data2vec's teacher, an average of the network's weights.
+EMA = "_ema"
 FINE_TUNED = (
-    "found a fine-tuned model, expected a pretrained HuBERT; give the checkpoint that "
-    "it was fine-tuned from"
+    "found a fine-tuned model, expected a pretrained HuBERT or its like; give the "
+    "checkpoint that it was fine-tuned from"
 )
 
 
@@ -92,6 +112,8 @@ def _find(state: Any, path: Path) -> tuple[Section, Section, dict[str, Any]]:
         nodes = [("args", state["args"])] * 2
     else:
         cfg = fields(state.get("cfg")) or {}
+        if "encoder_layers" in cfg:  # WavLM's: one mapping for all
+            cfg = {"model": cfg, "task": cfg}
         nodes = [(f"cfg.{name}", cfg.get(name)) for name in ("model", "task")]
     if not isinstance(weights, dict):
         raise RecipeError(
@@ -116,8 +138,10 @@ def hubert_architecture(model: Section, task: Section) -> dict[str, Any]:
     kind = leaf(model.values.get("_name", model.values.get("arch", "hubert")))
     if "w2v_path" in model.values or kind in ("hubert_ctc", "hubert_seq2seq"):
         raise RecipeError(f"{model.name}: {FINE_TUNED}")
-    if kind not in (None, "hubert"):
-        raise RecipeError(f"{model.name}: found {kind!r}, expected 'hubert'")
+    names = {f.fairseq: name for name, f in FAMILIES.items() if f.fairseq}
+    if kind not in (None, *names):
+        expected = ", ".join(map(repr, names))
+        raise RecipeError(f"{model.name}: found {kind!r}, expected one of {expected}")
     # What newer versions let one choose, and the choice that is HuBERT.
     for key, expected in (
         ("activation_fn", "gelu"),
@@ -144,11 +168,33 @@ def hubert_architecture(model: Section, task: Section) -> dict[str, Any]:
             f"such as '[(512,10,5)] + [(512,3,2)] * 4' ({error})"
         ) from error
     plain = {key: ARGUMENTS[key] for key in PLAIN}
+    family = names.get(kind, ADDED["family"])
+    relative = leaf(model.values.get("relative_position_embedding", False))
+    more: dict[str, Any] = {}
+    if relative:
+        if not leaf(model.values.get("gru_rel_pos", False)):
+            raise RecipeError(
+                f"{model.name}.gru_rel_pos: found False, expected True, as in WavLM"
+            )
+        family = "wavlm"
+        more["encoder_num_buckets"] = model.get("num_buckets", int)
+        more["encoder_max_distance"] = model.get("max_distance", int)
+    if family != ADDED["family"]:
+        more["family"] = family
+    depth = leaf(model.values.get("pos_conv_depth", 1))
+    kernel = {}
+    if type(depth) is int and depth > 1:
+        more["encoder_pos_conv_depth"] = depth
+        # fairseq divides one kernel among the convolutions of the stack.
+        total = model.get(ARGUMENTS["encoder_pos_conv_kernel"].fairseq, int)
+        kernel["encoder_pos_conv_kernel"] = max(3, total // depth)
     return {
         "extractor_mode": EXTRACTOR_MODES[mode],
         "extractor_conv_layer_config": layers,
         "normalize_waveform": task.get("normalize", bool),
         **{key: model.get(a.fairseq, type(a.default)) for key, a in plain.items()},
+        **kernel,
+        **more,
     }
 
 
@@ -191,7 +237,11 @@ def _evaluate(node: ast.expr) -> Any:
 
 
 def _read(path: Path, tensors: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    model, task, weights = _find(load_inert(path, tensors), path)
+    state = load_inert(path, tensors)
+    settings = isinstance(state, dict) and (state.get("cfg") or state.get("args"))
+    if not settings and (weights := fairseq2.weights_of(state)) is not None:
+        return fairseq2.architecture_of(weights, path), weights
+    model, task, weights = _find(state, path)
     # A fine-tuned model holds the pretrained one's configuration and network inside.
     if any("w2v_model." in str(name) for name in weights):
         raise RecipeError(f"{path}: {FINE_TUNED}")
@@ -204,8 +254,11 @@ def read_architecture(path: Path) -> dict[str, Any]:
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """Return the tensors of a pretrained HuBERT of fairseq or of S3PRL's converter."""
-    return _read(path, tensors=True)[1]
+    """Return the tensors of a pretrained model of fairseq or of S3PRL's converter."""
+    weights = _read(path, tensors=True)[1]
+    if EMA in weights:
+        logging.info("%s: left out, data2vec's averaged teacher: %s", path, EMA)
+    return {name: value for name, value in weights.items() if name != EMA}
 
 
 def weights_file(path: Path) -> Path:

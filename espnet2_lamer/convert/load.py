@@ -182,7 +182,12 @@ def can_be_fetched(name: str) -> bool:
 
     Names come from files of others: nothing else may decide what is read here.
     """
-    return bool(_ID.fullmatch(name) or _BUNDLE.fullmatch(name))
+    return is_hub_id(name) or bool(_BUNDLE.fullmatch(name))
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name is a plain Hugging Face id, ``user/repo``."""
+    return bool(_ID.fullmatch(name))
 
 
 def public_name(source: str) -> str:

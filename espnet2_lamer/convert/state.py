@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +88,13 @@ def fill_hubert(
     names: Names,
     mask_name: str | None,
     source: object,
+    adapt: Callable[[Wav2Vec2Model], Any] = lambda model: None,
 ) -> Wav2Vec2Model:
     """Build the model and load every tensor of a checkpoint.
 
     ``state`` is what the file holds: a mapping of names to tensors. ``names`` lead to
     torchaudio's; under ``mask_name`` the mask embedding ``[D]`` is then, if anywhere.
+    ``adapt`` puts into the model, in place, what its tensors have beside a HuBERT's.
 
     Raises:
         RecipeError: The architecture is impossible, or tensors are missing, unexpected,
@@ -104,8 +106,10 @@ def fill_hubert(
         # Nothing is allocated before the sizes are known to be the file's own.
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             planned = build_hubert(architecture)
+            adapt(planned)
         check_fit(planned.state_dict(), tensors, source)
         model = build_hubert(architecture)
+        adapt(model)
     except RecipeError:
         raise
     except Exception as error:  # torch's constructors check little

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,29 @@ import numpy as np
 
 from espnet2_lamer.constants import RECEPTIVE_FIELD, SAMPLE_RATE
 from espnet2_lamer.data.audio_decoding import (
+    OVERSHOT,
     Source,
     Unusable,
     decode,
     duration,
     open_audio,
+    outside,
+    part,
 )
 from espnet2_lamer.data.audio_fingerprint import QUERY_STEP, Fingerprint, fingerprint
-from espnet2_lamer.data.usable import FLOATS, changes_by_header, usable_speech
+from espnet2_lamer.data.recordings import cut
+from espnet2_lamer.data.segments import (
+    Times,
+    by_recording,
+    part_of,
+    recording_and_times,
+)
+from espnet2_lamer.data.usable import (
+    FLOATS,
+    changes_by_header,
+    to_speech,
+    usable_speech,
+)
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_path, write_text
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
@@ -58,6 +74,7 @@ class Audio:
     decoded: bool = False  # was neither WAV nor FLAC, or did not say its length
     rescaled: bool = False  # floats of an integer's size
     one_channel: bool = False  # of several, whose average cancels
+    cut: bool = False  # a part of a recording
 
 
 def allowed_bad(files: int, percent: float) -> int:
@@ -177,7 +194,15 @@ def prepare_audio(
     large = len(wavs) > _FLAT
     _check_room(wavs, Path(audio_dir), limits, large)
     options = str(audio_dir), large, fingerprints, limits
-    prepared = over_files(_prepare, wavs, nj, "check audio", *options)
+    parts = by_recording(wavs.items())
+    whole = {u: p for u, p in wavs.items() if recording_and_times(p)[1] is None}
+    prepared = [*over_files(_prepare, whole, nj, "check audio", *options)]
+    if parts:
+        paths = {path: path for path in parts}
+        more = parts, *options
+        cutting = over_files(_prepare_parts, paths, nj, "cut recordings", *more, each=1)
+        for path, found, problem in cutting:
+            prepared += found or [(utt, None, problem) for utt in parts[path]]
     return _checked(prepared, wavs, wav_scp, skipped)
 
 
@@ -193,8 +218,22 @@ def header_seconds(
         RecipeError: Files are missing, empty or not audio: any without ``skipped``, too
             many with it.
     """
-    durations = over_files(file_seconds, wavs, nj, "read durations")
-    return _checked(durations, wavs, wav_scp, skipped)
+    return _checked(durations(wavs, nj), wavs, wav_scp, skipped)
+
+
+def durations(
+    wavs: Mapping[str, str], nj: int, description: str = "read durations"
+) -> Iterator[tuple[str, float | None, str]]:
+    """Yield what :func:`over_files` does for durations; recordings are opened once."""
+    parts = by_recording(wavs.items())
+    whole = {u: p for u, p in wavs.items() if recording_and_times(p)[1] is None}
+    yield from over_files(file_seconds, whole, nj, description)
+    paths = {path: path for path in parts}
+    lengths = over_files(file_seconds, paths, nj, description) if parts else ()
+    for path, seconds, problem in lengths:
+        for utt, times in parts[path].items():
+            inside, why = (None, problem) if problem else part_seconds(times, seconds)
+            yield utt, inside, why
 
 
 def read_16k(path: str) -> np.ndarray:
@@ -213,8 +252,11 @@ def over_files(
     nj: int,
     description: str,
     *args: Any,
+    each: int = _FILES_PER_PROCESS,
 ) -> Iterator[tuple[str, Any, str]]:
     """Call ``function(utt, path, *args)`` for every file, in ``nj`` processes.
+
+    A process is worth its start from ``each`` files on: 1 for long recordings.
 
     Yields:
         Utterance, result and an empty string, or None and why the file is unusable; in
@@ -223,12 +265,13 @@ def over_files(
     from joblib import Parallel, delayed
     from tqdm import tqdm
 
-    nj = min(nj, max(1, len(wavs) // _FILES_PER_PROCESS))
+    nj = min(nj, max(1, len(wavs) // each))
     calls = [(function, utt, path, *args) for utt, path in wavs.items()]
     if nj == 1:
         results = (_try(*call) for call in calls)
     else:
-        parallel = Parallel(n_jobs=nj, batch_size=_BATCH, return_as="generator")
+        batch = min(_BATCH, each)
+        parallel = Parallel(n_jobs=nj, batch_size=batch, return_as="generator")
         results = parallel(delayed(_try)(*call) for call in calls)
     yield from tqdm(results, description, len(calls), unit="file", disable=None)
 
@@ -258,6 +301,18 @@ def file_seconds(utt: str, path: str) -> float:
     """Return one duration; for :func:`over_files`."""
     with open_audio(path) as source:
         return duration(source)
+
+
+def part_seconds(times: Times, length: float) -> tuple[float | None, str]:
+    """Return a part's duration in a recording of ``length`` seconds, or what is wrong.
+
+    >>> part_seconds((1.0, None), 4.0)
+    (3.0, '')
+    """
+    start, end = times
+    if start >= length or (end is not None and end > length + OVERSHOT):
+        return None, outside(times, length)
+    return min(length if end is None else end, length) - start, ""
 
 
 def _places(utt: str, audio_dir: Path, large: bool) -> list[Path]:
@@ -309,6 +364,88 @@ def _prepare(
     )
 
 
+def _prepare_parts(
+    _: str,
+    recording: str,
+    parts: Mapping[str, Mapping[str, Times]],
+    audio_dir: str,
+    large: bool,
+    fingerprints: bool,
+    limits: tuple[float, float],
+) -> list[tuple[str, Audio | None, str]]:
+    """Prepare all parts of a recording in one pass.
+
+    Raises:
+        Unusable: The recording is damaged: nothing of it stays.
+    """
+    own, results, left = parts[recording], {}, {}
+    content = sha256_file(recording) if os.path.isfile(recording) else ""
+    written: list[Path] = []
+
+    def finish(utt: str, piece: Source, samples: np.ndarray) -> Audio:
+        seconds = len(samples) / piece.file.samplerate
+        mono, changes = to_speech(samples, piece)
+        if len(mono) < RECEPTIVE_FIELD or not limits[0] <= seconds <= limits[1]:
+            return Audio(part_of(recording, *own[utt]), len(mono), seconds)
+        more = [x for x in ("rescaled", "one_channel") if changes[x]]
+        converted = _places(utt, Path(audio_dir), large)[0]
+        with atomic_path(converted) as temporary:
+            write_flac(temporary, mono, " ".join([origin(utt, piece), *more]))
+        written.append(converted)
+        return describe(converted, mono, seconds, changes)
+
+    def origin(utt: str, piece: Source) -> str:
+        return _origin(recording, piece, f"{content} {own[utt]}")
+
+    def describe(path: Path, mono: np.ndarray, seconds: float, changes) -> Audio:
+        print_ = fingerprint(mono, QUERY_STEP) if fingerprints else None
+        return Audio(path.as_posix(), len(mono), seconds, print_, **changes)
+
+    def attempt(utt: str, piece: Source, samples: np.ndarray | Unusable) -> None:
+        try:
+            if isinstance(samples, Unusable):
+                raise samples
+            results[utt] = utt, finish(utt, piece, samples), ""
+        except Unusable as error:
+            results[utt] = utt, None, str(error)
+
+    with open_audio(recording) as source:
+        for utt, times in own.items():
+            places = _places(utt, Path(audio_dir), large)
+            try:
+                piece = part(source, times)
+            except Unusable as error:
+                results[utt] = utt, None, str(error)
+                continue
+            known = _made_from(places, partial(_same, origin(utt, piece)))
+            seconds = inf if piece.frames is None else duration(piece)
+            if known is not None:
+                converted, mono, more = known
+                changes = changes_by_header(piece) | dict.fromkeys(more, True)
+                seconds = min(seconds, len(mono) / SAMPLE_RATE)
+                results[utt] = utt, describe(converted, mono, seconds, changes), ""
+            elif piece.frames is not None and seconds > limits[1]:
+                audio = Audio(part_of(recording, *times), 0, seconds)
+                results[utt] = utt, audio, ""
+            else:
+                left[utt] = times
+        # One is kept back until the recording's end was seen to be sound: a run that
+        # finds all parts there need not look again.
+        last: tuple = ()
+        try:
+            for found in cut(source, left) if left else ():
+                if last:
+                    attempt(*last)
+                last = found
+        except Unusable:
+            for path in written:
+                path.unlink(missing_ok=True)
+            raise
+        if last:
+            attempt(*last)
+    return [results[utt] for utt in own]
+
+
 def _check_room(
     wavs: Mapping[str, str],
     audio_dir: Path,
@@ -341,7 +478,27 @@ def _origin(path: str, source: Source, content: str | int) -> str:
 def _converted_before(
     path: str, source: Source, places: Sequence[Path]
 ) -> tuple[Path, np.ndarray, list[str]] | None:
-    """What was made of the file's content before, if it is whole.
+    """What was made of the file's content before, if it is whole."""
+
+    def is_ours(origin: str, converted: Path) -> bool:
+        old, new = os.stat(path), os.stat(converted)
+        # Before 0.3 size and time, which the converted file had, were the content.
+        same_time = old.st_mtime_ns == new.st_mtime_ns
+        return (same_time and origin == _origin(path, source, old.st_size)) or (
+            origin == _origin(path, source, sha256_file(path))
+        )
+
+    return _made_from(places, is_ours)
+
+
+def _same(wanted: str, found: str, _: Path) -> bool:
+    return wanted == found
+
+
+def _made_from(
+    places: Sequence[Path], is_ours: Callable[[str, Path], bool]
+) -> tuple[Path, np.ndarray, list[str]] | None:
+    """Find a converted file whose origin is the wanted one.
 
     Its place, its samples, and the changes that the header does not tell.
     """
@@ -351,12 +508,7 @@ def _converted_before(
             open_audio(str(converted)) as known,
         ):
             origin, *changes = known.file.comment.split()
-            old, new = os.stat(path), os.stat(converted)
-            # Before 0.3 size and time, which the converted file had, were the content.
-            same_time = old.st_mtime_ns == new.st_mtime_ns
-            if (same_time and origin == _origin(path, source, old.st_size)) or (
-                origin == _origin(path, source, sha256_file(path))
-            ):
+            if is_ours(origin, converted):
                 return converted, decode(known)[:, 0], changes
     return None
 
@@ -377,3 +529,8 @@ def write_flac(path: Path, samples: np.ndarray, comment: str = "") -> None:
         target.write(samples)
     # Not `getbuffer`, without a copy: CPython 3.12.1 crashes if writing that fails.
     path.write_bytes(content.getvalue())
+
+
+def converted_bytes(seconds: float) -> int:
+    """Return about what converted audio takes on disk: FLAC, 16 kHz, mono."""
+    return round(seconds * _FLAC_BYTES_PER_SECOND)

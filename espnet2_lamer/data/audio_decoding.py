@@ -8,7 +8,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from espnet2_lamer.data.audio_files import what_it_is
 from espnet2_lamer.data.mp3 import scan, with_length
+from espnet2_lamer.data.segments import Times, recording_and_times
 
 # libsndfile gives a length near 2^63 where a stream does not say it.
 _UNKNOWN = 1 << 48
@@ -24,6 +25,12 @@ _UNKNOWN_BYTES = 0x7FFFF000
 # Bytes that programs count in a file's size or not, and libsndfile's note of others.
 _SLOPPY = 16
 _SIZES = re.compile(r": (\d+) \(should be (\d+)\)")
+#: Seconds that a part may end after its recording, which Kaldi forgives, too.
+OVERSHOT = 0.5
+# Formats in which a sample is found without reading those before it.
+_SEEKABLE = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "FLAC", "NIST", "CAF")
+# What is read of a recording at once, in samples of all channels.
+_PIECE = 1 << 18
 # Longer files are read in blocks: a damaged header may promise any length.
 _BLOCK = 1 << 24
 # One MPEG frame: encoders count their frames in two ways.
@@ -46,17 +53,22 @@ class Source:
 
     file: Any  # soundfile.SoundFile
     frames: int | None  # samples per channel, where the container says it
+    start: int | None = None  # first sample, if it is a part of a recording
 
 
 @contextmanager
 def open_audio(path: str) -> Iterator[Source]:
-    """Open an audio file of a format that libsndfile reads.
+    """Open an audio file of a format that libsndfile reads, or a part of one.
+
+    ``path`` may be one of :func:`~espnet2_lamer.data.segments.part_of`.
 
     Raises:
-        Unusable: It is missing, empty, not audio, or its MP3 frames cannot be whole.
+        Unusable: It is missing, empty, not audio, its MP3 frames cannot be whole, or
+            the part is not in it.
     """
     import soundfile
 
+    path, times = recording_and_times(path)
     if path.endswith("|"):
         raise Unusable("is a command; expected a file")
     try:
@@ -91,7 +103,24 @@ def open_audio(path: str) -> Iterator[Source]:
                 else:
                     _compare_lengths(file.frames, stream.samples - stream.trimmed)
         with file:
-            yield Source(file, frames)
+            whole = Source(file, frames)
+            yield whole if times is None else part(whole, times)
+
+
+def part(source: Source, times: Times) -> Source:
+    """Return the part of an open recording; its end may be half a second too late.
+
+    Raises:
+        Unusable: It is outside.
+    """
+    rate = source.file.samplerate
+    start = round(times[0] * rate)
+    last = source.frames if times[1] is None else round(times[1] * rate)
+    if source.frames is not None:
+        if last - source.frames > OVERSHOT * rate or start >= source.frames:
+            raise Unusable(outside(times, source.frames / rate))
+        last = min(last, source.frames)
+    return replace(source, frames=None if last is None else last - start, start=start)
 
 
 def _compare_lengths(stated: int, samples: int) -> None:
@@ -100,6 +129,13 @@ def _compare_lengths(stated: int, samples: int) -> None:
             f"header lies about the length: by it {stated} samples, {samples} by the "
             "MPEG frames"
         )
+
+
+def outside(times: Times, length: float) -> str:
+    """Say that a part is not in its recording."""
+    first, last = times
+    span = f"{first:g} s to " + ("its end" if last is None else f"{last:g} s")
+    return f"the part from {span} is outside: the recording has {length:.2f} s"
 
 
 def duration(source: Source) -> float:
@@ -119,18 +155,16 @@ def decode(source: Source, check: bool = True) -> np.ndarray:
     frames, NaN and infinite samples. Not found are changed samples and a wrong sampling
     rate of a WAV file, which has no checksum, and what ``scan`` cannot see.
 
-    Without ``check`` only what libsndfile and NaN show.
+    Without ``check``, and of a part, only what libsndfile and NaN show.
 
     Raises:
         Unusable: The file is damaged, has no samples, or holds NaN.
     """
+    if source.start is not None:
+        return np.concatenate([*_part_pieces(source)])
     kind, path = source.file.format, source.file.name
-    if check and kind in ("WAV", "WAVEX"):
-        _check_wav(path)
-    elif check and kind == "OGG":
-        _check_ogg(path)
-    elif check and kind not in ("FLAC", "MP3"):
-        _check_sizes(source)
+    if check:
+        _check_container(source)
     blocks = [*_blocks(source)]
     samples = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
     slack = _MP3_SLACK if kind == "MP3" else 0
@@ -142,12 +176,97 @@ def decode(source: Source, check: bool = True) -> np.ndarray:
     if len(samples) == 0:
         raise Unusable("no samples (zero length)")
     if check and kind == "FLAC":
-        _check_flac(path, samples)
+        sums = _FlacSum(path)
+        sums.update(samples)
+        sums.compare()
     if samples.dtype == np.int16:
         return samples.astype(np.float32) / np.float32(1 << 15)
     if not np.isfinite(samples).all():
         raise Unusable("holds NaN or infinite samples")
     return samples
+
+
+def _check_container(source: Source) -> None:
+    kind, path = source.file.format, source.file.name
+    if kind in ("WAV", "WAVEX"):
+        _check_wav(path)
+    elif kind == "OGG":
+        _check_ogg(path)
+    elif kind not in ("FLAC", "MP3"):
+        _check_sizes(source)
+
+
+def stream(source: Source, check: bool = True) -> Iterator[np.ndarray]:
+    """Yield the samples of a file, or part, in pieces, float32 ``[some, channels]``.
+
+    The same is checked as by :func:`decode`, some of it at the end.
+
+    Raises:
+        Unusable: As :func:`decode`.
+    """
+    if source.start is not None:
+        yield from _part_pieces(source)
+        return
+    file, count = source.file, 0
+    if check:
+        _check_container(source)
+    whole = (file.format, file.subtype) == ("FLAC", "PCM_16")
+    sums = _FlacSum(file.name) if check and file.format == "FLAC" else None
+    for block in _pieces(source, "int16" if whole else "float32"):
+        count += len(block)
+        if sums:
+            sums.update(block)
+        if whole:
+            block = block.astype(np.float32) / np.float32(1 << 15)
+        elif not np.isfinite(block).all():
+            raise Unusable("holds NaN or infinite samples")
+        yield block
+    slack = _MP3_SLACK if file.format == "MP3" else 0
+    if source.frames is not None and count < source.frames - slack:
+        raise Unusable(
+            f"truncated: header promises {source.frames} samples, {count} readable"
+        )
+    if count == 0:
+        raise Unusable("no samples (zero length)")
+    if sums:
+        sums.compare()
+
+
+def _pieces(source: Source, dtype: str) -> Iterator[np.ndarray]:
+    file = source.file
+    if source.frames is None:
+        file.seekable = lambda: False
+    size = _PIECE // file.channels
+    try:
+        while len(block := file.read(size, dtype=dtype, always_2d=True)):
+            yield block
+    except (OSError, RuntimeError, ValueError) as error:
+        raise Unusable(f"truncated or damaged ({error})") from None
+
+
+def _part_pieces(source: Source) -> Iterator[np.ndarray]:
+    """Read from the start of a part to its end; only some formats let us jump there."""
+    file, skip, left = source.file, source.start, source.frames
+    if file.format in _SEEKABLE and left is not None:
+        try:
+            file.seek(skip)
+        except (OSError, RuntimeError) as error:
+            raise Unusable(f"truncated or damaged ({error})") from None
+        skip = 0
+    count = 0
+    for block in _pieces(source, "float32"):
+        own = block[skip:][:left]
+        skip = max(0, skip - len(block))
+        left = None if left is None else left - len(own)
+        count += len(own)
+        if not np.isfinite(own).all():
+            raise Unusable("holds NaN or infinite samples")
+        yield own
+        if left == 0:
+            break
+    slack = _MP3_SLACK if file.format == "MP3" else 0
+    if (left or 0) > slack + OVERSHOT * file.samplerate or not count:
+        raise Unusable(f"truncated: the recording ends {left or 0} samples too early")
 
 
 def _blocks(source: Source) -> Iterator[np.ndarray]:
@@ -275,25 +394,38 @@ def _ogg_checksum(page: bytes) -> int:
     return int(f"{value:032b}"[::-1], 2)
 
 
-def _check_flac(path: str, samples: np.ndarray) -> None:
-    # STREAMINFO (RFC 9639, 8.2) comes first: bits of a sample, MD5 of all samples.
-    with open(path, "rb") as handle:
-        head = handle.read(42)
-    if head[:4] != b"fLaC":
-        return
-    bits = ((head[20] & 1) << 4 | head[21] >> 4) + 1
-    promised = head[26:42]
-    # float32 holds samples of up to 24 bits; a writer may leave the MD5 out.
-    if bits > 24 or promised == bytes(16):
-        return
-    if samples.dtype == np.int16:
-        raw = samples.astype("<i2", copy=False).tobytes()
-    else:
-        size = (bits + 7) // 8
-        integers = np.rint(samples * np.float32(2 ** (bits - 1))).astype("<i4")
-        raw = integers.view(np.uint8).reshape(-1, 4)[:, :size].tobytes()
-    if hashlib.md5(raw, usedforsecurity=False).digest() != promised:
-        raise Unusable(
-            "header lies about the length, or samples are damaged: the MD5 of the "
-            f"{len(samples)} samples is another than the header's"
-        )
+class _FlacSum:
+    """The MD5 of all samples against that of the header."""
+
+    def __init__(self, path: str) -> None:
+        # STREAMINFO (RFC 9639, 8.2) comes first: bits of a sample, MD5 of all samples.
+        with open(path, "rb") as handle:
+            head = handle.read(42)
+        self.bits = ((head[20] & 1) << 4 | head[21] >> 4) + 1
+        self.promised = head[26:42]
+        # float32 holds samples of up to 24 bits; a writer may leave the MD5 out.
+        there = head[:4] == b"fLaC" and self.promised != bytes(16)
+        self.usable = there and self.bits <= 24
+        self.found, self.count = hashlib.md5(usedforsecurity=False), 0
+
+    def update(self, samples: np.ndarray) -> None:
+        """Take in samples as they are read: 16-bit integers, or floats."""
+        if not self.usable:
+            return
+        self.count += len(samples)
+        if samples.dtype == np.int16:
+            raw = samples.astype("<i2", copy=False).tobytes()
+        else:
+            size = (self.bits + 7) // 8
+            scale = np.float32(2 ** (self.bits - 1))
+            integers = np.rint(samples * scale).astype("<i4")
+            raw = integers.view(np.uint8).reshape(-1, 4)[:, :size].tobytes()
+        self.found.update(raw)
+
+    def compare(self) -> None:
+        """Raise Unusable where the sums differ."""
+        if self.usable and self.found.digest() != self.promised:
+            raise Unusable(
+                "header lies about the length, or samples are damaged: the MD5 of the "
+                f"{self.count} samples is another than the header's"
+            )

@@ -10,6 +10,7 @@ from pathlib import Path
 from espnet2_lamer.constants import RECEPTIVE_FIELD, SAMPLE_RATE
 from espnet2_lamer.data.audio import Audio, SkippedAudio, prepare_audio
 from espnet2_lamer.data.audio_fingerprint import Fingerprint
+from espnet2_lamer.data.segments import read_wavs
 from espnet2_lamer.data.sets import read_if_there, write_tables
 from espnet2_lamer.data.usable import CHANGES
 from espnet2_lamer.errors import RecipeError
@@ -88,7 +89,7 @@ class FormattedSet:
             logging.info(
                 "%s %s: %d utterances, %.2f h; dropped %d too short, %d too long; "
                 "converted: %d resampled, %d to mono, %d decoded, %d rescaled, %d of "
-                "channels that cancel",
+                "channels that cancel, %d cut out of recordings",
                 name,
                 lang,
                 counts["utterances"],
@@ -124,7 +125,7 @@ def collect_set(
     result = FormattedSet({name: {} for name in (*_TABLES, *_OPTIONAL_TABLES)})
     for data_dir in data_dirs:
         wav_scp = data_dir / "wav.scp"
-        wavs = read_table(wav_scp)
+        wavs = read_wavs(data_dir)
         if keep is not None:
             wavs = {utt: path for utt, path in wavs.items() if keep(utt)}
         utt2lang = read_table(data_dir / "utt2lang", made_by="data preparation")
@@ -162,7 +163,8 @@ def collect_set(
         raise RecipeError(
             f"{', '.join(str(d) for d in data_dirs)}: no utterance is left between "
             f"{min_s:g} and {max_s:g} s ({short} shorter, {long} longer); join or cut "
-            "utterances, or change the limits"
+            "utterances (--segment vad cuts a manifest's recordings at pauses), or "
+            "change the limits"
         )
     for counts in result.report.values():
         counts["hours"] = round(counts["hours"], 4)
@@ -174,7 +176,7 @@ def check_unique(data_dirs: Sequence[Path]) -> None:
     owner: dict[str, Path] = {}
     for data_dir in data_dirs:
         wav_scp = data_dir / "wav.scp"
-        for utt in read_table(wav_scp, made_by="data preparation"):
+        for utt in read_wavs(data_dir, "data preparation"):
             if utt in owner:
                 raise RecipeError(
                     f"{wav_scp}: utterance id {utt!r} is also in {owner[utt]}; ids "

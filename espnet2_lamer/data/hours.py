@@ -8,6 +8,7 @@ from pathlib import Path
 
 from espnet2_lamer.constants import RECEPTIVE_FIELD, SAMPLE_RATE
 from espnet2_lamer.data.formatting import UNNAMED
+from espnet2_lamer.data.languages import named
 from espnet2_lamer.data.overlap import Clip
 
 #: Hours of the paper's continual pretraining (Lamer-SSL, section 3.1).
@@ -104,7 +105,7 @@ def log_hours(hours: dict, listing: str | Path, compare: bool = False) -> None:
         paper = f"{entry['paper_hours']:.3f}" if entry["paper_hours"] else "-"
         found, there = entry["hours"], entry["available_hours"]
         text = "  %s %-6s %9.3f of %9.3f h available   paper %s"
-        logging.info(text, lang, entry["role"], found, there, paper)
+        logging.info(text, named(lang), entry["role"], found, there, paper)
         for source, counts in entry["sources"].items():
             if source != UNNAMED:
                 of_source = source, counts["hours"], counts["utterances"]
@@ -121,7 +122,12 @@ def log_hours(hours: dict, listing: str | Path, compare: bool = False) -> None:
             f"{figures['hours']:.3f} h {why} ({figures['utterances']} clips)"
             for why, figures in entry["lost"].items()
         )
-        logging.info(text, lang, *(entry[name] for name in names), lost or "none")
+        figures = (entry[name] for name in names)
+        logging.info(text, named(lang), *figures, lost or "none")
+        long = [why for why in entry["lost"] if why.startswith("longer than")]
+        if long and not entry.get("recordings"):
+            text = "%s: what is %s is lost; --segment vad cuts a manifest's recordings "
+            logging.warning(text + "at pauses", lang, long[0])
         if entry["lost_percent"] > _MUCH:
             text = "%s: %.1f %% of its hours are lost: %s; unusable files are in %s"
             logging.warning(text, lang, entry["lost_percent"], lost, listing)

@@ -1,35 +1,37 @@
-"""Data directories from a TSV manifest, or from a folder of audio per language."""
+"""Data directories from anybody's speech, in the forms that ``data.sources`` reads."""
 
 import logging
 import os
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from espnet2_lamer.data.audio import listed
-from espnet2_lamer.data.audio_files import EXTENSIONS, is_companion, is_hidden
+from espnet2_lamer.data.audio_decoding import OVERSHOT, outside
+from espnet2_lamer.data.corpora import EVAL_DIR, PRETRAIN_DIR
 from espnet2_lamer.data.division import divide, shares_in_train
+from espnet2_lamer.data.languages import language_code, language_name, named
+from espnet2_lamer.data.segmented_rows import LISTING, Segmenting, segment_rows
+from espnet2_lamer.data.segments import read_wavs
 from espnet2_lamer.data.sets import (
     SPLITS,
     Utterance,
-    language_code,
-    read_if_there,
     remove_other_sets,
     write_set,
 )
+from espnet2_lamer.data.sources import read_sources
+from espnet2_lamer.data.sources.rows import LOOSE, LeftOut, Reading, check_unique
+from espnet2_lamer.data.sources.source import parse_sources
+from espnet2_lamer.data.sources.stored_audio import AudioStore
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.fileio.atomic import write_json
-from espnet2_lamer.fileio.text import read_text
+from espnet2_lamer.fileio.atomic import atomic_dir, write_json
 
-REQUIRED = ("utt_id", "path", "lang")
-_AS_THEY_ARE = ("split", "text", "romanisation", "source")
-#: Files that are not read: why, and how many of each language.
-LeftOut = dict[str, Counter[str]]
-_COMPANION = "hidden or added by a Mac's copy"
 _AGAIN = "the same file under another id"
-_LOOSE = "audio in no language's folder"
-_LOUD = ("suffix", _AGAIN, _LOOSE)
+_LOUD = ("suffix", _AGAIN, LOOSE)
+# Formats whose header tells the duration without decoding.
+_CHEAP = (".wav", ".flac")
 
 
 def prepare_manifest(
@@ -38,44 +40,69 @@ def prepare_manifest(
     langs: Sequence[str] = (),
     exclude_sources: Sequence[str] = (),
     seed: int = 0,
+    segmenting: Segmenting | None = None,
+    joined: bool = False,
 ) -> dict:
     """Write ``<output_dir>/<split>_<lang>`` and ``<output_dir>/manifest.json``.
 
-    ``manifest`` is a TSV file (header line; utt_id, path, lang required; no quoting;
-    paths relative to its folder) or a folder ``<lang>/**/*.wav``. Rows without a split
-    are divided by :func:`~espnet2_lamer.data.division.divide`. Sets of the embedded
-    corpus are removed, since evaluation would prefer them. Without ``langs`` all
-    languages are used; rows of ``exclude_sources`` (column ``source``) are not.
+    ``manifest`` names sources as :func:`~.sources.source.parse_sources` reads them.
+    Audio that lies in archives goes to ``<output_dir>/audio``. Rows without a split are
+    divided by :func:`~espnet2_lamer.data.division.divide`. Sets of the embedded corpus
+    are removed, since evaluation would prefer them. Without ``langs`` all languages are
+    used; rows of ``exclude_sources`` (``source``) are not. ``segmenting`` says what
+    becomes of recordings that are longer than an utterance.
+
+    With ``joined``, other corpora come to it: the sets are ``pretrain/manifest`` and
+    ``eval/manifest``, as those of :func:`~.corpora.prepare.prepare`, and languages of
+    ``langs`` may be missing.
 
     Returns:
         What ``manifest.json`` holds.
 
     Raises:
-        RecipeError: Anything wrong with the manifest: nothing is written then.
+        RecipeError: Anything wrong with a source: no set is written then.
     """
-    manifest, output_dir = Path(manifest), Path(output_dir)
-    left_out: LeftOut = defaultdict(Counter)
-    read = read_folder if manifest.is_dir() else read_manifest
-    rows = read(manifest, left_out)
+    manifest, output_dir = str(manifest), Path(output_dir)
+    sources = parse_sources(manifest)
     langs = [language_code(lang, "--langs") for lang in langs]
+    left_out: LeftOut = defaultdict(Counter)
+    reading = Reading(AudioStore(output_dir / "audio"), langs, left_out)
+    rows = read_sources(sources, reading, joined)
     langs = list(dict.fromkeys(langs)) or sorted({row.lang for row in rows})
     wanted = [row for row in rows if row.lang in langs]
     kept = [row for row in wanted if row.source not in exclude_sources]
-    _check_choice(rows, kept, langs, exclude_sources, manifest)
+    asked = [lang for lang in langs if not joined or lang in {r.lang for r in rows}]
+    _check_choice(rows, kept, asked, exclude_sources, manifest)
     _check_files(kept, manifest)
+    _check_times(kept)
     kept = _once(kept, left_out)
+    used = len(kept)
+    segmenting = segmenting or Segmenting()
+    beside = Path(sources[0].path if len(sources) == 1 else manifest)
+    kept = segment_rows(kept, beside, output_dir, segmenting)
+    check_unique(kept)
+    empty = [lang for lang in asked if lang not in {row.lang for row in kept}]
+    if empty:
+        raise RecipeError(
+            f"{manifest}: no speech of language {empty[0]} is left after segmentation "
+            f"(--segment {segmenting.way}); {output_dir / LISTING} has a line per "
+            "recording"
+        )
     apart = divide(kept, seed)
-    sources = _sources(kept)
+    of_sources = _sources(kept)
     excluded = [row for row in wanted if row.source in exclude_sources]
     sets: dict[str, list[Utterance]] = defaultdict(list)
     for row in kept:
         sets[f"{row.split}_{row.lang}"].append(row)
     stats = {
-        "manifest": manifest.as_posix(),
+        "manifest": manifest,
+        "read_as": {source.path: source.kind for source in sources},
         "seed": seed,
-        "langs": langs,
+        "langs": asked,
+        "names": {lang: language_name(lang) for lang in asked},
         "rows": len(rows),
-        "used": len(kept),
+        "used": used,
+        "utterances": len(kept),
         "dropped": {
             "other_language": _by_lang(row for row in rows if row.lang not in langs),
             "excluded_source": _by_lang(excluded),
@@ -85,175 +112,33 @@ def prepare_manifest(
         "kept_apart": apart,
         "test_in_train": shares_in_train(kept),
         "sets": {name: len(rows) for name, rows in sorted(sets.items())},
-        "sources": sources,
+        "sources": of_sources,
         "channel_confounded": channel_confounded(kept),
     }
     _warn_of_moves(output_dir, kept)
-    remove_other_sets(output_dir, langs, sets)
-    for name, own in sets.items():
-        write_set(output_dir / name, own)
+    if joined:
+        _write_joined(output_dir, sets)
+    else:
+        remove_other_sets(output_dir, langs, sets)
+        for name, own in sets.items():
+            write_set(output_dir / name, own)
     write_json(output_dir / "manifest.json", stats)
     _log(stats)
     return stats
 
 
-def read_manifest(path: str | Path, left_out: LeftOut | None = None) -> list[Utterance]:
-    """Read a TSV manifest; other columns than the known ones are ignored.
-
-    Rows with what a Mac's copy adds (``._a.wav``) are no audio: ``left_out`` counts.
-
-    Raises:
-        RecipeError: Missing file or column, a line with another number of columns than
-            the header, a duplicate or unusable id, an unknown language or split, no
-            rows.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise RecipeError(f"{path}: manifest not found (a TSV file or a folder)")
-    first, *lines = (line.rstrip("\r") for line in read_text(path).split("\n"))
-    header = first.split("\t")
-    missing = [name for name in REQUIRED if name not in header]
-    if missing:
-        raise RecipeError(
-            f"{path}:1: missing column {', '.join(missing)}; found "
-            f"{', '.join(header)}; the first line must name the columns, separated by "
-            "tabs"
-        )
-    twice = [name for name, count in Counter(header).items() if count > 1]
-    if twice:
-        raise RecipeError(f"{path}:1: column {twice[0]!r} occurs twice; rename one")
-    rows = [
-        _parse(path, f"{path}:{number}", line.split("\t"), header)
-        for number, line in enumerate(lines, 2)
-        if line.strip()
-    ]
-    kept = [row for row in rows if not is_companion(row.path)]
-    if left_out is not None and len(kept) < len(rows):
-        left_out[_COMPANION].update(r.lang for r in rows if is_companion(r.path))
-    rows = kept
-    if not rows:
-        raise RecipeError(f"{path}: only a header line; add one line per utterance")
-    _check_unique(rows)
-    return rows
-
-
-def _parse(path: Path, where: str, values: list[str], header: list[str]) -> Utterance:
-    if len(values) != len(header):
-        raise RecipeError(
-            f"{where}: found {len(values)} columns, expected {len(header)} as in the "
-            "header; fields are separated by one tab and must not hold tabs"
-        )
-    record = {k: " ".join(v.split()) for k, v in zip(header, values, strict=True)}
-    for name in REQUIRED:
-        if not record[name]:
-            raise RecipeError(f"{where}: column {name} is empty")
-    split, utt_id = record.get("split", ""), record["utt_id"]
-    if split not in ("", *SPLITS):
-        raise RecipeError(
-            f"{where}: split {split!r}; expected {', '.join(SPLITS)} or nothing"
-        )
-    if "/" in utt_id or " " in utt_id:
-        raise RecipeError(
-            f"{where}: utterance id {utt_id!r} holds a space or a slash; files are "
-            "named by it: use letters, digits, - and _"
-        )
-    # A file name may hold runs of spaces.
-    file_name = values[header.index("path")].strip()
-    return Utterance(
-        utt_id,
-        path=os.path.abspath(path.parent / file_name),
-        lang=language_code(record["lang"], where),
-        speaker=record.get("speaker", "").replace(" ", "_"),
-        where=where,
-        **{name: record[name] for name in _AS_THEY_ARE if name in record},
-    )
-
-
-def read_folder(root: str | Path, left_out: LeftOut | None = None) -> list[Utterance]:
-    """List the audio of ``<root>/<lang>/**``; ids are made of the paths.
-
-    Folders inside a language's folder are taken for speakers, files that lie in none
-    are of speakers of their own; links are followed. Hidden files, and those whose
-    suffix is not known, are counted in ``left_out``.
-
-    Raises:
-        RecipeError: A folder is no language, a name cannot stand in a table, or there
-            is no audio.
-    """
-    root = Path(root)
-    left_out = defaultdict(Counter) if left_out is None else left_out
-    rows = []
-    for folder in sorted(p for p in root.iterdir() if not is_hidden(p.name)):
-        if not folder.is_dir():
-            loose = folder.suffix.lower() in EXTENSIONS
-            left_out[_LOOSE]["unknown language"] += loose
-            continue
-        lang = language_code(folder.name, str(folder))
-        for path in _files_below(folder):
-            relative, suffix = path.relative_to(folder), path.suffix.lower()
-            if is_hidden(relative):
-                left_out[_COMPANION][lang] += 1
-                continue
-            if suffix not in EXTENSIONS:
-                left_out[f"suffix {suffix or 'none'}, not read"][lang] += 1
-                continue
-            name = "_".join(relative.with_suffix("").as_posix().split())
-            inner = "_".join(relative.parent.as_posix().split())
-            speaker = "" if inner == "." else f"{lang}_{inner}".replace("/", "-")
-            rows.append(
-                Utterance(
-                    utt_id=f"{lang}_{name}".replace("/", "-"),
-                    path=os.path.abspath(path),
-                    lang=lang,
-                    speaker=speaker,
-                    where=str(path),
-                )
-            )
-    wrong = [ascii(row.path) for row in rows if not _can_be_written(row.path)]
-    if wrong:
-        raise RecipeError(
-            f"{root}: {len(wrong)} of {len(rows)} file names are not UTF-8, or hold a "
-            "line break, so no table can name them; rename them, e.g. convmv -f latin1 "
-            f"-t utf8 -r --notest {root}, with the encoding they have:\n{listed(wrong)}"
-        )
-    if not rows:
-        raise RecipeError(
-            f"{root}: no audio; expected files {' '.join(EXTENSIONS)} in one folder "
-            f"per language, such as {root}/eng/a.wav"
-        )
-    _check_unique(rows)
-    return rows
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    seen = set()
-    for where, folders, names in os.walk(folder, followlinks=True):
-        # A link may lead back up.
-        if (real := os.path.realpath(where)) in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders.sort()
-        yield from (Path(where, name) for name in sorted(names))
-
-
-def _can_be_written(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return len(name.splitlines()) == 1
-
-
-def _check_unique(rows: list[Utterance]) -> None:
-    seen: dict[str, str] = {}
-    for row in rows:
-        if row.utt_id in seen:
-            raise RecipeError(
-                f"{row.where}: utterance id {row.utt_id!r} occurs twice, first at "
-                f"{seen[row.utt_id]}; ids must be unique"
-            )
-        seen[row.utt_id] = row.where
+def _write_joined(output_dir: Path, sets: dict[str, list[Utterance]]) -> None:
+    """Write the sets where :func:`~.corpora.prepare.join_corpora` looks for them."""
+    with ExitStack() as stack:
+        folders = {
+            kind: stack.enter_context(atomic_dir(output_dir / kind / "manifest"))
+            for kind in (PRETRAIN_DIR, EVAL_DIR)
+        }
+        for name, rows in sets.items():
+            kind = PRETRAIN_DIR if name.startswith("train") else EVAL_DIR
+            write_set(folders[kind] / name, rows)
+            if kind == PRETRAIN_DIR:
+                write_set(folders[EVAL_DIR] / name, rows)
 
 
 def _check_choice(rows, kept, langs, exclude_sources, manifest) -> None:
@@ -267,8 +152,8 @@ def _check_choice(rows, kept, langs, exclude_sources, manifest) -> None:
     empty = [lang for lang in langs if lang not in {row.lang for row in kept}]
     if empty:
         raise RecipeError(
-            f"{manifest}: no utterance of language {empty[0]}; found "
-            f"{', '.join(sorted({row.lang for row in rows}))}"
+            f"{manifest}: no utterance of language {named(empty[0])}; found "
+            f"{', '.join(map(named, sorted({row.lang for row in rows})))}"
             + (" before sources were excluded" if exclude_sources else "")
         )
 
@@ -277,13 +162,41 @@ def _by_lang(rows: Iterable[Utterance]) -> dict[str, int]:
     return dict(sorted(Counter(row.lang for row in rows).items()))
 
 
-def _check_files(rows: list[Utterance], manifest: Path) -> None:
+def _check_files(rows: list[Utterance], manifest: str) -> None:
     missing = [row for row in rows if not _find(row)]
     if missing:
         lines = listed([f"{row.where}: {row.path}" for row in missing])
         raise RecipeError(
             f"{manifest}: {len(missing)} of {len(rows)} audio files not found; paths "
             f"are relative to the manifest's folder:\n{lines}"
+        )
+
+
+def _check_times(rows: list[Utterance]) -> None:
+    """Refuse parts outside recordings whose header tells the length.
+
+    Of others stage 2 finds out, and lists them.
+    """
+    import soundfile
+
+    lengths: dict[str, float] = {}
+    wrong = []
+    parts = [row for row in rows if row.start or row.end]
+    for row in parts:
+        if not row.path.lower().endswith(_CHEAP):
+            continue
+        if row.path not in lengths:
+            try:
+                lengths[row.path] = soundfile.info(row.path).duration
+            except (OSError, RuntimeError):  # stage 2 says what it is
+                lengths[row.path] = float("inf")
+        length, times = lengths[row.path], (row.start or 0.0, row.end)
+        if times[0] >= length or (times[1] or 0.0) > length + OVERSHOT:
+            wrong.append(f"{row.where}: {outside(times, length)}, {row.path}")
+    if wrong:
+        raise RecipeError(
+            f"{len(wrong)} of {len(parts)} parts are outside their recordings; correct "
+            f"their times, or the recording they name:\n{listed(wrong)}"
         )
 
 
@@ -301,7 +214,8 @@ def _warn_of_moves(output_dir: Path, rows: list[Utterance]) -> None:
     """Say how many utterances train has now that earlier models were tested on."""
     tested: set[str] = set()
     for lang in {row.lang for row in rows}:
-        tested |= read_if_there(output_dir / f"test_{lang}" / "wav.scp").keys()
+        folder = output_dir / f"test_{lang}"
+        tested |= read_wavs(folder).keys() if (folder / "wav.scp").is_file() else set()
     moved = sum(row.split == "train" and row.utt_id in tested for row in rows)
     if moved:
         text = "%d utterances that were in test are in train now: results from before "
@@ -310,14 +224,14 @@ def _warn_of_moves(output_dir: Path, rows: list[Utterance]) -> None:
 
 
 def _once(rows: list[Utterance], left_out: LeftOut) -> list[Utterance]:
-    """Keep one row of every file, that of test before dev before train."""
+    """Keep one row of every file, or part, that of test before dev before train."""
     of_file = {}
     ranks = {split: rank for rank, split in enumerate(("", *SPLITS))}
     for row in sorted(rows, key=lambda row: ranks[row.split]):
-        if row.path in of_file:
+        if row.audio in of_file:
             left_out[_AGAIN][row.lang] += 1
-        of_file[row.path] = row.utt_id
-    return [row for row in rows if of_file[row.path] == row.utt_id]
+        of_file[row.audio] = row.utt_id
+    return [row for row in rows if of_file[row.audio] == row.utt_id]
 
 
 def _sources(rows: list[Utterance]) -> dict[str, dict]:
@@ -350,6 +264,7 @@ def channel_confounded(rows: Sequence[Utterance]) -> bool | None:
 def _log(stats: dict) -> None:
     figures = stats["manifest"], stats["used"], stats["rows"]
     logging.info("%s: %d of %d rows used", *figures)
+    logging.info("  languages: %s", ", ".join(map(named, stats["langs"])))
     for name, count in stats["sets"].items():
         logging.info("  %s: %d utterances", name, count)
     for lang, kept in stats["kept_apart"].items():

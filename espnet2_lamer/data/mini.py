@@ -15,8 +15,14 @@ import numpy as np
 from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.data import mini_plan
 from espnet2_lamer.data.audio import write_flac
+from espnet2_lamer.data.corpora import EVAL_DIR, PRETRAIN_DIR
 from espnet2_lamer.data.espeak import VOICES, engine
-from espnet2_lamer.data.sets import Utterance, tables_of, write_tables
+from espnet2_lamer.data.sets import (
+    Utterance,
+    read_if_there,
+    tables_of,
+    write_tables,
+)
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json
 
@@ -41,6 +47,7 @@ MINI_SETS = {
         "min_utterances": 68,
     },
 }
+_JOINED = ("wav.scp", "text", "utt2spk", "utt2lang", "romanisation")
 #: Languages of the demo, of the base and of the teacher; Spanish is one to add later.
 LANGS = ("eng", "cmn", "yue")
 #: What the mini base (eng) and the mini teacher (all three) are trained on.
@@ -77,6 +84,32 @@ def build_mini(
         )
     (Path(output_dir) / "manifest.json").unlink(missing_ok=True)
     return _build_sets(MINI_SETS, output_dir, nj, seed, minutes_scale, langs)
+
+
+def join_mini(
+    output_dir: str | Path, langs: Sequence[str], nj: int = 1, seed: int = 0
+) -> None:
+    """Make some languages of the corpus, to be joined with other speech.
+
+    Their sets are written for :func:`~.corpora.prepare.join_corpora`: train, dev and
+    test are those that :func:`build_mini` calls train, dev and asr_test, and their
+    source is ``mini``. Audio and own tables stay in ``<output_dir>/mini``.
+    """
+    output_dir = Path(output_dir)
+    whole = output_dir / "mini"
+    if langs:
+        _build_sets(MINI_SETS, whole, nj, seed, 1.0, langs)
+    splits = {"train": "train", "dev": "dev", "test": "asr_test"}
+    kinds = {PRETRAIN_DIR: ("train",), EVAL_DIR: ("train", "dev", "test")}
+    for kind, wanted in kinds.items():
+        with atomic_dir(output_dir / kind / "mini") as folder:
+            for split, lang in product(wanted, langs):
+                made = whole / f"{splits[split]}_{lang}"
+                tables = {n: read_if_there(made / n) for n in _JOINED}
+                tables["utt2source"] = dict.fromkeys(tables["wav.scp"], "mini")
+                filled = {name: table for name, table in tables.items() if table}
+                (folder / f"{split}_{lang}").mkdir()
+                write_tables(folder / f"{split}_{lang}", filled)
 
 
 def build_pretraining_corpora(

@@ -12,10 +12,11 @@ from espnet2_lamer.data import overlap, sampling
 from espnet2_lamer.data.audio import SkippedAudio, header_seconds
 from espnet2_lamer.data.formatting import FormattedSet, check_unique, collect_set
 from espnet2_lamer.data.hours import PAPER_HOURS, log_hours, lost_hours
+from espnet2_lamer.data.segmented_rows import log_recordings, read_report
+from espnet2_lamer.data.segments import read_wavs
 from espnet2_lamer.data.sets import Utterance, read_if_there
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
-from espnet2_lamer.fileio.datadir import read_table
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def prepare_ssl_data(
 
     clips = []
     for lang, folder in train_dirs.items():
-        wavs, texts = read_table(folder / "wav.scp"), read_if_there(folder / "text")
+        wavs, texts = read_wavs(folder), read_if_there(folder / "text")
         seconds = header_seconds(wavs, folder / "wav.scp", nj, skipped)
         clips += [
             overlap.Clip(utt, wavs[utt], lang, length, texts.get(utt, ""))
@@ -147,6 +148,10 @@ def prepare_ssl_data(
     for name in ("drop_overlap", "seed", "min_s", "max_s"):
         hours[name] = getattr(selection, name)
     hours["languages"] = languages
+    recordings = read_report(data_dir)
+    for lang, entry in recordings.get("languages", {}).items():
+        if lang in languages:
+            languages[lang]["recordings"] = entry
     train.write(raw / "ssl_train")
     dev.write(raw / "ssl_dev")
     overlap.write_overlaps(overlap_tsv, overlaps)
@@ -155,6 +160,9 @@ def prepare_ssl_data(
     train.log("ssl_train")
     dev.log("ssl_dev")
     _log_overlap(counts, overlap_tsv, selection.drop_overlap)
+    if recordings:
+        logging.info("recordings of all sets before they were cut:")
+        log_recordings(recordings, data_dir)
     log_hours(hours, skipped.report, compare_hours)
     return hours
 
@@ -216,7 +224,7 @@ def _choose_dev(
     keep: set[str] = set()
     for lang, folder in folders.items():
         wav_scp = folder / "wav.scp"
-        seconds = header_seconds(read_table(wav_scp), wav_scp, nj, skipped)
+        seconds = header_seconds(read_wavs(folder), wav_scp, nj, skipped)
         usable, most = selection.usable(seconds), selection.dev_hours
         if _hours(usable) <= most:
             # All of them, so that those of other lengths are counted.
@@ -292,7 +300,8 @@ def _format(
                 f"{selection.min_s:g} and {selection.max_s:g} s "
                 f"({counts.get('dropped_short', 0)} shorter, "
                 f"{counts.get('dropped_long', 0)} longer), or utt2lang there names "
-                "other languages; join or cut utterances, or change the limits"
+                "other languages; join or cut utterances (--segment vad cuts a "
+                "manifest's recordings at pauses), or change the limits"
             )
     return formatted
 

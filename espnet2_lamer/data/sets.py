@@ -1,47 +1,16 @@
-"""Data directories: languages, what an utterance is, how a set is written."""
+"""Data directories: what an utterance is, how a set is written."""
 
-import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from espnet2_lamer.data.corpora import CORPORA, EVAL_DIR, PRETRAIN_DIR
-from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.data.corpora import CORPORA, EVAL_DIR, OWN, PRETRAIN_DIR
+from espnet2_lamer.data.segments import audio_tables, part_of
 from espnet2_lamer.fileio.atomic import atomic_dir
 from espnet2_lamer.fileio.datadir import read_table, write_spk2utt, write_table
 
 SPLITS = ("train", "dev", "test")
-# Other names under which corpora list their languages; then ISO 639-2's bibliographic
-# codes, which ISO 639-3 does not have.
-_ALIASES = dict(
-    pair.split(":")
-    for pair in (
-        "en:eng en-us:eng en-gb:eng zh:cmn zh-cn:cmn zh-tw:cmn zho:cmn cmn-hans-cn:cmn "
-        "cmn-hant-tw:cmn zh-hk:yue yue-hant-hk:yue "
-        "alb:sqi arm:hye baq:eus bur:mya chi:cmn cze:ces dut:nld fre:fra geo:kat "
-        "ger:deu gre:ell ice:isl mac:mkd mao:mri may:msa per:fas rum:ron slo:slk "
-        "tib:bod wel:cym"
-    ).split()
-)
-
-
-def language_code(name: str, where: str) -> str:
-    """Return the ISO 639-3 code of a language: itself, or spelled as ``en``, ``zh-CN``.
-
-    Whether three letters have been given to a language is not looked up.
-
-    Raises:
-        RecipeError: It is neither; ``where``, file and line, comes first.
-    """
-    key = name.strip().lower().replace("_", "-")
-    code = _ALIASES.get(key, key)
-    if not re.fullmatch("[a-z]{3}", code):
-        raise RecipeError(
-            f"{where}: unknown language {name!r}; expected a three-letter code of "
-            "ISO 639-3 such as eng, cmn or yue"
-        )
-    return code
 
 
 @dataclass(slots=True)
@@ -58,6 +27,14 @@ class Utterance:
     source: str = ""  # where it comes from; written to utt2source
     where: str = ""  # file:line, for errors
     seconds: float | None = None
+    # Where it is in the recording `path`, in seconds; None: its beginning and end.
+    start: float | None = None
+    end: float | None = None
+
+    @property
+    def audio(self) -> str:
+        """The file, or the part of one, see :func:`~.segments.part_of`."""
+        return part_of(self.path, self.start or 0.0, self.end)
 
 
 def write_set(directory: str | Path, utterances: Sequence[Utterance]) -> None:
@@ -67,9 +44,13 @@ def write_set(directory: str | Path, utterances: Sequence[Utterance]) -> None:
 
 
 def tables_of(utterances: Sequence[Utterance]) -> dict[str, dict[str, str]]:
-    """Return the tables of a data directory, without what is not known."""
+    """Return the tables of a data directory, without what is not known.
+
+    Where an utterance is a part of a recording, ``wav.scp`` has a line per recording
+    and ``segments`` says of every utterance where it is.
+    """
     values = {
-        "wav.scp": {u.utt_id: u.path for u in utterances},
+        **audio_tables({u.utt_id: u.audio for u in utterances}),
         "utt2spk": {u.utt_id: u.speaker or u.utt_id for u in utterances},
         "utt2lang": {u.utt_id: u.lang for u in utterances},
         "text": {u.utt_id: u.text for u in utterances},
@@ -115,7 +96,7 @@ def remove_other_sets(
 
 
 def remove_other_corpora(output_dir: str | Path, corpora: Sequence[str] = ()) -> None:
-    """Remove the sets of the public corpora that are not in ``corpora``."""
+    """Remove the sets of joined corpora that are not in ``corpora``."""
     for kind in (PRETRAIN_DIR, EVAL_DIR):
-        for name in set(CORPORA).difference(corpora):
+        for name in {*CORPORA, *OWN}.difference(corpora):
             shutil.rmtree(Path(output_dir) / kind / name, ignore_errors=True)

@@ -6,7 +6,7 @@ from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.data.audio_decoding import Source, Unusable, decode, full_scale
 
 #: What may be done to a file.
-CHANGES = ("resampled", "downmixed", "decoded", "rescaled", "one_channel")
+CHANGES = ("resampled", "downmixed", "decoded", "rescaled", "one_channel", "cut")
 #: Kinds of samples that can be of any size.
 FLOATS = ("FLOAT", "DOUBLE")
 _KEPT_AS_THEY_ARE = ("WAV", "WAVEX", "RF64", "FLAC")
@@ -31,21 +31,24 @@ def usable_speech(
     Raises:
         Unusable: As ``decode``; absurd samples, silence.
     """
-    samples, rate = decode(source, check), source.file.samplerate
+    return to_speech(decode(source, check), source)
+
+
+def to_speech(
+    samples: np.ndarray, source: Source
+) -> tuple[np.ndarray, dict[str, bool]]:
+    """Do so with decoded samples ``[frames, channels]`` of a file or of a part of it.
+
+    Raises:
+        Unusable: Absurd samples, silence.
+    """
+    rate = source.file.samplerate
     changes = dict.fromkeys(CHANGES, False)
     if source.file.subtype in FLOATS:
         scale = full_scale(samples)
         changes["rescaled"] = scale != 1
         samples = samples / np.float32(scale) if changes["rescaled"] else samples
-    mono, channels = samples[:, 0], samples.shape[1]
-    if channels > 1:
-        mono = samples.mean(axis=1, dtype=np.float32)
-        # Matrix products: numpy is slow along so short an axis.
-        means = np.ones(len(samples), np.float32) @ samples / len(samples)
-        covariance = samples.T @ samples / len(samples) - np.outer(means, means)
-        power = covariance.diagonal()
-        if covariance.sum() < _CANCELLED * power.sum():
-            mono, changes["one_channel"] = samples[:, int(power.argmax())], True
+    mono, changes["one_channel"] = to_mono(samples)
     if float(np.ptp(mono)) < _SILENCE:
         raise Unusable("silent: all samples are zero or the same")
     changes |= changes_by_header(source)
@@ -60,6 +63,22 @@ def usable_speech(
     return (mono * (0.999 / peak) if peak > 0.999 else mono), changes
 
 
+def to_mono(samples: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Average the channels of ``[frames, channels]``, or take one where they cancel.
+
+    Returns the samples, and whether they are of one channel of several.
+    """
+    if samples.shape[1] == 1 or not len(samples):
+        return samples[:, 0], False
+    # Matrix products: numpy is slow along so short an axis.
+    means = np.ones(len(samples), np.float32) @ samples / len(samples)
+    covariance = samples.T @ samples / len(samples) - np.outer(means, means)
+    power = covariance.diagonal()
+    if covariance.sum() < _CANCELLED * power.sum():
+        return samples[:, int(power.argmax())], True
+    return samples.mean(axis=1, dtype=np.float32), False
+
+
 def changes_by_header(source: Source) -> dict[str, bool]:
     """Return the changes that a file's header asks for."""
     file = source.file
@@ -67,4 +86,5 @@ def changes_by_header(source: Source) -> dict[str, bool]:
         "resampled": file.samplerate != SAMPLE_RATE,
         "downmixed": file.channels > 1,
         "decoded": source.frames is None or file.format not in _KEPT_AS_THEY_ARE,
+        "cut": source.start is not None,
     }

@@ -13,6 +13,7 @@ from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.data.audio import SkippedAudio, header_seconds
 from espnet2_lamer.data.formatting import FormattedSet, collect_set
 from espnet2_lamer.data.sampling import sample_replay, seed_of
+from espnet2_lamer.data.segments import read_wavs
 from espnet2_lamer.data.sets import SPLITS, read_if_there
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.runs import BUDGETS, LID_UNIT
@@ -35,6 +36,8 @@ _MANY_UNREAD = 1.0
 _BATCH = 64
 #: The normalised transcript, for units that are made of characters.
 PLAIN_TEXT = "text.char"
+#: The transcript as it was written.
+RAW_TEXT = "text.raw"
 MADE_BY = "the formatting of evaluation sets"
 _TABLES = "wav.scp utt2lang utt2num_samples text text.char text.raw utt2spk".split()
 
@@ -127,7 +130,7 @@ class EvaluationSets:
             _warn_of_unread(name, info, converted)
         formatted.tables["text"] = converted
         formatted.tables[PLAIN_TEXT] = {utt: plain(t) for utt, t in raw_text.items()}
-        formatted.tables["text.raw"] = raw_text
+        formatted.tables[RAW_TEXT] = raw_text
         self._ready[name] = formatted, info
         return formatted.report[info.lang]
 
@@ -236,7 +239,7 @@ def prepare_asr_data(
         for split in SPLITS:
             source = source_dir(Path(data_dir), split, lang)
             if unit == LID_UNIT:
-                wavs = read_table(source / "wav.scp")
+                wavs = read_wavs(source)
                 keep, _ = draw_speech(
                     wavs,
                     SPEECH_MINUTES[split],
@@ -333,7 +336,7 @@ def source_dir(data_dir: Path, split: str, lang: str) -> Path:
 
 
 def _with_text(directory: Path, lang: str, unit: str) -> tuple[set[str], int]:
-    wavs = read_table(directory / "wav.scp")
+    wavs = read_wavs(directory)
     path = directory / "text"
     texts = read_if_there(path)
     spoken = read_if_there(directory / "romanisation")

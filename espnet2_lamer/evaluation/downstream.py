@@ -1,4 +1,4 @@
-"""Train ML-SUPERB heads on stored features through ESPnet's ASR task.
+"""Train ML-SUPERB heads, with or without their upstream, through ESPnet's ASR task.
 
 A trained head is written as a waveform-in model that needs no other file.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import yaml
 
-from espnet2_lamer.constants import SAMPLE_RATE
+from espnet2_lamer.constants import SAMPLE_RATE, TUNES
 from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.feature_store import (
@@ -25,7 +25,9 @@ from espnet2_lamer.evaluation.feature_store import (
     store_features,
     upstream_fingerprint,
 )
+from espnet2_lamer.evaluation.recogniser_files import write_record
 from espnet2_lamer.evaluation.runs import made_from, put_aside
+from espnet2_lamer.evaluation.text_settings import TextSettings
 from espnet2_lamer.evaluation.tokens import (
     BPE_MODEL,
     TARGETS,
@@ -70,6 +72,9 @@ class HeadOptions:
             the upstream runs in every epoch instead. 0: always.
         nbpe: Size of the vocabulary of unit ``bpe``.
         learning_rate: Instead of the config's, also as peak of its schedule.
+        tune: ``head`` on stored features of the frozen upstream; with ``experts`` and
+            ``all`` the upstream trains too, see ``tasks.tuning``, and runs in every
+            epoch.
     """
 
     layer: int | str = "all"
@@ -81,13 +86,16 @@ class HeadOptions:
     learning_rate: float | None = None
     seed: int = 0
     ngpu: int = 0
+    tune: str = "head"
 
     def __post_init__(self) -> None:
-        """Check the target."""
-        if self.target not in TARGETS:
-            raise RecipeError(
-                f"target: found {self.target!r}, expected one of {', '.join(TARGETS)}"
-            )
+        """Check target and tune."""
+        for name, known in (("target", TARGETS), ("tune", TUNES)):
+            value = getattr(self, name)
+            if value not in known:
+                raise RecipeError(
+                    f"{name}: found {value!r}, expected one of {', '.join(known)}"
+                )
 
     @property
     def token_type(self) -> str:
@@ -110,13 +118,14 @@ def train_head(
     """Train a head on a frozen upstream and write it as a waveform-in model.
 
     Features are stored (or found), the head is trained on them by ESPnet's ASRTask in
-    this process, then config and averaged checkpoint are rewritten to ``frontend:
-    lamer_upstream`` with the upstream's weights inside: ``<output_dir>/final``, which
-    is returned, needs no other file. A finished head with the same inputs is returned
-    as it is; an interrupted one goes on after its last epoch; one made from other
-    inputs is put aside as ``<output_dir>.old-<hash>``. While another process trains
-    the same head, this one waits. One that ran out of GPU memory begins anew: dropout
-    after a checkpoint is not what it would have been without the break.
+    this process (with the upstream where ``options`` tune it), then config and averaged
+    checkpoint are rewritten to ``frontend: lamer_upstream`` with the upstream's weights
+    inside: ``<output_dir>/final``, which is returned, needs no other file. A finished
+    head with the same inputs is returned as it is; an interrupted one goes on after its
+    last epoch; one made from other inputs is put aside as ``<output_dir>.old-<hash>``.
+    While another process trains the same head, this one waits. One that ran out of GPU
+    memory begins anew: dropout after a checkpoint is not what it would have been
+    without the break.
 
     Args:
         upstream: What ``espnet2_lamer.load_model`` accepts, or its result.
@@ -133,6 +142,7 @@ def train_head(
     """
     options = options or HeadOptions()
     output_dir = Path(output_dir)
+    settings = TextSettings.read(read_yaml(config).get("text_conf"), config)
     if not isinstance(upstream, torch.nn.Module):
         from espnet2_lamer.upstream import load_model
 
@@ -142,7 +152,7 @@ def train_head(
     plans: dict[str, list[StorePlan]] = {}
     for name, found in (("train", train_dir), ("dev", dev_dir)):
         dirs = [Path(found)] if isinstance(found, str | Path) else [*map(Path, found)]
-        texts[name] = read_all_targets(dirs, options.target, options.unit)
+        texts[name] = read_all_targets(dirs, options.target, options.unit, settings)
         choice, form = options.layer, options.store_dtype
         plans[name] = [
             plan_store(upstream, choice, directory, store_root, form, fingerprint)
@@ -161,6 +171,9 @@ def train_head(
         "learning_rate": options.learning_rate,
         "seed": options.seed,
     }
+    if options.tune != "head":
+        # Heads that were trained before there was a choice keep their record.
+        inputs["tune"] = options.tune
     final = output_dir / "final"
     tables = [p.data_dir / "wav.scp" for v in plans.values() for p in v]
     with exclusive(output_dir):
@@ -179,7 +192,7 @@ def train_head(
             tags if options.target == "lang_text" else (),
             options.nbpe,
         )
-        stored = _may_store(plans, options.feature_store_gb, source, output_dir)
+        stored = _may_store(plans, options, source, output_dir)
         device = "cuda" if options.ngpu else "cpu"
         device = device if stored else None
         for name, targets in texts.items():
@@ -192,6 +205,8 @@ def train_head(
         command += [*vocabulary.options(data), *_schedule_options(config, options)]
         plan = plans["train"][0]
         command += _input_options(data, plan, None if stored else source)
+        if options.tune != "head":
+            command += ["--frontend_conf", f"tune={options.tune}"]
         begun = (output_dir / LATEST).exists()
         try:
             _run_espnet(command, output_dir)
@@ -200,17 +215,27 @@ def train_head(
             if not begun:
                 (output_dir / LATEST).unlink(missing_ok=True)
             raise
-        _write_final(output_dir, upstream, options.layer, vocabulary, inputs)
+        record = {"unit": options.unit, "text": settings.as_dict()}
+        record["tune"] = options.tune
+        _write_final(output_dir, upstream, options.layer, vocabulary, inputs, record)
     return final
 
 
 def _may_store(
     plans: Mapping[str, Sequence[StorePlan]],
-    limit: float,
+    options: HeadOptions,
     source: str | Path | None,
     output_dir: Path,
 ) -> bool:
     """Say how large the features are, and whether they are stored."""
+    if options.tune != "head":
+        if source is None:
+            raise RecipeError(
+                f"{output_dir}: tune {options.tune}: the upstream was given as a "
+                "module; give its path or name, so that training can load and tune it"
+            )
+        return False
+    limit = options.feature_store_gb
     every = [plan for part in plans.values() for plan in part]
     missing = sum(plan.gigabytes for plan in every if not plan.stored)
     total = sum(plan.gigabytes for plan in every)
@@ -247,10 +272,11 @@ def _write_data(
     """
     lengths = check_targets(texts, vocabulary, str(directory / "text"))
     size = len(vocabulary.tokens)
-    scp, shape = {}, {}
+    scp, shape, audio = {}, {}, {}
     for plan in plans:
+        audio |= {utt: path for utt, path, _ in plan.samples}
         if device is None:
-            scp |= {utt: path for utt, path, _ in plan.samples}
+            scp = audio
         else:
             scp |= read_table(store_features(plan, device).scp)
         shape |= plan.shapes
@@ -258,6 +284,7 @@ def _write_data(
         "text": texts,
         "text_shape": {utt: f"{n},{size}" for utt, n in lengths.items()},
         "feats.scp": scp,
+        "wav.scp": audio,
         "speech_shape": shape,
     }
     for name, table in tables.items():
@@ -316,6 +343,7 @@ def _write_final(
     layer: int | str,
     vocabulary: Vocabulary,
     inputs: dict[str, Any],
+    record: dict[str, Any],
 ) -> None:
     """Rewrite config and averaged checkpoint to ``frontend: lamer_upstream``."""
     averaged = output_dir / "valid.loss.ave.pth"
@@ -338,7 +366,9 @@ def _write_final(
         f"frontend.upstream.{key}": value.detach().cpu().clone()
         for key, value in upstream.state_dict().items()
     }
-    weights |= read_state(averaged)
+    # With what was tuned of the upstream, and without the count of updates.
+    trained = read_state(averaged)
+    weights |= {k: v for k, v in trained.items() if k != "frontend.updates"}
     from espnet2_lamer.tasks.asr import LamerASRTask
 
     # Before they are written: head and upstream make a whole model.
@@ -353,4 +383,14 @@ def _write_final(
             torch.save(weights, stream)
         if vocabulary.bpe_model is not None:
             shutil.copyfile(vocabulary.bpe_model, directory / BPE_MODEL)
+        write_record(directory, record)
         write_json(directory / "inputs.json", inputs)
+
+
+def head_bytes(head: int, upstream: int) -> int:
+    """Return about what a head leaves on disk, by parameters of it and its upstream.
+
+    In float32: a checkpoint with Adam's two moments, the best and the latest model, and
+    the final one, which holds the upstream.
+    """
+    return 4 * (5 * head + head + upstream)

@@ -17,7 +17,10 @@ from espnet2_lamer.evaluation.feature_store import (
     count_samples,
     read_batches,
 )
+from espnet2_lamer.evaluation.recogniser_files import RECOGNISER, read_record
 from espnet2_lamer.evaluation.runs import TARGETS, Run, made_from
+from espnet2_lamer.evaluation.text_settings import TextSettings
+from espnet2_lamer.evaluation.text_units import normalize_text
 from espnet2_lamer.evaluation.tokens import BPE_MODEL, read_all_targets
 from espnet2_lamer.fileio.atomic import atomic_dir, write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
@@ -84,11 +87,27 @@ def decode(
         found = decode_decisions(final_dir, samples, options, device, closed_sets)
         for (result, inputs), hypotheses in zip(missing.items(), found, strict=True):
             with atomic_dir(result) as directory:
-                for column, name in enumerate(("text", "token", "token_int")):
-                    table = {utt: hyp[column] for utt, hyp in hypotheses.items()}
-                    write_table(directory / name, table)
+                write_hypotheses(directory, hypotheses, read_record(final_dir))
                 write_json(directory / "inputs.json", inputs)
     return [output / "1best_recog" / "text" for output in outputs]
+
+
+def write_hypotheses(
+    directory: Path, hypotheses: Mapping[str, Hypothesis], record: Mapping[str, Any]
+) -> None:
+    """Write ``text``, ``token`` and ``token_int``.
+
+    ``text`` is what is scored. Where the model's ``record`` keeps punctuation or case
+    it is normalised as the references are, and ``text.written`` is what was decoded.
+    """
+    for column, name in enumerate(("text", "token", "token_int")):
+        table = {utt: hyp[column] for utt, hyp in hypotheses.items()}
+        if name == "text":
+            settings = TextSettings.read(record.get("text"), RECOGNISER)
+            if not settings.is_default:
+                write_table(directory / "text.written", table)
+                table = {utt: normalize_text(text) for utt, text in table.items()}
+        write_table(directory / name, table)
 
 
 def decode_run(

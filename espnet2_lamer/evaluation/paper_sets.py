@@ -14,6 +14,7 @@ from pathlib import Path
 from espnet2_lamer.data.audio import SkippedAudio
 from espnet2_lamer.data.corpora import EVAL_DIR
 from espnet2_lamer.data.sampling import sample_replay, seed_of
+from espnet2_lamer.data.segments import read_wavs
 from espnet2_lamer.data.sets import SPLITS
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.benchmark_sets import (
@@ -128,9 +129,8 @@ def _source(data_dir: Path, corpus: str, lang: str, split: str) -> Path:
 
 
 def _refuse_overlap(source: Path, utts: set[str], train: Path) -> None:
-    path = train / "wav.scp"
-    pretraining = read_table(path) if path.is_file() else {}
-    wavs = read_table(source / "wav.scp")
+    pretraining = read_wavs(train) if (train / "wav.scp").is_file() else {}
+    wavs = read_wavs(source)
     heard = set(pretraining.values())
     both = sorted(u for u in utts if u in pretraining or wavs[u] in heard)
     if both:
@@ -146,7 +146,7 @@ def _choose(
 ) -> set[str]:
     """Return the ids of a list, or draw as many as last long enough."""
     texts = read_table(source / "text")
-    wavs = read_table(source / "wav.scp")
+    wavs = read_wavs(source)
     listed = Path(lists_dir) / f"{name}.txt" if lists_dir else None
     if listed is not None and listed.is_file():
         utts = set(read_text(listed).split())

@@ -1,4 +1,4 @@
-"""RESULTS.md in ESPnet's README format, results.json and results.csv."""
+"""What RESULTS.md, results.json and results.csv say of a run, and their writer."""
 
 import platform
 import subprocess
@@ -10,27 +10,46 @@ from pathlib import Path
 from typing import Any
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.evaluation.changes import (
+    Question,
+    find_changes,
+    five_lines,
+    how_sure,
+    text_picture,
+)
+from espnet2_lamer.evaluation.layout import by_system, sections
 from espnet2_lamer.evaluation.runs import TRACKS, Task
-from espnet2_lamer.evaluation.scoring import BPE, LidScore, Score
+from espnet2_lamer.evaluation.scoring import LidScore, Score
 from espnet2_lamer.fileio.atomic import write_json, write_text
+from espnet2_lamer.fileio.machine import describe_machine
 from espnet2_lamer.metrics.bootstrap import Difference, mcnemar_exact
 from espnet2_lamer.metrics.measure import Measure
-from espnet2_lamer.metrics.tables import (
-    csv_text,
-    markdown_table,
-    number,
-    p_value,
-    render,
-    span,
-)
+from espnet2_lamer.metrics.tables import csv_text, render
 
-_RATE_NAMES = {"char": "CER", BPE: "CER", "word": "WER"}
-#: More languages than these are in results.csv and results.json alone.
-_MANY = 12
+_METHOD = (
+    "Error rates are corpus-level: edit distance over reference tokens of the unit "
+    "named, all utterances together. Intervals, in brackets, are 95 %: error rates and "
+    "other rates by bootstrap over utterances (10,000 resamples), identification "
+    "accuracy by Wilson's score. Differences have the interval and the two-sided "
+    "p-value of a paired bootstrap over utterances; for identification p is of "
+    "McNemar's exact test. The tables per system have sclite's columns, counted along "
+    "sclite's alignment (costs 4, 3, 3), which may find more errors than the edit "
+    "distance where errors are dense. results.csv has every figure in full, also what "
+    "no table has room for."
+)
+_SEEDS = (
+    " Where heads were trained with several seeds, a figure is their mean, its "
+    'interval and test are over utterances, and "sd" is the standard deviation over '
+    "seeds."
+)
 #: Caveats of the recipes' notes.
 SYNTHETIC = (
     "Synthetic formant speech (espeak-ng): it shows that the pipeline learns and says "
     "nothing about human speech."
+)
+PARTLY_SYNTHETIC = (
+    "Languages that no other corpus has are synthetic formant speech (espeak-ng), "
+    "which says nothing about human speech; the kind of recording tells them apart."
 )
 CONFOUNDED = (
     "channel-confounded: no source covers two languages, so a model can tell the "
@@ -49,6 +68,8 @@ class MeasureTable:
         references: Systems the others are compared with, e.g. "head-only control".
         note: A sentence below the heading that says how to read the figures.
         units: What is counted, by label, where it is not the same in all rows.
+        gain: What a language gains where its figure is higher, such as "masked units";
+            "" where labels are no languages, or where higher is not better.
     """
 
     title: str
@@ -57,6 +78,7 @@ class MeasureTable:
     references: Sequence[str] = ()
     note: str = ""
     units: Mapping[str, str] = field(default_factory=dict)
+    gain: str = ""
 
 
 #: ``scored[task][system][seed]``
@@ -74,8 +96,13 @@ class Results:
         heads: How the heads of a task's system were made, where that differs between
             systems, such as "layer 22".
         parameters: ``layers.parameter_report`` by model.
-        notes: Caveats that a reader of the numbers must know.
+        question: What the run is about; without it there are no first lines.
+        caveats: What a reader must know before any number.
+        conditions: Data, units and seeds, by name.
+        notes: What else qualifies the numbers.
+        sources: Folders that the report reads beside the figures.
         column: What a system is called in the tables of heads.
+        names: Of languages, by code, as tables show them.
     """
 
     systems: Mapping[str, str]
@@ -86,8 +113,13 @@ class Results:
     tables: Sequence[MeasureTable] = ()
     parameters: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+    question: Question | None = None
+    caveats: Sequence[str] = ()
+    conditions: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    sources: Mapping[str, Any] = field(default_factory=dict)
     column: str = "upstream"
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,6 +134,7 @@ class TaskFigure:
             tables.
         score: Of the first training; None in further tables.
         head: See :attr:`Results.heads`.
+        gain: See :attr:`MeasureTable.gain`.
     """
 
     table: str
@@ -114,6 +147,7 @@ class TaskFigure:
     task: Task = Task("", "", "")
     score: Score | LidScore | None = None
     head: str = ""
+    gain: str = ""
 
     @property
     def kind(self) -> str:
@@ -150,8 +184,8 @@ def collect_figures(results: Results) -> list[TaskFigure]:
             unit = table.units.get(label, "")
             for system, measure in row.items():
                 compared = _compared(row, system, table.references, label)
-                figure = TaskFigure(table.title, label, unit, system, measure, compared)
-                figures.append(figure)
+                what = (table.title, label, unit, system, measure, compared)
+                figures.append(TaskFigure(*what, gain=table.gain))
     return figures
 
 
@@ -211,10 +245,13 @@ def _compared(
     return tuple(found)
 
 
-def describe_environment(directory: str | Path = ".") -> dict[str, str]:
+def describe_environment(
+    directory: str | Path = ".", device: str = "cpu"
+) -> dict[str, str]:
     """Return the "Environments" lines ESPnet's ``show_asr_result.sh`` writes.
 
-    The commit is that of the git checkout that ``directory`` is in, if any.
+    And the machine. The commit is that of the git checkout that ``directory`` is in,
+    if any.
     """
     environment = {
         "date": time.strftime("%a %b %e %H:%M:%S %Z %Y"),
@@ -230,7 +267,7 @@ def describe_environment(directory: str | Path = ".") -> dict[str, str]:
             ).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             break
-    return environment
+    return environment | {"machine": describe_machine(device)}
 
 
 def write_results(
@@ -243,28 +280,61 @@ def write_results(
     if figures is None:
         figures = collect_figures(results)
     directory = Path(directory)
-    write_text(directory / "RESULTS.md", _markdown(results, figures))
-    write_json(directory / "results.json", _as_json(results, figures))
+    data = results_data(results, figures)
+    write_text(directory / "RESULTS.md", _markdown(data))
+    write_json(directory / "results.json", data)
     write_text(directory / "results.csv", _as_csv(figures))
 
 
-def _as_json(results: Results, figures: Sequence[TaskFigure]) -> dict[str, Any]:
-    """Return every figure with its comparisons, and what RESULTS.md says beside."""
+def results_data(results: Results, figures: Sequence[TaskFigure]) -> dict[str, Any]:
+    """Return what results.json holds: every figure, and what qualifies it.
+
+    RESULTS.md and the report are laid out from it.
+    """
+    question = results.question
+    changes = find_changes(question, figures) if question else []
     recognition = _trainings(results.recognition)
     identification = _trainings(results.identification)
     return {
         "environment": dict(results.environment),
         "systems": dict(results.systems),
         "baselines": list(results.baselines),
+        "column": results.column,
+        "question": question.as_dict() if question else None,
+        "changes": [change.as_dict() for change in changes],
+        "caveats": list(results.caveats),
+        "conditions": dict(results.conditions),
+        "names": dict(results.names),
+        "sources": dict(results.sources),
         "notes": list(results.notes),
+        "tables": [
+            {
+                "title": table.title,
+                "measure": table.measure,
+                "references": list(table.references),
+                "note": table.note,
+                "gain": table.gain,
+            }
+            for table in results.tables
+        ],
         "figures": [
             _record(f)
-            | {"interval": f.measure.interval, "trainings": dict(f.trainings)}
+            | {
+                "group": f.task.group,
+                "interval": f.measure.interval,
+                "trainings": dict(f.trainings),
+            }
             | {"comparisons": [_compared_with(c, "interval") for c in f.comparisons]}
             for f in figures
         ],
         "counts": [
-            {**key, **score.total._asdict(), "sclite": score.sclite_total._asdict()}
+            {
+                **key,
+                **score.total._asdict(),
+                "utterances": score.utterances,
+                "sentence_error_rate": score.sentence_error_rate,
+                "sclite": score.sclite_total._asdict(),
+            }
             for key, score in recognition
         ],
         "confusion": [
@@ -323,124 +393,29 @@ def _compared_with(difference: Difference, *more: str) -> dict[str, Any]:
 def _trainings(scored: Scored) -> Iterator[tuple[dict[str, Any], Any]]:
     """Yield every training's score with what it is of."""
     for task, row in scored.items():
-        named = {n: getattr(task, n) for n in ("track", "label", "unit", "train")}
+        names = ("track", "test", "part", "label", "unit", "train")
+        named = {name: getattr(task, name) for name in names}
         for system, trainings in row.items():
             for seed, score in trainings.items():
                 yield {**named, "system": system, "seed": seed}, score
 
 
-def _markdown(results: Results, figures: Sequence[TaskFigure]) -> str:
-    sections = []
-    for track, title in TRACKS.items():
-        mine = [f for f in figures if f.task.track == track]
-        sections += [_track_section(results, title, mine)] if mine else []
-    for table in results.tables:
-        mine = [f for f in figures if not f.task.track and f.table == table.title]
-        what = ("measured on", "system", table.measure)
-        lines = _figure_table(mine, table.references, *what)
-        sections.append({"title": table.title, "note": table.note, "tables": [lines]})
-    reports = results.parameters.values()
-    counts = [
-        [key.replace("_", " "), *(_count(report.get(key)) for report in reports)]
-        for key in dict.fromkeys(key for report in reports for key in report)
-    ]
+def method(data: Mapping[str, Any]) -> str:
+    """Say how rates, intervals and tests are computed."""
+    text = _METHOD
+    if any(figure["seeds"] > 1 for figure in data["figures"]):
+        text += _SEEDS
+    return text
+
+
+def _markdown(data: Mapping[str, Any]) -> str:
     return render(
         Path(__file__).with_name("results.md.jinja"),
-        results=results,
-        several_seeds=any(f.measure.seeds > 1 for f in figures),
-        sections=sections,
-        parameters=markdown_table(["count", *results.parameters], counts),
-        systems=_systems(results),
+        data=data,
+        lines=five_lines(data),
+        sure=how_sure(data) if data["question"] else "",
+        picture=text_picture(data["changes"]),
+        sections=sections(data),
+        systems=by_system(data),
+        method=method(data),
     )
-
-
-def _count(value: float | None) -> str:
-    return f"{value:,}" if isinstance(value, int) else number(value)
-
-
-def _track_section(
-    results: Results, title: str, figures: Sequence[TaskFigure]
-) -> dict[str, Any]:
-    section: dict[str, Any] = {"title": title, "note": "", "tables": []}
-    parts = {f.task.part for f in figures}
-    if len(parts) > _MANY:
-        figures = [f for f in figures if not f.task.part or f.task.group]
-        section["note"] = f"{len(parts) - 1} parts of the test sets: results.csv."
-    for kind in ("error rate", "accuracy"):
-        if mine := [f for f in figures if f.kind == kind]:
-            what = ("test set", results.column, f"{kind} (%)")
-            section["tables"].append(_figure_table(mine, results.baselines, *what))
-    return section
-
-
-def _figure_table(
-    figures: Sequence[TaskFigure],
-    references: Sequence[str],
-    label: str,
-    system: str,
-    value: str,
-) -> str:
-    """Lay figures out, with the columns that at least one of them has."""
-    rows = [_cells(figure, label, system, value) for figure in figures]
-    last = ["sd", *(f"vs {r}" for r in references), "trained on", "head"]
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns = [name for name in names if name not in last]
-    columns += [name for name in last if name in names]
-    return markdown_table(columns, [[row.get(c) for c in columns] for row in rows])
-
-
-def _cells(figure: TaskFigure, label: str, system: str, value: str) -> dict[str, Any]:
-    """Return what a table says of a figure, by column; three have the table's names."""
-    measure, score = figure.measure, figure.score
-    cells = {label: figure.label}
-    if figure.unit:
-        cells["unit"] = figure.unit
-    cells |= {system: figure.system, "utterances": measure.count}
-    if isinstance(score, Score):
-        cells["tokens"] = figure.tokens
-    elif score:
-        cells["largest class (%)"] = number(score.majority)
-    note = f" ({measure.note})" if measure.note else ""
-    cells |= {value: number(measure.value) + note}
-    cells["95 % interval"] = span(measure.interval)
-    if measure.deviation is not None:
-        cells["sd"] = f"{number(measure.deviation)} ({measure.seeds} seeds)"
-    for c in figure.comparisons:
-        p = "" if c.p is None else f" (p {p_value(c.p, '= ')})"
-        cells[f"vs {c.reference}"] = number(c.value, "+") + p
-    if figure.task.train or figure.head:
-        cells["trained on"] = figure.task.train or "-"
-        cells["head"] = figure.head or "-"
-    return cells
-
-
-def _systems(results: Results) -> dict[str, Any]:
-    """Return every system's scores in sclite's columns and its confusions."""
-    systems: dict[str, Any] = {}
-    for scored in (results.recognition, results.identification):
-        for task, row in scored.items():
-            same = [t for t in scored if (t.track, t.test) == (task.track, task.test)]
-            if task.part and len({t.part for t in same}) > _MANY:
-                continue
-            for system, trainings in row.items():
-                own = systems.setdefault(system, {"rates": {}, "confusions": []})
-                for seed, score in trainings.items():
-                    words = [task.label]
-                    words += [] if task.track in ("asr", "lid") else [f"({task.track})"]
-                    words += [f"trained on {task.train}"] if task.train else []
-                    words += [f"seed {seed}"] if len(trainings) > 1 else []
-                    name = " ".join(words)
-                    if isinstance(score, Score):
-                        unit = _RATE_NAMES.get(task.unit, "TER"), task.unit
-                        own["rates"].setdefault(unit, []).append((name, score))
-                    elif len(score.confusion) <= _MANY and not task.part:
-                        confusion = f"{name}, {task.unit}", _confusion(score)
-                        own["confusions"].append(confusion)
-    return systems
-
-
-def _confusion(score: LidScore) -> str:
-    rows = score.confusion
-    found = [*rows, *sorted({f for row in rows.values() for f in row} - {*rows})]
-    body = [[true, *(row.get(f, 0) for f in found)] for true, row in rows.items()]
-    return markdown_table(["true \\ found", *found], body)

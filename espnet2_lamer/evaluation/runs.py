@@ -35,6 +35,10 @@ BENCHMARKS = ("own", "paper", "mlsuperb")
 BUDGETS: Mapping[str, float | None] = {"all": None, "10min": 10.0, "1h": 60.0}
 LID_READINGS = ("per_set", "total")
 LID_UNIT = "lang"
+#: Behind the name of a system that decodes with language models.
+LM_SUFFIX = "_lm"
+#: The folder of its hypotheses.
+WITH_LM = "with_lm"
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class Run:
         layer: State index, or ``"all"`` for the learned weighted sum.
         train_sets: Data directories below ``dump/raw``. dev_sets: likewise.
         tests: Name of a test set in tables to data directories below ``dump/raw``.
+        tune: What trains with the head, of ``constants.TUNES``; ``system`` says it,
+            too, so that frozen and tuned upstreams are never one row of a table.
         lid_reading: Of mixed tracks of the paper's sets: whether the budget counts for
             each set (``per_set``) or for all together (``total``).
     """
@@ -70,6 +76,7 @@ class Run:
     lid_reading: str | None = None
     seed: int = 0
     learning_rate: float | None = None
+    tune: str = "head"
 
     @property
     def head(self) -> str:

@@ -15,7 +15,7 @@ from espnet2_lamer.evaluation.mlsuperb import (
     few_shot_group,
 )
 from espnet2_lamer.evaluation.results import MeasureTable, Results
-from espnet2_lamer.evaluation.runs import Run, Task
+from espnet2_lamer.evaluation.runs import LM_SUFFIX, WITH_LM, Run, Task
 from espnet2_lamer.evaluation.scoring import (
     BPE,
     Groups,
@@ -73,9 +73,11 @@ class ScoredTest:
 
 
 def score_run(
-    run: Run, expdir: str | Path, raw: str | Path, seed: int = 0
+    run: Run, expdir: str | Path, raw: str | Path, seed: int = 0, lm: bool = False
 ) -> list[ScoredTest]:
     """Score all tests of a decoded run; for track ``lid`` once per decision.
+
+    With ``lm`` also what it decoded with language models, as a system of its own.
 
     It was decoded into ``decode_<test>`` below its directory; ``raw`` has the formatted
     sets with ``set.json``.
@@ -90,7 +92,8 @@ def score_run(
         ref = here / "ref" / "text"
         utt2lang = read_table(here / "ref" / "utt2lang", "decoding")
         corpora = {_corpus(Path(raw) / name) for name in sets}
-        for folder in DECISIONS if run.track == "lid" else ("free",):
+        folders = DECISIONS if run.track == "lid" else ("free",)
+        for folder in (*folders, *([WITH_LM] if lm else [])):
             hyp = here / folder / "1best_recog" / "text"
             score = found = None
             rates = {}
@@ -108,7 +111,10 @@ def score_run(
                 run.track, label, unit, _words(run.corpus, amount, run.lid_reading)
             )
             corpus = next(iter(corpora)) if len(corpora) == 1 else "all corpora"
-            tests.append(ScoredTest(run, task, corpus, utt2lang, score, found, rates))
+            who = run
+            if folder == WITH_LM:
+                who = replace(run, system=run.system + LM_SUFFIX)
+            tests.append(ScoredTest(who, task, corpus, utt2lang, score, found, rates))
     return tests
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from espnet2_lamer.compat import before_espnet
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.benchmark_sets import MADE_BY, PLAIN_TEXT
+from espnet2_lamer.evaluation.benchmark_sets import MADE_BY, PLAIN_TEXT, RAW_TEXT
+from espnet2_lamer.evaluation.text_settings import TextSettings
 from espnet2_lamer.evaluation.text_units import PLAIN_UNITS
 from espnet2_lamer.fileio.atomic import atomic_path, write_text
 from espnet2_lamer.fileio.datadir import read_table
@@ -58,11 +59,14 @@ def token_type_of(unit: str) -> str:
     return unit if unit in ("char", "bpe") else "word"
 
 
-def read_targets(directory: Path, target: str, unit: str) -> dict[str, str]:
+def read_targets(
+    directory: Path, target: str, unit: str, settings: TextSettings | None = None
+) -> dict[str, str]:
     """Return what a head shall write for every utterance of a data directory.
 
     ``target`` is ``text``, ``lang``: the tag of the language, such as ``[eng]``, or
-    ``lang_text``: both. The order is that of ``wav.scp``.
+    ``lang_text``: both. The order is that of ``wav.scp``. Other ``settings`` than
+    ML-SUPERB's are applied to the transcripts as they were written, ``text.raw``.
 
     Raises:
         RecipeError: A file is missing, or an utterance of ``wav.scp`` has none.
@@ -71,6 +75,10 @@ def read_targets(directory: Path, target: str, unit: str) -> dict[str, str]:
     # Sets made by hand may have nothing but `text`.
     plain = plain and (directory / PLAIN_TEXT).is_file()
     files = {"lang": "utt2lang", "text": PLAIN_TEXT if plain else "text"}
+    settings = settings or TextSettings()
+    if not settings.is_default and target != "lang":
+        settings.check_unit(unit)
+        files["text"] = RAW_TEXT
     utts = read_table(directory / "wav.scp", MADE_BY)
     targets = dict.fromkeys(utts, "")
     for what in TARGETS[target]:
@@ -83,12 +91,17 @@ def read_targets(directory: Path, target: str, unit: str) -> dict[str, str]:
                     "drop it or make the evaluation sets anew"
                 )
             part = f"[{table[utt]}]" if what == "lang" else table[utt]
+            if what == "text" and not settings.is_default:
+                part = settings.apply(part)
             targets[utt] = f"{targets[utt]} {part}".lstrip()
     return targets
 
 
 def read_all_targets(
-    directories: Sequence[Path], target: str, unit: str
+    directories: Sequence[Path],
+    target: str,
+    unit: str,
+    settings: TextSettings | None = None,
 ) -> dict[str, str]:
     """Return :func:`read_targets` of several directories together.
 
@@ -97,7 +110,7 @@ def read_all_targets(
     """
     targets: dict[str, str] = {}
     for directory in directories:
-        found = read_targets(directory, target, unit)
+        found = read_targets(directory, target, unit, settings)
         twice = sorted(found.keys() & targets.keys())
         if twice:
             raise RecipeError(

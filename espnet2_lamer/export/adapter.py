@@ -77,7 +77,7 @@ def write_adapter(
     head = encoder.hubert_pretrain_model.logit_generator
     content: dict[str, Any] = {
         "name": origin.name or output.stem,
-        "languages": list(origin.languages),
+        "languages": list(origin.languages or getattr(model, "languages", ())),
         "license": origin.licence,
         "notes": list(origin.notes),
         "format": FORMAT,

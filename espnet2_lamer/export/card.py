@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from espnet2_lamer.convert.families import FAMILIES
 from espnet2_lamer.layers import LamerConfig
 
 _TASKS = {
@@ -40,6 +41,14 @@ speech, rate = soundfile.read("speech.wav")  # 16 kHz, mono
 inputs = extractor(speech, sampling_rate=rate, return_tensors="pt")
 with torch.no_grad():
     states = model(**inputs, output_hidden_states=True).hidden_states
+"""
+_ONNX_USE = """\
+import numpy, onnxruntime, soundfile
+
+session = onnxruntime.InferenceSession("{name}/model.onnx")
+speech, rate = soundfile.read("speech.wav", dtype="float32")  # 16 kHz, mono
+given = {{{given}}}
+(state,) = session.run(["state_{last}"], given)
 """
 _RECIPE = "the Lamer-SSL recipe ([arXiv 2602.12746](https://arxiv.org/abs/2602.12746))"
 
@@ -117,11 +126,12 @@ def hugging_face_card(
     directory: str | Path,
     origin: Origin | None,
     lamer: LamerConfig | None,
+    family: str = "hubert",
     more: Sequence[str] = (),
 ) -> str:
     """Return the card of a directory for transformers.
 
-    ``lamer`` has the options of its experts, ``None`` for a plain ``HubertModel``;
+    ``lamer`` has the options of its experts, ``None`` for a plain model of ``family``;
     paragraphs of ``more`` follow what it is. ``origin`` may name it otherwise.
     """
     origin = origin or Origin()
@@ -129,19 +139,19 @@ def hugging_face_card(
     front = {
         "library_name": "transformers",
         "pipeline_tag": "feature-extraction",
-        "tags": ["hubert", "speech", "feature-extraction", "lamer-ssl"],
+        "tags": [family, "speech", "feature-extraction", "lamer-ssl"],
     }
     if lamer is None:
-        model, extractor, trust = "HubertModel", "Wav2Vec2FeatureExtractor", ""
-        what = "A plain `HubertModel`."
+        model, extractor = FAMILIES[family].model, "Wav2Vec2FeatureExtractor"
+        trust, what = "", f"A plain `{model}`."
     else:
         model, extractor = "AutoModel", "AutoFeatureExtractor"
         trust = ", trust_remote_code=True"
         routing = "all of them" if lamer.top_k is None else f"top {lamer.top_k}"
         what = (
-            f"HuBERT with LoRA experts in its feed-forward networks: allocation "
-            f"{lamer.allocation}, rank {lamer.rank}, {routing}. The code in this "
-            "directory needs transformers and torch only. "
+            f"{FAMILIES[family].title} with LoRA experts in its feed-forward networks: "
+            f"allocation {lamer.allocation}, rank {lamer.rank}, {routing}. The code in "
+            "this directory needs transformers and torch only. "
             "`hidden_states[k]` is the output of layer k, 0 the transformer's input."
         )
     use = _TRANSFORMERS_USE.format(
@@ -150,6 +160,47 @@ def hugging_face_card(
     return _card(
         front, origin, [f"{what} Made by {_RECIPE}.", *more], [f"```python\n{use}```"]
     )
+
+
+def onnx_card(
+    directory: str | Path,
+    origin: Origin | None,
+    inputs: Sequence[str],
+    last: int,
+    about: str,
+    table: str,
+) -> str:
+    """Card of an ONNX directory, its ``table`` of sizes, errors and speeds inside.
+
+    ``inputs`` are the graph's, ``last`` is its last state; ``about`` says what was
+    merged.
+    """
+    origin = origin or Origin()
+    origin = replace(origin, name=origin.name or Path(directory).absolute().name)
+    front = {
+        "library_name": "onnx",
+        "pipeline_tag": "feature-extraction",
+        "tags": ["hubert", "speech", "feature-extraction", "lamer-ssl", "onnx"],
+    }
+    given = ['"waveforms": speech[None]']
+    if "lengths" in inputs:
+        given.append('"lengths": numpy.array([len(speech)])')
+        batches = (
+            "A batch is padded with zeros; `lengths` are its samples, and `frames` the "
+            "states' valid frames."
+        )
+    else:
+        batches = (
+            "Waveforms of a batch are equally long: this model's group norm would see "
+            "padding, so there is no input for lengths."
+        )
+    what = (
+        f"`state_0` (the transformer's input) to `state_{last}` of a HuBERT, `[B, T, "
+        "D]`, 50 frames a second, of waveforms `[B, n]`."
+    )
+    use = _ONNX_USE.format(name=origin.name, given=", ".join(given), last=last)
+    paragraphs = [about, what, batches, table, f"Made by {_RECIPE}."]
+    return _card(front, origin, [p for p in paragraphs if p], [f"```python\n{use}```"])
 
 
 def whisper_card(kind: str, directory: str | Path, origin: Origin, prompt: str) -> str:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from espnet2_lamer.analysis.routing import RoutingStatistics
 from espnet2_lamer.asr.upstream import Upstream
 from espnet2_lamer.convert.architecture import build_hubert
+from espnet2_lamer.convert.families import family_of
 from espnet2_lamer.convert.huggingface import preprocessor_config, write_directory
 from espnet2_lamer.data.audio_decoding import Unusable
 from espnet2_lamer.data.speech import read_wav_scp
@@ -102,7 +103,17 @@ def merge_experts(upstream: Upstream, gates: Gates) -> Upstream:
             if linear.base.bias is not None:
                 state[f"{key}.bias"] = linear.base.bias
     plain.load_state_dict(state)
-    return Upstream(plain, None, upstream.final_norm)
+    merged = Upstream(plain, None, upstream.final_norm)
+    merged.languages = upstream.languages
+    return merged
+
+
+def mixed_for(upstream: Upstream, paths: Sequence[str], language: str) -> Upstream:
+    """Average the experts over speech of a language in ``paths``, and merge them."""
+    gates = mean_gates(upstream, _read(paths, "mean gates"), language)
+    dense = merge_experts(upstream, gates)
+    dense.languages = (language,)
+    return dense
 
 
 def _merged(linear: LoRAExpertLinear, gates: Tensor | None) -> Tensor:
@@ -171,15 +182,14 @@ def write_dense(
     paths: Sequence[str],
     origin: Origin | None = None,
 ) -> Deviation:
-    """Write one language's plain ``HubertModel`` and say how good it is.
+    """Write one language's plain model of the base's family; say how good it is.
 
     Gates are averaged over every other utterance of ``paths``; the deviation is
     measured on the rest (with a single utterance, on that one), printed, and written
     into ``README.md`` and ``config.json`` (``lamer_dense``).
     """
     refuse_other_content(Path(directory), "preprocessor_config.json")
-    gates = mean_gates(upstream, _read(paths[::2], "mean gates"), language)
-    dense = merge_experts(upstream, gates)
+    dense = mixed_for(upstream, paths[::2], language)
     measured = deviation(upstream, dense, _read(paths[1::2] or paths, "deviation"))
     table = measured.table()
     size = f"{measured.utterances} utterances of {language}, {measured.frames} frames"
@@ -195,7 +205,8 @@ def write_dense(
         "that of the routed model without its experts:",
         table,
     )
-    card = hugging_face_card(directory, origin, None, more)
+    family = family_of(dense.wav2vec2.architecture)
+    card = hugging_face_card(directory, origin, None, family, more)
     preprocessor = preprocessor_config(dense.wav2vec2.architecture)
     write_directory(directory, config, preprocessor, state, {"README.md": card})
     return measured

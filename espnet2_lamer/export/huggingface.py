@@ -1,4 +1,4 @@
-"""A directory for transformers: ``LamerHubertModel``, or a plain ``HubertModel``."""
+"""A directory for transformers: ``LamerHubertModel``, or a plain model's own class."""
 
 from pathlib import Path
 from typing import Any
@@ -6,10 +6,11 @@ from typing import Any
 from torch import Tensor
 
 from espnet2_lamer.asr.upstream import Upstream
+from espnet2_lamer.convert.families import FAMILIES, LIKE_HUBERT, family_of
 from espnet2_lamer.convert.huggingface import (
     MASK_EMBEDDING,
-    hubert_config,
     hugging_face_name,
+    model_config,
     preprocessor_config,
     write_directory,
 )
@@ -29,16 +30,26 @@ def write_huggingface(
 
     The directory holds configuration, feature extractor, weights, the code of
     ``LamerHubertModel`` (it needs transformers and torch only) and a model card. A
-    model without experts becomes a plain ``HubertModel`` without code. It appears
-    whole, and replaces an older export.
+    model without experts becomes a plain ``HubertModel``, or what its family has in
+    its place, without code. It appears whole, and replaces an older export.
 
     Raises:
         RecipeError: The model is not ours, or ``directory`` holds something else.
     """
     config, state = describe(upstream)
+    config["languages"] = list((origin and origin.languages) or upstream.languages)
+    family = family_of(upstream.wav2vec2.architecture)
+    if upstream.lamer is not None and family not in LIKE_HUBERT:
+        raise RecipeError(
+            f"--kind hf: found experts in a {FAMILIES[family].title} network, expected "
+            f"one of {', '.join(FAMILIES[name].title for name in LIKE_HUBERT)}: the "
+            "class of transformers that has experts is a HubertModel. Write it with "
+            "--kind zoo, s3prl or adapter, or for one language as a plain "
+            f"{FAMILIES[family].model} with --kind dense"
+        )
     preprocessor = preprocessor_config(upstream.wav2vec2.architecture)
     lamer = None if upstream.lamer is None else LamerConfig(**upstream.lamer)
-    files = {"README.md": hugging_face_card(directory, origin, lamer)}
+    files = {"README.md": hugging_face_card(directory, origin, lamer, family)}
     if lamer is not None:
         config |= {
             "num_experts": parse_allocation(lamer.allocation, upstream.num_layers),
@@ -83,7 +94,7 @@ def describe(upstream: Upstream) -> tuple[dict[str, Any], dict[str, Tensor]]:
             "espnet2_lamer.load_model gives for an experiment or a packed model"
         )
     wav2vec2 = upstream.wav2vec2
-    config = hubert_config(wav2vec2.architecture)
+    config = model_config(wav2vec2.architecture)
     # Loads of the last training batch: of no use to anyone else.
     loads = {id(m.load) for m in wav2vec2.modules() if isinstance(m, Router)}
     state = {

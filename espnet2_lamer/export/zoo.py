@@ -115,6 +115,7 @@ def pack_model(
     options: Iterable[str | Path] = (),
     card: str | None = None,
     metadata: Mapping[str, Any] | None = None,
+    lm: tuple[Path, Path] | None = None,
 ) -> None:
     """Pack a trained model as ``espnet2.bin.pack`` does, with no path inside.
 
@@ -134,6 +135,8 @@ def pack_model(
             each keeps its own name.
         card: Text of ``README.md``, the model card; an option of that name wins.
         metadata: More entries for ``meta.yaml``, e.g. the codebook's hash.
+        lm: Config and weights of a language model of ESPnet's LM task, which keep
+            their names.
 
     Raises:
         RecipeError: A file is missing, two members share a name, or the config needs
@@ -146,12 +149,7 @@ def pack_model(
         if not path.is_file():
             raise RecipeError(f"{path}: file not found; train the model first")
     extra = _option_members(options)
-    settings = {k: v for k, v in read_yaml(config).items() if k not in TRAINING_KEYS}
-    files = {path.resolve(): name for name, path in extra.items()}
-    settings = replace_texts(
-        settings, lambda text, key: _member_name(text, key, config, files)
-    )
-    check_packed_config(kind, settings, config, extra)
+    settings = _packed_settings(kind, config, extra)
     check_state_dict(model_file)
     meta = {
         **(metadata or {}),
@@ -163,6 +161,9 @@ def pack_model(
         "espnet": espnet.__version__,
         "torch": str(torch.__version__),
     }
+    if lm is not None:
+        meta["files"]["lm_file"] = lm[1].name
+        meta["yaml_files"]["lm_train_config"] = lm[0].name
     digest = checksum_line(sha256_file(model_file), "model.pth")
     members: dict[str, Path | bytes] = {
         META: _dump(meta),
@@ -171,6 +172,11 @@ def pack_model(
         # Whoever unpacks the zip has it beside the weights.
         sidecar(Path("model.pth")).name: digest.encode(),
     }
+    if lm is not None:
+        lm_config, lm_weights = lm
+        check_state_dict(lm_weights)
+        members[lm_config.name] = _dump(_packed_settings("lm", lm_config, extra))
+        members[lm_weights.name] = lm_weights
     if card is not None and "README.md" not in extra:
         members["README.md"] = card.encode()
     for name, source in extra.items():
@@ -178,6 +184,19 @@ def pack_model(
             raise RecipeError(f"--option {source}: the zip has a {name} of its own")
         members[name] = source
     write_archive(output, members)
+
+
+def _packed_settings(
+    kind: str, config: Path, extra: Mapping[str, Path]
+) -> dict[str, Any]:
+    """Return a config without keys of the training, its paths the names of members."""
+    settings = {k: v for k, v in read_yaml(config).items() if k not in TRAINING_KEYS}
+    files = {path.resolve(): name for name, path in extra.items()}
+    settings = replace_texts(
+        settings, lambda text, key: _member_name(text, key, config, files)
+    )
+    check_packed_config(kind, settings, config, extra)
+    return settings
 
 
 def _option_members(options: Iterable[str | Path]) -> dict[str, Path]:

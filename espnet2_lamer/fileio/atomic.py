@@ -94,19 +94,21 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, sync: bool = True) -> Iterator[Path]:
     """Yield a temporary file path that replaces ``path`` when the block succeeds.
 
     On an exception the temporary file is removed and ``path`` is left as it was. What
-    a killed process left is removed by the next one that writes to the folder.
+    a killed process left is removed by the next one that writes to the folder. Without
+    ``sync`` a power failure may leave less than what was written.
 
     Raises:
         OSError: With ``path``, where the system does not let it be written.
     """
     with _replacing(Path(path)) as temporary:
         yield temporary
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
+        if sync:
+            with open(temporary, "rb") as handle:
+                os.fsync(handle.fileno())
 
 
 @contextmanager

@@ -105,6 +105,45 @@ class Packing:
         parts = [_attend(x[None], dropout)[0] for x in packed.split(spans)]
         return torch.cat(parts)
 
+    def attend_with_bias(
+        self,
+        qkv: Tensor,
+        heads: int,
+        gates: Tensor,
+        bias: Tensor,
+        dropout: float = 0.0,
+    ) -> Tensor:
+        """As :meth:`attend`, with ``gates[i, h] * bias[h, i, j]`` added to the scores.
+
+        A branch of its own: no kernel for variable lengths takes a bias, and the biased
+        scores ``[H, t, t]`` of an utterance are in memory. So utterances attend one
+        after the other whatever the device; a batch without padding at once.
+
+        Args:
+            qkv: Queries, keys and values ``[R, 3 D]``.
+            heads: H.
+            gates: ``[R, H]``, of each frame as a query.
+            bias: ``[H, T, T]`` for queries i and keys j of the longest utterance; those
+                of a shorter one are its beginning.
+            dropout: Probability, 0 but in training.
+
+        Returns:
+            ``[R, D]``, heads side by side.
+        """
+        packed = qkv.unflatten(-1, (3, heads, -1))  # [R, 3, H, d]
+        if self.rows is None:
+            shape = (self.batch, -1)
+            y = _attend_with_bias(
+                *(packed.unflatten(0, shape), gates.unflatten(0, shape), bias, dropout)
+            )
+            return y.flatten(0, 1)
+        spans = self.spans or self.lengths.tolist()
+        parts = [
+            _attend_with_bias(x[None], g[None], bias[:, : len(g), : len(g)], dropout)[0]
+            for x, g in zip(packed.split(spans), gates.split(spans), strict=True)
+        ]
+        return torch.cat(parts)
+
 
 class _Products(torch.autograd.Function):
     r"""Attention by matrix products, :math:`\mathrm{softmax}(q k^T / \sqrt{d}) v`.
@@ -147,6 +186,16 @@ def _attend(packed: Tensor, dropout: float) -> Tensor:
         return y.transpose(1, 2).flatten(2)
     q, k, v = (x.transpose(1, 2) for x in packed.unbind(2))
     y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    return y.transpose(1, 2).flatten(2)
+
+
+def _attend_with_bias(
+    packed: Tensor, gates: Tensor, bias: Tensor, dropout: float
+) -> Tensor:
+    """Attention within ``[B, T, 3, H, d]``, gates ``[B, T, H]``, bias ``[H, T, T]``."""
+    q, k, v = (x.transpose(1, 2) for x in packed.unbind(2))
+    added = gates.transpose(1, 2).unsqueeze(-1) * bias
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=added, dropout_p=dropout)
     return y.transpose(1, 2).flatten(2)
 
 

@@ -20,6 +20,7 @@ from espnet2_lamer.analysis.plots import (
     read_curves,
     write_curves,
     write_forgetting_curves,
+    write_routing_curves,
 )
 from espnet2_lamer.analysis.routing import RoutingStatistics
 from espnet2_lamer.constants import SAMPLE_RATE
@@ -31,6 +32,7 @@ from espnet2_lamer.layers import record_routing
 from espnet2_lamer.metrics.probe import PhoneProbe, frame_phones, phone_probe
 from espnet2_lamer.metrics.similarity import LinearCKA
 from espnet2_lamer.recipe.options import Options
+from espnet2_lamer.recipe.reporting import report_pretraining
 from espnet2_lamer.recipe.upstreams import base_path
 from espnet2_lamer.tasks.pretrained import load_pretraining_model
 from espnet2_lamer.upstream import load_model
@@ -40,13 +42,17 @@ PROBE_UTTERANCES = 150
 
 
 def analyse(options: Options) -> None:
-    """Write routing, masked accuracy and forgetting under ``<expdir>/analysis``."""
+    """Write routing, masked accuracy and forgetting under ``<expdir>/analysis``.
+
+    And a page of them, until there are results of heads.
+    """
     dev = options.raw / "ssl_dev"
     utt2lang = read_table(dev / "utt2lang")
     _routing(options, dev, utt2lang)
     _masked(options, dev, utt2lang)
     _forgetting(options, dev)
     _curves(options)
+    report_pretraining(options)
 
 
 def read_speech(
@@ -113,11 +119,18 @@ def _curves(options: Options) -> None:
     found = [path for path in options.trainings if (path / "checkpoint.pth").exists()]
     trainings = {path.name: path for path in found}
     logged = {key for path in found for row in read_curves(path) for key in row}
-    keys = tuple(f"acc_m_{x}" for x in options.langs if f"acc_m_{x}" in logged)
-    if keys:
+    langs = [x for x in options.langs if f"acc_m_{x}" in logged]
+    if langs:
         # The head-only control's curve is what a base that forgets nothing reaches.
         path = options.analysis / "masked_accuracy_curves.csv"
-        write_curves(trainings, path, keys)
+        titles = {f"acc_m_{x}": f"masked accuracy, {x}" for x in langs}
+        write_curves(trainings, path, titles)
+    if "loss_m" in logged:
+        path = options.analysis / "training_curves.csv"
+        write_curves(trainings, path, {"loss_m": "masked-prediction loss"})
+    routed = options.ssl_experiment / "routing.jsonl"
+    if routed.is_file() and routed.stat().st_size:
+        write_routing_curves(routed, options.analysis / "routing_curves.csv")
     measured = options.ssl_experiment / "forgetting.jsonl"
     if measured.is_file() and measured.stat().st_size:
         path = options.analysis / "forgetting_curves.csv"

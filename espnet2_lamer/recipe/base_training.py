@@ -100,7 +100,8 @@ def train_from_nothing(
         teacher = str(done)
         start = ["--encoder_conf", f"base={done}"]
         curves[f"round {number}"] = experiment
-    write_curves(curves, work_dir / "curves.csv", ("loss_m", "acc_m", "acc_u"))
+    titles = {key: key for key in ("loss_m", "acc_m", "acc_u")}
+    write_curves(curves, work_dir / "curves.csv", titles)
     save_huggingface(_backbone(experiment), output_dir, dtype=torch.float16)
 
 

@@ -4,11 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from espnet2_lamer.constants import TUNES
 from espnet2_lamer.evaluation import mlsuperb, paper_sets
 from espnet2_lamer.evaluation.benchmark_sets import missing_text
 from espnet2_lamer.evaluation.mlsuperb import FEW_SHOT, MONOLINGUAL, few_shot_utterances
-from espnet2_lamer.evaluation.runs import LID_UNIT, MIXED_TRACKS, Run
+from espnet2_lamer.evaluation.runs import LID_UNIT, LM_SUFFIX, MIXED_TRACKS, Run
 from espnet2_lamer.evaluation.text_units import default_unit
+from espnet2_lamer.fileio.trust import S3PRL_PREFIX
 from espnet2_lamer.recipe.declaration import refused
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.upstreams import UpstreamSpec, upstream_specs
@@ -69,6 +71,13 @@ def without_text(options: Options) -> dict[str, str]:
     return {lang: split for lang, split in found.items() if split}
 
 
+def alone(options: Options) -> str:
+    """Return the one language where identification was asked for and has no other."""
+    langs = eval_langs(options)
+    asked = {*LID_TRACKS} & {*options.tracks}
+    return langs[0] if asked and len(langs) == 1 and langs != ["all"] else ""
+
+
 def planned_tasks(options: Options, tracks: Sequence[str] | None = None) -> list[Task]:
     """List what the options ask for, each for every budget; if given, of ``tracks``.
 
@@ -81,6 +90,7 @@ def planned_tasks(options: Options, tracks: Sequence[str] | None = None) -> list
         for budget in options.budgets
         for track in options.tracks
         if tracks is None or track in tracks
+        if track not in LID_TRACKS or not alone(options)
         for task in make(options, track, budget)
     ]
 
@@ -95,24 +105,68 @@ def planned_sets(options: Options) -> list[str]:
 
 
 def planned_runs(options: Options, tracks: Sequence[str] | None = None) -> list[Run]:
-    """List every head to train: upstreams, then tasks, learning rates and seeds."""
+    """List every head: upstreams, then tasks, what is tuned, learning rates, seeds."""
     tasks = planned_tasks(options, tracks)
     return [
         Run(
             **vars(task),
             benchmark=options.benchmark,
-            system=spec.system,
+            system=tuned_system(spec.system, tune),
             upstream=spec.source,
             layer=_layer(options, spec, task.track),
-            config=str(_config(options, task.track, task.budget)),
+            config=str(_config(options, task.track, task.budget, tune)),
             seed=seed,
             learning_rate=rate,
+            tune=tune,
         )
-        for spec in upstream_specs(options).values()
+        for name, spec in upstream_specs(options).items()
         for task in tasks
+        for tune in _tunes(options, name, task.track)
         for rate in options.learning_rates or [None]
         for seed in options.eval_seeds or [options.seed]
     ]
+
+
+def tuned_system(system: str, tune: str) -> str:
+    """Name a system in tables and directories by what was tuned of it."""
+    return system if tune == "head" else f"{system}_{tune}_tuned"
+
+
+def can_tune(options: Options, upstream: str, tune: str) -> bool:
+    """Whether an upstream of ``--upstreams`` has what ``tune`` trains.
+
+    Of models beside the recipe's own only training finds out.
+    """
+    if tune == "experts":
+        no_experts = upstream == "lamer" and not options.allocation
+        return not (upstream in ("random", "base") or no_experts)
+    return tune == "head" or not upstream.startswith(S3PRL_PREFIX)
+
+
+def _tunes(options: Options, upstream: str, track: str) -> list[str]:
+    """Return what is tuned of an upstream; identification has the frozen one alone."""
+    if track not in ASR_TRACKS:
+        return ["head"]
+    return [tune for tune in options.tune if can_tune(options, upstream, tune)]
+
+
+def describe_systems(options: Options) -> dict[str, str]:
+    """Say what each system of the tables is, by its name."""
+    found = {}
+    tuned = {"experts": "experts and routers", "all": "the whole transformer"}
+    for name, spec in upstream_specs(options).items():
+        for tune in dict.fromkeys(["head", *options.tune]):
+            if not can_tune(options, name, tune):
+                continue
+            system, text = tuned_system(spec.system, tune), spec.description
+            if tune != "head":
+                text += f"; {tuned[tune]} tuned with the head, no frozen probe"
+            found[system] = text
+            if options.language_models:
+                kinds = [f"a {options.ngram_num}-gram"] * options.use_ngram
+                kinds += ["a transformer LM"] * options.use_lm
+                found[system + LM_SUFFIX] = f"{text}; ASR with {' and '.join(kinds)}"
+    return found
 
 
 def _layer(options: Options, spec: UpstreamSpec, track: str) -> int | str:
@@ -123,11 +177,11 @@ def _layer(options: Options, spec: UpstreamSpec, track: str) -> int | str:
     return asked if asked == "all" or own is None else own
 
 
-def _config(options: Options, track: str, budget: str) -> Path:
+def _config(options: Options, track: str, budget: str, tune: str) -> Path:
     """Return the head's config: ``NAME_10min.yaml`` beside it, where there is one."""
-    config = {"asr": options.asr_config, "lid": options.lid_config}.get(
-        track, options.multi_config
-    )
+    heads = {"asr": options.asr_config, "lid": options.lid_config}
+    config = heads.get(track, options.multi_config)
+    config = config if tune == "head" else options.finetune_config
     short = config.with_name(f"{config.stem}_10min{config.suffix}")
     return short if budget == "10min" and short.is_file() else config
 
@@ -238,7 +292,8 @@ def packages(options: Options) -> dict[str, Path]:
     """Return the zips by name: the pretrained model and every head on it."""
     names = [options.ssl_experiment.name]
     if "lamer" in options.upstreams:
-        names += [r.name for r in planned_runs(options) if r.system == options.ssl_tag]
+        systems = {tuned_system(options.ssl_tag, tune) for tune in TUNES}
+        names += [r.name for r in planned_runs(options) if r.system in systems]
     return {name: options.packed / f"{name}.zip" for name in names}
 
 

@@ -50,6 +50,12 @@ def run_recipe(recipe: Recipe, cmd: Sequence[str] | None) -> None:
         RecipeError: An option, an input or a stage is wrong.
     """
     options = read_options(recipe, sys.argv[1:] if cmd is None else cmd)
+    if getattr(options, "plan", False):
+        from espnet2_lamer.recipe.plan import make_plan
+
+        with trusting_s3prl_files(options.trust_s3prl_files):
+            print("\n".join(make_plan(options, recipe)))
+        return
     stages = recipe.stages_of(options)
     runner = Runner(stages, options, lambda stage: recipe.by_hand(stage, options))
     runner.check_options(chosen_stages(stages, options))

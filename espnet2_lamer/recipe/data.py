@@ -1,13 +1,16 @@
 """Stages 1, 2 and 9: corpora in, formatted sets for pretraining and for heads."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import fields
 from itertools import product
 
-from espnet2_lamer.data.corpora import CORPORA, MHUBERT147_AUDIO
+from espnet2_lamer.data.corpora import CORPORA, MHUBERT147_AUDIO, OWN
 from espnet2_lamer.data.corpora.prepare import join_corpora, prepare
+from espnet2_lamer.data.espeak import VOICES
 from espnet2_lamer.data.manifest import prepare_manifest
-from espnet2_lamer.data.mini import build_mini
+from espnet2_lamer.data.mini import build_mini, join_mini
+from espnet2_lamer.data.segmented_rows import Segmenting
 from espnet2_lamer.data.selection import Selection, prepare_ssl_data
 from espnet2_lamer.data.sets import SPLITS, Utterance, remove_other_corpora
 from espnet2_lamer.errors import RecipeError
@@ -24,53 +27,82 @@ from espnet2_lamer.evaluation.mlsuperb import (
 )
 from espnet2_lamer.evaluation.paper_sets import prepare_paper_sets
 from espnet2_lamer.parallel import workers
-from espnet2_lamer.recipe.benchmark import eval_langs, without_text
+from espnet2_lamer.recipe.benchmark import alone, eval_langs, without_text
 from espnet2_lamer.recipe.files import set_sources
 from espnet2_lamer.recipe.options import CommonOptions, Options
 
 
 def prepare_corpus(options: CommonOptions) -> None:
-    """What ``local/data.py CORPUS`` does; public corpora are joined."""
+    """What ``local/data.py CORPUS`` does; several corpora are joined.
+
+    Raises:
+        RecipeError: No such corpus, none, or one that cannot be read.
+    """
     corpora = list(dict.fromkeys(options.corpus.split()))
-    alone = [corpus for corpus in corpora if corpus not in CORPORA]
-    unknown = [corpus for corpus in alone if corpus not in ("mini", "manifest")]
+    unknown = [corpus for corpus in corpora if corpus not in (*CORPORA, *OWN)]
     if unknown:
         raise RecipeError(
             f"--corpus {unknown[0]}: no such corpus, expected mini, manifest, or some "
             f"of {', '.join(CORPORA)}; docs/adding_a_corpus.md says how to read another"
         )
-    if not corpora or (alone and len(corpora) > 1):
+    if not corpora:
         raise RecipeError(
-            f"--corpus {options.corpus!r}: "
-            + (f"{alone[0]} cannot be joined with others" if alone else "names none")
-            + f"; give one corpus, or several of {', '.join(CORPORA)}"
+            f"--corpus {options.corpus!r}: names none; give one, or several of "
+            f"{', '.join((*OWN, *CORPORA))}"
+        )
+    if options.manifest and "manifest" not in corpora:
+        raise RecipeError(
+            f"--manifest {options.manifest}: --corpus {options.corpus} does not read "
+            f'it; say --corpus manifest, or --corpus "{options.corpus} manifest"'
+        )
+    if options.segment != "none" and "manifest" not in corpora:
+        raise RecipeError(
+            f"--segment {options.segment}: cuts the recordings of --corpus manifest; "
+            f"those of --corpus {options.corpus} are utterances already"
         )
     to, langs, seed = options.datadir, options.langs, options.seed
-    if alone:
+    names = "segments min_duration max_duration max_bad_audio nj".split()
+    how = {name: getattr(options, name) for name in names}
+    segmenting = Segmenting(options.segment, **how)
+    own = options.manifest, to, langs, options.exclude_sources, seed, segmenting
+    if corpora == ["mini"]:
         remove_other_corpora(to)
-    if alone == ["mini"]:
         build_mini(to, options.nj, seed, langs=langs)
-    elif alone:
-        if not options.manifest:
-            raise RecipeError(
-                "--corpus manifest needs --manifest: a TSV file or a folder of audio "
-                "per language"
-            )
-        prepare_manifest(options.manifest, to, langs, options.exclude_sources, seed)
+    elif corpora == ["manifest"]:
+        remove_other_corpora(to)
+        prepare_manifest(*own)
     else:
-        paths = options.corpus_paths
-        for corpus in corpora:
-            more = {}
-            if corpus == "mhubert147":
-                more["audio_root"] = paths[MHUBERT147_AUDIO]
-            root = paths[CORPORA[corpus]]
-            prepare(corpus, root, to, langs, options.max_missing, options.nj, **more)
+        there = _prepare_public(options, [c for c in corpora if c not in OWN])
+        if "manifest" in corpora:
+            sets = prepare_manifest(*own, joined=True)["sets"]
+            there |= {name.partition("_")[2] for name in sets}
+        if "mini" in corpora:
+            # Synthetic speech is for languages that nothing else has.
+            missing = [x for x in langs if x in VOICES and x not in there]
+            text = "mini gives %s: the other languages come from elsewhere"
+            logging.info(text, ", ".join(missing) or "nothing")
+            join_mini(to, missing, options.nj, seed)
         join_corpora(corpora, to, langs, seed)
+
+
+def _prepare_public(options: CommonOptions, corpora: Sequence[str]) -> set[str]:
+    """Prepare public corpora; return the languages that they give to pretraining."""
+    paths, there = options.corpus_paths, set()
+    for corpus in corpora:
+        more = {}
+        if corpus == "mhubert147":
+            more["audio_root"] = paths[MHUBERT147_AUDIO]
+        where = paths[CORPORA[corpus]], options.datadir, options.langs
+        report = prepare(corpus, *where, options.max_missing, options.nj, **more)
+        there |= report["pretraining_hours"].keys()
+    return there
 
 
 def prepare_speech(options: Options) -> None:
     """Stage 1: the corpus, and whether later stages will find what they need."""
-    prepare_corpus(options)
+    # What else stage 1 does is short.
+    with workers(options.dask if options.segment == "vad" else ""):
+        prepare_corpus(options)
     check_evaluation(options)
 
 
@@ -95,10 +127,16 @@ def check_evaluation(options: Options) -> None:
             f"{error}; stages 9 to 12 need it: add it, choose others with --eval_langs "
             "or --benchmark, or end with --stop_stage 8"
         ) from None
+    only = alone(options)
     for lang, split in without_text(options).items():
-        text = "%s: no utterance of %s has text: it is left out of speech recognition; "
-        text += "identification takes up to %g minutes of it, without text"
-        logging.warning(text, lang, split, SPEECH_MINUTES["train"])
+        text = "%s: no utterance of %s has text: it is left out of speech recognition"
+        logging.warning(text, lang, split)
+        if "lid" in options.tracks and not only:
+            text = "%s: identification takes up to %g minutes of it, without text"
+            logging.info(text, lang, SPEECH_MINUTES["train"])
+    if only:
+        text = "%s is the only language: there is nothing to identify it from (lid)"
+        logging.warning(text, only)
 
 
 def format_ssl(options: Options) -> None:

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from espnet2_lamer.data.segmented_rows import REPORT
 from espnet2_lamer.data.sets import SPLITS
 from espnet2_lamer.evaluation.mlsuperb import scan_tree
 from espnet2_lamer.recipe.benchmark import (
+    ASR_TRACKS,
     adapter_files,
     eval_langs,
     packages,
@@ -45,9 +47,10 @@ def selection_inputs(options: Options) -> list[Path]:
     from espnet2_lamer.data.overlap import evaluation_dirs
 
     sets = [f"{split}_{lang}" for split in ("train", "dev") for lang in options.langs]
-    tables = below(options.datadir, sets, ("text", "utt2spk", "utt2source"))
+    tables = below(options.datadir, sets, ("text", "utt2spk", "utt2source", "segments"))
     for folder in evaluation_dirs(options.datadir, options.langs):
-        tables += [folder / "wav.scp", folder / "text"]
+        tables += [folder / name for name in ("wav.scp", "segments", "text")]
+    tables.append(options.datadir / REPORT)
     if options.replay_sampling == "cluster" and options.replay_clusters:
         tables.append(Path(options.replay_clusters))
     return with_those_there(corpus_sets(options), tables)
@@ -104,7 +107,7 @@ def own_texts(options: Options) -> list[Path]:
     """What of one's own data is recognised, beside the speech that is trained on."""
     langs = eval_langs(options) if options.benchmark == "own" else []
     sets = [f"{kind}{s}_{x}" for x in langs for s in SPLITS for kind in ("asr_", "")]
-    names = ("wav.scp", "text", "romanisation", "utt2spk", "phones.ctm")
+    names = ("wav.scp", "text", "romanisation", "utt2spk", "phones.ctm", "segments")
     known = {*corpus_sets(options)}
     return [p for p in below(options.datadir, sets, names) if p not in known]
 
@@ -142,6 +145,12 @@ def of_heads(options: Options, tracks: Sequence[str]) -> list[Path]:
     for name, spec in upstream_specs(options).items():
         found += [] if name in BUILT_IN else weight_files(spec.source)
     configs = [Path(run.config) for run in planned_runs(options, tracks)]
+    if options.language_models and ASR_TRACKS == tracks:
+        configs += [
+            options.inference_config,
+            *map(Path, options.lm_train_text.values()),
+        ]
+        configs += [options.lm_config] if options.use_lm else []
     upstreams = [CONFIGS / f"{name}.yaml" for name in options.upstreams]
     return [*found, *with_those_there(configs, upstreams), *eval_sets(options)]
 

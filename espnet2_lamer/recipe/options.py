@@ -8,7 +8,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+from espnet2_lamer.constants import TUNES
 from espnet2_lamer.data.corpora import CORPORA, MHUBERT147_AUDIO
+from espnet2_lamer.data.segmented_rows import WAYS, segment_tables
+from espnet2_lamer.data.sources.source import parse_sources
 from espnet2_lamer.evaluation.runs import BENCHMARKS, BUDGETS, LID_READINGS, TRACKS
 from espnet2_lamer.recipe.declaration import (
     as_text,
@@ -33,7 +36,7 @@ class CommonOptions:
 
     given: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
-    preset: str = option("mini | paper, see conf/presets", "mini")
+    preset: str = option("mini | small | paper, see conf/presets", "mini")
     stage: int = option("first stage to run", 0, least=0)
     stop_stage: int = option("last stage to run", -1, empty="the last")
     skip_stages: list[int] = option('stages to leave out, e.g. "5 6"', [])
@@ -49,10 +52,24 @@ class CommonOptions:
     expdir: Path = option("experiments, logs, results", Path("exp"))
     python: str = option("Python interpreter", "", empty="that of path.sh")
     corpus: str = data_option(
-        "mini | manifest | public corpora, joined, of: commonvoice thchs30 aishell1 "
-        "aishell3 fleurs mhubert147, whose paths are in db.sh"
+        "one, or several joined, of: mini, manifest (your own speech), and commonvoice "
+        "thchs30 aishell1 aishell3 fleurs mhubert147, whose paths are in db.sh"
     )
-    manifest: str = data_option("TSV, or folder of audio per language", "")
+    manifest: str = data_option(
+        "your own speech, several with spaces between: TSV, folder of audio per "
+        "language, Kaldi folder, datasets:ID or folder, lhotse cuts, tar shards; see "
+        "docs/adding_a_language.md",
+        "",
+    )
+    segment: str = data_option(
+        "make utterances of the manifest's recordings: vad (cut what is longer than "
+        "--max_duration at pauses) | file (Kaldi's segments) | none",
+        "none",
+        choices=WAYS,
+    )
+    segments: str = data_option(
+        "file of --segment file", "", empty="those beside the manifest"
+    )
     exclude_sources: list[str] = data_option("sources of the manifest to leave out", [])
     max_missing: float = data_option(
         "most missing clips per set of a public corpus, in %", 1.0, least=0
@@ -108,12 +125,25 @@ class CommonOptions:
         return {variable: os.environ.get(variable, "") for variable in used} or None
 
     @property
-    def manifest_files(self) -> list[Path]:
-        """The manifest, unless it is a folder or not asked for."""
-        if self.corpus != "manifest" or not self.manifest:
+    def segmentation(self) -> list | None:
+        """How recordings are cut; None where they are not."""
+        if self.segment == "vad":
+            return [self.segment, self.min_duration, self.max_duration]
+        return None if self.segment == "none" else [self.segment, self.segments]
+
+    @property
+    def manifest_parts(self) -> list[Path]:
+        """Files and folders of the manifest's sources, and its segments, if in use."""
+        if "manifest" not in self.corpus.split() or not self.manifest:
             return []
-        path = Path(self.manifest)
-        return [] if path.is_dir() else [path]
+        sources = parse_sources(self.manifest)
+        files = [path for source in sources for path in source.files()]
+        if self.segment == "file":
+            beside = sources[0].path if len(sources) == 1 else ""
+            tables = segment_tables(beside, self.segments)
+            more = [t.with_name(n) for t in tables for n in ("text", "utt2spk")]
+            files += [*tables, *filter(Path.is_file, more)]
+        return files
 
 
 @dataclass(kw_only=True)
@@ -124,6 +154,9 @@ class Options(CommonOptions):
     YAML: ``allocation`` (empty where the whole model trains) and ``ssl_tag``.
     """
 
+    plan: bool = option(
+        "true: say what a run would take and lose, write nothing, run nothing", False
+    )
     dask: str = option(
         "run the parallel jobs of data and units on the workers of this Dask "
         "scheduler, such as tcp://host:8786; see docs/scale_out.md",
@@ -149,8 +182,9 @@ class Options(CommonOptions):
         "leave out clips that are in an evaluation set", True
     )
     base: str = model_option(
-        "HuBERT to extend: Hugging Face directory or id, torchaudio bundle, fairseq "
-        ".pt file, ESPnet experiment"
+        "model to extend (HuBERT, wav2vec 2.0, XLS-R, MMS, data2vec-audio, WavLM): "
+        "Hugging Face directory or id, torchaudio bundle, fairseq or fairseq2 .pt "
+        "file, ESPnet experiment"
     )
     teacher: str = model_option("model that gives the units")
     teacher_layer: int = model_option("its layer")
@@ -171,6 +205,12 @@ class Options(CommonOptions):
     )
     ssl_tag: str = model_option(
         "name of the pretraining", "", empty="from --ssl_config and --allocation"
+    )
+    passes: float = model_option(
+        "passes of pretraining over the speech, within bounds; 0: the updates of "
+        "--ssl_config",
+        0.0,
+        least=0,
     )
     control: bool = model_option("also train the head-only control", True)
     sanity: bool = model_option(
@@ -216,6 +256,36 @@ class Options(CommonOptions):
     asr_config: Path = head_option(
         "head and schedule of asr; for 10min NAME_10min.yaml beside it, where there "
         "is one, as for the next two",
+        exists=True,
+    )
+    tune: list[str] = head_option(
+        "what trains with the heads of asr and multi_asr, of: head (nothing else) "
+        "experts (LoRA, routers) all (transformer, too); each is a system of its own",
+        ["head"],
+        choices=TUNES,
+    )
+    finetune_config: Path = head_option(
+        "head, rates and schedule of --tune experts and all",
+        Path("conf/train_asr_finetune.yaml"),
+        exists=True,
+    )
+    use_ngram: bool = head_option(
+        "true: an n-gram model of the training text; decode ASR with and without it",
+        False,
+    )
+    ngram_num: int = head_option("its order, in tokens", 6, least=1)
+    use_lm: bool = head_option(
+        "true: the same with a transformer LM of ESPnet's LM task", False
+    )
+    lm_config: Path = head_option(
+        "its training", Path("conf/train_lm_transformer.yaml"), exists=True
+    )
+    lm_train_text: dict[str, str] = head_option(
+        "LANG=FILE of more sentences, one a line, for both", {}
+    )
+    inference_config: Path = head_option(
+        "beam and weights of decoding with language models",
+        Path("conf/decode_asr_finetune.yaml"),
         exists=True,
     )
     asr_layer: int | str = head_option(
@@ -319,6 +389,11 @@ class Options(CommonOptions):
     def system(self, upstream: str) -> str:
         """Name of an upstream in file names and tables: the pretraining by its own."""
         return self.ssl_tag if upstream == "lamer" else upstream
+
+    @property
+    def language_models(self) -> bool:
+        """Whether recognisers get language models."""
+        return self.use_ngram or self.use_lm
 
     @property
     def random_upstream(self) -> Path:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from espnet2_lamer.convert.load import public_name
 from espnet2_lamer.convert.packed import unpack_model
+from espnet2_lamer.data.speech import read_speech
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.feature_store import count_samples
 from espnet2_lamer.evaluation.head_decoding import decode_utterances
+from espnet2_lamer.evaluation.recogniser import Recogniser
+from espnet2_lamer.evaluation.recogniser_files import extra_files, lm_files
 from espnet2_lamer.evaluation.runs import Run
-from espnet2_lamer.evaluation.tokens import BPE_MODEL
 from espnet2_lamer.export.adapter import write_adapter
 from espnet2_lamer.export.card import Origin, model_card
 from espnet2_lamer.export.upload import repository_files, upload_files
@@ -42,8 +44,7 @@ def pack(options: Options) -> None:
     for name, output in packages(options).items():
         final, extra = options.expdir / name / "final", [results]
         config, weights = final / "config.yaml", final / "model.pth"
-        if (final / BPE_MODEL).is_file():
-            extra.append(final / BPE_MODEL)
+        extra += extra_files(final)
         if name == pretraining.name:
             config, weights = write_full_model(pretraining, options.packed / name)
         kind = "ssl" if name == pretraining.name else "asr"
@@ -54,7 +55,14 @@ def pack(options: Options) -> None:
             datasets=datasets,
         )
         pack_model(
-            kind, config, weights, output, options=extra, card=card, metadata=metadata
+            kind,
+            config,
+            weights,
+            output,
+            options=extra,
+            card=card,
+            metadata=metadata,
+            lm=lm_files(final),
         )
         log_size("packed", output)
         if name in runs:
@@ -177,11 +185,18 @@ def check_package(
             decode_utterances(directory, samples, options, device)
             for directory in (run.directory(expdir) / "final", unpacked)
         )
-    for utt, (text, *_) in before.items():
-        if after[utt][0] != text:
+    # And as its users will: with its language models, where it has some.
+    models = (Recogniser(source, device) for source in (run.directory(expdir), package))
+    texts = [{utt: hyp[0] for utt, hyp in found.items()} for found in (before, after)]
+    for found, model in zip(texts, models, strict=True):
+        if model.search is not None:
+            for utt, path, _ in samples:
+                found[f"{utt} with LM"] = model(read_speech(utt, path)).text
+    for utt, text in texts[0].items():
+        if texts[1][utt] != text:
             package.unlink()
             raise RecipeError(
-                f"{package}: decodes {utt} as {after[utt][0]!r}, but the model before "
+                f"{package}: decodes {utt} as {texts[1][utt]!r}, but the model before "
                 f"packing as {text!r}; run stage 13 again"
             )
     logging.info("%s: %d utterances decode as before", package, len(before))

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from espnet2_lamer.analysis.language_probe import fisher_ratio
-from espnet2_lamer.constants import num_frames
+from espnet2_lamer.constants import SAMPLE_RATE, num_frames
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.runs import made_from
 from espnet2_lamer.fileio.atomic import write_json
@@ -26,6 +26,7 @@ from espnet2_lamer.recipe.data import check_evaluation
 from espnet2_lamer.recipe.declaration import as_arguments, data_arguments
 from espnet2_lamer.recipe.files import ssl_audio
 from espnet2_lamer.recipe.options import Options
+from espnet2_lamer.recipe.schedule import schedule_by_hours
 from espnet2_lamer.recipe.settle import (
     AUTO,
     control_settings,
@@ -176,6 +177,7 @@ def _train(
         *experts_options(allocation),
         *as_arguments(seed=options.seed, replay_langs=options.replay_langs),
         *device_options(options, experiment),
+        *_schedule_options(options),
         *more,
     ]
     train_ssl(
@@ -188,6 +190,25 @@ def _train(
         command,
         log,
     )
+
+
+def _schedule_options(options: Options) -> list[str]:
+    """ESPnet's options of the schedule that ``--passes`` asks for, if it does."""
+    if not options.passes:
+        return []
+    table = options.raw / "ssl_train" / "utt2num_samples"
+    hours = sum(int(n) for _, n in iterate_table(table)) / SAMPLE_RATE / 3600
+    config = read_yaml(options.ssl_config)
+    found = schedule_by_hours(hours, options.passes, config)
+    logging.info(
+        "--passes %g over %.2f h: %d updates in %d epochs, warm-up %d",
+        options.passes,
+        hours,
+        found.updates,
+        found.epochs,
+        found.warm_up,
+    )
+    return found.arguments(config)
 
 
 def _allocation(options: Options) -> str:
@@ -204,6 +225,8 @@ def _check_control(options: Options) -> None:
         "audio": audio_digest(tables := ssl_audio(options)),
         "seed": options.seed,
     }
+    if options.passes:
+        inputs["passes"] = options.passes
     record = options.control_experiment / "inputs.json"
     if record.is_file() and not made_from(record, inputs, tables):
         found = json.loads(record.read_text(encoding="utf-8"))

@@ -1,6 +1,5 @@
 """Stages 10 to 12: train heads on frozen upstreams, decode, write RESULTS.md."""
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,10 +8,10 @@ from typing import Any
 from espnet2_lamer.evaluation.benchmark_sets import SPEECH_MINUTES
 from espnet2_lamer.evaluation.downstream import HeadOptions, train_head
 from espnet2_lamer.evaluation.head_decoding import decode_run
+from espnet2_lamer.evaluation.language_model import LmOptions, add_language_models
+from espnet2_lamer.evaluation.lm_decoding import decode_with_lm
 from espnet2_lamer.evaluation.plots import write_plots
 from espnet2_lamer.evaluation.results import (
-    CONFOUNDED,
-    SYNTHETIC,
     MeasureTable,
     Results,
     TaskFigure,
@@ -29,14 +28,30 @@ from espnet2_lamer.evaluation.scored_runs import (
     superb_table,
 )
 from espnet2_lamer.evaluation.set_table import set_table
+from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.gpus import run_on_gpus
 from espnet2_lamer.metrics.measure import Measure
-from espnet2_lamer.recipe.benchmark import planned_runs, without_text
-from espnet2_lamer.recipe.options import CommonOptions, Options
-from espnet2_lamer.recipe.upstreams import upstream_specs
+from espnet2_lamer.recipe.benchmark import (
+    ASR_TRACKS,
+    alone,
+    describe_systems,
+    planned_runs,
+    without_text,
+)
+from espnet2_lamer.recipe.options import Options
+from espnet2_lamer.recipe.reporting import (
+    CONTROL,
+    caveats,
+    conditions,
+    names,
+    pretraining_tables,
+    question,
+    read_json,
+    sources,
+    write_page,
+)
 
 DECODE_CONFIG = Path("conf/decode_asr_mlsuperb.yaml")
-_CONTROL = "head-only control"
 
 
 def train_heads(options: Options, tracks: Sequence[str]) -> None:
@@ -69,6 +84,7 @@ def _train_one(options: Options, run: Run) -> None:
         learning_rate=run.learning_rate,
         seed=run.seed,
         ngpu=min(options.ngpu, 1),
+        tune=run.tune,
     )
     train_head(
         run.upstream,
@@ -80,6 +96,21 @@ def _train_one(options: Options, run: Run) -> None:
         head,
         record=run.as_dict(),
     )
+    if run.track in ASR_TRACKS:
+        add_language_models(run.directory(options.expdir), _lm_options(options, run))
+
+
+def _lm_options(options: Options, run: Run) -> LmOptions:
+    texts = options.lm_train_text
+    return LmOptions(
+        ngram_num=options.ngram_num if options.use_ngram else 0,
+        lm_config=options.lm_config if options.use_lm else None,
+        texts=[(lang, Path(texts[lang])) for lang in run.langs if lang in texts],
+        unit=run.unit,
+        decoding=read_yaml(options.inference_config),
+        seed=run.seed,
+        ngpu=min(options.ngpu, 1),
+    )
 
 
 def score(options: Options) -> None:
@@ -89,18 +120,30 @@ def score(options: Options) -> None:
     decoding = (*where, DECODE_CONFIG, options.device)
     calls = [(run, *decoding) for run in runs]
     _side_by_side(options, decode_run, calls, runs, "decoding")
-    tests = [test for run in runs for test in score_run(run, *where, options.seed)]
-    systems = {s.system: s.description for s in upstream_specs(options).values()}
+    with_lm = [r for r in runs if options.language_models and r.track in ASR_TRACKS]
+    calls = [(run, options.expdir, options.device) for run in with_lm]
+    _side_by_side(options, decode_with_lm, calls, with_lm, "decoding with LM")
+    tests = [
+        test
+        for run in runs
+        for test in score_run(run, *where, options.seed, run in with_lm)
+    ]
+    systems = {
+        system: text
+        for system, text in describe_systems(options).items()
+        if system in {test.run.system for test in tests}
+    }
     baselines = options.baselines or [n for n in ("random", "base") if n in systems]
     tables = [language_table(tests, baselines, options.seed), superb_table(tests)]
     tables.append(_set_table(options, tests))
     tables = [table for table in tables if table is not None] + _rate_table(rates)
-    parameters = {}
+    parameters, asked = {}, None
     if "lamer" in options.upstreams:
-        tables += _pretraining_tables(options)
+        asked = question(options, {t.task: t.run for t in tests})
+        tables += pretraining_tables(options)
         experiments = {options.ssl_tag: options.ssl_experiment}
         if options.control:
-            experiments[_CONTROL] = options.control_experiment
+            experiments[CONTROL] = options.control_experiment
         parameters = {
             name: read_json(experiment / "parameters.json")
             for name, experiment in experiments.items()
@@ -110,8 +153,13 @@ def score(options: Options) -> None:
         baselines=baselines,
         tables=tables,
         parameters=parameters,
-        environment=describe_environment(),
+        environment=describe_environment(device=options.device),
+        question=asked,
+        caveats=caveats(options),
+        conditions=conditions(options),
+        names=names(options),
         notes=_notes(options, runs),
+        sources=sources(options, runs),
     )
     fill_results(results, tests)
     figures = collect_figures(results)
@@ -119,6 +167,7 @@ def score(options: Options) -> None:
     pictures = write_plots(options.results / "plots", results, figures)
     write_results(options.results, results, figures)
     logging.info("results: %s, %d plots", options.results / "RESULTS.md", len(pictures))
+    write_page(options, options.results / "results.json")
 
 
 def _log(figures: Sequence[TaskFigure]) -> None:
@@ -129,74 +178,6 @@ def _log(figures: Sequence[TaskFigure]) -> None:
         what = f"{f.system}, {f.task.track}, {f.label}, {f.unit}: {f.kind}"
         found = f"{f.measure.value:.1f} % ({low:.1f}-{high:.1f})"
         logging.info("%s %s, %d utterances", what, found, f.measure.count)
-
-
-def read_json(path: Path) -> Any:
-    """Read what another stage wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _measure(fields: dict[str, Any]) -> Measure:
-    interval = fields["interval"]
-    return Measure(
-        value=fields["value"],
-        interval=None if interval is None else tuple(interval),
-        count=fields["count"],
-        parts={utt: tuple(part) for utt, part in fields["parts"].items()},
-    )
-
-
-def _pretraining_tables(options: Options) -> list[MeasureTable]:
-    """What analysis found of the pretraining."""
-    names = {
-        options.ssl_experiment.name: options.ssl_tag,
-        options.control_experiment.name: _CONTROL,
-    }
-    masked: dict[str, dict[str, Measure]] = {}
-    saved = read_json(options.analysis / "masked_accuracy.json")
-    for experiment, measures in saved.items():
-        for lang, fields in measures.items():
-            masked.setdefault(lang, {})[names[experiment]] = _measure(fields)
-    forgetting = read_json(options.analysis / "forgetting.json")
-    where = f"Held-out speech, layer {forgetting['layer']}."
-    # Without phones.ctm there are none.
-    probes = {
-        lang: {
-            options.system(name): _measure(probe["accuracy"])
-            for name, probe in found.items()
-        }
-        for lang, found in forgetting["phone_probe"].items()
-    }
-    similar = {
-        lang: {options.system(name): Measure(value) for name, value in found.items()}
-        for lang, found in forgetting["cka"].items()
-    }
-    tables = [
-        MeasureTable(
-            "Masked prediction",
-            "masked accuracy (%)",
-            masked,
-            [_CONTROL],
-            "Same units, data, masks and number of updates; the control trains the "
-            "head on the frozen base.",
-        ),
-        MeasureTable(
-            "Forgetting: linear phone probe",
-            "frame accuracy (%)",
-            probes,
-            ["base"],
-            f"{where} Replayed languages ({', '.join(options.replay_langs)}) show "
-            "what was kept, new ones what was gained.",
-        ),
-        MeasureTable(
-            "Similarity to the base: linear CKA",
-            "CKA",
-            similar,
-            ["base"],
-            f"{where} 1 means unchanged up to rotation and scale.",
-        ),
-    ]
-    return [table for table in tables if table.rows]
 
 
 def _set_table(options: Options, tests: Sequence[ScoredTest]) -> MeasureTable | None:
@@ -210,26 +191,18 @@ def _set_table(options: Options, tests: Sequence[ScoredTest]) -> MeasureTable | 
     return set_table(sets, [options.raw / "ssl_train"])
 
 
-def data_notes(options: CommonOptions) -> list[str]:
-    """Return the caveats that follow from the corpus."""
-    if options.corpus == "mini":
-        return [SYNTHETIC]
-    statistics = options.datadir / "manifest.json"
-    if options.corpus == "manifest" and statistics.is_file():
-        if read_json(statistics).get("channel_confounded"):
-            return [CONFOUNDED]
-    return []
-
-
 def _notes(options: Options, runs: Sequence[Run]) -> list[str]:
-    notes = data_notes(options)
+    notes = []
     with_text = " and ".join(track for track in options.tracks if track != "lid")
     for lang, split in without_text(options).items() if with_text else ():
+        heard = f"up to {SPEECH_MINUTES['train']:g} minutes of its speech."
+        lid = f" Identification (lid) takes {heard}" if "lid" in options.tracks else ""
         notes.append(
             f"{lang} is left out of {with_text}: no utterance of its {split} set has "
-            f"text. Identification (lid) takes up to {SPEECH_MINUTES['train']:g} "
-            "minutes of its speech."
+            f"text.{'' if alone(options) else lid}"
         )
+    if only := alone(options):
+        notes.append(f"{only} is the only language: nothing to identify it from (lid).")
     if any(run.track == "lid" for run in runs):
         notes.append(
             "LID is scored twice: by the language tag with the highest CTC "

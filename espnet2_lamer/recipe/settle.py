@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from espnet2_lamer.errors import RecipeError
@@ -13,7 +14,11 @@ from espnet2_lamer.fileio.trust import (
     split_s3prl,
     trusting_s3prl_files,
 )
-from espnet2_lamer.recipe.benchmark import check_benchmark
+from espnet2_lamer.recipe.benchmark import (
+    can_tune,
+    check_benchmark,
+    describe_systems,
+)
 from espnet2_lamer.recipe.declaration import as_text, refused
 from espnet2_lamer.recipe.options import HEAD_ONLY_TAG, Options
 from espnet2_lamer.recipe.upstreams import upstream_specs
@@ -52,11 +57,35 @@ def _check_heads(options: Options) -> None:
         for source in (options.teacher, *(spec.source for spec in specs)):
             if source.startswith(S3PRL_PREFIX):
                 split_s3prl(source)
-    systems = [spec.system for spec in specs]
+    _check_tuning(options)
+    systems = [*describe_systems(options)]
     unknown = [name for name in options.baselines if name not in systems]
     if unknown:
         known = f"some of the systems of --upstreams: {', '.join(systems)}"
         raise refused("baselines", repr(unknown[0]), known)
+
+
+def _check_tuning(options: Options) -> None:
+    """Refuse what cannot be tuned; say which upstreams are left out of it."""
+    if len(set(options.tune)) < len(options.tune):
+        raise refused("tune", as_text(options.tune), "different names")
+    for tune in options.tune:
+        names = options.upstreams
+        left_out = [name for name in names if not can_tune(options, name, tune)]
+        if len(left_out) == len(names):
+            expected = "an upstream with experts, such as lamer"
+            expected = expected if tune == "experts" else "one of this package's"
+            raise refused("tune", f"{tune} with --upstreams {as_text(names)}", expected)
+        if left_out:
+            text = "--tune %s: no head of %s, of which nothing of the kind can train"
+            logging.info(text, tune, as_text(left_out))
+    for lang, file in options.lm_train_text.items():
+        if lang not in options.langs or not Path(file).is_file():
+            expected = f"LANG=FILE with LANG one of {as_text(options.langs)}"
+            raise refused("lm_train_text", repr(f"{lang}={file}"), expected)
+    if options.lm_train_text and not options.language_models:
+        text = "--lm_train_text %s is not read: no --use_ngram true or --use_lm true"
+        logging.warning(text, as_text(options.lm_train_text))
 
 
 def _units(options: Options) -> dict[str, str]:

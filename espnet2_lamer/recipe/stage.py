@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from espnet2_lamer.data.segmented_rows import LISTING
 from espnet2_lamer.recipe.declaration import as_text
 
 # Stages of a recipe receive that recipe's own options.
@@ -181,15 +182,22 @@ def wav_scps(paths: Iterable[Path]) -> list[Path]:
 
 
 def left_out(options: Options) -> list[Path]:
-    """What reading public corpora left out: a file that was repaired comes back."""
+    """What was left out, or cut: a file that was repaired comes back."""
     names = options.corpus.split()
-    return [options.datadir / f"{name}.left_out.tsv" for name in names]
+    found = [options.datadir / f"{name}.left_out.tsv" for name in names]
+    return (
+        found if options.segmentation is None else [*found, options.datadir / LISTING]
+    )
 
 
-def manifest_folder(options: Options) -> list[Path]:
-    """The folder of audio that a corpus is read from, if it is one."""
-    folder = Path(options.manifest)
-    return [folder] if options.corpus == "manifest" and folder.is_dir() else []
+def manifest_files(options: Options) -> list[Path]:
+    """The files that the manifest is read from."""
+    return [path for path in options.manifest_parts if not path.is_dir()]
+
+
+def manifest_folders(options: Options) -> list[Path]:
+    """The folders that it is read from."""
+    return [path for path in options.manifest_parts if path.is_dir()]
 
 
 def corpus_sets(options: Options) -> list[Path]:

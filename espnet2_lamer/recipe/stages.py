@@ -15,7 +15,8 @@ from espnet2_lamer.recipe.stage import (
     command,
     corpus_sets,
     left_out,
-    manifest_folder,
+    manifest_files,
+    manifest_folders,
     results,
     wav_scps,
     work,
@@ -28,6 +29,11 @@ _BENCHMARK = (
 )
 # What multiplies them.
 _HEADS = "upstreams seed eval_seeds learning_rates"
+# What makes recognisers of them.
+_RECOGNISERS = (
+    "tune finetune_config use_ngram ngram_num use_lm lm_config lm_train_text "
+    "inference_config"
+)
 
 
 def _workers(options: Options) -> dict:
@@ -121,11 +127,12 @@ STAGES = (
         1,
         "data",
         "data preparation",
-        "corpus corpus_paths manifest exclude_sources new_langs replay_langs seed",
+        "corpus corpus_paths manifest segmentation exclude_sources new_langs "
+        "replay_langs seed",
         work("data", "prepare_speech"),
-        inputs=lambda o: o.manifest_files,
+        inputs=manifest_files,
         outputs=corpus_sets,
-        audio=manifest_folder,
+        audio=manifest_folders,
         audio_after=left_out,
         shared=True,
     ),
@@ -195,7 +202,7 @@ STAGES = (
         7,
         "pretraining",
         "continual pretraining",
-        "ssl_config allocation n_clusters control seed",
+        "ssl_config allocation n_clusters passes control seed",
         work("pretraining", "pretrain"),
         inputs=lambda o: [
             o.checkpoints,
@@ -237,7 +244,8 @@ STAGES = (
         10,
         "asr_heads",
         "ASR fine-tuning",
-        f"asr_config multi_config units asr_layer store_dtype {_BENCHMARK} {_HEADS}",
+        "asr_config multi_config units asr_layer store_dtype "
+        f"{_BENCHMARK} {_HEADS} {_RECOGNISERS}",
         work("scoring", "train_heads", ASR_TRACKS),
         inputs=lambda o: files.of_heads(o, ASR_TRACKS),
         outputs=lambda o: files.heads(o, ASR_TRACKS),
@@ -261,7 +269,7 @@ STAGES = (
         12,
         "results",
         "decoding and results",
-        f"units baselines {_BENCHMARK} {_HEADS}",
+        f"units baselines {_BENCHMARK} {_HEADS} {_RECOGNISERS}",
         work("scoring", "score"),
         inputs=lambda o: [
             *files.heads(o),
@@ -276,7 +284,7 @@ STAGES = (
         13,
         "packing",
         "packing",
-        "upstreams",
+        "upstreams tune use_ngram use_lm",
         work("packing", "pack"),
         inputs=lambda o: [
             o.checkpoints,

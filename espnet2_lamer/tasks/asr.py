@@ -18,6 +18,7 @@ from espnet2.tasks.asr import (
     frontend_choices,
     model_choices,
 )
+from espnet2.utils.nested_dict_action import NestedDictAction
 
 from espnet2_lamer.asr.frontend.states import StoredFeaturesFrontend
 from espnet2_lamer.compat import bound_beams, prepare_espnet
@@ -38,6 +39,7 @@ from espnet2_lamer.precision import (
     settled_amp_dtype,
 )
 from espnet2_lamer.tasks.option_check import check_init_param, check_packages
+from espnet2_lamer.tasks.tuning import build_tuned_optimizer
 from espnet2_lamer.tasks.upstream_frontend import LamerUpstreamFrontend
 from espnet2_lamer.train.checkpoint import LATEST, CheckedTrainer
 from espnet2_lamer.train.console import one_training
@@ -126,6 +128,21 @@ class LamerASRTask(ASRTask):
             help="autocast dtype of the encoder (and Whisper's decoder); auto: bf16 on "
             "GPUs and CPUs that compute it themselves, else none, which is float32",
         )
+        parser.add_argument(
+            "--upstream_optim_conf",
+            action=NestedDictAction,
+            default={},
+            help="what experts and backbone of a tuned upstream (frontend_conf: tune) "
+            "have other than optim_conf, such as experts.lr=3e-4",
+        )
+        parser.add_argument(
+            "--text_conf",
+            action=NestedDictAction,
+            default={},
+            help="what is done to transcripts before they are learnt: punctuation "
+            "(remove, keep) and case (upper, lower, keep); the recipe does it, and "
+            "this records it",
+        )
 
     @classmethod
     def main(
@@ -179,6 +196,15 @@ class LamerASRTask(ASRTask):
         return (*super().optional_data_names(train, inference), "lang")
 
     @classmethod
+    def build_optimizers(
+        cls, args: argparse.Namespace, model: torch.nn.Module
+    ) -> list[torch.optim.Optimizer]:
+        """Build ESPnet's optimizer; an upstream that trains has a group of its own."""
+        if getattr(model.frontend, "tuned", None):
+            return [build_tuned_optimizer(args, model)]
+        return super().build_optimizers(args, model)
+
+    @classmethod
     def build_model(cls, args: argparse.Namespace) -> ESPnetASRModel:
         """Build ESPnet's model, with its encoder under autocast if asked."""
         tokens = args.token_list
@@ -192,6 +218,8 @@ class LamerASRTask(ASRTask):
             # The 2-D subsampling dominates a head's cost; oneDNN runs it in bf16
             # 1.5 times faster when channels come last.
             model.encoder.to(memory_format=torch.channels_last)
+            if getattr(model.frontend, "tuned", None):
+                model.frontend.tuned_dtype = torch.bfloat16
             model.encoder.forward = _with_autocast(model.encoder.forward)
         return model
 

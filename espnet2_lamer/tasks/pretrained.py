@@ -23,8 +23,10 @@ from espnet2_lamer.convert.espnet_experiment import (
     model_file,
     read_config,
 )
+from espnet2_lamer.convert.families import ADDED
 from espnet2_lamer.convert.load import (
     can_be_fetched,
+    is_hub_id,
     local_source,
     read_architecture,
     source_sha256,
@@ -159,7 +161,7 @@ def restore_pretraining_model(
     conf = config["encoder_conf"]
     if base is not None or conf.get("base") is not None:
         # The base decides, and did when earlier versions trained beside other values.
-        for key in ("normalize_waveform", *STRUCTURE):
+        for key in ("normalize_waveform", *STRUCTURE, *ADDED):
             conf.pop(key, None)
     with clear_errors(source):
         if base is not None:
@@ -170,7 +172,20 @@ def restore_pretraining_model(
         check_finite(state, source)
         model = LamerHubertTask.build_model(argparse.Namespace(**config))
         model.load_state_dict(dict(state))
+        model.languages = trained_languages(config)
     return model.eval()
+
+
+def trained_languages(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the languages that a training saw, as its config says; older ones do not.
+
+    ``langs`` are those of its data, ``exclude_langs`` were left out.
+    """
+    langs, excluded = (config.get(key) or [] for key in ("langs", "exclude_langs"))
+    for key, value in (("langs", langs), ("exclude_langs", excluded)):
+        right = isinstance(value, list) and all(isinstance(x, str) for x in value)
+        check_values("", (key, value, right, "a list of ISO 639-3 codes"))
+    return tuple(sorted({*langs} - {*excluded}))
 
 
 def load_experiment(
@@ -189,7 +204,9 @@ def as_upstream(model: nn.Module) -> Upstream:
     # transformers keeps it with the backbone.
     mask = encoder.hubert_pretrain_model.mask_generator.mask_embedding
     encoder.wav2vec2.mask_embedding = mask.detach()
-    return Upstream(encoder.wav2vec2, lamer, encoder.final_norm)
+    upstream = Upstream(encoder.wav2vec2, lamer, encoder.final_norm)
+    upstream.languages = getattr(model, "languages", ())
+    return upstream
 
 
 @dataclass(frozen=True)
@@ -232,11 +249,15 @@ def read_adapter(path: str | Path) -> Adapter:
     return Adapter(tensors, metadata)
 
 
-def load_adapter(path: str | Path, base: str | Path | None = None):
+def load_adapter(
+    path: str | Path, base: str | Path | None = None, fetch_base: bool = False
+):
     """Return the whole ``LamerHubertPretrainModel`` of an adapter file, head included.
 
     The base may have any format that :func:`~espnet2_lamer.convert.load_hubert` reads;
-    default is the name in the file, if that can be found.
+    default is the name in the file, if that can be found on this machine. With
+    ``fetch_base`` it is fetched if the name is a plain Hugging Face id, which is said;
+    its weights must have the SHA-256 in the file.
 
     Raises:
         RecipeError: The file is damaged, or the base is another one or not found.
@@ -249,9 +270,10 @@ def load_adapter(path: str | Path, base: str | Path | None = None):
         "model_conf": data["model_conf"],
         "num_classes": data["num_classes"],
         "token_list": [*map(str, range(data["num_classes"])), "<unk>", "<sos/eos>"],
+        "langs": data.get("languages"),
     }
     state = {k: v for k, v in adapter.tensors.items() if k != CENTROIDS}
-    where, sha256 = _find_base(adapter, base, path)
+    where, sha256 = _find_base(adapter, base, path, fetch_base)
     digest = list(bytes.fromhex(sha256))
     state[f"encoder.{BASE_HASH}"] = torch.tensor(digest, dtype=torch.uint8)
     state[f"encoder.{GUARD}"] = torch.empty(0)
@@ -298,7 +320,7 @@ def _check_metadata(metadata: Any, path: Path) -> None:
 
 
 def _find_base(
-    adapter: Adapter, base: str | Path | None, path: str | Path
+    adapter: Adapter, base: str | Path | None, path: str | Path, fetch: bool
 ) -> tuple[str, str]:
     """Return the base, and the SHA-256 of its file; its tensors are the right ones."""
     expected = adapter.metadata["base"]
@@ -314,10 +336,18 @@ def _find_base(
             # Whoever made the file must not decide what is fetched.
             where = local_source(name, fetch=False)
         except RecipeError as error:
-            raise RecipeError(
-                f"{path}: its base {name!r} is not found here ({error}); {how}, also "
-                "to fetch it by that name"
-            ) from error
+            if not (fetch and is_hub_id(name)):
+                raise RecipeError(
+                    f"{path}: its base {name!r} is not found here ({error}); {how}, "
+                    "also to fetch it by that name"
+                ) from error
+            logging.warning(
+                "%s: its base is %s, fetched once from the Hugging Face Hub because "
+                "the adapter names it; its weights are compared with the SHA-256 in "
+                "the adapter, and read as data",
+                *(path, name),
+            )
+            where = local_source(name)
     found = source_sha256(where)
     if found == expected["sha256"]:
         return where, found

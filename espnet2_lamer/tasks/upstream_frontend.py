@@ -1,4 +1,4 @@
-"""Frontend with a frozen upstream inside: waveform in, hidden states out."""
+"""Frontend with an upstream inside, frozen or tuned: waveform in, states out."""
 
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,16 @@ from espnet2_lamer.asr.frontend.states import LayerSum, selected_states, upstrea
 from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers.config import check_values
+from espnet2_lamer.tasks.tuning import tuned_weights
 
 
 class LamerUpstreamFrontend(AbsFrontend):
-    """A frozen Lamer or HuBERT model as the input of an ESPnet model.
+    """A Lamer or HuBERT model as the input of an ESPnet model.
 
-    The upstream never trains: its parameters need no gradient, it runs without autograd
-    and in fp32, and it stays in eval mode, so no dropout reaches the features.
+    With ``tune: head`` the upstream never trains: its parameters need no gradient, and
+    it runs without autograd and in fp32. Otherwise it is frozen for the first
+    ``freeze_encoder_steps`` updates, and trains from then on. It stays in eval mode in
+    any case, so no dropout reaches the features.
 
     Args:
         upstream: What ``espnet2_lamer.load_model`` accepts. For training; checkpoints
@@ -27,6 +30,10 @@ class LamerUpstreamFrontend(AbsFrontend):
             the checkpoint is needed.
         layer: One state index, or ``"all"`` for the learned weighted sum.
         fs: Sampling rate of the waveforms; upstreams know 16 kHz only.
+        tune: What trains beside the head: ``head`` (nothing), ``experts`` (LoRA
+            experts and routers) or ``all``.
+        freeze_encoder_steps: Updates of the head alone before the upstream trains.
+        freeze_convolution: Whether ``all`` leaves the convolutions as they are.
 
     Raises:
         RecipeError: Not exactly one of ``upstream`` and ``upstream_conf`` is given,
@@ -39,11 +46,19 @@ class LamerUpstreamFrontend(AbsFrontend):
         upstream_conf: dict[str, Any] | None = None,
         layer: int | str = "all",
         fs: int | str = SAMPLE_RATE,
+        tune: str = "head",
+        freeze_encoder_steps: int = 0,
+        freeze_convolution: bool = True,
     ) -> None:
         super().__init__()
         right = str(fs) in (str(SAMPLE_RATE), "16k")
         expected = f"{SAMPLE_RATE}; resample the audio"
-        check_values("frontend_conf.", ("fs", fs, right, expected))
+        steps = ("freeze_encoder_steps", freeze_encoder_steps)
+        check_values(
+            "frontend_conf.",
+            ("fs", fs, right, expected),
+            (*steps, freeze_encoder_steps >= 0, "updates, 0 or more"),
+        )
         if (upstream is None) == (upstream_conf is None):
             raise RecipeError(
                 "frontend_conf: give exactly one of upstream (a path) and "
@@ -61,23 +76,43 @@ class LamerUpstreamFrontend(AbsFrontend):
         self.register_state_dict_post_hook(_drop_upstream)
         self.register_load_state_dict_pre_hook(_fill_upstream)
         self.layer = layer
-        num_states = len(selected_states(self.upstream.num_layers, layer))
-        self.layer_sum = LayerSum(num_states, self.upstream.dim)
+        states = selected_states(self.upstream.num_layers, layer)
+        self.layer_sum = LayerSum(len(states), self.upstream.dim)
+        self.tune = tune
+        self.freeze_encoder_steps = freeze_encoder_steps
+        named = tuned_weights(self.upstream, tune, freeze_convolution, states[-1])
+        self.tuned = {f"upstream.{name}": weight for name, weight in named.items()}
+        # What the upstream computes in where it trains; None: float32.
+        self.tuned_dtype: torch.dtype | None = None
+        if self.tuned:
+            # In checkpoints, so that a resumed training releases it when it would have.
+            self.register_buffer("updates", torch.zeros((), dtype=torch.long))
 
     def output_size(self) -> int:
         """Return D."""
         return self.layer_sum.dim
+
+    def count_update(self) -> None:
+        """Count an update of the optimizer."""
+        self.updates += 1
+
+    @property
+    def released(self) -> bool:
+        """Whether the upstream trains in the update that is on."""
+        return bool(self.tuned) and int(self.updates) >= self.freeze_encoder_steps
 
     def forward(self, input: Tensor, input_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Map 16 kHz waveforms ``[B, n]``, samples ``[B]`` to ``[B, T, D]``, ``[B]``.
 
         ``T = ceil(n / 320)``, the frames that S3PRL returns.
         """
-        with torch.autocast(input.device.type, enabled=False):
+        trains = torch.is_grad_enabled() and self.released
+        half = self.tuned_dtype
+        with torch.autocast(input.device.type, half, enabled=half is not None):
             states, lengths = upstream_states(
-                self.upstream, input.float(), input_lengths, self.layer
+                self.upstream, input.float(), input_lengths, self.layer, trains
             )
-        return self.layer_sum(states), lengths
+        return self.layer_sum(states.float()), lengths
 
 
 def _drop_upstream(
@@ -86,7 +121,8 @@ def _drop_upstream(
     """Keep what lies in a file already, up to a gigabyte, out of every checkpoint."""
     if module.from_file:
         for key in module.upstream.state_dict(prefix=f"{prefix}upstream."):
-            state.pop(key, None)
+            if key.removeprefix(prefix) not in module.tuned:
+                state.pop(key, None)
 
 
 def _fill_upstream(
@@ -94,6 +130,12 @@ def _fill_upstream(
 ) -> None:
     weights = module.upstream.state_dict(prefix=f"{prefix}upstream.")
     missing = {key: value for key, value in weights.items() if key not in state}
+    lost = [key for key in missing if key.removeprefix(prefix) in module.tuned]
+    if module.from_file and lost and len(lost) < len(module.tuned):
+        raise RecipeError(
+            f"checkpoint: {len(lost)} of {len(module.tuned)} tuned weights of the "
+            f"upstream are missing, first {lost[0]}; it belongs to another tune"
+        )
     if module.from_file:
         state.update(missing)
     elif missing:

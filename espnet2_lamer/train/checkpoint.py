@@ -390,3 +390,8 @@ def _checked_files() -> Iterator[None]:
         yield
     finally:
         torch.save, torch.load = save, load
+
+
+def experiment_bytes(trainable: int) -> int:
+    """About what a pretraining leaves: two checkpoints with Adam's moments, a model."""
+    return 4 * trainable * (2 * 3 + 1)

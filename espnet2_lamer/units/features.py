@@ -63,6 +63,11 @@ def sample_utterances(
     return [utt for utt in wav_scp if utt in chosen]
 
 
+def feature_bytes(dim: int, frames: int) -> int:
+    """Return what features ``[frames, dim]`` take on disk: float32."""
+    return 4 * dim * frames
+
+
 def dump_features(
     teacher: Teacher,
     wav_scp: str | Path,
@@ -114,7 +119,7 @@ def dump_features(
         shards.remember(index["shards"])
     frames = sum(num_frames(count_samples(utt, scp[utt])) for utt in utts)
     shards.check_space(
-        4 * teacher.dim * frames,
+        feature_bytes(teacher.dim, frames),
         "teacher features",
         "lower --kmeans_hours, or name another folder with --dumpdir (--output)",
     )

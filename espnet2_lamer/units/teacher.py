@@ -195,7 +195,7 @@ class HubertTeacher(Teacher):
         del blocks[layer:]  # never run, and a Large model's are a gigabyte
         self.device = device
         self._model = model.float().eval().to(device)
-        self.pads = model.feature_extractor.frame_major
+        self.pads = not model.hears_padding
         self.dim = model.encoder.feature_projection.projection.out_features
         sha256 = sha256 or sha256_tensors(model.state_dict())
         normal = "waveform mean and variance" if model.normalize_waveform else "none"

@@ -1,10 +1,7 @@
 """``bin.analyze``: one page about a model, from its files and a little speech."""
 
 import argparse
-import base64
 import json
-import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -13,13 +10,15 @@ import torch
 import yaml
 
 from espnet2_lamer.analysis.listening import read_speech_set
-from espnet2_lamer.analysis.report import OWN_BASE, render_page, report_on, summary
+from espnet2_lamer.analysis.report import OWN_BASE, report_on, summary
 from espnet2_lamer.asr.upstream import Upstream
 from espnet2_lamer.bin import analyze
 from espnet2_lamer.convert.architecture import build_hubert
 from espnet2_lamer.convert.huggingface import save_huggingface
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers import LamerConfig, add_lamer, experts_off
+from espnet2_lamer.report.model import render_page
+from tests.report.offline import check_page
 from tests.tiny_hubert import ARCHITECTURE
 
 LAMER = {"allocation": "2,4", "rank": 2, "targets": ["output_dense"]}
@@ -156,48 +155,6 @@ def test_a_diverged_model_is_refused(data):
     )
     with pytest.raises(RecipeError, match="layer 2 of the model gives values that are"):
         report(data, model, max_utts=4)
-
-
-class _Page(HTMLParser):
-    """Tags that are open, and what the page would load."""
-
-    VOID = ("meta", "img", "br")
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.loads, self.anchors = [], [], set()
-
-    def handle_starttag(self, tag, attrs):
-        attrs = dict(attrs)
-        if tag not in self.VOID:
-            self.open.append(tag)
-        self.anchors.add(attrs.get("id"))
-        for name in ("src", "href", "srcset", "data", "action", "poster"):
-            if name in attrs:
-                self.loads.append(attrs[name])
-        assert "style" not in attrs and tag not in ("script", "link", "iframe")
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
-def check_page(page):
-    """The page is whole, and nothing in it leads outside."""
-    parser = _Page()
-    parser.feed(page)
-    assert parser.open == []
-    images = 0
-    for target in parser.loads:
-        if target.startswith("#"):
-            assert target[1:] in parser.anchors
-            continue
-        kind, content = target.split(",")
-        assert kind == "data:image/png;base64"
-        assert base64.b64decode(content, validate=True).startswith(b"\x89PNG")
-        images += 1
-    text = re.sub(r'"data:image/png;base64,[^"]*"', '""', page)
-    assert not re.search(r"https?:|//|@import|url\(", text)
-    return images
 
 
 def test_the_page_opens_offline(full):

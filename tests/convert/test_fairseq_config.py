@@ -89,7 +89,10 @@ def remove(section, key):
             model(layer_type="conformer"),
             "layer_type: found 'conformer', expected 'transformer'",
         ),
-        (model(_name="wav2vec2"), "cfg.model: found 'wav2vec2', expected 'hubert'"),
+        (
+            model(_name="wav2vec"),
+            "cfg.model: found 'wav2vec', expected one of 'hubert'",
+        ),
         (model(encoder_attention_heads=3), "no HuBERT can be built with .* 3"),
         (lambda state: state.pop("cfg"), "cfg.model: found NoneType, expected the set"),
         (

@@ -171,10 +171,15 @@ def test_missing_or_contradicting_targets_are_named(tmp_path, upstream):
     data = write_set(tmp_path / "set", "utt", 2, 0)
     with pytest.raises(RecipeError, match="target: found 'speaker'"):
         downstream.HeadOptions(target="speaker")
-    dirs = [data, data]
+    dirs, config = [data, data], tmp_path / "head.yaml"
+    config.write_text(yaml.safe_dump(CONFIG))
     with pytest.raises(RecipeError, match="utt_00 is also in another of these sets"):
-        downstream.train_head(upstream, dirs, dirs, tmp_path / "s", tmp_path / "e", "-")
+        downstream.train_head(
+            upstream, dirs, dirs, tmp_path / "s", tmp_path / "e", config
+        )
     write_table(data / "text", {"utt_00": "A"})
     with pytest.raises(RecipeError, match="text: utt_01: no text"):
-        downstream.train_head(upstream, data, data, tmp_path / "s", tmp_path / "e", "-")
+        downstream.train_head(
+            upstream, data, data, tmp_path / "s", tmp_path / "e", config
+        )
     assert not (tmp_path / "e").exists()

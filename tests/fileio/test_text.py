@@ -2,8 +2,9 @@
 
 import pytest
 
-from espnet2_lamer.data.manifest import read_manifest
 from espnet2_lamer.data.sampling import dominant_units
+from espnet2_lamer.data.sources import READERS as SOURCES
+from espnet2_lamer.data.sources import Reading, Source
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.mlsuperb import read_transcript
 from espnet2_lamer.evaluation.scoring import score_files
@@ -25,7 +26,10 @@ def test_any_unicode_is_read_and_a_mark_at_the_start_left_out(tmp_path):
 LATIN = "utt1 caf\xe9\n".encode("latin1")
 READERS = {
     "table": (read_table, b"utt0 x\n"),
-    "manifest": (read_manifest, b"utt_id\tpath\tlang\ttext\n"),
+    "manifest": (
+        lambda path: SOURCES["tsv"](Source("tsv", str(path)), Reading()),
+        b"utt_id\tpath\tlang\ttext\n",
+    ),
     "clusters": (lambda path: dominant_units(path, {"utt1"}), b"utt0 1\n"),
     "phones": (frame_phones, b"utt0 1 0 0.1 a\n"),
     "transcript": (

@@ -191,12 +191,12 @@ def decoding_finished_head(good, here, payload):
 def manifest(good, here, payload):
     from espnet2_lamer.data.audio import read_16k
     from espnet2_lamer.data.audio_decoding import Unusable
-    from espnet2_lamer.data.manifest import read_manifest
+    from espnet2_lamer.data.sources import READERS, Reading, Source
     from espnet2_lamer.errors import RecipeError
 
     path = here / "m.tsv"
     path.write_text(f"utt_id\tpath\tlang\nu0\t{payload.text()}\teng\n")
-    for row in read_manifest(path):
+    for row in READERS["tsv"](Source("tsv", str(path)), Reading()):
         try:
             read_16k(row.path)
         except Unusable as error:

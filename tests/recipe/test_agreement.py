@@ -34,6 +34,8 @@ OTHER = {
     "units": "cmn=char",
     "baselines": "random",
     "upstreams": "base",
+    "tune": "all",
+    "lm_train_text": "eng=README.md",
     "asr_layer": "1",
     "lid_layer": "1",
     "store_dtype": "float16",

@@ -45,6 +45,12 @@ def options_of(root, **changes):
         "tracks": ["asr", "lid"],
         "eval_langs": [],
         "cross_corpus": False,
+        "tune": ["head"],
+        "finetune_config": CONF / "train_asr_finetune.yaml",
+        "use_ngram": False,
+        "use_lm": False,
+        "lm_train_text": {},
+        "inference_config": CONF / "decode_asr_finetune.yaml",
         "lid_reading": "per_set",
         "multi_unit": "char",
         "nbpe": 200,
@@ -253,7 +259,7 @@ def test_every_system_of_table_1_has_a_config_with_the_papers_layers(make):
 
 
 def test_an_upstreams_own_layer_is_read_unless_the_weighted_sum_is_asked_for(make):
-    options = make(upstreams=["mhubert_147_iter3", "base"], eval_langs=["eng"])
+    options = make(upstreams=["mhubert_147_iter3", "base"])
     layers = {(r.system, r.track): r.layer for r in planned_runs(options)}
     assert layers == {
         ("mhubert_147_iter3", "asr"): 11,

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -108,6 +109,14 @@ def command(tmp_path_factory):
         "eval_seeds": "",
         "learning_rates": "",
         "baselines": "",
+        "tune": "head",
+        "finetune_config": "conf/tuning/train_asr_finetune_mini.yaml",
+        "use_ngram": "false",
+        "ngram_num": 6,
+        "use_lm": "false",
+        "lm_config": "conf/train_lm_transformer.yaml",
+        "lm_train_text": "",
+        "inference_config": "conf/decode_asr_finetune.yaml",
         "asr_config": _shorter(
             "conf/tuning/train_asr_mlsuperb_mini.yaml", root / "asr.yaml", **head
         ),
@@ -145,13 +154,32 @@ def finished(command):
 
 def test_results_name_every_language_unit_upstream_and_interval(finished):
     text = (finished.root / "exp" / "RESULTS.md").read_text()
+    rate = r"[\d.]+ \([\d.]+ to [\d.]+\)\|"
     for lang, unit in (("eng", "char"), ("cmn", "pinyin"), ("yue", "jyutping")):
-        for upstream in ("random", "base", "lamer"):
-            row = rf"\|{lang}\|{unit}\|{upstream}\|\d+\|\d+\|[\d.]+\|[\d.]+ to [\d.]+\|"
-            assert re.search(row, text), (lang, upstream)
+        assert re.search(rf"\|{lang}, {unit}, \d+ utt\.\|{rate * 3}", text), lang
+    assert "|error rate (%) by test set|random|base|lamer|lamer - base|" in text
     for part in ("Language identification", "head-only control", "phone probe", "CKA"):
         assert part in text
     assert "Synthetic formant speech" in text
+
+
+def test_the_run_has_a_page_with_verdicts_curves_routing_and_sound(finished):
+    exp = finished.root / "exp"
+    page = (exp / "report.html").read_text()
+    changes = json.loads((exp / "results.json").read_text())["changes"]
+    # Recognition, phones and identification (twice) against the base, masked units
+    # against the control.
+    assert len(changes) == 5 * 3
+    assert {c["reference"] for c in changes} == {"base", "head-only control"}
+    assert {c["lang"] for c in changes if c["old"]} == {"eng"}
+    assert len(re.findall(r'<li class="\w+"><b>', page)) == 5
+    # Loss, masked accuracy, forgetting; two heat-maps. After three updates routers
+    # have no curves yet.
+    assert page.count("data:image/png;base64,") == 5
+    assert page.count("<audio ") == page.count('<article class="clip">') > 3
+    # What stage 8 wrote for a run that stops there.
+    alone = json.loads((exp / "analysis" / "results" / "results.json").read_text())
+    assert {f["table"] for f in alone["figures"]} >= {"Masked prediction"}
 
 
 def test_the_heat_map_and_the_parameter_report_are_there(finished):
@@ -311,6 +339,62 @@ def test_printed_commands_do_by_hand_what_the_stages_did(
         for path in expected:
             found = tmp_path / path.relative_to(finished.root)
             assert undated(found) == undated(path), found
+
+
+@pytest.mark.slow  # nine trainings more
+def test_tuned_recognisers_are_rows_and_packages_of_their_own(
+    finished, tmp_path, monkeypatch
+):
+    from espnet2_lamer.bin.recipe import main
+
+    monkeypatch.chdir(RECIPE)
+    exp = tmp_path / "exp"
+    shutil.copytree(finished.root / "exp", exp, symlinks=True)
+    finetuning = _shorter(
+        "conf/tuning/train_asr_finetune_mini.yaml",
+        tmp_path / "finetune.yaml",
+        max_epoch=2,
+        num_iters_per_epoch=2,
+        frontend_conf={"freeze_encoder_steps": 1},
+        scheduler_conf={"total_steps": 4},
+    )
+    decoding = tmp_path / "decoding.yaml"
+    decoding.write_text("beam_size: 2\nngram_weight: [0.1, 0.3]\n")
+    options = {
+        "expdir": exp,
+        "upstreams": "lamer",
+        "tune": "head experts all",
+        "finetune_config": finetuning,
+        "use_ngram": "true",
+        "ngram_num": 2,
+        "inference_config": decoding,
+    }
+    main(finished(10, 13, **options))
+    text = (exp / "RESULTS.md").read_text()
+    base = torch.load(exp / "packed/ssl_lamer/model.pth", weights_only=True)
+    for lang, unit in (("eng", "char"), ("cmn", "pinyin"), ("yue", "jyutping")):
+        for system in ("lamer", "lamer_experts_tuned", "lamer_all_tuned"):
+            for row in (system, f"{system}_lm"):
+                assert f"|{lang}|{unit}|{row}|" in text, (lang, row)
+            name = f"asr_{lang}_{unit}_{system}_layer1"
+            assert (exp / "packed" / f"{name}.zip").is_file()
+            tuned = torch.load(exp / name / "final/model.pth", weights_only=True)
+            moved = {
+                key.removeprefix("frontend.upstream.")
+                for key, value in tuned.items()
+                if key.startswith("frontend.upstream.")
+                and not torch.equal(
+                    value,
+                    base[
+                        key.replace(
+                            "frontend.upstream.", "encoder.hubert_pretrain_model."
+                        )
+                    ],
+                )
+            }
+            adapters = {key for key in moved if "lora_" in key or "router" in key}
+            assert bool(adapters) == (system != "lamer")
+            assert bool(moved - adapters) == (system == "lamer_all_tuned")
 
 
 def test_a_second_run_finds_every_stage_done(finished, caplog, monkeypatch):

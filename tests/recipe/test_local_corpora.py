@@ -171,7 +171,7 @@ def test_clips_that_ml_superb_renamed_are_kept_out_of_pretraining(archives, tmp_
     ("corpus", "message"),
     [
         ("mhubert147", "mhubert147: nothing says where it is; set MHUBERT147_MANI"),
-        ("thchs30 mini", "mini cannot be joined with others; give one corpus, or sev"),
+        (" ", "names none; give one, or several of mini, manifest"),
         (
             "librispeech",
             "--corpus librispeech: no such corpus, expected mini, manifest",

@@ -197,8 +197,9 @@ def test_the_paper_preset_runs_from_checkpoints_to_packages(paper, units):
     # 20 experts of rank 12 on both Linears of 4 layers, a router row of 32 for each.
     assert (report["lora"], report["router"]) == (20 * 2 * 12 * (32 + 48), 20 * 32)
     (table,) = exp.rglob("RESULTS.md")
-    rows = [line.split("|")[1:] for line in table.read_text().splitlines()]
-    rows = {(*row[0].split("_")[:1], *row[1:3]) for row in rows if len(row) > 3}
+    figures = json.loads(table.with_name("results.json").read_text())["figures"]
+    rows = {(f["label"].split("_")[0], f["unit"], f["system"]) for f in figures}
+    assert (table.parent / "report.html").is_file()
     units_of = {"eng": "char", "cmn": "pinyin", "yue": "jyutping"}
     for lang, unit in units_of.items():
         assert {(lang, unit, "base"), (lang, unit, "lamer")} <= rows

@@ -24,6 +24,7 @@ def make(tmp_path):
     def make(config="train_ssl_lamer.yaml", **changes):
         values = {field.name: None for field in dataclasses.fields(Options)}
         values |= {
+            "tune": ["head"],
             "ssl_config": CONF / config,
             "allocation": "",
             "ssl_tag": "",

@@ -19,5 +19,6 @@ asks_only() {
     for argument in "$@"; do
         case "${argument}" in -h|--help) return 0 ;; esac
     done
-    [ "$(given print_commands false "$@")" = true ]
+    [ "$(given print_commands false "$@")" = true ] ||
+        [ "$(given plan false "$@")" = true ]
 }

@@ -24,17 +24,34 @@ def project(wav2vec2: nn.Module, features: Tensor) -> Tensor:
 def enter(wav2vec2: nn.Module, x: Tensor, packing: Packing) -> Tensor:
     """Add position embeddings to ``x [B, T, D]``, 0 at padding; returns ``[R, D]``."""
     transformer = wav2vec2.encoder.transformer
-    x = packing.pack(x + transformer.pos_conv_embed(x))
+    real = None if packing.rows is None else packing.real
+    x = packing.pack(x + transformer.pos_conv_embed(x, real))
     # torchaudio stores the negation: true is the post-norm stack's.
     if transformer.layer_norm_first:
         x = layer_norm(transformer.layer_norm, x)
     return transformer.dropout(x)
 
 
+def position_bias(wav2vec2: nn.Module, x: Tensor, packing: Packing) -> Tensor | None:
+    """WavLM's bias by distance ``[H, T, T]`` for all blocks; other families have none.
+
+    It is computed once, before the first block: under gradient checkpointing a block
+    that is computed again must find what it found before.
+    """
+    first = wav2vec2.encoder.transformer.layers[0].attention
+    if not hasattr(first, "rel_attn_embed"):
+        return None
+    return first.position_bias(packing.frames, x.dtype)
+
+
 def run_block(
-    layer: nn.Module, x: Tensor, packing: Packing, rows: Tensor | None = None
+    layer: nn.Module,
+    x: Tensor,
+    packing: Packing,
+    rows: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """One transformer block, ``[R, D]`` to ``[R, D]``.
+    """One transformer block, ``[R, D]`` to ``[R, D]``; of WavLM with ``bias``.
 
     With ``rows [M]`` nothing is computed that frames at these positions do not need,
     routing apart, which counts every frame; the result is ``[M, D]``.
@@ -43,9 +60,10 @@ def run_block(
     if rows is not None and len(getattr(feed_forward, "routers", ())) > 0:
         if not feed_forward.one_router:
             # A router of its own reads what only computed frames have.
-            return run_block(layer, x, packing).index_select(0, rows)
+            whole = run_block(layer, x, packing, None, bias)
+            return whole.index_select(0, rows)
     h = layer_norm(layer.layer_norm, x) if before else x
-    x = x + layer.dropout(_attention(layer.attention, h, packing))
+    x = x + layer.dropout(_attention(layer.attention, h, packing, bias))
     x = x if before else layer_norm(layer.layer_norm, x)
     h = layer_norm(layer.final_layer_norm, x) if before else x
     if rows is not None:
@@ -54,7 +72,9 @@ def run_block(
     return x if before else layer_norm(layer.final_layer_norm, x)
 
 
-def _attention(attention: nn.Module, x: Tensor, packing: Packing) -> Tensor:
+def _attention(
+    attention: nn.Module, x: Tensor, packing: Packing, bias: Tensor | None
+) -> Tensor:
     fused = getattr(attention, "fused", None)
     if fused is not None and fused[0].dtype == x.dtype:
         qkv = F.linear(x, *fused)
@@ -62,7 +82,12 @@ def _attention(attention: nn.Module, x: Tensor, packing: Packing) -> Tensor:
         parts = (attention.q_proj, attention.k_proj, attention.v_proj)
         qkv = torch.cat([linear(part, x) for part in parts], -1)
     dropout = attention.dropout if attention.training else 0.0
-    return linear(attention.out_proj, packing.attend(qkv, attention.num_heads, dropout))
+    heads = attention.num_heads
+    if bias is None:
+        y = packing.attend(qkv, heads, dropout)
+    else:
+        y = packing.attend_with_bias(qkv, heads, attention.gates(x), bias, dropout)
+    return linear(attention.out_proj, y)
 
 
 def _feed_forward(feed_forward: nn.Module, x: Tensor, rows: Tensor | None) -> Tensor:
@@ -99,9 +124,13 @@ def run_blocks(
     drop = transformer.layer_drop if transformer.training else 0.0
     experts = any(hasattr(m.feed_forward, "num_experts") for m in transformer.layers)
 
-    def again(layer: nn.Module, x: Tensor, rows: Tensor | None) -> Tensor:
+    bias = position_bias(wav2vec2, x, packing)
+
+    def again(
+        layer: nn.Module, x: Tensor, rows: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
         with using(copies):
-            return run_block(layer, x, packing, rows)
+            return run_block(layer, x, packing, rows, bias)
 
     last = len(transformer.layers) - 1
     for number, layer in enumerate(transformer.layers):
@@ -113,10 +142,10 @@ def run_blocks(
             continue
         if checkpointing:
             y = torch.utils.checkpoint.checkpoint(
-                *(again, layer, x, only), use_reentrant=False
+                *(again, layer, x, only, bias), use_reentrant=False
             )
         else:
-            y = run_block(layer, x, packing, only)
+            y = run_block(layer, x, packing, only, bias)
         if dropped:
             x = x if only is None else x.index_select(0, only)
             # Not a product with 0: what is left out may be anything, NaN included.

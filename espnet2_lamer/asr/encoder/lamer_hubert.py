@@ -17,6 +17,7 @@ from espnet2_lamer.asr.encoder import blocks
 from espnet2_lamer.asr.frozen_base import FrozenBase
 from espnet2_lamer.convert import load_hubert
 from espnet2_lamer.convert.architecture import LARGE, STRUCTURE, build_hubert
+from espnet2_lamer.convert.families import ADDED
 from espnet2_lamer.convert.load import source_sha256
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers import LamerConfig, Router, add_lamer
@@ -34,8 +35,8 @@ def check_beside_base(conf: Mapping[str, Any], architecture: Mapping[str, Any]) 
     Raises:
         RecipeError: With the key, the value found and the base's.
     """
-    default = LARGE | {"normalize_waveform": True}
-    for key in ("normalize_waveform", *STRUCTURE):
+    default = LARGE | {"normalize_waveform": True} | ADDED
+    for key in ("normalize_waveform", *STRUCTURE, *ADDED):
         found = json.dumps(conf.get(key))
         has = json.dumps(architecture.get(key, default[key]))
         if found not in ("null", has):
@@ -160,6 +161,11 @@ class LamerHubertEncoder(FrozenBase, TorchAudioHuBERTPretrainEncoder):
             others are arguments of ``torchaudio.models.wav2vec2_model``.
         encoder_layer_drop: It and the dropouts are a training's, with a base as
             without; 0 whatever the base was trained with.
+        family: ``hubert``, ``wav2vec2``, ``data2vec-audio`` or ``wavlm``; it and the
+            next three are HuBERT's without a base.
+        encoder_pos_conv_depth: Convolutions of data2vec's position embedding.
+        encoder_num_buckets: Buckets of WavLM's relative position bias.
+        encoder_max_distance: Frames, from which on all share the last bucket.
 
     Raises:
         RecipeError: An option, or the base, does not fit.
@@ -193,6 +199,10 @@ class LamerHubertEncoder(FrozenBase, TorchAudioHuBERTPretrainEncoder):
         encoder_dropout: float = 0.0,
         encoder_layer_norm_first: bool | None = None,
         encoder_layer_drop: float = 0.0,
+        family: str | None = None,
+        encoder_pos_conv_depth: int | None = None,
+        encoder_num_buckets: int | None = None,
+        encoder_max_distance: int | None = None,
     ) -> None:
         given = locals()
         AbsEncoder.__init__(self)
@@ -201,7 +211,7 @@ class LamerHubertEncoder(FrozenBase, TorchAudioHuBERTPretrainEncoder):
         dropouts = {key: given[key] for key in LARGE if key not in STRUCTURE}
         stated = {
             key: given[key]
-            for key in ("normalize_waveform", *STRUCTURE)
+            for key in ("normalize_waveform", *STRUCTURE, *ADDED)
             if given[key] is not None
         }
         base_sha256 = None
@@ -404,8 +414,9 @@ class LamerHubertEncoder(FrozenBase, TorchAudioHuBERTPretrainEncoder):
         packing = Packing(batch, frames, features.new_full((batch,), frames), None)
         x = blocks.project(self.wav2vec2, features)
         found = [blocks.enter(self.wav2vec2, x, packing)]
+        bias = blocks.position_bias(self.wav2vec2, found[0], packing)
         for layer in self.wav2vec2.encoder.transformer.layers:
-            found.append(blocks.run_block(layer, found[-1], packing))
+            found.append(blocks.run_block(layer, found[-1], packing, None, bias))
         if self.final_norm:
             found[-1] = blocks.leave(self.wav2vec2, found[-1])
         return [packing.unpack(state) for state in found]

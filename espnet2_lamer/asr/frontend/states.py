@@ -41,14 +41,18 @@ def stretch_to_grid(
     return stretched * (frames[None] < lengths[:, None]).unsqueeze(-1), lengths
 
 
-@torch.no_grad()
 def upstream_states(
-    upstream: FrozenUpstream, wavs: Tensor, lengths: Tensor, layer: int | str
+    upstream: FrozenUpstream,
+    wavs: Tensor,
+    lengths: Tensor,
+    layer: int | str,
+    trains: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Run a frozen upstream and return the chosen states side by side.
+    """Run an upstream and return the chosen states side by side.
 
     Waveforms are zero-padded 16 kHz ``[B, n]``, their samples ``[B]``, at least 400
-    (``TooShortError``); the upstream lets no padding reach an utterance's states.
+    (``TooShortError``); the upstream lets no padding reach an utterance's states. Only
+    where it ``trains`` they have gradients.
 
     Returns:
         ``[B, T, S * D]`` with ``T = max ceil(n / hop)``, S the number of chosen
@@ -56,8 +60,10 @@ def upstream_states(
     """
     chosen = selected_states(upstream.num_layers, layer)
     check_samples(lengths.tolist())
-    hidden, hidden_lengths = upstream.extract_features(wavs, lengths, chosen[-1])
-    states = torch.cat([hidden[k] for k in chosen], dim=-1)
+    extract = upstream.states_with_gradients if trains else upstream.extract_features
+    with torch.set_grad_enabled(trains):
+        hidden, hidden_lengths = extract(wavs, lengths, chosen[-1])
+        states = torch.cat([hidden[k] for k in chosen], dim=-1)
     return stretch_to_grid(states, hidden_lengths, lengths, upstream.hop)
 
 

@@ -9,6 +9,8 @@ CORPORA = {
     "fleurs": "FLEURS",
     "mhubert147": "MHUBERT147_MANIFEST",
 }
+#: What may be joined with them: the embedded corpus, and anybody's own speech.
+OWN = ("mini", "manifest")
 #: Variable of ``db.sh``: the audio of mHuBERT-147's manifests.
 MHUBERT147_AUDIO = "MHUBERT147_AUDIO"
 #: Below the data folder: what each corpus gives to pretraining.

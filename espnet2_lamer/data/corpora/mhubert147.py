@@ -21,7 +21,8 @@ from espnet2_lamer.data.corpora.archive import (
     read_rows,
     visible,
 )
-from espnet2_lamer.data.sets import Utterance, language_code
+from espnet2_lamer.data.languages import language_code
+from espnet2_lamer.data.sets import Utterance
 from espnet2_lamer.errors import RecipeError
 
 #: The paper's choice of datasets, spelled as :func:`_plain` does.

@@ -12,6 +12,7 @@ from pathlib import Path
 from espnet2_lamer.data.corpora import (
     CORPORA,
     EVAL_DIR,
+    OWN,
     PRETRAIN_DIR,
     commonvoice,
     fleurs,
@@ -20,6 +21,7 @@ from espnet2_lamer.data.corpora import (
 )
 from espnet2_lamer.data.corpora.archive import Archive, Ledger
 from espnet2_lamer.data.sampling import seed_of
+from espnet2_lamer.data.segments import audio_tables, read_wavs
 from espnet2_lamer.data.sets import (
     SPLITS,
     Utterance,
@@ -55,7 +57,7 @@ _BETWEEN_HANZI = re.compile(f"(?<=[{_HANZI}]) (?=[{_HANZI}])")
 _UNSPACED = ("cmn", "yue")
 # The corpus that is a selection from others.
 _SELECTION = "mhubert147"
-_TABLES = ("wav.scp", "utt2spk", "utt2lang", "utt2source", "text", "romanisation")
+_TABLES = ("utt2spk", "utt2lang", "utt2source", "text", "romanisation")
 # Where no corpus has a dev set: as many per source as mHuBERT-147's validation set has
 # per language and dataset, and never more than a tenth.
 _HELD_OUT = 5
@@ -229,7 +231,8 @@ def join_corpora(
     """Write ``<output_dir>/{train,dev,test}_<lang>`` and ``corpora.json``.
 
     ``train`` joins what all corpora give to pretraining; with ``mhubert147`` among them
-    its manifests say what pretraining takes, and the others only give evaluation sets.
+    its manifests say what pretraining takes, and other public corpora only give
+    evaluation sets; ``manifest`` and ``mini`` are always trained on.
     ``dev`` and ``test`` join the evaluation sets of the corpora that have pretraining
     data, so those for out-of-domain evaluation do not get in. A language without a dev
     set gets a few utterances of ``train``, drawn by a hash of their ids. Sets of other
@@ -244,9 +247,10 @@ def join_corpora(
         if not folders["train"]:
             raise RecipeError(
                 f"--corpus {' '.join(corpora)}: no pretraining speech in language "
-                f"{lang}; add a corpus that has it ({', '.join(CORPORA)}, or "
-                "--corpus manifest), or take it out of --new_langs/--replay_langs"
+                f"{lang}; add a corpus that has it ({', '.join((*CORPORA, *OWN))}"
+                "), or take it out of --new_langs/--replay_langs"
             )
+    _check_ids(plan)
     report: dict = {"corpora": list(corpora), "seed": seed, "sets": {}}
     for lang, folders in plan.items():
         held_out = set() if folders["dev"] else _hold_out(folders["train"], seed)
@@ -272,9 +276,26 @@ def join_corpora(
     return report
 
 
+def _check_ids(plan: dict[str, dict[str, list[Path]]]) -> None:
+    """Raise RecipeError where two corpora share an id: one would hide the other."""
+    for folders in plan.values():
+        for parts in folders.values():
+            seen: dict[str, Path] = {}
+            for folder in parts if len(parts) > 1 else ():
+                for utt in read_wavs(folder):
+                    if utt in seen:
+                        raise RecipeError(
+                            f"{folder}: utterance id {utt!r} is in {seen[utt]}, too; "
+                            "put a name before your own: --manifest SOURCE,prefix=NAME"
+                        )
+                    seen[utt] = folder
+
+
 def _plan(output_dir: Path, corpora: Sequence[str], lang: str) -> dict[str, list[Path]]:
     in_domain = [c for c in corpora if (output_dir / PRETRAIN_DIR / c).is_dir()]
-    selected = [_SELECTION] if _SELECTION in corpora else in_domain
+    selected = in_domain
+    if _SELECTION in corpora:
+        selected = [_SELECTION, *(c for c in in_domain if c in OWN)]
     pretrain = [output_dir / PRETRAIN_DIR / c / f"train_{lang}" for c in selected]
     folders = {"train": [folder for folder in pretrain if folder.is_dir()]}
     for split in SPLITS[1:]:
@@ -301,15 +322,20 @@ def _join(
 ) -> Counter[str]:
     """Join data directories; ``is_dev`` None: whole, else with or without held_out."""
     counts: Counter[str] = Counter()
+
+    def joined(read: Callable[[Path], dict[str, str]]) -> dict[str, str]:
+        return {
+            utt: value
+            for folder in folders
+            for utt, value in read(folder).items()
+            if is_dev is None or (utt in held_out) == is_dev
+        }
+
     with atomic_dir(directory) as temporary:
+        write_tables(temporary, audio_tables(joined(read_wavs)))
         # One table after the other: each may have more than a million lines.
         for name in _TABLES:
-            table = {
-                utt: value
-                for folder in folders
-                for utt, value in read_if_there(folder / name).items()
-                if is_dev is None or (utt in held_out) == is_dev
-            }
+            table = joined(lambda folder, name=name: read_if_there(folder / name))
             write_tables(temporary, {name: table})
             if name == "utt2source":
                 counts.update(table.values())

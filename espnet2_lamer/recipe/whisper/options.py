@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from espnet2_lamer.data.sets import language_code
+from espnet2_lamer.data.languages import language_code
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.recipe.declaration import (
     as_text,

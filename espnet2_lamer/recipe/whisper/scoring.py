@@ -26,7 +26,7 @@ from espnet2_lamer.evaluation.text_units import NoUnitsError, normalize_text, to
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.metrics.measure import Measure
-from espnet2_lamer.recipe.scoring import data_notes, read_json
+from espnet2_lamer.recipe.reporting import caveats, read_json
 from espnet2_lamer.recipe.whisper.options import WhisperOptions
 from espnet2_lamer.recipe.whisper.systems import (
     AWARE,
@@ -176,6 +176,7 @@ def tabulate(options: WhisperOptions) -> None:
         tables=_over_languages(options, runs, baselines) + ([known] if known else []),
         parameters=_costs(options, systems),
         environment=describe_environment(),
+        caveats=caveats(options),
         notes=_notes(options),
         column="system",
     )
@@ -257,7 +258,6 @@ def _notes(options: WhisperOptions) -> list[str]:
             " Languages that share a token are told apart by the experts alone; the "
             "frozen Whisper cannot tell them apart."
         )
-    notes += data_notes(options)
     if {"cmn", "yue"} & set(options.langs):
         notes.append(
             "In characters, a hypothesis in the other script (traditional for "

@@ -28,6 +28,8 @@ def make_options(root, **changes):
         "min_duration": 1.0,
         "max_duration": 12.0,
         "max_bad_audio": 1.0,
+        "segment": "none",
+        "segments": "",
         "whisper": "base",
         "prompts": {"eng": "en", "cmn": "zh", "yue": "zh"},
         "systems": list(SYSTEMS),

@@ -106,7 +106,7 @@ def finished(command):
 
 def systems_in(text, lang, unit):
     """Return the systems that RESULTS.md has a figure with an interval for."""
-    row = rf"\|{lang}\|{unit}\|(\w+)\|2\|\d+\|[\d.]+\|[\d.]+ to [\d.]+\|"
+    row = rf"\|{lang}, {unit}, 2 utt\.\|(\w+)\|[\d.]+ \([\d.]+ to [\d.]+\)\|"
     return set(re.findall(row, text))
 
 
