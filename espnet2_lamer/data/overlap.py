@@ -229,6 +229,8 @@ def _fingerprints(
     for utt, print_, problem in over_files(_fingerprint, whole, nj, "fingerprints"):
         if not problem:
             yield utt, print_
+    if not parts:
+        return
     calls = ({path: path for path in parts}, nj, "fingerprints", parts)
     for _, found, problem in over_files(_part_fingerprints, *calls, each=1):
         yield from () if problem else found

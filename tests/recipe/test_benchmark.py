@@ -259,7 +259,7 @@ def test_every_system_of_table_1_has_a_config_with_the_papers_layers(make):
 
 
 def test_an_upstreams_own_layer_is_read_unless_the_weighted_sum_is_asked_for(make):
-    options = make(upstreams=["mhubert_147_iter3", "base"], eval_langs=["eng"])
+    options = make(upstreams=["mhubert_147_iter3", "base"])
     layers = {(r.system, r.track): r.layer for r in planned_runs(options)}
     assert layers == {
         ("mhubert_147_iter3", "asr"): 11,

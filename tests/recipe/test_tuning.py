@@ -26,7 +26,7 @@ def read(tmp_path, monkeypatch):
 
 
 def test_each_tune_is_a_system_and_a_directory_of_its_own(read):
-    options = read(tune="head experts all", tracks="asr lid")
+    options = read(tune="head experts all", tracks="asr lid", eval_langs="eng cmn")
     found = {(r.track, r.tune): set() for r in planned_runs(options)}
     for run in planned_runs(options):
         found[run.track, run.tune].add(run.system)

@@ -139,8 +139,11 @@ def test_heads_with_text_are_planned_where_there_is_text(planned, cmn, reason):
     both = ("eng", "cmn")
     one = dict.fromkeys(("asr", "multi_asr", "asr_lid"), ("eng",))
     assert found == one | {"lid": both}
+    # The same language alone: nothing to recognise, and nothing to tell it from.
     options.replay_langs = []
-    assert [task.track for task in planned_tasks(options)] == ["lid"]
+    assert planned_tasks(options) == []
+    options.replay_langs, options.eval_langs = ["eng"], ["eng"]
+    assert {task.track for task in planned_tasks(options)} == {"asr", "multi_asr"}
 
 
 def test_before_there_are_data_everything_is_planned(planned):
