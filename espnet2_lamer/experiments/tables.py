@@ -231,17 +231,20 @@ def with_averages(
     """Yield names and figures: each alone, and averages over languages.
 
     An average is of the languages' figures, each with the same weight, as the "avg"
-    of the paper's tables.
+    of the paper's tables; of each unit where languages have several (ways to identify).
     """
     by_kind: dict[str, list[CellMeasure]] = {}
     for name, measure in measures.items():
         yield name, [measure], measure
         if measure.lang and measure.parts:
             by_kind.setdefault(measure.kind, []).append(measure)
-    for kind, same in by_kind.items():
-        if len(same) > 1:
-            sample = replace(same[0], lang=AVERAGE, test="", unit="")
-            yield f"{kind} {AVERAGE}", same, sample
+    for same in by_kind.values():
+        several = len({(m.lang, m.test) for m in same}) < len(same)
+        for unit in dict.fromkeys(m.unit if several else "" for m in same):
+            own = [m for m in same if not several or m.unit == unit]
+            if len(own) > 1:
+                sample = replace(own[0], lang=AVERAGE, test="", unit=unit)
+                yield sample.name, own, sample
 
 
 def _plain(difference: Difference | None) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.experiments.definition import plan_cells, read_definition
 from espnet2_lamer.experiments.launch import prepare_data, run_cell
 from espnet2_lamer.experiments.matrix import Matrix, Store
-from espnet2_lamer.experiments.measures import KINDS, CellMeasure, read_measures
+from espnet2_lamer.experiments.measures import KINDS, CellMeasure, rate, read_measures
 from espnet2_lamer.experiments.tables import with_averages
 from espnet2_lamer.fileio.atomic import write_json
 
@@ -271,3 +271,18 @@ def test_records_whose_names_held_layer_and_router_are_read():
     old = {"name": f"{kind} layer 11 ffn", "kind": kind, "lang": "", "value": 0.3}
     found = CellMeasure.from_dict(old | {"parts": {}, "null": 0.1})
     assert (found.layer, found.router, found.name) == (11, "ffn", old["name"])
+
+
+def test_ways_to_identify_have_an_average_each():
+    found = {}
+    for lang, by_tag, first in (("cmn", 1, 4), ("yue", 3, 2)):
+        for unit, right in (("by tag", by_tag), ("first tag", first)):
+            measure = rate("LID accuracy", lang, {"a": (right, 4)}, unit)
+            found[measure.name] = measure
+    averages = {
+        n: [m.value for m in g] for n, g, _ in with_averages(found) if len(g) > 1
+    }
+    assert averages == {
+        "LID accuracy average (by tag)": [25.0, 75.0],
+        "LID accuracy average (first tag)": [100.0, 50.0],
+    }
