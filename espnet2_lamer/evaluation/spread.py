@@ -24,6 +24,7 @@ _KINDS = {
     "masked accuracy": "masked units",
     "phone probe": "phones",
 }
+_BASE = "base"
 _COLUMNS = {"measure", "system", "seeds", "difference", "effect"}
 
 
@@ -47,45 +48,50 @@ class Spread:
 
 
 def read_spread(path: str | Path, system: str = "lamer") -> Spread:
-    """Read a CSV of ``bin.experiment``.
+    """Read the differences of ``system`` and the base in a CSV of ``bin.experiment``.
 
-    Systems whose names begin with ``system`` count, such as the same in another
-    arithmetic; of several the one with the largest deviation is taken. Measures with
-    one seed, and those in which no seed differed, are left out.
+    Either may be the table's baseline. Systems whose names begin with ``system`` count,
+    such as the same in another arithmetic; of several the one with the largest
+    deviation is taken. Measures with one seed, and those in which no seed differed, are
+    left out.
 
     Raises:
-        RecipeError: It is no such file, or has no measure with several seeds.
+        RecipeError: It is no such file, or has no such difference over several seeds.
     """
     from scipy.stats import t
 
     path, points, seeds = Path(path), {}, set()
     with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file)
-        if not _COLUMNS <= set(rows.fieldnames or ()):
+        table = csv.DictReader(file)
+        if not _COLUMNS <= set(table.fieldnames or ()):
             raise RecipeError(
-                f"{path}: found columns {rows.fieldnames}, expected a CSV of "
+                f"{path}: found columns {table.fieldnames}, expected a CSV of "
                 f"bin.experiment with {', '.join(sorted(_COLUMNS))}"
             )
-        for row in rows:
-            kind = next((k for k in _KINDS if row["measure"].startswith(f"{k} ")), "")
-            count = len(row["seeds"].split())
-            effect = float(row["effect"] or 0)
-            if not kind or not effect or not row["system"].startswith(system):
-                continue
-            rest = row["measure"].removeprefix(f"{kind} ")
-            lang, _, unit = rest.removesuffix(")").partition(" (")
-            what = _KINDS[kind]
-            key = (f"{what} {unit}" if what.endswith("by") else what), lang
-            apart = (
-                t.ppf(0.975, count - 1)
-                * 2**0.5
-                * abs(float(row["difference"]) / effect)
-            )
-            points[key] = max(points.get(key, 0.0), float(apart))
-            seeds.add(count)
+        rows = list(table)
+    # What the others are compared with has no difference in any row.
+    compared = {row["system"] for row in rows if row["difference"]}
+    baseline = {row["system"] for row in rows} - compared
+    ours = any(name.startswith(system) for name in baseline)
+    wanted = _BASE if ours else system
+    for row in rows:
+        kind = next((k for k in _KINDS if row["measure"].startswith(f"{k} ")), "")
+        effect = float(row["effect"] or 0)
+        if not kind or not effect or not row["system"].startswith(wanted):
+            continue
+        rest = row["measure"].removeprefix(f"{kind} ")
+        lang, _, unit = rest.removesuffix(")").partition(" (")
+        what = _KINDS[kind]
+        key = (f"{what} {unit}" if what.endswith("by") else what), lang
+        count = len(row["seeds"].split())
+        deviation = abs(float(row["difference"]) / effect)
+        apart = float(t.ppf(0.975, count - 1) * 2**0.5 * deviation)
+        points[key] = max(points.get(key, 0.0), apart)
+        seeds.add(count)
     if not points:
         raise RecipeError(
-            f"{path}: no measure of a system {system!r} with several seeds; expected "
-            "what bin.experiment writes of conf/experiments/spread.yaml"
+            f"{path}: no difference of {system!r} and {_BASE!r} over several seeds; "
+            "expected what bin.experiment writes of a definition with both "
+            "(docs/experiments.md)"
         )
     return Spread(points, min(seeds), str(path))

@@ -92,8 +92,9 @@ RECIPE = (
 ).split()
 # The head of several languages has the values of that of LID.
 ONE_HEAD = (b"train_multi_asr_mlsuperb.yaml", b"train_lid_mlsuperb.yaml")
-# Lines of presets on recognisers beyond heads, whose configs stay out.
-_RECOGNISERS = re.compile(rb"(?m)^(finetune|lm)_config=.*\n")
+# Lines of presets that name what stays out: recognisers beyond heads, and how far runs
+# lie apart.
+_LEFT_OUT = re.compile(rb"(?m)^(finetune_config|lm_config|spread)=.*\n")
 
 
 def write_pull_request(
@@ -171,7 +172,7 @@ def _recipe(
             )
     presets = f"egs2/{CORPUS}/ssl1/conf/presets"
     for name in (f"{presets}/mini.sh", f"{presets}/paper.sh"):
-        files[name] = _RECOGNISERS.sub(b"", files[name])
+        files[name] = _LEFT_OUT.sub(b"", files[name])
     files[f"{presets}/paper.sh"] = files[f"{presets}/paper.sh"].replace(*ONE_HEAD)
     left_out = {"asr1": "all of it"}
     for name in laid:

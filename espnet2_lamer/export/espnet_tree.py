@@ -27,7 +27,8 @@ ASR_LINKS = ("db.sh", "pyscripts", "steps", "utils")
 COPIES = ("cmd.sh", "conf/pbs.conf", "conf/queue.conf", "conf/slurm.conf")
 # Own files; conf and local are links here and folders there.
 PATTERNS = (
-    "run.sh mini/SHA256SUMS mini/*/* conf/**/*.yaml conf/**/*.sh local/*.py"
+    "run.sh mini/SHA256SUMS mini/*/* conf/**/*.yaml conf/**/*.sh "
+    "conf/**/*.csv local/*.py"
 ).split()
 # Where ESPnet's .gitignore looks away: the checkpoints are too large for it.
 MINI = "downloads/mini"

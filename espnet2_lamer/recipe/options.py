@@ -320,6 +320,7 @@ class Options(CommonOptions):
         "nothing is called gained or lost",
         "",
         empty="not known",
+        exists=True,
     )
     baselines: list[str] = head_option(
         "systems the others are tested against", [], empty="random and base"

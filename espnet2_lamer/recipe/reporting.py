@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from espnet2_lamer.data.languages import named
-from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.changes import Question
 from espnet2_lamer.evaluation.results import (
     CONFOUNDED,
@@ -122,7 +121,7 @@ def find_spread(options: Options) -> Spread:
     """Read ``--spread``; a preset's is of the preset's own options.
 
     Raises:
-        RecipeError: A file that is not there, or no CSV of ``bin.experiment``.
+        RecipeError: It is no CSV of ``bin.experiment``, or not of this system.
     """
     others = sorted(set(options.given) - _OF_ANY_RUN)
     if "spread" not in options.given and options.spread and others:
@@ -130,11 +129,7 @@ def find_spread(options: Options) -> Spread:
         text += "lie apart is not known here"
         logging.info(text, options.spread, others[0])
         return Spread()
-    if not options.spread:
-        return Spread()
-    if not Path(options.spread).is_file():
-        raise RecipeError(f"--spread: {options.spread} not found")
-    return read_spread(options.spread, options.ssl_tag)
+    return read_spread(options.spread, options.ssl_tag) if options.spread else Spread()
 
 
 def question(options: Options, runs: Mapping[Task, Run]) -> Question:

@@ -72,6 +72,17 @@ def test_measures_are_called_as_in_results_and_the_larger_deviation_counts(tmp_p
     assert spread.of("phones", "yue") is None
 
 
+def test_either_of_the_two_may_be_the_tables_baseline(tmp_path):
+    (tmp_path / "spread.csv").write_text(
+        "measure,system,seeds,difference,effect\n"
+        "phone probe eng,lamer,0 1 2,,\n"
+        "phone probe eng,teacher,0 1 2,9.0,0.1\n"
+        "phone probe eng,base,0 1 2,-3.0,-1.5\n"
+    )
+    spread = read_spread(tmp_path / "spread.csv")
+    assert spread.of("phones", "eng") == pytest.approx(4.302653 * 2**0.5 * 2.0)
+
+
 @pytest.mark.parametrize("text", ["measure,mean\na,1\n", ",".join(COLUMNS) + "\n"])
 def test_another_table_is_refused(text, tmp_path):
     (tmp_path / "spread.csv").write_text(text)

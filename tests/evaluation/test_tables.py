@@ -6,6 +6,7 @@ import json
 import pytest
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.evaluation.changes import Question
 from espnet2_lamer.evaluation.results import (
     MeasureTable,
     Results,
@@ -14,6 +15,7 @@ from espnet2_lamer.evaluation.results import (
     write_results,
 )
 from espnet2_lamer.evaluation.scoring import Counts, LidScore, Score
+from espnet2_lamer.evaluation.spread import Spread
 from espnet2_lamer.metrics.bootstrap import (
     mcnemar_exact,
     paired_bootstrap,
@@ -112,6 +114,19 @@ def test_tables_name_languages_where_names_are_known(results, tmp_path):
     assert row(text, "cmn (Mandarin Chinese), 40 utt.")
     rows = csv.DictReader((tmp_path / "results.csv").open())
     assert {r["label"] for r in rows} >= {"cmn", "eng"}
+
+
+def test_beside_a_difference_stands_how_far_runs_lie_apart(results, tmp_path):
+    spread = Spread({("recognition", "cmn"): 3.04}, 5, "spread.csv")
+    asked = Question("lamer", ("base",), ("cmn",), (), {CMN: "cmn"}, spread=spread)
+    results.question = asked
+    write_results(tmp_path, results)
+    cells = row((tmp_path / "RESULTS.md").read_text(), "cmn, pinyin, 40 utt.")
+    assert cells[-1].endswith(", runs ±3.0") and "±" not in "".join(cells[:-1])
+    data = json.loads((tmp_path / "results.json").read_text())
+    (change,) = data["changes"]
+    assert abs(change["value"]) > 3.04 and change["spread"] == 3.04
+    assert data["question"]["spread"] == {"runs": 5, "source": "spread.csv"}
 
 
 def test_systems_stand_side_by_side_with_interval_and_difference(written):
