@@ -47,14 +47,14 @@ class SetInfo:
     """What a set is, for ``set.json``.
 
     Attributes:
-        benchmark: ``own``, ``paper`` or ``mlsuperb``.
+        benchmark: One of ``runs.BENCHMARKS``.
         unit: Of ``text``; ``text.char`` and ``text.raw`` are there in any case, unless
             the unit is ``lang``: speech for language identification alone.
         budget: ``10min``, ``1h`` or ``all``; dev and test sets: empty.
         seed: Drew the utterances, or None where a list did.
         few_shot: Whether ML-SUPERB reserves the language: five training utterances.
         normalisation: Of the text: ``official`` (ASCII punctuation deleted, upper
-            case) or ``all punctuation`` (Unicode's too).
+            case), ``all punctuation`` (Unicode's too) or ``as written``.
     """
 
     benchmark: str

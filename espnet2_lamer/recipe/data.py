@@ -25,6 +25,7 @@ from espnet2_lamer.evaluation.mlsuperb import (
     read_transcript,
     scan_tree,
 )
+from espnet2_lamer.evaluation.mlsuperb2 import prepare_mlsuperb2
 from espnet2_lamer.evaluation.paper_sets import prepare_paper_sets
 from espnet2_lamer.parallel import workers
 from espnet2_lamer.recipe.benchmark import eval_langs, without_text
@@ -176,6 +177,8 @@ def format_evaluation(options: Options) -> None:
     with workers(options.dask):
         if options.benchmark == "mlsuperb":
             prepare_mlsuperb(options.mlsuperb, *where, budgets, nj=options.nj)
+        elif options.benchmark == "mlsuperb2":
+            prepare_mlsuperb2(options.mlsuperb, *where[:3], **audio)
         elif options.benchmark == "paper":
             lists = options.eval_lists or None
             prepare_paper_sets(

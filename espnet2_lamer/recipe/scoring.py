@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from espnet2_lamer.evaluation.benchmark_sets import SPEECH_MINUTES
+from espnet2_lamer.evaluation.challenge import challenge_table
 from espnet2_lamer.evaluation.downstream import HeadOptions, train_head
 from espnet2_lamer.evaluation.head_decoding import decode_run
 from espnet2_lamer.evaluation.language_model import LmOptions, add_language_models
@@ -133,6 +134,8 @@ def score(options: Options) -> None:
     }
     baselines = options.baselines or [n for n in ("random", "base") if n in systems]
     tables = [language_table(tests, baselines, options.seed), superb_table(tests)]
+    challenge = options.expdir, baselines, options.seed
+    tables.append(challenge_table(tests, *challenge))
     tables.append(_set_table(options, tests))
     tables = [table for table in tables if table is not None] + _rate_table(rates)
     parameters, asked = {}, None
