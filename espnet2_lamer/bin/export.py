@@ -15,7 +15,6 @@ from espnet2_lamer.fileio.text import read_text
 from espnet2_lamer.fileio.trust import S3PRL_PREFIX
 from espnet2_lamer.recipe.declaration import READERS
 
-
 #: Files of ``--wav_scp`` that a submission is tried with.
 MOST_AUDIO = 8
 

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from espnet2_lamer.convert.espnet_experiment import CONFIG
 from espnet2_lamer.errors import RecipeError
@@ -34,12 +36,13 @@ CODE = Path(__file__).parent / "challenge_code"
 PACKAGE = Path(__file__).parents[1]
 _FILES = ("model.py", "check.py", "dynabench.py")
 _LICENCES = ("LICENSE", "NOTICE")
+_NAME = "espnet2-lamer"
 _README = """\
 # A submission to ML-SUPERB 2.0's challenge
 
-`API(waveform, true_lid=None)` in `model.py` returns `(pred_lid, pred_asr)`: the ISO 639-3
-code of the language and the text of 16 kHz speech. This folder needs nothing beside it
-but Python {python} and the packages of `requirements.txt`, and no network:
+`API(waveform, true_lid=None)` in `model.py` returns `(pred_lid, pred_asr)`: the ISO
+639-3 code of the language and the text of 16 kHz speech. This folder needs nothing
+beside it but Python {python} and the packages of `requirements.txt`, and no network:
 
 ```bash
 python{python} -m venv env && env/bin/pip install -r requirements.txt
@@ -65,8 +68,8 @@ tried as below; the server was not at hand.
 - with `true_lid` the text is decoded as of that language, which is returned; a language
   that is not in the list is not used, which is logged
 - more than {longest:g} s are recognised in pieces, cut at quiet places
-- loading {loading:.1f} s, real-time factor {factor:.4f}, peak memory {ram:.2f} GB, of a GPU
-  {gpu:.2f} of 24 GB, on {device} of the machine that wrote this
+- loading {loading:.1f} s, real-time factor {factor:.4f}, peak memory {ram:.2f} GB, of
+  a GPU {gpu:.2f} of 24 GB, on {device} of the machine that wrote this
 - weights: {licence}
 {notes}"""
 
@@ -136,7 +139,7 @@ def _licences() -> list[Path]:
     """Find the texts of the package's licence: of a checkout, or installed with it."""
     places = [PACKAGE.parent / name for name in _LICENCES]
     try:
-        installed = importlib.metadata.files("espnet2-lamer") or []
+        installed = importlib.metadata.files(_NAME) or []
         places += [Path(f.locate()) for f in installed if f.name in _LICENCES]
     except importlib.metadata.PackageNotFoundError:
         pass
@@ -176,16 +179,41 @@ def _compare(head: JointHead, rows: Sequence[list], audio: Sequence[str]) -> Non
 
 
 def _requirements(modules: Sequence[str]) -> str:
-    """Return a line per package of others that was imported, in its version."""
+    """Return a line per package that was imported and is needed, in its version.
+
+    Needed is what this package asks for, and what that asks for in turn: others are
+    imported where they happen to be installed.
+    """
     owners = importlib.metadata.packages_distributions()
-    names = {name for module in modules for name in owners.get(module, ())}
-    lines = set()
-    for name in names:
-        if name.lower().replace("_", "-") != "espnet2-lamer":
-            # "+cu130" says where a build comes from, and no index has it.
-            version = importlib.metadata.version(name).partition("+")[0]
-            lines.add(f"{name}=={version}")
-    return "".join(f"{line}\n" for line in sorted(lines, key=str.lower))
+    imported = {canonicalize_name(n) for m in modules for n in owners.get(m, ())}
+    needed: set[str] = set()
+    waiting = [_NAME]
+    while waiting:
+        name = waiting.pop()
+        if name not in needed:
+            needed.add(name)
+            waiting += _asks_for(name)
+    # Not installed but on the path: nobody says what it asks for.
+    kept = imported & needed if len(needed) > 1 else imported
+    # "+cu130" says where a build comes from, and no index has it.
+    versions = {
+        name: importlib.metadata.version(name).partition("+")[0]
+        for name in kept - {_NAME}
+    }
+    return "".join(f"{name}=={versions[name]}\n" for name in sorted(versions))
+
+
+def _asks_for(name: str) -> list[str]:
+    try:
+        asked = importlib.metadata.requires(name) or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    found = map(Requirement, asked)
+    return [
+        canonicalize_name(requirement.name)
+        for requirement in found
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+    ]
 
 
 def _readme(found: Mapping[str, Any], origin: Origin) -> str:

@@ -23,8 +23,8 @@ RATE = 16000
 LENGTHS = (0.0, 0.01, 0.1, 1.0, 5.0, 20.0, 65.0)
 #: Memory of the server's GPU, in GB.
 LIMIT = 24
-# What the system's own modules are called, in sys.modules.
-_BUILT_IN = {*sys.stdlib_module_names, "__main__"}
+# Modules that come from nowhere else.
+_BUILT_IN = {*sys.stdlib_module_names, "__main__", "model"}
 
 
 def refuse(*address):
