@@ -40,18 +40,22 @@ hidden = {
 
 
 class Hiding(importlib.abc.MetaPathFinder):
-    """Finds nothing of what would not be there."""
+    """A finder that finds nothing of what would not be there."""
+
+    def __init__(self, finder):
+        self.finder = finder
 
     def find_spec(self, name, path=None, target=None):
-        """Refuse what is hidden."""
+        """Find what is not hidden."""
         if name.split(".")[0] in hidden:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            return None
+        return self.finder.find_spec(name, path, target)
 
 
 assert "torch" not in hidden and hidden, hidden
 for name in [m for m in sys.modules if m.split(".")[0] in hidden]:
     del sys.modules[name]
-sys.meta_path.insert(0, Hiding())
+sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path]
 report = Path.cwd() / "found.json"
 sys.argv = [str(FOLDER / "check.py"), "--json", str(report), *sys.argv[2:]]
 runpy.run_path(sys.argv[0], run_name="__main__")

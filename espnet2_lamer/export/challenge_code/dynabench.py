@@ -4,6 +4,7 @@ In the template of the organisers, ``app/resources/`` gets the folder that this 
 comes from.
 """
 
+import importlib
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 
 RATE = 16000
+SCHEMAS = "app.domain.schemas.model"
 
 
 class ModelController:
@@ -20,22 +22,21 @@ class ModelController:
         resources = Path(__file__).resolve().parent.parent / "resources"
         if str(resources) not in sys.path:
             sys.path.insert(0, str(resources))
-        from model import API, load
-
-        load()
-        self.api = API
+        ours = importlib.import_module("model")
+        ours.load()
+        self.api = ours.API
+        # The template's own.
+        self.answer = importlib.import_module(SCHEMAS).ModelSingleOutput
 
     def single_inference(self, input_data):
         """Return language and text of one utterance."""
-        from app.domain.schemas.model import ModelSingleOutput
-
         speech = np.asarray(input_data.audio, dtype=np.float32)
         if input_data.sample_rate != RATE:
             import soxr
 
             speech = soxr.resample(speech, input_data.sample_rate, RATE)
         language, text = self.api(speech, input_data.language or None)
-        return ModelSingleOutput(language=f"[{language}]", text=text)
+        return self.answer(language=f"[{language}]", text=text)
 
     def batch_inference(self, input_data):
         """Return them of several utterances, one after the other."""
