@@ -102,7 +102,7 @@ def prepare_mlsuperb2(
             write_set(
                 source,
                 [
-                    Utterance(utt, paths[utt], lang, text=text, source=NAME)
+                    Utterance(utt, paths[utt], lang, text=as_written(text), source=NAME)
                     for utt, _, text, _ in usable[lang]
                 ],
             )

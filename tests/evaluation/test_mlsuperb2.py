@@ -151,3 +151,12 @@ def test_a_damaged_shard_is_named(tmp_path):
     shard.write_bytes(shard.read_bytes()[:-200])
     with pytest.raises(RecipeError, match=r"dev-00001.*complete the download"):
         planned_languages(root, ["all"])
+
+
+def test_a_text_of_several_lines_is_one(tmp_path):
+    rows = utterances(train=2, dev=1)
+    utt, lang, _, samples = rows["train"][0]
+    rows["train"][0] = (utt, lang, " A\n B\tC ", samples)
+    prepare(write_parquet(tmp_path / "tree", rows), tmp_path)
+    texts = read_table(tmp_path / "dump/raw/mlsuperb2_eng_train/text.char")
+    assert texts[utt] == "A B C"
