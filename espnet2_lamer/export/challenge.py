@@ -138,7 +138,9 @@ def _copy_head(final: Path, target: Path) -> None:
 
 def _licences() -> list[Path]:
     """Find the texts of the package's licence: of a checkout, or installed with it."""
-    places = [PACKAGE.parent / name for name in _LICENCES]
+    # Beside an installed package lie those of others.
+    checkout = (PACKAGE.parent / "setup.cfg").is_file()
+    places = [PACKAGE.parent / name for name in _LICENCES if checkout]
     try:
         installed = importlib.metadata.files(_NAME) or []
         places += [Path(f.locate()) for f in installed if f.name in _LICENCES]

@@ -208,6 +208,9 @@ def test_the_folder_says_what_it_is(written):
     assert "languages (3): cmn eng lug" in readme
     assert "weights: cc-by-4.0" in readme
     assert re.search(r"real-time factor 0\.\d{4}, peak memory \d\.\d\d GB", readme)
+    for name in ("LICENSE", "NOTICE"):
+        text = (Path(__file__).parents[2] / name).read_text(encoding="utf-8")
+        assert (folder / "espnet2_lamer" / name).read_text(encoding="utf-8") == text
     names = {path.name for path in folder.iterdir()}
     assert names == {
         *("README.md", "requirements.txt", "model.py", "check.py", "dynabench.py"),
