@@ -54,7 +54,7 @@ class SetInfo:
         seed: Drew the utterances, or None where a list did.
         few_shot: Whether ML-SUPERB reserves the language: five training utterances.
         normalisation: Of the text: ``official`` (ASCII punctuation deleted, upper
-            case), ``all punctuation`` (Unicode's too) or ``as written``.
+            case) or ``all punctuation`` (Unicode's too).
     """
 
     benchmark: str

@@ -150,7 +150,7 @@ def _parts(
         return {}
     parts = {whole: score}
     if len(set(test.utt2lang.values())) > 1:
-        if test.run.benchmark in ("mlsuperb", "mlsuperb2"):
+        if test.run.benchmark == "mlsuperb":
             for name, part in by_language(score, test.utt2lang, few_shot_group).items():
                 parts[replace(whole, part=name, group=True)] = part
         for lang, part in by_language(score, test.utt2lang).items():

@@ -59,17 +59,6 @@ def check_benchmark(options: Options) -> None:
         raise refused("eval_langs", repr(unknown[0]), known)
 
 
-def _check_mlsuperb2(options: Options) -> None:
-    for name, expected in (("tracks", ["asr_lid"]), ("budgets", ["all"])):
-        if getattr(options, name) != expected:
-            only = f"{expected[0]} with --benchmark mlsuperb2"
-            raise refused(name, repr(as_text(getattr(options, name))), only)
-    if options.lid_layer != "all":
-        text = "--lid_layer %s: heads of ML-SUPERB 2.0 read the weighted sum of all "
-        text += "layers; say --lid_layer all for figures that compare with its own"
-        logging.warning(text, options.lid_layer)
-
-
 def eval_langs(options: Options) -> list[str]:
     """Return the languages that are evaluated."""
     return options.eval_langs or options.langs
@@ -288,6 +277,17 @@ def _mlsuperb(options: Options, track: str, budget: str) -> list[Task]:
         dev = name(dataset, lang, "dev")
         tasks.append(_alone(options, budget, dataset, lang, train, dev, tests))
     return tasks
+
+
+def _check_mlsuperb2(options: Options) -> None:
+    for name, expected in (("tracks", ["asr_lid"]), ("budgets", ["all"])):
+        if getattr(options, name) != expected:
+            only = f"{expected[0]} with --benchmark mlsuperb2"
+            raise refused(name, repr(as_text(getattr(options, name))), only)
+    if options.lid_layer != "all":
+        text = "--lid_layer %s: heads of ML-SUPERB 2.0 read the weighted sum of all "
+        text += "layers; say --lid_layer all for figures that compare with its own"
+        logging.warning(text, options.lid_layer)
 
 
 def _mlsuperb2(options: Options, track: str, budget: str) -> list[Task]:

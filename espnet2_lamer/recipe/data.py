@@ -177,13 +177,13 @@ def format_evaluation(options: Options) -> None:
     with workers(options.dask):
         if options.benchmark == "mlsuperb":
             prepare_mlsuperb(options.mlsuperb, *where, budgets, nj=options.nj)
-        elif options.benchmark == "mlsuperb2":
-            prepare_mlsuperb2(options.mlsuperb, *where[:3], **audio)
         elif options.benchmark == "paper":
             lists = options.eval_lists or None
             prepare_paper_sets(
                 *where, budgets, seed=options.seed, lists_dir=lists, **audio
             )
+        elif options.benchmark == "mlsuperb2":
+            prepare_mlsuperb2(options.mlsuperb, *where[:3], **audio)
         else:
             silent = without_text(options)
             prepare_asr_data(*where, seed=options.seed, speech_only=silent, **audio)

@@ -134,9 +134,8 @@ def score(options: Options) -> None:
     }
     baselines = options.baselines or [n for n in ("random", "base") if n in systems]
     tables = [language_table(tests, baselines, options.seed), superb_table(tests)]
-    challenge = options.expdir, baselines, options.seed
-    tables.append(challenge_table(tests, *challenge))
     tables.append(_set_table(options, tests))
+    tables.append(challenge_table(tests, options.expdir, baselines, options.seed))
     tables = [table for table in tables if table is not None] + _rate_table(rates)
     parameters, asked = {}, None
     if "lamer" in options.upstreams:
