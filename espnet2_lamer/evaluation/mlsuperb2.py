@@ -59,11 +59,10 @@ def prepare_mlsuperb2(
     """Write ``<dump_dir>/raw/mlsuperb2_<lang>_<split>`` and ``mlsuperb2.json``.
 
     Texts are as they were written (``as written`` in ``set.json``): the challenge's
-    recipe trains on them so, and its
-    scores ignore punctuation and case. Training utterances, and those of ``dev`` that
-    choose the checkpoints (sets ``*_valid``), last 0.1-20 s, as in ESPnet's asr.sh;
-    test sets are whole, ``dev`` included. Left out and counted: utterances without
-    text, of dropped languages, with unusable audio.
+    recipe trains on them so, and its scores ignore punctuation and case. Training
+    utterances, and those of ``dev`` that choose the checkpoints (sets ``*_valid``),
+    last 0.1-20 s, as in ESPnet's asr.sh; test sets are whole, ``dev`` included. Left
+    out and counted: utterances without text, of dropped languages, with unusable audio.
 
     Args:
         root: What :func:`open_tree` reads.

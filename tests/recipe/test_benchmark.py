@@ -11,7 +11,8 @@ import yaml
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.runs import Run
 from espnet2_lamer.fileio.atomic import write_json
-from espnet2_lamer.recipe import benchmark, upstreams
+from espnet2_lamer.recipe import benchmark as planning
+from espnet2_lamer.recipe import upstreams
 from espnet2_lamer.recipe.benchmark import (
     planned_runs,
     planned_sets,
@@ -342,14 +343,14 @@ def test_version_2_trains_one_head_of_all_languages(make, tmp_path, monkeypatch)
 )
 def test_version_2_has_one_track_and_all_of_its_speech(make, changes, expected):
     with pytest.raises(RecipeError, match=expected):
-        benchmark.check_benchmark(joint(make, **changes))
+        planning.check_benchmark(joint(make, **changes))
 
 
 def test_another_layer_than_version_2_reads_is_said(make, caplog):
-    benchmark.check_benchmark(joint(make, lid_layer=21))
+    planning.check_benchmark(joint(make, lid_layer=21))
     assert "--lid_layer 21: heads of ML-SUPERB 2.0 read the weighted sum" in caplog.text
     caplog.clear()
-    benchmark.check_benchmark(joint(make))
+    planning.check_benchmark(joint(make))
     assert not caplog.text
 
 
