@@ -160,3 +160,14 @@ def test_a_text_of_several_lines_is_one(tmp_path):
     prepare(write_parquet(tmp_path / "tree", rows), tmp_path)
     texts = read_table(tmp_path / "dump/raw/mlsuperb2_eng_train/text.char")
     assert texts[utt] == "A B C"
+
+
+def test_folders_of_audio_are_watched_and_parquet_is_its_own(tmp_path):
+    rows = utterances(train=2, dev=1)
+    folders = write_folders(tmp_path / "folders", rows)
+    # Paths of wav.scp begin where ESPnet's recipe stands.
+    assert open_tree(folders).audio_folders == [folders / "data/raw_audio"]
+    assert open_tree(folders / "data").audio_folders == [folders / "data/raw_audio"]
+    parquet = open_tree(write_parquet(tmp_path / "parquet", rows))
+    assert parquet.audio_folders == []
+    assert len(parquet.sources) == 6
