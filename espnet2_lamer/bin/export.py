@@ -15,6 +15,9 @@ from espnet2_lamer.fileio.text import read_text
 from espnet2_lamer.fileio.trust import S3PRL_PREFIX
 from espnet2_lamer.recipe.declaration import READERS
 
+#: Files of ``--wav_scp`` that a submission is tried with.
+MOST_AUDIO = 8
+
 
 def get_parser() -> Parser:
     """Return the argument parser."""
@@ -23,15 +26,16 @@ def get_parser() -> Parser:
     add(
         "--kind",
         choices=[
-            *("adapter", "ctranslate2", "dense", "hf", "onnx", "openai", "s3prl"),
-            "zoo",
+            *("adapter", "challenge", "ctranslate2", "dense", "hf", "onnx", "openai"),
+            *("s3prl", "zoo"),
         ],
         default="zoo",
         help="zoo: an ESPnet model-zoo zip; s3prl: a checkpoint and an upstream to "
         "drop into an S3PRL checkout; hf: a directory for transformers; dense: the "
         "same as a plain HubertModel for one language; onnx: a directory with the "
         "states as an ONNX graph, float32 and int8; adapter: what was trained "
-        "beside the frozen base, as one safetensors file. Of an experiment with "
+        "beside the frozen base, as one safetensors file; challenge: a folder that "
+        "runs alone, for ML-SUPERB 2.0's challenge. Of an experiment with "
         "Whisper, its LoRA merged: openai: a .pt file for openai-whisper; hf: a "
         "directory for transformers; ctranslate2: one for CTranslate2 and "
         "faster-whisper",
@@ -61,7 +65,7 @@ def get_parser() -> Parser:
     add(
         "--wav_scp",
         help="dense: speech of it; utt2lang beside selects; onnx: also speech to "
-        "compare with, instead of noise",
+        "compare with, instead of noise; challenge: speech to try, beside noise",
     )
     add("--layer", type=int, help="onnx: the last state in the graph; default: all")
     add("--int8", type=READERS[bool], default=True, help="onnx: an int8 file as well")
@@ -111,6 +115,8 @@ def main(cmd: list[str] | None = None) -> None:
             write_dense(_model(args), output, args.language, speech, origin)
         case "onnx":
             _write_onnx(args, origin)
+        case "challenge":
+            _write_challenge(args, origin)
         case "adapter":
             write_adapter(
                 experiment,
@@ -190,6 +196,14 @@ def _write_whisper(args: argparse.Namespace, origin: Any) -> None:
     write_whisper(
         args.kind, args.experiment, args.output, origin, args.model_file, args.language
     )
+
+
+def _write_challenge(args: argparse.Namespace, origin: Any) -> None:
+    from espnet2_lamer.export.challenge import write_challenge
+    from espnet2_lamer.fileio.datadir import read_table
+
+    audio = list(read_table(args.wav_scp).values())[:MOST_AUDIO] if args.wav_scp else []
+    write_challenge(args.experiment, args.output, origin, audio)
 
 
 def _write_onnx(args: argparse.Namespace, origin: Any) -> None:

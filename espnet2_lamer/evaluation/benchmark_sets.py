@@ -47,7 +47,7 @@ class SetInfo:
     """What a set is, for ``set.json``.
 
     Attributes:
-        benchmark: ``own``, ``paper`` or ``mlsuperb``.
+        benchmark: One of ``runs.BENCHMARKS``.
         unit: Of ``text``; ``text.char`` and ``text.raw`` are there in any case, unless
             the unit is ``lang``: speech for language identification alone.
         budget: ``10min``, ``1h`` or ``all``; dev and test sets: empty.

@@ -241,7 +241,10 @@ def load_speech2text(
 
 
 def greedy_prefix_search(
-    log_probs: np.ndarray, blank: int = 0, eos: int = -1
+    log_probs: np.ndarray,
+    blank: int = 0,
+    eos: int = -1,
+    first: Sequence[int] = (),
 ) -> list[int]:
     """Grow the prefix of highest CTC prefix probability until ending is likelier.
 
@@ -254,8 +257,8 @@ def greedy_prefix_search(
     ``<sos/eos>`` when a search ends at the very last frame; this one does not.
 
     ``log_probs`` are ``[T, V]`` log posteriors of one utterance, ``eos`` is the id of
-    ``<sos/eos>``, whose score is that of ending here. Returns token ids without blank
-    and eos.
+    ``<sos/eos>``, whose score is that of ending here. The prefix begins with the tokens
+    ``first``, whatever their probability. Returns token ids without blank and eos.
     """
     log_probs = log_probs.astype(np.float64)
     frames, vocabulary = log_probs.shape
@@ -281,7 +284,8 @@ def greedy_prefix_search(
             scores = np.logaddexp(scores, log_probs[0])
         scores[blank] = _LOG_ZERO
         scores[eos] = total[-1]
-        best = int(scores.argmax())
+        forced = len(prefix) < len(first)
+        best = first[len(prefix)] if forced else int(scores.argmax())
         if best == eos:
             break
         phi = ends_blank if prefix and best == prefix[-1] else total

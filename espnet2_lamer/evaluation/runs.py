@@ -30,7 +30,7 @@ TARGETS: Mapping[str, str] = {
 }
 #: Tracks whose training set mixes languages.
 MIXED_TRACKS = ("multi_asr", "lid", "asr_lid")
-BENCHMARKS = ("own", "paper", "mlsuperb")
+BENCHMARKS = ("own", "paper", "mlsuperb", "mlsuperb2")
 #: Training speech in minutes per data set; None: all there is.
 BUDGETS: Mapping[str, float | None] = {"all": None, "10min": 10.0, "1h": 60.0}
 LID_READINGS = ("per_set", "total")
@@ -93,11 +93,19 @@ class Run:
         parts += ["" if self.budget == "all" else self.budget, self.lid_reading or ""]
         parts += ["" if self.unit == LID_UNIT else self.unit, self.system]
         parts.append("sum" if self.layer == "all" else f"layer{self.layer}")
+        if self.benchmark == "mlsuperb2":
+            # Its heads differ in kind.
+            parts.append(self.head_kind)
         if self.learning_rate is not None:
             parts.append(f"lr{self.learning_rate:g}")
         if self.seed:
             parts.append(f"seed{self.seed}")
         return "_".join(part for part in parts if part)
+
+    @property
+    def head_kind(self) -> str:
+        """Name of the head by its config: ``train_asr_mlsuperb2_NAME.yaml``."""
+        return Path(self.config).stem.removeprefix("train_asr_mlsuperb2_")
 
     def directory(self, expdir: str | Path) -> Path:
         """Experiment directory of the run."""

@@ -166,6 +166,7 @@ def _tree() -> defaultdict:
 def describe_head(run: Run) -> str:
     """Say what a head reads, and its learning rate where that is not the config's."""
     layer = "weighted sum" if run.layer == "all" else f"layer {run.layer}"
+    layer += f", {run.head_kind}" if run.benchmark == "mlsuperb2" else ""
     return layer if run.learning_rate is None else f"{layer}, lr {run.learning_rate:g}"
 
 

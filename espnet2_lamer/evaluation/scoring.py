@@ -356,7 +356,11 @@ def language_figures(
 def _tokens(text: str, unit: str, lang: str) -> list[str]:
     if unit not in _CHARACTERS:
         return tokenize(text, unit, remove_tags=True)
-    line = LANGUAGE_TAG.sub("", text)
+    return challenge_tokens(LANGUAGE_TAG.sub("", text), lang)
+
+
+def challenge_tokens(line: str, lang: str) -> list[str]:
+    """Return the characters of a text that ML-SUPERB 2.0 compares."""
     line = "".join(line.split()) if lang in UNSPACED else line
     kept = (c for c in line if not unicodedata.category(c).startswith("P"))
     return list("".join(kept).upper().strip())

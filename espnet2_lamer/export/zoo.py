@@ -149,7 +149,7 @@ def pack_model(
         if not path.is_file():
             raise RecipeError(f"{path}: file not found; train the model first")
     extra = _option_members(options)
-    settings = _packed_settings(kind, config, extra)
+    settings = packed_settings(kind, config, extra)
     check_state_dict(model_file)
     meta = {
         **(metadata or {}),
@@ -175,7 +175,7 @@ def pack_model(
     if lm is not None:
         lm_config, lm_weights = lm
         check_state_dict(lm_weights)
-        members[lm_config.name] = _dump(_packed_settings("lm", lm_config, extra))
+        members[lm_config.name] = _dump(packed_settings("lm", lm_config, extra))
         members[lm_weights.name] = lm_weights
     if card is not None and "README.md" not in extra:
         members["README.md"] = card.encode()
@@ -186,7 +186,7 @@ def pack_model(
     write_archive(output, members)
 
 
-def _packed_settings(
+def packed_settings(
     kind: str, config: Path, extra: Mapping[str, Path]
 ) -> dict[str, Any]:
     """Return a config without keys of the training, its paths the names of members."""

@@ -1,17 +1,19 @@
 """Which heads an evaluation trains: tracks x budgets x sets, and upstreams."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from espnet2_lamer.constants import TUNES
-from espnet2_lamer.evaluation import mlsuperb, paper_sets
+from espnet2_lamer.evaluation import mlsuperb, mlsuperb2, paper_sets
 from espnet2_lamer.evaluation.benchmark_sets import missing_text
 from espnet2_lamer.evaluation.mlsuperb import FEW_SHOT, MONOLINGUAL, few_shot_utterances
+from espnet2_lamer.evaluation.mlsuperb2_tree import planned_languages
 from espnet2_lamer.evaluation.runs import LID_UNIT, LM_SUFFIX, MIXED_TRACKS, Run
 from espnet2_lamer.evaluation.text_units import default_unit
 from espnet2_lamer.fileio.trust import S3PRL_PREFIX
-from espnet2_lamer.recipe.declaration import refused
+from espnet2_lamer.recipe.declaration import as_text, refused
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.upstreams import UpstreamSpec, upstream_specs
 
@@ -39,6 +41,9 @@ class Task:
 
 def check_benchmark(options: Options) -> None:
     """Refuse values that contradict the benchmark."""
+    if options.benchmark == "mlsuperb2":
+        _check_mlsuperb2(options)
+        return
     if options.benchmark != "own" and "all" in options.budgets:
         expected = f"10min or 1h with --benchmark {options.benchmark}"
         raise refused("budgets", "'all'", expected)
@@ -84,7 +89,12 @@ def planned_tasks(options: Options, tracks: Sequence[str] | None = None) -> list
     Raises:
         RecipeError: The ML-SUPERB tree is missing or lacks a language.
     """
-    make = {"own": _own, "paper": _paper, "mlsuperb": _mlsuperb}[options.benchmark]
+    make = {
+        "own": _own,
+        "paper": _paper,
+        "mlsuperb": _mlsuperb,
+        "mlsuperb2": _mlsuperb2,
+    }[options.benchmark]
     return [
         task
         for budget in options.budgets
@@ -275,6 +285,28 @@ def _mlsuperb(options: Options, track: str, budget: str) -> list[Task]:
         dev = name(dataset, lang, "dev")
         tasks.append(_alone(options, budget, dataset, lang, train, dev, tests))
     return tasks
+
+
+def _check_mlsuperb2(options: Options) -> None:
+    for name, expected in (("tracks", ["asr_lid"]), ("budgets", ["all"])):
+        if getattr(options, name) != expected:
+            only = f"{expected[0]} with --benchmark mlsuperb2"
+            raise refused(name, repr(as_text(getattr(options, name))), only)
+    if options.lid_layer != "all":
+        text = "--lid_layer %s: heads of ML-SUPERB 2.0 read the weighted sum of all "
+        text += "layers; say --lid_layer all for figures that compare with its own"
+        logging.warning(text, options.lid_layer)
+
+
+def _mlsuperb2(options: Options, track: str, budget: str) -> list[Task]:
+    name = mlsuperb2.set_name
+    found = planned_languages(options.mlsuperb, eval_langs(options))
+    langs = found.pop("train")
+    train = tuple(name(lang, "train") for lang in langs)
+    valid = tuple(name(lang, mlsuperb2.VALID) for lang in found["dev"])
+    tests = {s: tuple(name(x, s) for x in there) for s, there in found.items()}
+    unit = options.multi_unit
+    return [Task(track, budget, "", tuple(langs), unit, train, valid, tests)]
 
 
 def _monolingual(

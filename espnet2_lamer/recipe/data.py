@@ -25,6 +25,7 @@ from espnet2_lamer.evaluation.mlsuperb import (
     read_transcript,
     scan_tree,
 )
+from espnet2_lamer.evaluation.mlsuperb2 import prepare_mlsuperb2
 from espnet2_lamer.evaluation.paper_sets import prepare_paper_sets
 from espnet2_lamer.parallel import workers
 from espnet2_lamer.recipe.benchmark import alone, eval_langs, without_text
@@ -187,6 +188,8 @@ def format_evaluation(options: Options) -> None:
             prepare_paper_sets(
                 *where, budgets, seed=options.seed, lists_dir=lists, **audio
             )
+        elif options.benchmark == "mlsuperb2":
+            prepare_mlsuperb2(options.mlsuperb, *where[:3], **audio)
         else:
             silent = without_text(options)
             prepare_asr_data(*where, seed=options.seed, speech_only=silent, **audio)

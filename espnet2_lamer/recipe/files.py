@@ -6,6 +6,7 @@ from pathlib import Path
 from espnet2_lamer.data.segmented_rows import REPORT
 from espnet2_lamer.data.sets import SPLITS
 from espnet2_lamer.evaluation.mlsuperb import scan_tree
+from espnet2_lamer.evaluation.mlsuperb2_tree import open_tree
 from espnet2_lamer.recipe.benchmark import (
     ASR_TRACKS,
     adapter_files,
@@ -87,6 +88,8 @@ def set_sources(options: Options) -> list[Path]:
     if options.benchmark == "mlsuperb":
         folders = scan_tree(options.mlsuperb, langs).values()
         return [p for folder in folders for p in sorted(folder.glob("transcript_*"))]
+    if options.benchmark == "mlsuperb2":
+        return open_tree(options.mlsuperb).sources
     if options.benchmark == "own":
         return corpus_sets(options)
     from espnet2_lamer.data.corpora import EVAL_DIR
@@ -114,6 +117,8 @@ def own_texts(options: Options) -> list[Path]:
 
 def evaluation_sources(options: Options) -> list[Path]:
     """Those of the sources that list audio; own sets may have an ``asr_`` before."""
+    if options.benchmark == "mlsuperb2":
+        return open_tree(options.mlsuperb).audio_folders
     sources = set_sources(options)
     if options.benchmark != "own":
         return [p for p in sources if p.name.startswith(("transcript_", "wav.scp"))]

@@ -227,7 +227,7 @@ class Options(CommonOptions):
     )
     benchmark: str = head_option(
         "own (sets of stage 1) | paper (CommonVoice and FLEURS in ML-SUPERB's sizes) "
-        "| mlsuperb (its data, db.sh)",
+        "| mlsuperb (its data, db.sh) | mlsuperb2 (those of version 2.0)",
         "own",
         choices=BENCHMARKS,
     )
@@ -235,7 +235,9 @@ class Options(CommonOptions):
         "training speech, of: 10min 1h; own: all", ["all"], choices=tuple(BUDGETS)
     )
     eval_langs: list[str] = head_option(
-        "languages to evaluate; mlsuperb: all", [], empty="those learnt and kept"
+        "languages to evaluate; mlsuperb and mlsuperb2: all",
+        [],
+        empty="those learnt and kept",
     )
     eval_lists: str = head_option("paper: folder of utterance lists to use again", "")
     cross_corpus: bool = head_option("paper: also test ASR on the other corpus", False)
@@ -414,5 +416,6 @@ class Options(CommonOptions):
 
     @property
     def mlsuperb(self) -> str:
-        """Where ``db.sh`` says that ML-SUPERB's data are; empty if not in use."""
-        return os.environ.get("MLSUPERB", "") if self.benchmark == "mlsuperb" else ""
+        """Where ``db.sh`` says that the benchmark's data are; empty if not in use."""
+        official = self.benchmark in ("mlsuperb", "mlsuperb2")
+        return os.environ.get(self.benchmark.upper(), "") if official else ""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from espnet2_lamer.evaluation.benchmark_sets import SPEECH_MINUTES
+from espnet2_lamer.evaluation.challenge import challenge_table
 from espnet2_lamer.evaluation.downstream import HeadOptions, train_head
 from espnet2_lamer.evaluation.head_decoding import decode_run
 from espnet2_lamer.evaluation.language_model import LmOptions, add_language_models
@@ -136,6 +137,7 @@ def score(options: Options) -> None:
     baselines = options.baselines or [n for n in ("random", "base") if n in systems]
     tables = [language_table(tests, baselines, options.seed), superb_table(tests)]
     tables.append(_set_table(options, tests))
+    tables.append(challenge_table(tests, options.expdir, baselines, options.seed))
     tables = [table for table in tables if table is not None] + _rate_table(rates)
     parameters, asked = {}, None
     if "lamer" in options.upstreams:

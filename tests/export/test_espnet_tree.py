@@ -244,9 +244,10 @@ def test_the_row_comes_first_or_last_where_that_is_its_place(names, place):
 
 def test_db_sh_gets_the_corpora_that_it_lacks_and_no_other_line(checkout):
     text = (checkout / "egs2/TEMPLATE/asr1/db.sh").read_text()
-    assert added_lines(DB, text) == ["MHUBERT147_AUDIO=", "MHUBERT147_MANIFEST="]
-    added = "\nMHUBERT147_AUDIO=\nMHUBERT147_MANIFEST=\n\n\n# For only one site\n"
-    assert f"NOISE=  # a local path{added}" in text
+    lacking = ["MHUBERT147_AUDIO=", "MHUBERT147_MANIFEST=", "MLSUPERB2="]
+    assert added_lines(DB, text) == lacking
+    added = "\n".join(["NOISE=  # a local path", *lacking, "\n\n# For only one site\n"])
+    assert added in text
     assert add_variables(text) == text
     general, _ = text.split("# For only one site")
     assert set(VARIABLES) < set(re.findall(r"^(\w+)=", general, re.MULTILINE))

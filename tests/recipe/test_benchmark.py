@@ -5,11 +5,13 @@ import functools
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.runs import Run
 from espnet2_lamer.fileio.atomic import write_json
+from espnet2_lamer.recipe import benchmark as planning
 from espnet2_lamer.recipe import upstreams
 from espnet2_lamer.recipe.benchmark import (
     planned_runs,
@@ -21,6 +23,7 @@ from espnet2_lamer.recipe.declaration import as_text
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.stages import ssl1
 from espnet2_lamer.recipe.upstreams import upstream_specs
+from tests.mlsuperb2_tree import utterances, write_folders
 
 CONF = Path(__file__).parents[2] / "conf"
 TRACKS = ["asr", "multi_asr", "lid", "asr_lid"]
@@ -293,3 +296,81 @@ def test_unknown_and_ambiguous_upstreams_are_refused(make, tmp_path, monkeypatch
         (tmp_path / "mine.yaml").write_text(text)
         with pytest.raises(RecipeError, match="mine.yaml: found keys"):
             upstream_specs(make(upstreams=["mine"]))
+
+
+def joint(make, **changes):
+    """Options of ML-SUPERB 2.0, whose data are at ``MLSUPERB2``."""
+    values = {
+        "benchmark": "mlsuperb2",
+        "budgets": ["all"],
+        "tracks": ["asr_lid"],
+        "eval_langs": ["all"],
+        "lid_layer": "all",
+        "multi_config": CONF / "train_asr_mlsuperb2_transformer.yaml",
+        "upstreams": ["base"],
+    }
+    return make(**values | changes)
+
+
+def test_version_2_trains_one_head_of_all_languages(make, tmp_path, monkeypatch):
+    root = write_folders(tmp_path / "tree", utterances(train=1, dev=1))
+    monkeypatch.setenv("MLSUPERB2", str(root))
+    monkeypatch.setenv("MLSUPERB", "/nowhere")
+    (run,) = planned_runs(joint(make))
+    assert run.name == "asr_lid_mlsuperb2_char_base_sum_transformer"
+    assert run.train_sets == tuple(
+        f"mlsuperb2_{lang}_train" for lang in ("cmn", "eng", "lug")
+    )
+    assert run.dev_sets[0] == "mlsuperb2_cmn_valid"
+    assert {label: len(sets) for label, sets in run.tests.items()} == {
+        "dev": 3,
+        "dev_dialect": 3,
+    }
+    (other,) = planned_runs(
+        joint(make, multi_config=CONF / "train_asr_mlsuperb2_e_branchformer.yaml")
+    )
+    assert other.name == "asr_lid_mlsuperb2_char_base_sum_e_branchformer"
+    (fewer,) = planned_runs(joint(make, eval_langs=["lug"]))
+    assert fewer.langs == ("lug",) and fewer.tests["dev"] == ("mlsuperb2_lug_dev",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"tracks": ["asr_lid", "lid"]}, "tracks.*'asr_lid lid'.*asr_lid with"),
+        ({"budgets": ["1h"]}, "budgets.*'1h'.*all with --benchmark mlsuperb2"),
+    ],
+)
+def test_version_2_has_one_track_and_all_of_its_speech(make, changes, expected):
+    with pytest.raises(RecipeError, match=expected):
+        planning.check_benchmark(joint(make, **changes))
+
+
+def test_another_layer_than_version_2_reads_is_said(make, caplog):
+    planning.check_benchmark(joint(make, lid_layer=21))
+    assert "--lid_layer 21: heads of ML-SUPERB 2.0 read the weighted sum" in caplog.text
+    caplog.clear()
+    planning.check_benchmark(joint(make))
+    assert not caplog.text
+
+
+def test_heads_of_version_2_are_as_large_as_it_allows():
+    """At most 100 million parameters that train (ML-SUPERB 2.0, arXiv 2406.08641)."""
+    from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder
+    from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
+
+    encoders = {
+        "transformer": TransformerEncoder,
+        "e_branchformer": EBranchformerEncoder,
+    }
+    sizes = {}
+    for path in sorted(CONF.rglob("train_asr_mlsuperb2_*.yaml")):
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with torch.device("meta"):
+            head = encoders[config["encoder"]](80, **config["encoder_conf"])
+        sizes[path.stem] = sum(p.numel() for p in head.parameters()) / 1e6
+    assert len(sizes) == 5
+    assert max(sizes.values()) < 100
+    # Two blocks of 256; twelve of 512 with a convolution of 3072 beside attention.
+    assert 2 < sizes["train_asr_mlsuperb2_transformer"] < 5
+    assert 50 < sizes["train_asr_mlsuperb2_e_branchformer"]

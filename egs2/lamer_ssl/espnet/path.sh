@@ -9,7 +9,7 @@ export HF_HUB_DISABLE_TELEMETRY=1
 export_corpora() {
     local corpus
     AISHELL1=${AISHELL1:-${AISHELL:-}}
-    for corpus in MLSUPERB COMMONVOICE THCHS30 AISHELL1 AISHELL3 FLEURS \
+    for corpus in MLSUPERB MLSUPERB2 COMMONVOICE THCHS30 AISHELL1 AISHELL3 FLEURS \
         MHUBERT147_MANIFEST MHUBERT147_AUDIO; do
         # "downloads" is a corpus that its own recipe fetches; this one fetches none.
         if [ "${!corpus:-downloads}" = downloads ]; then

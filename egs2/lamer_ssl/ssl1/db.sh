@@ -4,6 +4,9 @@
 # The mini corpus needs none; --corpus manifest takes --manifest.
 # ML-SUPERB's data, with commonvoice/ fleurs/ mls/ ... in it
 export MLSUPERB=${MLSUPERB:-}
+# ML-SUPERB 2.0's: espnet/ml_superb_hf (*.parquet), or ESPnet's egs2/ml_superb2/asr1 with
+# its data/train/ data/dev/ data/dev_dialect/
+export MLSUPERB2=${MLSUPERB2:-}
 # cv-corpus-11.0-2022-09-21, with en/ zh-CN/ zh-HK/ yue/ in it
 export COMMONVOICE=${COMMONVOICE:-}
 # data_thchs30, data_aishell, and AISHELL-3's folder with train/ and test/

@@ -70,7 +70,7 @@ def _read(folder: Path, source: Source) -> list[Utterance]:
                 f"not in {listing.name}, first {lost[0]!r}; take them out, e.g. by "
                 f"Kaldi's utils/fix_data_dir.sh {folder}"
             )
-    files = {name: _file(wav_scp, name, value) for name, value in wavs.items()}
+    files = {name: audio_file(wav_scp, name, value) for name, value in wavs.items()}
     found = []
     for utt, (name, times) in parts.items():
         if name not in files:
@@ -88,7 +88,7 @@ def _read(folder: Path, source: Source) -> list[Utterance]:
     return found
 
 
-def _file(wav_scp: Path, name: str, value: str) -> str:
+def audio_file(wav_scp: Path, name: str, value: str) -> str:
     """Return the path that a line of ``wav.scp`` names."""
     where = f"{wav_scp}, {name}"
     path = _of_command(value, where) if value.endswith("|") else value
