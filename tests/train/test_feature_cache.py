@@ -1,0 +1,1 @@
+"""Features of the frozen convolution stack from disk: same losses, whatever happens."""
