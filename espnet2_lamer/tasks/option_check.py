@@ -41,7 +41,8 @@ _RANGES = {
         0,
         math.inf,
     ): """update_bins feature_cache_gb monitor_utts model_conf.balance_weight
-        model_conf.unmasked_weight model_conf.feature_penalty model_conf.distill_weight""",
+        model_conf.unmasked_weight model_conf.feature_penalty
+        model_conf.distill_weight""",
     (RECEPTIVE_FIELD, math.inf): "collate_fn_conf.max_sample_size",
     (_POSITIVE, math.inf): "grad_clip model_conf.logit_temp",
     (_POSITIVE, 1.0): "encoder_conf.mask_prob",

@@ -360,8 +360,8 @@ def _compare(
             raise RecipeError(
                 f"feature_cache_gb: utterance {names[row]}: what is stored differs "
                 f"from what the network gives by {worst:.1e} of the largest value, "
-                f"expected at most {limit:g}; remove the folder that the log names, and "
-                "it is computed anew"
+                f"expected at most {limit:g}; remove the folder that the log names, "
+                "and it is computed anew"
             )
     count = f"a batch of {int(stored.sum())} utterances"
     if not worst:

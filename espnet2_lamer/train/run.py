@@ -88,7 +88,7 @@ class TrainingRun:
         if self.is_first:
             self._check_space()
         if self.epoch <= self.options.max_epoch:
-            factories = {"train": self.train_factory, "valid": self.valid_factory}
+            factories = self.health.factories
             use_feature_cache(self.model, factories, self.options, self.device)
             self.health.start(self.epoch, self.updates)
         model = self.model
