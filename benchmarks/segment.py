@@ -12,8 +12,10 @@ from benchmarks.joined_speech import RATE, Joined, inside, join, near
 from benchmarks.options import option
 from benchmarks.report import Table, verdict
 from espnet2_lamer.data.audio import read_16k
-from espnet2_lamer.data.manifest import read_manifest
 from espnet2_lamer.data.segmentation import Cuts, find_cuts
+from espnet2_lamer.data.sources import read_sources
+from espnet2_lamer.data.sources.rows import Reading
+from espnet2_lamer.data.sources.source import parse_sources
 from espnet2_lamer.data.voice_activity import METHODS
 from espnet2_lamer.fileio.datadir import read_table
 
@@ -48,7 +50,7 @@ QUICK = Options(utterances=3)
 def load(options: Options) -> dict[str, list[NDArray[np.float32]]]:
     """Return utterances of each language, drawn at random."""
     if options.manifest:
-        rows = read_manifest(options.manifest)
+        rows = read_sources(parse_sources(options.manifest), Reading())
         rows = [row for row in rows if row.source not in options.without]
         paths = {row.lang: [] for row in rows}
         for row in rows:

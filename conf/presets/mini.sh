@@ -17,6 +17,7 @@ upstreams="random base lamer"
 asr_config=conf/tuning/train_asr_mlsuperb_mini.yaml
 asr_layer=3
 finetune_config=conf/tuning/train_asr_finetune_mini.yaml
+lm_config=conf/train_lm_transformer.yaml
 multi_config=conf/tuning/train_asr_mlsuperb_mini.yaml
 lid_config=conf/tuning/train_lid_mlsuperb_mini.yaml
 lid_layer=3

@@ -22,6 +22,7 @@ budgets=1h
 asr_config=conf/train_asr_mlsuperb.yaml
 asr_layer=22
 finetune_config=conf/train_asr_finetune.yaml
+lm_config=conf/train_lm_transformer.yaml
 multi_config=conf/train_multi_asr_mlsuperb.yaml
 lid_config=conf/train_lid_mlsuperb.yaml
 lid_layer=21

@@ -6,11 +6,13 @@ import re
 import unicodedata
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from espnet2_lamer.data.audio import durations, over_files, read_16k
+from espnet2_lamer.data.audio_decoding import Unusable, open_audio
 from espnet2_lamer.data.audio_fingerprint import (
     DURATION_TOLERANCE,
     Fingerprint,
@@ -18,8 +20,15 @@ from espnet2_lamer.data.audio_fingerprint import (
     fingerprint,
 )
 from espnet2_lamer.data.corpora import EVAL_DIR
-from espnet2_lamer.data.segments import read_wavs, recording_and_times
+from espnet2_lamer.data.recordings import cut
+from espnet2_lamer.data.segments import (
+    Times,
+    by_recording,
+    read_wavs,
+    recording_and_times,
+)
 from espnet2_lamer.data.sets import Utterance, read_if_there
+from espnet2_lamer.data.usable import to_speech
 from espnet2_lamer.fileio.atomic import write_text
 
 #: Transcripts are compared between clips whose durations differ by at most this.
@@ -194,10 +203,8 @@ def match_audio(
     candidates = _with_neighbours(sorted(evaluation, key=lambda c: c.path), clips)
     wavs = {str(i): clip.path for i, clip in enumerate(candidates)}
     known: dict[str, list[tuple[Clip, Fingerprint]]] = defaultdict(list)
-    for i, print_, problem in over_files(_fingerprint, wavs, nj, "fingerprints"):
-        # Files that cannot be read were warned about when they were listed.
-        if not problem:
-            known[candidates[int(i)].lang].append((candidates[int(i)], print_))
+    for i, print_ in sorted(_fingerprints(wavs, nj), key=lambda found: int(found[0])):
+        known[candidates[int(i)].lang].append((candidates[int(i)], print_))
     indices = {
         lang: FingerprintIndex([p for _, p in own], [clip.seconds for clip, _ in own])
         for lang, own in known.items()
@@ -210,8 +217,37 @@ def match_audio(
     ]
 
 
+def _fingerprints(
+    wavs: Mapping[str, str], nj: int
+) -> Iterator[tuple[str, Fingerprint]]:
+    """Yield those of files and of parts; a recording is decoded once for all its parts.
+
+    What cannot be read was warned about when it was listed, and is left out.
+    """
+    parts = by_recording(wavs.items())
+    whole = {utt: p for utt, p in wavs.items() if recording_and_times(p)[1] is None}
+    for utt, print_, problem in over_files(_fingerprint, whole, nj, "fingerprints"):
+        if not problem:
+            yield utt, print_
+    calls = ({path: path for path in parts}, nj, "fingerprints", parts)
+    for _, found, problem in over_files(_part_fingerprints, *calls, each=1):
+        yield from () if problem else found
+
+
 def _fingerprint(utt: str, path: str) -> Fingerprint:
     return fingerprint(read_16k(path))
+
+
+def _part_fingerprints(
+    _: str, recording: str, parts: Mapping[str, Mapping[str, Times]]
+) -> list[tuple[str, Fingerprint]]:
+    found = []
+    with open_audio(recording) as source:
+        for utt, piece, samples in cut(source, parts[recording], check=False):
+            with suppress(Unusable):
+                if not isinstance(samples, Unusable):
+                    found.append((utt, fingerprint(to_speech(samples, piece)[0])))
+    return found
 
 
 def _with_neighbours(clips: Sequence[Clip], others: Sequence[Clip]) -> list[Clip]:

@@ -245,12 +245,17 @@ def log_recordings(report: dict[str, Any], directory: Path) -> None:
             logging.warning("%s: no speech found in its recordings", lang)
 
 
-def _by_table(
-    rows: list[Utterance], manifest: Path, output_dir: Path, how: Segmenting
-) -> list[Utterance]:
-    tables = segment_tables(manifest, how.segments)
+def rows_of_table(
+    rows: list[Utterance], manifest: Path, given: str = ""
+) -> dict[str, list[Utterance]]:
+    """Return the utterances that ``segments`` name, by the id of their recording.
+
+    Raises:
+        RecipeError: There is no such table, or it is not of these recordings.
+    """
+    tables = segment_tables(manifest, given)
     if not tables or not all(path.is_file() for path in tables):
-        where = how.segments or f"{manifest}: no file {SEGMENTS} beside it, so it"
+        where = given or f"{manifest}: no file {SEGMENTS} beside it, so it"
         raise RecipeError(
             f"{where}: file not found; --segment file needs lines `utterance recording "
             "start end`: name the file with --segments, or cut at pauses with "
@@ -297,6 +302,13 @@ def _by_table(
         text = "%s: no line for %d of %d recordings, which are left out:\n%s"
         lines = listed([row.path for row in left])
         logging.warning(text, names, len(left), len(rows), lines)
+    return cut
+
+
+def _by_table(
+    rows: list[Utterance], manifest: Path, output_dir: Path, how: Segmenting
+) -> list[Utterance]:
+    cut = rows_of_table(rows, manifest, how.segments)
     lengths = durations({row.utt_id: row.audio for row in rows}, how.nj)
     seconds = {utt: length or 0.0 for utt, length, _ in lengths}
     found: dict[str, Cuts | None] = {}

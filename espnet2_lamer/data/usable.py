@@ -68,7 +68,7 @@ def to_mono(samples: np.ndarray) -> tuple[np.ndarray, bool]:
 
     Returns the samples, and whether they are of one channel of several.
     """
-    if samples.shape[1] == 1:
+    if samples.shape[1] == 1 or not len(samples):
         return samples[:, 0], False
     # Matrix products: numpy is slow along so short an axis.
     means = np.ones(len(samples), np.float32) @ samples / len(samples)

@@ -92,6 +92,8 @@ RECIPE = (
 ).split()
 # The head of several languages has the values of that of LID.
 ONE_HEAD = (b"train_multi_asr_mlsuperb.yaml", b"train_lid_mlsuperb.yaml")
+# Lines of presets on recognisers beyond heads, whose configs stay out.
+_RECOGNISERS = re.compile(rb"(?m)^(finetune|lm)_config=.*\n")
 
 
 def write_pull_request(
@@ -167,8 +169,10 @@ def _recipe(
                 f"{repository}: makes no {name} for ESPnet's tree; {__name__} must "
                 "follow"
             )
-    preset = f"egs2/{CORPUS}/ssl1/conf/presets/paper.sh"
-    files[preset] = files[preset].replace(*ONE_HEAD)
+    presets = f"egs2/{CORPUS}/ssl1/conf/presets"
+    for name in (f"{presets}/mini.sh", f"{presets}/paper.sh"):
+        files[name] = _RECOGNISERS.sub(b"", files[name])
+    files[f"{presets}/paper.sh"] = files[f"{presets}/paper.sh"].replace(*ONE_HEAD)
     left_out = {"asr1": "all of it"}
     for name in laid:
         folder, _, name = f"ssl1/{name}".rpartition("/")

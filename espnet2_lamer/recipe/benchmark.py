@@ -71,6 +71,13 @@ def without_text(options: Options) -> dict[str, str]:
     return {lang: split for lang, split in found.items() if split}
 
 
+def alone(options: Options) -> str:
+    """Return the one language where identification was asked for and has no other."""
+    langs = eval_langs(options)
+    asked = {*LID_TRACKS} & {*options.tracks}
+    return langs[0] if asked and len(langs) == 1 and langs != ["all"] else ""
+
+
 def planned_tasks(options: Options, tracks: Sequence[str] | None = None) -> list[Task]:
     """List what the options ask for, each for every budget; if given, of ``tracks``.
 
@@ -83,6 +90,7 @@ def planned_tasks(options: Options, tracks: Sequence[str] | None = None) -> list
         for budget in options.budgets
         for track in options.tracks
         if tracks is None or track in tracks
+        if track not in LID_TRACKS or not alone(options)
         for task in make(options, track, budget)
     ]
 

@@ -27,7 +27,7 @@ from espnet2_lamer.evaluation.mlsuperb import (
 )
 from espnet2_lamer.evaluation.paper_sets import prepare_paper_sets
 from espnet2_lamer.parallel import workers
-from espnet2_lamer.recipe.benchmark import eval_langs, without_text
+from espnet2_lamer.recipe.benchmark import alone, eval_langs, without_text
 from espnet2_lamer.recipe.files import set_sources
 from espnet2_lamer.recipe.options import CommonOptions, Options
 
@@ -127,10 +127,16 @@ def check_evaluation(options: Options) -> None:
             f"{error}; stages 9 to 12 need it: add it, choose others with --eval_langs "
             "or --benchmark, or end with --stop_stage 8"
         ) from None
+    only = alone(options)
     for lang, split in without_text(options).items():
-        text = "%s: no utterance of %s has text: it is left out of speech recognition; "
-        text += "identification takes up to %g minutes of it, without text"
-        logging.warning(text, lang, split, SPEECH_MINUTES["train"])
+        text = "%s: no utterance of %s has text: it is left out of speech recognition"
+        logging.warning(text, lang, split)
+        if "lid" in options.tracks and not only:
+            text = "%s: identification takes up to %g minutes of it, without text"
+            logging.info(text, lang, SPEECH_MINUTES["train"])
+    if only:
+        text = "%s is the only language: there is nothing to identify it from (lid)"
+        logging.warning(text, only)
 
 
 def format_ssl(options: Options) -> None:

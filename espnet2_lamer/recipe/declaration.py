@@ -46,7 +46,8 @@ def option(
         choices: Values that it, or each of its words, may have.
         least: Least value of a number.
         empty: What an empty value means, for ``--help``.
-        exists: Whether it names a file that must be there.
+        exists: Whether it names a file that must be there, if somebody named it: of a
+            default the stage that reads it says so.
     """
     about = {"text": text, "default": default, "group": group, "choices": choices}
     about |= {"least": least, "empty": empty, "exists": exists}
@@ -223,7 +224,8 @@ def check(values: Any) -> None:
                 raise refused(name, found, f"{some} of {', '.join(about['choices'])}")
         if about["least"] is not None and value < about["least"]:
             raise refused(name, f"{value:g}", f"{about['least']:g} or more")
-        if about["exists"] and not Path(value).is_file():
+        named = about["exists"] and value != about["default"]
+        if named and not Path(value).is_file():
             raise RecipeError(f"--{name}: {value} not found")
 
 

@@ -265,7 +265,9 @@ class Options(CommonOptions):
         choices=TUNES,
     )
     finetune_config: Path = head_option(
-        "head, rates and schedule of --tune experts and all", exists=True
+        "head, rates and schedule of --tune experts and all",
+        Path("conf/train_asr_finetune.yaml"),
+        exists=True,
     )
     use_ngram: bool = head_option(
         "true: an n-gram model of the training text; decode ASR with and without it",

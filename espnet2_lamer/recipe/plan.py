@@ -9,14 +9,8 @@ from espnet2_lamer.evaluation.downstream import head_bytes
 from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.recipe.benchmark import ASR_TRACKS, LID_TRACKS, eval_langs
 from espnet2_lamer.recipe.options import Options
-from espnet2_lamer.recipe.plan_speech import (
-    BUCKETS,
-    HEADERS,
-    Part,
-    Speech,
-    find_speech,
-    shortest,
-)
+from espnet2_lamer.recipe.plan_parts import BUCKETS, HEADERS, Part, Speech
+from espnet2_lamer.recipe.plan_speech import find_speech, shortest
 from espnet2_lamer.recipe.plan_trial import Trials, machine, run_trials
 from espnet2_lamer.recipe.runner import chosen_stages
 from espnet2_lamer.recipe.schedule import (
@@ -34,6 +28,8 @@ _FRAMES = 50  # per second
 # synthesis and conversion of a second of audio by a job, a start of Python and ESPnet,
 # a head's own start, its decoding and tests, the analysis without forward passes.
 _SYNTHESIS, _CONVERSION = 0.007, 0.01
+# Of a second of a recording to find its pauses (docs/segmentation.md).
+_CUTTING = 15 / 3600
 _START, _HEAD_START, _TESTS, _REPORTS = 10.0, 3.0, 4.0, 60.0
 # Audio that the analysis hears of a model, in seconds, and rounds of k-means.
 _HEARD, _ROUNDS = 1500.0, 20
@@ -130,7 +126,9 @@ def stage_seconds(
     clustering = found.features * _FRAMES * options.n_clusters * _ROUNDS * 2
     times: dict[str, float | None] = {
         "checkpoints": _START,
-        "data": _SYNTHESIS * prepared / jobs if synthetic else 1.0,
+        "data": _SYNTHESIS * prepared / jobs
+        if synthetic
+        else 1.0 + _CUTTING * speech.recordings / jobs,
         "selection": 3 + convert * (found.audio + found.held_out),
         "features": teach and 3 + teach * found.features,
         "clusters": teach
@@ -186,7 +184,7 @@ def disk_bytes(
     heads = heads_of(options, found.texts, options.tracks)
     whole = trials.base + trials.trainable
     return {
-        "data": converted_bytes(2.2 * every) if mini else 1e6,
+        "data": converted_bytes(2.2 * every) if mini else 1e6 + speech.unpacked,
         "dump/raw": 1e6 if mini else converted_bytes(every),
         "dump/features": trials.teacher_dim
         and feature_bytes(trials.teacher_dim, round(found.features * _FRAMES)),
@@ -237,6 +235,7 @@ def _speech(options: Options, speech: Speech, found: Amounts) -> Iterator[str]:
         use = f"train {_hours(found.train[lang])}, dev {_hours(found.dev[lang])}"
         yield f"  {lang} ({role}): {use}"
         yield from _lost(options, lang, parts)
+    yield from (f"  {remark}" for remark in speech.remarks)
     if (
         any(
             part.weight > 1
@@ -255,8 +254,8 @@ def _lost(options: Options, lang: str, parts: Mapping[str, Part]) -> Iterator[st
     long = whole - sum(part.hours(high=high) for part in parts.values())
     short = whole - sum(part.hours(low=low) for part in parts.values())
     if long > 0:
-        text = f"longer than {high:g} s: {_hours(3600 * long)} lost"
-        yield f"    {text}; --segment vad cuts such files at pauses"
+        advice = "" if options.segment == "vad" else "; --segment vad cuts such files"
+        yield f"    longer than {high:g} s: {_hours(3600 * long)} lost{advice}"
     if short > 0:
         yield f"    shorter than {low:g} s: {_hours(3600 * short)} lost"
     for part in parts.values():

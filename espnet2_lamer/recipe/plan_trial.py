@@ -134,7 +134,6 @@ def _time_base(options: Options, found: Trials) -> None:
     for name, allocation in runs:
         args, bins = _arguments(options, allocation)
         model = LamerHubertTask.build_model(args).to(options.device)
-        model.keep_frozen()
         collate = LamerHubertTask.build_collate_fn(args, train=True)
         length = min(collate.max_samples, _SECONDS * SAMPLE_RATE)
         # As large as training's own, within what a plan may take.
@@ -152,9 +151,6 @@ def _time_base(options: Options, found: Trials) -> None:
         ]
         _, batch = collate(rows)
         batch = {key: value.to(options.device) for key, value in batch.items()}
-        found.peak = max(found.peak, try_batch(model, batch, options.device).peak)
-        took = _clock(lambda m=model, x=batch: m(**x)[0].backward())
-        setattr(found, name, took * SAMPLE_RATE / batch["speech"].numel())
         if name == "update":
             wav2vec2 = model.encoder.wav2vec2
             found.dim = wav2vec2.encoder.feature_projection.projection.out_features
@@ -162,9 +158,14 @@ def _time_base(options: Options, found: Trials) -> None:
             found.trainable = sum(size for size, trains in sizes if trains)
             found.base = sum(size for size, trains in sizes if not trains)
             speech = batch["speech"][:1]
+            # Heads and analysis read a base in float32, as it is loaded.
             with torch.inference_mode():
                 took = _clock(lambda m=wav2vec2, x=speech: m.extract_features(x))
             found.forward = took * SAMPLE_RATE / length
+        model.keep_frozen()
+        found.peak = max(found.peak, try_batch(model, batch, options.device).peak)
+        took = _clock(lambda m=model, x=batch: m(**x)[0].backward())
+        setattr(found, name, took * SAMPLE_RATE / batch["speech"].numel())
 
 
 def _time_teacher(options: Options, found: Trials) -> None:

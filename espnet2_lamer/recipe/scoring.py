@@ -33,6 +33,7 @@ from espnet2_lamer.gpus import run_on_gpus
 from espnet2_lamer.metrics.measure import Measure
 from espnet2_lamer.recipe.benchmark import (
     ASR_TRACKS,
+    alone,
     describe_systems,
     planned_runs,
     without_text,
@@ -192,11 +193,14 @@ def _notes(options: Options, runs: Sequence[Run]) -> list[str]:
     notes = []
     with_text = " and ".join(track for track in options.tracks if track != "lid")
     for lang, split in without_text(options).items() if with_text else ():
+        heard = f"up to {SPEECH_MINUTES['train']:g} minutes of its speech."
+        lid = f" Identification (lid) takes {heard}" if "lid" in options.tracks else ""
         notes.append(
             f"{lang} is left out of {with_text}: no utterance of its {split} set has "
-            f"text. Identification (lid) takes up to {SPEECH_MINUTES['train']:g} "
-            "minutes of its speech."
+            f"text.{'' if alone(options) else lid}"
         )
+    if only := alone(options):
+        notes.append(f"{only} is the only language: nothing to identify it from (lid).")
     if any(run.track == "lid" for run in runs):
         notes.append(
             "LID is scored twice: by the language tag with the highest CTC "

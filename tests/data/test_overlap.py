@@ -7,6 +7,7 @@ import pytest
 import soundfile
 
 from espnet2_lamer.data.audio import read_16k
+from espnet2_lamer.data.audio_decoding import open_audio
 from espnet2_lamer.data.audio_fingerprint import QUERY_STEP, fingerprint
 from espnet2_lamer.data.overlap import (
     Clip,
@@ -159,6 +160,27 @@ def test_renamed_and_encoded_copies_are_found_by_their_audio(
     assert _match(root) == [("eng_train_002", "eng_test_004", "audio")]
     # Another language's clips are not compared.
     assert _match(root, lang="deu") == []
+
+
+def test_parts_of_a_recording_are_found_and_it_is_decoded_once(two_sets, monkeypatch):
+    sets, root = two_sets
+    recording = root / "audio/show.mp3"
+    # Of eight parts of three seconds, the sixth is a pretraining clip.
+    pieces = [_speechlike(3.0, 3 if n == 5 else 20 + n) for n in range(8)]
+    soundfile.write(recording, np.concatenate(pieces), 16000)
+    write_table(sets["test"] / "wav.scp", {"show": str(recording)})
+    lines = [f"part{n} show {3 * n} {3 * n + 3}\n" for n in range(8)]
+    (sets["test"] / "segments").write_text("".join(lines))
+    write_table(sets["test"] / "utt2lang", {f"part{n}": "eng" for n in range(8)})
+    opened = []
+
+    def count(path):
+        opened.append(path)
+        return open_audio(path)
+
+    monkeypatch.setattr("espnet2_lamer.data.overlap.open_audio", count)
+    assert _match(root) == [("eng_train_003", "part5", "audio")]
+    assert opened == [str(recording)]
 
 
 def test_evaluation_sets_are_dev_and_test_of_every_kind_but_no_training_sets(

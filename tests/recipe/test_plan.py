@@ -5,7 +5,7 @@ import pytest
 import soundfile
 import yaml
 
-from espnet2_lamer.recipe.plan_speech import BUCKETS, Part
+from espnet2_lamer.recipe.plan_parts import BUCKETS, Part
 from espnet2_lamer.recipe.schedule import (
     FEWEST,
     MOST,

@@ -342,6 +342,7 @@ def test_the_recipes_stages_read_only_what_earlier_ones_make(
         corpus="mini",
         benchmark="own",
         tracks=["asr", "lid"],
+        tune=["head"],
         budgets=["1h"],
         replay_langs=["eng"],
         control=control,

@@ -54,7 +54,6 @@ def test_five_recordings_become_a_packed_model(tmp_path, monkeypatch, caplog):
         "replay_langs": "",
         "segment": "vad",
         "min_duration": 2.0,
-        "tracks": "lid",
     }
     run(tmp_path, tmp_path / "radio", monkeypatch, **options)
     assert (tmp_path / "exp/packed/ssl_lamer.zip").is_file()
