@@ -210,8 +210,9 @@ def run(options: Options, device: str) -> list[str | Table]:
         f"backward, clipping, AdamW on noise; {options.updates} updates a run, "
         f"{options.rounds} rounds). The speed-up is the other's time over this one's, "
         "within a round; the target goes by CPU seconds. With the feature cache the "
-        "output of the frozen convolution stack is at hand, as with `feature_cache_gb` "
-        "from the second epoch on. Batches are ready in every row: neither reading "
-        "audio nor reading features is timed."
+        "output of the frozen convolution stack is at hand, as with "
+        "`feature_cache_gb`, whose one pass through it before the first update is not "
+        "timed. Batches are ready in every row: neither reading audio nor reading "
+        "features is timed."
     )
     return [explanation, table]
