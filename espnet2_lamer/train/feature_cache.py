@@ -363,12 +363,12 @@ def _compare(
                 f"expected at most {limit:g}; remove the folder that the log names, "
                 "and it is computed anew"
             )
-    count = f"a batch of {int(stored.sum())} utterances"
+    count = f"{int(stored.sum())} utterances of a batch are"
     if not worst:
-        return f"{count} is to the bit what the network gives without a cache"
+        return f"{count} to the bit what the network gives without a cache"
     return (
-        f"{count} is what the network gives without a cache to {worst:.1e} of the "
-        "largest value: sums over a batch have another order than over an utterance"
+        f"{count} what the network gives without a cache to {worst:.1e} of the largest "
+        "value: sums over a batch have another order than over an utterance"
     )
 
 

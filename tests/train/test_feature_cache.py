@@ -176,7 +176,7 @@ def test_the_log_tells_what_is_needed_cached_and_left_out(make_parts, corpus, ca
     assert f"[train]: {count} of 24 utterances" in caplog.text
     assert f"take {size} (float32, 1.6 kB per second of audio)" in caplog.text
     assert f"{24 - count} utterances are longer than max_sample_size" in caplog.text
-    assert "is to the bit what the network gives without a cache" in caplog.text
+    assert "are to the bit what the network gives without a cache" in caplog.text
 
 
 def test_a_full_cache_warns_and_the_rest_is_computed(make_parts, corpus, caplog):
