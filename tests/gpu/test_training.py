@@ -106,7 +106,7 @@ def test_with_a_feature_cache_it_goes_on_to_the_weights_without_one(
 ):
     caplog.set_level(logging.INFO)
     changes = {"collate_fn_conf": {"max_sample_size": 8000, "bucket_samples": 1600}}
-    with gpu() as pretended:
+    with gpu():
         train(corpus, tmp_path / "without", **changes)
         changes |= {"feature_cache_gb": 1.0}
         with pytest.MonkeyPatch.context() as patch:
@@ -119,10 +119,8 @@ def test_with_a_feature_cache_it_goes_on_to_the_weights_without_one(
     assert "resumed after update" in caplog.text
     without, found = outcome(tmp_path / "without"), outcome(tmp_path / "with")
     assert found["updates"] == without["updates"]
-    if pretended:
-        assert differences(without, found) == []
-    else:
-        assert distance(without, found) <= 1e-4
+    # As two undisturbed trainings agree: a batch may be summed in another order.
+    assert distance(without, found) <= 1e-4
 
 
 @pytest.mark.parametrize(("first", "second"), [("0", "1"), ("1", "0")])
