@@ -195,7 +195,8 @@ class _Plan:
             weights,
             [self.encoder.architecture[key] for key in keys],
             str(self.stored),
-            self.device,
+            # So many threads sum in an order of their own.
+            self.device if self.device != "cpu" else torch.get_num_threads(),
             sha256_file(self.wav_scp),
             hashlib.sha256(samples.tobytes()).hexdigest(),
             [self.part == "train" and collate.max_samples, collate.bucket],

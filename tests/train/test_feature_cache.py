@@ -24,6 +24,15 @@ CHANNELS = 8
 
 
 @pytest.fixture(autouse=True)
+def one_thread():
+    """With several, a product over a batch may be summed in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
 def told(caplog):
     caplog.set_level(logging.INFO)
 
