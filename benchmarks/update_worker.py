@@ -11,14 +11,21 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 
-def batches(task: Any, args: Any, seconds: float) -> list[dict[str, Any]]:
-    """Collate noise: long, middling and short utterances, each batch as large."""
+def batches(
+    task: Any, args: Any, seconds: float, model: Any = None
+) -> list[dict[str, Any]]:
+    """Collate noise: long, middling and short utterances, each batch as large.
+
+    With a ``model`` utterances have its features in place of audio, where a training
+    has them.
+    """
     generator = np.random.default_rng(0)
     collate = task.build_collate_fn(args, train=True)
     total = int(seconds * 16000)
@@ -34,8 +41,32 @@ def batches(task: Any, args: Any, seconds: float) -> list[dict[str, Any]]:
             )
             speech = 0.1 * generator.standard_normal(samples, np.float32)
             utterances.append((f"u{row}", {"speech": speech, "text": units}))
+        if model is not None:
+            utterances = [*stored(utterances, collate, model)]
         made.append(collate(utterances)[1])
     return made
+
+
+def stored(utterances: list, collate: Any, model: Any) -> Iterator[tuple[str, dict]]:
+    """Replace the audio of those that fill their batch, as the feature cache does."""
+    import torch
+
+    from espnet2_lamer.precision import AMP_DTYPES
+    from espnet2_lamer.train.batching import rounded_length
+
+    samples = [len(data["speech"]) for _, data in utterances]
+    padded = rounded_length(np.array(samples), collate.max_samples, collate.bucket)
+    for (name, data), count, own in zip(utterances, samples, padded, strict=True):
+        if own < padded.max():
+            yield name, data
+            continue
+        wave = torch.zeros(1, int(own))
+        wave[0, :count] = torch.from_numpy(data["speech"])
+        given = [(wave, torch.tensor([count]))]
+        (features,) = model.encoder.features(given, AMP_DTYPES[model.amp_dtype])
+        frames = (count - 400) // 320 + 1
+        there = {"features": features[0, :frames].clone(), "samples": count}
+        yield name, {"text": data["text"], **there}
 
 
 class Worker:
@@ -66,7 +97,8 @@ class Worker:
             self.model.keep_frozen()
         (self.optimizer,) = task.build_optimizers(args, self.model)
         self.clip = args.grad_clip
-        self.batches = batches(task, args, options["seconds"])
+        cached = self.model if options.get("feature_cache") else None
+        self.batches = batches(task, args, options["seconds"], cached)
 
     def update(self, number: int) -> float:
         """Make one update; returns its loss."""

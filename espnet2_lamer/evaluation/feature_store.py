@@ -1,7 +1,7 @@
 """Upstream features on disk: computed once per upstream, layer and data set.
 
 ESPnet reads them itself, so they are Kaldi arks; how they are cut into shards, and how
-a killed run goes on, is :mod:`espnet2_lamer.units.shards`'s.
+a killed run goes on, is :mod:`espnet2_lamer.fileio.shards`'s.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.hashing import sha256_value
 from espnet2_lamer.fileio.locks import exclusive
 from espnet2_lamer.fileio.prints import audio_digest, older_than
-from espnet2_lamer.units.shards import Shards
+from espnet2_lamer.fileio.shards import Shards
 
 _SHARD_SECONDS = 600
 _BATCH_SECONDS = 40

@@ -137,9 +137,17 @@ def sharing(prints: Prints) -> Iterator[None]:
         _shared.pop()
 
 
-def file_prints(paths: Iterable[str]) -> FilePrints:
-    """Return a print per path, with what the recipe knows where it runs."""
-    return (_shared[-1] if _shared else Prints())(paths)
+def file_prints(paths: Iterable[str], path: Path | None = None) -> FilePrints:
+    """Return a print per path, with what the recipe knows where it runs.
+
+    Elsewhere they are remembered in the file ``path``, if there is one.
+    """
+    if _shared:
+        return _shared[-1](paths)
+    prints = Prints(path)
+    found = prints(paths)
+    prints.save()
+    return found
 
 
 def listed_files(table: Path) -> Iterator[str]:

@@ -137,7 +137,8 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
         other data ``lang [B]``, the number of each utterance's language, serves
         ``language_statistics`` and distillation only; ``real_frames`` and
         ``masked_frames``, positions in the flattened ``[B, T]``, spare a device the
-        question how many there are.
+        question how many there are. ``features [S, T, C]`` and ``feature_places [B]``
+        stand for waveforms that are not there, see the encoder's ``stored``.
         """
         if self.training:
             self.training_batches += 1
@@ -148,6 +149,9 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
         frames = None
         if {"real_frames", "masked_frames"} <= kwargs.keys():
             frames = kwargs["real_frames"], kwargs["masked_frames"]
+        stored = None
+        if "features" in kwargs:
+            stored = kwargs["features"], kwargs["feature_places"]
         with record_routing(self) as record:
             output = self.encoder(
                 *(speech, speech_lengths, mask),
@@ -155,6 +159,7 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
                 with_hidden=self._distills,
                 dtype=AMP_DTYPES[self.amp_dtype],
                 frames=frames,
+                stored=stored,
             )
             distilled = None
             if self._distills:
@@ -284,8 +289,10 @@ class LamerHubertPretrainModel(TorchAudioHubertPretrainModel):
             # The teacher drops nothing.
             self.encoder.eval()
             dtype = AMP_DTYPES[self.amp_dtype]
-            given = speech[rows], lengths[rows], mask[rows]
-            base = self.encoder(*given, dtype=dtype).hidden
+            given = speech[:0], lengths[rows], mask[rows]
+            # The convolution stack, which is frozen, gave them already.
+            stored = output.features[rows], torch.arange(len(rows), device=rows.device)
+            base = self.encoder(*given, dtype=dtype, stored=stored).hidden
             self.encoder.train(training)
         real = output.real[rows]
         mine, theirs = output.hidden[rows][real], base[real]

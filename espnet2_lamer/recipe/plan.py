@@ -191,12 +191,25 @@ def disk_bytes(
         "dump/feature_store": min(store, 1e9 * options.feature_store_gb * max(1, heads))
         if trials.dim
         else None,
+        **_feature_cache(options, found, trials),
         "exp/ssl": experiment_bytes(trials.trainable) if known else None,
         "exp/heads": heads * head_bytes(trials.head_parameters, whole)
         if known
         else None,
         "exp/packed, exp/random": 4 * (8 * whole + trials.base) if known else None,
     }
+
+
+def _feature_cache(
+    options: Options, found: Amounts, trials: Trials
+) -> dict[str, float | None]:
+    """What ``feature_cache_gb`` of the config takes: float32, and nothing cropped."""
+    limit = 1e9 * (read_yaml(options.ssl_config).get("feature_cache_gb") or 0)
+    if not limit:
+        return {}
+    frames = _FRAMES * (found.audio + found.held_out)
+    needed = trials.channels and min(limit, 4 * trials.channels * frames)
+    return {"dump/feature_cache": needed}
 
 
 def make_plan(options: Options, recipe: Recipe) -> list[str]:

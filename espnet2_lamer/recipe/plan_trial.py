@@ -45,6 +45,7 @@ class Trials:
         teacher: Of a second of audio through the teacher.
         teacher_dim: Width of its features.
         dim: Width of the base's states.
+        channels: Width of what its convolution stack gives.
         trainable: Parameters that train, and of the base.
         head: Of an update of the ASR head.
         peak: Bytes at most of this process or GPU.
@@ -58,6 +59,7 @@ class Trials:
     dim: int | None = None
     trainable: int = 0
     base: int = 0
+    channels: int | None = None
     head: float | None = None
     head_parameters: int = 0
     peak: int = 0
@@ -153,7 +155,8 @@ def _time_base(options: Options, found: Trials) -> None:
         batch = {key: value.to(options.device) for key, value in batch.items()}
         if name == "update":
             wav2vec2 = model.encoder.wav2vec2
-            found.dim = wav2vec2.encoder.feature_projection.projection.out_features
+            projection = wav2vec2.encoder.feature_projection.projection
+            found.dim, found.channels = projection.out_features, projection.in_features
             sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
             found.trainable = sum(size for size, trains in sizes if trains)
             found.base = sum(size for size, trains in sizes if not trains)

@@ -178,6 +178,7 @@ def _train(
         *as_arguments(seed=options.seed, replay_langs=options.replay_langs),
         *device_options(options, experiment),
         *_schedule_options(options),
+        *as_arguments(feature_cache_dir=options.dumpdir / "feature_cache"),
         *more,
     ]
     train_ssl(

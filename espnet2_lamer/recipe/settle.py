@@ -110,6 +110,8 @@ def _units(options: Options) -> dict[str, str]:
 _TAKEN_TAGS = ("random", "base", "stats")
 # Options that do nothing where there are no experts.
 _OF_EXPERTS = ("expand_from", "old_experts")
+# Keys of the config that change how fast a training is, and nothing else.
+_OF_SPEED = ("feature_cache_gb",)
 #: Value of ``--allocation``: counts from the data, when stage 7 starts.
 AUTO = "auto"
 
@@ -199,7 +201,7 @@ def experts_options(allocation: str) -> list[str]:
 
 def control_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the head-only control of a config is trained with."""
-    settings = {k: v for k, v in config.items() if k not in _OF_EXPERTS}
+    settings = {k: v for k, v in config.items() if k not in _OF_EXPERTS + _OF_SPEED}
     for section, name in (("encoder_conf", "lamer"), ("model_conf", "distill_weight")):
         if section in config or section == "encoder_conf":
             settings[section] = dict(config.get(section) or {})

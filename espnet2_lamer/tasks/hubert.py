@@ -1,9 +1,10 @@
 """``LamerHubertTask``: continual pretraining through ESPnet's HubertTask."""
 
 import argparse
+import copy
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,13 @@ class CompactDataset(ESPnetDataset):
         loader = super()._build_loader(os.devnull, loader_type, keys_to_load)
         loader.loader.data = Table(path, self._like)
         return loader
+
+    def part(self, names: Collection[str]) -> "CompactDataset":
+        """Return a data set of these data alone, which keeps nothing in memory."""
+        part = copy.copy(self)
+        part.loader_dict = {key: self.loader_dict[key] for key in names}
+        part.cache = None
+        return part
 
 
 class LamerHubertTask(HubertTask):

@@ -40,8 +40,9 @@ _RANGES = {
     (
         0,
         math.inf,
-    ): """update_bins monitor_utts model_conf.balance_weight model_conf.unmasked_weight
-        model_conf.feature_penalty model_conf.distill_weight""",
+    ): """update_bins feature_cache_gb monitor_utts model_conf.balance_weight
+        model_conf.unmasked_weight model_conf.feature_penalty
+        model_conf.distill_weight""",
     (RECEPTIVE_FIELD, math.inf): "collate_fn_conf.max_sample_size",
     (_POSITIVE, math.inf): "grad_clip model_conf.logit_temp",
     (_POSITIVE, 1.0): "encoder_conf.mask_prob",
@@ -178,6 +179,11 @@ def _check_ranges(args: argparse.Namespace) -> None:
             right = isinstance(value, int | float) and low <= value <= high
             check_values("", (key, value, value is None or right, expected))
     read_device_bins(args.device_bins)
+    if args.feature_cache_gb:
+        for key in ("preprocessor_conf", "rir_scp", "noise_scp"):
+            value = vars(args).get(key)
+            alike = "nothing: with feature_cache_gb audio is the same in every epoch"
+            check_values("", (key, value, not value, alike))
     if args.update_bins:
         follows = "1: with update_bins it follows from device_bins"
         check_values("", ("accum_grad", args.accum_grad, args.accum_grad == 1, follows))

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -171,39 +172,47 @@ class LamerCollate:
     ) -> tuple[list[str], dict[str, torch.Tensor]]:
         """Return utterance ids and padded tensors (see the model's ``forward``).
 
-        Labels without one unit per frame raise ``RecipeError``.
+        In place of ``speech`` an utterance that is not cropped may have ``features [T,
+        C]``, a tensor, and the number of its ``samples``. Labels without one unit per
+        frame raise ``RecipeError``.
         """
         names, waveforms, labels, masks, langs = [], [], [], [], []
+        samples, stored = [], []
         for utt_id, data in batch:
             generator = utterance_generator(self.seed, self.epoch, utt_id)
-            speech = np.asarray(data["speech"], dtype=np.float32)
+            features = data.get("features")
+            speech = np.asarray(data.get("speech", ()), dtype=np.float32)
             text = np.asarray(data["text"], dtype=np.int64)
-            frames = num_frames(len(speech))
+            count = len(speech) if features is None else data["samples"]
+            frames = num_frames(count)
             if len(text) != frames:
                 raise RecipeError(
-                    f"utterance {utt_id}: found {len(text)} units for {len(speech)} "
-                    f"samples, expected {frames} ((n - 400) // 320 + 1); make the "
-                    "labels anew"
+                    f"utterance {utt_id}: found {len(text)} units for {count} samples, "
+                    f"expected {frames} ((n - 400) // 320 + 1); make the labels anew"
                 )
-            if self.train and len(speech) > self.max_samples:
-                last = (len(speech) - self.max_samples) // STRIDE
+            if self.train and count > self.max_samples:
+                last = (count - self.max_samples) // STRIDE
                 start = int(generator.integers(last + 1))
                 speech = speech[start * STRIDE :][: self.max_samples]
-                text = text[start:][: num_frames(len(speech))]
+                count = len(speech)
+                text = text[start:][: num_frames(count)]
             names.append(utt_id)
-            waveforms.append(speech)
+            samples.append(count)
+            stored.append(features)
+            if features is None:
+                waveforms.append(speech)
             labels.append(text)
             masks.append(
                 span_mask(len(text), self.mask_prob, self.mask_length, generator)
             )
             if "lang" in data:
                 langs.append(int(np.ravel(data["lang"])[0]))
-        longest = max(map(len, waveforms))
+        longest = max(samples)
         limit = self.max_samples if self.train else sys.maxsize
         padded = rounded_length(longest, limit, self.bucket)
         output = {
-            "speech": _pad(waveforms, 0.0, padded),
-            "speech_lengths": torch.tensor([len(w) for w in waveforms]),
+            "speech": _pad(waveforms, 0.0, padded, np.float32),
+            "speech_lengths": torch.tensor(samples),
             "text": _pad(labels, LABEL_PADDING, num_frames(padded)),
             "text_lengths": torch.tensor([len(t) for t in labels]),
             "mask_indices": _pad(masks, -1, max(1, *map(len, masks))),
@@ -219,11 +228,30 @@ class LamerCollate:
             output[key] = torch.from_numpy(np.concatenate(grid))
         if langs:
             output["lang"] = torch.tensor(langs)
+        if len(waveforms) < len(names):
+            output |= _stored(stored, num_frames(padded))
         return names, output
 
 
-def _pad(rows: list[np.ndarray], value: float, length: int) -> torch.Tensor:
-    padded = np.full((len(rows), length), value, dtype=rows[0].dtype)
+def _stored(rows: list[torch.Tensor | None], frames: int) -> dict[str, torch.Tensor]:
+    """Features of the utterances that have some, and where each utterance is.
+
+    Those without count first, in their order, then those with.
+    """
+    there = [row for row in rows if row is not None]
+    # Padding is masked before anything mixes frames.
+    features = there[0].new_zeros(len(there), frames, there[0].shape[1])
+    for target, row in zip(features, there, strict=True):
+        target[: len(row)] = row
+    is_there = np.array([row is not None for row in rows])
+    places = np.argsort(np.argsort(is_there, kind="stable"), kind="stable")
+    return {"features": features, "feature_places": torch.from_numpy(places)}
+
+
+def _pad(
+    rows: list[np.ndarray], value: float, length: int, dtype: Any = np.int64
+) -> torch.Tensor:
+    padded = np.full((len(rows), length), value, dtype=dtype)
     for target, row in zip(padded, rows, strict=True):
         target[: len(row)] = row
     return torch.from_numpy(padded)

@@ -48,7 +48,7 @@ _FREE = set(
     valid_data_path_and_name_and_type train_data_path_and_name_and_type
     allow_variable_data_keys token_list max_cache_size max_cache_fd
     valid_max_cache_size sanity sanity_updates replay_langs monitor_utts monitor_layers
-    monitor_control
+    monitor_control feature_cache_gb feature_cache_dir
     """.split()
 )
 _OF_UPDATES = ("update_bins", "device_bins")

@@ -119,11 +119,14 @@ class Health:
         self.pace.begin()
         shares = self._epoch_shares(epoch)
         languages = shares.language_line(self.options.replay_langs)
+        share = 100 * shares.served / shares.audio
         logging.info(
             f"epoch {epoch}: {shares.batches} batches, {span(shares.audio)} of audio, "
             f"{shares.passes:.3f} passes over the data; padding "
             f"{100 * shares.padding_share:.1f} %, lost to crops "
-            f"{100 * shares.crop_loss:.1f} %" + (languages and f"; {languages}")
+            f"{100 * shares.crop_loss:.1f} %"
+            + (shares.served and f"; {share:.1f} % from the feature cache" or "")
+            + (languages and f"; {languages}")
         )
 
     def waited(self, waits: Sequence[float], seconds: float) -> None:

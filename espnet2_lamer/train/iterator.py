@@ -4,6 +4,7 @@ import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,14 @@ from espnet2_lamer.constants import RECEPTIVE_FIELD
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.train.batching import LamerCollate, make_batches, rounded_length
 from espnet2_lamer.train.console import hold_stop_signals, ignore_stop_signals
+from espnet2_lamer.train.feature_cache import FeatureCache
 from espnet2_lamer.train.updates import make_updates, split_update
 from espnet2_lamer.train.utterances import Batches, Lengths
 
 # Before an utterance's name: a frame of silence in its place. No name begins so.
 STAND_IN = "\0"
+# As well: what the cache of features has, in place of the audio.
+STORED = "\1"
 
 
 class _HeldLoader(DataLoader):
@@ -35,15 +39,24 @@ class _HeldLoader(DataLoader):
 
 
 class CheckedDataset(Dataset):
-    """Names the utterance when its data cannot be read; knows stand-ins."""
+    """Names the utterance when its data cannot be read; knows stand-ins.
+
+    Of utterances whose features are in the ``cache`` no audio is read.
+    """
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
+        self.cache: FeatureCache | None = None
+
+    @cached_property
+    def _beside(self) -> Any:
+        return self.dataset.part({*self.dataset.names()} - {"speech"})
 
     def __getitem__(self, utt_id: str) -> Any:
-        name = utt_id.removeprefix(STAND_IN)
+        name = utt_id.removeprefix(STAND_IN).removeprefix(STORED)
+        is_stored = utt_id.startswith(STORED)
         try:
-            found = self.dataset[name]
+            found = (self._beside if is_stored else self.dataset)[name]
         except Exception as error:
             raise RecipeError(
                 f"utterance {name}: its audio or units cannot be read "
@@ -51,6 +64,8 @@ class CheckedDataset(Dataset):
                 "and make the labels anew, which checks every file. Training goes on "
                 "from its last checkpoint when it is run again"
             ) from error
+        if is_stored:
+            return name, {**found[1], **self.cache.read(name)}
         if name == utt_id:
             return found
         # A frame has no masked frame, so nothing is learnt of it.
@@ -73,6 +88,10 @@ class BucketIterFactory(AbsIterFactory):
     :func:`~.updates.make_updates`), in one or more micro-batches of at most
     ``device_bins`` samples in this process. A rank for which an update has no utterance
     left gets a frame of silence.
+
+    With a cache to :meth:`use` utterances have stored features in place of audio where
+    these are what the batch gives: where it pads them no further than a batch of their
+    own.
     """
 
     dataset: Any
@@ -96,6 +115,16 @@ class BucketIterFactory(AbsIterFactory):
         collate = self.make_collate(1)
         longest = collate.max_samples if self.train else sys.maxsize
         self._rounding = longest, collate.bucket
+
+    def use(self, cache: FeatureCache) -> None:
+        """Serve features from here on."""
+        self.dataset.cache = cache
+
+    @property
+    def passes(self) -> float:
+        """Passes over the data that an epoch makes."""
+        wanted = self.num_iters_per_epoch
+        return 1.0 if wanted is None else wanted / len(self._one_pass(0))
 
     def _one_pass(self, number: int) -> Batches:
         generator = np.random.default_rng([self.seed, number])
@@ -139,6 +168,12 @@ class BucketIterFactory(AbsIterFactory):
         samples = self.lengths.samples[utts].astype(np.int64)
         return rounded_length(samples, *self._rounding)
 
+    def is_stored(self, utts: np.ndarray, padded: int | np.ndarray) -> np.ndarray:
+        """Which utterances (by number) have features in a batch of so many samples."""
+        if self.dataset.cache is None:
+            return np.zeros(len(utts), bool)
+        return self.dataset.cache.has(utts) & (self.rounded(utts) == padded)
+
     def split(self, utts: np.ndarray) -> list[list[np.ndarray]]:
         """Return an iteration's utterances (by number) by micro-batch and rank."""
         if not self.update_bins:
@@ -151,7 +186,13 @@ class BucketIterFactory(AbsIterFactory):
         """Return the names of an iteration that this rank loads, by micro-batch."""
         found = []
         for row in self.split(utts):
-            names = [self.lengths.name(utt) for utt in row[self.rank].tolist()]
+            own = row[self.rank]
+            padded = self.rounded(own).max(initial=0)
+            marks = [STORED if yes else "" for yes in self.is_stored(own, padded)]
+            names = [
+                mark + self.lengths.name(utt)
+                for mark, utt in zip(marks, own.tolist(), strict=True)
+            ]
             # The shortest is the quickest to read.
             found.append(names or [STAND_IN + self.lengths.name(int(utts[-1]))])
         return found

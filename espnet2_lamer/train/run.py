@@ -35,6 +35,7 @@ from espnet2_lamer.train import checkpoint
 from espnet2_lamer.train.checkpoint import CheckpointStore
 from espnet2_lamer.train.console import StopRequest, stop_on_signals
 from espnet2_lamer.train.exchange import anyone_stops, say, stop_signal, waits
+from espnet2_lamer.train.feature_cache import use_feature_cache
 from espnet2_lamer.train.figures import Figures
 from espnet2_lamer.train.health import Health
 from espnet2_lamer.train.memory import read_device_bins
@@ -87,6 +88,8 @@ class TrainingRun:
         if self.is_first:
             self._check_space()
         if self.epoch <= self.options.max_epoch:
+            factories = self.health.factories
+            use_feature_cache(self.model, factories, self.options, self.device)
             self.health.start(self.epoch, self.updates)
         model = self.model
         if is_distributed():

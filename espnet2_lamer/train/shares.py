@@ -27,7 +27,8 @@ class Shares:
     language) is what crops leave, ``largest`` that of one rank's micro-batch
     ``largest_part`` of ``largest_batch`` (counted from 0), padding included, ``data``
     all there is, uncropped. In ``idle`` iterations a rank has a micro-batch without an
-    utterance, in ``unfair`` ones less than half of the mean audio.
+    utterance, in ``unfair`` ones less than half of the mean audio. ``served`` is what
+    the feature cache has.
     """
 
     batches: int
@@ -45,6 +46,7 @@ class Shares:
     languages: dict[str, float]
     data: float
     data_languages: dict[str, float]
+    served: float = 0.0
 
     @property
     def padding_share(self) -> float:
@@ -84,7 +86,7 @@ def measure_shares(
     lengths = factory.lengths
     collate, batches = factory.make_collate(epoch), factory.plan(epoch)
     known = None if languages is None else Languages.of(languages, lengths)
-    sums, largest, own = np.zeros(4, np.int64), (0, 0, 0), Counter()
+    sums, largest, own = np.zeros(5, np.int64), (0, 0, 0), Counter()
     micro_batches = idle = unfair = 0
     for first in range(0, len(batches), _BATCHES):
         block = batches[first : first + _BATCHES]
@@ -94,8 +96,12 @@ def measure_shares(
         longest = np.zeros(len(cells), np.int64)
         np.maximum.at(longest, part, cropped)
         count = np.bincount(part, minlength=len(cells))
-        padded = count * rounded_length(longest, collate.max_samples, collate.bucket)
-        sums += len(utts), samples.sum(), cropped.sum(), padded.sum()
+        length = rounded_length(longest, collate.max_samples, collate.bucket)
+        padded, served = count * length, factory.is_stored(utts, length[part])
+        sums += (
+            *(len(utts), samples.sum(), cropped.sum(), padded.sum()),
+            cropped[served].sum(),
+        )
         iteration, micro, rank = cells.T
         where = int(padded.argmax())
         found = int(padded[where]), first + int(iteration[where]), int(micro[where])
@@ -106,7 +112,7 @@ def measure_shares(
         micro_batches += int((rank == 0).sum())
         idle += len(np.unique(iteration[count == 0]))
         unfair += int((audio.min(1) < FAIR_SHARE * audio.mean(1)).sum())
-    count, samples, cropped, padded = sums.tolist()
+    count, samples, cropped, padded, served = sums.tolist()
     return Shares(
         batches=len(batches),
         micro_batches=micro_batches,
@@ -123,6 +129,7 @@ def measure_shares(
         languages=dict(own),
         data=int(lengths.samples.sum(dtype=np.int64)) / SAMPLE_RATE,
         data_languages=_by_language(slice(None), lengths.samples, known),
+        served=served / SAMPLE_RATE,
     )
 
 

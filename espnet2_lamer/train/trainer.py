@@ -43,6 +43,15 @@ class LamerTrainerOptions(TrainerOptions):
         "update_bins). auto: on a GPU what its memory holds by two trial batches, on a "
         "CPU batch_bins; kept in checkpoints",
     )
+    feature_cache_gb: float = _option(
+        0.0,
+        "Most that the output of the frozen convolution stack may take on disk, in "
+        "10^9 bytes, for utterances that are not cropped: computed once, and read in "
+        "every epoch. 0: none",
+    )
+    feature_cache_dir: str | None = _option(
+        None, "Where it is kept; without, in feature_cache of the output folder"
+    )
     checkpoint_interval: int = _option(
         500, "Updates between step checkpoints; one is written at each epoch's end"
     )
@@ -89,7 +98,7 @@ class LamerTrainer(Trainer):
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         """Add our options to ESPnet's parser."""
         group = parser.add_argument_group("Lamer trainer related")
-        kinds = {bool: str2bool, int: int}
+        kinds = {bool: str2bool, int: int, float: float}
         for field in dataclasses.fields(LamerTrainerOptions):
             if "help" in field.metadata:
                 group.add_argument(

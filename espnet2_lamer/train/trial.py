@@ -61,7 +61,9 @@ def try_batch(model: nn.Module, batch: dict[str, Tensor], device: str) -> Trial:
     Raises:
         DoesNotFit: The GPU has not enough memory.
     """
-    audio = batch["speech"].numel() / SAMPLE_RATE
+    # Of some utterances there may be features in place of audio.
+    padded = batch["speech"].shape[1] * len(batch["speech_lengths"])
+    audio = padded / SAMPLE_RATE
     cuda = device == "cuda"
     with alone(), without_a_trace(model):
         model.train()

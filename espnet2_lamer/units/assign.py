@@ -16,10 +16,10 @@ from espnet2_lamer.data.speech import audio_rows, read_wav_scp
 from espnet2_lamer.fileio.atomic import atomic_path, write_json, write_text
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
 from espnet2_lamer.fileio.prints import save_array
+from espnet2_lamer.fileio.shards import Shards, shard_size, split
 from espnet2_lamer.units.codebook import Codebook, load_codebook
 from espnet2_lamer.units.extractor import Extractor
 from espnet2_lamer.units.labels import read_sidecar, sidecar_path
-from espnet2_lamer.units.shards import Shards, shard_size, split
 from espnet2_lamer.units.stored import StoredFeatures, stored_features
 from espnet2_lamer.units.teacher import Teacher
 

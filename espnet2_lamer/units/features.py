@@ -20,8 +20,8 @@ from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.fileio.foreign import clear_errors
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
+from espnet2_lamer.fileio.shards import Shards, is_whole, shard_size, split
 from espnet2_lamer.units.extractor import Extractor
-from espnet2_lamer.units.shards import Shards, is_whole, shard_size, split
 from espnet2_lamer.units.stored import made_by
 from espnet2_lamer.units.teacher import Teacher
 

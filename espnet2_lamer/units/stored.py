@@ -12,7 +12,7 @@ import numpy as np
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import clear_errors
 from espnet2_lamer.fileio.hashing import sha256_value
-from espnet2_lamer.units.shards import is_whole, plan_of
+from espnet2_lamer.fileio.shards import is_whole, plan_of
 from espnet2_lamer.units.teacher import Teacher
 
 

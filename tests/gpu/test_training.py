@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import signal
 
 import pytest
@@ -98,6 +99,28 @@ def test_a_killed_training_goes_on_to_the_same_weights(
         # As two undisturbed trainings agree.
         usual = distance(whole, outcome(tmp_path / "again"))
         assert distance(whole, killed) <= max(1e-4, 10 * usual)
+
+
+def test_with_a_feature_cache_it_goes_on_to_the_weights_without_one(
+    gpu, corpus, tmp_path, caplog
+):
+    caplog.set_level(logging.INFO)
+    changes = {"collate_fn_conf": {"max_sample_size": 8000, "bucket_samples": 1600}}
+    with gpu():
+        train(corpus, tmp_path / "without", **changes)
+        changes |= {"feature_cache_gb": 1.0}
+        with pytest.MonkeyPatch.context() as patch:
+            # In the middle of an update; each part was compared with the network.
+            kill_at_batch(patch, 5)
+            with pytest.raises(Killed):
+                train(corpus, tmp_path / "with", **changes)
+        train(corpus, tmp_path / "with", **changes)
+    assert "% from the feature cache" in caplog.text
+    assert "resumed after update" in caplog.text
+    without, found = outcome(tmp_path / "without"), outcome(tmp_path / "with")
+    assert found["updates"] == without["updates"]
+    # As two undisturbed trainings agree: a batch may be summed in another order.
+    assert distance(without, found) <= 1e-4
 
 
 @pytest.mark.parametrize(("first", "second"), [("0", "1"), ("1", "0")])

@@ -1,10 +1,13 @@
 """The plan: what it counts, what it says is lost or lacking; that no file changes."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import soundfile
 import yaml
 
+from espnet2_lamer.recipe.plan import _feature_cache
 from espnet2_lamer.recipe.plan_parts import BUCKETS, Part
 from espnet2_lamer.recipe.schedule import (
     FEWEST,
@@ -89,6 +92,23 @@ def test_a_plan_for_gpus_that_are_not_here_has_counts_and_no_times(
     out, _, _ = plan(speech, monkeypatch, capsys, ngpu=1)
     assert "not measured: no GPU" in out
     assert "updates: 400 of 20 s in 4 epochs" in out
+
+
+def test_a_plan_has_the_disk_of_the_feature_cache(tmp_path):
+    config = tmp_path / "train.yaml"
+    options = SimpleNamespace(ssl_config=config)
+    found = SimpleNamespace(audio=3600.0, held_out=400.0)
+    # 50 frames per second of 512 channels in 4 bytes.
+    whole = 4000 * 50 * 512 * 4
+    for limit, channels, expected in (
+        (0, 512, {}),
+        (1, 512, {"dump/feature_cache": whole}),
+        (0.1, 512, {"dump/feature_cache": 1e8}),
+        (1, None, {"dump/feature_cache": None}),
+    ):
+        config.write_text(f"feature_cache_gb: {limit}\n")
+        trials = SimpleNamespace(channels=channels)
+        assert _feature_cache(options, found, trials) == expected
 
 
 def test_buckets_add_up_to_all_hours():

@@ -58,6 +58,10 @@ def test_the_control_is_trained_first_and_its_curve_shown_by_the_other(
     assert "--monitor_control" not in without
     path = str(options.control_experiment)
     assert beside[beside.index("--monitor_control") + 1] == path
+    folders = [
+        words[words.index("--feature_cache_dir") + 1] for words in (without, beside)
+    ]
+    assert folders == [str(options.dumpdir / "feature_cache")] * 2
     # For both: which languages are replayed.
     for found in (without, beside):
         assert found[found.index("--replay_langs") + 1] == "eng"

@@ -227,6 +227,9 @@ def test_all_of_the_family_share_one_control():
     assert other == shared | {"exclude_langs": ["eng"]}
     assert all(settings == shared for settings in controls.values())
     assert control_settings(config("train_ssl_lamer_mini.yaml")) != shared
+    # It changes how fast it is trained, and nothing else.
+    cached = config("train_ssl_lamer.yaml") | {"feature_cache_gb": 5.0}
+    assert control_settings(cached) == shared
 
 
 @pytest.fixture

@@ -114,6 +114,7 @@ def main() -> None:
     codes = {
         "one": train(directory, "one", 1),
         "two": train(directory, "two", 2),
+        "two, cached": train(directory, "two_c", 2, feature_cache_gb=1.0),
         "four": train(directory, "four", 4),
         "one, unbalanced": train(directory, "one_u", 1, encoder_conf=UNBALANCED),
         "two in parts": train(
@@ -124,7 +125,7 @@ def main() -> None:
     }
     found = {
         name: small.outcome(directory / name)["figures"]
-        for name in ("one", "two", "four", "one_u", "two_p", "killed")
+        for name in ("one", "two", "two_c", "four", "one_u", "two_p", "killed")
     }
     print(
         json.dumps(
@@ -135,6 +136,7 @@ def main() -> None:
                     json.loads(line) for line in messages.path.read_text().splitlines()
                 ],
                 "log": (directory / "killed.0.log").read_text(),
+                "cached": (directory / "two_c.0.log").read_text(),
                 "tail": [p.read_text()[-1500:] for p in directory.glob("*.log")],
             }
         )

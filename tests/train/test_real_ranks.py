@@ -50,6 +50,12 @@ def test_ranks_train_as_one_process(report, ranks):
     assert found == pytest.approx(one, rel=1e-4, abs=1e-6)
 
 
+def test_ranks_share_a_feature_cache_and_train_as_without(report):
+    without, found = (losses(report["figures"][name]) for name in ("two", "two_c"))
+    assert found == without
+    assert "% from the feature cache" in report["cached"]
+
+
 def test_micro_batches_of_ranks_train_as_one_batch(report):
     """Without the balance term, which is one of each micro-batch."""
     one, found = (losses(report["figures"][name]) for name in ("one_u", "two_p"))

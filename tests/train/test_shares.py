@@ -91,6 +91,7 @@ def test_languages_and_replay_are_said_beside_their_share_of_the_data():
         world_size=1,
         update_bins=None,
         plan=lambda epoch: batches,
+        is_stored=lambda utts, padded: np.zeros(len(utts), bool),
         make_collate=lambda epoch: uncut,
     )
     shares = measure_shares(made, 1, languages)

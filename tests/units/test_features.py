@@ -13,9 +13,9 @@ from espnet2_lamer.data.speech import read_speech
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.fileio.hashing import sha256_file
+from espnet2_lamer.fileio.shards import shard_size
 from espnet2_lamer.units import extractor as extractor_module
 from espnet2_lamer.units.features import FeatureStore, dump_features, sample_utterances
-from espnet2_lamer.units.shards import shard_size
 
 
 def read_index(directory):

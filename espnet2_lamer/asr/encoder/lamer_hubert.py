@@ -108,11 +108,13 @@ class MaskedPrediction:
     ``masked [M]`` and ``unmasked [U]`` are positions
     of real frames in the flattened grid, ``logits [M, K]`` and ``unmasked_logits [U,
     K]`` belong to them (the latter two are ``None`` unless asked for).
-    ``squared_features`` is the mean square of the convolution stack's channels, summed
-    over real frames, or ``None`` when the stack is frozen.
+    ``features [B, T, C]`` are those of the convolution stack, ``squared_features`` the
+    mean square of its channels, summed over real frames, or ``None`` when the stack is
+    frozen.
     """
 
     packing: Packing
+    features: Tensor
     rows: Tensor | None
     masked: Tensor
     logits: Tensor
@@ -311,6 +313,7 @@ class LamerHubertEncoder(FrozenBase, TorchAudioHuBERTPretrainEncoder):
         with_hidden: bool = True,
         dtype: torch.dtype | None = None,
         frames: tuple[Tensor, Tensor] | None = None,
+        stored: tuple[Tensor, Tensor] | None = None,
     ) -> MaskedPrediction:
         """Encode, replacing masked frames, and score the units of masked frames.
 
@@ -320,8 +323,8 @@ class LamerHubertEncoder(FrozenBase, TorchAudioHuBERTPretrainEncoder):
         products and LayerNorm are, too.
 
         Args:
-            waveforms: ``[B, n]``, 16 kHz.
-            lengths: Their samples, ``[B]``.
+            waveforms: ``[B, n]``, 16 kHz; fewer rows where some are ``stored``.
+            lengths: Samples of all utterances, ``[B]``.
             mask: Masked frames, bool ``[B, T]``; those in padding do not count.
             with_unmasked: Score the other real frames, too.
             with_hidden: Return the transformer's output; without it the last block
@@ -330,14 +333,16 @@ class LamerHubertEncoder(FrozenBase, TorchAudioHuBERTPretrainEncoder):
             frames: Positions of all real and of all masked frames in the flattened
                 grid ``[B, T]``, if the caller knows them: nobody then has to ask the
                 device how many there are.
+            stored: Output of the frozen convolution stack for the utterances that have
+                no waveform, ``[S, T, C]``, and the place of each of B, ``[B]``, among
+                those with one, which count first, and these.
         """
         with (
             torch.autocast(waveforms.device.type, enabled=False),
             working_copies(self._copied, dtype) as copies,
             router_parts(self._routers, dtype),
         ):
-            extractor = self.wav2vec2.feature_extractor
-            features, counts = extractor(waveforms, lengths, dtype)
+            features, counts = self._features(waveforms, lengths, dtype, stored)
             mask = mask[:, : features.shape[1]]
             known = frames is not None and mask.shape[1] == features.shape[1]
             real, masked = frames if known else (None, None)
@@ -355,8 +360,53 @@ class LamerHubertEncoder(FrozenBase, TorchAudioHuBERTPretrainEncoder):
             if features.requires_grad:
                 squares = packing.pack(features).float().pow(2).mean(-1).sum()
         return MaskedPrediction(
-            packing, rows, masked, logits, unmasked, others, squares
+            packing, features, rows, masked, logits, unmasked, others, squares
         )
+
+    def _features(
+        self,
+        waveforms: Tensor,
+        lengths: Tensor,
+        dtype: torch.dtype | None,
+        stored: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Features ``[B, T, C]`` of the convolution stack, and frames of each."""
+        counts = self.wav2vec2.feature_extractor.num_frames(lengths)
+        if stored is None:
+            return self._convolved(waveforms, lengths, dtype), counts
+        features, places = stored
+        if len(waveforms):
+            own = lengths.index_select(0, places.argsort()[: len(waveforms)])
+            computed = self._convolved(waveforms, own, dtype)
+            features = torch.cat([computed, features.to(computed.dtype)])
+        return features.index_select(0, places), counts
+
+    def _convolved(
+        self, waveforms: Tensor, lengths: Tensor, dtype: torch.dtype | None
+    ) -> Tensor:
+        extractor = self.wav2vec2.feature_extractor
+        # So no utterance depends on its batch, to the bit: libraries sum larger
+        # products in another order. With one thread and in float32 it is as fast.
+        alone = dtype is None and waveforms.device.type == "cpu" and len(waveforms) > 1
+        alone = alone and torch.get_num_threads() == 1
+        if alone and not any(p.requires_grad for p in extractor.parameters()):
+            rows = zip(waveforms.split(1), lengths.split(1), strict=True)
+            return torch.cat([extractor(*row, dtype)[0] for row in rows])
+        return extractor(waveforms, lengths, dtype)[0]
+
+    @torch.no_grad()
+    def features(
+        self, waveforms: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype | None
+    ) -> Iterator[Tensor]:
+        """Yield what the convolution stack gives, ``[B, T, C]``, for padded batches.
+
+        A batch is waveforms ``[B, n]`` and their samples ``[B]``; ``dtype`` is that of
+        :meth:`forward`, whose features these are.
+        """
+        with working_copies(self._copied, dtype):
+            for wavs, lengths in waveforms:
+                with torch.autocast(wavs.device.type, enabled=False):
+                    yield self._features(wavs, lengths, dtype, None)[0]
 
     def _network(
         self,

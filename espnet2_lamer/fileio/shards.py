@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,13 @@ class Shards:
         """:func:`~espnet2_lamer.fileio.system.check_space`, less finished shards."""
         there = bytes_of(self.directory.glob(f"*{self.suffix}"))
         check_space(self.directory, needed - there, what, way_out)
+
+    def found(self, parts: Sequence) -> list[dict[str, Any]] | None:
+        """Return the markers of :meth:`make`, or None unless all shards are done."""
+        plans = {f"{n:05d}": plan_of(self.plan, part) for n, part in enumerate(parts)}
+        markers = (self._done(name, plan) for name, plan in plans.items())
+        made = list(takewhile(bool, markers))
+        return made if len(made) == len(parts) else None
 
     def make(
         self, parts: Sequence, work: Work, nj: int, description: str
