@@ -13,7 +13,7 @@ import yaml
 from espnet2_lamer.convert.architecture import build_hubert
 from espnet2_lamer.convert.huggingface import save_huggingface
 from espnet2_lamer.evaluation.head_decoding import decode_run
-from espnet2_lamer.evaluation.runs import Run
+from espnet2_lamer.evaluation.runs import RECORD, Run
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from tests.tiny_hubert import ARCHITECTURE
 
@@ -109,7 +109,7 @@ def test_each_track_has_a_directory_with_its_record(finished):
         "multi_asr_bpe_tiny_sum",
     ]
     for name, run in runs.items():
-        assert Run.read(options.expdir / name) == run
+        assert Run.read(options.expdir / name / RECORD) == run
         assert (options.expdir / name / "final/model.pth").is_file()
 
 
