@@ -21,3 +21,5 @@ def num_frames(num_samples: int) -> int:
 #: What trains with an ASR head: nothing beside it, the frozen upstream of ML-SUPERB;
 #: LoRA experts and routers; the transformer as well.
 TUNES = ("head", "experts", "all")
+#: What a frozen upstream is in while a head trains.
+UPSTREAM_MODES = ("eval", "train")

@@ -94,7 +94,7 @@ def _load_whole(source: str | Path) -> Upstream:
     if holds_experts(path):
         upstream = Upstream(*read_lamer_directory(path))
     else:
-        upstream = Upstream(load_hubert(source))
+        upstream = Upstream(load_hubert(source), checkpoint=source)
     upstream.languages = languages_of(path)
     return upstream
 

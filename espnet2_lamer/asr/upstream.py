@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +12,9 @@ from torch.nn.utils.rnn import pad_sequence
 from espnet2_lamer.asr.waveforms import Waveforms, as_batch
 from espnet2_lamer.compat import espnet_nets
 from espnet2_lamer.constants import RECEPTIVE_FIELD, SAMPLE_RATE, STRIDE
-from espnet2_lamer.convert.architecture import build_hubert
+from espnet2_lamer.convert.architecture import build_hubert, set_dropouts
 from espnet2_lamer.convert.families import FAMILIES, family_of
-from espnet2_lamer.convert.load import load_s3prl
+from espnet2_lamer.convert.load import load_s3prl, read_dropouts
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.trust import split_s3prl
 from espnet2_lamer.layers import LamerConfig, add_lamer, parse_allocation
@@ -105,9 +106,10 @@ _MODULE_NAMES = "cpu cuda eval load_state_dict parameters state_dict to".split()
 
 
 class FrozenUpstream(nn.Module):
-    """Waveform in, every layer's state out: always in eval mode, without gradients.
+    """Waveform in, every layer's state out: without gradients, in eval mode.
 
     Attributes:
+        drops: Whether ``train()`` switches dropout on, see :meth:`drop_in_training`.
         num_layers: L; there are L + 1 states.
         dim: Values of a state.
         hop: Samples from one state to the next.
@@ -121,10 +123,19 @@ class FrozenUpstream(nn.Module):
     hop: int = STRIDE
     sampling_rate: int = SAMPLE_RATE
     languages: tuple[str, ...] = ()
+    drops: bool = False
 
     def train(self, mode: bool = True) -> "FrozenUpstream":
-        """Stay in eval mode: a frozen upstream must not drop anything."""
-        return super().train(False)
+        """Stay in eval mode: a frozen upstream drops nothing unless it is asked to."""
+        return super().train(mode and self.drops)
+
+    def drop_in_training(self) -> bool:
+        """Let ``train()`` switch on what the model dropped in its own training.
+
+        So does a frozen upstream in ML-SUPERB's recipe, whose trainer puts the whole
+        model in train mode. Returns whether there is anything that it drops.
+        """
+        raise NotImplementedError
 
     @property
     def device(self) -> torch.device:
@@ -164,7 +175,9 @@ class Upstream(FrozenUpstream):
     States: 0 is the transformer's input after the positional convolution, k the output
     of block k (Hugging Face ``hidden_states[k]``, S3PRL index k). With ``final_norm``
     the last state of a pre-norm model is taken after the final LayerNorm, as S3PRL
-    does. ``wav2vec2`` has its ``architecture`` as attribute.
+    does. ``wav2vec2`` has its ``architecture`` as attribute, and ``checkpoint`` is the
+    plain model that it was loaded from, whose configuration knows its dropouts. Models
+    that were trained by this package have those of that training, by default none.
     """
 
     def __init__(
@@ -172,8 +185,10 @@ class Upstream(FrozenUpstream):
         wav2vec2: nn.Module,
         lamer: dict[str, Any] | None = None,
         final_norm: bool = True,
+        checkpoint: str | Path | None = None,
     ) -> None:
         super().__init__()
+        self.checkpoint = checkpoint
         self.wav2vec2 = wav2vec2.eval().requires_grad_(False)
         self.lamer = lamer
         self.final_norm = final_norm
@@ -227,6 +242,16 @@ class Upstream(FrozenUpstream):
                 partial(self.states_with_gradients, up_to=up_to), wavs, counts
             )
         return hidden_states(self.wav2vec2, wavs, lengths, self.final_norm, up_to)
+
+    def drop_in_training(self) -> bool:
+        """Let ``train()`` switch dropout on; layer drop and masks stay off."""
+        if self.checkpoint is not None:
+            set_dropouts(self.wav2vec2, read_dropouts(self.checkpoint))
+        drops = [m.p for m in self.modules() if isinstance(m, nn.Dropout)]
+        blocks = self.wav2vec2.encoder.transformer.layers
+        drops += [block.attention.dropout for block in blocks]
+        self.drops = any(drops)
+        return self.drops
 
     def _what(self) -> str:
         family = FAMILIES[family_of(self.wav2vec2.architecture)].title
@@ -307,6 +332,11 @@ class S3prlUpstream(FrozenUpstream):
         # S3PRL wants the lengths in any case.
         counts = torch.full((len(wavs),), wavs.shape[1], device=wavs.device)
         return self.model(wavs, counts)
+
+    def drop_in_training(self) -> bool:
+        """Let ``train()`` reach S3PRL's model, whatever that does in train mode."""
+        self.drops = True
+        return True
 
     def architecture(self) -> dict[str, Any]:
         """Return what names the model: S3PRL builds it again from this."""

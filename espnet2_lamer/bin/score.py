@@ -1,7 +1,8 @@
 """Score hypotheses against references: error rate with its interval, as JSON.
 
 Forms of one character (composed or not, full-width or not) are equal, and marks without
-a width do not count, as in the recipe. Case and punctuation count, unlike there.
+a width do not count, as in the recipe. Case and punctuation count, unlike there, unless
+``--text_norm`` takes them away first.
 """
 
 import logging
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from espnet2_lamer.bin.common import Parser, run_main
 from espnet2_lamer.evaluation.scoring import score_files
-from espnet2_lamer.evaluation.text_units import UNITS, unify_spelling
+from espnet2_lamer.evaluation.text_units import NORMALISATIONS, UNITS, unify_spelling
 from espnet2_lamer.fileio.atomic import write_json
 
 
@@ -22,6 +23,9 @@ def get_parser() -> Parser:
     unit = "char counts a space as a token; the others split on spaces"
     add("--unit", choices=UNITS, required=True, help=unit)
     add("--json", type=Path, required=True, help="where to write the figures")
+    norm = "on both sides, before anything: unicode (no punctuation of any script, "
+    norm += "upper case), official (ASCII's alone, as ML-SUPERB's scripts)"
+    add("--text_norm", choices=NORMALISATIONS, help=norm)
     tags = "leave out language tags such as [eng], as ESPnet does with nlsyms"
     add("--remove_tags", action="store_true", help=tags)
     return parser
@@ -30,14 +34,20 @@ def get_parser() -> Parser:
 def main(cmd: list[str] | None = None) -> None:
     """Score ``--hyp`` against ``--ref`` and write ``--json``."""
     args = get_parser().parse_args(cmd)
-    how = {"remove_tags": args.remove_tags, "normalize": unify_spelling}
+    normalize = NORMALISATIONS[args.text_norm][0] if args.text_norm else unify_spelling
+    how = {"remove_tags": args.remove_tags, "normalize": normalize}
     score = score_files(args.ref, args.hyp, args.unit, **how)
     write_json(args.json, score.summary())
     low, high = score.interval
     rate = f"{score.error_rate:.2f} % [{low:.2f}, {high:.2f}]"
     size = f"{score.total.ref_length} tokens of {score.utterances} utterances"
     what = f"{args.unit} error rate {rate}, {score.total.errors} errors in {size}"
-    what += "; case and punctuation count, forms of one character do not"
+    what += f"; {score.sclite_rate:.2f} % as sclite counts; "
+    what += (
+        f"text normalisation {args.text_norm}"
+        if args.text_norm
+        else ("case and punctuation count, forms of one character do not")
+    )
     logging.info("%s: %s", args.hyp, what)
 
 

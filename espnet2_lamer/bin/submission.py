@@ -36,6 +36,8 @@ def main(cmd: list[str] | None = None) -> None:
         run
         for run in runs
         if (run.system, run.benchmark, run.seed) == asked
+        # Of chosen corpora: not the benchmark's tasks.
+        and not run.corpora
         and run.track in args.tracks
         and run.budget in args.budgets
     ]

@@ -1,5 +1,6 @@
 """A network's architecture: one table for every format, and the model built from it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -40,19 +41,23 @@ ARGUMENTS = {
     ),
     "extractor_conv_bias": Argument(True, "conv_bias", "conv_bias"),
     "encoder_embed_dim": Argument(1024, "hidden_size", "encoder_embed_dim"),
-    "encoder_projection_dropout": Argument(0.0),
+    "encoder_projection_dropout": Argument(0.0, "feat_proj_dropout", "dropout_input"),
     "encoder_pos_conv_kernel": Argument(128, "num_conv_pos_embeddings", "conv_pos"),
     "encoder_pos_conv_groups": Argument(
         16, "num_conv_pos_embedding_groups", "conv_pos_groups"
     ),
     "encoder_num_layers": Argument(24, "num_hidden_layers", "encoder_layers"),
     "encoder_num_heads": Argument(16, "num_attention_heads", "encoder_attention_heads"),
-    "encoder_attention_dropout": Argument(0.0),
+    "encoder_attention_dropout": Argument(
+        0.0, "attention_dropout", "attention_dropout"
+    ),
     "encoder_ff_interm_features": Argument(
         4096, "intermediate_size", "encoder_ffn_embed_dim"
     ),
-    "encoder_ff_interm_dropout": Argument(0.0),
-    "encoder_dropout": Argument(0.0),
+    "encoder_ff_interm_dropout": Argument(
+        0.0, "activation_dropout", "activation_dropout"
+    ),
+    "encoder_dropout": Argument(0.0, "hidden_dropout", "dropout"),
     "encoder_layer_norm_first": Argument(
         True, "do_stable_layer_norm", "layer_norm_first"
     ),
@@ -62,6 +67,8 @@ LARGE: dict[str, Any] = {key: argument.default for key, argument in ARGUMENTS.it
 # What a checkpoint decides. Dropout and layer drop are options of a training, not of
 # weights: whatever the format, a loaded model has none.
 STRUCTURE = tuple(key for key in ARGUMENTS if "drop" not in key)
+#: Without layer drop, which S3PRL switches off.
+DROPOUTS = tuple(key for key in ARGUMENTS if key.endswith("_dropout"))
 # Those that need no translation but of their names.
 PLAIN = tuple(key for key in STRUCTURE if type(LARGE[key]) in (int, bool))
 # Far above any HuBERT, low enough that a wrong number cannot hang the program.
@@ -272,3 +279,19 @@ def build_hubert(architecture: dict[str, Any]) -> Wav2Vec2Model:
     )
     model.mask_embedding = None
     return model
+
+
+def set_dropouts(wav2vec2: Wav2Vec2Model, dropouts: Mapping[str, float]) -> None:
+    """Give a built network the dropouts of a training, by :data:`DROPOUTS`, in place.
+
+    They act in train mode alone. Its ``architecture`` stays what it was: weights.
+    """
+    projection, attention, intermediate, block = (dropouts[key] for key in DROPOUTS)
+    wav2vec2.encoder.feature_projection.dropout.p = projection
+    transformer = wav2vec2.encoder.transformer
+    transformer.dropout.p = block
+    for layer in transformer.layers:
+        layer.attention.dropout = attention
+        layer.dropout.p = block
+        layer.feed_forward.intermediate_dropout.p = intermediate
+        layer.feed_forward.output_dropout.p = block

@@ -2,10 +2,11 @@
 
 import inspect
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from espnet2_lamer.convert.architecture import STRUCTURE
+from espnet2_lamer.convert.architecture import DROPOUTS, STRUCTURE
 from espnet2_lamer.convert.families import ADDED
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import check_weights, clear_errors, read_yaml
@@ -48,6 +49,23 @@ def read_config(experiment: Path) -> dict[str, Any]:
     return read_yaml(experiment / CONFIG)
 
 
+def read_dropouts(experiment: Path) -> dict[str, Any]:
+    """Return the dropouts of ``encoder_conf``, or its encoder's defaults."""
+    config = read_config(experiment)
+    defaults = dict.fromkeys(DROPOUTS, 0.0)
+    if config.get("encoder") == STOCK:
+        defaults = _stock_defaults(DROPOUTS)
+    conf = config.get("encoder_conf") or {}
+    return defaults | {key: conf[key] for key in DROPOUTS if key in conf}
+
+
+def _stock_defaults(keys: Sequence[str]) -> dict[str, Any]:
+    from espnet2.asr.encoder.hubert_encoder import TorchAudioHuBERTPretrainEncoder
+
+    parameters = inspect.signature(TorchAudioHuBERTPretrainEncoder).parameters
+    return {key: parameters[key].default for key in keys}
+
+
 def read_architecture(experiment: Path) -> dict[str, Any]:
     """Translate ``encoder_conf`` of an experiment without experts.
 
@@ -63,8 +81,6 @@ def read_architecture(experiment: Path) -> dict[str, Any]:
     if not isinstance(conf, dict):
         raise RecipeError(f"{path}: encoder_conf: found {conf!r}, expected a mapping")
     if encoder == STOCK:
-        from espnet2.asr.encoder.hubert_encoder import TorchAudioHuBERTPretrainEncoder
-
         found = {key: config.get(key) for key in ("normalize", "preencoder")}
         # With an input_size ESPnet leaves the frontend out.
         if config.get("input_size") is None:
@@ -75,9 +91,7 @@ def read_architecture(experiment: Path) -> dict[str, Any]:
                     f"{path}: {key}: found {value!r}, expected null: HuBERT hears the "
                     "waveform as it is"
                 )
-        parameters = inspect.signature(TorchAudioHuBERTPretrainEncoder).parameters
-        defaults = {key: parameters[key].default for key in STRUCTURE}
-        conf = defaults | conf | {"normalize_waveform": False}
+        conf = _stock_defaults(STRUCTURE) | conf | {"normalize_waveform": False}
     elif conf.get("lamer") is not None:
         raise RecipeError(
             f"{path}: encoder_conf.lamer: found LoRA experts, expected a plain HuBERT; "

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from espnet2_lamer.convert import fairseq2
-from espnet2_lamer.convert.architecture import ARGUMENTS, PLAIN
+from espnet2_lamer.convert.architecture import ARGUMENTS, DROPOUTS, PLAIN
 from espnet2_lamer.convert.families import ADDED, FAMILIES
 from espnet2_lamer.convert.inert_pickle import Inert, load_inert
 from espnet2_lamer.errors import RecipeError
@@ -251,6 +251,18 @@ def _read(path: Path, tensors: bool) -> tuple[dict[str, Any], dict[str, Any]]:
 def read_architecture(path: Path) -> dict[str, Any]:
     """Translate the configuration in the file; weights are not read."""
     return _read(path, tensors=False)[0]
+
+
+def read_dropouts(path: Path) -> dict[str, Any]:
+    """Return the dropouts of the training by the configuration in the file.
+
+    fairseq2 writes none: there are none then.
+    """
+    state = load_inert(path, False)
+    if not (isinstance(state, dict) and (state.get("cfg") or state.get("args"))):
+        return dict.fromkeys(DROPOUTS, 0.0)
+    values = _find(state, path)[0].values
+    return {key: leaf(values.get(ARGUMENTS[key].fairseq, 0.0)) for key in DROPOUTS}
 
 
 def read_weights(path: Path) -> dict[str, Any]:

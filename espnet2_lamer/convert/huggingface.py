@@ -12,7 +12,7 @@ from torch import Tensor
 from torchaudio.models import Wav2Vec2Model
 
 from espnet2_lamer.constants import SAMPLE_RATE
-from espnet2_lamer.convert.architecture import ARGUMENTS, PLAIN
+from espnet2_lamer.convert.architecture import ARGUMENTS, DROPOUTS, PLAIN
 from espnet2_lamer.convert.families import ADDED, FAMILIES, family_of
 from espnet2_lamer.convert.state import renamed
 from espnet2_lamer.errors import RecipeError, short_reason
@@ -91,6 +91,15 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_architecture(directory: Path) -> dict[str, Any]:
     """Translate ``config.json`` and ``preprocessor_config.json``."""
     return translate(read_json(directory / "config.json"), directory)
+
+
+def read_dropouts(directory: Path) -> dict[str, Any]:
+    """Return the dropouts of ``config.json``; 0.1 and 0 are transformers' defaults."""
+    config = read_json(directory / "config.json")
+    return {
+        key: config.get(ARGUMENTS[key].huggingface, 0.0 if "proj" in key else 0.1)
+        for key in DROPOUTS
+    }
 
 
 def translate(config: dict[str, Any], directory: Path) -> dict[str, Any]:

@@ -68,8 +68,9 @@ def _locate(
 ) -> tuple[ModuleType, Any]:
     """Return the module that reads this format and where it finds the checkpoint.
 
-    Each of them has ``read_architecture``, ``read_weights``, ``weights_file``, a table
-    ``NAMES`` from its names to torchaudio's, and ``MASK_EMBEDDING``, a name in it.
+    Each of them has ``read_architecture``, ``read_dropouts``, ``read_weights``,
+    ``weights_file``, a table ``NAMES`` from its names to torchaudio's, and
+    ``MASK_EMBEDDING``, a name in it.
     """
     name, path = str(source), Path(source)
     bundle = name.removeprefix(torchaudio_bundle.PREFIX)
@@ -135,6 +136,26 @@ def read_architecture(source: str | Path, fetch: bool = True) -> dict[str, Any]:
     reader, where = _locate(source, weights=False, fetch=fetch)
     with clear_errors(source):
         return _describe(reader, where)
+
+
+def read_dropouts(source: str | Path) -> dict[str, float]:
+    """Return what a checkpoint's training dropped, by its configuration.
+
+    By the names of :data:`~espnet2_lamer.convert.architecture.DROPOUTS`: layer drop is
+    no part of it.
+
+    Raises:
+        RecipeError: Not found, or a value that is no probability.
+    """
+    reader, where = _locate(source, weights=False)
+    with clear_errors(source):
+        found = reader.read_dropouts(where)
+    for key, value in found.items():
+        if type(value) not in (int, float) or not 0 <= value < 1:
+            raise RecipeError(
+                f"{source}: {key}: found {value!r}, expected a probability below 1"
+            )
+    return {key: float(value) for key, value in found.items()}
 
 
 def _describe(reader: ModuleType, where: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torchaudio
 
-from espnet2_lamer.convert.architecture import STRUCTURE
+from espnet2_lamer.convert.architecture import DROPOUTS, STRUCTURE
 from espnet2_lamer.errors import RecipeError, short_reason
 from espnet2_lamer.fileio.foreign import check_weights
 
@@ -38,6 +38,11 @@ def read_architecture(name: str) -> dict[str, Any]:
         list(layer) for layer in architecture["extractor_conv_layer_config"]
     ]
     return architecture | {"normalize_waveform": bundle._normalize_waveform}
+
+
+def read_dropouts(name: str) -> dict[str, Any]:
+    """Return the dropouts that torchaudio builds the bundle with."""
+    return {key: _find(name)._params[key] for key in DROPOUTS}
 
 
 def weights_file(name: str, fetch: bool = True) -> Path:

@@ -18,7 +18,9 @@ from espnet2_lamer.data.sets import SPLITS, read_if_there
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.runs import BUDGETS, LID_UNIT
 from espnet2_lamer.evaluation.text_units import (
+    NORMALISATIONS,
     READ_UNITS,
+    UNICODE,
     NoUnitsError,
     count_unread,
     normalize_text,
@@ -53,8 +55,8 @@ class SetInfo:
         budget: ``10min``, ``1h`` or ``all``; dev and test sets: empty.
         seed: Drew the utterances, or None where a list did.
         few_shot: Whether ML-SUPERB reserves the language: five training utterances.
-        normalisation: Of the text: ``official`` (ASCII punctuation deleted, upper
-            case) or ``all punctuation`` (Unicode's too).
+        normalisation: Of the text, one of
+            :data:`~espnet2_lamer.evaluation.text_units.NORMALISATIONS`.
     """
 
     benchmark: str
@@ -65,7 +67,7 @@ class SetInfo:
     budget: str = ""
     seed: int | None = None
     few_shot: bool = False
-    normalisation: str = "all punctuation"
+    normalisation: str = UNICODE
 
 
 def _write_record(directory: Path, info: SetInfo) -> dict[str, Any]:
@@ -97,14 +99,13 @@ class EvaluationSets:
         limits: tuple[float, float],
         keep: Callable[[str], bool] | None = None,
         skipped: SkippedAudio | None = None,
-        normalize: Callable[[str], str] = normalize_text,
-        plain: Callable[[str], str] = normalize_text,
     ) -> dict[str, float]:
         """Convert a prepared set's audio, turn its transcripts into units, count it.
 
         ``keep`` says whether an utterance is taken, ``skipped`` takes unusable audio,
         and ``limits`` are seconds. A transcript is normalised before it becomes units;
-        it is kept as ``text.char``, where ``plain`` normalises it, and as ``text.raw``.
+        it is kept as ``text.char``, normalised as the multilingual scripts do where
+        these differ, and as ``text.raw``.
 
         Raises:
             RecipeError: A transcript has no text in this unit.
@@ -119,6 +120,7 @@ class EvaluationSets:
                 utt, _, _, _, phone = line.split()
                 phones[utt] = f"{phones[utt]} {phone}" if utt in phones else phone
             pronunciations = phones or pronunciations
+        normalize, plain = NORMALISATIONS[info.normalisation]
         converted = {}
         for utt, text in raw_text.items():
             try:
@@ -184,14 +186,22 @@ def write_subset(
     return _write_record(target, info)
 
 
+def write_part(
+    train: Path, target: Path, minutes: float, seed: int, budget: str = ""
+) -> dict[str, Any]:
+    """Write utterances of a training set that last so long together, another budget."""
+    record = json.loads((train / RECORD).read_text(encoding="utf-8"))
+    values = {f.name: record[f.name] for f in fields(SetInfo)} | {"seed": seed}
+    info = SetInfo(**values | ({"budget": budget} if budget else {}))
+    drawn = seed_of(seed, "budget", info.lang)
+    utts = sample_replay(durations(train), minutes / 60, drawn)
+    return write_subset(train, target, utts, info)
+
+
 def write_budget(train: Path, budget: str, seed: int) -> None:
     """Write ``<train>_<budget>``: utterances of a training set that last so long."""
-    record = json.loads((train / RECORD).read_text(encoding="utf-8"))
-    values = {f.name: record[f.name] for f in fields(SetInfo)}
-    info = SetInfo(**values | {"budget": budget, "seed": seed})
-    drawn = seed_of(seed, "budget", info.lang)
-    utts = sample_replay(durations(train), BUDGETS[budget] / 60, drawn)
-    write_subset(train, train.with_name(f"{train.name}_{budget}"), utts, info)
+    target = train.with_name(f"{train.name}_{budget}")
+    write_part(train, target, BUDGETS[budget], seed, budget)
 
 
 def prepare_asr_data(
@@ -205,6 +215,7 @@ def prepare_asr_data(
     nj: int = 1,
     max_bad_audio: float = 1.0,
     speech_only: Collection[str] = (),
+    text_norm: str = UNICODE,
 ) -> dict:
     """Write ``<dump_dir>/raw/asr_<lang>_{train,dev,test}`` and ``asr.json``.
 
@@ -222,6 +233,7 @@ def prepare_asr_data(
         max_bad_audio: Per cent of a set's files that may be unusable.
         speech_only: Languages whose sets have no text, for language identification: up
             to :data:`SPEECH_MINUTES` of their speech.
+        text_norm: Of :data:`~espnet2_lamer.evaluation.text_units.NORMALISATIONS`.
 
     Returns:
         What ``asr.json`` holds: per language the unit and per split the counts.
@@ -251,9 +263,11 @@ def prepare_asr_data(
                 )
                 no_text = len(wavs) - len(read_if_there(source / "text"))
             else:
-                keep, no_text = _with_text(source, lang, unit)
+                keep, no_text = _with_text(source, lang, unit, text_norm)
             budget = "all" if split == "train" else ""
-            info = SetInfo("own", "", lang, split, unit, budget, seed)
+            info = SetInfo(
+                "own", "", lang, split, unit, budget, seed, normalisation=text_norm
+            )
             counts = sets.collect(
                 f"asr_{lang}_{split}",
                 source,
@@ -335,14 +349,16 @@ def source_dir(data_dir: Path, split: str, lang: str) -> Path:
     )
 
 
-def _with_text(directory: Path, lang: str, unit: str) -> tuple[set[str], int]:
+def _with_text(
+    directory: Path, lang: str, unit: str, text_norm: str
+) -> tuple[set[str], int]:
     wavs = read_wavs(directory)
     path = directory / "text"
     texts = read_if_there(path)
     spoken = read_if_there(directory / "romanisation")
 
     def usable(utt: str) -> bool:
-        words = normalize_text(texts.get(utt, "")).split()
+        words = NORMALISATIONS[text_norm][0](texts.get(utt, "")).split()
         # Bare numbers are nothing in pinyin.
         silent = unit == "pinyin" and utt not in spoken
         return any(not (silent and word.isdigit()) for word in words)

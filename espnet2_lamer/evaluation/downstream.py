@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import yaml
 
-from espnet2_lamer.constants import SAMPLE_RATE, TUNES
+from espnet2_lamer.constants import SAMPLE_RATE, TUNES, UPSTREAM_MODES
 from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.feature_store import (
@@ -75,6 +75,10 @@ class HeadOptions:
         tune: ``head`` on stored features of the frozen upstream; with ``experts`` and
             ``all`` the upstream trains too, see ``tasks.tuning``, and runs in every
             epoch.
+        alone: Whether it is of one language in ML-SUPERB's monolingual track, whose
+            script keeps what stands in brackets.
+        upstream_mode: ``train``: the frozen upstream drops what it dropped in its own
+            training while the head trains, and runs in every epoch.
     """
 
     layer: int | str = "all"
@@ -87,10 +91,16 @@ class HeadOptions:
     seed: int = 0
     ngpu: int = 0
     tune: str = "head"
+    upstream_mode: str = "eval"
+    alone: bool = False
 
     def __post_init__(self) -> None:
-        """Check target and tune."""
-        for name, known in (("target", TARGETS), ("tune", TUNES)):
+        """Check target, tune and upstream_mode."""
+        for name, known in (
+            ("target", TARGETS),
+            ("tune", TUNES),
+            ("upstream_mode", UPSTREAM_MODES),
+        ):
             value = getattr(self, name)
             if value not in known:
                 raise RecipeError(
@@ -152,7 +162,8 @@ def train_head(
     plans: dict[str, list[StorePlan]] = {}
     for name, found in (("train", train_dir), ("dev", dev_dir)):
         dirs = [Path(found)] if isinstance(found, str | Path) else [*map(Path, found)]
-        texts[name] = read_all_targets(dirs, options.target, options.unit, settings)
+        what = options.target, options.unit, settings, options.alone
+        texts[name] = read_all_targets(dirs, *what)
         choice, form = options.layer, options.store_dtype
         plans[name] = [
             plan_store(upstream, choice, directory, store_root, form, fingerprint)
@@ -174,6 +185,12 @@ def train_head(
     if options.tune != "head":
         # Heads that were trained before there was a choice keep their record.
         inputs["tune"] = options.tune
+    drops = options.upstream_mode == "train" and upstream.drop_in_training()
+    if drops:
+        inputs["upstream_mode"] = options.upstream_mode
+    elif options.upstream_mode == "train":
+        text = "%s: upstream_mode train: the upstream drops nothing, as in eval mode"
+        logging.info(text, output_dir)
     final = output_dir / "final"
     tables = [p.data_dir / "wav.scp" for v in plans.values() for p in v]
     with exclusive(output_dir):
@@ -192,7 +209,9 @@ def train_head(
             tags if options.target == "lang_text" else (),
             options.nbpe,
         )
-        stored = _may_store(plans, options, source, output_dir)
+        runs = [f"tune {options.tune}"] if options.tune != "head" else []
+        runs += ["upstream_mode train"] if drops else []
+        stored = _may_store(plans, options, source, output_dir, " ".join(runs))
         device = "cuda" if options.ngpu else "cpu"
         device = device if stored else None
         for name, targets in texts.items():
@@ -207,6 +226,8 @@ def train_head(
         command += _input_options(data, plan, None if stored else source)
         if options.tune != "head":
             command += ["--frontend_conf", f"tune={options.tune}"]
+        if drops:
+            command += ["--frontend_conf", "upstream_mode=train"]
         begun = (output_dir / LATEST).exists()
         try:
             _run_espnet(command, output_dir)
@@ -226,13 +247,17 @@ def _may_store(
     options: HeadOptions,
     source: str | Path | None,
     output_dir: Path,
+    varying: str = "",
 ) -> bool:
-    """Say how large the features are, and whether they are stored."""
-    if options.tune != "head":
+    """Say how large the features are, and whether they are stored.
+
+    ``varying`` says what makes them others in every epoch.
+    """
+    if varying:
         if source is None:
             raise RecipeError(
-                f"{output_dir}: tune {options.tune}: the upstream was given as a "
-                "module; give its path or name, so that training can load and tune it"
+                f"{output_dir}: {varying}: the upstream was given as a module; give "
+                "its path or name, so that training can load and run it"
             )
         return False
     limit = options.feature_store_gb

@@ -150,7 +150,8 @@ def decode_run(
 
 
 def _write_reference(run: Run, directories: Sequence[Path], reference: Path) -> None:
-    texts = read_all_targets(directories, TARGETS[run.track], run.unit)
+    target, alone = TARGETS[run.track], run.track == "asr"
+    texts = read_all_targets(directories, target, run.unit, alone=alone)
     tables = {"wav.scp": {}, "text": texts, "utt2lang": {}, "utt2set": {}}
     for directory in directories:
         audio = read_table(directory / "wav.scp")

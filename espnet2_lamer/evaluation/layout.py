@@ -58,6 +58,12 @@ def sections(data: Record) -> list[Section]:
         section.notes += _units(mine)
         first = "language" if table["gain"] else "what was measured"
         digits = 2 if table["measure"] == "CKA" else 1
+        labels = [*dict.fromkeys(f["label"] for f in mine)]
+        if table.get("systems_first") and 1 + len(labels) <= WIDEST:
+            made = _by_systems(mine, labels, table["measure"], data["column"])
+            section.tables.append(made)
+            found.append(section)
+            continue
         made = _table(mine, table["references"], data, first, table["measure"], digits)
         section.tables.append(made)
         found.append(section)
@@ -123,28 +129,52 @@ def _table(
         rows.setdefault(_row_name(f, figures, data), {})[f["system"]] = f
     main = _main(data, systems, references)
     tested = any(f["comparisons"] for f in figures)
-    if 1 + len(systems) <= WIDEST and (main or not tested):
+    # Results of an earlier version have no such count.
+    counted = any(f.get("sclite") is not None for f in figures)
+    room = WIDEST - counted
+    if 1 + len(systems) <= room and (main or not tested):
         # Everything is better than random weights: results.csv says by how much.
         versus = [r for r in references if tested and r in systems and r != "random"]
-        versus = versus[: WIDEST - 1 - len(systems)]
+        versus = versus[: room - 1 - len(systems)]
         header = [f"{value} by {first}", *systems, *(f"{main} - {r}" for r in versus)]
         cells = [
             [
                 name,
                 *(_value(row.get(s), digits) for s in systems),
                 *(_versus(row.get(main), r) for r in versus),
+                *([" / ".join(_sclite_rate(row.get(s)) for s in systems)] * counted),
             ]
             for name, row in rows.items()
         ]
-        return Table(header, cells)
-    versus = [r for r in reversed(references) if r in systems][: WIDEST - 3]
+        return Table(header + ["sclite"] * counted, cells)
+    versus = [r for r in reversed(references) if r in systems][: room - 3]
     header = [first, data["column"], value, *(f"minus {r}" for r in versus)]
     cells = [
-        [name, system, _value(f, digits), *(_versus(f, r) for r in versus)]
+        [
+            name,
+            system,
+            _value(f, digits),
+            *(_versus(f, r) for r in versus),
+            *([_sclite_rate(f)] * counted),
+        ]
         for name, row in rows.items()
         for system, f in row.items()
     ]
-    return Table(header, cells)
+    return Table(header + ["sclite"] * counted, cells)
+
+
+def _by_systems(
+    figures: Sequence[Record], labels: Sequence[str], value: str, column: str
+) -> Table:
+    """Put what was measured side by side, systems below each other."""
+    rows: dict[str, dict[str, Record]] = {}
+    for f in figures:
+        rows.setdefault(f["system"], {})[f["label"]] = f
+    cells = [
+        [system, *(_value(row.get(label), 1) for label in labels)]
+        for system, row in rows.items()
+    ]
+    return Table([f"{value} by {column}", *labels], cells)
 
 
 def _main(
@@ -184,6 +214,10 @@ def _value(figure: Record | None, digits: int) -> str:
         spread = number(figure["deviation"], digits=digits)
         inside.append(f"sd {spread}, {figure['seeds']} seeds")
     return text + (f" ({'; '.join(inside)})" if inside else "")
+
+
+def _sclite_rate(figure: Record | None) -> str:
+    return number(figure.get("sclite") if figure else None, digits=1)
 
 
 def _versus(figure: Record | None, reference: str) -> str:

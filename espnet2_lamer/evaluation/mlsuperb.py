@@ -8,7 +8,6 @@ import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import soundfile
@@ -19,8 +18,15 @@ from espnet2_lamer.evaluation.benchmark_sets import (
     EvaluationSets,
     SetInfo,
     has_units,
+    write_part,
 )
-from espnet2_lamer.evaluation.text_units import default_unit, official_text
+from espnet2_lamer.evaluation.runs import BUDGETS
+from espnet2_lamer.evaluation.text_units import (
+    NORMALISATIONS,
+    OFFICIAL,
+    OFFICIAL_UNITS,
+    default_unit,
+)
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.text import read_text
@@ -36,6 +42,8 @@ TABLES = read_yaml(Path(__file__).with_suffix(".yaml"))
 DATASETS: tuple[str, ...] = tuple(TABLES["data_sets"])
 #: The thirteen monolingual tasks: name to language and data set of its training speech.
 MONOLINGUAL = {name: tuple(task) for name, task in TABLES["monolingual"].items()}
+#: Suffix of training sets that share one budget.
+TOTAL = "total"
 #: The twenty reserved languages and their five training utterances each.
 FEW_SHOT = {lang: frozenset(utts) for lang, utts in TABLES["few_shot"].items()}
 
@@ -53,14 +61,17 @@ def few_shot_utterances(dataset: str, lang: str) -> frozenset[str]:
 
 
 def scan_tree(
-    root: str | Path, langs: Sequence[str] = ("all",)
+    root: str | Path, langs: Sequence[str] = ("all",), datasets: Sequence[str] = ()
 ) -> dict[tuple[str, str], Path]:
     """Return the folder of each (data set, language) pair with one of ``langs``.
 
-    The order is that of the official data sets; ``all`` means all languages.
+    The order is that of the official data sets; ``all`` means all languages. Where
+    ``datasets`` are named, each must have each language that is named, and the order is
+    that of the arguments.
 
     Raises:
-        RecipeError: No tree of this layout, or a language that is not in it.
+        RecipeError: No tree of this layout, or a language that is not in it, or not in
+            one of ``datasets``.
     """
     if not str(root) or str(root) == ".":
         raise RecipeError(
@@ -92,13 +103,42 @@ def scan_tree(
             f"--eval_langs: {missing[0]} is in no data set of {root}; it has "
             f"{', '.join(sorted(known))}"
         )
-    wanted = known if "all" in langs else langs
-    return {pair: folder for pair, folder in pairs.items() if pair[1] in wanted}
+    if not datasets:
+        wanted = known if "all" in langs else langs
+        return {pair: folder for pair, folder in pairs.items() if pair[1] in wanted}
+    wanted = sorted(known) if "all" in langs else langs
+    chosen = {(d, x): pairs.get((d, x)) for d in datasets for x in wanted}
+    if "all" in langs:
+        return {pair: folder for pair, folder in chosen.items() if folder}
+    for (dataset, lang), folder in chosen.items():
+        if folder is None:
+            having = ", ".join(d for d, x in pairs if x == lang)
+            raise RecipeError(
+                f"--eval_corpora: {root / dataset} has no {lang}, which is in "
+                f"{having}; choose others with --eval_corpora or --eval_langs"
+            )
+    return chosen
 
 
-def set_name(dataset: str, lang: str, split: str, budget: str = "") -> str:
+def other_units(units: Mapping[str, str]) -> str:
+    """Say which monolingual tasks are scored in other units than the benchmark's.
+
+    ``units`` are by language; those not named have their default. Empty: none is.
+    """
+    found = []
+    for lang in dict.fromkeys(lang for lang, _ in MONOLINGUAL.values()):
+        unit = units.get(lang) or default_unit(lang, official=True)
+        expected = OFFICIAL_UNITS.get(lang, "char")
+        if unit != expected:
+            found.append(
+                f"{lang} counts {unit}, {expected} there (--units {lang}={expected})"
+            )
+    return ", ".join(found)
+
+
+def set_name(dataset: str, lang: str, split: str, *suffix: str) -> str:
     """Name of a formatted set below ``dump/raw``."""
-    return "_".join(filter(None, ("mlsuperb", dataset, lang, split, budget)))
+    return "_".join(filter(None, ("mlsuperb", dataset, lang, split, *suffix)))
 
 
 def read_transcript(path: Path, lang: str, dataset: str) -> Iterator[Utterance]:
@@ -143,6 +183,9 @@ def prepare_mlsuperb(
     units: Mapping[str, str],
     budgets: Iterable[str],
     nj: int = 1,
+    datasets: Sequence[str] = (),
+    text_norm: str = OFFICIAL,
+    seed: int = 0,
 ) -> dict:
     """Write ``<dump_dir>/raw/mlsuperb_<data set>_<lang>_*`` and ``mlsuperb.json``.
 
@@ -150,13 +193,17 @@ def prepare_mlsuperb(
     ``text.char`` the text of the multilingual one. Files without samples are left out,
     as are (not from test sets) those outside 0.1-20 s, and utterances whose text is
     nothing but punctuation; all are counted. A reserved language also gets sets
-    ``*_few`` with its five training utterances.
+    ``*_few`` with its five training utterances. Of chosen ``datasets`` every other
+    language also gets sets ``*_total``: the lists' shares of one common budget.
 
     Args:
         data_dir: Gets the sets before their audio is converted, in ``mlsuperb/``.
         langs: ISO 639-3 codes, or ``all``.
         units: Language to unit; others get their default.
         budgets: ``10min`` and ``1h``.
+        datasets: Only these; all if none is named.
+        text_norm: Of :data:`~espnet2_lamer.evaluation.text_units.NORMALISATIONS`.
+        seed: Draws the shares.
 
     Returns:
         What ``mlsuperb.json`` holds: the counts of every set.
@@ -166,9 +213,9 @@ def prepare_mlsuperb(
     """
     sets = EvaluationSets(Path(dump_dir) / "raw", nj)
     report: dict = {"root": str(root), "sets": {}}
-    for (dataset, lang), folder in scan_tree(root, langs).items():
-        unit = units.get(lang, default_unit(lang))
-        info = SetInfo("mlsuperb", dataset, lang, "", unit, normalisation="official")
+    for (dataset, lang), folder in scan_tree(root, langs, datasets).items():
+        unit = units.get(lang, default_unit(lang, official=True))
+        info = SetInfo("mlsuperb", dataset, lang, "", unit, normalisation=text_norm)
         lists = {("train", budget): f"transcript_{budget}_train" for budget in budgets}
         lists |= {(s, ""): f"transcript_10min_{s}" for s in ("dev", "test")}
         for (split, budget), name in lists.items():
@@ -189,20 +236,41 @@ def prepare_mlsuperb(
                 source = Path(data_dir) / "mlsuperb" / key
                 report["sets"][key] = _collect(sets, source, chosen, here)
     records = sets.write()
+    if datasets:
+        records |= _shares(sets.raw, records, budgets, seed)
     write_json(sets.raw / "mlsuperb.json", report)
     logging.info("ML-SUPERB: %d sets from %s", len(records), root)
     return report
+
+
+def _shares(
+    raw: Path, records: Mapping[str, Mapping], budgets: Iterable[str], seed: int
+) -> dict[str, Mapping]:
+    """Draw of every training list what makes one budget with the others'."""
+    shares = {}
+    for budget in budgets:
+        parts = [
+            name
+            for name, record in records.items()
+            if record["budget"] == budget and not record["few_shot"]
+        ]
+        minutes = BUDGETS[budget] / max(1, len(parts))
+        for name in parts:
+            here = raw / name
+            share = here.with_name(f"{name}_{TOTAL}")
+            shares[share.name] = write_part(here, share, minutes, seed)
+    return shares
 
 
 def _collect(
     sets: EvaluationSets, source: Path, utterances: list[Utterance], info: SetInfo
 ) -> dict:
     unit, lang = info.unit, info.lang
-    plain = partial(official_text, brackets=True)
+    normalize, plain = NORMALISATIONS[info.normalisation]
     usable, empty, silent = [], 0, 0
     for utterance in utterances:
         text = utterance.text
-        if not plain(text) or not has_units(text, unit, lang, official_text):
+        if not plain(text) or not has_units(text, unit, lang, normalize):
             silent += 1
         elif not soundfile.info(utterance.path).frames:
             empty += 1
@@ -217,7 +285,5 @@ def _collect(
     limits = (SHORTEST_TRAIN, LONGEST_TRAIN)
     if info.split == "test":
         limits = (_SHORTEST_TEST, float("inf"))
-    counts = sets.collect(
-        source.name, source, info, limits, normalize=official_text, plain=plain
-    )
+    counts = sets.collect(source.name, source, info, limits)
     return {**counts, "no_samples": empty, "no_text": silent}

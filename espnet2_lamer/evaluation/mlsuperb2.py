@@ -30,6 +30,7 @@ from espnet2_lamer.evaluation.mlsuperb2_tree import (
     planned_languages,
     read_labels,
 )
+from espnet2_lamer.evaluation.text_units import WRITTEN, as_written
 from espnet2_lamer.fileio.atomic import write_json
 
 #: What chooses the checkpoints: utterances of ``dev`` as long as those of training.
@@ -41,11 +42,6 @@ _SHORTEST_TEST = 0.025
 def set_name(lang: str, split: str) -> str:
     """Name of a formatted set below ``dump/raw``."""
     return f"{NAME}_{lang}_{split}"
-
-
-def as_written(text: str) -> str:
-    """Keep a transcript; runs of white space become one space."""
-    return " ".join(text.split())
 
 
 def prepare_mlsuperb2(
@@ -111,8 +107,6 @@ def prepare_mlsuperb2(
             counts = sets.collect(
                 *(key, source, _info(lang, split), limits),
                 skipped=skipped,
-                normalize=as_written,
-                plain=as_written,
             )
             bad = skipped.counts[source.name]
             report["sets"][key] = {**counts, "no_text": empty[lang], "bad_audio": bad}
@@ -128,7 +122,7 @@ def prepare_mlsuperb2(
 def _info(lang: str, split: str) -> SetInfo:
     budget = "all" if split == "train" else ""
     few = lang in FEW_SHOT
-    return SetInfo(NAME, "", lang, split, "char", budget, None, few, "as written")
+    return SetInfo(NAME, "", lang, split, "char", budget, None, few, WRITTEN)
 
 
 def _usable(

@@ -26,6 +26,7 @@ from espnet2_lamer.evaluation.benchmark_sets import (
     write_subset,
 )
 from espnet2_lamer.evaluation.runs import BUDGETS
+from espnet2_lamer.evaluation.text_units import NORMALISATIONS, UNICODE
 from espnet2_lamer.fileio.atomic import write_json, write_text
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.fileio.text import read_text
@@ -54,6 +55,8 @@ def prepare_paper_sets(
     nj: int = 1,
     lists_dir: str | Path | None = None,
     max_bad_audio: float = 1.0,
+    corpora: Sequence[str] = PAPER_CORPORA,
+    text_norm: str = UNICODE,
 ) -> dict:
     """Write ``<dump_dir>/raw/paper_<corpus>_<lang>_*`` and their utterance lists.
 
@@ -69,6 +72,8 @@ def prepare_paper_sets(
         max_bad_audio: Per cent of a set's drawn files that may be unusable, or one if
             that is more; 0: none. They are left out and listed in
             ``<dump_dir>/raw/skipped_audio_<set>.tsv``.
+        corpora: Of :data:`PAPER_CORPORA`.
+        text_norm: Of :data:`~espnet2_lamer.evaluation.text_units.NORMALISATIONS`.
 
     Returns:
         What ``paper.json`` holds: the record of every set.
@@ -83,13 +88,22 @@ def prepare_paper_sets(
     budgets = sorted(set(budgets), key=lambda b: -BUDGETS[b])
     trained: list[SetInfo] = []
     bad: list[SkippedAudio] = []
-    for corpus in PAPER_CORPORA:
+    for corpus in corpora:
         for lang in langs:
             for split in SPLITS:
                 source = _source(data_dir, corpus, lang, split)
                 budget = budgets[0] if split == "train" else ""
                 name = set_name(corpus, lang, split, budget)
-                info = SetInfo("paper", corpus, lang, split, units[lang], budget, seed)
+                info = SetInfo(
+                    "paper",
+                    corpus,
+                    lang,
+                    split,
+                    units[lang],
+                    budget,
+                    seed,
+                    normalisation=text_norm,
+                )
                 utts = _choose(source, info, name, lists_dir)
                 if split != "train":
                     _refuse_overlap(source, utts, data_dir / f"train_{lang}")
@@ -112,7 +126,7 @@ def prepare_paper_sets(
         write_text(raw / LISTS / f"{name}.txt", "".join(f"{utt}\n" for utt in utts))
         size = f"{record['utterances']} utterances, {record['seconds'] / 60:.1f} min"
         logging.info("%s (%s): %s", name, record["unit"], size)
-    report = {"seed": seed, "corpora": list(PAPER_CORPORA), "sets": records}
+    report = {"seed": seed, "corpora": list(corpora), "sets": records}
     write_json(raw / "paper.json", report)
     return report
 
@@ -163,7 +177,8 @@ def _choose(
 
     def fits(utt: str, seconds: float) -> bool:
         known = _SHORTEST <= seconds <= _LONGEST
-        return known and has_units(texts[utt], info.unit, info.lang)
+        normalize = NORMALISATIONS[info.normalisation][0]
+        return known and has_units(texts[utt], info.unit, info.lang, normalize)
 
     chosen, total = draw_speech(spoken, minutes, drawn, fits, source / "wav.scp")
     if not chosen:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from espnet2_lamer.errors import RecipeError
@@ -32,10 +33,10 @@ _METHOD = (
     "other rates by bootstrap over utterances (10,000 resamples), identification "
     "accuracy by Wilson's score. Differences have the interval and the two-sided "
     "p-value of a paired bootstrap over utterances; for identification p is of "
-    "McNemar's exact test. The tables per system have sclite's columns, counted along "
-    "sclite's alignment (costs 4, 3, 3), which may find more errors than the edit "
-    "distance where errors are dense. results.csv has every figure in full, also what "
-    "no table has room for."
+    "McNemar's exact test. The column sclite and the tables per system count along "
+    "sclite's alignment (costs 4, 3, 3), as the official recipe, which may find more "
+    "errors than the edit distance where errors are dense. results.csv has every "
+    "figure in full, also what no table has room for."
 )
 _SEEDS = (
     " Where heads were trained with several seeds, a figure is their mean, its "
@@ -70,6 +71,7 @@ class MeasureTable:
         units: What is counted, by label, where it is not the same in all rows.
         gain: What a language gains where its figure is higher, such as "masked units";
             "" where labels are no languages, or where higher is not better.
+        systems_first: Whether systems are rows and labels columns, where they fit.
     """
 
     title: str
@@ -79,6 +81,7 @@ class MeasureTable:
     note: str = ""
     units: Mapping[str, str] = field(default_factory=dict)
     gain: str = ""
+    systems_first: bool = False
 
 
 #: ``scored[task][system][seed]``
@@ -135,6 +138,7 @@ class TaskFigure:
         score: Of the first training; None in further tables.
         head: See :attr:`Results.heads`.
         gain: See :attr:`MeasureTable.gain`.
+        sclite: An error rate along sclite's alignment, mean over the trainings.
     """
 
     table: str
@@ -148,6 +152,7 @@ class TaskFigure:
     score: Score | LidScore | None = None
     head: str = ""
     gain: str = ""
+    sclite: float | None = None
 
     @property
     def kind(self) -> str:
@@ -202,6 +207,7 @@ def _of_task(
         scores = row[system]
         first = next(iter(scores.values()))
         exact = isinstance(first, LidScore)
+        sclite = None if exact else fmean(s.sclite_rate for s in scores.values())
         yield TaskFigure(
             TRACKS[task.track],
             task.label,
@@ -213,6 +219,7 @@ def _of_task(
             task=task,
             score=first,
             head=results.heads.get((task, system), ""),
+            sclite=sclite,
         )
 
 
@@ -314,6 +321,7 @@ def results_data(results: Results, figures: Sequence[TaskFigure]) -> dict[str, A
                 "references": list(table.references),
                 "note": table.note,
                 "gain": table.gain,
+                "systems_first": table.systems_first,
             }
             for table in results.tables
         ],
@@ -348,9 +356,9 @@ def results_data(results: Results, figures: Sequence[TaskFigure]) -> dict[str, A
 def _as_csv(figures: Sequence[TaskFigure]) -> str:
     """Return the figures as CSV, one line per figure and comparison."""
     columns = (
-        "table label unit system value low high utterances tokens reference difference "
-        "difference_low difference_high p test measure track train part head seeds "
-        "deviation note"
+        "table label unit system value low high sclite utterances tokens reference "
+        "difference difference_low difference_high p test measure track train part "
+        "head seeds deviation note"
     ).split()
     lines = []
     for f in figures:
@@ -373,6 +381,7 @@ def _record(figure: TaskFigure) -> dict[str, Any]:
         "unit": figure.unit,
         "system": figure.system,
         "value": measure.value,
+        "sclite": figure.sclite,
         "utterances": measure.count,
         "tokens": figure.tokens,
         "measure": figure.kind,

@@ -58,6 +58,10 @@ class Run:
             too, so that frozen and tuned upstreams are never one row of a table.
         lid_reading: Of mixed tracks of the paper's sets: whether the budget counts for
             each set (``per_set``) or for all together (``total``).
+        corpora: Those that were chosen of a benchmark (``--eval_corpora``), each tested
+            apart; empty: all, and ML-SUPERB's own tasks.
+        upstream_mode: Whether the frozen upstream drops what it dropped in its training
+            (``train``) while the head trains; ``system`` says it, too.
     """
 
     track: str
@@ -77,6 +81,8 @@ class Run:
     seed: int = 0
     learning_rate: float | None = None
     tune: str = "head"
+    corpora: tuple[str, ...] = ()
+    upstream_mode: str = "eval"
 
     @property
     def head(self) -> str:
@@ -86,10 +92,16 @@ class Run:
     @property
     def name(self) -> str:
         """Name of the experiment directory: everything in which two runs may differ."""
-        if self.track == "asr":
+        benchmark = "" if self.benchmark == "own" else self.benchmark
+        if self.track != "asr":
+            parts = [self.track, benchmark, "-".join(self.corpora)]
+        elif self.benchmark != "mlsuperb":
             parts = ["asr", self.corpus, *self.langs]
+        elif self.corpora:
+            parts = ["asr", benchmark, self.corpus, *self.langs]
         else:
-            parts = [self.track, "" if self.benchmark == "own" else self.benchmark]
+            # What the benchmark calls its task.
+            parts = ["asr", benchmark, *self.tests]
         parts += ["" if self.budget == "all" else self.budget, self.lid_reading or ""]
         parts += ["" if self.unit == LID_UNIT else self.unit, self.system]
         parts.append("sum" if self.layer == "all" else f"layer{self.layer}")
@@ -125,7 +137,8 @@ class Run:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             values.pop("name", None)
-            for key in ("langs", "train_sets", "dev_sets"):
+            values.setdefault("corpora", ())
+            for key in ("langs", "train_sets", "dev_sets", "corpora"):
                 values[key] = tuple(values[key])
             values["tests"] = {k: tuple(v) for k, v in values["tests"].items()}
             return cls(**values)

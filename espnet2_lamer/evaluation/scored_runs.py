@@ -13,6 +13,7 @@ from espnet2_lamer.evaluation.mlsuperb import (
     MONOLINGUAL,
     TABLES,
     few_shot_group,
+    other_units,
 )
 from espnet2_lamer.evaluation.results import MeasureTable, Results
 from espnet2_lamer.evaluation.runs import LM_SUFFIX, WITH_LM, Run, Task
@@ -29,6 +30,7 @@ from espnet2_lamer.evaluation.scoring import (
     score_files,
     utterance_rates,
 )
+from espnet2_lamer.evaluation.text_units import OFFICIAL
 from espnet2_lamer.fileio.datadir import read_table
 from espnet2_lamer.metrics.measure import Measure
 
@@ -58,6 +60,7 @@ class ScoredTest:
 
     Attributes:
         corpus: Corpora of the test set, for the figures over languages.
+        normalisation: Of its texts, see ``SetInfo``.
         utt2lang: True language per utterance.
         score: Error rate, None for track ``lid``.
         rates: Per language and utterance, by "error rate" and "accuracy".
@@ -70,6 +73,7 @@ class ScoredTest:
     score: Score | None
     found: LidScore | None
     rates: Mapping[str, Groups]
+    normalisation: str = ""
 
 
 def score_run(
@@ -91,7 +95,9 @@ def score_run(
         here = run.directory(expdir) / f"decode_{label}"
         ref = here / "ref" / "text"
         utt2lang = read_table(here / "ref" / "utt2lang", "decoding")
-        corpora = {_corpus(Path(raw) / name) for name in sets}
+        about = [_about(Path(raw) / name) for name in sets]
+        corpora = {record.get("corpus", "") for record in about}
+        texts = sorted({record.get("normalisation", "") for record in about})
         folders = DECISIONS if run.track == "lid" else ("free",)
         for folder in (*folders, *([WITH_LM] if lm else [])):
             hyp = here / folder / "1best_recog" / "text"
@@ -107,14 +113,15 @@ def score_run(
             unit = DECISIONS.get(folder) or (BPE if run.unit == "bpe" else run.unit)
             # What a head was trained on: corpus, amount, mixture.
             amount = "all speech" if run.budget == "all" else run.budget
-            task = Task(
-                run.track, label, unit, _words(run.corpus, amount, run.lid_reading)
-            )
+            chosen = () if run.corpus else run.corpora
+            trained = _words(run.corpus, *chosen, amount, run.lid_reading)
+            task = Task(run.track, label, unit, trained)
             corpus = next(iter(corpora)) if len(corpora) == 1 else "all corpora"
             who = run
             if folder == WITH_LM:
                 who = replace(run, system=run.system + LM_SUFFIX)
-            tests.append(ScoredTest(who, task, corpus, utt2lang, score, found, rates))
+            what = who, task, corpus, utt2lang, score, found, rates
+            tests.append(ScoredTest(*what, " and ".join(filter(None, texts))))
     return tests
 
 
@@ -150,7 +157,7 @@ def _parts(
         return {}
     parts = {whole: score}
     if len(set(test.utt2lang.values())) > 1:
-        if test.run.benchmark == "mlsuperb":
+        if test.run.benchmark == "mlsuperb" and not test.run.corpora:
             for name, part in by_language(score, test.utt2lang, few_shot_group).items():
                 parts[replace(whole, part=name, group=True)] = part
         for lang, part in by_language(score, test.utt2lang).items():
@@ -226,18 +233,16 @@ def _language_row(test: ScoredTest) -> str:
     train, where = test.task.train, f"on {test.task.test}"
     if run.track == "asr":
         where = f"on {test.corpus}" if test.corpus else ""
-        if run.benchmark == "mlsuperb":
+        if run.benchmark == "mlsuperb" and not run.corpora:
             # A language has its own training corpus.
             train, where = run.budget, ""
     decision = f"({test.task.unit})" if run.track == "lid" else ""
     return _words(run.track, train, where, decision)
 
 
-def _corpus(directory: Path) -> str:
+def _about(directory: Path) -> dict[str, Any]:
     path = directory / "set.json"
-    if not path.is_file():
-        return ""
-    return json.loads(path.read_text(encoding="utf-8")).get("corpus", "")
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def superb_score(
@@ -271,8 +276,12 @@ def superb_table(tests: Sequence[ScoredTest]) -> MeasureTable | None:
     """Give the official benchmark's figures and overall score per system.
 
     The scale runs from the published FBANK to the best of the published systems and
-    those scored here. None when no system has all four tracks of one budget.
+    those scored here. None when no system has all four tracks of one budget. Where the
+    monolingual track counts other units than the benchmark's, or other texts, the score
+    is withheld, and the note says why.
     """
+    tests = [t for t in tests if t.run.benchmark == "mlsuperb" and not t.run.corpora]
+    withheld = _withheld(tests)
     rows = _tree()
     for budget in PUBLISHED:
         metrics = _metrics([t for t in tests if t.run.budget == budget])
@@ -281,8 +290,9 @@ def superb_table(tests: Sequence[ScoredTest]) -> MeasureTable | None:
         for system, values in complete.items():
             for name in METRICS:
                 rows[f"{budget}: {name}"][system] = Measure(values[name])
-            score = Measure(superb_score(values, pool))
-            rows[f"{budget}: SUPERB score"][system] = score
+            if not withheld:
+                score = Measure(superb_score(values, pool))
+                rows[f"{budget}: SUPERB score"][system] = score
     if not rows:
         return None
     langs = {
@@ -291,16 +301,32 @@ def superb_table(tests: Sequence[ScoredTest]) -> MeasureTable | None:
         if test.run.track != "asr"
         for lang in test.utt2lang.values()
     }
+    scale = (
+        "The SUPERB score is 0 for FBANK and 1000 for the best of "
+        f"{', '.join(sorted(PUBLISHED['1h']))} and the systems here."
+    )
+    if withheld:
+        scale = f"The SUPERB score is withheld, and mono CER not comparable: {withheld}"
     return MeasureTable(
         "ML-SUPERB",
         "figure (%; the score: 0 to 1000)",
         rows,
-        note="The official averages: monolingual error rates within a language, then "
-        "over languages; the multilingual tracks corpus-level over trained and over "
-        f"few-shot languages ({len(langs)} here, 143 in the benchmark). The SUPERB "
-        "score is 0 for FBANK and 1000 for the best "
-        f"of {', '.join(sorted(PUBLISHED['1h']))} and the systems here.",
+        note="The official averages, of sclite's counts: monolingual error rates "
+        "within a language, then over languages; the multilingual tracks corpus-level "
+        f"over trained and over few-shot languages ({len(langs)} here, 143 in the "
+        f"benchmark). {scale}",
     )
+
+
+def _withheld(tests: Sequence[ScoredTest]) -> str:
+    """Say why the monolingual track is not the benchmark's; empty: it is."""
+    alone = [test.run for test in tests if test.run.track == "asr"]
+    units = {run.langs[0]: run.unit for run in alone}
+    reasons = [other_units(units)] if units else []
+    texts = {test.normalisation for test in tests} - {"", OFFICIAL}
+    reasons += [f"text normalisation {', '.join(sorted(texts))}"] if texts else []
+    reason = "; ".join(filter(None, reasons))
+    return f"{reason}." if reason else ""
 
 
 def _metrics(tests: Sequence[ScoredTest]) -> dict[str, dict[str, float]]:
@@ -309,10 +335,8 @@ def _metrics(tests: Sequence[ScoredTest]) -> dict[str, dict[str, float]]:
     mono = defaultdict(lambda: defaultdict(list))
     for test in tests:
         run = test.run
-        if run.benchmark != "mlsuperb":
-            continue
         if run.track == "asr":
-            mono[run.system][test.task.test].append(test.score.error_rate)
+            mono[run.system][test.task.test].append(test.score.sclite_rate)
             continue
         # The official script decides by the first tag.
         if run.track == "lid" and test.task.unit != "first tag":
@@ -324,7 +348,7 @@ def _metrics(tests: Sequence[ScoredTest]) -> dict[str, dict[str, float]]:
         if test.score is not None:
             for utts, kind in ((trained, "CER"), (few, "few-shot CER")):
                 if utts:
-                    rate = test.score.subset(utts).error_rate
+                    rate = test.score.subset(utts).sclite_rate
                     values[f"{prefix} {kind}"].append(rate)
         if test.found is not None and trained:
             name = "LID accuracy" if run.track == "lid" else "joint accuracy"

@@ -72,6 +72,12 @@ class Score:
         return self.measure.value
 
     @property
+    def sclite_rate(self) -> float:
+        """The error rate along sclite's alignment, per cent: never the lower one."""
+        total = self.sclite_total
+        return 100 * total.errors / total.ref_length
+
+    @property
     def interval(self) -> tuple[float, float]:
         """95 % interval of the error rate, per cent."""
         return self.measure.interval
@@ -94,6 +100,7 @@ class Score:
             "errors": total.errors,
             "ref_length": total.ref_length,
             "error_rate": self.error_rate,
+            "sclite_error_rate": self.sclite_rate,
             "interval": self.interval,
             "utterances": self.utterances,
         }

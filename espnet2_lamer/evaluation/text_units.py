@@ -5,13 +5,21 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, partial
 
 from espnet2_lamer.errors import RecipeError
 
 UNITS = ("char", "word", "pinyin", "jyutping", "phone", "bpe")
 #: Units whose text is the normalised transcript.
 PLAIN_UNITS = ("char", "word", "bpe")
+#: Our own text normalisation: punctuation of every script goes.
+UNICODE = "unicode"
+#: ML-SUPERB's own text normalisation.
+OFFICIAL = "official"
+#: That of ML-SUPERB 2.0: none, since its scores ignore punctuation and case.
+WRITTEN = "as written"
+#: What ML-SUPERB's monolingual track does not score in characters.
+OFFICIAL_UNITS = {"cmn": "pinyin", "jpn": "phone"}
 #: Units of readings, and the languages that have them.
 READ_UNITS = {"pinyin": ("cmn", "yue"), "jyutping": ("yue",)}
 _DELETE_ASCII = str.maketrans("", "", string.punctuation)
@@ -33,14 +41,16 @@ class NoUnitsError(RecipeError):
     """A transcript of which nothing is left in the unit that is asked for."""
 
 
-def default_unit(lang: str) -> str:
+def default_unit(lang: str, official: bool = False) -> str:
     """Return the unit a language is scored in unless the user says otherwise.
 
-    ML-SUPERB scores Mandarin in pinyin phones and every other language of its
-    monolingual track but Japanese in characters; Cantonese, which is not in that
-    track, gets the analogous jyutping units here.
+    ML-SUPERB's scripts write Mandarin in pinyin phones and Japanese in phones, and
+    leave every other language in characters, Cantonese too. Elsewhere than in the
+    ``official`` benchmark Cantonese gets the units that are analogous to Mandarin's.
+    Japanese phones need a package that is no dependency: they are asked for.
     """
-    return {"cmn": "pinyin", "yue": "jyutping"}.get(lang, "char")
+    units = {"cmn": "pinyin"} if official else {"cmn": "pinyin", "yue": "jyutping"}
+    return units.get(lang, "char")
 
 
 def unify_spelling(text: str) -> str:
@@ -90,6 +100,20 @@ def official_text(text: str, brackets: bool = False) -> str:
     return " ".join(text.translate(_DELETE_ASCII).upper().split())
 
 
+def as_written(text: str) -> str:
+    """Keep a transcript; runs of white space become one space."""
+    return " ".join(text.split())
+
+
+#: ``text_norm``: what is done to a transcript, and to one of many languages:
+#: :func:`normalize_text`, or what ML-SUPERB's two scripts do.
+NORMALISATIONS: dict[str, tuple[Callable[[str], str], Callable[[str], str]]] = {
+    UNICODE: (normalize_text, normalize_text),
+    OFFICIAL: (official_text, partial(official_text, brackets=True)),
+    WRITTEN: (as_written, as_written),
+}
+
+
 def to_units(
     text: str,
     unit: str,
@@ -105,7 +129,8 @@ def to_units(
             in how it is split). ``pinyin``: strict initial and strict final with its
             tone, as ESPnet's ``pypinyin_g2p_phone``, which ML-SUPERB uses; the neutral
             tone has no digit. ``jyutping``: onset and final with its tone.
-            ``phone``: the pronunciation as it is.
+            ``phone``: the pronunciation as it is; of Japanese without one, the phones
+            of pyopenjtalk, as ML-SUPERB's scripts.
         lang: ISO 639-3 code. ``pinyin`` fits cmn and yue (for yue: Mandarin readings
             of the characters), ``jyutping`` yue.
         romanisation: The pronunciation, space-separated: pinyin or jyutping syllables
@@ -133,6 +158,8 @@ def to_units(
         result = _jyutping(romanisation, normalize(text))
     elif unit == "phone" and romanisation:
         result = " ".join(romanisation.split())
+    elif unit == "phone" and lang == "jpn":
+        result = _japanese_phones(normalize(text))
     elif unit == "phone":
         raise RecipeError(
             f"unit phone: no phone string for the text {text!r}; give one, or choose "
@@ -217,6 +244,18 @@ def _cantonese_readings(text: str) -> str:
             reading = " ".join(found or char for char, found in of_each)
         readings.append(reading or characters)
     return " ".join(readings)
+
+
+def _japanese_phones(text: str) -> str:
+    try:
+        from pyopenjtalk import g2p
+    except ImportError:
+        raise RecipeError(
+            "unit phone of jpn: the package pyopenjtalk is not installed: pip install "
+            "pyopenjtalk, give phones (column romanisation), or choose --units "
+            "jpn=char, which ML-SUPERB's monolingual score does not count"
+        ) from None
+    return g2p(text, kana=False) if text else ""
 
 
 @cache

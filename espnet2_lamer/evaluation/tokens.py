@@ -1,5 +1,6 @@
 """What a head writes: token lists, tags of languages, SentencePiece models."""
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,12 @@ from pathlib import Path
 
 from espnet2_lamer.compat import before_espnet
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.benchmark_sets import MADE_BY, PLAIN_TEXT, RAW_TEXT
+from espnet2_lamer.evaluation.benchmark_sets import (
+    MADE_BY,
+    PLAIN_TEXT,
+    RAW_TEXT,
+    RECORD,
+)
 from espnet2_lamer.evaluation.text_settings import TextSettings
 from espnet2_lamer.evaluation.text_units import PLAIN_UNITS
 from espnet2_lamer.fileio.atomic import atomic_path, write_text
@@ -60,13 +66,18 @@ def token_type_of(unit: str) -> str:
 
 
 def read_targets(
-    directory: Path, target: str, unit: str, settings: TextSettings | None = None
+    directory: Path,
+    target: str,
+    unit: str,
+    settings: TextSettings | None = None,
+    alone: bool = False,
 ) -> dict[str, str]:
     """Return what a head shall write for every utterance of a data directory.
 
     ``target`` is ``text``, ``lang``: the tag of the language, such as ``[eng]``, or
     ``lang_text``: both. The order is that of ``wav.scp``. Other ``settings`` than
-    ML-SUPERB's are applied to the transcripts as they were written, ``text.raw``.
+    ML-SUPERB's are applied to the transcripts as they were written, ``text.raw``. Of a
+    head for the set's language ``alone`` the text is that of the monolingual script.
 
     Raises:
         RecipeError: A file is missing, or an utterance of ``wav.scp`` has none.
@@ -74,6 +85,7 @@ def read_targets(
     plain = unit in PLAIN_UNITS
     # Sets made by hand may have nothing but `text`.
     plain = plain and (directory / PLAIN_TEXT).is_file()
+    plain = plain and not (alone and _unit_of(directory) == unit)
     files = {"lang": "utt2lang", "text": PLAIN_TEXT if plain else "text"}
     settings = settings or TextSettings()
     if not settings.is_default and target != "lang":
@@ -97,11 +109,18 @@ def read_targets(
     return targets
 
 
+def _unit_of(directory: Path) -> str:
+    path = directory / RECORD
+    text = path.read_text(encoding="utf-8") if path.is_file() else "{}"
+    return json.loads(text).get("unit", "")
+
+
 def read_all_targets(
     directories: Sequence[Path],
     target: str,
     unit: str,
     settings: TextSettings | None = None,
+    alone: bool = False,
 ) -> dict[str, str]:
     """Return :func:`read_targets` of several directories together.
 
@@ -110,7 +129,7 @@ def read_all_targets(
     """
     targets: dict[str, str] = {}
     for directory in directories:
-        found = read_targets(directory, target, unit, settings)
+        found = read_targets(directory, target, unit, settings, alone)
         twice = sorted(found.keys() & targets.keys())
         if twice:
             raise RecipeError(

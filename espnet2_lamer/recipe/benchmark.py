@@ -37,6 +37,7 @@ class Task:
     dev_sets: tuple[str, ...]
     tests: Mapping[str, tuple[str, ...]]
     lid_reading: str | None = None
+    corpora: tuple[str, ...] = ()
 
 
 def check_benchmark(options: Options) -> None:
@@ -47,7 +48,9 @@ def check_benchmark(options: Options) -> None:
     if options.benchmark != "own" and "all" in options.budgets:
         expected = f"10min or 1h with --benchmark {options.benchmark}"
         raise refused("budgets", "'all'", expected)
+    _check_corpora(options)
     if options.benchmark == "mlsuperb":
+        _check_official_units(options)
         return
     if "all" in options.eval_langs:
         known = "language codes; only --benchmark mlsuperb knows all languages"
@@ -59,9 +62,37 @@ def check_benchmark(options: Options) -> None:
         raise refused("eval_langs", repr(unknown[0]), known)
 
 
+def _check_corpora(options: Options) -> None:
+    known = {
+        "own": (),
+        "paper": paper_sets.PAPER_CORPORA,
+        "mlsuperb": mlsuperb.DATASETS,
+    }
+    chosen, names = options.eval_corpora, known[options.benchmark]
+    wrong = [corpus for corpus in chosen if corpus not in names]
+    if wrong or len({*chosen}) < len(chosen):
+        found = repr(wrong[0]) if wrong else as_text(chosen)
+        expected = f"different ones of {', '.join(names)}" if names else "none"
+        expected += f" with --benchmark {options.benchmark}"
+        raise refused("eval_corpora", found, expected)
+
+
+def _check_official_units(options: Options) -> None:
+    """Say before days of training what will have no SUPERB score."""
+    if "asr" not in options.tracks or options.eval_corpora:
+        return
+    if "all" in options.eval_langs and (reason := mlsuperb.other_units(options.units)):
+        logging.warning("no SUPERB score: %s", reason)
+
+
 def eval_langs(options: Options) -> list[str]:
     """Return the languages that are evaluated."""
     return options.eval_langs or options.langs
+
+
+def eval_corpora(options: Options) -> Sequence[str]:
+    """Return the corpora of the paper's sets that are evaluated."""
+    return options.eval_corpora or paper_sets.PAPER_CORPORA
 
 
 def without_text(options: Options) -> dict[str, str]:
@@ -121,25 +152,33 @@ def planned_runs(options: Options, tracks: Sequence[str] | None = None) -> list[
         Run(
             **vars(task),
             benchmark=options.benchmark,
-            system=tuned_system(spec.system, tune),
+            system=tuned_system(spec.system, tune, mode),
             upstream=spec.source,
             layer=_layer(options, spec, task.track),
             config=str(_config(options, task.track, task.budget, tune)),
             seed=seed,
             learning_rate=rate,
             tune=tune,
+            upstream_mode=mode,
         )
         for name, spec in upstream_specs(options).items()
         for task in tasks
         for tune in _tunes(options, name, task.track)
+        for mode in _modes(options, tune)
         for rate in options.learning_rates or [None]
         for seed in options.eval_seeds or [options.seed]
     ]
 
 
-def tuned_system(system: str, tune: str) -> str:
-    """Name a system in tables and directories by what was tuned of it."""
-    return system if tune == "head" else f"{system}_{tune}_tuned"
+def tuned_system(system: str, tune: str, mode: str = "eval") -> str:
+    """Name a system in tables and directories by what was tuned of it, and how."""
+    name = system if tune == "head" else f"{system}_{tune}_tuned"
+    return name if mode == "eval" else f"{name}_{mode}_mode"
+
+
+def _modes(options: Options, tune: str) -> Sequence[str]:
+    """Return the modes of an upstream; one that is tuned stays in eval mode."""
+    return options.upstream_mode if tune == "head" else ("eval",)
 
 
 def can_tune(options: Options, upstream: str, tune: str) -> bool:
@@ -168,14 +207,18 @@ def describe_systems(options: Options) -> dict[str, str]:
         for tune in dict.fromkeys(["head", *options.tune]):
             if not can_tune(options, name, tune):
                 continue
-            system, text = tuned_system(spec.system, tune), spec.description
-            if tune != "head":
-                text += f"; {tuned[tune]} tuned with the head, no frozen probe"
-            found[system] = text
-            if options.language_models:
-                kinds = [f"a {options.ngram_num}-gram"] * options.use_ngram
-                kinds += ["a transformer LM"] * options.use_lm
-                found[system + LM_SUFFIX] = f"{text}; ASR with {' and '.join(kinds)}"
+            for mode in _modes(options, tune):
+                system, text = tuned_system(spec.system, tune, mode), spec.description
+                if tune != "head":
+                    text += f"; {tuned[tune]} tuned with the head, no frozen probe"
+                if mode == "train":
+                    text += "; frozen, but with its dropout while heads train"
+                found[system] = text
+                if options.language_models:
+                    kinds = [f"a {options.ngram_num}-gram"] * options.use_ngram
+                    kinds += ["a transformer LM"] * options.use_lm
+                    with_lm = f"{text}; ASR with {' and '.join(kinds)}"
+                    found[system + LM_SUFFIX] = with_lm
     return found
 
 
@@ -206,8 +249,11 @@ def _alone(
     tests: Mapping[str, tuple[str, ...]],
 ) -> Task:
     """A task of one language and corpus."""
-    unit = options.units.get(lang) or default_unit(lang)
-    return Task("asr", budget, corpus, (lang,), unit, (train,), (dev,), tests)
+    official = options.benchmark == "mlsuperb"
+    unit = options.units.get(lang) or default_unit(lang, official)
+    sets = (train,), (dev,), tests
+    corpora = tuple(options.eval_corpora)
+    return Task("asr", budget, corpus, (lang,), unit, *sets, corpora=corpora)
 
 
 def _mixed(
@@ -224,7 +270,8 @@ def _mixed(
     unit = LID_UNIT if track == "lid" else options.multi_unit
     tests = {MIXED_TEST: tuple(test)}
     sets = (tuple(train), tuple(dev), tests)
-    return Task(track, budget, "", tuple(langs), unit, *sets, lid_reading)
+    corpora = tuple(options.eval_corpora)
+    return Task(track, budget, "", tuple(langs), unit, *sets, lid_reading, corpora)
 
 
 def _own(options: Options, track: str, budget: str) -> list[Task]:
@@ -245,7 +292,8 @@ def _own(options: Options, track: str, budget: str) -> list[Task]:
 
 def _paper(options: Options, track: str, budget: str) -> list[Task]:
     langs, name = eval_langs(options), paper_sets.set_name
-    pairs = [(corpus, x) for corpus in paper_sets.PAPER_CORPORA for x in langs]
+    corpora = eval_corpora(options)
+    pairs = [(corpus, x) for corpus in corpora for x in langs]
     if track in MIXED_TRACKS:
         reading = options.lid_reading
         suffix = (paper_sets.TOTAL,) if reading == "total" else ()
@@ -256,7 +304,7 @@ def _paper(options: Options, track: str, budget: str) -> list[Task]:
     for corpus, lang in pairs:
         tests = {
             f"{lang}_{other}": (name(other, lang, "test"),)
-            for other in paper_sets.PAPER_CORPORA
+            for other in corpora
             if other == corpus or options.cross_corpus
         }
         train = name(corpus, lang, "train", budget)
@@ -267,20 +315,28 @@ def _paper(options: Options, track: str, budget: str) -> list[Task]:
 
 def _mlsuperb(options: Options, track: str, budget: str) -> list[Task]:
     langs, name = eval_langs(options), mlsuperb.set_name
-    pairs = list(mlsuperb.scan_tree(options.mlsuperb, langs))
+    chosen = options.eval_corpora
+    pairs = list(mlsuperb.scan_tree(options.mlsuperb, langs, chosen))
     if track in MIXED_TRACKS:
+        reading = options.lid_reading if chosen else None
+        total = [mlsuperb.TOTAL] if reading == "total" else []
         train = [
-            name(d, x, "train_few" if x in FEW_SHOT else "train", budget)
+            name(d, x, "train_few", budget)
+            if x in FEW_SHOT
+            else name(d, x, "train", budget, *total)
             for d, x in pairs
             if x not in FEW_SHOT or few_shot_utterances(d, x)
         ]
         sets = [[name(d, x, part) for d, x in pairs] for part in ("dev", "test")]
         found = dict.fromkeys(x for _, x in pairs)
-        return [_mixed(options, track, budget, train, *sets, list(found))]
+        return [_mixed(options, track, budget, train, *sets, list(found), reading)]
     tasks = []
-    for label, (lang, dataset) in _monolingual(pairs, "all" in langs).items():
+    apart = {f"{x}_{d}": (x, d) for d, x in pairs}
+    asked = apart if chosen else _monolingual(pairs, "all" in langs)
+    for label, (lang, dataset) in asked.items():
         # The official test set of a language covers all its data sets.
-        tests = {label: tuple(name(d, x, "test") for d, x in pairs if x == lang)}
+        tested = [(dataset, lang)] if chosen else [p for p in pairs if p[1] == lang]
+        tests = {label: tuple(name(d, x, "test") for d, x in tested)}
         train = name(dataset, lang, "train", budget)
         dev = name(dataset, lang, "dev")
         tasks.append(_alone(options, budget, dataset, lang, train, dev, tests))
@@ -324,7 +380,8 @@ def packages(options: Options) -> dict[str, Path]:
     """Return the zips by name: the pretrained model and every head on it."""
     names = [options.ssl_experiment.name]
     if "lamer" in options.upstreams:
-        systems = {tuned_system(options.ssl_tag, tune) for tune in TUNES}
+        pairs = [(tune, mode) for tune in TUNES for mode in _modes(options, tune)]
+        systems = {tuned_system(options.ssl_tag, *pair) for pair in pairs}
         names += [r.name for r in planned_runs(options) if r.system in systems]
     return {name: options.packed / f"{name}.zip" for name in names}
 

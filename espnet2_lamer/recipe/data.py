@@ -28,7 +28,12 @@ from espnet2_lamer.evaluation.mlsuperb import (
 from espnet2_lamer.evaluation.mlsuperb2 import prepare_mlsuperb2
 from espnet2_lamer.evaluation.paper_sets import prepare_paper_sets
 from espnet2_lamer.parallel import workers
-from espnet2_lamer.recipe.benchmark import alone, eval_langs, without_text
+from espnet2_lamer.recipe.benchmark import (
+    alone,
+    eval_corpora,
+    eval_langs,
+    without_text,
+)
 from espnet2_lamer.recipe.files import set_sources
 from espnet2_lamer.recipe.options import CommonOptions, Options
 
@@ -180,19 +185,35 @@ def format_evaluation(options: Options) -> None:
     langs, budgets = eval_langs(options), options.budgets
     where = (options.datadir, options.dumpdir, langs, options.units)
     audio = {"nj": options.nj, "max_bad_audio": options.max_bad_audio}
+    norm = {"text_norm": options.text_norm}
     with workers(options.dask):
         if options.benchmark == "mlsuperb":
-            prepare_mlsuperb(options.mlsuperb, *where, budgets, nj=options.nj)
+            prepare_mlsuperb(
+                options.mlsuperb,
+                *where,
+                budgets,
+                nj=options.nj,
+                datasets=options.eval_corpora,
+                seed=options.seed,
+                **norm,
+            )
         elif options.benchmark == "paper":
             lists = options.eval_lists or None
             prepare_paper_sets(
-                *where, budgets, seed=options.seed, lists_dir=lists, **audio
+                *where,
+                budgets,
+                seed=options.seed,
+                lists_dir=lists,
+                corpora=eval_corpora(options),
+                **audio,
+                **norm,
             )
         elif options.benchmark == "mlsuperb2":
             prepare_mlsuperb2(options.mlsuperb, *where[:3], **audio)
         else:
             silent = without_text(options)
-            prepare_asr_data(*where, seed=options.seed, speech_only=silent, **audio)
+            heard = {"seed": options.seed, "speech_only": silent}
+            prepare_asr_data(*where, **heard, **audio, **norm)
             for budget in options.budgets:
                 for lang in langs if budget != "all" else ():
                     train = options.raw / f"asr_{lang}_train"

@@ -10,6 +10,7 @@ from espnet2_lamer.evaluation.mlsuperb2_tree import open_tree
 from espnet2_lamer.recipe.benchmark import (
     ASR_TRACKS,
     adapter_files,
+    eval_corpora,
     eval_langs,
     packages,
     planned_runs,
@@ -86,18 +87,17 @@ def set_sources(options: Options) -> list[Path]:
     """Prepared corpora, or the transcripts of ML-SUPERB."""
     langs = eval_langs(options)
     if options.benchmark == "mlsuperb":
-        folders = scan_tree(options.mlsuperb, langs).values()
+        folders = scan_tree(options.mlsuperb, langs, options.eval_corpora).values()
         return [p for folder in folders for p in sorted(folder.glob("transcript_*"))]
     if options.benchmark == "mlsuperb2":
         return open_tree(options.mlsuperb).sources
     if options.benchmark == "own":
         return corpus_sets(options)
     from espnet2_lamer.data.corpora import EVAL_DIR
-    from espnet2_lamer.evaluation.paper_sets import PAPER_CORPORA
 
     sets = [
         f"{corpus}/{split}_{lang}"
-        for corpus in PAPER_CORPORA
+        for corpus in eval_corpora(options)
         for lang in langs
         for split in ("train", "dev", "test")
     ]

@@ -8,11 +8,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from espnet2_lamer.constants import TUNES
+from espnet2_lamer.constants import TUNES, UPSTREAM_MODES
 from espnet2_lamer.data.corpora import CORPORA, MHUBERT147_AUDIO
 from espnet2_lamer.data.segmented_rows import WAYS, segment_tables
 from espnet2_lamer.data.sources.source import parse_sources
 from espnet2_lamer.evaluation.runs import BENCHMARKS, BUDGETS, LID_READINGS, TRACKS
+from espnet2_lamer.evaluation.text_units import NORMALISATIONS
 from espnet2_lamer.recipe.declaration import (
     as_text,
     data_option,
@@ -150,8 +151,9 @@ class CommonOptions:
 class Options(CommonOptions):
     """Options of ssl1; ``./run.sh --help`` shows them.
 
-    ``recipe.settle.resolve_ssl_config`` fills in what follows from the pretraining
-    YAML: ``allocation`` (empty where the whole model trains) and ``ssl_tag``.
+    ``recipe.settle.settle`` fills in what follows from others: ``text_norm``, units,
+    and from the pretraining YAML ``allocation`` (empty where the whole model trains)
+    and ``ssl_tag``.
     """
 
     plan: bool = option(
@@ -239,10 +241,24 @@ class Options(CommonOptions):
         [],
         empty="those learnt and kept",
     )
+    eval_corpora: list[str] = head_option(
+        "mlsuperb and paper: corpora to evaluate; a head per language and corpus, "
+        "each tested apart",
+        [],
+        empty="mlsuperb: the official tasks; paper: commonvoice fleurs",
+    )
+    text_norm: str = head_option(
+        "transcripts lose their punctuation: unicode (of every script; forms of a "
+        "character are one) | official (ASCII's alone, as in ML-SUPERB's scripts) | "
+        "as written (none)",
+        "",
+        choices=("", *NORMALISATIONS),
+        empty="mlsuperb: official; mlsuperb2: as written; own, paper: unicode",
+    )
     eval_lists: str = head_option("paper: folder of utterance lists to use again", "")
     cross_corpus: bool = head_option("paper: also test ASR on the other corpus", False)
     lid_reading: str = head_option(
-        "paper: mixtures take the budget per_set | in total",
+        "paper, --eval_corpora: mixtures take the budget per_set | in total",
         "per_set",
         choices=LID_READINGS,
     )
@@ -265,6 +281,13 @@ class Options(CommonOptions):
         "experts (LoRA, routers) all (transformer, too); each is a system of its own",
         ["head"],
         choices=TUNES,
+    )
+    upstream_mode: list[str] = head_option(
+        "frozen upstreams while heads train, of: eval (drops nothing, features are "
+        "stored) train (with the dropout of its own training, as ML-SUPERB's recipe "
+        "does; runs in every epoch); each is a system of its own",
+        ["eval"],
+        choices=UPSTREAM_MODES,
     )
     finetune_config: Path = head_option(
         "head, rates and schedule of --tune experts and all",
@@ -388,7 +411,8 @@ class Options(CommonOptions):
     def evaluation(self) -> str:
         """Suffix of what belongs to one pretraining on one benchmark."""
         benchmark = "" if self.benchmark == "own" else f"_{self.benchmark}"
-        return self.variant + benchmark
+        corpora = f"_{'-'.join(self.eval_corpora)}" if self.eval_corpora else ""
+        return self.variant + benchmark + corpora
 
     @property
     def results(self) -> Path:

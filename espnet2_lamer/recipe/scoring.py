@@ -11,6 +11,7 @@ from espnet2_lamer.evaluation.downstream import HeadOptions, train_head
 from espnet2_lamer.evaluation.head_decoding import decode_run
 from espnet2_lamer.evaluation.language_model import LmOptions, add_language_models
 from espnet2_lamer.evaluation.lm_decoding import decode_with_lm
+from espnet2_lamer.evaluation.paper_tables import paper_tables
 from espnet2_lamer.evaluation.plots import write_plots
 from espnet2_lamer.evaluation.results import (
     MeasureTable,
@@ -86,6 +87,8 @@ def _train_one(options: Options, run: Run) -> None:
         seed=run.seed,
         ngpu=min(options.ngpu, 1),
         tune=run.tune,
+        upstream_mode=run.upstream_mode,
+        alone=run.track == "asr",
     )
     train_head(
         run.upstream,
@@ -135,7 +138,8 @@ def score(options: Options) -> None:
         if system in {test.run.system for test in tests}
     }
     baselines = options.baselines or [n for n in ("random", "base") if n in systems]
-    tables = [language_table(tests, baselines, options.seed), superb_table(tests)]
+    tables = paper_tables(tests)
+    tables += [language_table(tests, baselines, options.seed), superb_table(tests)]
     tables.append(_set_table(options, tests))
     tables.append(challenge_table(tests, options.expdir, baselines, options.seed))
     tables = [table for table in tables if table is not None] + _rate_table(rates)

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.text_units import READ_UNITS, UNITS, default_unit
+from espnet2_lamer.evaluation.text_units import (
+    OFFICIAL,
+    READ_UNITS,
+    UNICODE,
+    UNITS,
+    WRITTEN,
+    default_unit,
+)
 from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.trust import (
     S3PRL_PREFIX,
@@ -40,6 +47,12 @@ def settle(options: Options) -> None:
     if options.max_missing > 100:
         raise refused("max_missing", f"{options.max_missing:g}", "0 to 100 per cent")
     options.units = _units(options)
+    own = {"mlsuperb": OFFICIAL, "mlsuperb2": WRITTEN}.get(options.benchmark, UNICODE)
+    options.text_norm = options.text_norm or own
+    # Scores of 2.0 ignore punctuation, those of the others do not.
+    if (options.text_norm == WRITTEN) != (options.benchmark == "mlsuperb2"):
+        expected = f"{own} with --benchmark {options.benchmark}"
+        raise refused("text_norm", repr(options.text_norm), expected)
     check_benchmark(options)
     resolve_ssl_config(options)
     _check_heads(options)
@@ -69,6 +82,8 @@ def _check_tuning(options: Options) -> None:
     """Refuse what cannot be tuned; say which upstreams are left out of it."""
     if len(set(options.tune)) < len(options.tune):
         raise refused("tune", as_text(options.tune), "different names")
+    if len(set(options.upstream_mode)) < len(options.upstream_mode):
+        raise refused("upstream_mode", as_text(options.upstream_mode), "each once")
     for tune in options.tune:
         names = options.upstreams
         left_out = [name for name in names if not can_tune(options, name, tune)]
@@ -91,7 +106,8 @@ def _check_tuning(options: Options) -> None:
 def _units(options: Options) -> dict[str, str]:
     """Return the unit of every language; those not named get their default."""
     langs = dict.fromkeys([*options.langs, *options.eval_langs])
-    units = {lang: default_unit(lang) for lang in langs if lang != "all"}
+    official = options.benchmark == "mlsuperb"
+    units = {lang: default_unit(lang, official) for lang in langs if lang != "all"}
     for lang, unit in options.units.items():
         if lang not in units or unit not in UNITS:
             raise refused(

@@ -25,10 +25,11 @@ from espnet2_lamer.recipe.upstreams import mini_sums, teacher_path
 
 # What decides which heads there are.
 _BENCHMARK = (
-    "benchmark budgets tracks eval_langs cross_corpus lid_reading multi_unit nbpe"
+    "benchmark budgets tracks eval_langs eval_corpora cross_corpus lid_reading "
+    "multi_unit nbpe"
 )
 # What multiplies them.
-_HEADS = "upstreams seed eval_seeds learning_rates"
+_HEADS = "upstreams upstream_mode seed eval_seeds learning_rates"
 # What makes recognisers of them.
 _RECOGNISERS = (
     "tune finetune_config use_ngram ngram_num use_lm lm_config lm_train_text "
@@ -236,7 +237,7 @@ STAGES = (
         "evaluation_sets",
         "ML-SUPERB data",
         "new_langs replay_langs units max_bad_audio seed "
-        f"{_BENCHMARK} mlsuperb eval_lists",
+        f"{_BENCHMARK} mlsuperb eval_lists text_norm",
         work("data", "format_evaluation"),
         inputs=files.set_sources,
         added=files.own_texts,
@@ -290,7 +291,7 @@ STAGES = (
         13,
         "packing",
         "packing",
-        "upstreams tune use_ngram use_lm",
+        "upstreams tune upstream_mode use_ngram use_lm",
         work("packing", "pack"),
         inputs=lambda o: [
             o.checkpoints,

@@ -8,7 +8,7 @@ from espnet2.asr.frontend.abs_frontend import AbsFrontend
 from torch import Tensor
 
 from espnet2_lamer.asr.frontend.states import LayerSum, selected_states, upstream_states
-from espnet2_lamer.constants import SAMPLE_RATE
+from espnet2_lamer.constants import SAMPLE_RATE, UPSTREAM_MODES
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers.config import check_values
 from espnet2_lamer.tasks.tuning import tuned_weights
@@ -19,8 +19,8 @@ class LamerUpstreamFrontend(AbsFrontend):
 
     With ``tune: head`` the upstream never trains: its parameters need no gradient, and
     it runs without autograd and in fp32. Otherwise it is frozen for the first
-    ``freeze_encoder_steps`` updates, and trains from then on. It stays in eval mode in
-    any case, so no dropout reaches the features.
+    ``freeze_encoder_steps`` updates, and trains from then on. It stays in eval mode,
+    so no dropout reaches the features, but with ``upstream_mode: train``.
 
     Args:
         upstream: What ``espnet2_lamer.load_model`` accepts. For training; checkpoints
@@ -34,10 +34,13 @@ class LamerUpstreamFrontend(AbsFrontend):
             experts and routers) or ``all``.
         freeze_encoder_steps: Updates of the head alone before the upstream trains.
         freeze_convolution: Whether ``all`` leaves the convolutions as they are.
+        upstream_mode: ``train``: a frozen upstream drops in training what it dropped
+            in its own, as in ML-SUPERB's recipe.
 
     Raises:
         RecipeError: Not exactly one of ``upstream`` and ``upstream_conf`` is given,
-            the rate is not 16 kHz, or the upstream has no such layer.
+            the rate is not 16 kHz, the upstream has no such layer, or train mode of
+            one that is tuned.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class LamerUpstreamFrontend(AbsFrontend):
         tune: str = "head",
         freeze_encoder_steps: int = 0,
         freeze_convolution: bool = True,
+        upstream_mode: str = "eval",
     ) -> None:
         super().__init__()
         right = str(fs) in (str(SAMPLE_RATE), "16k")
@@ -58,6 +62,12 @@ class LamerUpstreamFrontend(AbsFrontend):
             "frontend_conf.",
             ("fs", fs, right, expected),
             (*steps, freeze_encoder_steps >= 0, "updates, 0 or more"),
+            (
+                "upstream_mode",
+                upstream_mode,
+                upstream_mode in UPSTREAM_MODES[: 2 if tune == "head" else 1],
+                "eval, or with tune: head train",
+            ),
         )
         if (upstream is None) == (upstream_conf is None):
             raise RecipeError(
@@ -73,6 +83,8 @@ class LamerUpstreamFrontend(AbsFrontend):
                 self.upstream = load_model(upstream)
             else:
                 self.upstream = build_upstream(upstream_conf)
+        if upstream_mode == "train":
+            self.upstream.drop_in_training()
         self.register_state_dict_post_hook(_drop_upstream)
         self.register_load_state_dict_pre_hook(_fill_upstream)
         self.layer = layer

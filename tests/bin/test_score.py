@@ -12,7 +12,7 @@ TEXT = "u1 CAFÉ 12\nu2 我愛你\n"
 
 @pytest.fixture
 def rate(tmp_path):
-    def of(ref, hyp, unit="char"):
+    def of(ref, hyp, unit="char", *more):
         files = {"ref": ref, "hyp": hyp, "json": None}
         for name, content in files.items():
             files[name] = tmp_path / name
@@ -20,7 +20,7 @@ def rate(tmp_path):
                 files[name].write_bytes(
                     content if isinstance(content, bytes) else content.encode()
                 )
-        main([f"--{k}={path}" for k, path in files.items()] + ["--unit", unit])
+        main([f"--{k}={path}" for k, path in files.items()] + ["--unit", unit, *more])
         return json.loads(files["json"].read_text())["error_rate"]
 
     return of
@@ -42,6 +42,19 @@ def test_the_same_text_in_another_form_has_no_errors(rate, same):
 
 def test_case_and_punctuation_count(rate):
     assert rate("u abcd\n", "u aBc.d\n") == 50
+
+
+def test_texts_can_be_normalised_first(rate):
+    pair = "u abcd\n", "u aBc.d。\n"
+    assert rate(*pair, "char", "--text_norm", "unicode") == 0
+    # ASCII's punctuation alone.
+    assert rate(*pair, "char", "--text_norm", "official") == 25
+
+
+def test_sclites_count_is_in_the_report_too(rate, tmp_path):
+    # Five substitutions, for which sclite finds three insertions and deletions each.
+    assert rate("u ABCDE\n", "u XYZAB\n") == 100
+    assert json.loads((tmp_path / "json").read_text())["sclite_error_rate"] == 120
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,18 @@ import pytest
 import soundfile
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.evaluation import mlsuperb
 from espnet2_lamer.evaluation.mlsuperb import (
     DATASETS,
     FEW_SHOT,
     MONOLINGUAL,
     few_shot_utterances,
+    other_units,
     prepare_mlsuperb,
     scan_tree,
 )
 from espnet2_lamer.evaluation.text_units import official_text
+from espnet2_lamer.evaluation.tokens import read_targets
 from espnet2_lamer.fileio.datadir import read_table
 
 LISTS = ("10min_train", "1h_train", "10min_dev", "10min_test")
@@ -104,6 +107,84 @@ def test_official_normalisation(text, mono, multi):
     """Expected: the two scripts' process_text, white space collapsed."""
     assert official_text(text) == mono
     assert official_text(text, brackets=True) == multi
+
+
+def test_a_head_of_one_language_reads_the_text_of_the_monolingual_script(
+    tree, tmp_path
+):
+    prepare(tree, tmp_path)
+    directory = tmp_path / "dump/raw/mlsuperb_mls_eng_test"
+    found = [
+        read_targets(directory, "text", unit, alone=alone)["mls_eng_300000"]
+        for unit, alone in (("char", True), ("char", False), ("bpe", True))
+    ]
+    # The set's own unit is char: in another it has the plain text alone.
+    assert found == ["ITS NOISE FINE", "ITS FINE", "ITS FINE"]
+
+
+def test_text_normalisation_is_an_option_here_too(tree, tmp_path):
+    prepare(tree, tmp_path, text_norm="unicode")
+    raw = tmp_path / "dump/raw"
+    text = read_table(raw / "mlsuperb_fleurs_cmn_test/text.char")["fleurs_cmn_300000"]
+    assert text == "你好李老师"
+    record = json.loads((raw / "mlsuperb_fleurs_cmn_test/set.json").read_text())
+    assert record["normalisation"] == "unicode"
+
+
+def test_cantonese_is_in_characters_unless_a_unit_is_named(tree, tmp_path):
+    where = tmp_path / "data", tmp_path / "dump"
+    prepare_mlsuperb(tree, *where, ["yue", "cmn"], {}, ["10min"])
+    raw = tmp_path / "dump/raw"
+    text = read_table(raw / "mlsuperb_commonvoice_yue_test/text")
+    assert text == {"cv_yue_300000": "佢哋"}
+    record = json.loads((raw / "mlsuperb_fleurs_cmn_test/set.json").read_text())
+    assert record["unit"] == "pinyin"
+
+
+def test_chosen_data_sets_come_in_the_order_of_the_choice(tmp_path):
+    root = tmp_path / "tree"
+    for dataset in ("commonvoice", "fleurs", "mls"):
+        for lang in ("cmn", "eng"):
+            write_pair(root, dataset, lang, ["a"])
+    write_pair(root, "mls", "deu", ["a"])
+    found = scan_tree(root, ["eng", "cmn"], ["fleurs", "commonvoice"])
+    pairs = [(d, x) for d in ("fleurs", "commonvoice") for x in ("eng", "cmn")]
+    assert list(found) == pairs
+    assert all(found[d, x] == root / d / x for d, x in pairs)
+    # Of all languages those that are there; a named one must be.
+    assert len(scan_tree(root, ["all"], ["fleurs", "mls"])) == 5
+    message = "--eval_corpora: .*fleurs has no deu, which is in mls"
+    with pytest.raises(RecipeError, match=message):
+        scan_tree(root, ["eng", "deu"], ["fleurs", "mls"])
+
+
+def test_the_shares_of_chosen_data_sets_make_one_budget(tmp_path, monkeypatch):
+    # Four seconds for two sets: two of each.
+    monkeypatch.setattr(mlsuperb, "BUDGETS", {"10min": 4 / 60})
+    root = tmp_path / "tree"
+    pairs = [("commonvoice", "eng"), ("fleurs", "eng")]
+    for dataset, lang in pairs:
+        write_pair(root, dataset, lang, ["a"] * 5)
+    where = root, tmp_path, ("eng",), ["10min"]
+    prepare(*where, datasets=["commonvoice", "fleurs"])
+    raw = tmp_path / "dump/raw"
+    drawn = {}
+    for dataset, lang in pairs:
+        name = f"mlsuperb_{dataset}_{lang}_train_10min"
+        whole = read_table(raw / name / "wav.scp")
+        share = read_table(raw / f"{name}_total" / "wav.scp")
+        assert share.items() < whole.items() and len(share) == 2
+        drawn[name] = share
+    assert not list(raw.glob("*dev_total"))
+    prepare(*where, datasets=["commonvoice", "fleurs"], seed=1)
+    again = {name: read_table(raw / f"{name}_total" / "wav.scp") for name in drawn}
+    assert again != drawn
+
+
+def test_units_that_are_not_the_benchmarks_are_named():
+    assert other_units({"cmn": "pinyin", "jpn": "phone"}) == ""
+    assert other_units({}) == ("jpn counts char, phone there (--units jpn=phone)")
+    assert "swe counts word, char there" in other_units({"swe": "word"})
 
 
 def test_test_sets_keep_what_training_drops(tree, tmp_path):

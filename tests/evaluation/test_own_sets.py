@@ -34,6 +34,18 @@ def test_text_becomes_units_and_the_transcript_is_kept(make_set, tmp_path):
     assert report == json.loads((raw / "asr.json").read_text())
 
 
+def test_official_normalisation_keeps_what_is_no_ascii_punctuation(make_set, tmp_path):
+    _make(make_set, "eng", ["It’s “fine”, e\u0301."])
+    expected = {"unicode": "ITS FINE É", "official": "IT’S “FINE” E\u0301"}
+    for norm, text in expected.items():
+        _prepare(tmp_path, text_norm=norm)
+        directory = tmp_path / "dump/raw/asr_eng_test"
+        for name in ("text", "text.char"):
+            assert read_table(directory / name) == {"eng_test_000": text}
+        record = json.loads((directory / "set.json").read_text())
+        assert record["normalisation"] == norm
+
+
 def test_the_given_romanisation_wins_over_looked_up_readings(make_set, tmp_path):
     _make(make_set, "cmn", ["行"])
     for split in ("train", "dev", "test"):

@@ -69,6 +69,16 @@ def test_sets_have_their_sizes_and_shorter_ones_are_parts_of_longer(corpora):
     assert json.loads((raw / "paper_fleurs_yue_test/set.json").read_text())["seed"] == 0
 
 
+def test_corpora_can_be_chosen_and_texts_normalised_as_officially(corpora):
+    report = prepare(corpora, corpora=["fleurs"], text_norm="official")["sets"]
+    assert {name.split("_")[1] for name in report} == {"fleurs"}
+    assert {record["normalisation"] for record in report.values()} == {"official"}
+    texts = read_table(corpora / "dump/raw/paper_fleurs_yue_test/text.char")
+    assert {*texts.values()} == {"你好。"}
+    # Shares are those of the chosen sets: 6 s over two.
+    assert report["paper_fleurs_yue_train_1h_total"]["seconds"] == 3.0
+
+
 def test_the_seed_draws_and_lists_bring_a_draw_back(corpora, tmp_path):
     prepare(corpora, seed=0)
     name = "paper_commonvoice_eng_train_1h"

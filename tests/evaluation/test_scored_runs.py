@@ -1,5 +1,7 @@
 """Decoded runs become tables: tasks, seeds, languages, the official averages."""
 
+import dataclasses
+
 import pytest
 
 from espnet2_lamer.errors import RecipeError
@@ -15,6 +17,7 @@ from espnet2_lamer.evaluation.scored_runs import (
     superb_score,
     superb_table,
 )
+from espnet2_lamer.evaluation.text_units import OFFICIAL_UNITS
 from tests.evaluation.decoded_runs import decoded_run
 
 
@@ -150,7 +153,7 @@ def test_one_language_has_nothing_to_summarise(scored):
     assert superb_table(tests) is None
 
 
-def official_runs(scored, system):
+def official_runs(scored, system, units=OFFICIAL_UNITS):
     """All tracks of the 1 h benchmark, three languages where they mix."""
     tests = []
     shared = {"benchmark": "mlsuperb", "budget": "1h", "system": system}
@@ -163,6 +166,7 @@ def official_runs(scored, system):
             free({utt: wrong.get(name, "AB")}),
             corpus=corpus,
             langs=(lang,),
+            unit=units.get(lang, "char"),
             official_name=name,
             **shared,
         )
@@ -205,6 +209,39 @@ def test_the_official_averages_and_score_are_computed_when_all_tracks_are_there(
         assert values[f"1h: {name}"] == pytest.approx(value), name
     pool = {**PUBLISHED["1h"], "lamer": expected}
     assert values["1h: SUPERB score"] == pytest.approx(superb_score(expected, pool))
+
+
+def test_the_score_is_withheld_where_units_or_texts_are_others(scored):
+    tests = official_runs(scored, "lamer", {"cmn": "pinyin"})
+    table = superb_table(tests)
+    assert "1h: SUPERB score" not in table.rows and "1h: multi CER" in table.rows
+    assert "withheld" in table.note
+    assert "jpn counts char, phone there (--units jpn=phone)" in table.note
+    assert "cmn" not in table.note
+    tests = [
+        dataclasses.replace(test, normalisation="unicode")
+        for test in official_runs(scored, "lamer")
+    ]
+    table = superb_table(tests)
+    assert "1h: SUPERB score" not in table.rows
+    assert "text normalisation unicode" in table.note
+
+
+def test_official_averages_count_as_sclite_does(scored):
+    tests = official_runs(scored, "lamer")
+    # 5 substitutions or 6 insertions and deletions: sclite prefers the latter.
+    (other,) = scored(
+        {"swe": {"NST_swe_1": ("swe", "ABCDE")}},
+        free({"NST_swe_1": "XYZAB"}),
+        corpus="NST",
+        langs=("swe",),
+        benchmark="mlsuperb",
+        budget="1h",
+        system="lamer",
+    )
+    tests = [other if test.task.test == "swe" else test for test in tests]
+    value = superb_table(tests).rows["1h: mono CER"]["lamer"].value
+    assert value == pytest.approx((50 / 3 + 100 + 120) / 9)
 
 
 def test_without_all_tracks_there_is_no_superb_score(scored):

@@ -275,6 +275,7 @@ def test_score_command_writes_exactly_the_documented_keys(tmp_path):
         "errors": 2,
         "ref_length": 5,
         "error_rate": 40.0,
+        "sclite_error_rate": 40.0,
         "interval": [0.0, 50.0],
         "utterances": 2,
     }

@@ -132,6 +132,7 @@ def test_beside_a_difference_stands_how_far_runs_lie_apart(results, tmp_path):
 def test_systems_stand_side_by_side_with_interval_and_difference(written):
     text = (written / "RESULTS.md").read_text()
     header = "error rate (%) by test set", "random", "base", "lamer", "lamer - base"
+    header += ("sclite",)
     assert row(text, *header) == [*header]
     assert row(text, "cmn, pinyin, 40 utt.") == [
         "cmn, pinyin, 40 utt.",
@@ -139,8 +140,10 @@ def test_systems_stand_side_by_side_with_interval_and_difference(written):
         "30.0 (30.0 to 30.0)",
         "20.0 (20.0 to 20.0)",
         "-10.00 (-10.00 to -10.00), p < 0.001",
+        # Beside the headline, in the order of the systems.
+        "20.0 / 20.0 / 20.0",
     ]
-    assert row(text, "eng, char, 40 utt.")[2:] == ["-", "-", "-"]
+    assert row(text, "eng, char, 40 utt.")[2:] == ["-", "-", "-", "20.0 / - / -"]
     assert "Trained on 1h. Heads read layer 22." in text
 
 
@@ -161,6 +164,7 @@ def test_no_table_of_results_is_wider_than_six_columns(results, tmp_path):
     assert found[2:] == [
         "20.0 (20.0 to 20.0)",
         *["+0.00 (+0.00 to +0.00), p 1.000"] * 2,
+        "20.0",
     ]
 
 

@@ -1,6 +1,8 @@
 """Transcripts become the units that ML-SUPERB scores."""
 
 import random
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -33,6 +35,30 @@ ZERO_INITIAL = {
     "er": "er",
     "ai": "ai",
 }
+
+
+def test_official_units_are_pinyin_for_mandarin_and_characters_for_cantonese():
+    langs = ("eng", "cmn", "yue", "swa")
+    assert [default_unit(lang, official=True) for lang in langs] == [
+        *("char", "pinyin", "char", "char")
+    ]
+
+
+def test_japanese_phones_are_those_of_pyopenjtalk(monkeypatch):
+    said = []
+
+    def g2p(text, kana):
+        said.append((text, kana))
+        return "k o N n i ch i w a"
+
+    monkeypatch.setitem(sys.modules, "pyopenjtalk", SimpleNamespace(g2p=g2p))
+    found = to_units("こんにちは, b!", "phone", "jpn", normalize=official_text)
+    # As ESPnet's pyopenjtalk_g2p, after the script's normalisation.
+    assert found == "k o N n i ch i w a" and said == [("こんにちは B", False)]
+    assert to_units("は", "phone", "jpn", "w a") == "w a"
+    monkeypatch.setitem(sys.modules, "pyopenjtalk", None)
+    with pytest.raises(RecipeError, match="pip install pyopenjtalk"):
+        to_units("こんにちは", "phone", "jpn")
 
 
 def test_default_units_are_pinyin_for_mandarin_jyutping_for_cantonese_else_char():

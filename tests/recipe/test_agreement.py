@@ -32,6 +32,8 @@ OTHER = {
     "lid_reading": "total",
     "multi_unit": "bpe",
     "units": "cmn=char",
+    "text_norm": "official",
+    "upstream_mode": "train",
     "baselines": "random",
     "upstreams": "base",
     "tune": "all",
@@ -112,7 +114,7 @@ def test_every_option_that_an_earlier_stage_depends_on_counts(run, recipe, tmp_p
     usual = read_options(table, [])
     declared = {field.name: field.metadata for field in fields(table.options)}
     # With these there is another record, or none.
-    names_another = {"allocation", "ssl_config", "benchmark"}
+    names_another = {"allocation", "ssl_config", "benchmark", "eval_corpora"}
     tried = []
     for stage in [*table][:-1]:
         for name in stage.made_with & {*declared} - names_another:

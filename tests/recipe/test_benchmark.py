@@ -14,6 +14,7 @@ from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.recipe import benchmark as planning
 from espnet2_lamer.recipe import upstreams
 from espnet2_lamer.recipe.benchmark import (
+    describe_systems,
     planned_runs,
     planned_sets,
     planned_tasks,
@@ -47,6 +48,9 @@ def options_of(root, **changes):
         "budgets": ["1h"],
         "tracks": ["asr", "lid"],
         "eval_langs": [],
+        "eval_corpora": [],
+        "text_norm": "unicode",
+        "upstream_mode": ["eval"],
         "cross_corpus": False,
         "tune": ["head"],
         "finetune_config": CONF / "train_asr_finetune.yaml",
@@ -206,6 +210,109 @@ def test_ml_superb_has_its_monolingual_tasks_and_tests_on_all_data_sets(
     assert not [name for name in mono if "yue" in name or "epo" in name]
 
 
+PAPERS = {
+    "benchmark": "mlsuperb",
+    "budgets": ["1h"],
+    "eval_langs": ["eng", "cmn", "yue"],
+    "eval_corpora": ["commonvoice", "fleurs"],
+    "units": {},
+    "upstreams": ["base"],
+}
+
+
+@pytest.fixture
+def papers_tree(tmp_path, monkeypatch):
+    """The paper's languages in more data sets than it has, and another language."""
+    corpora = ("commonvoice", "fleurs", "mls", "voxpopuli")
+    pairs = [f"{corpus}/{x}" for corpus in corpora for x in ("cmn", "eng", "yue")]
+    tree = tree_of(tmp_path / "tree", *pairs, "fleurs/deu")
+    monkeypatch.setenv("MLSUPERB", tree)
+
+
+def test_chosen_corpora_of_ml_superb_are_the_papers_tasks(make, papers_tree):
+    runs = {run.name: run for run in planned_runs(make(**PAPERS))}
+    assert list(runs) == [
+        "asr_mlsuperb_commonvoice_eng_1h_char_base_layer22",
+        "asr_mlsuperb_commonvoice_cmn_1h_pinyin_base_layer22",
+        "asr_mlsuperb_commonvoice_yue_1h_char_base_layer22",
+        "asr_mlsuperb_fleurs_eng_1h_char_base_layer22",
+        "asr_mlsuperb_fleurs_cmn_1h_pinyin_base_layer22",
+        "asr_mlsuperb_fleurs_yue_1h_char_base_layer22",
+        "lid_mlsuperb_commonvoice-fleurs_1h_per_set_base_layer21",
+    ]
+    for run in list(runs.values())[:-1]:
+        (lang,) = run.langs
+        name = f"mlsuperb_{run.corpus}_{lang}"
+        assert (run.train_sets, run.dev_sets) == (
+            (f"{name}_train_1h",),
+            (f"{name}_dev",),
+        )
+        # Tests apart, where the official ones take all data sets of the language.
+        assert run.tests == {f"{lang}_{run.corpus}": (f"{name}_test",)}
+    lid = runs["lid_mlsuperb_commonvoice-fleurs_1h_per_set_base_layer21"]
+    pairs = [f"{c}_{x}" for c in PAPERS["eval_corpora"] for x in PAPERS["eval_langs"]]
+    assert lid.train_sets == tuple(f"mlsuperb_{pair}_train_1h" for pair in pairs)
+    assert lid.tests == {"test": tuple(f"mlsuperb_{pair}_test" for pair in pairs)}
+    options = make(**PAPERS, tracks=["lid"], lid_reading="total")
+    (lid,) = planned_runs(options)
+    assert lid.name == "lid_mlsuperb_commonvoice-fleurs_1h_total_base_layer21"
+    assert lid.train_sets == tuple(f"mlsuperb_{p}_train_1h_total" for p in pairs)
+
+
+def test_one_command_plans_seven_heads_for_every_system_of_table_1(make, papers_tree):
+    systems = [f"mhubert_147_iter{n}" for n in (1, 2, 3)]
+    systems += ["hubert_large", "hubert_lora", "lamer_ssl"]
+    runs = planned_runs(make(**PAPERS | {"upstreams": systems}))
+    assert len({run.name for run in runs}) == 6 * 7
+    for system in systems:
+        tracks = [run.track for run in runs if run.system == system]
+        assert sorted(tracks) == ["asr"] * 6 + ["lid"]
+
+
+def test_no_two_kinds_of_tasks_share_directories_or_results(make, papers_tree):
+    kinds = [
+        PAPERS,
+        PAPERS | {"eval_corpora": ["fleurs"]},
+        PAPERS | {"eval_corpora": []},
+        PAPERS | {"benchmark": "paper"},
+        PAPERS | {"benchmark": "paper", "eval_corpora": ["fleurs"]},
+    ]
+    found = {}
+    for kind in kinds:
+        options = make(**kind, tracks=TRACKS, upstream_mode=["eval", "train"])
+        for run in planned_runs(options):
+            # A head of one language and corpus is the same whatever else is chosen.
+            key = dataclasses.replace(run, corpora=()) if run.track == "asr" else run
+            assert found.setdefault(run.name, key) == key
+    assert len({make(**kind).results for kind in kinds}) == len(kinds)
+
+
+def test_each_mode_of_a_frozen_upstream_is_a_system_of_its_own(make):
+    options = make(
+        upstreams=["base", "lamer"],
+        tracks=["asr", "lid"],
+        tune=["head", "experts"],
+        upstream_mode=["eval", "train"],
+        allocation="2",
+    )
+    runs = planned_runs(options)
+    systems = {run.system: (run.upstream_mode, run.tune) for run in runs}
+    assert systems == {
+        "base": ("eval", "head"),
+        "base_train_mode": ("train", "head"),
+        "lamer": ("eval", "head"),
+        "lamer_train_mode": ("train", "head"),
+        # What is tuned stays in eval mode.
+        "lamer_experts_tuned": ("eval", "experts"),
+    }
+    assert {run.system for run in runs if run.track == "lid"} == {
+        *("base", "base_train_mode", "lamer", "lamer_train_mode")
+    }
+    described = describe_systems(options)
+    assert described.keys() == systems.keys()
+    assert "with its dropout" in described["base_train_mode"]
+
+
 def test_a_run_is_written_and_read_back(make, tmp_path):
     for run in planned_runs(make(tracks=TRACKS)):
         path = run.directory(tmp_path / "exp") / "run.json"
@@ -231,6 +338,18 @@ def test_a_run_is_written_and_read_back(make, tmp_path):
         ({"eval_langs": ["deu"]}, "--eval_langs: found 'deu', expected some of eng"),
         ({"eval_langs": ["all"]}, "--eval_langs: found 'all', expected language"),
         ({"nbpe": 0}, "--nbpe: found 0"),
+        ({"eval_corpora": ["mls"]}, "--eval_corpora: found 'mls', expected different"),
+        (
+            {"eval_corpora": ["fleurs", "fleurs"]},
+            "found fleurs fleurs, expected different ones of commonvoice, fleurs",
+        ),
+        (
+            {"benchmark": "own", "eval_corpora": ["fleurs"]},
+            "found 'fleurs', expected none with --benchmark own",
+        ),
+        ({"text_norm": "ascii"}, "--text_norm: found 'ascii', expected one of"),
+        ({"upstream_mode": ["test"]}, "--upstream_mode: found 'test', expected some"),
+        ({"upstream_mode": ["eval", "eval"]}, "--upstream_mode: found eval eval"),
         ({"feature_store_gb": -1.0}, "--feature_store_gb: found -1"),
     ],
 )
