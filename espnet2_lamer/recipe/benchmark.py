@@ -110,7 +110,7 @@ def without_text(options: Options) -> dict[str, str]:
 def alone(options: Options) -> str:
     """Return the one language where identification was asked for and has no other."""
     langs = eval_langs(options)
-    asked = {*LID_TRACKS} & {*options.tracks}
+    asked = "lid" in options.tracks
     return langs[0] if asked and len(langs) == 1 and langs != ["all"] else ""
 
 
@@ -131,7 +131,7 @@ def planned_tasks(options: Options, tracks: Sequence[str] | None = None) -> list
         for budget in options.budgets
         for track in options.tracks
         if tracks is None or track in tracks
-        if track not in LID_TRACKS or not alone(options)
+        if track != "lid" or not alone(options)
         for task in make(options, track, budget)
     ]
 

@@ -343,6 +343,8 @@ def test_the_recipes_stages_read_only_what_earlier_ones_make(
         benchmark="own",
         tracks=["asr", "lid"],
         tune=["head"],
+        eval_corpora=[],
+        upstream_mode=["eval"],
         budgets=["1h"],
         replay_langs=["eng"],
         control=control,

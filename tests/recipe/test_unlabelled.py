@@ -143,7 +143,7 @@ def test_heads_with_text_are_planned_where_there_is_text(planned, cmn, reason):
     options.replay_langs = []
     assert planned_tasks(options) == []
     options.replay_langs, options.eval_langs = ["eng"], ["eng"]
-    assert {task.track for task in planned_tasks(options)} == {"asr", "multi_asr"}
+    assert {task.track for task in planned_tasks(options)} == set(one)
 
 
 def test_before_there_are_data_everything_is_planned(planned):
