@@ -17,6 +17,7 @@ EXTRAS = {
     "cloudpickle": "dask",
     "distributed": "dask",
     "peft": "bench",
+    "pyopenjtalk": "japanese",
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "onnxscript": "onnx",

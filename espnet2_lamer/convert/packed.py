@@ -41,7 +41,7 @@ _WEIGHTS = ("asr_model_file", "ssl_model_file", "lm_file")
 TRAINING_KEYS = (
     "config output_dir init_param monitor_control expand_from train_shape_file "
     "train_data_path_and_name_and_type valid_data_path_and_name_and_type "
-    "valid_shape_file rir_scp noise_scp non_linguistic_symbols"
+    "valid_shape_file rir_scp noise_scp non_linguistic_symbols feature_cache_dir"
 ).split()
 
 

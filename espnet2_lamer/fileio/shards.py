@@ -10,7 +10,6 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from espnet2_lamer.errors import RecipeError
@@ -102,6 +101,9 @@ class Shards:
         if 0 < len(todo) < len(parts):
             logging.info("%s: %d shards to go", self.directory, len(todo))
         started = time.perf_counter()
+        # The library reads what is there and needs no workers for that.
+        from joblib import Parallel, delayed
+
         # All at once: workers that a batch system starts later find work too.
         parallel = Parallel(
             n_jobs=nj, return_as="generator_unordered", pre_dispatch="all"

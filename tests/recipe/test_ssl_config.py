@@ -25,6 +25,8 @@ def make(tmp_path):
         values = {field.name: None for field in dataclasses.fields(Options)}
         values |= {
             "tune": ["head"],
+            "eval_corpora": [],
+            "upstream_mode": ["eval"],
             "ssl_config": CONF / config,
             "allocation": "",
             "ssl_tag": "",

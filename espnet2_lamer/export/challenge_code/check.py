@@ -9,7 +9,6 @@ code 1 where the function does not keep to its interface.
 import argparse
 import importlib
 import json
-import resource
 import socket
 import sys
 import time
@@ -82,6 +81,9 @@ def check(api, languages, paths=()):
 
 def memory():
     """Return the most memory of this process and of its GPU so far, in GB."""
+    # Not there on every system that only imports this.
+    import resource
+
     torch = importlib.import_module("torch")
     gpu = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
     # Linux counts in KiB.
