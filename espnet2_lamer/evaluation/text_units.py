@@ -252,8 +252,8 @@ def _japanese_phones(text: str) -> str:
     except ImportError:
         raise RecipeError(
             "unit phone of jpn: the package pyopenjtalk is not installed: pip install "
-            "'espnet2-lamer[japanese]', give phones (column romanisation), or choose --units "
-            "jpn=char, which ML-SUPERB's monolingual score does not count"
+            "'espnet2-lamer[japanese]', give phones (column romanisation), or choose "
+            "--units jpn=char, which ML-SUPERB's monolingual score does not count"
         ) from None
     return g2p(text, kana=False) if text else ""
 
