@@ -57,7 +57,7 @@ def test_japanese_phones_are_those_of_pyopenjtalk(monkeypatch):
     assert found == "k o N n i ch i w a" and said == [("こんにちは B", False)]
     assert to_units("は", "phone", "jpn", "w a") == "w a"
     monkeypatch.setitem(sys.modules, "pyopenjtalk", None)
-    with pytest.raises(RecipeError, match="pip install pyopenjtalk"):
+    with pytest.raises(RecipeError, match=r"pip install 'espnet2-lamer\[japanese\]'"):
         to_units("こんにちは", "phone", "jpn")
 
 
