@@ -76,7 +76,7 @@ def prepare(root: Path) -> None:
 def select(root: Path) -> None:
     """Stage 2, as if each utterance had a file, and every one were right."""
     from espnet2_lamer.data import formatting, overlap, selection
-    from espnet2_lamer.data.audio import Audio
+    from espnet2_lamer.data.converting import Audio
 
     def seconds(wavs, *_):
         return dict.fromkeys(wavs, float(SECONDS))

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from espnet2_lamer.constants import RECEPTIVE_FIELD, SAMPLE_RATE
-from espnet2_lamer.data.audio import Audio, SkippedAudio, prepare_audio
+from espnet2_lamer.data.audio import SkippedAudio
 from espnet2_lamer.data.audio_fingerprint import Fingerprint
+from espnet2_lamer.data.converting import Audio, prepare_audio
 from espnet2_lamer.data.segments import read_wavs
 from espnet2_lamer.data.sets import read_if_there, write_tables
 from espnet2_lamer.data.usable import CHANGES

@@ -14,7 +14,7 @@ import numpy as np
 
 from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.data import mini_plan
-from espnet2_lamer.data.audio import write_flac
+from espnet2_lamer.data.converting import write_flac
 from espnet2_lamer.data.corpora import EVAL_DIR, PRETRAIN_DIR
 from espnet2_lamer.data.espeak import VOICES, engine
 from espnet2_lamer.data.sets import (

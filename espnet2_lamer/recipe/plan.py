@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from espnet2_lamer.data.audio import converted_bytes
+from espnet2_lamer.data.converting import converted_bytes
 from espnet2_lamer.evaluation.downstream import head_bytes
 from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.recipe.benchmark import ASR_TRACKS, LID_TRACKS, eval_langs

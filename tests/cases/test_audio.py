@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from espnet2_lamer.data.audio import prepare_audio
+from espnet2_lamer.data.converting import prepare_audio
 from espnet2_lamer.data.corpora.prepare import prepare
 from espnet2_lamer.data.manifest import prepare_manifest
 from espnet2_lamer.data.selection import Selection, prepare_ssl_data

@@ -7,7 +7,8 @@ import pytest
 import soundfile
 import soxr
 
-from espnet2_lamer.data.audio import header_seconds, prepare_audio
+from espnet2_lamer.data.audio import header_seconds
+from espnet2_lamer.data.converting import prepare_audio
 from espnet2_lamer.errors import RecipeError
 
 

@@ -7,7 +7,7 @@ import soxr
 
 from benchmarks.joined_speech import inside, join, near
 from espnet2_lamer.data import voice_activity
-from espnet2_lamer.data.audio import write_flac
+from espnet2_lamer.data.converting import write_flac
 from espnet2_lamer.data.segmentation import (
     Segment,
     cut_at_pauses,

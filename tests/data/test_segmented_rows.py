@@ -10,11 +10,9 @@ from espnet2_lamer.data import segmented_rows
 from espnet2_lamer.data.manifest import prepare_manifest
 from espnet2_lamer.data.segmented_rows import LISTING, REPORT, Segmenting
 from espnet2_lamer.data.segments import read_segments, read_wavs
-from espnet2_lamer.data.voice_activity import FRAME_SECONDS, Activity
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.datadir import read_table
-
-RATE = 1000  # nothing of this listens
+from tests.heard import RATE, hear
 
 
 @pytest.fixture
@@ -22,20 +20,11 @@ def heard(monkeypatch):
     """Hear speech wherever samples are not zero; returns what was listened to."""
     calls = []
 
-    def hear(path):
-        from espnet2_lamer.data.audio_decoding import open_audio
-        from espnet2_lamer.data.usable import decode
-
+    def listen(path):
         calls.append(path)
-        with open_audio(path) as source:
-            samples = np.abs(decode(source)[:, 0])
-        size = round(FRAME_SECONDS * RATE)
-        frames = samples[: len(samples) // size * size].reshape(-1, size).max(1)
-        level = np.where(frames > 0, -20, -90).astype(np.float32)
-        speech = (frames > 0).astype(np.float32)
-        return Activity(speech, level, len(samples) / RATE)
+        return hear(path)
 
-    monkeypatch.setattr(segmented_rows, "hear", hear)
+    monkeypatch.setattr(segmented_rows, "hear", listen)
     return calls
 
 

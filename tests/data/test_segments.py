@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from espnet2_lamer.data.audio import SkippedAudio, header_seconds, prepare_audio
+from espnet2_lamer.data.audio import SkippedAudio, header_seconds
+from espnet2_lamer.data.converting import prepare_audio
 from espnet2_lamer.data.formatting import collect_set
 from espnet2_lamer.data.manifest import prepare_manifest
 from espnet2_lamer.data.segments import (

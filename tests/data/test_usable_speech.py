@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from espnet2_lamer.data import audio, usable
-from espnet2_lamer.data.audio import prepare_audio
+from espnet2_lamer.data import converting, usable
 from espnet2_lamer.data.audio_decoding import Unusable
 from espnet2_lamer.data.audio_files import EXTENSIONS, is_companion, is_hidden
+from espnet2_lamer.data.converting import prepare_audio
 from espnet2_lamer.data.formatting import collect_set
 from espnet2_lamer.data.speech import read_speech
 from espnet2_lamer.errors import RecipeError
@@ -172,7 +172,7 @@ def test_what_is_too_long_by_its_header_is_not_decoded(
     )
     asked = []
     monkeypatch.setattr(
-        audio, "check_space", lambda _, needed, *more: asked.append(needed)
+        converting, "check_space", lambda _, needed, *more: asked.append(needed)
     )
     found = _prepare(path, tmp_path, limits=(2.0, 30.0))
     assert 40 <= found.seconds < 40.1 and not decoded and asked == [0]

@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import save_file
 
 from espnet2_lamer.bin.common import run_main
-from espnet2_lamer.data.audio import write_flac
+from espnet2_lamer.data.converting import write_flac
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio import system
 from espnet2_lamer.fileio.atomic import append_text, atomic_dir, atomic_path

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from espnet2_lamer.data.audio import prepare_audio
+from espnet2_lamer.data.converting import prepare_audio
 from espnet2_lamer.evaluation.runs import made_from
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.recipe.runner import Runner
@@ -192,7 +192,7 @@ def test_converted_audio_follows_the_content_of_its_original(tmp_path, monkeypat
 def test_files_of_a_large_set_go_into_folders_and_flat_ones_are_found(
     tmp_path, monkeypatch
 ):
-    from espnet2_lamer.data import audio
+    from espnet2_lamer.data import converting
 
     wavs = {}
     for number in range(6):
@@ -202,7 +202,7 @@ def test_files_of_a_large_set_go_into_folders_and_flat_ones_are_found(
     few = {utt: wavs[utt] for utt in ("u0", "u1")}
     target = tmp_path / "audio"
     flat = prepare_audio(few, "data/x/wav.scp", target)
-    monkeypatch.setattr(audio, "_FLAT", 3)
+    monkeypatch.setattr(converting, "_FLAT", 3)
     found = prepare_audio(wavs, "data/x/wav.scp", target)
     assert [found[utt].path for utt in few] == [flat[utt].path for utt in few]
     for utt in wavs.keys() - few.keys():

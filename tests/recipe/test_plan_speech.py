@@ -10,13 +10,11 @@ import soundfile
 from espnet2_lamer.data.manifest import prepare_manifest
 from espnet2_lamer.data.segmented_rows import Segmenting
 from espnet2_lamer.data.sets import read_if_there
-from espnet2_lamer.data.voice_activity import FRAME_SECONDS, Activity
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.recipe import plan_manifest
 from espnet2_lamer.recipe.plan_manifest import of_manifest
+from tests.heard import RATE, hear
 from tests.source_forms import FORMS, random_corpus, sound
-
-RATE = 1000
 
 
 def options(manifest, langs, **more):
@@ -56,19 +54,6 @@ def test_every_form_is_counted_as_stage_1_divides_it(form, tmp_path):
 @pytest.fixture
 def recordings(tmp_path, monkeypatch):
     """Three recordings of 200 s, a second of speech and one of nothing in turn."""
-
-    def hear(path):
-        from espnet2_lamer.data.audio_decoding import open_audio
-        from espnet2_lamer.data.usable import decode
-
-        with open_audio(path) as source:
-            samples = np.abs(decode(source)[:, 0])
-        size = round(FRAME_SECONDS * RATE)
-        frames = samples[: len(samples) // size * size].reshape(-1, size).max(1)
-        level = np.where(frames > 0, -20, -90).astype(np.float32)
-        speech = (frames > 0).astype(np.float32)
-        return Activity(speech, level, len(samples) / RATE)
-
     monkeypatch.setattr(plan_manifest, "hear", hear)
     monkeypatch.setattr("espnet2_lamer.data.segmented_rows.hear", hear)
     folder = tmp_path / "radio"

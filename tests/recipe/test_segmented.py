@@ -79,7 +79,7 @@ def test_five_recordings_become_a_packed_model(tmp_path, monkeypatch, caplog):
 
 _GROWTH = """
 import resource, sys
-from espnet2_lamer.data.audio import prepare_audio
+from espnet2_lamer.data.converting import prepare_audio
 from espnet2_lamer.data.segmentation import find_segments
 from espnet2_lamer.data.segments import part_of
 
