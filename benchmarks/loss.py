@@ -13,7 +13,7 @@ from benchmarks.harness import Case, interleave
 from benchmarks.machine import available_memory
 from benchmarks.options import option
 from benchmarks.report import Table, megabytes, verdict
-from espnet2_lamer.asr.encoder.lamer_hubert import MaskedPredictionHead
+from espnet2_lamer.asr.encoder.masked_prediction import MaskedPredictionHead
 
 TITLE = "masked-prediction loss, forward and backward"
 DEVICES = ("cpu",)

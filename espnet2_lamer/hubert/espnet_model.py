@@ -10,7 +10,8 @@ from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import Tensor
 from torch.nn import functional as F
 
-from espnet2_lamer.asr.encoder.lamer_hubert import LamerHubertEncoder, MaskedPrediction
+from espnet2_lamer.asr.encoder.lamer_hubert import LamerHubertEncoder
+from espnet2_lamer.asr.encoder.masked_prediction import MaskedPrediction
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.hubert.statistics import (
     LanguageStatistics,

@@ -5,7 +5,10 @@ import torch
 from torch.nn import functional as F
 from torchaudio.models.wav2vec2.components import _compute_logits
 
-from espnet2_lamer.asr.encoder.lamer_hubert import MaskedPredictionHead, MaskEmbedding
+from espnet2_lamer.asr.encoder.masked_prediction import (
+    MaskedPredictionHead,
+    MaskEmbedding,
+)
 
 
 @pytest.mark.parametrize(
