@@ -6,6 +6,8 @@ import platform
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 
 from espnet2_lamer.constants import SAMPLE_RATE, num_frames
+from espnet2_lamer.convert.load import local_source
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.recipe.options import Options
@@ -26,6 +29,7 @@ from espnet2_lamer.units.teacher import load_teacher
 # Audio of a trial's utterance in seconds, and tokens of a head's.
 _SECONDS = 5
 _TOKENS = 40
+_FETCH = "--stop_stage 0 fetches it"
 #: Widths of published checkpoints, for the disk of those that are not here.
 WIDTHS = {
     "facebook/hubert-base-ls960": 768,
@@ -84,21 +88,31 @@ def run_trials(options: Options) -> Trials:
     if options.ngpu and not torch.cuda.is_available():
         found.why = (f"--ngpu {options.ngpu}: not measured: no GPU here",)
         return found
-    if not _there(options.base):
-        why.append(f"base {options.base}: not on disk, so its training is not timed")
+    here = copy(options)
+    if base := _on_disk(options.base):
+        here.base = base
+        why += _tried("base", _time_base, here, found)
+        why += _tried("head", _time_head, here, found)
     else:
-        why += _tried("base", _time_base, options, found)
-        why += _tried("head", _time_head, options, found)
-    if options.teacher != "mfcc" and not _there(options.teacher):
-        why.append(f"teacher {options.teacher}: not on disk, so it is not timed")
+        text = "base %s: not on disk, so its training is not timed; %s"
+        why.append(text % (options.base, _FETCH))
+    if options.teacher == "mfcc" or (teacher := _on_disk(options.teacher)):
+        here.teacher = "mfcc" if options.teacher == "mfcc" else teacher
+        why += _tried("teacher", _time_teacher, here, found)
     else:
-        why += _tried("teacher", _time_teacher, options, found)
+        text = "teacher %s: not on disk, so it is not timed; %s"
+        why.append(text % (options.teacher, _FETCH))
     found.why = tuple(why)
     return found
 
 
-def _there(source: str) -> bool:
-    return Path(source).exists()
+def _on_disk(source: str) -> str:
+    """Return where a checkpoint lies on this machine, "" if it would be fetched."""
+    if Path(source).exists():
+        return source
+    with suppress(RecipeError):
+        return local_source(source, fetch=False)
+    return ""
 
 
 def _tried(what: str, trial: Callable, options: Options, found: Trials) -> list[str]:

@@ -85,6 +85,19 @@ def test_a_plan_without_the_base_on_disk_says_so(speech, monkeypatch, capsys):
     assert "continual pretraining" in out and "not measured" in out
 
 
+def test_a_base_in_the_cache_of_hugging_face_is_timed(speech, monkeypatch, capsys):
+    """As stage 0 leaves an id behind; nothing is asked of the network."""
+    snapshot = "models--someone--hubert/snapshots/" + "a" * 40
+    _tiny_hubert(speech / "hub" / snapshot, 0)
+    refs = speech / "hub/models--someone--hubert/refs"
+    refs.mkdir()
+    (refs / "main").write_text("a" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", speech / "hub")
+    out, before, after = plan(speech, monkeypatch, capsys, base="someone/hubert")
+    assert before == after
+    assert "not on disk" not in out and "not measured" not in out
+
+
 def test_a_plan_for_gpus_that_are_not_here_has_counts_and_no_times(
     speech, monkeypatch, capsys
 ):
