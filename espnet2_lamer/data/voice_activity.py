@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -99,6 +98,8 @@ class _Striped:
         """Return the probabilities of the next samples, whole frames of them."""
         import torch
 
+        from espnet2_lamer.precision import single_thread
+
         count = len(frames) // FRAME
         # Short recordings would be one stripe, frame by frame.
         length = min(_STRIPE, max(_BEFORE, -(-count // _STRIPES)))
@@ -112,7 +113,8 @@ class _Striped:
         )[:: length * FRAME]
         model, found = _network(), np.empty((stripes, length), np.float32)
         model.reset_states()
-        with torch.inference_mode(), _one_thread():
+        # More threads only wait for each other: it is a small network.
+        with torch.inference_mode(), single_thread():
             for n in range(_BEFORE + length):
                 part = windows[:, n * FRAME : (n + 1) * FRAME]
                 heard = model(torch.from_numpy(part.copy()), SAMPLE_RATE)
@@ -123,26 +125,15 @@ class _Striped:
 
 @cache
 def _network() -> Any:
+    from espnet2_lamer.precision import single_thread
+
     # Its import leaves one thread to everybody.
-    with warnings.catch_warnings(), _one_thread():
+    with warnings.catch_warnings(), single_thread():
         # TorchScript is what its weights come in.
         warnings.simplefilter("ignore")
         from silero_vad import load_silero_vad
 
         return load_silero_vad()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """More only wait for each other: it is a small network."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _louder(level: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ from math import prod
 from espnet2_lamer.data.converting import converted_bytes
 from espnet2_lamer.evaluation.downstream import head_bytes
 from espnet2_lamer.fileio.foreign import read_yaml
-from espnet2_lamer.recipe.benchmark import ASR_TRACKS, LID_TRACKS, eval_langs
+from espnet2_lamer.recipe.benchmark import ASR_TRACKS, LID_TRACKS, alone, eval_langs
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.plan_parts import BUCKETS, HEADERS, Part, Speech
 from espnet2_lamer.recipe.plan_speech import find_speech, shortest
@@ -92,8 +92,7 @@ def amounts(options: Options, speech: Speech) -> Amounts:
 def heads_of(options: Options, texts: Sequence[str], tracks: Sequence[str]) -> int:
     """Return how many heads of some tracks there will be."""
     tasks = {"asr": len(texts), "multi_asr": bool(texts)}
-    tasks |= {"lid": len(options.langs) > 1}
-    tasks |= {"asr_lid": bool(texts) and len(options.langs) > 1}
+    tasks |= {"lid": not alone(options), "asr_lid": bool(texts)}
     several = (options.upstreams, options.budgets, options.eval_seeds or [0])
     factor = prod(map(len, several)) * max(1, len(options.learning_rates))
     return factor * sum(tasks[track] for track in options.tracks if track in tracks)
@@ -335,7 +334,7 @@ def _lacking(options, speech, found, trials) -> Iterator[str]:
             yield f"  {lang}: no usable training speech: stage 2 will stop"
         elif lang not in found.texts and lang in eval_langs(options):
             yield f"  {lang}: no text in every split: no speech recognition (ASR)"
-    if len(options.langs) < 2:
+    if alone(options):
         yield "  one language only: no language identification (LID)"
     frames = found.features * _FRAMES
     if frames < _FRAMES_PER_CLUSTER * options.n_clusters:

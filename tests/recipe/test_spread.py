@@ -46,6 +46,12 @@ def test_another_kind_of_run_has_none_and_it_is_said(caplog):
     assert given.points
 
 
+def test_a_table_of_other_systems_is_refused_before_anything_runs():
+    given = ["--spread=conf/spread/mini.csv", "--ssl_tag=mine"]
+    with pytest.raises(RecipeError, match=r"mini\.csv: no difference of 'mine' and"):
+        read_options(ssl1, given)
+
+
 def test_a_file_that_is_not_there_is_refused_before_anything_runs():
     with pytest.raises(RecipeError, match=r"--spread: nowhere\.csv not found"):
         read_options(ssl1, ["--spread=nowhere.csv"])
