@@ -58,8 +58,8 @@ def read_csv(path: str | Path) -> CsvTable:
     """Return what :func:`csv_text` wrote."""
     lines = Path(path).read_text(encoding="utf-8").splitlines()
     count = next((n for n, line in enumerate(lines) if line[:1] != "#"), len(lines))
-    said = (line[1:].strip().partition(": ") for line in lines[:count])
-    about = [(name, value) for name, _, value in said]
+    said = (line[1:].partition(":") for line in lines[:count])
+    about = [(name.strip(), value.strip()) for name, _, value in said]
     table = csv.DictReader(lines[count:])
     return CsvTable(about, [*(table.fieldnames or ())], [*table])
 

@@ -125,6 +125,11 @@ def test_nj_reaches_cells_and_data_and_changes_no_key(recipe, monkeypatch):
     page = (recipe.root / recipe.path.stem / "RESULTS.md").read_text()
     assert "- cells done: `1 of 6`" in page
     assert "--tables" not in page
+    # Without cells, recipe or data.
+    csv = recipe.root / recipe.path.stem / "results.csv"
+    kept = csv.rename(recipe.path.with_name("kept.csv"))
+    main([str(recipe.path), "--from_csv", str(kept)])
+    assert kept.with_suffix(".md").read_text() == page.replace("results.csv", kept.name)
     with pytest.raises(RecipeError, match="--nj: found 0, expected 1"):
         main([str(recipe.path), *words, "--nj", "0"])
 
