@@ -10,7 +10,7 @@ import yaml
 from espnet2_lamer.evaluation.challenge import challenge_figures, challenge_rates
 from espnet2_lamer.fileio.datadir import read_table
 from tests.mlsuperb2_tree import utterances, write_folders, write_parquet
-from tests.recipe.test_benchmark import options_of
+from tests.recipe.evaluation_options import options_of
 from tests.recipe.test_tracks import write_upstream
 
 TUNING = Path(__file__).parents[2] / "conf" / "tuning"
