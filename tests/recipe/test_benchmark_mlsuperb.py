@@ -173,9 +173,11 @@ def test_version_2_trains_one_head_of_all_languages(make, tmp_path, monkeypatch)
         "dev": 3,
         "dev_dialect": 3,
     }
-    (other,) = planned_runs(
-        joint(make, multi_config=CONF / "train_asr_mlsuperb2_e_branchformer.yaml")
-    )
+    config = CONF / "train_asr_mlsuperb2_e_branchformer.yaml"
+    branched = joint(make, multi_config=config)
+    (other,) = planned_runs(branched)
+    assert joint(make).results.name == "results_mlsuperb2_transformer"
+    assert branched.results.name == "results_mlsuperb2_e_branchformer"
     assert other.name == "asr_lid_mlsuperb2_char_base_sum_e_branchformer"
     (fewer,) = planned_runs(joint(make, eval_langs=["lug"]))
     assert fewer.langs == ("lug",) and fewer.tests["dev"] == ("mlsuperb2_lug_dev",)

@@ -78,8 +78,8 @@ def test_the_head_is_of_its_kind_and_reads_every_layer(finished):
 
 
 def test_results_have_the_challenges_figures_of_languages_and_dialects(finished):
-    options, run, _ = finished
-    results = options.expdir / "results_mlsuperb2"
+    options, run, kind = finished
+    results = options.expdir / f"results_mlsuperb2_{kind}_mini"
     expected = {}
     for label in ("dev", "dev_dialect"):
         here = run.directory(options.expdir) / f"decode_{label}"
