@@ -1,6 +1,6 @@
 """The page of an experiment: verdicts, claims, an overview, and how it was run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from espnet2_lamer.evaluation.layout import (
     figure_text,
 )
 from espnet2_lamer.experiments.figures import AVERAGE, Figure
-from espnet2_lamer.experiments.measures import KINDS, Kind
+from espnet2_lamer.experiments.measures import KINDS, Kind, Name
 from espnet2_lamer.experiments.tables import (
     FAILS,
     HOLDS,
@@ -116,9 +116,7 @@ def _overview(tables: Tables) -> Iterator[Table]:
         if not _by_language(tables, name):
             continue
         mine = _figures(tables, name)
-        columns = [*dict.fromkeys(f.name for f in mine)]
-        for start in range(0, len(columns), WIDEST - 1):
-            shown = columns[start : start + WIDEST - 1]
+        for shown in _columns({f.name: None for f in mine}):
             records = [_record(f, base, kind) for f in mine if f.name in shown]
             records.sort(key=lambda r: order.index(r["system"]))
             better = "" if kind.better == "neither" else f", {kind.better} is better"
@@ -128,6 +126,16 @@ def _overview(tables: Tables) -> Iterator[Table]:
                 lambda r: r["label"],
                 lambda r: r["text"] if r else "-",
             )
+
+
+def _columns(names: Iterable[Name]) -> Iterator[list[Name]]:
+    """Divide what was measured into tables: by unit where a language has several."""
+    names = [*names]
+    several = len({name.label for name in names}) < len(names)
+    for unit in dict.fromkeys(name.unit if several else "" for name in names):
+        mine = [name for name in names if not several or name.unit == unit]
+        for start in range(0, len(mine), WIDEST - 1):
+            yield mine[start : start + WIDEST - 1]
 
 
 def _record(figure: Figure, base: str, kind: Kind) -> dict[str, Any]:

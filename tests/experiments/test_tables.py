@@ -240,6 +240,25 @@ def test_many_languages_make_several_tables(small, monkeypatch):
     ]
 
 
+def test_ways_to_identify_have_a_table_each(small):
+    small.matrix().run("*/0")
+    units = "first tag", "most probable tag"
+    measures = [
+        rate("LID accuracy", lang, {"a": (1, 2), "b": (2, 2)}, unit)
+        for lang in ("", "cmn", "eng")
+        for unit in units
+    ]
+    for path in small.root.glob("cells/*/record.json"):
+        record = json.loads(path.read_text())
+        record["measures"] = [m.as_dict() for m in measures]
+        path.write_text(json.dumps(record))
+    text = page(small)
+    for unit in units:
+        columns = ("average", "all", "cmn (Mandarin Chinese)", "eng (English)")
+        head = "|".join(f"{column}, {unit}" for column in columns)
+        assert f"|LID accuracy, higher is better|{head}|\n" in text
+
+
 @pytest.mark.parametrize(
     ("interval", "better", "expect", "verdict"),
     [
