@@ -1,0 +1,125 @@
+"""How far training has moved a model: norms of its experts and its routers.
+
+Knows torch only, and neither the classes of a model nor a file's format: names of
+parameters tell what is an expert, a frozen weight or a router.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_EXPERTS = re.compile(r"layers\.(\d+)\.feed_forward\.(\w+)\.lora_A$")
+_ROUTER = re.compile(r"layers\.(\d+)\.feed_forward\.routers\.(\w+)\.weight$")
+_FROZEN = re.compile(
+    r"layers\.(\d+)\.feed_forward\.(intermediate_dense|output_dense)(\.base)?\.weight$"
+)
+
+
+def update_norms(lora_a: Tensor, lora_b: Tensor, scale: float = 1.0) -> Tensor:
+    r"""Frobenius norm of what each expert adds to its frozen weight, ``[N]`` float64.
+
+    .. math:: \| s B_k A_k \|_F = s \sqrt{\mathrm{tr}(B_k^T B_k \, A_k A_k^T)}
+
+    Two r x r matrices per expert are multiplied instead of a ``[d_out, d_in]`` one
+    made. ``lora_a`` is ``[N, r, d_in]``, ``lora_b`` ``[d_out, N * r]``, ``scale``
+    alpha / r.
+    """
+    count, rank, _ = lora_a.shape
+    a = lora_a.double()
+    b = lora_b.double().unflatten(1, (count, rank)).permute(1, 2, 0)
+    squares = ((b @ b.mT) * (a @ a.mT)).sum((1, 2))
+    # Rounding may leave an expert that is zero just below it.
+    return scale * squares.clamp_min(0.0).sqrt()
+
+
+@torch.no_grad()
+def frozen_norms(source: nn.Module | Mapping[str, Tensor]) -> dict[str, float]:
+    """Frobenius norm of the frozen weight beside each place for experts.
+
+    ``source`` is a model, or the weights of a base under torchaudio's or Hugging
+    Face's names. Keys are ``"<layer>.<Linear>"``, and ``"<layer>.ffn"`` for the
+    product of both, which is what an FFN would be without its GELU.
+    """
+    found = {
+        f"{match[1]}.{match[2]}": weight.float()
+        for name, weight in _parameters(source).items()
+        if (match := _FROZEN.search(name))
+    }
+    norms = {key: torch.linalg.vector_norm(weight) for key, weight in found.items()}
+    for key, first in found.items():
+        layer, linear = key.split(".")
+        second = found.get(f"{layer}.output_dense")
+        if linear == "intermediate_dense" and second is not None:
+            norms[f"{layer}.ffn"] = torch.linalg.vector_norm(second @ first)
+    return _on_host(norms)
+
+
+@torch.no_grad()
+def norms_of(
+    source: nn.Module | Mapping[str, Tensor],
+    frozen: Mapping[str, float] | None = None,
+    scale: float = 1.0,
+) -> dict[str, Any]:
+    """Norms of all experts and routers of a model, or of its state dict.
+
+    Args:
+        source: A model, or what its ``state_dict`` gave.
+        frozen: Norms of the frozen weights (:func:`frozen_norms`), which state dicts
+            of this package do not hold; without them there are no shares.
+        scale: alpha / r. A model's experts know theirs.
+
+    Returns:
+        ``experts``: per ``"<layer>.<target>"`` lists over its experts: ``update`` is
+        ||(alpha / r) B_k A_k||_F, ``share`` that over the frozen weight's norm, ``a``
+        and ``b`` the norms of A_k and B_k. ``routers``: per ``"<layer>.<name>"``
+        ``norm``, that of the weight, and ``row``, the largest of an expert's row. All
+        are plain floats, read from the device at once.
+    """
+    parameters = _parameters(source)
+    modules = source.named_modules() if isinstance(source, nn.Module) else ()
+    scales = {
+        f"{name}.lora_A": module.scale
+        for name, module in modules
+        if hasattr(module, "lora_A")
+    }
+    vectors: dict[tuple[str, str, str], Tensor] = {}
+    for name, weight in parameters.items():
+        if match := _EXPERTS.search(name):
+            key = f"{match[1]}.{match[2]}"
+            b = parameters[f"{name.removesuffix('lora_A')}lora_B"]
+            norms = update_norms(weight, b, scales.get(name, scale))
+            vectors["experts", key, "update"] = norms
+            vectors["experts", key, "a"] = weight.double().flatten(1).norm(dim=1)
+            columns = b.double().unflatten(1, weight.shape[:2])
+            vectors["experts", key, "b"] = columns.norm(dim=(0, 2))
+        elif match := _ROUTER.search(name):
+            rows = weight.double().norm(dim=1)
+            key = f"{match[1]}.{match[2]}"
+            vectors["routers", key, "norm"] = rows.norm()
+            vectors["routers", key, "row"] = rows.max()
+    result: dict[str, Any] = {"experts": {}, "routers": {}}
+    for (part, key, what), value in _on_host(vectors).items():
+        result[part].setdefault(key, {})[what] = value
+    for key, one in result["experts"].items():
+        if frozen and frozen.get(key):
+            one["share"] = [norm / frozen[key] for norm in one["update"]]
+    return result
+
+
+def _parameters(source: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if isinstance(source, nn.Module):
+        return dict(source.named_parameters())
+    return dict(source)
+
+
+def _on_host(vectors: dict[Any, Tensor]) -> dict[Any, Any]:
+    """Copy scalars and vectors to the host in one transfer, as floats and lists."""
+    if not vectors:
+        return {}
+    flat = torch.cat([value.reshape(-1) for value in vectors.values()]).cpu()
+    parts = flat.split([value.numel() for value in vectors.values()])
+    pairs = zip(vectors.items(), parts, strict=True)
+    return {key: part.reshape(value.shape).tolist() for (key, value), part in pairs}
