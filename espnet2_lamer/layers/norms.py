@@ -5,11 +5,14 @@ parameters tell what is an expert, a frozen weight or a router.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+# Part (experts, routers), "<layer>.<name>", figure, and how many values it has.
+Entry = tuple[str, str, str, int]
 
 _EXPERTS = re.compile(r"layers\.(\d+)\.feed_forward\.(\w+)\.lora_A$")
 _ROUTER = re.compile(r"layers\.(\d+)\.feed_forward\.routers\.(\w+)\.weight$")
@@ -27,9 +30,8 @@ def update_norms(lora_a: Tensor, lora_b: Tensor, scale: float = 1.0) -> Tensor:
     made. ``lora_a`` is ``[N, r, d_in]``, ``lora_b`` ``[d_out, N * r]``, ``scale``
     alpha / r.
     """
-    count, rank, _ = lora_a.shape
     a = lora_a.double()
-    b = lora_b.double().unflatten(1, (count, rank)).permute(1, 2, 0)
+    b = lora_b.double().unflatten(1, a.shape[:2]).permute(1, 2, 0)
     squares = ((b @ b.mT) * (a @ a.mT)).sum((1, 2))
     # Rounding may leave an expert that is zero just below it.
     return scale * squares.clamp_min(0.0).sqrt()
@@ -54,10 +56,61 @@ def frozen_norms(source: nn.Module | Mapping[str, Tensor]) -> dict[str, float]:
         second = found.get(f"{layer}.output_dense")
         if linear == "intermediate_dense" and second is not None:
             norms[f"{layer}.ffn"] = torch.linalg.vector_norm(second @ first)
-    return _on_host(norms)
+    if not norms:
+        return {}
+    values = torch.stack(list(norms.values())).tolist()
+    return dict(zip(norms, values, strict=True))
 
 
 @torch.no_grad()
+def norm_vector(
+    source: nn.Module | Mapping[str, Tensor], scale: float = 1.0
+) -> tuple[list[Entry], Tensor]:
+    """Compute all norms where the weights are; nothing waits for the device.
+
+    Returns:
+        What :func:`read_norms` needs: the entries, and their values in a float32
+        vector.
+    """
+    parameters = _parameters(source)
+    modules = source.named_modules() if isinstance(source, nn.Module) else ()
+    scales = {
+        f"{name}.lora_A": module.scale
+        for name, module in modules
+        if hasattr(module, "lora_A")
+    }
+    found: dict[tuple[str, str, str], Tensor] = {}
+    for name, weight in parameters.items():
+        if match := _EXPERTS.search(name):
+            key = f"{match[1]}.{match[2]}"
+            b = parameters[f"{name.removesuffix('lora_A')}lora_B"]
+            norms = update_norms(weight, b, scales.get(name, scale))
+            found["experts", key, "update"] = norms
+            found["experts", key, "a"] = weight.double().flatten(1).norm(dim=1)
+            columns = b.double().unflatten(1, weight.shape[:2])
+            found["experts", key, "b"] = columns.norm(dim=(0, 2))
+        elif match := _ROUTER.search(name):
+            rows = weight.double().norm(dim=1)
+            found["routers", f"{match[1]}.{match[2]}", "row"] = rows
+    entries = [(*key, value.numel()) for key, value in found.items()]
+    vectors = [value.float() for value in found.values()]
+    return entries, torch.cat(vectors) if vectors else torch.empty(0)
+
+
+def read_norms(
+    entries: Sequence[Entry], values: Tensor, frozen: Mapping[str, float]
+) -> dict[str, Any]:
+    """Name the values of :func:`norm_vector`, on the host; see :func:`norms_of`."""
+    result: dict[str, Any] = {"experts": {}, "routers": {}}
+    parts = values.split([entry[-1] for entry in entries])
+    for (part, key, figure, _), numbers in zip(entries, parts, strict=True):
+        result[part].setdefault(key, {})[figure] = numbers.tolist()
+    for key, one in result["experts"].items():
+        if frozen.get(key):
+            one["share"] = [norm / frozen[key] for norm in one["update"]]
+    return result
+
+
 def norms_of(
     source: nn.Module | Mapping[str, Tensor],
     frozen: Mapping[str, float] | None = None,
@@ -72,54 +125,16 @@ def norms_of(
         scale: alpha / r. A model's experts know theirs.
 
     Returns:
-        ``experts``: per ``"<layer>.<target>"`` lists over its experts: ``update`` is
-        ||(alpha / r) B_k A_k||_F, ``share`` that over the frozen weight's norm, ``a``
-        and ``b`` the norms of A_k and B_k. ``routers``: per ``"<layer>.<name>"``
-        ``norm``, that of the weight, and ``row``, the largest of an expert's row. All
-        are plain floats, read from the device at once.
+        Lists with a value per expert. ``experts``, per ``"<layer>.<target>"``:
+        ``update`` is ||(alpha / r) B_k A_k||_F, ``share`` that over the frozen
+        weight's norm, ``a`` and ``b`` the norms of A_k and B_k. ``routers``, per
+        ``"<layer>.<name>"``: ``row``, the norm of the expert's row of the weight.
     """
-    parameters = _parameters(source)
-    modules = source.named_modules() if isinstance(source, nn.Module) else ()
-    scales = {
-        f"{name}.lora_A": module.scale
-        for name, module in modules
-        if hasattr(module, "lora_A")
-    }
-    vectors: dict[tuple[str, str, str], Tensor] = {}
-    for name, weight in parameters.items():
-        if match := _EXPERTS.search(name):
-            key = f"{match[1]}.{match[2]}"
-            b = parameters[f"{name.removesuffix('lora_A')}lora_B"]
-            norms = update_norms(weight, b, scales.get(name, scale))
-            vectors["experts", key, "update"] = norms
-            vectors["experts", key, "a"] = weight.double().flatten(1).norm(dim=1)
-            columns = b.double().unflatten(1, weight.shape[:2])
-            vectors["experts", key, "b"] = columns.norm(dim=(0, 2))
-        elif match := _ROUTER.search(name):
-            rows = weight.double().norm(dim=1)
-            key = f"{match[1]}.{match[2]}"
-            vectors["routers", key, "norm"] = rows.norm()
-            vectors["routers", key, "row"] = rows.max()
-    result: dict[str, Any] = {"experts": {}, "routers": {}}
-    for (part, key, what), value in _on_host(vectors).items():
-        result[part].setdefault(key, {})[what] = value
-    for key, one in result["experts"].items():
-        if frozen and frozen.get(key):
-            one["share"] = [norm / frozen[key] for norm in one["update"]]
-    return result
+    entries, values = norm_vector(source, scale)
+    return read_norms(entries, values.cpu(), frozen or {})
 
 
 def _parameters(source: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
     if isinstance(source, nn.Module):
         return dict(source.named_parameters())
     return dict(source)
-
-
-def _on_host(vectors: dict[Any, Tensor]) -> dict[Any, Any]:
-    """Copy scalars and vectors to the host in one transfer, as floats and lists."""
-    if not vectors:
-        return {}
-    flat = torch.cat([value.reshape(-1) for value in vectors.values()]).cpu()
-    parts = flat.split([value.numel() for value in vectors.values()])
-    pairs = zip(vectors.items(), parts, strict=True)
-    return {key: part.reshape(value.shape).tolist() for (key, value), part in pairs}

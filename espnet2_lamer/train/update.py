@@ -72,6 +72,8 @@ class Updater:
         self.on_device = fused and not self.scaler.is_enabled()
         self._tensors = {p: name for name, p in self.model.named_parameters()}
         self.bad_in_a_row = 0
+        #: Learning rate of the last update, of the first group of weights.
+        self.rate = 0.0
         #: What ranks said at the last update that is settled, added up.
         self.said: list[float] = []
         self._verdict: _Verdict | None = None
@@ -149,6 +151,7 @@ class Updater:
         torch.nn.utils.clip_grads_with_norm_(parameters, self.options.grad_clip, norm)
         # Before the rate is used, and with this update's work given to the device.
         self.settle()
+        self.rate = self.optimizer.param_groups[0]["lr"]
         numbers = to_host_later(torch.cat([norm.reshape(1).float(), others]))
         if self.on_device:
             self.optimizer.found_inf = torch.where(norm.isfinite(), 0.0, 1.0)
