@@ -82,7 +82,7 @@ def norm_vector(
     found: dict[tuple[str, str, str], Tensor] = {}
     for name, weight in parameters.items():
         if match := _EXPERTS.search(name):
-            key = f"{match[1]}.{match[2]}"
+            key = f"{match[1]}.{match[2].removesuffix('_experts')}"
             b = parameters[f"{name.removesuffix('lora_A')}lora_B"]
             norms = update_norms(weight, b, scales.get(name, scale))
             found["experts", key, "update"] = norms

@@ -330,11 +330,21 @@ class PolynomialDecayLR(LRScheduler, AbsBatchStepScheduler):
 
     def get_lr(self) -> list[float]:
         """Return the rate of the next update per parameter group."""
-        step = self.last_epoch + 1
-        if step <= self.warmup_steps:
-            factor = step / self.warmup_steps
-        else:
-            span = self.total_steps - self.warmup_steps
-            left = max(0.0, 1.0 - (step - 1 - self.warmup_steps) / span)
-            factor = left**self.power
+        shape = self.warmup_steps, self.total_steps, self.power
+        factor = _share_of_peak(self.last_epoch + 1, *shape)
         return [base * factor for base in self.base_lrs]
+
+
+def polynomial_rates(
+    warmup_steps: int = 32000, total_steps: int = 400000, power: float = 1.0
+) -> list[float]:
+    """Rates of all updates of :class:`PolynomialDecayLR`, as shares of the peak."""
+    steps = range(1, total_steps + 1)
+    return [_share_of_peak(s, warmup_steps, total_steps, power) for s in steps]
+
+
+def _share_of_peak(step: int, warmup: int, total: int, power: float) -> float:
+    if step <= warmup:
+        return step / warmup
+    left = max(0.0, 1.0 - (step - 1 - warmup) / (total - warmup))
+    return left**power
