@@ -225,15 +225,15 @@ def write_norms(
     ]
     write_text(folder / "norms.csv", csv_text(rows, COLUMNS))
     write_json(folder / "norms.json", report)
-    panels: dict[str, list[Line]] = {}
+    drawn: dict[str, dict[str, list[Line]]] = {}
     for norm, title in NORMS.items():
         lines = []
         for number, course in enumerate(courses):
             known = [r for r in course.rows if r["rate_sum"] and norm in r]
             x, y = ([r[key] for r in known] for key in ("rate_sum", norm))
             lines.append(Line(x, y, course.name, colour=f"C{number % 10}"))
-        panels[title] = lines
-    plot_lines({"": panels}, folder / "norms.png", "sum of learning rates")
+        drawn[title] = {"": lines}
+    plot_lines(drawn, folder / "norms.png", "sum of learning rates")
 
 
 def _short(value: Any) -> Any:

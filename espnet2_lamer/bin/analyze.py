@@ -52,7 +52,8 @@ def main(cmd: list[str] | None = None) -> None:
     """Run the command line."""
     parser = get_parser()
     args = parser.parse_args(cmd)
-    if bool(args.norms) == bool(args.model and args.data):
+    given = args.model, args.data
+    if any(given) if args.norms else not all(given):
         parser.error("expected either --model and --data, or --norms")
     if args.norms:
         _norms(args)

@@ -3,11 +3,13 @@
 import csv
 import json
 import logging
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from espnet2_lamer.analysis.norms import read_course
 from espnet2_lamer.layers.norms import frozen_norms, norms_of
 from espnet2_lamer.tasks.hubert import LamerHubertTask
 from espnet2_lamer.train import norm_guard
@@ -66,6 +68,20 @@ def test_the_last_line_has_the_norms_of_the_model(trained):
     for key, router in line["routers"].items():
         assert router["row"] == pytest.approx(expected["routers"][key]["row"], rel=1e-5)
         assert 0.0 < router["entropy"] <= 1.0 + 1e-6
+
+
+def test_checkpoints_and_models_of_a_training_without_lines_are_read(trained, tmp_path):
+    old = shutil.copytree(trained, tmp_path / "old", symlinks=True)
+    (old / "norms.jsonl").unlink()
+    last = read_course(trained)[-1]
+    found = read_course(old)
+    assert [row["update"] for row in found][-1] == last["update"]
+    model = read_course(old / "latest.pth")[-1]
+    assert model["update"] is None and model["rate_sum"] is None
+    for key in ("share", "mean_share", "router"):
+        assert found[-1][key] == pytest.approx(last[key], rel=1e-4)
+        assert model[key] == pytest.approx(last[key], rel=1e-4)
+    assert found[-1]["rate_sum"] == pytest.approx(last["rate_sum"], rel=1e-4)
 
 
 def test_epochs_report_the_summary_of_their_last_line(trained):
