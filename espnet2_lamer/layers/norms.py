@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from espnet2_lamer.layers.config import LINEARS
+
 # Part (experts, routers), "<layer>.<name>", figure, and how many values it has.
 Entry = tuple[str, str, str, int]
 
 _EXPERTS = re.compile(r"layers\.(\d+)\.feed_forward\.(\w+)\.lora_A$")
 _ROUTER = re.compile(r"layers\.(\d+)\.feed_forward\.routers\.(\w+)\.weight$")
 _FROZEN = re.compile(
-    r"layers\.(\d+)\.feed_forward\.(intermediate_dense|output_dense)(\.base)?\.weight$"
+    rf"layers\.(\d+)\.feed_forward\.({'|'.join(LINEARS)})(\.base)?\.weight$"
 )
 
 
@@ -42,20 +44,25 @@ def frozen_norms(source: nn.Module | Mapping[str, Tensor]) -> dict[str, float]:
     """Frobenius norm of the frozen weight beside each place for experts.
 
     ``source`` is a model, or the weights of a base under torchaudio's or Hugging
-    Face's names. Keys are ``"<layer>.<Linear>"``, and ``"<layer>.ffn"`` for the
-    product of both, which is what an FFN would be without its GELU.
+    Face's names. Keys are ``"<layer>.<Linear>"``; where a model has experts beside a
+    whole FFN, ``"<layer>.ffn"`` is that of the product of both Linears, which is what
+    the FFN would be without its GELU.
     """
+    parameters = _parameters(source)
     found = {
-        f"{match[1]}.{match[2]}": weight.float()
-        for name, weight in _parameters(source).items()
+        (match[1], match[2]): weight.float()
+        for name, weight in parameters.items()
         if (match := _FROZEN.search(name))
     }
-    norms = {key: torch.linalg.vector_norm(weight) for key, weight in found.items()}
-    for key, first in found.items():
-        layer, linear = key.split(".")
-        second = found.get(f"{layer}.output_dense")
-        if linear == "intermediate_dense" and second is not None:
-            norms[f"{layer}.ffn"] = torch.linalg.vector_norm(second @ first)
+    norms = {
+        f"{layer}.{linear}": torch.linalg.vector_norm(weight)
+        for (layer, linear), weight in found.items()
+    }
+    for name in parameters:
+        match = _EXPERTS.search(name)
+        if match and match[2] == "ffn_experts":
+            first, last = (found[match[1], linear] for linear in LINEARS)
+            norms[f"{match[1]}.ffn"] = torch.linalg.vector_norm(last @ first)
     if not norms:
         return {}
     values = torch.stack(list(norms.values())).tolist()

@@ -38,7 +38,8 @@ class NormLog:
         self.guard = NormGuard(run.health)
         #: Figures of the last line, for the epoch's log.
         self.figures: dict[str, float] = {}
-        self._frozen: dict[str, float] | None = None
+        # Once, before the first update.
+        self._frozen = frozen_norms(run.model)
         for line in keep_json_lines(self.path, "update", run.updates):
             self.guard.remember(line["rate_sum"], self._summary(line))
 
@@ -64,8 +65,6 @@ class NormLog:
         entries: Sequence[Entry],
         values: Tensor,
     ) -> tuple[dict[str, float], None]:
-        if self._frozen is None:
-            self._frozen = frozen_norms(self.run.model)
         line = {**head, **read_norms(entries, values, self._frozen)}
         for key, router in line["routers"].items():
             router["entropy"] = entropies.get(key)
