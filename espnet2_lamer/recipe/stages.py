@@ -23,6 +23,10 @@ from espnet2_lamer.recipe.stage import (
 )
 from espnet2_lamer.recipe.upstreams import mini_sums, teacher_path
 
+# What decides which speech there is.
+_CORPUS = (
+    "corpus corpus_paths manifest segmentation exclude_sources new_langs replay_langs"
+)
 # What decides which heads there are.
 _BENCHMARK = (
     "benchmark budgets tracks eval_langs eval_corpora cross_corpus lid_reading "
@@ -121,6 +125,7 @@ STAGES = (
         work("base_training", "prepare_checkpoints"),
         inputs=mini_sums,
         outputs=lambda o: [o.checkpoints, o.random_upstream / "model.safetensors"],
+        keep=lambda o: [o.expdir / "stage0", o.dumpdir / "stage0"] if o.retrain else [],
         checks="allocation asr_layer lid_layer",
         shared=True,
     ),
@@ -128,8 +133,7 @@ STAGES = (
         1,
         "data",
         "data preparation",
-        "corpus corpus_paths manifest segmentation exclude_sources new_langs "
-        "replay_langs seed",
+        f"{_CORPUS} seed",
         work("data", "prepare_speech"),
         inputs=manifest_files,
         outputs=corpus_sets,
@@ -318,8 +322,20 @@ STAGES = (
 
 def _stages_of(options: Options) -> tuple[Stage, ...]:
     """Return every stage; with ``--sanity true`` those up to the sanity check."""
+    stages = STAGES
+    if options.retrains_on_corpus:
+        # Stage 0 listens to the corpus, too.
+        first = STAGES[0]
+        limits = "min_duration max_duration max_bad_audio dev_hours"
+        first = replace(
+            first,
+            depends_on=f"{first.depends_on} {_CORPUS} {limits}",
+            inputs=lambda o: [*mini_sums(o), *manifest_files(o)],
+            audio=manifest_folders,
+        )
+        stages = (first, *STAGES[1:])
     if not options.sanity:
-        return STAGES
+        return stages
     training = ssl1["pretraining"]
     number = training.number
     if not options.stage <= number <= options.stop_stage:
@@ -336,7 +352,7 @@ def _stages_of(options: Options) -> tuple[Stage, ...]:
         keep=lambda o: [],
         variant=lambda o: f"{o.variant}_sanity",
     )
-    return (*(stage for stage in STAGES if stage.number < number), check)
+    return (*(stage for stage in stages if stage.number < number), check)
 
 
 ssl1 = Recipe(
