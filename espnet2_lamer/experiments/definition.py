@@ -301,7 +301,7 @@ def plan_cells(definition: Definition, recipe: str | Path) -> list[Cell]:
     # What the results of stages 0-6 and 9 depend on.
     shared = {name for stage in ssl1 if stage.shared for name in stage.options}
     # Of these only the value is checked, or they are no options of run.sh.
-    shared -= {"seed", "allocation", "asr_layer", "lid_layer"}
+    shared -= {"seed", "allocation", "asr_layer", "lid_layer", "recluster"}
     shared |= {"preset", "corpus", "manifest", "dev_hours", "kmeans_hours"}
     for system in definition.systems.values():
         wrong = sorted(set(system.cell) & shared)

@@ -28,7 +28,7 @@ from espnet2_lamer.recipe.benchmark import (
     describe_systems,
 )
 from espnet2_lamer.recipe.declaration import as_text, refused
-from espnet2_lamer.recipe.options import HEAD_ONLY_TAG, Options
+from espnet2_lamer.recipe.options import HEAD_ONLY_TAG, RECLUSTERED, Options
 from espnet2_lamer.recipe.upstreams import upstream_specs
 
 
@@ -183,12 +183,34 @@ def resolve_ssl_config(options: Options) -> None:
     if head_only:
         # Nothing would differ between this run and its control.
         options.control, tag = False, HEAD_ONLY_TAG
+    if options.recluster:
+        _check_reclustering(options, config)
+        tag += RECLUSTERED
     if not options.ssl_tag:
         options.ssl_tag = tag
     taken = _TAKEN_TAGS if head_only else (*_TAKEN_TAGS, HEAD_ONLY_TAG)
     if not re.fullmatch(r"\w[\w.-]*", options.ssl_tag) or options.ssl_tag in taken:
         name = f"a name of letters, digits and _ . - other than {', '.join(taken)}"
         raise refused("ssl_tag", repr(options.ssl_tag), name)
+
+
+def _check_reclustering(options: Options, config: Mapping[str, Any]) -> None:
+    """Refuse what cannot go on with new units."""
+    found, path = f"{options.recluster} with", options.ssl_config
+    if options.sanity:
+        raise refused("recluster", f"{found} --sanity true", "one of them")
+    if options.num_nodes > 1:
+        expected = "one node: units are made between the trainings"
+        raise refused("recluster", f"{found} --num_nodes {options.num_nodes}", expected)
+    if config.get("expand_from"):
+        expected = "none: the second round goes on from the first, and trains all"
+        raise refused("recluster", f"{found} expand_from in {path}", expected)
+    if not options.allocation or _is_zero(options.allocation):
+        what = "an allocation of 0" if options.allocation else "no experts"
+        expected = "a config with experts. Without them give two commands, the second "
+        expected += "with --base and --teacher exp/ssl_NAME of the first, and --expdir "
+        expected += "and --dumpdir of its own"
+        raise refused("recluster", f"{found} {what} in {path}", expected)
 
 
 def own_allocation(config: Mapping[str, Any]) -> str | None:
