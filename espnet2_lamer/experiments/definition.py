@@ -17,7 +17,7 @@ from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
 from espnet2_lamer.recipe.options import Options
 
 #: Options of run.sh that name a YAML file which a definition may change.
-CONFIGS = ("ssl_config", "asr_config", "lid_config", "multi_config")
+CONFIGS = "ssl_config asr_config lid_config multi_config finetune_config".split()
 #: What the tool itself sets; only who starts the run says what is trusted.
 OWN = tuple(
     "stage stop_stage skip_stages datadir dumpdir expdir python "

@@ -287,7 +287,9 @@ class Options(CommonOptions):
     )
     tune: list[str] = head_option(
         "what trains with the heads of asr and multi_asr, of: head (nothing else) "
-        "experts (LoRA, routers) all (transformer, too); each is a system of its own",
+        "experts (LoRA, routers) all (transformer, too) lid_routed (multi_asr: LoRA "
+        "added to an upstream without experts, in upper layers one of each language); "
+        "each is a system of its own",
         ["head"],
         choices=TUNES,
     )
@@ -299,7 +301,7 @@ class Options(CommonOptions):
         choices=UPSTREAM_MODES,
     )
     finetune_config: Path = head_option(
-        "head, rates and schedule of --tune experts and all",
+        "head, rates and schedule of all --tune but head",
         Path("conf/train_asr_finetune.yaml"),
         exists=True,
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from espnet2_lamer.constants import LID_ROUTED
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.spread import read_spread
 from espnet2_lamer.evaluation.text_units import (
@@ -26,6 +27,7 @@ from espnet2_lamer.recipe.benchmark import (
     can_tune,
     check_benchmark,
     describe_systems,
+    eval_langs,
 )
 from espnet2_lamer.recipe.declaration import as_text, refused
 from espnet2_lamer.recipe.options import HEAD_ONLY_TAG, RECLUSTERED, Options
@@ -92,12 +94,16 @@ def _check_tuning(options: Options) -> None:
         names = options.upstreams
         left_out = [name for name in names if not can_tune(options, name, tune)]
         if len(left_out) == len(names):
-            expected = "an upstream with experts, such as lamer"
-            expected = expected if tune == "experts" else "one of this package's"
+            expected = {
+                "experts": "an upstream with experts, such as lamer",
+                LID_ROUTED: "one of this package's without experts, such as base",
+            }.get(tune, "one of this package's")
             raise refused("tune", f"{tune} with --upstreams {as_text(names)}", expected)
         if left_out:
             text = "--tune %s: no head of %s, of which nothing of the kind can train"
             logging.info(text, tune, as_text(left_out))
+    if LID_ROUTED in options.tune:
+        _check_languages(options)
     for lang, file in options.lm_train_text.items():
         if lang not in options.langs or not Path(file).is_file():
             expected = f"LANG=FILE with LANG one of {as_text(options.langs)}"
@@ -105,6 +111,18 @@ def _check_tuning(options: Options) -> None:
     if options.lm_train_text and not options.language_models:
         text = "--lm_train_text %s is not read: no --use_ngram true or --use_lm true"
         logging.warning(text, as_text(options.lm_train_text))
+
+
+def _check_languages(options: Options) -> None:
+    """Refuse routing by language where no head has several."""
+    if "multi_asr" not in options.tracks:
+        found = f"{LID_ROUTED} with --tracks {as_text(options.tracks)}"
+        raise refused(
+            "tune", found, "multi_asr among the tracks: one recogniser of all"
+        )
+    if len(langs := eval_langs(options)) == 1 and langs != ["all"]:
+        found = f"{LID_ROUTED} with {langs[0]} alone"
+        raise refused("tune", found, "two or more languages to route by")
 
 
 def _units(options: Options) -> dict[str, str]:
