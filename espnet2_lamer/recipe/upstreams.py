@@ -131,9 +131,8 @@ def _spec(name: str, options: Options) -> UpstreamSpec:
                 f"layer {options.allocation or 'none: the whole model trains'}"
             )
         if options.recluster:
-            description += (
-                f", twice: then on units of its own layer {options.recluster}"
-            )
+            layer = options.recluster
+            description += f"; then more of it on units of that model's layer {layer}"
         return UpstreamSpec(options.ssl_tag, str(options.ssl_experiment), description)
     config = CONFIGS / f"{name}.yaml"
     if config.is_file():
