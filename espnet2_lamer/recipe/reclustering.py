@@ -4,14 +4,17 @@ The sequential adaptation with re-clustering of Seamless Language Expansion
 (arXiv 2406.14092), for experts.
 """
 
+import copy
 import logging
 import shutil
 from pathlib import Path
 
 from espnet2_lamer.fileio.atomic import atomic_dir
+from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.locks import exclusive
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.pretraining import continue_pretraining, write_all_shapes
+from espnet2_lamer.recipe.settle import own_allocation
 from espnet2_lamer.recipe.stages import clusters, features, labels
 
 
@@ -22,6 +25,9 @@ def go_on_with_new_units(options: Options) -> None:
     new, as the units are, and so are optimizer and schedule.
     """
     first = options.first_round.ssl_experiment
+    options = copy.copy(options)
+    # What --allocation auto found is found once.
+    options.allocation = own_allocation(read_yaml(first / "config.yaml")) or ""
     with exclusive(options.round_dir):
         make_units(options)
     text = "%s goes on from %s on %d units of its layer %d"

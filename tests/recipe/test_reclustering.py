@@ -218,6 +218,10 @@ def test_all_experts_go_on_from_the_first_rounds_and_the_control_does_not(
     monkeypatch.setattr(pretraining, "load_pretraining_model", lambda path: None)
     monkeypatch.setattr(pretraining, "parameter_report", lambda model: {})
     monkeypatch.setattr(reclustering, "make_units", lambda options: None)
+    config = options.first_round.ssl_experiment / "config.yaml"
+    config.parent.mkdir(parents=True)
+    config.write_text("encoder_conf: {lamer: {allocation: [1, 3, 2, 2]}}\n")
+    options.allocation = "auto"
     go_on_with_new_units(options)
     (control, *of_control), (name, *of_model) = trained
     assert control == "ssl_head_only_lamer_reclustered"
@@ -228,6 +232,8 @@ def test_all_experts_go_on_from_the_first_rounds_and_the_control_does_not(
     first = str(options.first_round.ssl_experiment)
     assert words[words.index("--expand_from") + 1] == first
     assert words[words.index("--old_experts") + 1] == "shared"
+    # As many experts as auto gave the first round.
+    assert "lamer.allocation=1,3,2,2" in words
     assert words[words.index("--monitor_control") + 1].endswith(control)
     assert "--expand_from" not in of_control[-1]
 
