@@ -125,7 +125,7 @@ def make_batch(options: Options, device: str) -> dict[str, Tensor]:
     lengths = [samples] * options.batch
     if options.batch > 1:
         lengths[-1] -= samples // 16
-    collate = LamerCollate(samples, 1, 0.8, 10, seed=0, epoch=1, train=True)
+    collate = LamerCollate(samples, 1, 0.8, 10, seed=0, draw=1, train=True)
     _, batch = collate(noise(lengths, options.units))
     return {key: value.to(device) for key, value in batch.items()}
 

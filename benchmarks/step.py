@@ -119,7 +119,7 @@ def synthetic_batch(options: Options, device: str) -> dict[str, Tensor]:
 
     generator = np.random.default_rng(0)
     samples = int(options.seconds * 16000)
-    collate = LamerCollate(samples, 1, 0.8, 10, seed=0, epoch=1, train=True)
+    collate = LamerCollate(samples, 1, 0.8, 10, seed=0, draw=1, train=True)
     frames = num_frames(samples)
     utterances = [
         (

@@ -27,7 +27,7 @@ EXPECTATIONS = ("better", "worse", "higher", "lower", "equal")
 #: What the seed of stages 0-6 and 9 is, whatever a cell's: all share their data.
 DATA_SEED = 0
 # Raised whenever cells measure something else than before: all are then run again.
-_VERSION = 1
+_VERSION = 2
 _UNDIRECTED = tuple(name for name, kind in KINDS.items() if kind.better == "neither")
 _KEYS = (
     "title source note defaults seeds minutes data_minutes data cell configs systems "

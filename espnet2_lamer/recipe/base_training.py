@@ -1,13 +1,14 @@
 """Stage 0: base and teacher, verified and recorded by checksum.
 
-With ``--retrain true`` the mini ones are trained from nothing, in two rounds as HuBERT
-does: units of MFCC, then units of the first round's own features. Two departures from
-HuBERT save updates: the first round masks less, and the second round starts from the
-first one's weights.
+With ``--retrain true`` both are trained from nothing, in two rounds as HuBERT does:
+units of MFCC, then units of the first round's own features. Two departures from HuBERT
+save updates: the first round masks less, and the second round starts from the first
+one's weights. The base hears the old languages, the teacher all, of ``--corpus``.
 """
 
 import logging
 import shutil
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,13 @@ from espnet2_lamer.convert.load import (
     source_sha256,
 )
 from espnet2_lamer.data.mini import build_pretraining_corpora
+from espnet2_lamer.data.selection import Selection, prepare_ssl_data
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.checksum import check_file
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.layers import parse_allocation
+from espnet2_lamer.recipe.data import prepare_corpus
 from espnet2_lamer.recipe.declaration import as_arguments, refused
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.pretraining import train_ssl, write_shapes
@@ -148,36 +151,67 @@ def _make_units(
             assign_units(teacher, codebook, *files, nj)
 
 
-def retrain_mini(options: Options) -> tuple[str, str]:
-    """Train the mini base (English) and teacher (three languages) from nothing.
+def retrain(options: Options) -> tuple[str, str]:
+    """Train a base (the old languages) and a teacher (all of them) from nothing.
 
     Returns:
-        Directories of base and teacher under ``<expdir>/stage0``. To ship them, copy
-        them over ``mini/base`` and ``mini/teacher`` and renew ``mini/SHA256SUMS``.
+        Directories of base and teacher under ``<expdir>/stage0``. To ship the mini
+        ones, copy them over ``mini/base`` and ``mini/teacher`` and renew
+        ``mini/SHA256SUMS``.
+
+    Raises:
+        RecipeError: The corpus cannot be read, or there is no old language.
     """
     if options.ngpu:
         logging.warning(
             "--retrain true: base and teacher train on the CPU, whatever --ngpu says: "
             "the committed ones did"
         )
-    data, experiments = options.dumpdir / "stage0", options.expdir / "stage0"
-    build_pretraining_corpora(data, nj=options.nj, seed=options.seed)
+    experiments = options.expdir / "stage0"
     config = Path("conf/train_ssl_mini_base.yaml")
     if not config.is_file():  # the form of bin.espnet_tree
         config = Path("conf/tuning") / config.name
-    for name, langs in (("base", ["eng"]), ("teacher", ["eng", "cmn", "yue"])):
+    for name, dirs in _speech(options, options.dumpdir / "stage0").items():
         work = experiments / name
         if not (work / "final").is_dir():
-            train_from_nothing(
-                [data / f"{name}_train_{lang}" for lang in langs],
-                [data / f"{name}_dev_{lang}" for lang in langs],
-                config,
-                work,
-                work / "final",
-                seed=options.seed,
-                nj=options.nj,
-            )
+            how = {"seed": options.seed, "nj": options.nj}
+            train_from_nothing(*dirs, config, work, work / "final", **how)
     return tuple(str(experiments / name / "final") for name in ("base", "teacher"))
+
+
+def _speech(options: Options, data: Path) -> dict[str, list[list[Path]]]:
+    """Prepare what base and teacher hear: their train and their dev directories."""
+    if not options.retrains_on_corpus:
+        build_pretraining_corpora(data, nj=options.nj, seed=options.seed)
+        heard = {"base": ["eng"], "teacher": ["eng", "cmn", "yue"]}
+        return {
+            name: [
+                [data / f"{name}_{split}_{lang}" for lang in langs]
+                for split in ("train", "dev")
+            ]
+            for name, langs in heard.items()
+        }
+    if not options.replay_langs:
+        raise refused("replay_langs", "", "the languages that a base is to know")
+    own = copy(options)
+    own.datadir = data / "corpus"
+    prepare_corpus(own)
+    dirs = {}
+    limits = options.min_duration, options.max_duration
+    for name, langs in (("base", options.replay_langs), ("teacher", options.langs)):
+        selection = Selection(
+            list(langs),
+            [],
+            0.0,
+            *limits,
+            dev_hours=options.dev_hours,
+            max_bad_audio=options.max_bad_audio,
+            seed=options.seed,
+        )
+        prepare_ssl_data(own.datadir, data / name, selection, options.nj)
+        raw = data / name / "raw"
+        dirs[name] = [[raw / "ssl_train"], [raw / "ssl_dev"]]
+    return dirs
 
 
 def _record(source: str) -> dict[str, Any]:
@@ -224,7 +258,7 @@ def prepare_checkpoints(options: Options) -> None:
     """Find, verify and record base and teacher; write the random upstream."""
     base, teacher = options.base, options.teacher
     if options.retrain:
-        base, teacher = retrain_mini(options)
+        base, teacher = retrain(options)
     records = {"base": _record(base), "teacher": _record(teacher)}
     _verify_mini(records, options)
     check_weights(records)

@@ -198,7 +198,11 @@ class Options(CommonOptions):
         "--upstreams, which runs code that it may hold",
         False,
     )
-    retrain: bool = model_option("true: train mini base and teacher anew, hours", False)
+    retrain: bool = model_option(
+        "true: train a base (the old languages) and a teacher (all) from nothing on "
+        "--corpus, as the mini ones were: hours",
+        False,
+    )
     kmeans_hours: float = model_option("hours per language for k-means")
     n_clusters: int = model_option("number of units K", least=1)
     ssl_config: Path = model_option("pretraining config", exists=True)
@@ -366,6 +370,11 @@ class Options(CommonOptions):
     def langs(self) -> list[str]:
         """Every language: replayed ones first, then the new ones."""
         return [*self.replay_langs, *self.new_langs]
+
+    @property
+    def retrains_on_corpus(self) -> bool:
+        """Whether base and teacher are trained on speech that is not the mini set's."""
+        return self.retrain and self.corpus.split() != ["mini"]
 
     @property
     def checkpoints(self) -> Path:

@@ -124,7 +124,8 @@ def stage_seconds(
     convert = 0.0 if synthetic else _CONVERSION / jobs
     clustering = found.features * _FRAMES * options.n_clusters * _ROUNDS * 2
     times: dict[str, float | None] = {
-        "checkpoints": _START,
+        # The training of a base is tried by nobody.
+        "checkpoints": None if options.retrain else _START,
         "data": _SYNTHESIS * prepared / jobs
         if synthetic
         else 1.0 + _CUTTING * speech.recordings / jobs,

@@ -25,6 +25,10 @@ from espnet2_lamer.recipe.stage import (
 )
 from espnet2_lamer.recipe.upstreams import mini_sums, teacher_path
 
+# What decides which speech there is.
+_CORPUS = (
+    "corpus corpus_paths manifest segmentation exclude_sources new_langs replay_langs"
+)
 # What decides which heads there are.
 _BENCHMARK = (
     "benchmark budgets tracks eval_langs eval_corpora cross_corpus lid_reading "
@@ -123,6 +127,7 @@ STAGES = (
         work("base_training", "prepare_checkpoints"),
         inputs=mini_sums,
         outputs=lambda o: [o.checkpoints, o.random_upstream / "model.safetensors"],
+        keep=lambda o: [o.expdir / "stage0", o.dumpdir / "stage0"] if o.retrain else [],
         checks="allocation asr_layer lid_layer recluster",
         shared=True,
     ),
@@ -130,8 +135,7 @@ STAGES = (
         1,
         "data",
         "data preparation",
-        "corpus corpus_paths manifest segmentation exclude_sources new_langs "
-        "replay_langs seed",
+        f"{_CORPUS} seed",
         work("data", "prepare_speech"),
         inputs=manifest_files,
         outputs=corpus_sets,
@@ -329,13 +333,13 @@ def _of_first_round(function: Callable[[Options], Any]) -> Callable[[Options], A
     return lambda options: function(options.first_round)
 
 
-def _with_second_round() -> tuple[Stage, ...]:
+def _with_second_round(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
     """Return the stages where stage 7 has a second part: new units, and on with them.
 
     Stages 3 to 6 and the first part of stage 7 are those of a run without it.
     """
     training = ssl1["pretraining"]
-    first = [s for s in STAGES if s.number <= training.number]
+    first = [s for s in stages if s.number <= training.number]
     first = [_in_first_round(s) if s.number > 2 else s for s in first]
     second = replace(
         training,
@@ -352,15 +356,27 @@ def _with_second_round() -> tuple[Stage, ...]:
         outputs=lambda o: [*files.trained(o), *files.labels(o), o.label_quality],
         keep=lambda o: [*o.trainings, o.round_dir],
     )
-    return (*first, second, *STAGES[training.number + 1 :])
+    return (*first, second, *stages[training.number + 1 :])
 
 
 def _stages_of(options: Options) -> tuple[Stage, ...]:
     """Return every stage; with ``--sanity true`` those up to the sanity check."""
+    stages = STAGES
+    if options.retrains_on_corpus:
+        # Stage 0 listens to the corpus, too.
+        first = STAGES[0]
+        limits = "min_duration max_duration max_bad_audio dev_hours"
+        first = replace(
+            first,
+            depends_on=f"{first.depends_on} {_CORPUS} {limits}",
+            inputs=lambda o: [*mini_sums(o), *manifest_files(o)],
+            audio=manifest_folders,
+        )
+        stages = (first, *STAGES[1:])
     if options.recluster:
-        return _with_second_round()
+        return _with_second_round(stages)
     if not options.sanity:
-        return STAGES
+        return stages
     training = ssl1["pretraining"]
     number = training.number
     if not options.stage <= number <= options.stop_stage:
@@ -377,7 +393,7 @@ def _stages_of(options: Options) -> tuple[Stage, ...]:
         keep=lambda o: [],
         variant=lambda o: f"{o.variant}_sanity",
     )
-    return (*(stage for stage in STAGES if stage.number < number), check)
+    return (*(stage for stage in stages if stage.number < number), check)
 
 
 ssl1 = Recipe(

@@ -211,9 +211,9 @@ class LamerHubertTask(HubertTask):
 
     @classmethod
     def build_collate_fn(
-        cls, args: argparse.Namespace, train: bool, epoch: int = 1
+        cls, args: argparse.Namespace, train: bool, draw: int = 1
     ) -> LamerCollate:
-        """Return the collate function of an epoch."""
+        """Return the collate function of a pass over the data."""
         options = CollateOptions(**args.collate_fn_conf)
         return LamerCollate(
             max_samples=options.max_sample_size,
@@ -221,7 +221,7 @@ class LamerHubertTask(HubertTask):
             mask_prob=args.encoder_conf.get("mask_prob", 0.8),
             mask_length=args.encoder_conf.get("mask_length", 10),
             seed=args.seed,
-            epoch=epoch,
+            draw=draw,
             train=train,
         )
 

@@ -138,9 +138,9 @@ def span_mask(
     return np.unique(covered)
 
 
-def utterance_generator(seed: int, epoch: int, utt_id: str) -> np.random.Generator:
-    """Return the generator of one utterance in one epoch, whoever loads it."""
-    text = f"{seed} {epoch} {utt_id}".encode()
+def utterance_generator(seed: int, draw: int, utt_id: str) -> np.random.Generator:
+    """Return the generator of one utterance in one draw, whoever loads it."""
+    text = f"{seed} {draw} {utt_id}".encode()
     return np.random.default_rng(
         int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
     )
@@ -150,6 +150,8 @@ def utterance_generator(seed: int, epoch: int, utt_id: str) -> np.random.Generat
 class LamerCollate:
     """Collate function of masked prediction.
 
+    Crops and masks follow from ``seed``, the utterance and ``draw``, the number of the
+    pass over the data, from 1: each time that an utterance is heard they are others.
     Crops start at multiples of 320 samples, so labels stay aligned exactly. Batches
     are padded to multiples of ``bucket`` samples, in training at most to the crop
     length ``max_samples``; validation is not cropped, and its masks are fixed. Masks
@@ -161,11 +163,11 @@ class LamerCollate:
     mask_prob: float
     mask_length: int
     seed: int
-    epoch: int
+    draw: int
     train: bool
 
     def __post_init__(self) -> None:
-        self.epoch = self.epoch if self.train else 0
+        self.draw = self.draw if self.train else 0
 
     def __call__(
         self, batch: Collection[Utterance]
@@ -179,7 +181,7 @@ class LamerCollate:
         names, waveforms, labels, masks, langs = [], [], [], [], []
         samples, stored = [], []
         for utt_id, data in batch:
-            generator = utterance_generator(self.seed, self.epoch, utt_id)
+            generator = utterance_generator(self.seed, self.draw, utt_id)
             features = data.get("features")
             speech = np.asarray(data.get("speech", ()), dtype=np.float32)
             text = np.asarray(data["text"], dtype=np.int64)

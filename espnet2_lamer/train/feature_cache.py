@@ -348,7 +348,7 @@ def _compare(
     device: str,
 ) -> str:
     names = [factory.lengths.name(utt) for utt in utts.tolist()]
-    _, batch = factory.load(names, 1)
+    _, batch = factory.load(names)
     given = batch["speech"].to(device), batch["speech_lengths"].to(device)
     features = next(model.encoder.features([given], dtype)).cpu().float()
     worst = 0.0

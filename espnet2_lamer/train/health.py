@@ -97,7 +97,7 @@ class Health:
         factory, chosen = self.factories["train"], False
         if factory.update_bins and (not updates or factory.device_bins is None):
             chosen = True
-            self._choose_device_bins(epoch)
+            self._choose_device_bins()
         if self.is_first:
             self._plan(epoch, updates)
             # What is known is kept if the trial fails.
@@ -246,7 +246,7 @@ class Health:
                     f"processes {what}, the others wait for nothing; {advice}"
                 )
 
-    def _choose_device_bins(self, epoch: int) -> None:
+    def _choose_device_bins(self) -> None:
         """Let each rank find out what it holds at a time; all take the least of it."""
         factory = self.factories["train"]
         lengths = factory.lengths.samples
@@ -264,7 +264,7 @@ class Health:
             name = factory.lengths.name(longest)
 
             def trial(rows: int) -> Trial:
-                _, batch = factory.load([name] * rows, epoch)
+                _, batch = factory.load([name] * rows)
                 return try_batch(self.model, to_device(batch, self.device), self.device)
 
             memory = cuda_memory(self.model, factory.world_size)
@@ -299,9 +299,10 @@ class Health:
         fixed = not factory.update_bins or read_device_bins(self.options.device_bins)
         while True:
             shares = self._epoch_shares(epoch)
-            utts = factory.plan(epoch).numbers(shares.largest_batch)
+            plan = factory.plan(epoch)
+            utts = plan.numbers(shares.largest_batch)
             names = factory.parts(utts)[shares.largest_part]
-            _, batch = factory.load(names, epoch)
+            _, batch = factory.load(names, int(plan.draws[shares.largest_batch]))
             trial = problem = None
             try:
                 trial = try_batch(

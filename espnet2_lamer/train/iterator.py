@@ -2,7 +2,7 @@
 
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -74,15 +74,37 @@ class CheckedDataset(Dataset):
         return utt_id, {**data, **silence}
 
 
+@dataclass
+class _Drawn(Dataset):
+    """Utterances by draw and name, as ``(draw, item)``."""
+
+    dataset: Dataset
+
+    def __getitem__(self, key: tuple[int, str]) -> tuple[int, Any]:
+        draw, name = key
+        return draw, self.dataset[name]
+
+
+@dataclass
+class _CollateDraw:
+    """Collates items of one draw."""
+
+    make_collate: Callable[[int], LamerCollate]
+
+    def __call__(self, items: Sequence[tuple[int, Any]]) -> Any:
+        return self.make_collate(items[0][0])([item for _, item in items])
+
+
 @dataclass(eq=False)
 class BucketIterFactory(AbsIterFactory):
-    """Builds one epoch's iterator; everything follows from (seed, epoch).
+    """Builds one epoch's iterator; everything follows from the seed.
 
     ``dataset`` maps an utterance to ``(id, data)``; ``lengths`` and ``batch_bins``
-    (padding and all ranks included) are in samples. An epoch has
-    ``num_iters_per_epoch`` iterations, or is a pass over the data; training shuffles
-    and crops. An iteration is a batch, of which this process's share is
-    ``batch[rank::world_size]``.
+    (padding and all ranks included) are in samples. Epochs of ``num_iters_per_epoch``
+    iterations cut one stream of passes over the data, which does not depend on their
+    length; without that number an epoch is a pass. Training shuffles, crops and masks
+    anew in every pass: ``make_collate`` gets its number, from 1. An iteration is a
+    batch, of which this process's share is ``batch[rank::world_size]``.
 
     With ``update_bins`` an iteration is an update of so many samples of all ranks (see
     :func:`~.updates.make_updates`), in one or more micro-batches of at most
@@ -144,14 +166,14 @@ class BucketIterFactory(AbsIterFactory):
     def _epoch_batches(self, epoch: int) -> Batches:
         wanted = self.num_iters_per_epoch
         if wanted is None:
-            return self._one_pass(epoch)
+            return self._one_pass(epoch).drawn(epoch)
         # Epochs cut one endless stream of passes, so every utterance is seen equally
         # often whatever the epoch length is. All passes have the same batch count.
         number, skip = divmod(wanted * (epoch - 1), len(self._one_pass(0)))
-        batches = self._one_pass(number)[skip:]
+        batches = self._one_pass(number).drawn(number + 1)[skip:]
         while len(batches) < wanted:
             number += 1
-            batches += self._one_pass(number)
+            batches += self._one_pass(number).drawn(number + 1)
         return batches[:wanted]
 
     def plan(self, epoch: int) -> Batches:
@@ -198,10 +220,10 @@ class BucketIterFactory(AbsIterFactory):
         return found
 
     def load(
-        self, names: list[str], epoch: int
+        self, names: list[str], draw: int = 1
     ) -> tuple[list[str], dict[str, torch.Tensor]]:
-        """Return a batch of these utterances in ``epoch``, outside of any loader."""
-        return self.make_collate(epoch)([self.dataset[name] for name in names])
+        """Return a batch of these utterances in a draw, outside of any loader."""
+        return self.make_collate(draw)([self.dataset[name] for name in names])
 
     def build_iter(self, epoch: int, start: int = 0) -> Iterator:
         """Return the batches of ``epoch`` (counted from 1) from iteration ``start``."""
@@ -214,9 +236,9 @@ class BucketIterFactory(AbsIterFactory):
         plan = self.plan(epoch)[start:]
         batches, ends = itertools.tee(self._batches(plan))
         loader = _HeldLoader(
-            self.dataset,
+            _Drawn(self.dataset),
             batch_sampler=(names for names, _ in batches),
-            collate_fn=self.make_collate(epoch),
+            collate_fn=_CollateDraw(self.make_collate),
             num_workers=self.num_workers,
             # A copy to the GPU that the host need not wait for.
             pin_memory=self.pin_memory,
@@ -239,9 +261,9 @@ class BucketIterFactory(AbsIterFactory):
                 yield names, batch, end
                 bar.update(end)
 
-    def _batches(self, plan: Batches) -> Iterator[tuple[list[str], bool]]:
-        """Names of this rank's batches, and which of them end an iteration."""
-        for iteration in range(len(plan)):
-            *before, last = self.parts(plan.numbers(iteration))
-            yield from ((names, False) for names in before)
-            yield last, True
+    def _batches(self, plan: Batches) -> Iterator[tuple[list[tuple[int, str]], bool]]:
+        """Draw and names of this rank's batches, and which end an iteration."""
+        for iteration, draw in enumerate(plan.draws.tolist()):
+            parts = self.parts(plan.numbers(iteration))
+            for number, names in enumerate(parts, 1):
+                yield [(draw, name) for name in names], number == len(parts)

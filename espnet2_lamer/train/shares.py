@@ -84,7 +84,7 @@ def measure_shares(
 ) -> Shares:
     """Measure an epoch's batches of all ranks, and of languages by utterance."""
     lengths = factory.lengths
-    collate, batches = factory.make_collate(epoch), factory.plan(epoch)
+    collate, batches = factory.make_collate(1), factory.plan(epoch)
     known = None if languages is None else Languages.of(languages, lengths)
     sums, largest, own = np.zeros(5, np.int64), (0, 0, 0), Counter()
     micro_batches = idle = unfair = 0

@@ -233,7 +233,7 @@ def check_sanity(task: type, args: argparse.Namespace) -> Sanity:
     if text is not None:
         count_labels(text, args.num_classes, factory.lengths)
     # What is computed at a time: all of a batch, or of an update what fits.
-    names, batch = factory.load(factory.parts(factory.plan(1).numbers(0))[0], 1)
+    names, batch = factory.load(factory.parts(factory.plan(1).numbers(0))[0])
     found = overfit(model, optimizer, names, to_device(batch, device), args)
     write_json(report, asdict(found) | {"passed": found.passed, "utterances": names})
     said = (

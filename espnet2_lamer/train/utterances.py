@@ -144,7 +144,8 @@ def blocks(
 class Batches(Sequence[list[str]]):
     """Batches of utterances, each a list of names.
 
-    Batch b has the utterances ``order[starts[b]:ends[b]]``.
+    Batch b has the utterances ``order[starts[b]:ends[b]]``, in the crops and with the
+    masks of ``draws[b]``, the pass over the data that it belongs to.
     """
 
     def __init__(
@@ -153,8 +154,14 @@ class Batches(Sequence[list[str]]):
         order: NDArray[np.int32],
         starts: NDArray[np.int64],
         ends: NDArray[np.int64],
+        draws: NDArray[np.int32] | int = 1,
     ) -> None:
         self.lengths, self.order, self.starts, self.ends = lengths, order, starts, ends
+        self.draws = np.broadcast_to(np.asarray(draws, np.int32), len(starts))
+
+    def drawn(self, draw: int) -> "Batches":
+        """Return the same batches in another pass."""
+        return Batches(self.lengths, self.order, self.starts, self.ends, draw)
 
     def numbers(self, batch: int) -> NDArray[np.int32]:
         """Return the numbers of a batch's utterances."""
@@ -163,7 +170,7 @@ class Batches(Sequence[list[str]]):
     def __getitem__(self, batch):
         """Return the names of a batch, or some batches."""
         if isinstance(batch, slice):
-            cut = self.starts[batch], self.ends[batch]
+            cut = (self.starts[batch], self.ends[batch], self.draws[batch])
             return Batches(self.lengths, self.order, *cut)
         return [self.lengths.name(number) for number in self.numbers(batch).tolist()]
 
@@ -180,4 +187,5 @@ class Batches(Sequence[list[str]]):
         shift, order = len(self.order), np.concatenate([self.order, other.order])
         starts = np.concatenate([self.starts, other.starts + shift])
         ends = np.concatenate([self.ends, other.ends + shift])
-        return Batches(self.lengths, order, starts, ends)
+        draws = np.concatenate([self.draws, other.draws])
+        return Batches(self.lengths, order, starts, ends, draws)

@@ -163,6 +163,43 @@ def test_the_stream_of_batches_does_not_depend_on_the_epochs_length():
     assert stream(5, 60) == stream(7, 60) == stream(60, 60)
 
 
+class Counted(Zeros):
+    """Its units count the frames, so a crop shows where it begins."""
+
+    def __getitem__(self, utt_id):
+        name, data = super().__getitem__(utt_id)
+        return name, {**data, "text": np.arange(len(data["text"]))}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("update_bins", [None, 2 * BINS])
+def test_every_pass_draws_crops_and_masks_anew_however_long_an_epoch_is(
+    update_bins, workers
+):
+    lengths = {name: 2 * n for name, n in some_lengths().items()}
+
+    def drawn(names, batch):
+        for row in zip(names, batch["text"], batch["mask_indices"], strict=True):
+            name, units, mask = row
+            yield name, int(units[0]), tuple(mask[mask >= 0].tolist())
+
+    def stream(iters, epochs):
+        make = factory(lengths, iters, update_bins=update_bins, num_workers=workers)
+        make.dataset.dataset = Counted(lengths)
+        for epoch in range(1, epochs + 1):
+            for loaded in make.build_iter(epoch):
+                yield from drawn(*loaded)
+
+    long, short = list(stream(60, 1)), list(stream(6, 10))
+    assert long == short
+    heard = Counter()
+    for name, *rest in long:
+        heard[name] += 1
+        alone = LamerCollate(CROP, BUCKET, 0.8, 10, 0, heard[name], True)
+        assert next(drawn(*alone([Counted(lengths)[name]]))) == (name, *rest)
+    assert min(heard.values()) > 2
+
+
 def test_an_epoch_without_a_number_of_iterations_is_one_pass():
     lengths = some_lengths()
     make = factory(lengths, None)

@@ -1,4 +1,4 @@
-"""Collate: crops stay aligned with units, masks depend on seed, utterance and epoch."""
+"""Collate: crops stay aligned with units, masks depend on seed, utterance and draw."""
 
 import numpy as np
 import pytest
@@ -20,8 +20,8 @@ def ramp(utt_id, samples):
     return utt_id, data
 
 
-def collate(batch, epoch=1, train=True, seed=0, crop=CROP, bucket=1600):
-    return LamerCollate(crop, bucket, 0.8, 10, seed, epoch, train)(batch)
+def collate(batch, draw=1, train=True, seed=0, crop=CROP, bucket=1600):
+    return LamerCollate(crop, bucket, 0.8, 10, seed, draw, train)(batch)
 
 
 def masks(batch, **options):
@@ -30,10 +30,10 @@ def masks(batch, **options):
     return {n: row[:m].tolist() for n, (row, m) in zip(names, rows, strict=True)}
 
 
-@pytest.mark.parametrize("epoch", range(1, 6))
-def test_a_crop_starts_on_a_frame_and_its_units_stay_with_their_frames(epoch):
+@pytest.mark.parametrize("draw", range(1, 6))
+def test_a_crop_starts_on_a_frame_and_its_units_stay_with_their_frames(draw):
     batch = [ramp(f"utt{n}", CROP + 137 * n) for n in range(1, 20)]
-    _, data = collate(batch, epoch=epoch)
+    _, data = collate(batch, draw=draw)
     assert data["speech_lengths"].tolist() == [CROP] * len(batch)
     starts = set()
     for speech, text in zip(data["speech"], data["text"], strict=True):
@@ -47,7 +47,7 @@ def test_a_crop_starts_on_a_frame_and_its_units_stay_with_their_frames(epoch):
 
 def test_crops_reach_the_first_and_the_last_possible_frame():
     utterance = [ramp("utt", CROP + 2 * 320 + 100)]
-    starts = {int(collate(utterance, epoch=e)[1]["text"][0, 0]) for e in range(30)}
+    starts = {int(collate(utterance, draw=e)[1]["text"][0, 0]) for e in range(30)}
     assert starts == {0, 1, 2}
 
 
@@ -62,17 +62,17 @@ def test_validation_is_not_cropped_and_its_masks_are_fixed():
     names, data = collate(batch, train=False)
     assert data["speech_lengths"].tolist() == [3 * CROP, CROP + 1]
     assert data["text_lengths"].tolist() == [num_frames(3 * CROP), num_frames(CROP + 1)]
-    first, later = (masks(batch, train=False, epoch=epoch) for epoch in (1, 9))
+    first, later = (masks(batch, train=False, draw=draw) for draw in (1, 9))
     assert first == later
 
 
-def test_masks_depend_on_seed_utterance_and_epoch_only():
+def test_masks_depend_on_seed_utterance_and_draw_only():
     long = [ramp(f"utt{n}", CROP + 320 * n) for n in range(6)]
     together = masks(long)
     for utterance in long:
         assert masks([utterance])[utterance[0]] == together[utterance[0]]
     assert masks(long[::-1]) == together
-    assert masks(long, epoch=2) != together
+    assert masks(long, draw=2) != together
     assert masks(long, seed=1) != together
     assert len({tuple(mask) for mask in together.values()}) == len(long)
 

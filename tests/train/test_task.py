@@ -147,8 +147,8 @@ def test_collate_options_come_from_the_config(task, tmp_path):
     collate = task.build_collate_fn(args, train=True)
     assert (collate.max_samples, collate.bucket) == (32000, 4000)
     assert (collate.mask_prob, collate.mask_length) == (0.5, 4)
-    assert (collate.seed, collate.epoch) == (3, 1)
-    assert task.build_collate_fn(args, train=False).epoch == 0
+    assert (collate.seed, collate.draw) == (3, 1)
+    assert task.build_collate_fn(args, train=False).draw == 0
 
 
 def test_another_encoder_or_number_of_units_is_refused(task, tmp_path):
