@@ -35,7 +35,7 @@ def masked_accuracy(
         mask_prob=encoder.mask_prob,
         mask_length=encoder.mask_length,
         seed=seed,
-        epoch=0,
+        draw=0,
         train=False,
     )
     audio = read_table(data_dir / "wav.scp")

@@ -1,5 +1,9 @@
-"""Report what a model's routers do, what its layers know, and what it forgot."""
+"""Report what a model's routers do, what its layers know, and what it forgot.
 
+Or, with --norms, how the norms of experts and routers grew in trainings.
+"""
+
+import argparse
 import logging
 from pathlib import Path
 
@@ -12,17 +16,15 @@ def get_parser() -> Parser:
     add = parser.add_argument
     add(
         "--model",
-        required=True,
         help="packed zip, experiment, HuBERT (as run.sh --base) or s3prl:NAME",
     )
     add(
         "--data",
         type=Path,
-        required=True,
         help="directory with wav.scp and utt2lang (utt2spk, phones.ctm), manifest, or "
         "folder of audio per language",
     )
-    folder = "folder; gets report.html and report.json"
+    folder = "folder; gets report.html and report.json, or norms.{csv,json,png}"
     add("--output", type=Path, required=True, help=folder)
     add(
         "--base",
@@ -35,6 +37,12 @@ def get_parser() -> Parser:
     add("--max_utts", type=int, default=100, help="most utterances per language")
     layers = 'layers for CKA and phones, e.g. "6 12"; four of them'
     add("--layers", type=numbers, default=[], help=layers)
+    norms = (
+        "instead of --model and --data: folders of trainings, files like norms.jsonl"
+    )
+    add("--norms", type=Path, nargs="+", help=f"{norms}, or model files")
+    ends = "with --norms: pretraining YAMLs, at whose ends norms are predicted"
+    add("--schedules", type=Path, nargs="+", default=[], help=ends)
     add("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute")
     add("--seed", type=int, default=0, help="of the choice, splits and intervals")
     return parser
@@ -42,7 +50,14 @@ def get_parser() -> Parser:
 
 def main(cmd: list[str] | None = None) -> None:
     """Run the command line."""
-    args = get_parser().parse_args(cmd)
+    parser = get_parser()
+    args = parser.parse_args(cmd)
+    given = args.model, args.data
+    if any(given) if args.norms else not all(given):
+        parser.error("expected either --model and --data, or --norms")
+    if args.norms:
+        _norms(args)
+        return
     from espnet2_lamer.analysis.listening import read_speech_set
     from espnet2_lamer.analysis.report import report_on, summary
     from espnet2_lamer.fileio.atomic import write_json, write_text
@@ -67,6 +82,23 @@ def main(cmd: list[str] | None = None) -> None:
     for line in [*report["notes"], *summary(report)]:
         logging.info("%s", line)
     logging.info("wrote %s", args.output / "report.html")
+
+
+def _norms(args: argparse.Namespace) -> None:
+    from espnet2_lamer.analysis.norms import (
+        norms_report,
+        read_courses,
+        report_lines,
+        schedule_end,
+        write_norms,
+    )
+
+    courses = read_courses(args.norms)
+    report = norms_report(courses, {str(p): schedule_end(p) for p in args.schedules})
+    write_norms(courses, report, args.output)
+    for line in report_lines(report):
+        logging.info("%s", line)
+    logging.info("wrote %s", args.output / "norms.csv")
 
 
 if __name__ == "__main__":

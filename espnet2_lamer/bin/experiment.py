@@ -67,6 +67,12 @@ def get_parser() -> Parser:
     add("--plan", action="store_true", help="say what would run, and stop")
     add("--tables", action="store_true", help="run nothing, write the tables anew")
     add(
+        "--from_csv",
+        metavar="FILE",
+        help="run nothing, write the page and the picture of a results.csv beside it; "
+        "its cells may be gone",
+    )
+    add(
         "--remeasure",
         action="store_true",
         help="run nothing, read the figures of finished cells from their files anew, "
@@ -81,7 +87,12 @@ def main(cmd: list[str] | None = None) -> None:
     from espnet2_lamer.experiments.definition import plan_cells, read_definition
     from espnet2_lamer.experiments.launch import measure_cell, prepare_data, run_cell
     from espnet2_lamer.experiments.matrix import Matrix, Store
+    from espnet2_lamer.experiments.tables import Tables
 
+    if args.from_csv:
+        definition = read_definition(args.definition)
+        _write_page(Tables.of_csv(definition, args.from_csv), Path(args.from_csv))
+        return
     recipe = Path(args.recipe).absolute()
     if not (recipe / "run.sh").is_file():
         raise RecipeError(
@@ -147,18 +158,26 @@ def _options(words: list[str]) -> dict[str, str]:
 
 
 def _write(matrix, header: dict[str, str], directory: Path) -> None:
-    from espnet2_lamer.experiments.plots import plot_differences
-    from espnet2_lamer.experiments.tables import Tables, markdown
-    from espnet2_lamer.fileio.atomic import write_json, write_text
+    from espnet2_lamer.experiments.tables import Tables
+    from espnet2_lamer.fileio.atomic import write_text
 
     now = time.strftime("%Y-%m-%d %H:%M:%S %Z")
-    tables = Tables(matrix, {**header, "written": now})
-    picture = directory / f"{tables.definition.name}.png"
-    drawn = picture.name if plot_differences(tables, picture) else None
-    write_text(directory / "RESULTS.md", markdown(tables, drawn))
+    tables = Tables.of_cells(matrix, {**header, "written": now})
     write_text(directory / "results.csv", tables.as_csv())
-    write_json(directory / "results.json", tables.as_json())
-    logging.info("tables: %s", directory / "RESULTS.md")
+    _write_page(tables, directory / "results.csv", "RESULTS.md")
+
+
+def _write_page(tables, csv: Path, name: str | None = None) -> None:
+    """Write the page of a CSV, and its picture, beside it."""
+    from espnet2_lamer.experiments.page import write_page
+    from espnet2_lamer.experiments.plots import plot_differences
+    from espnet2_lamer.fileio.atomic import write_text
+
+    page = csv.with_name(name or f"{csv.stem}.md")
+    picture = csv.with_name(f"{tables.definition.name}.png")
+    drawn = picture.name if plot_differences(tables, picture) else None
+    write_text(page, write_page(tables, csv.name, drawn))
+    logging.info("tables: %s", page)
 
 
 def _command(words: list[str]) -> str:

@@ -1,10 +1,11 @@
 """The tables of RESULTS.md and of the report, from what results.json holds.
 
-No table has more than :data:`WIDEST` columns: what does not fit, and the full
-precision, is in results.csv.
+An experiment's page writes figures, differences and rows by the same functions. No
+table has more than :data:`WIDEST` columns: what does not fit, and the full precision,
+is in results.csv.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,8 +61,8 @@ def sections(data: Record) -> list[Section]:
         digits = 2 if table["measure"] == "CKA" else 1
         labels = [*dict.fromkeys(f["label"] for f in mine)]
         if table.get("systems_first") and 1 + len(labels) <= WIDEST:
-            made = _by_systems(mine, labels, table["measure"], data["column"])
-            section.tables.append(made)
+            head = f"{table['measure']} by {data['column']}"
+            section.tables.append(by_systems(mine, head, lambda f: f["label"]))
             found.append(section)
             continue
         made = _table(mine, table["references"], data, first, table["measure"], digits)
@@ -140,7 +141,7 @@ def _table(
         cells = [
             [
                 name,
-                *(_value(row.get(s), digits) for s in systems),
+                *(figure_text(row.get(s), digits) for s in systems),
                 *(_versus(row.get(main), r) for r in versus),
                 *([" / ".join(_sclite_rate(row.get(s)) for s in systems)] * counted),
             ]
@@ -153,7 +154,7 @@ def _table(
         [
             name,
             system,
-            _value(f, digits),
+            figure_text(f, digits),
             *(_versus(f, r) for r in versus),
             *([_sclite_rate(f)] * counted),
         ]
@@ -163,18 +164,26 @@ def _table(
     return Table(header + ["sclite"] * counted, cells)
 
 
-def _by_systems(
-    figures: Sequence[Record], labels: Sequence[str], value: str, column: str
+def by_systems(
+    figures: Sequence[Record],
+    head: str,
+    name: Callable[[Record], str],
+    text: Callable[[Record | None], str] = lambda f: figure_text(f, 1),
 ) -> Table:
-    """Put what was measured side by side, systems below each other."""
+    """Put what was measured side by side, systems below each other.
+
+    ``name`` gives the column of a figure, ``text`` its cell; ``head`` stands above the
+    systems.
+    """
     rows: dict[str, dict[str, Record]] = {}
     for f in figures:
-        rows.setdefault(f["system"], {})[f["label"]] = f
+        rows.setdefault(f["system"], {})[name(f)] = f
+    columns = [*dict.fromkeys(map(name, figures))]
     cells = [
-        [system, *(_value(row.get(label), 1) for label in labels)]
+        [system, *(text(row.get(column)) for column in columns)]
         for system, row in rows.items()
     ]
-    return Table([f"{value} by {column}", *labels], cells)
+    return Table([head, *columns], cells)
 
 
 def _main(
@@ -203,7 +212,8 @@ def _row_name(figure: Record, figures: Sequence[Record], data: Record) -> str:
     return ", ".join(filter(None, words))
 
 
-def _value(figure: Record | None, digits: int) -> str:
+def figure_text(figure: Record | None, digits: int) -> str:
+    """Write a figure, in brackets its interval and what else qualifies it."""
     if figure is None:
         return "-"
     text = number(figure["value"], digits=digits)
@@ -223,13 +233,22 @@ def _sclite_rate(figure: Record | None) -> str:
 def _versus(figure: Record | None, reference: str) -> str:
     for c in figure["comparisons"] if figure else ():
         if c["reference"] == reference:
-            text = number(c["difference"], "+")
-            if c["interval"]:
-                text += f" ({span(c['interval'], '+')})"
-            if figure.get("spread") is not None and reference != "random":
-                text += f", runs ±{figure['spread']:.1f}"
-            return text + ("" if c["p"] is None else f", p {p_value(c['p'])}")
+            spread = None if reference == "random" else figure.get("spread")
+            return difference_text(c, spread)
     return "-"
+
+
+def difference_text(
+    comparison: Record, spread: float | None = None, digits: int = 2
+) -> str:
+    """Write a difference, its interval, how far runs lie apart, and p, where known."""
+    text = number(comparison["difference"], "+", digits)
+    if comparison["interval"]:
+        text += f" ({span(comparison['interval'], '+', digits)})"
+    if spread is not None:
+        text += f", runs ±{spread:.1f}"
+    p = comparison["p"]
+    return text + ("" if p is None else f", p {p_value(p)}")
 
 
 def _parameters(reports: Record) -> Table:

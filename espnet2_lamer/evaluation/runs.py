@@ -116,8 +116,8 @@ class Run:
 
     @property
     def head_kind(self) -> str:
-        """Name of the head by its config: ``train_asr_mlsuperb2_NAME.yaml``."""
-        return Path(self.config).stem.removeprefix("train_asr_mlsuperb2_")
+        """Name of the head by its config."""
+        return head_kind(self.config)
 
     def directory(self, expdir: str | Path) -> Path:
         """Experiment directory of the run."""
@@ -256,3 +256,8 @@ def put_aside(directory: Path) -> None:
     tag = sha256_file(directory / "inputs.json")[:8]
     target = rename_old(directory, tag)
     logging.info("%s: inputs changed, training anew; before: %s", directory, target)
+
+
+def head_kind(config: str | Path) -> str:
+    """Name a head of ML-SUPERB 2.0 by its ``train_asr_mlsuperb2_NAME.yaml``."""
+    return Path(config).stem.removeprefix("train_asr_mlsuperb2_")

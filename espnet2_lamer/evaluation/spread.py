@@ -9,12 +9,12 @@ in 95 of 100 pairs. ``bin.experiment`` measures it: its CSV has the mean differe
 the effect size, which is that mean over sd.
 """
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.metrics.tables import read_csv
 
 # Kinds of ``bin.experiment``'s measures, and what results call them; identification
 # also says how a language was read off.
@@ -61,14 +61,12 @@ def read_spread(path: str | Path, system: str = "lamer") -> Spread:
     from scipy.stats import t
 
     path, points, seeds = Path(path), {}, set()
-    with path.open(encoding="utf-8", newline="") as file:
-        table = csv.DictReader(file)
-        if not _COLUMNS <= set(table.fieldnames or ()):
-            raise RecipeError(
-                f"{path}: found columns {table.fieldnames}, expected a CSV of "
-                f"bin.experiment with {', '.join(sorted(_COLUMNS))}"
-            )
-        rows = list(table)
+    _, columns, rows = read_csv(path)
+    if not _COLUMNS <= set(columns):
+        raise RecipeError(
+            f"{path}: found columns {columns}, expected a CSV of bin.experiment with "
+            f"{', '.join(sorted(_COLUMNS))}"
+        )
     # What the others are compared with has no difference in any row.
     compared = {row["system"] for row in rows if row["difference"]}
     baseline = {row["system"] for row in rows} - compared
@@ -78,6 +76,9 @@ def read_spread(path: str | Path, system: str = "lamer") -> Spread:
         kind = next((k for k in _KINDS if row["measure"].startswith(f"{k} ")), "")
         effect = float(row["effect"] or 0)
         if not kind or not effect or not row["system"].startswith(wanted):
+            continue
+        # Claims may be about two others.
+        if row.get("reference") and row["reference"] not in baseline:
             continue
         rest = row["measure"].removeprefix(f"{kind} ")
         lang, _, unit = rest.removesuffix(")").partition(" (")

@@ -1,6 +1,7 @@
 """What a cell measured: read from the files of its analysis and scoring."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,18 +28,84 @@ class Kind:
 
 #: In the order of the tables.
 KINDS = {
-    "phone probe": Kind("higher"),
-    "CKA to base": Kind("neither", digits=3),
-    "masked accuracy": Kind("higher"),
     "ASR error": Kind("lower", heads_free=False),
-    "LID accuracy": Kind("higher", heads_free=False),
-    "trainable parameters (%)": Kind("neither"),
+    "multi_asr error": Kind("lower", heads_free=False),
     "asr_lid error": Kind("lower", heads_free=False),
+    "LID accuracy": Kind("higher", heads_free=False),
+    "phone probe": Kind("higher"),
+    "masked accuracy": Kind("higher"),
+    "CKA to base": Kind("neither", digits=3),
+    "trainable parameters (%)": Kind("neither"),
     # A router that uses all its experts has 1 by construction.
     "busiest expert's load (even: 1)": Kind("lower"),
     "expert-language information (nats)": Kind("neither", digits=3),
-    "multi_asr error": Kind("lower", heads_free=False),
 }
+
+
+# Ends of names: what is counted in brackets, and where in the model.
+_PLACE = re.compile(
+    r"(?P<label>.*?) ?(?:\((?P<unit>[^()]*)\))?"
+    r"(?: ?layer (?P<layer>\d+)(?: (?P<router>.+))?)?"
+)
+
+
+@dataclass(frozen=True)
+class Name:
+    """What was measured, as tables call it: ``str`` is ``"ASR error eng (char)"``.
+
+    Attributes:
+        kind: A key of :data:`KINDS`.
+        label: Test set or language, "average" of languages, or "".
+        unit: What is counted, or how a language is identified.
+        layer: Of a router, or None.
+        router: Where a layer has several.
+    """
+
+    kind: str
+    label: str = ""
+    unit: str = ""
+    layer: int | None = None
+    router: str = ""
+
+    def __str__(self) -> str:
+        words = [self.kind, self.label]
+        words += [f"({self.unit})"] if self.unit else []
+        words += [] if self.layer is None else [f"layer {self.layer}"]
+        return " ".join(filter(None, [*words, self.router]))
+
+    @classmethod
+    def parse(cls, text: str) -> "Name":
+        """Read what ``str`` gave.
+
+        Raises:
+            RecipeError: It begins with no kind.
+        """
+        kind = next((k for k in KINDS if text == k or text.startswith(f"{k} ")), None)
+        if kind is None:
+            raise RecipeError(
+                f"measure {text!r}: expected a name that begins with one of "
+                f"{', '.join(KINDS)}"
+            )
+        found = _PLACE.fullmatch(text.removeprefix(kind).strip()).groupdict()
+        layer = None if found["layer"] is None else int(found["layer"])
+        return cls(
+            kind, found["label"], found["unit"] or "", layer, found["router"] or ""
+        )
+
+    @property
+    def about(self) -> Kind:
+        """What holds for its kind."""
+        return KINDS[self.kind]
+
+    @property
+    def lang(self) -> str:
+        """Language of its label: ``yue`` of the test set ``yue fleurs``."""
+        return self.label.partition(" ")[0]
+
+    @property
+    def order(self) -> tuple[int, str]:
+        """Its place in tables: by kind, then by name."""
+        return [*KINDS].index(self.kind), str(self)
 
 
 @dataclass(frozen=True)
@@ -67,10 +134,8 @@ class CellMeasure:
     @property
     def name(self) -> str:
         """What the tables call it, e.g. ``"ASR error eng (char)"``."""
-        words = [self.kind, self.test or self.lang]
-        words += [f"({self.unit})"] if self.unit else []
-        words += [] if self.layer is None else [f"layer {self.layer}"]
-        return " ".join(filter(None, [*words, self.router]))
+        label = self.test or self.lang
+        return str(Name(self.kind, label, self.unit, self.layer, self.router))
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for a record."""

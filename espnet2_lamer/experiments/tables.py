@@ -1,142 +1,124 @@
-"""Figures of an experiment, also while cells are missing: Markdown, CSV and JSON."""
+"""What an experiment found, from its cells or from its CSV, and whether claims hold."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple
 
-from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.experiments.definition import Claim, Definition
-from espnet2_lamer.experiments.matrix import Matrix, Status
-from espnet2_lamer.experiments.measures import KINDS, CellMeasure, Kind
+from espnet2_lamer.experiments.figures import (
+    AVERAGE,
+    About,
+    Comparison,
+    Figure,
+    find_figures,
+    read_figures,
+    write_csv,
+)
+from espnet2_lamer.experiments.matrix import Matrix
+from espnet2_lamer.experiments.measures import Name
 from espnet2_lamer.metrics.bootstrap import Difference
-from espnet2_lamer.metrics.measure import Measure, compare, means, summarise
-from espnet2_lamer.metrics.tables import csv_text, render
 
 NOT_RUN = "not run"
-#: In place of a language.
-AVERAGE = "average"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What one table is about: ``figures[system][seed]``, and one of them.
-
-    Several figures of a seed stand for their mean; ``sample`` tells kind, language and
-    layer of all.
-    """
-
-    name: str
-    figures: dict[str, dict[int, list[CellMeasure]]]
-    sample: CellMeasure
-
-    @property
-    def kind(self) -> Kind:
-        """What holds for its kind."""
-        return KINDS[self.sample.kind]
-
-    @property
-    def title(self) -> str:
-        """Its name, with a star where it needs no head."""
-        return f"{self.name} \\*" if self.kind.heads_free else self.name
-
-
-@dataclass(frozen=True)
-class Row:
-    """One figure of one system; its measure is None where no cell was run.
-
-    ``difference`` is to the baseline, None for itself or when either was not run;
-    ``trainings`` are values by seed, ``null`` is what chance alone would give, mean
-    over seeds.
-    """
-
-    of: Measured
-    system: str
-    measure: Measure | None
-    difference: Difference | None
-    trainings: Mapping[int, float]
-    null: float | None
+#: What is said of a cell that has none; the rest of what is said is of all cells.
+NO_RESULT = "no result"
+HOLDS, FAILS = "holds", "does not hold"
+UNSHOWN, UNTOLD = "no difference shown", "cannot be told"
+ONE_SEED = f"{UNTOLD} (one seed)"
+#: Kinds that the transfer matrix has.
+_TRANSFER = ("phone probe", "ASR error")
 
 
 class Verdict(NamedTuple):
-    """Whether a claim holds: ``holds``, ``does not hold``, ``cannot be told``, ..."""
+    """Whether a claim holds; ``NOT_RUN`` where there is nothing to compare."""
 
     claim: Claim
     verdict: str
     difference: Difference | None
+    digits: int
 
 
 class Tables:
-    """All figures of a matrix at one moment; ``header`` are lines of the head."""
+    """All figures of a definition at one moment; ``about`` says what made them."""
 
-    def __init__(self, matrix: Matrix, header: Mapping[str, str]) -> None:
-        self.definition: Definition = matrix.definition
-        self.cells = matrix.cells
-        self.statuses: dict[tuple[str, int], Status] = {}
-        machines: dict[str, None] = {}
-        seconds = 0.0
-        found: dict[str, Measured] = {}
+    def __init__(
+        self, definition: Definition, figures: Sequence[Figure], about: About
+    ) -> None:
+        self.definition = definition
+        self.figures = figures
+        self.about = about
+        self._by_name = {(str(f.name), f.system): f for f in figures}
+        self.verdicts = [self._verdict(claim) for claim in definition.claims]
+
+    @classmethod
+    def of_cells(cls, matrix: Matrix, about: Mapping[str, str]) -> "Tables":
+        """Summarise the cells that are done."""
+        definition = matrix.definition
+        machines: dict[str, dict[str, None]] = {}
+        seconds, records, missing = 0.0, [], []
         for cell in matrix.cells:
-            self.statuses[cell.system, cell.seed] = matrix.status(cell)
             record = matrix.store.record(cell.key)
             if record is None:
+                status = matrix.status(cell)
+                words = [f"{cell.label}: {status.state}", status.why]
+                words += [f"log {status.log}"] if status.log else []
+                missing.append((NO_RESULT, ": ".join(filter(None, words))))
                 continue
             seconds += record["seconds"]
             if machine := record.get("machine"):
-                machines[f"{machine} ({record.get('commit', '')[:12]})"] = None
-            for name, group, sample in with_averages(record["measures"]):
-                measured = found.setdefault(name, Measured(name, {}, sample))
-                measured.figures.setdefault(cell.system, {})[cell.seed] = group
-        order = [*KINDS]
-        self.measured = dict(
-            sorted(found.items(), key=lambda i: (order.index(i[1].sample.kind), i[0]))
-        )
-        self.rows = [row for one in self.measured.values() for row in self._rows(one)]
-        self.verdicts = [self._verdict(claim) for claim in self.definition.claims]
-        done = sum(map(self.done, self.definition.systems))
-        self.header = {
-            **header,
-            "cells ran on": "; ".join(machines) or NOT_RUN,
-            "seeds": " ".join(map(str, self.definition.seeds)),
-            "cells done": f"{done} of {len(self.cells)}",
+                commit = record.get("commit", "")[:12]
+                machines.setdefault(machine, {})[commit] = None
+            records.append((cell.system, cell.seed, record["measures"]))
+        ran = (f"{name} ({', '.join(commits)})" for name, commits in machines.items())
+        lines = {
+            **about,
+            "cells ran on": "; ".join(ran) or NOT_RUN,
+            "seeds": " ".join(map(str, definition.seeds)),
+            "cells done": f"{len(records)} of {len(matrix.cells)}",
             "cells took": f"{seconds / 60:.0f} min in all",
         }
+        figures = find_figures(records, [*definition.systems], _compared(definition))
+        return cls(definition, figures, [*lines.items(), *missing])
 
-    def _rows(self, measured: Measured) -> Iterable[Row]:
-        baseline = self.definition.baseline
-        for system in self.definition.systems:
-            figures = measured.figures.get(system, {})
-            difference = None
-            if system != baseline:
-                difference = self._difference(measured, system, baseline)
-            nulls = [m.null for group in figures.values() for m in group]
-            yield Row(
-                measured,
-                system,
-                summarise(figures) if figures else None,
-                difference,
-                means(figures),
-                None if not nulls or None in nulls else fmean(nulls),
-            )
+    @classmethod
+    def of_csv(cls, definition: Definition, path: str | Path) -> "Tables":
+        """Take figures, differences and what is said of them from a CSV.
+
+        Raises:
+            RecipeError: It is none of ``bin.experiment``.
+        """
+        return cls(definition, *read_figures(path))
+
+    def as_csv(self) -> str:
+        """Return one line per figure and difference, in full."""
+        return write_csv(self.figures, self.about)
+
+    def done(self, system: str) -> int:
+        """Number of a system's seeds that have figures."""
+        mine = (f.seeds for f in self.figures if f.system == system)
+        return len({seed for seeds in mine for seed in seeds})
+
+    def figure(self, measure: str, system: str) -> Figure | None:
+        """Return one figure of one system; None if there is none."""
+        return self._by_name.get((measure, system))
+
+    def difference(self, measure: str, system: str, than: str) -> Difference | None:
+        """Return a figure of ``system`` minus that of ``than``; None if not known."""
+        mine, theirs = (self.figure(measure, name) for name in (system, than))
+        if mine and than in mine.differences:
+            return mine.differences[than]
+        if theirs and system in theirs.differences:
+            return theirs.differences[system].reversed()
+        return None
 
     def _verdict(self, claim: Claim) -> Verdict:
-        measured = self.measured.get(claim.measure)
-        found = measured and self._difference(measured, claim.system, claim.than)
-        if not found:
-            return Verdict(claim, NOT_RUN, None)
-        return Verdict(claim, judge(found, measured.kind.better, claim.expect), found)
+        found = self.difference(claim.measure, claim.system, claim.than)
+        if found is None:
+            return Verdict(claim, NOT_RUN, None, 2)
+        kind = self.figure(claim.measure, claim.system).kind
+        verdict = judge(found, kind.better, claim.expect)
+        return Verdict(claim, verdict, found, kind.digits)
 
-    def _difference(
-        self, measured: Measured, system: str, than: str
-    ) -> Difference | None:
-        mine, theirs = measured.figures.get(system), measured.figures.get(than)
-        try:
-            return compare(mine, theirs) if mine and theirs else None
-        except ValueError as error:
-            raise RecipeError(f"{measured.name}, {system}: {error}") from error
-
-    def transfer(self) -> dict[str, Any]:
+    def transfer(self) -> dict[str, dict[str, Any]]:
         r"""Phone probe and ASR error of every language after every step of a sequence.
 
         Per measure the value after each step and, where the language is one that a
@@ -145,61 +127,43 @@ class Tables:
         its own (Lopez-Paz and Ranzato, 2017), a :class:`Difference` of common seeds.
         """
         steps = self.definition.transfer
-        if not steps:
-            return {}
-        *before, last = steps
-        matrix: dict[str, Any] = {}
-        for name, measured in self.measured.items():
-            lang, kind = measured.sample.lang, measured.sample.kind
-            if kind not in ("phone probe", "ASR error") or lang == AVERAGE:
+        matrix: dict[str, dict[str, Any]] = {}
+        for f in self.figures:
+            text = str(f.name)
+            if text in matrix or f.name.kind not in _TRANSFER:
                 continue
-            own = [step for step in before if steps[step] == lang]
-            rows = [self.row(name, step) for step in steps]
-            backward = self._difference(measured, last, own[0]) if own else None
-            matrix[name] = {
-                "lang": lang,
-                "steps": {r.system: r.measure and r.measure.value for r in rows},
-                "backward_transfer": backward,
+            if not steps or f.name.lang == AVERAGE:
+                continue
+            found = {step: self.figure(text, step) for step in steps}
+            own = _own(steps, f.name.lang)
+            matrix[text] = {
+                "kind": f.kind,
+                "steps": {step: g and g.measure.value for step, g in found.items()},
+                "backward": self.difference(text, [*steps][-1], own) if own else None,
             }
         return matrix
 
-    def as_json(self) -> dict[str, Any]:
-        """Return everything as plain values."""
-        return {
-            "name": self.definition.name,
-            "title": self.definition.title,
-            "source": self.definition.source,
-            "header": self.header,
-            "baseline": self.definition.baseline,
-            "rows": [_flat(row) for row in self.rows],
-            "verdicts": [
-                vars(claim) | {"verdict": verdict, "difference": _plain(difference)}
-                for claim, verdict, difference in self.verdicts
-            ],
-            "transfer": {
-                name: entry | {"backward_transfer": _plain(entry["backward_transfer"])}
-                for name, entry in self.transfer().items()
-            },
-            "cells": [
-                {"system": cell.system, "seed": cell.seed, "key": cell.key}
-                | vars(self.statuses[cell.system, cell.seed])
-                for cell in self.cells
-            ],
-        }
 
-    def done(self, system: str) -> int:
-        """Number of a system's cells that are done."""
-        states = [s.state for (name, _), s in self.statuses.items() if name == system]
-        return states.count("done")
+def _own(steps: Mapping[str, str], lang: str) -> str:
+    """Return the step before the last that learnt a language, or ""."""
+    return next((step for step in [*steps][:-1] if steps[step] == lang), "")
 
-    def row(self, measure: str, system: str) -> Row:
-        """Return one figure of one system."""
-        return next(r for r in self.rows if (r.of.name, r.system) == (measure, system))
 
-    def as_csv(self) -> str:
-        """Return one line per figure and system."""
-        rows = [_flat(row) for row in self.rows]
-        return csv_text(rows, [*rows[0]] if rows else ["measure", "system"])
+def _compared(definition: Definition) -> list[Comparison]:
+    """Name what is compared: all with the baseline, and what else the page needs."""
+    base, steps = definition.baseline, definition.transfer
+    others = [system for system in definition.systems if system != base]
+    pairs = [Comparison(system, base) for system in others]
+    asked = [
+        Comparison(c.system, c.than, lambda name, c=c: str(name) == c.measure)
+        for c in definition.claims
+    ]
+
+    def learnt(step: str) -> Callable[[Name], bool]:
+        return lambda name: name.kind in _TRANSFER and step == _own(steps, name.lang)
+
+    asked += [Comparison([*steps][-1], step, learnt(step)) for step in [*steps][:-1]]
+    return pairs + [pair for pair in asked if base not in (pair.system, pair.than)]
 
 
 def judge(difference: Difference, better: str, expect: str) -> str:
@@ -214,83 +178,12 @@ def judge(difference: Difference, better: str, expect: str) -> str:
     expect ``better`` or ``worse`` only where one is.
     """
     if difference.interval is None or len(difference.seeds) < 2:
-        return "cannot be told (one seed)"
+        return ONE_SEED
     if not difference.told:
-        return "no difference shown" if expect == "equal" else "cannot be told"
+        return UNSHOWN if expect == "equal" else UNTOLD
     if expect == "equal":
-        return "does not hold"
+        return FAILS
     found = "higher" if difference.interval[0] > 0 else "lower"
     if expect in ("better", "worse"):
         found = "better" if found == better else "worse"
-    return "holds" if found == expect else "does not hold"
-
-
-def with_averages(
-    measures: Mapping[str, CellMeasure],
-) -> Iterable[tuple[str, list[CellMeasure], CellMeasure]]:
-    """Yield names and figures: each alone, and averages over languages.
-
-    An average is of the languages' figures, each with the same weight, as the "avg"
-    of the paper's tables; of each unit where languages have several (ways to identify).
-    """
-    by_kind: dict[str, list[CellMeasure]] = {}
-    for name, measure in measures.items():
-        yield name, [measure], measure
-        if measure.lang and measure.parts:
-            by_kind.setdefault(measure.kind, []).append(measure)
-    for same in by_kind.values():
-        several = len({(m.lang, m.test) for m in same}) < len(same)
-        for unit in dict.fromkeys(m.unit if several else "" for m in same):
-            own = [m for m in same if not several or m.unit == unit]
-            if len(own) > 1:
-                sample = replace(own[0], lang=AVERAGE, test="", unit=unit)
-                yield sample.name, own, sample
-
-
-def _plain(difference: Difference | None) -> dict[str, Any] | None:
-    if difference is None:
-        return None
-    names = ("interval", "p", "effect", "p_seeds")
-    plain = {name: getattr(difference, name) for name in names}
-    return {"seeds": difference.seeds, "mean": difference.value, **plain}
-
-
-def _flat(row: Row) -> dict[str, Any]:
-    s, d = row.measure, row.difference
-    low, high = (s and s.interval) or (None, None)
-    d_low, d_high = (d and d.interval) or (None, None)
-    return {
-        "measure": row.of.name,
-        "better": row.of.kind.better,
-        "heads_free": row.of.kind.heads_free,
-        "system": row.system,
-        "state": "run" if s else NOT_RUN,
-        "seeds": " ".join(map(str, row.trainings)) if s else None,
-        "mean": s and s.value,
-        "deviation": s and s.deviation,
-        "low": low,
-        "high": high,
-        "difference": d and d.value,
-        "difference_low": d_low,
-        "difference_high": d_high,
-        "p": d and d.p,
-        "effect": d and d.effect,
-        "p_seeds": d and d.p_seeds,
-        "by_chance": row.null,
-    }
-
-
-def markdown(tables: Tables, picture: str | None = None) -> str:
-    """Lay an experiment out as a page.
-
-    ``picture`` is the file beside the page that
-    :func:`~espnet2_lamer.experiments.plots.plot_differences` drew, if any.
-    """
-    definition = tables.definition
-    return render(
-        Path(__file__).with_name("page.md.jinja"),
-        tables=tables,
-        definition=definition,
-        picture=picture,
-        uneven=len({tables.done(name) for name in definition.systems} - {0}) > 1,
-    )
+    return HOLDS if found == expect else FAILS

@@ -126,19 +126,24 @@ def figure_means(
     return means, float(total)
 
 
-def keep_json_lines(path: Path, key: str, last: int) -> None:
-    """Forget the lines after ``last``, which a resumed training writes once more."""
+def keep_json_lines(path: Path, key: str, last: int) -> list[dict[str, Any]]:
+    """Forget the lines after ``last``, which a resumed training writes once more.
 
-    def kept(line: str) -> bool:
+    Returns what the others hold.
+    """
+    if not path.is_file():
+        return []
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         try:
-            return json.loads(line)[key] <= last
+            found = json.loads(line)
+            if found[key] <= last:
+                kept.append((line, found))
         except (ValueError, KeyError):
             # The half of a line that a killed process left.
-            return False
-
-    if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        write_text(path, "".join(filter(kept, lines)))
+            continue
+    write_text(path, "".join(line for line, _ in kept))
+    return [found for _, found in kept]
 
 
 class LanguageStatistics:
@@ -204,6 +209,8 @@ class RoutingLog:
         # One entry per number of experts N: [routers, 2, 2 N + 1].
         self._sums: list[Tensor] = []
         self._routers: list[list[tuple[int, str]]] = []
+        #: The last reading, as a line of the file; empty where none is known.
+        self.latest: dict[str, Any] = {}
 
     @torch.no_grad()
     def add(self, record: RoutingRecord, real: Tensor, mask: Tensor) -> None:
@@ -256,7 +263,8 @@ class RoutingLog:
             self._frames, self._sums = state["frames"], list(state["sums"])
             self._routers = [[(r[0], r[1]) for r in rs] for rs in state["routers"]]
         if self.path is not None and rank_and_ranks()[0] == 0:
-            keep_json_lines(self.path, "batches", batches)
+            kept = keep_json_lines(self.path, "batches", batches)
+            self.latest = kept[-1] if kept else {}
 
     def read(self, batches: Tensor | None = None) -> dict[str, float]:
         """Read and reset the sums, over all ranks, in one transfer to the host.
@@ -280,13 +288,13 @@ class RoutingLog:
                 rows.append({"layer": layer, "router": name, **_row(pair, frames)})
         rows.sort(key=lambda row: row["layer"])
         self._frames, self._sums, self._batches = None, [], 0
+        self.latest = {
+            "batches": number,
+            "frames": dict(zip(KINDS, map(int, frames), strict=True)),
+            "routers": rows,
+        }
         if self.path is not None and rank_and_ranks()[0] == 0:
-            line = {
-                "batches": number,
-                "frames": dict(zip(KINDS, map(int, frames), strict=True)),
-                "routers": rows,
-            }
-            append_text(self.path, json.dumps(line) + "\n")
+            append_text(self.path, json.dumps(self.latest) + "\n")
         return _summary(rows)
 
 

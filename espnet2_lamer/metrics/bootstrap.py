@@ -1,7 +1,7 @@
 """How sure a number is: bootstrap intervals, paired bootstrap, McNemar's test."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -43,6 +43,12 @@ class Difference:
             return False
         low, high = self.interval
         return not low <= 0 <= high
+
+    def reversed(self) -> "Difference":
+        """Return the second figure minus the first; p-values are two-sided and stay."""
+        interval = self.interval and tuple(0.0 - end for end in self.interval[::-1])
+        effect = None if self.effect is None else 0.0 - self.effect
+        return replace(self, value=0.0 - self.value, interval=interval, effect=effect)
 
 
 def rate_interval(

@@ -1,8 +1,9 @@
 """Figures as text: Markdown tables, CSV, numbers of the tables."""
 
+import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
 def render(template: Path, **values: Any) -> str:
@@ -28,13 +29,39 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence]) -> str:
     return "".join("|" + "|".join(line) + "|\n" for line in cells)
 
 
-def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """Return rows as CSV; None is an empty cell."""
+def csv_text(
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    about: Iterable[tuple[str, str]] = (),
+) -> str:
+    """Return rows as CSV; None is an empty cell.
+
+    What ``about`` says of all rows stands above them in lines ``# name: value``.
+    """
     from pandas import DataFrame
 
     # As objects: whole numbers stay whole beside empty cells.
     table = DataFrame([*rows], columns=[*columns], dtype=object)
-    return table.to_csv(index=False, lineterminator="\n")
+    head = "".join(f"# {name}: {' '.join(value.split())}\n" for name, value in about)
+    return head + table.to_csv(index=False, lineterminator="\n")
+
+
+class CsvTable(NamedTuple):
+    """A CSV: what is said of all rows, the names of the columns, and the rows."""
+
+    about: list[tuple[str, str]]
+    columns: list[str]
+    rows: list[dict[str, str]]
+
+
+def read_csv(path: str | Path) -> CsvTable:
+    """Return what :func:`csv_text` wrote."""
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    count = next((n for n, line in enumerate(lines) if line[:1] != "#"), len(lines))
+    said = (line[1:].partition(":") for line in lines[:count])
+    about = [(name.strip(), value.strip()) for name, _, value in said]
+    table = csv.DictReader(lines[count:])
+    return CsvTable(about, [*(table.fieldnames or ())], [*table])
 
 
 def number(value: float | None, sign: str = "", digits: int = 2) -> str:

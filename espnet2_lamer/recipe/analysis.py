@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from espnet2_lamer.analysis.listening import has_routers
 from espnet2_lamer.analysis.masked_accuracy import masked_accuracy
+from espnet2_lamer.analysis.norms import norms_report, read_courses, write_norms
 from espnet2_lamer.analysis.plots import (
     plot_languages,
     plot_layers,
@@ -135,6 +136,10 @@ def _curves(options: Options) -> None:
     if measured.is_file() and measured.stat().st_size:
         path = options.analysis / "forgetting_curves.csv"
         write_forgetting_curves(measured, path, options.langs)
+    followed = options.ssl_experiment / "norms.jsonl"
+    if followed.is_file() and followed.stat().st_size:
+        courses = read_courses([options.ssl_experiment])
+        write_norms(courses, norms_report(courses, {}), options.analysis)
 
 
 def _forgetting(options: Options, dev: Path) -> None:

@@ -13,7 +13,13 @@ from espnet2_lamer.constants import TUNES, UPSTREAM_MODES
 from espnet2_lamer.data.corpora import CORPORA, MHUBERT147_AUDIO
 from espnet2_lamer.data.segmented_rows import WAYS, segment_tables
 from espnet2_lamer.data.sources.source import parse_sources
-from espnet2_lamer.evaluation.runs import BENCHMARKS, BUDGETS, LID_READINGS, TRACKS
+from espnet2_lamer.evaluation.runs import (
+    BENCHMARKS,
+    BUDGETS,
+    LID_READINGS,
+    TRACKS,
+    head_kind,
+)
 from espnet2_lamer.evaluation.text_units import NORMALISATIONS
 from espnet2_lamer.recipe.declaration import (
     as_text,
@@ -471,14 +477,19 @@ class Options(CommonOptions):
 
     @property
     def evaluation(self) -> str:
-        """Suffix of what belongs to one pretraining on one benchmark."""
+        """Suffix of what belongs to one pretraining on one benchmark.
+
+        Version 2.0 has heads of several kinds, each with results of its own.
+        """
         benchmark = "" if self.benchmark == "own" else f"_{self.benchmark}"
+        if self.benchmark == "mlsuperb2":
+            benchmark += f"_{head_kind(self.multi_config)}"
         corpora = f"_{'-'.join(self.eval_corpora)}" if self.eval_corpora else ""
         return self.variant + benchmark + corpora
 
     @property
     def results(self) -> Path:
-        """Directory of ``RESULTS.md``, one per pretraining and benchmark."""
+        """Directory of ``RESULTS.md``, one per :attr:`evaluation`."""
         return self.expdir / (f"results{self.evaluation}" if self.evaluation else "")
 
     def system(self, upstream: str) -> str:

@@ -93,7 +93,8 @@ def heads_of(options: Options, texts: Sequence[str], tracks: Sequence[str]) -> i
     """Return how many heads of some tracks there will be."""
     tasks = {"asr": len(texts), "multi_asr": bool(texts)}
     tasks |= {"lid": not alone(options), "asr_lid": bool(texts)}
-    several = (options.upstreams, options.budgets, options.eval_seeds or [0])
+    several = (options.upstreams, options.upstream_mode, options.budgets)
+    several += (options.eval_seeds or [0],)
     factor = prod(map(len, several)) * max(1, len(options.learning_rates))
     return factor * sum(tasks[track] for track in options.tracks if track in tracks)
 
@@ -158,14 +159,46 @@ def stage_seconds(
             + forward * heard
             + clustering * trials.dim / _FLOPS / jobs
         )
+    in_loop = heads_in_loop(options, trials)
     for name, (config, _, langs) in heads.items():
-        updates = _head_updates(read_yaml(config), every / max(1, len(langs)))
-        store = every * (forward or 0.0) * models
+        head = read_yaml(config)
+        audio = every / max(1, len(langs))
+        updates = _head_updates(head, audio)
+        store = every * (forward or 0.0) * _stored(options, trials)
+        heard = in_loop * number[name] * _heard(head, updates) * (forward or 0.0)
         times[name] = trials.head and (
             number[name] * (_HEAD_START + updates * trials.head)
+            + heard
             + store * (name == "asr_heads" and number[name] > 0)
         )
     return times
+
+
+def _dropping(options: Options) -> list[str]:
+    """Upstreams that drop something in train mode if the base does.
+
+    What the recipe trains does not.
+    """
+    return [name for name in options.upstreams if name != "lamer"]
+
+
+def heads_in_loop(options: Options, trials: Trials) -> float:
+    """Return the share of heads whose upstream runs in every epoch, unstored."""
+    if "train" not in options.upstream_mode or not trials.drops:
+        return 0.0
+    share = len(_dropping(options)) / max(1, len(options.upstreams))
+    return share / len(options.upstream_mode)
+
+
+def _stored(options: Options, trials: Trials) -> int:
+    """Return how many upstreams' features are stored."""
+    never = heads_in_loop(options, trials) and "eval" not in options.upstream_mode
+    return len(options.upstreams) - (len(_dropping(options)) if never else 0)
+
+
+def _heard(config: Mapping, updates: float) -> float:
+    """Seconds of audio that a head's training hears, at five an utterance."""
+    return 5 * updates * config.get("batch_size", 8) * config.get("accum_grad", 1)
 
 
 def _cores() -> int:
@@ -188,7 +221,7 @@ def disk_bytes(
     every = 3600 * sum(
         p.hours() for parts in speech.parts.values() for p in parts.values()
     )
-    mini, models = options.corpus == "mini", len(options.upstreams)
+    mini, models = options.corpus == "mini", _stored(options, trials)
     known = trials.base > 0
     size = 4 if options.store_dtype == "float32" else 2
     store = every * _FRAMES * (trials.dim or 0) * size * models if found.texts else 0
@@ -339,6 +372,11 @@ def _cost(options, recipe, speech, found, trials) -> Iterator[str]:
     for name, value in measured.items():
         if value is not None:
             yield f"  measured: {name}: {value:.4f} s"
+    if "train" in options.upstream_mode and trials.forward:
+        share = heads_in_loop(options, trials)
+        why = f"runs in every epoch of {share:.0%} of the heads, which is counted"
+        why = why if trials.drops else "drops nothing: its features are stored"
+        yield f"  --upstream_mode train: the base {why}"
     yield "  computed: all else, from these, the counts, and rates of the mini preset's"
     yield "  run on two cores for stages 0-2, 8, 9, 12 and 13"
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from espnet2_lamer.constants import SAMPLE_RATE, num_frames
-from espnet2_lamer.convert.load import local_source
+from espnet2_lamer.convert.load import local_source, read_dropouts
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.recipe.options import Options
@@ -51,6 +51,7 @@ class Trials:
         dim: Width of the base's states.
         channels: Width of what its convolution stack gives.
         trainable: Parameters that train, and of the base.
+        drops: Whether the base drops anything out in ``--upstream_mode train``.
         head: Of an update of the ASR head.
         peak: Bytes at most of this process or GPU.
     """
@@ -64,6 +65,7 @@ class Trials:
     trainable: int = 0
     base: int = 0
     channels: int | None = None
+    drops: bool = False
     head: float | None = None
     head_parameters: int = 0
     peak: int = 0
@@ -179,6 +181,7 @@ def _time_base(options: Options, found: Trials) -> None:
             with torch.inference_mode():
                 took = _clock(lambda m=wav2vec2, x=speech: m.extract_features(x))
             found.forward = took * SAMPLE_RATE / length
+            found.drops = any(read_dropouts(options.base).values())
         model.keep_frozen()
         found.peak = max(found.peak, try_batch(model, batch, options.device).peak)
         took = _clock(lambda m=model, x=batch: m(**x)[0].backward())

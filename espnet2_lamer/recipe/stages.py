@@ -344,7 +344,7 @@ def _with_second_round(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
     second = replace(
         training,
         name="reclustering",
-        title="re-clustering, and pretraining goes on",
+        title="re-clustering, pretraining goes on",
         depends_on=f"{training.depends_on} recluster kmeans_hours",
         run=work("reclustering", "go_on_with_new_units"),
         inputs=lambda o: [

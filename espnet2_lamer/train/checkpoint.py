@@ -43,8 +43,9 @@ _FREE = set(
     nbest_averaging_interval best_model_criterion early_stopping_criterion
     use_matplotlib use_tensorboard use_wandb create_graph_in_tensorboard version
     required distributed checkpoint_interval allow_changed max_bad_updates
-    grad_norm_groups local_rank multiprocessing_distributed write_collected_feats
-    unused_parameters cudnn_enabled cudnn_benchmark train_shape_file valid_shape_file
+    grad_norm_groups norms_interval local_rank multiprocessing_distributed
+    write_collected_feats unused_parameters cudnn_enabled cudnn_benchmark
+    train_shape_file valid_shape_file
     valid_data_path_and_name_and_type train_data_path_and_name_and_type
     allow_variable_data_keys token_list max_cache_size max_cache_fd
     valid_max_cache_size sanity sanity_updates replay_langs monitor_utts monitor_layers

@@ -40,6 +40,7 @@ from espnet2_lamer.train.figures import Figures
 from espnet2_lamer.train.health import Health
 from espnet2_lamer.train.memory import read_device_bins
 from espnet2_lamer.train.monitor import build_monitor
+from espnet2_lamer.train.norms import NormLog, build_norms
 from espnet2_lamer.train.update import Updater, load_optimizer
 
 # Of the checkpoint's layout.
@@ -79,6 +80,9 @@ class TrainingRun:
         # Batches of the epoch that are behind us, and what the epoch collected.
         self.batches = 0
         self.resumed: dict[str, Any] | None = None
+        # Learning rates of all updates, added up.
+        self.rate_sum = 0.0
+        self.norms: NormLog | None = None
         self.writers: dict[str, Any] = {}
 
     def run(self) -> None:
@@ -107,6 +111,7 @@ class TrainingRun:
                 directory = self.output_dir / "tensorboard" / part
                 self.writers[part] = SummaryWriter(str(directory))
         monitor = build_monitor(self)
+        self.norms = build_norms(self)
         with stop_on_signals() as request:
             while self.epoch <= self.options.max_epoch:
                 # ESPnet's wording: tools that follow its logs understand ours.
@@ -158,6 +163,7 @@ class TrainingRun:
             "epoch": self.epoch,
             "batches": self.batches,
             "device_bins": getattr(self.train_factory, "device_bins", None),
+            "rate_sum": self.rate_sum,
             "model": self.model.state_dict(),
             "optimizers": [self.optimizer.state_dict()],
             "schedulers": [self.scheduler and self.scheduler.state_dict()],
@@ -220,6 +226,9 @@ class TrainingRun:
         self.model.language_statistics.set_state(languages)
         self.updates, self.epoch = state["updates"], state["epoch"]
         self.batches = self._batches_behind(state)
+        self.rate_sum = state.get("rate_sum", 0.0)
+        if "rate_sum" not in state:
+            logging.warning("norms.jsonl: rate_sum counts from the resumed update on")
         self.resumed = {"collected": state["collected"], "random": own.get("random")}
         self.train_factory.device_bins = read_device_bins(
             self.options.device_bins
@@ -268,6 +277,10 @@ class TrainingRun:
             if last:
                 updater.step(figures, say(request, waited))
                 self.updates += 1
+                self.rate_sum += updater.rate
+                if self.norms is not None:
+                    ends = self.batches == total
+                    self.norms.updated(figures, updater.rate, ends)
                 now = time.perf_counter()
                 figures.register({"train_time": now - started})
                 self.health.waited(waits(updater.said, waited), now - started)
@@ -298,7 +311,8 @@ class TrainingRun:
                 self._leave(stop)
         self.reporter.finish_epoch(reporter)
         stats = self.reporter.stats[self.epoch]
-        stats["train"] = self.health.with_baselines("train", stats["train"])
+        norms = self.norms.figures if self.norms else {}
+        stats["train"] = self.health.with_baselines("train", stats["train"] | norms)
 
     def _loaded(self, start: int) -> Iterator[tuple[float, tuple]]:
         """Batches of the epoch, and seconds that each was waited for."""

@@ -64,6 +64,11 @@ class LamerTrainerOptions(TrainerOptions):
     grad_norm_groups: bool = _option(
         False, "Report gradient norms of lora_A, lora_B, routers and the rest apart"
     )
+    norms_interval: int = _option(
+        500,
+        "Updates between lines of norms.jsonl (norms of experts and routers); one is "
+        "written at each epoch's end; 0: none",
+    )
     monitor_utts: int = _option(
         32,
         "Held-out utterances per language whose hidden states are compared with the "

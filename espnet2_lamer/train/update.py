@@ -72,6 +72,8 @@ class Updater:
         self.on_device = fused and not self.scaler.is_enabled()
         self._tensors = {p: name for name, p in self.model.named_parameters()}
         self.bad_in_a_row = 0
+        #: Learning rate of the last update, of the first group of weights.
+        self.rate = 0.0
         #: What ranks said at the last update that is settled, added up.
         self.said: list[float] = []
         self._verdict: _Verdict | None = None
@@ -149,6 +151,7 @@ class Updater:
         torch.nn.utils.clip_grads_with_norm_(parameters, self.options.grad_clip, norm)
         # Before the rate is used, and with this update's work given to the device.
         self.settle()
+        self.rate = self.optimizer.param_groups[0]["lr"]
         numbers = to_host_later(torch.cat([norm.reshape(1).float(), others]))
         if self.on_device:
             self.optimizer.found_inf = torch.where(norm.isfinite(), 0.0, 1.0)
@@ -327,11 +330,21 @@ class PolynomialDecayLR(LRScheduler, AbsBatchStepScheduler):
 
     def get_lr(self) -> list[float]:
         """Return the rate of the next update per parameter group."""
-        step = self.last_epoch + 1
-        if step <= self.warmup_steps:
-            factor = step / self.warmup_steps
-        else:
-            span = self.total_steps - self.warmup_steps
-            left = max(0.0, 1.0 - (step - 1 - self.warmup_steps) / span)
-            factor = left**self.power
+        shape = self.warmup_steps, self.total_steps, self.power
+        factor = _share_of_peak(self.last_epoch + 1, *shape)
         return [base * factor for base in self.base_lrs]
+
+
+def polynomial_rates(
+    warmup_steps: int = 32000, total_steps: int = 400000, power: float = 1.0
+) -> list[float]:
+    """Rates of all updates of :class:`PolynomialDecayLR`, as shares of the peak."""
+    steps = range(1, total_steps + 1)
+    return [_share_of_peak(s, warmup_steps, total_steps, power) for s in steps]
+
+
+def _share_of_peak(step: int, warmup: int, total: int, power: float) -> float:
+    if step <= warmup:
+        return step / warmup
+    left = max(0.0, 1.0 - (step - 1 - warmup) / (total - warmup))
+    return left**power

@@ -8,6 +8,7 @@ import yaml
 CONF = Path(__file__).parents[2] / "conf"
 MAIN = CONF / "train_ssl_lamer.yaml"
 VARIANTS = sorted((CONF / "tuning").glob("train_ssl_*.yaml"))
+LARGE = "tuning/train_ssl_lamer_large_updates.yaml"
 DIM, FFN, LAYERS, UNITS = 1024, 4096, 24, 1000
 # facts of HuBERT-Large: 315,438,720 in transformers, 1,024 of them mask embedding.
 BACKBONE = 315_438_720 - DIM
@@ -26,6 +27,13 @@ CHANGES = {
     "lamer_no_balance": {f"{LAMER}.balance": "none"},
     "lamer_bias": {f"{LAMER}.balance": "bias"},
     "lamer_distill": {"model_conf.distill_weight": 1.0},
+    "lamer_large_updates": {
+        "update_bins": 14_400_000,
+        "num_iters_per_epoch": 500,
+        "scheduler_conf.total_steps": 100_000,
+        "scheduler_conf.warmup_steps": 8_000,
+        "optim_conf.lr": 0.00053,
+    },
     "lamer_no_replay": {"exclude_langs": ["eng"]},
     "lamer_8642": {ALLOCATION: "8,6,4,2"},
     "lamer_8228": {ALLOCATION: "8,2,2,8"},
@@ -173,10 +181,11 @@ def test_tables_2_and_3_share_120_experts_in_groups_of_six_layers(name, groups):
 
 
 @pytest.mark.parametrize("path", [MAIN, *VARIANTS], ids=name_of)
-def test_the_schedule_is_400k_updates_of_225_seconds(path):
+def test_the_schedule_is_the_audio_of_400k_updates_of_225_seconds(path):
     found = report(path)
-    assert found.updates == 400_000 == read(path)["scheduler_conf.total_steps"]
-    assert found.seconds_per_update == 3_600_000 / 16_000 == 225
+    fewer = 4 if name_of(path) == "lamer_large_updates" else 1
+    assert found.updates == 400_000 / fewer == read(path)["scheduler_conf.total_steps"]
+    assert found.seconds_per_update == 225 * fewer == 3_600_000 * fewer / 16_000
     hours = found.updates * found.seconds_per_update / 3600
     assert round(hours / 547.494) == 46
 
@@ -187,6 +196,23 @@ def test_fairseqs_two_hours_per_update_are_another_update_bins():
     found = report(MAIN, update_bins=115_200_000)
     assert found.seconds_per_update == 128 * 56.25 == 7200
     assert found.updates == 400_000
+
+
+def test_the_second_schedule_follows_the_square_root_rule_from_fairseqs_update():
+    one, two = (read(CONF / f) for f in ("train_ssl_lamer.yaml", LARGE))
+    rate = one["optim_conf.lr"] * (two["update_bins"] / 115_200_000) ** 0.5
+    assert two["optim_conf.lr"] == pytest.approx(rate, rel=2e-3)
+    shares = [
+        c["scheduler_conf.warmup_steps"] / c["scheduler_conf.total_steps"]
+        for c in (one, two)
+    ]
+    assert shares[0] == shares[1] == 0.08
+    # What its header says of rates that are added up: a triangle each.
+    sums = [
+        c["optim_conf.lr"] * c["scheduler_conf.total_steps"] / 2 for c in (one, two)
+    ]
+    assert sums == pytest.approx([300, 26.5])
+    assert "26.5 instead of 300" in (CONF / LARGE).read_text(encoding="utf-8")
 
 
 def test_the_papers_settings_and_fairseqs_stand_in_the_main_config():

@@ -31,10 +31,12 @@ MEASURED = {
 
 def test_its_figures_are_those_of_the_committed_table():
     table = (ROOT / "docs/results/systems.md").read_text(encoding="utf-8")
-    judged = {tuple(row[1:4]) for row in rows(table) if len(row) == 6}
+    judged = [row[1:3] for row in rows(table.partition("## Overview")[0])]
     found = {row[1]: row[2:] for row in rows(README) if len(row) == 4}
     for text, measure in MEASURED.items():
-        assert (measure, *found[text]) in judged
+        difference, interval = found[text]
+        told = f"{difference} ({interval}), p "
+        assert any(m == measure and d.startswith(told) for m, d in judged)
 
 
 def test_the_command_beside_them_is_the_one_that_made_the_table():

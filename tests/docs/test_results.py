@@ -1,29 +1,35 @@
-"""The summary of the results says what the committed tables say."""
+"""The committed pages are those of their CSVs; the summary says what they say."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+from espnet2_lamer.experiments.definition import read_definition
+from espnet2_lamer.experiments.page import write_page
+from espnet2_lamer.experiments.tables import Tables
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+TABLES = sorted((DOCS / "results").glob("*.csv"))
 ROWS = re.findall(
     r"^\| .*\(\[\]\((results/\w+\.md)\)\) \|[^|]*"
-    r"\| (\S+) \((\S+ to \S+)\) \| ([^|]+) \|$",
+    r"\| (\S+ \(\S+ to \S+\)) \| ([^|]+) \|$",
     (DOCS / "results.md").read_text(encoding="utf-8"),
     re.MULTILINE,
 )
 
 
 def claims(page):
-    """Return (difference, interval, verdict) of the claims that a table judges."""
+    """Return (difference with interval, verdict) of the claims of a page."""
     text = (DOCS / page).read_text(encoding="utf-8")
-    section = text.partition("## What holds in small")[2].partition("\n## ")[0]
+    section = text.partition("## Claims")[2].partition("\n## ")[0]
     rows = [
         line.strip("|").split("|")
         for line in section.splitlines()
         if line.startswith("|")
     ]
-    return [(row[2], row[3], row[5]) for row in rows[2:]]
+    return [(row[2].partition(", p ")[0], row[3]) for row in rows[2:]]
 
 
 @pytest.mark.parametrize(
@@ -35,3 +41,30 @@ def test_the_summary_repeats_the_first_claims_of_a_table(table, count):
     rows = [tuple(row) for found, *row in ROWS if found == page]
     assert len(rows) == count
     assert rows == claims(page)[:count]
+
+
+def tables_of(csv):
+    definition = read_definition(ROOT / f"conf/experiments/{csv.stem}.yaml")
+    return Tables.of_csv(definition, csv)
+
+
+@pytest.mark.parametrize("csv", TABLES, ids=lambda path: path.stem)
+def test_a_page_is_what_its_definition_and_csv_print(csv):
+    tables = tables_of(csv)
+    page = csv.with_suffix(".md").read_text(encoding="utf-8")
+    assert write_page(tables, csv.name, f"{csv.stem}.png") == page
+    assert tables.as_csv().count("\n") == csv.read_text(encoding="utf-8").count("\n")
+
+
+@pytest.mark.parametrize("csv", TABLES, ids=lambda path: path.stem)
+def test_figures_keep_the_command_commit_and_machine_of_their_run(csv):
+    about = dict(tables_of(csv).about)
+    assert about["command"].startswith("python -m espnet2_lamer.bin.experiment ")
+    assert re.fullmatch("[0-9a-f]{40}", about["commit"])
+    assert re.fullmatch(r"[^;]+ \([0-9a-f, ]+\)", about["cells ran on"])
+    assert about["seeds"]
+
+
+@pytest.mark.parametrize("csv", TABLES, ids=lambda path: path.stem)
+def test_a_page_fits_two_screens_or_three(csv):
+    assert len(csv.with_suffix(".md").read_text().splitlines()) <= 120

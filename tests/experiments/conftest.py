@@ -62,7 +62,12 @@ def small(tmp_path):
         cells = plan_cells(definition, recipe)
         store = Store(tmp_path / "exp")
         return Matrix(
-            definition, cells, store, lambda d, lock: made.append(d.key) or (), run_cell
+            definition,
+            cells,
+            store,
+            lambda d, lock: made.append(d.key) or (),
+            run_cell,
+            about,
         )
 
     def change(old, new):

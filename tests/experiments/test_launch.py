@@ -11,10 +11,10 @@ import yaml
 from espnet2_lamer.bin.experiment import main
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.experiments.definition import plan_cells, read_definition
+from espnet2_lamer.experiments.figures import with_averages
 from espnet2_lamer.experiments.launch import prepare_data, run_cell
 from espnet2_lamer.experiments.matrix import Matrix, Store
 from espnet2_lamer.experiments.measures import KINDS, CellMeasure, rate, read_measures
-from espnet2_lamer.experiments.tables import with_averages
 from espnet2_lamer.fileio.atomic import write_json
 
 # Stands in for the recipe: says what it was asked, writes what stages leave behind.
@@ -125,6 +125,11 @@ def test_nj_reaches_cells_and_data_and_changes_no_key(recipe, monkeypatch):
     page = (recipe.root / recipe.path.stem / "RESULTS.md").read_text()
     assert "- cells done: `1 of 6`" in page
     assert "--tables" not in page
+    # Without cells, recipe or data.
+    csv = recipe.root / recipe.path.stem / "results.csv"
+    kept = csv.rename(recipe.path.with_name("kept.csv"))
+    main([str(recipe.path), "--from_csv", str(kept)])
+    assert kept.with_suffix(".md").read_text() == page.replace("results.csv", kept.name)
     with pytest.raises(RecipeError, match="--nj: found 0, expected 1"):
         main([str(recipe.path), *words, "--nj", "0"])
 
@@ -144,7 +149,7 @@ def test_figures_are_read_anew_from_what_finished_cells_left(recipe, monkeypatch
         del record["measures"]
         assert after == record
     page = (recipe.root / recipe.path.stem / "RESULTS.md").read_text()
-    assert "|CKA to base eng \\*|0.700 ± 0.000|not run|" in page
+    assert "|CKA to base|eng (English)|\n|---|---|\n|good|0.700" in page
     assert "--remeasure" not in page
     left.unlink()
     text = path.read_text()
@@ -202,7 +207,7 @@ def test_measures_are_read_from_what_analysis_writes(tmp_path):
     routing = found["expert-language information (nats) layer 2"]
     assert (routing.value, routing.null) == (0.3, 0.1)
     assert all(KINDS[m.kind].heads_free for m in found.values())
-    averages = {name: group for name, group, _ in with_averages(found)}
+    averages = {name: group for name, group in with_averages(found)}
     assert [m.lang for m in averages["phone probe average"]] == ["eng", "cmn"]
     assert "masked accuracy average" not in averages
 
@@ -279,9 +284,7 @@ def test_ways_to_identify_have_an_average_each():
         for unit, right in (("by tag", by_tag), ("first tag", first)):
             measure = rate("LID accuracy", lang, {"a": (right, 4)}, unit)
             found[measure.name] = measure
-    averages = {
-        n: [m.value for m in g] for n, g, _ in with_averages(found) if len(g) > 1
-    }
+    averages = {n: [m.value for m in g] for n, g in with_averages(found) if len(g) > 1}
     assert averages == {
         "LID accuracy average (by tag)": [25.0, 75.0],
         "LID accuracy average (first tag)": [100.0, 50.0],

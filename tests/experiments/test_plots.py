@@ -22,7 +22,7 @@ def drawn(monkeypatch):
 
 def test_a_point_and_its_interval_are_those_of_the_tables(small, drawn, tmp_path):
     small.matrix().run()
-    tables = Tables(small.matrix(), {})
+    tables = Tables.of_cells(small.matrix(), {})
     assert plot_differences(tables, tmp_path / "small.png")
     assert (tmp_path / "small.png").read_bytes().startswith(b"\x89PNG")
     # CKA has no better direction and is not drawn.
@@ -30,7 +30,7 @@ def test_a_point_and_its_interval_are_those_of_the_tables(small, drawn, tmp_path
     assert axes.get_title() == "ASR error eng"
     assert [label.get_text() for label in axes.get_yticklabels()] == ["good", "bad"]
     _, interval, point = axes.lines
-    found = tables.row("ASR error eng", "bad").difference
+    found = tables.figure("ASR error eng", "bad").differences["good"]
     assert interval.get_xdata() == pytest.approx(found.interval)
     assert [*point.get_xdata(), *point.get_ydata()] == [pytest.approx(found.value), 1]
     assert point.get_markerfacecolor() == point.get_color() == plots._WORSE
@@ -51,16 +51,16 @@ def test_colour_tells_the_direction_and_a_hollow_point_that_none_is_told(
 ):
     from matplotlib.figure import Figure
 
-    from espnet2_lamer.experiments.measures import CellMeasure
-    from espnet2_lamer.experiments.tables import Measured, Row
+    from espnet2_lamer.experiments import figures
+    from espnet2_lamer.experiments.measures import Name
     from espnet2_lamer.metrics.bootstrap import Difference
+    from espnet2_lamer.metrics.measure import Measure
 
     difference = Difference(0.5, interval, 0.5, seeds=(0, 1))
-    kind = {"higher": "phone probe", "lower": "ASR error"}[better]
-    of = Measured("m", {}, CellMeasure(kind, 0.5, "eng"))
-    row = Row(of, "bad", None, difference, {}, None)
+    name = Name({"higher": "phone probe", "lower": "ASR error"}[better], "eng")
+    figure = figures.Figure(name, "bad", (0, 1), Measure(0.5), {"good": difference})
     axes = Figure().subplots()
-    plots._panel(axes, [row], ["good", "bad"])
+    plots._panel(axes, [figure], ["good", "bad"], "good")
     point = axes.lines[-1]
     assert point.get_color() == colour
     hollow = point.get_markerfacecolor() == "white"
@@ -69,5 +69,7 @@ def test_colour_tells_the_direction_and_a_hollow_point_that_none_is_told(
 
 def test_nothing_is_drawn_before_there_is_a_difference(small, tmp_path):
     small.matrix().run("good/*")
-    assert not plot_differences(Tables(small.matrix(), {}), tmp_path / "small.png")
+    assert not plot_differences(
+        Tables.of_cells(small.matrix(), {}), tmp_path / "small.png"
+    )
     assert not list(tmp_path.glob("*.png"))

@@ -15,9 +15,15 @@ import pytest
 
 import espnet2_lamer
 from espnet2_lamer.errors import RecipeError
-from tests.foreign import command_doors, library_doors  # noqa: F401 - fills DOORS
+from tests.foreign import (  # noqa: F401 - fill DOORS
+    library_doors,
+    model_doors,
+    recipe_doors,
+    training_doors,
+)
+from tests.foreign.command_lines import command, head_training, pretraining
 from tests.foreign.payloads import FORMS, Payload, Watch
-from tests.foreign.sound_files import DOORS, make_sound_files
+from tests.foreign.sound_files import DOORS, experiment, make_sound_files
 
 VARIABLE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 WATCH = Watch()
@@ -99,7 +105,7 @@ def test_commands_refuse_a_pickle_in_a_process_of_their_own(
     payload = Payload(FORMS[0], tmp_path / "theirs", mark)
     arguments = {
         "hubert_train": lambda: [
-            *command_doors.pretraining(good, here),
+            *pretraining(good, here),
             f"--init_param={payload.file()}:a:b",
         ],
         "asr_inference": lambda: [
@@ -109,7 +115,7 @@ def test_commands_refuse_a_pickle_in_a_process_of_their_own(
             f"--output_dir={here / 'out'}",
         ],
         "export": lambda: [
-            f"--experiment={command_doors.experiment(good, here, payload)}",
+            f"--experiment={experiment(good, here, payload)}",
             *("--task=ssl", f"--output={here / 'm.zip'}"),
         ],
     }[name]()
@@ -144,9 +150,9 @@ def test_a_config_cannot_say_that_its_files_are_trusted(
     good, tmp_path, quiet, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    arguments = command_doors.head_training(good, tmp_path, trust_s3prl_files=True)
+    arguments = head_training(good, tmp_path, trust_s3prl_files=True)
     with pytest.raises(SystemExit) as end:
-        command_doors.command("asr_train", *arguments)
+        command("asr_train", *arguments)
     assert end.value.code == 2
     assert "unrecognized arguments: trust_s3prl_files" in capsys.readouterr().err
 

@@ -63,3 +63,16 @@ def test_forgetting_is_drawn_where_it_was_measured(options):
     assert [(r["layer"], r["cka"]) for r in rows] == [("2", "1"), ("3", "0.5")]
     assert (options.analysis / "forgetting_curves.png").stat().st_size > 1000
     assert not (options.analysis / "masked_accuracy_curves.csv").exists()
+
+
+def test_norms_are_drawn_where_they_were_followed(options):
+    write_training(options.ssl_experiment, 0.25, langs=())
+    line = {"update": 10, "rate": 0.1, "rate_sum": 0.5}
+    line["experts"] = {"0.output_dense": {"share": [0.25, 0.5]}}
+    line["routers"] = {"0.ffn": {"row": [0.6, 0.7]}}
+    path = options.ssl_experiment / "norms.jsonl"
+    path.write_text(json.dumps(line) + "\n")
+    _curves(options)
+    (row,) = csv.DictReader((options.analysis / "norms.csv").open())
+    assert (row["run"], row["share"], row["router"]) == ("ssl_lamer", "0.5", "0.7")
+    assert (options.analysis / "norms.png").stat().st_size > 1000

@@ -10,7 +10,7 @@ import yaml
 from espnet2_lamer.evaluation.challenge import challenge_figures, challenge_rates
 from espnet2_lamer.fileio.datadir import read_table
 from tests.mlsuperb2_tree import utterances, write_folders, write_parquet
-from tests.recipe.test_benchmark import options_of
+from tests.recipe.evaluation_options import options_of
 from tests.recipe.test_tracks import write_upstream
 
 TUNING = Path(__file__).parents[2] / "conf" / "tuning"
@@ -78,8 +78,8 @@ def test_the_head_is_of_its_kind_and_reads_every_layer(finished):
 
 
 def test_results_have_the_challenges_figures_of_languages_and_dialects(finished):
-    options, run, _ = finished
-    results = options.expdir / "results_mlsuperb2"
+    options, run, kind = finished
+    results = options.expdir / f"results_mlsuperb2_{kind}_mini"
     expected = {}
     for label in ("dev", "dev_dialect"):
         here = run.directory(options.expdir) / f"decode_{label}"

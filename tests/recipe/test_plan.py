@@ -124,6 +124,42 @@ def test_a_plan_has_the_disk_of_the_feature_cache(tmp_path):
         assert _feature_cache(options, found, trials) == expected
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("modes", [["eval"], ["train"], ["eval", "train"]])
+def test_an_upstream_in_train_mode_is_heard_in_every_epoch_of_its_heads(
+    tmp_path, dropout, modes
+):
+    from espnet2_lamer.recipe.plan import Amounts, disk_bytes, stage_seconds
+    from espnet2_lamer.recipe.plan_parts import Speech
+    from espnet2_lamer.recipe.plan_trial import Trials
+    from espnet2_lamer.recipe.schedule import Schedule
+    from tests.recipe.evaluation_options import options_of
+
+    config = tmp_path / "head.yaml"
+    config.write_text("{max_epoch: 3, num_iters_per_epoch: 20, accum_grad: 2}")
+    more = dict.fromkeys(("asr_config", "lid_config", "multi_config"), config)
+    options = options_of(
+        tmp_path,
+        **more | {"ssl_config": config, "upstreams": ["base", "lamer"]},
+        **{"upstream_mode": modes, "tracks": ["asr"], "eval_seeds": []},
+        **{"learning_rates": [], "nj": 1, "corpus": "mini", "n_clusters": 10},
+        **{"control": False, "store_dtype": "float32"},
+    )
+    part = {"train": Part([5.0] * 10, text=10, files=10)}
+    speech = Speech({"eng": part}, "a test", True)
+    found = Amounts({"eng": 50.0}, {}, 50.0, ["eng"], Schedule(10, 10, 1, 1), 20.0)
+    trials = Trials(forward=0.5, head=2.0, dim=8, drops=dropout > 0)
+    seconds = stage_seconds(options, speech, found, trials)["asr_heads"]
+    # A head each of base and lamer per mode, of 30 updates after 3 s of start.
+    heads = 2 * len(modes) * (3 + 30 * 2.0)
+    # In train mode the base alone, 8 utterances of 5 s in each of 60 batches.
+    heard = 60 * 8 * 5 * 0.5 if dropout and "train" in modes else 0.0
+    stored = 1 if modes == ["train"] and dropout else 2
+    assert seconds == pytest.approx(heads + heard + stored * 50 * 0.5)
+    disk = disk_bytes(options, speech, found, trials)["dump/feature_store"]
+    assert disk == 50 * 50 * 8 * 4 * stored
+
+
 def test_buckets_add_up_to_all_hours():
     rng = np.random.default_rng(1)
     part = Part([*rng.uniform(0.5, 90, 200)], weight=3)

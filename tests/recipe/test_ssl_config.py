@@ -124,7 +124,7 @@ def test_the_yamls_own_allocation_on_the_command_line_changes_nothing(resolve, c
 def test_every_config_has_an_experiment_of_its_own(resolve):
     configs = ["train_ssl_lamer.yaml"]
     configs += sorted(f"tuning/{p.name}" for p in CONF.glob("tuning/train_ssl_*.yaml"))
-    assert len(configs) == 16
+    assert len(configs) == 17
     runs = [resolve(config) for config in configs]
     for name in ("ssl_experiment", "analysis", "results"):
         assert len({getattr(run, name) for run in runs}) == len(runs), name
@@ -227,6 +227,9 @@ def test_all_of_the_family_share_one_control():
     # Without replay the control, too, would be trained on other data.
     other = controls.pop("tuning/train_ssl_lamer_no_replay.yaml")
     assert other == shared | {"exclude_langs": ["eng"]}
+    # Of another schedule it is another control.
+    large = controls.pop("tuning/train_ssl_lamer_large_updates.yaml")
+    assert large != shared and large.keys() == shared.keys()
     assert all(settings == shared for settings in controls.values())
     assert control_settings(config("train_ssl_lamer_mini.yaml")) != shared
     # It changes how fast it is trained, and nothing else.

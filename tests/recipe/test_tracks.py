@@ -58,7 +58,7 @@ def finished(tmp_path_factory):
     """Stages 9 to 11 of every track; the mixed ones with SentencePiece units."""
     from espnet2_lamer.recipe import data, scoring
     from espnet2_lamer.recipe.benchmark import planned_runs
-    from tests.recipe.test_benchmark import options_of
+    from tests.recipe.evaluation_options import options_of
 
     root = tmp_path_factory.mktemp("tracks")
     write_data(root)

@@ -54,6 +54,7 @@ CONFIG = {
     "best_model_criterion": [["valid", "loss_m", "min"]],
     "langs": ["cmn", "yue"],
     "monitor_utts": 4,
+    "norms_interval": 3,
     "use_tensorboard": False,
     "use_matplotlib": False,
 }
@@ -174,6 +175,7 @@ def outcome(output: Path) -> dict:
     )
     return {
         "forgetting": forgetting(output),
+        "norms": norms(output),
         "model": state["model"],
         "best": best,
         "optimizer": state["optimizers"][0]["state"],
@@ -190,6 +192,12 @@ def forgetting(output: Path) -> dict[str, str]:
         str(number): json.dumps({**json.loads(line), "seconds": 0})
         for number, line in enumerate(lines)
     }
+
+
+def norms(output: Path) -> str:
+    """Lines of the norms, as they are in the file."""
+    path = output / "norms.jsonl"
+    return path.read_text() if path.is_file() else ""
 
 
 def differences(one: dict, two: dict, path: str = "") -> list[str]:
