@@ -19,7 +19,9 @@ def num_frames(num_samples: int) -> int:
 
 
 #: What trains with an ASR head: nothing beside it, the frozen upstream of ML-SUPERB;
-#: LoRA experts and routers; the transformer as well.
-TUNES = ("head", "experts", "all")
+#: LoRA experts and routers; the transformer as well; LoRA that it is given for this, in
+#: upper layers one of each language.
+LID_ROUTED = "lid_routed"
+TUNES = ("head", "experts", "all", LID_ROUTED)
 #: What a frozen upstream is in while a head trains.
 UPSTREAM_MODES = ("eval", "train")

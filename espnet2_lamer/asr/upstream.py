@@ -18,6 +18,7 @@ from espnet2_lamer.convert.load import load_s3prl, read_dropouts
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.trust import split_s3prl
 from espnet2_lamer.layers import LamerConfig, add_lamer, parse_allocation
+from espnet2_lamer.layers.lid_routing import LidRoutingConfig, add_lid_routing
 
 TooShortUttError = espnet_nets(
     "pytorch_backend.transformer.subsampling"
@@ -191,6 +192,7 @@ class Upstream(FrozenUpstream):
         self.checkpoint = checkpoint
         self.wav2vec2 = wav2vec2.eval().requires_grad_(False)
         self.lamer = lamer
+        self.lid_routed: dict[str, Any] | None = None
         self.final_norm = final_norm
         self.num_layers = wav2vec2.architecture["encoder_num_layers"]
         self.dim = wav2vec2.architecture["encoder_embed_dim"]
@@ -253,6 +255,20 @@ class Upstream(FrozenUpstream):
         self.drops = any(drops)
         return self.drops
 
+    def route_by_language(self, options: dict[str, Any]) -> None:
+        """Add LoRA that the language routes, by options of ``LidRoutingConfig``.
+
+        Raises:
+            RecipeError: They do not fit, or the model has experts.
+        """
+        config = LidRoutingConfig(**options)
+        try:
+            add_lid_routing(self.wav2vec2, config)
+        except ValueError as error:
+            raise RecipeError(str(error)) from error
+        self.lid_routed = vars(config)
+        self.wav2vec2.eval().requires_grad_(False)
+
     def _what(self) -> str:
         family = FAMILIES[family_of(self.wav2vec2.architecture)].title
         if self.lamer is None:
@@ -267,11 +283,13 @@ class Upstream(FrozenUpstream):
 
     def architecture(self) -> dict[str, Any]:
         """Describe the model in plain values; see :meth:`from_architecture`."""
-        return {
+        found = {
             "hubert": dict(self.wav2vec2.architecture),
             "lamer": self.lamer,
             "final_norm": self.final_norm,
         }
+        # Others have the fingerprint that they had before there was this.
+        return found | ({"lid_routed": self.lid_routed} if self.lid_routed else {})
 
     @classmethod
     def from_architecture(cls, architecture: dict[str, Any]) -> "Upstream":
@@ -279,7 +297,10 @@ class Upstream(FrozenUpstream):
         wav2vec2 = build_hubert(architecture["hubert"])
         if architecture["lamer"] is not None:
             add_lamer(wav2vec2, LamerConfig(**architecture["lamer"]))
-        return cls(wav2vec2, architecture["lamer"], architecture["final_norm"])
+        found = cls(wav2vec2, architecture["lamer"], architecture["final_norm"])
+        if architecture.get("lid_routed"):
+            found.route_by_language(architecture["lid_routed"])
+        return found
 
 
 class S3prlUpstream(FrozenUpstream):

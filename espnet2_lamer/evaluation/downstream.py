@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import yaml
 
-from espnet2_lamer.constants import SAMPLE_RATE, TUNES, UPSTREAM_MODES
+from espnet2_lamer.constants import LID_ROUTED, SAMPLE_RATE, TUNES, UPSTREAM_MODES
 from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.feature_store import (
@@ -25,6 +25,7 @@ from espnet2_lamer.evaluation.feature_store import (
     store_features,
     upstream_fingerprint,
 )
+from espnet2_lamer.evaluation.lid_routed import HeadLanguages, routed
 from espnet2_lamer.evaluation.recogniser_files import write_record
 from espnet2_lamer.evaluation.runs import made_from, put_aside
 from espnet2_lamer.evaluation.text_settings import TextSettings
@@ -72,9 +73,8 @@ class HeadOptions:
             the upstream runs in every epoch instead. 0: always.
         nbpe: Size of the vocabulary of unit ``bpe``.
         learning_rate: Instead of the config's, also as peak of its schedule.
-        tune: ``head`` on stored features of the frozen upstream; with ``experts`` and
-            ``all`` the upstream trains too, see ``tasks.tuning``, and runs in every
-            epoch.
+        tune: ``head`` on stored features of the frozen upstream; with the others the
+            upstream trains too, see ``tasks.tuning``, and runs in every epoch.
         alone: Whether it is of one language in ML-SUPERB's monolingual track, whose
             script keeps what stands in brackets.
         upstream_mode: ``train``: the frozen upstream drops what it dropped in its own
@@ -160,10 +160,11 @@ def train_head(
     fingerprint = upstream_fingerprint(upstream)
     texts: dict[str, dict[str, str]] = {}
     plans: dict[str, list[StorePlan]] = {}
+    every: dict[str, list[Path]] = {}
     for name, found in (("train", train_dir), ("dev", dev_dir)):
         dirs = [Path(found)] if isinstance(found, str | Path) else [*map(Path, found)]
         what = options.target, options.unit, settings, options.alone
-        texts[name] = read_all_targets(dirs, *what)
+        texts[name], every[name] = read_all_targets(dirs, *what), dirs
         choice, form = options.layer, options.store_dtype
         plans[name] = [
             plan_store(upstream, choice, directory, store_root, form, fingerprint)
@@ -185,6 +186,10 @@ def train_head(
     if options.tune != "head":
         # Heads that were trained before there was a choice keep their record.
         inputs["tune"] = options.tune
+    languages = None
+    if options.tune == LID_ROUTED:
+        languages = HeadLanguages.read(every, texts)
+        inputs["languages"] = sha256_value(languages.of)
     drops = options.upstream_mode == "train" and upstream.drop_in_training()
     if drops:
         inputs["upstream_mode"] = options.upstream_mode
@@ -226,6 +231,8 @@ def train_head(
         command += _input_options(data, plan, None if stored else source)
         if options.tune != "head":
             command += ["--frontend_conf", f"tune={options.tune}"]
+        if languages is not None:
+            command += languages.write(data)
         if drops:
             command += ["--frontend_conf", "upstream_mode=train"]
         begun = (output_dir / LATEST).exists()
@@ -238,6 +245,9 @@ def train_head(
             raise
         record = {"unit": options.unit, "text": settings.as_dict()}
         record["tune"] = options.tune
+        if languages is not None:
+            upstream = routed(upstream, output_dir)
+            record["languages"] = languages.names
         _write_final(output_dir, upstream, options.layer, vocabulary, inputs, record)
     return final
 
@@ -355,6 +365,8 @@ def _run_espnet(cmd: list[str], output_dir: Path) -> None:
     epoch = min(stats, key=lambda e: stats[e]["valid"]["loss"])
     loss = float(stats[epoch]["valid"]["loss"])
     report = {"epochs": len(stats), "best_epoch": epoch, "valid_loss": loss}
+    if "acc_lid" in stats[epoch]["valid"]:
+        report["valid_language_accuracy"] = float(stats[epoch]["valid"]["acc_lid"])
     write_json(output_dir / "training.json", report)
     rate = 100 * stats[epoch]["valid"].get("cer_ctc", float("nan"))
     best = f"epoch {epoch}, loss {loss:.3f}, error rate {rate:.1f} %"
@@ -380,6 +392,8 @@ def _write_final(
     config = read_yaml(output_dir / "config.yaml")
     config |= _LOCAL_OPTIONS
     config["frontend"] = "lamer_upstream"
+    # Only the loss is another one.
+    config["model"] = "espnet" if config["model"] == LID_ROUTED else config["model"]
     config["frontend_conf"] = {
         "upstream_conf": upstream.architecture(),
         "layer": layer,

@@ -17,7 +17,7 @@ from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
 from espnet2_lamer.recipe.options import Options
 
 #: Options of run.sh that name a YAML file which a definition may change.
-CONFIGS = ("ssl_config", "asr_config", "lid_config", "multi_config")
+CONFIGS = "ssl_config asr_config lid_config multi_config finetune_config".split()
 #: What the tool itself sets; only who starts the run says what is trusted.
 OWN = tuple(
     "stage stop_stage skip_stages datadir dumpdir expdir python "
@@ -301,7 +301,7 @@ def plan_cells(definition: Definition, recipe: str | Path) -> list[Cell]:
     # What the results of stages 0-6 and 9 depend on.
     shared = {name for stage in ssl1 if stage.shared for name in stage.options}
     # Of these only the value is checked, or they are no options of run.sh.
-    shared -= {"seed", "allocation", "asr_layer", "lid_layer"}
+    shared -= {"seed", "allocation", "asr_layer", "lid_layer", "recluster"}
     shared |= {"preset", "corpus", "manifest", "dev_hours", "kmeans_hours"}
     for system in definition.systems.values():
         wrong = sorted(set(system.cell) & shared)

@@ -47,7 +47,7 @@ def analyse(options: Options) -> None:
 
     And a page of them, until there are results of heads.
     """
-    dev = options.raw / "ssl_dev"
+    dev = options.ssl_dev
     utt2lang = read_table(dev / "utt2lang")
     _routing(options, dev, utt2lang)
     _masked(options, dev, utt2lang)

@@ -271,7 +271,7 @@ def prepare_checkpoints(options: Options) -> None:
 
 def _check_layers(base: str, options: Options) -> None:
     layers = read_architecture(base)["encoder_num_layers"]
-    for name in ("asr_layer", "lid_layer"):
+    for name in ("asr_layer", "lid_layer", "recluster"):
         value = getattr(options, name)
         if value != "all" and not 0 <= value <= layers:
             raise refused(name, value, f"0 to {layers}, the layers of {base}")

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from espnet2_lamer.constants import TUNES
+from espnet2_lamer.constants import LID_ROUTED, TUNES
 from espnet2_lamer.evaluation import mlsuperb, mlsuperb2, paper_sets
 from espnet2_lamer.evaluation.benchmark_sets import missing_text
 from espnet2_lamer.evaluation.mlsuperb import FEW_SHOT, MONOLINGUAL, few_shot_utterances
@@ -186,23 +186,34 @@ def can_tune(options: Options, upstream: str, tune: str) -> bool:
 
     Of models beside the recipe's own only training finds out.
     """
+    no_experts = upstream in ("random", "base")
+    no_experts |= upstream == "lamer" and not options.allocation
     if tune == "experts":
-        no_experts = upstream == "lamer" and not options.allocation
-        return not (upstream in ("random", "base") or no_experts)
+        return not no_experts
+    if tune == LID_ROUTED and upstream == "lamer":
+        return no_experts
     return tune == "head" or not upstream.startswith(S3PRL_PREFIX)
 
 
 def _tunes(options: Options, upstream: str, track: str) -> list[str]:
-    """Return what is tuned of an upstream; identification has the frozen one alone."""
+    """Return what is tuned of an upstream; identification has the frozen one alone.
+
+    Languages route where there are several.
+    """
     if track not in ASR_TRACKS:
         return ["head"]
-    return [tune for tune in options.tune if can_tune(options, upstream, tune)]
+    chosen = [tune for tune in options.tune if can_tune(options, upstream, tune)]
+    return [tune for tune in chosen if tune != LID_ROUTED or track in MIXED_TRACKS]
 
 
 def describe_systems(options: Options) -> dict[str, str]:
     """Say what each system of the tables is, by its name."""
     found = {}
-    tuned = {"experts": "experts and routers", "all": "the whole transformer"}
+    tuned = {
+        "experts": "experts and routers",
+        "all": "the whole transformer",
+        LID_ROUTED: "LoRA, in upper layers one of each language,",
+    }
     for name, spec in upstream_specs(options).items():
         for tune in dict.fromkeys(["head", *options.tune]):
             if not can_tune(options, name, tune):

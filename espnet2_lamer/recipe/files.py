@@ -60,8 +60,9 @@ def selection_inputs(options: Options) -> list[Path]:
 
 def labels(options: Options) -> list[Path]:
     """Units and their list."""
-    tokens = options.dumpdir / "units" / "tokens.txt"
-    return [tokens, *below(options.raw, _SSL_SETS, ("text.km", "text.km.json"))]
+    tokens = options.units_dir / "tokens.txt"
+    names = ("text.km", "text.km.json")
+    return [tokens, *below(options.round_dir / "raw", _SSL_SETS, names)]
 
 
 def shapes(options: Options) -> list[Path]:

@@ -1,5 +1,6 @@
 """The options of run.sh, as one value that every stage receives."""
 
+import copy
 import os
 import shlex
 from collections.abc import Mapping
@@ -32,6 +33,8 @@ from espnet2_lamer.recipe.declaration import (
 #: The run that the recipe is about; its files carry no further name.
 LAMER_TAG = "lamer"
 HEAD_ONLY_TAG = "head_only"
+#: Ends the name of a pretraining that went on after re-clustering.
+RECLUSTERED = "_reclustered"
 
 
 @dataclass(kw_only=True)
@@ -225,6 +228,12 @@ class Options(CommonOptions):
         least=0,
     )
     control: bool = model_option("also train the head-only control", True)
+    recluster: int = model_option(
+        "layer of the trained model to cluster into new units, on which its training "
+        "then goes on; 0: it ends after one round",
+        0,
+        least=0,
+    )
     sanity: bool = model_option(
         "true: instead of pretraining, overfit one batch and say whether it could be "
         "learnt; nothing after that runs",
@@ -288,7 +297,9 @@ class Options(CommonOptions):
     )
     tune: list[str] = head_option(
         "what trains with the heads of asr and multi_asr, of: head (nothing else) "
-        "experts (LoRA, routers) all (transformer, too); each is a system of its own",
+        "experts (LoRA, routers) all (transformer, too) lid_routed (multi_asr: LoRA "
+        "added to an upstream without experts, in upper layers one of each language); "
+        "each is a system of its own",
         ["head"],
         choices=TUNES,
     )
@@ -300,7 +311,7 @@ class Options(CommonOptions):
         choices=UPSTREAM_MODES,
     )
     finetune_config: Path = head_option(
-        "head, rates and schedule of --tune experts and all",
+        "head, rates and schedule of all --tune but head",
         Path("conf/train_asr_finetune.yaml"),
         exists=True,
     )
@@ -377,19 +388,60 @@ class Options(CommonOptions):
         return self.expdir / "checkpoints.json"
 
     @property
+    def first_round(self) -> "Options":
+        """The same run without ``--recluster``: what is clustered anew is its model.
+
+        ``exp/ssl_lamer_reclustered`` goes on from ``exp/ssl_lamer``, and a training
+        that ``--ssl_tag`` named NAME from ``NAME_first_round``.
+        """
+        found = copy.copy(self)
+        found.recluster = 0
+        found.ssl_tag = self.ssl_tag.removesuffix(RECLUSTERED)
+        if found.ssl_tag == self.ssl_tag:
+            found.ssl_tag += "_first_round"
+        return found
+
+    @property
+    def round_dir(self) -> Path:
+        """Where units are: the ``dumpdir``, or a folder there of re-clustered ones."""
+        own = self.dumpdir / f"units_{self.ssl_tag}"
+        return own if self.recluster else self.dumpdir
+
+    @property
+    def ssl_train(self) -> Path:
+        """Training speech of pretraining with its units."""
+        return self.round_dir / "raw" / "ssl_train"
+
+    @property
+    def ssl_dev(self) -> Path:
+        """Validation speech of pretraining with its units."""
+        return self.round_dir / "raw" / "ssl_dev"
+
+    @property
     def features(self) -> Path:
         """Teacher features for clustering."""
-        return self.dumpdir / "features"
+        return self.round_dir / "features"
+
+    @property
+    def units_dir(self) -> Path:
+        """Codebook and list of the units."""
+        return self.round_dir / "units"
 
     @property
     def codebook(self) -> Path:
         """Centroids."""
-        return self.dumpdir / "units" / "codebook.npz"
+        return self.units_dir / "codebook.npz"
+
+    @property
+    def label_quality(self) -> Path:
+        """What the units are worth."""
+        folder = self.round_dir if self.recluster else self.expdir
+        return folder / "label_quality.json"
 
     @property
     def stats(self) -> Path:
         """Shape files of pretraining."""
-        return self.expdir / "ssl_stats"
+        return (self.round_dir if self.recluster else self.expdir) / "ssl_stats"
 
     @property
     def variant(self) -> str:
@@ -403,8 +455,9 @@ class Options(CommonOptions):
 
     @property
     def control_experiment(self) -> Path:
-        """The head-only control, shared by all pretrainings."""
-        return self.expdir / f"ssl_{HEAD_ONLY_TAG}"
+        """The head-only control, shared by all pretrainings on the same units."""
+        own = f"_{self.ssl_tag}" if self.recluster else ""
+        return self.expdir / f"ssl_{HEAD_ONLY_TAG}{own}"
 
     @property
     def trainings(self) -> list[Path]:

@@ -148,6 +148,17 @@ def stage_seconds(
         "packing": 7.0,
         "upload": 0.0,
     }
+    if options.recluster:
+        # The first round's model, of the base's size, takes the teacher's place.
+        heard = (found.audio + found.held_out) / max(1, min(jobs, _cores()))
+        times["reclustering"] = (
+            times["pretraining"]
+            and forward
+            and trials.dim
+            and times["pretraining"]
+            + forward * heard
+            + clustering * trials.dim / _FLOPS / jobs
+        )
     in_loop = heads_in_loop(options, trials)
     for name, (config, _, langs) in heads.items():
         head = read_yaml(config)
@@ -225,7 +236,9 @@ def disk_bytes(
         if trials.dim
         else None,
         **_feature_cache(options, found, trials),
-        "exp/ssl": experiment_bytes(trials.trainable) if known else None,
+        "exp/ssl": experiment_bytes(trials.trainable) * (1 + bool(options.recluster))
+        if known
+        else None,
         "exp/heads": heads * head_bytes(trials.head_parameters, whole)
         if known
         else None,
@@ -321,6 +334,11 @@ def _training(options: Options, found: Amounts) -> Iterator[str]:
         f"{passes:.1f} passes over the speech"
     )
     yield f"  experts: {options.allocation or 'none, the whole model trains'}"
+    if options.recluster:
+        yield (
+            f"  --recluster {options.recluster}: then as many updates again, on K = "
+            f"{options.n_clusters} units of layer {options.recluster} of that model"
+        )
 
 
 def _cost(options, recipe, speech, found, trials) -> Iterator[str]:

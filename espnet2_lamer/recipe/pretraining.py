@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +55,8 @@ def write_shapes(data_dir: Path, output_dir: Path) -> None:
 
 def write_all_shapes(options: Options) -> None:
     """Stage 6: the shape files of pretraining."""
-    write_shapes(options.raw / "ssl_train", options.stats / "train")
-    write_shapes(options.raw / "ssl_dev", options.stats / "valid")
+    write_shapes(options.ssl_train, options.stats / "train")
+    write_shapes(options.ssl_dev, options.stats / "valid")
 
 
 def train_ssl(
@@ -132,22 +133,24 @@ def pretrain(options: Options) -> None:
     continue_pretraining(options)
 
 
-def continue_pretraining(options: Options) -> None:
+def continue_pretraining(options: Options, start: Sequence[str] = ()) -> None:
     """Train the head-only control, and Lamer on the same data and updates.
 
-    The control comes first: the other's validations show its masked accuracy.
+    The control comes first: the other's validations show its masked accuracy. Lamer
+    gets ``start``, more of ESPnet's options.
     """
     runs = [(options.ssl_experiment, _allocation(options))]
     if options.control:
         runs.insert(0, (options.control_experiment, "0"))
     for experiment, allocation in runs:
-        is_control, more = experiment == options.control_experiment, []
+        is_control = experiment == options.control_experiment
+        more = [] if is_control else [*start]
         # Another pretraining beside this one may be training the same control.
         with exclusive(experiment, wait=is_control):
             if is_control:
                 _check_control(options)
             elif options.control:
-                more = ["--monitor_control", str(options.control_experiment)]
+                more += ["--monitor_control", str(options.control_experiment)]
             _train(options, experiment, allocation, more)
             model = load_pretraining_model(experiment)
             write_json(experiment / "parameters.json", parameter_report(model))
@@ -183,8 +186,8 @@ def _train(
     ]
     train_ssl(
         options.ssl_config,
-        options.raw / "ssl_train",
-        options.raw / "ssl_dev",
+        options.ssl_train,
+        options.ssl_dev,
         options.stats,
         experiment,
         options.n_clusters,
@@ -222,7 +225,7 @@ def _check_control(options: Options) -> None:
     inputs = {
         "config": control_settings(read_yaml(options.ssl_config)),
         "base": read_checkpoints(options)["base"]["sha256"],
-        "labels": sha256_file(options.raw / "ssl_train" / "text.km.json"),
+        "labels": sha256_file(options.ssl_train / "text.km.json"),
         "audio": audio_digest(tables := ssl_audio(options)),
         "seed": options.seed,
     }

@@ -164,7 +164,7 @@ def conditions(options: Options) -> dict[str, str]:
     heard = [
         f"{lang} {row['hours']:.2f} h ({row['role']})" for lang, row in hours.items()
     ]
-    labels = read_json(options.raw / "ssl_train" / "text.km.json")
+    labels = read_json(options.ssl_train / "text.km.json")
     trained = [experiment.name for experiment in options.trainings]
     return {
         "data": f"{options.corpus}; pretraining on {', '.join(heard)}",

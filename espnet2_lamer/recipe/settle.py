@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from espnet2_lamer.constants import LID_ROUTED
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.evaluation.spread import read_spread
 from espnet2_lamer.evaluation.text_units import (
@@ -26,9 +27,10 @@ from espnet2_lamer.recipe.benchmark import (
     can_tune,
     check_benchmark,
     describe_systems,
+    eval_langs,
 )
 from espnet2_lamer.recipe.declaration import as_text, refused
-from espnet2_lamer.recipe.options import HEAD_ONLY_TAG, Options
+from espnet2_lamer.recipe.options import HEAD_ONLY_TAG, RECLUSTERED, Options
 from espnet2_lamer.recipe.upstreams import upstream_specs
 
 
@@ -92,12 +94,16 @@ def _check_tuning(options: Options) -> None:
         names = options.upstreams
         left_out = [name for name in names if not can_tune(options, name, tune)]
         if len(left_out) == len(names):
-            expected = "an upstream with experts, such as lamer"
-            expected = expected if tune == "experts" else "one of this package's"
+            expected = {
+                "experts": "an upstream with experts, such as lamer",
+                LID_ROUTED: "one of this package's without experts, such as base",
+            }.get(tune, "one of this package's")
             raise refused("tune", f"{tune} with --upstreams {as_text(names)}", expected)
         if left_out:
             text = "--tune %s: no head of %s, of which nothing of the kind can train"
             logging.info(text, tune, as_text(left_out))
+    if LID_ROUTED in options.tune:
+        _check_languages(options)
     for lang, file in options.lm_train_text.items():
         if lang not in options.langs or not Path(file).is_file():
             expected = f"LANG=FILE with LANG one of {as_text(options.langs)}"
@@ -105,6 +111,18 @@ def _check_tuning(options: Options) -> None:
     if options.lm_train_text and not options.language_models:
         text = "--lm_train_text %s is not read: no --use_ngram true or --use_lm true"
         logging.warning(text, as_text(options.lm_train_text))
+
+
+def _check_languages(options: Options) -> None:
+    """Refuse routing by language where no head has several."""
+    if "multi_asr" not in options.tracks:
+        found = f"{LID_ROUTED} with --tracks {as_text(options.tracks)}"
+        raise refused(
+            "tune", found, "multi_asr among the tracks: one recogniser of all"
+        )
+    if len(langs := eval_langs(options)) == 1 and langs != ["all"]:
+        found = f"{LID_ROUTED} with {langs[0]} alone"
+        raise refused("tune", found, "two or more languages to route by")
 
 
 def _units(options: Options) -> dict[str, str]:
@@ -183,12 +201,34 @@ def resolve_ssl_config(options: Options) -> None:
     if head_only:
         # Nothing would differ between this run and its control.
         options.control, tag = False, HEAD_ONLY_TAG
+    if options.recluster:
+        _check_reclustering(options, config)
+        tag += RECLUSTERED
     if not options.ssl_tag:
         options.ssl_tag = tag
     taken = _TAKEN_TAGS if head_only else (*_TAKEN_TAGS, HEAD_ONLY_TAG)
     if not re.fullmatch(r"\w[\w.-]*", options.ssl_tag) or options.ssl_tag in taken:
         name = f"a name of letters, digits and _ . - other than {', '.join(taken)}"
         raise refused("ssl_tag", repr(options.ssl_tag), name)
+
+
+def _check_reclustering(options: Options, config: Mapping[str, Any]) -> None:
+    """Refuse what cannot go on with new units."""
+    found, path = f"{options.recluster} with", options.ssl_config
+    if options.sanity:
+        raise refused("recluster", f"{found} --sanity true", "one of them")
+    if options.num_nodes > 1:
+        expected = "one node: units are made between the trainings"
+        raise refused("recluster", f"{found} --num_nodes {options.num_nodes}", expected)
+    if config.get("expand_from"):
+        expected = "none: the second round goes on from the first, and trains all"
+        raise refused("recluster", f"{found} expand_from in {path}", expected)
+    if not options.allocation or _is_zero(options.allocation):
+        what = "an allocation of 0" if options.allocation else "no experts"
+        expected = "a config with experts. Without them give two commands, the second "
+        expected += "with --base and --teacher exp/ssl_NAME of the first, and --expdir "
+        expected += "and --dumpdir of its own"
+        raise refused("recluster", f"{found} {what} in {path}", expected)
 
 
 def own_allocation(config: Mapping[str, Any]) -> str | None:

@@ -1,7 +1,9 @@
 """The stages of ssl1: Lamer-SSL and its siblings on HuBERT."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from espnet2_lamer.recipe import files
 from espnet2_lamer.recipe.benchmark import ASR_TRACKS, LID_TRACKS
@@ -51,7 +53,7 @@ def _teacher(options: Options) -> dict:
     few, most = options.ngpu, 2 * options.ngpu
     return {
         "teacher": teacher_path(options),
-        "layer": options.teacher_layer,
+        "layer": options.recluster or options.teacher_layer,
         "trust_s3prl_files": options.trust_s3prl_files,
         "nj": max(few, min(options.nj, most)) if options.ngpu else options.nj,
         "gpus": options.ngpu if options.ngpu > 1 else None,
@@ -61,7 +63,7 @@ def _teacher(options: Options) -> dict:
 
 def features(options: Options) -> list[Command]:
     """Store features of sampled hours per language."""
-    train = options.raw / "ssl_train"
+    train = options.ssl_train
     return [
         command(
             "dump_features",
@@ -91,7 +93,7 @@ def clusters(options: Options) -> list[Command]:
 
 def labels(options: Options) -> list[Command]:
     """Label every utterance with units, measure them, write the token list."""
-    dev = options.raw / "ssl_dev"
+    dev = options.ssl_dev
     assigned = [
         command(
             "assign_units",
@@ -100,18 +102,18 @@ def labels(options: Options) -> list[Command]:
             n_clusters=options.n_clusters,
             wav_scp=directory / "wav.scp",
             output=directory / "text.km",
-            token_list=options.dumpdir / "units" / "tokens.txt",
+            token_list=options.units_dir / "tokens.txt",
             # Stage 3 draws from the training set.
             features=None if directory == dev else options.features,
         )
-        for directory in (options.raw / "ssl_train", dev)
+        for directory in (options.ssl_train, dev)
     ]
     quality = command(
         "label_quality",
         labels=dev / "text.km",
         n_clusters=options.n_clusters,
         data_dir=dev,
-        output=options.expdir / "label_quality.json",
+        output=options.label_quality,
     )
     return [*assigned, quality]
 
@@ -126,7 +128,7 @@ STAGES = (
         inputs=mini_sums,
         outputs=lambda o: [o.checkpoints, o.random_upstream / "model.safetensors"],
         keep=lambda o: [o.expdir / "stage0", o.dumpdir / "stage0"] if o.retrain else [],
-        checks="allocation asr_layer lid_layer",
+        checks="allocation asr_layer lid_layer recluster",
         shared=True,
     ),
     Stage(
@@ -188,7 +190,7 @@ STAGES = (
         "teacher_layer n_clusters",
         labels,
         inputs=lambda o: [o.checkpoints, o.codebook, *files.ssl_sets(o)],
-        outputs=lambda o: [*files.labels(o), o.expdir / "label_quality.json"],
+        outputs=lambda o: [*files.labels(o), o.label_quality],
         audio=files.ssl_audio,
         shared=True,
         by_commands=True,
@@ -320,6 +322,43 @@ STAGES = (
 )
 
 
+def _in_first_round(stage: Stage) -> Stage:
+    """Return a stage as it is without ``--recluster``, with the record that it has."""
+    functions = "run inputs added outputs audio audio_after keep variant repeat".split()
+    of_first = {name: _of_first_round(getattr(stage, name)) for name in functions}
+    return replace(stage, **of_first)
+
+
+def _of_first_round(function: Callable[[Options], Any]) -> Callable[[Options], Any]:
+    return lambda options: function(options.first_round)
+
+
+def _with_second_round(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    """Return the stages where stage 7 has a second part: new units, and on with them.
+
+    Stages 3 to 6 and the first part of stage 7 are those of a run without it.
+    """
+    training = ssl1["pretraining"]
+    first = [s for s in stages if s.number <= training.number]
+    first = [_in_first_round(s) if s.number > 2 else s for s in first]
+    second = replace(
+        training,
+        name="reclustering",
+        title="re-clustering, pretraining goes on",
+        depends_on=f"{training.depends_on} recluster kmeans_hours",
+        run=work("reclustering", "go_on_with_new_units"),
+        inputs=lambda o: [
+            o.checkpoints,
+            o.ssl_config,
+            *files.ssl_sets(o),
+            *files.trained(o.first_round)[-2:],
+        ],
+        outputs=lambda o: [*files.trained(o), *files.labels(o), o.label_quality],
+        keep=lambda o: [*o.trainings, o.round_dir],
+    )
+    return (*first, second, *stages[training.number + 1 :])
+
+
 def _stages_of(options: Options) -> tuple[Stage, ...]:
     """Return every stage; with ``--sanity true`` those up to the sanity check."""
     stages = STAGES
@@ -334,6 +373,8 @@ def _stages_of(options: Options) -> tuple[Stage, ...]:
             audio=manifest_folders,
         )
         stages = (first, *STAGES[1:])
+    if options.recluster:
+        return _with_second_round(stages)
     if not options.sanity:
         return stages
     training = ssl1["pretraining"]

@@ -52,7 +52,12 @@ def base_path(options: Options) -> str:
 
 
 def teacher_path(options: Options) -> str:
-    """The teacher, or a name that needs no checkpoint; before stage 0, the option."""
+    """The teacher, or a name that needs no checkpoint; before stage 0, the option.
+
+    Of the second round it is the first round's model.
+    """
+    if options.recluster:
+        return str(options.first_round.ssl_experiment)
     if not options.checkpoints.is_file():
         return options.teacher
     return read_checkpoints(options)["teacher"]["path"]
@@ -125,6 +130,9 @@ def _spec(name: str, options: Options) -> UpstreamSpec:
                 f"after continual pretraining with {options.ssl_config}, experts per "
                 f"layer {options.allocation or 'none: the whole model trains'}"
             )
+        if options.recluster:
+            layer = options.recluster
+            description += f"; then more of it on units of that model's layer {layer}"
         return UpstreamSpec(options.ssl_tag, str(options.ssl_experiment), description)
     config = CONFIGS / f"{name}.yaml"
     if config.is_file():

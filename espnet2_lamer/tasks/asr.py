@@ -22,6 +22,7 @@ from espnet2.utils.nested_dict_action import NestedDictAction
 
 from espnet2_lamer.asr.frontend.states import StoredFeaturesFrontend
 from espnet2_lamer.compat import bound_beams, prepare_espnet
+from espnet2_lamer.constants import LID_ROUTED
 from espnet2_lamer.errors import RecipeError, require, short_reason
 from espnet2_lamer.fileio.foreign import check_weights, clear_errors
 from espnet2_lamer.fileio.trust import (
@@ -38,6 +39,7 @@ from espnet2_lamer.precision import (
     settle_amp_dtype,
     settled_amp_dtype,
 )
+from espnet2_lamer.tasks.lid_routed import LidRoutedASRModel
 from espnet2_lamer.tasks.option_check import check_init_param, check_packages
 from espnet2_lamer.tasks.tuning import build_tuned_optimizer
 from espnet2_lamer.tasks.upstream_frontend import LamerUpstreamFrontend
@@ -75,6 +77,7 @@ def register_asr() -> None:
     encoder_choices.classes[_WHISPER] = encoder
     decoder_choices.classes[_WHISPER] = decoder
     model_choices.classes[_WHISPER] = model
+    model_choices.classes[LID_ROUTED] = LidRoutedASRModel
 
 
 def check_s3prl_frontend(conf: Any) -> None:
@@ -192,7 +195,7 @@ class LamerASRTask(ASRTask):
     def optional_data_names(
         cls, train: bool = True, inference: bool = False
     ) -> tuple[str, ...]:
-        """Return ESPnet's names and ``lang``, which Whisper's experts need."""
+        """Return ESPnet's names and ``lang``: Whisper's experts and identifiers."""
         return (*super().optional_data_names(train, inference), "lang")
 
     @classmethod

@@ -9,7 +9,7 @@ from espnet2.tasks.abs_task import optim_classes
 from torch import nn
 
 from espnet2_lamer.asr.upstream import Upstream
-from espnet2_lamer.constants import TUNES
+from espnet2_lamer.constants import LID_ROUTED, TUNES
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers.inspection import adapter_kinds
 
@@ -23,7 +23,8 @@ def tuned_weights(
     """Return the weights of an upstream that train, by name, and let no other train.
 
     ``tune`` is ``head``: none; ``experts``: LoRA experts and routers; ``all``: the
-    transformer, too, and without ``freeze_convolution`` the convolutions.
+    transformer, too, and without ``freeze_convolution`` the convolutions;
+    ``lid_routed``: the LoRA that the language routes, and its identifier.
     Blocks after ``last_state``, which the head does not read, never train.
 
     Raises:
@@ -41,7 +42,7 @@ def tuned_weights(
             "upstreams stay frozen here"
         )
     named = dict(upstream.named_parameters())
-    if tune == "experts":
+    if tune in ("experts", LID_ROUTED):
         kinds = adapter_kinds(upstream)
         named = {name: weight for name, weight in named.items() if weight in kinds}
         if not named:

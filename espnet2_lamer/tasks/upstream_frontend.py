@@ -1,5 +1,7 @@
 """Frontend with an upstream inside, frozen or tuned: waveform in, states out."""
 
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +10,15 @@ from espnet2.asr.frontend.abs_frontend import AbsFrontend
 from torch import Tensor
 
 from espnet2_lamer.asr.frontend.states import LayerSum, selected_states, upstream_states
-from espnet2_lamer.constants import SAMPLE_RATE, UPSTREAM_MODES
+from espnet2_lamer.asr.upstream import Upstream
+from espnet2_lamer.constants import LID_ROUTED, SAMPLE_RATE, UPSTREAM_MODES
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers.config import check_values
+from espnet2_lamer.layers.lid_routing import LidRoutingConfig
 from espnet2_lamer.tasks.tuning import tuned_weights
+
+#: Weight of the language's cross-entropy beside CTC where none is given.
+LID_WEIGHT = 0.1
 
 
 class LamerUpstreamFrontend(AbsFrontend):
@@ -31,9 +38,13 @@ class LamerUpstreamFrontend(AbsFrontend):
         layer: One state index, or ``"all"`` for the learned weighted sum.
         fs: Sampling rate of the waveforms; upstreams know 16 kHz only.
         tune: What trains beside the head: ``head`` (nothing), ``experts`` (LoRA
-            experts and routers) or ``all``.
+            experts and routers), ``all``, or ``lid_routed``: LoRA that is added here,
+            see ``lid_routed``.
         freeze_encoder_steps: Updates of the head alone before the upstream trains.
         freeze_convolution: Whether ``all`` leaves the convolutions as they are.
+        lid_routed: Options of ``layers.lid_routing.LidRoutingConfig`` and ``weight``,
+            the weight of the language's cross-entropy in the loss. With another
+            ``tune`` it is not read.
         upstream_mode: ``train``: a frozen upstream drops in training what it dropped
             in its own, as in ML-SUPERB's recipe.
 
@@ -52,6 +63,7 @@ class LamerUpstreamFrontend(AbsFrontend):
         tune: str = "head",
         freeze_encoder_steps: int = 0,
         freeze_convolution: bool = True,
+        lid_routed: dict[str, Any] | None = None,
         upstream_mode: str = "eval",
     ) -> None:
         super().__init__()
@@ -83,6 +95,9 @@ class LamerUpstreamFrontend(AbsFrontend):
                 self.upstream = load_model(upstream)
             else:
                 self.upstream = build_upstream(upstream_conf)
+            if tune == LID_ROUTED:
+                route = (lid_routed or {}, layer)
+                self.lid_weight = add_lid_routed(self.upstream, *route)
         if upstream_mode == "train":
             self.upstream.drop_in_training()
         self.register_state_dict_post_hook(_drop_upstream)
@@ -125,6 +140,35 @@ class LamerUpstreamFrontend(AbsFrontend):
                 self.upstream, input.float(), input_lengths, self.layer, trains
             )
         return self.layer_sum(states.float()), lengths
+
+
+def add_lid_routed(
+    upstream: torch.nn.Module, options: Mapping[str, Any], layer: int | str
+) -> float:
+    """Add the LoRA of ``frontend_conf.lid_routed`` below the states that a head reads.
+
+    Returns:
+        The weight of the language's cross-entropy.
+
+    Raises:
+        RecipeError: An option is unknown, missing or wrong, or the upstream is not of
+            this package, or has experts.
+    """
+    where, options = "frontend_conf.lid_routed", dict(options)
+    weight = options.pop("weight", LID_WEIGHT)
+    if not isinstance(upstream, Upstream):
+        raise RecipeError(f"{where}: S3PRL upstreams stay frozen here")
+    known = {field.name for field in fields(LidRoutingConfig)} - {"layers"}
+    right = isinstance(weight, int | float) and weight >= 0
+    check_values(f"{where}.", ("weight", weight, right, "0 or more"))
+    for key in sorted({*options} - known):
+        some = ", ".join(sorted(known))
+        raise RecipeError(f"{where}: found {key!r}, expected some of {some}, weight")
+    if "languages" not in options:
+        raise RecipeError(f"{where}.languages: found none, expected those of the data")
+    last = selected_states(upstream.num_layers, layer)[-1]
+    upstream.route_by_language({**options, "layers": last})
+    return float(weight)
 
 
 def _drop_upstream(

@@ -87,6 +87,18 @@ def test_language_models_are_systems_of_their_own_and_follow_their_files(
         ({"tune": "head head"}, "--tune: found head head, expected different names"),
         ({"tune": "experts", "upstreams": "base"}, "experts with --upstreams base"),
         ({"tune": "all", "upstreams": "s3prl:mfcc"}, "all with --upstreams s3prl:mfcc"),
+        (
+            {"tune": "lid_routed", "tracks": "multi_asr", "upstreams": "lamer"},
+            "lid_routed with --upstreams lamer, expected .* without experts, such as b",
+        ),
+        (
+            {"tune": "lid_routed"},
+            "lid_routed with --tracks asr lid, expected multi_asr",
+        ),
+        (
+            {"tune": "lid_routed", "tracks": "multi_asr"},
+            "lid_routed with eng alone, expected two or more languages",
+        ),
         ({"lm_train_text": "eng=x"}, "--lm_train_text: found 'eng=x', expected LANG"),
         ({"lm_train_text": f"fra={__file__}"}, "with LANG one of eng cmn yue"),
         ({"ngram_num": "0"}, "--ngram_num: found 0, expected 1 or more"),
@@ -99,3 +111,27 @@ def test_language_models_are_systems_of_their_own_and_follow_their_files(
 def test_what_cannot_be_tuned_or_modelled_is_refused_first(read, changes, message):
     with pytest.raises(RecipeError, match=message):
         read(**changes)
+
+
+def test_languages_route_one_recogniser_of_all_on_upstreams_without_experts(read):
+    options = read(
+        tune="head lid_routed",
+        tracks="asr multi_asr lid",
+        eval_langs="eng cmn",
+        upstreams="base lamer",
+    )
+    runs = [r for r in planned_runs(options) if r.tune == "lid_routed"]
+    assert [(r.track, r.system, r.langs) for r in runs] == [
+        ("multi_asr", "base_lid_routed_tuned", ("eng", "cmn"))
+    ]
+    assert Path(runs[0].config).name == "train_asr_finetune_mini.yaml"
+    assert "one of each language" in describe_systems(options)["base_lid_routed_tuned"]
+    whole = read(
+        tune="lid_routed",
+        tracks="multi_asr",
+        eval_langs="eng cmn",
+        ssl_config="conf/tuning/train_ssl_full_finetuning.yaml",
+    )
+    systems = {run.system for run in planned_runs(whole)}
+    assert "full_finetuning_lid_routed_tuned" in systems
+    assert {"random_lid_routed_tuned", "base_lid_routed_tuned"} < systems
