@@ -207,7 +207,8 @@ class Upstream(FrozenUpstream):
         """Compute all states, or those up to one, as :func:`hidden_states`.
 
         Models that hear padding run one utterance at a time: those with a group norm,
-        whose statistics would see it, and data2vec's position embedding.
+        whose statistics would see it, data2vec's position embedding, and merged
+        experts, whose routers average over an utterance.
 
         Args:
             wavs: A waveform ``[n]``, a padded batch ``[B, n]``, or a list of waveforms
@@ -262,6 +263,8 @@ class Upstream(FrozenUpstream):
             return f"{family} with one LoRA per layer" if any(counts) else family
         top_k = self.lamer.get("top_k", LamerConfig.top_k)
         used = "all" if top_k is None else f"top {top_k}"
+        merge = self.lamer.get("merge", LamerConfig.merge)
+        used = used if merge == "none" else "one merged"
         several = "-".join(map(str, sorted({*counts})))
         return f"{family} with {used} of {several} LoRA experts per layer"
 

@@ -148,6 +148,7 @@ def hugging_face_card(
         model, extractor = "AutoModel", "AutoFeatureExtractor"
         trust = ", trust_remote_code=True"
         routing = "all of them" if lamer.top_k is None else f"top {lamer.top_k}"
+        routing = "merged over an utterance" if lamer.merges else routing
         what = (
             f"{FAMILIES[family].title} with LoRA experts in its feed-forward networks: "
             f"allocation {lamer.allocation}, rank {lamer.rank}, {routing}. The code in "
@@ -191,8 +192,9 @@ def onnx_card(
         )
     else:
         batches = (
-            "Waveforms of a batch are equally long: this model's group norm would see "
-            "padding, so there is no input for lengths."
+            "Waveforms of a batch are equally long: this model would hear padding (in a "
+            "group norm, or where experts are merged over an utterance), so there is no "
+            "input for lengths."
         )
     what = (
         f"`state_0` (the transformer's input) to `state_{last}` of a HuBERT, `[B, T, "

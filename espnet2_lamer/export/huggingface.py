@@ -59,6 +59,7 @@ def write_huggingface(
             "lora_dropout": lamer.dropout,
             "lora_targets": list(lamer.targets),
             "lora_router": lamer.router,
+            "lora_merge": lamer.merge,
             "use_selection_bias": lamer.balance == "bias",
             "final_norm": upstream.final_norm,
             "dtype": str(next(upstream.parameters()).dtype).removeprefix("torch."),

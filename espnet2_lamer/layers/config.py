@@ -10,6 +10,7 @@ LINEARS = ("intermediate_dense", "output_dense")
 TARGETS = (*LINEARS, "ffn")
 ROUTERS = ("ffn", "projection")
 BALANCES = ("loss", "bias", "importance", "none")
+MERGES = ("none", "utterance")
 
 
 def check_values(prefix: str, *rows: tuple[str, Any, Any, str]) -> None:
@@ -42,6 +43,11 @@ class LamerConfig:
             ``"projection"``, one per target (Eq. 1-5 read literally).
         balance: ``"loss"`` (Eq. 7), ``"bias"`` (loss-free selection bias),
             ``"importance"`` (N * sum m_k^2) or ``"none"``.
+        merge: ``"none"``, or ``"utterance"``: probabilities are averaged over an
+            utterance, and experts by these (SMEAR, arXiv 2306.03745), see
+            :class:`~espnet2_lamer.layers.experts.LoRAExperts`. It takes ``top_k:
+            null`` and ``balance: importance`` or ``none``: every expert has a part in
+            the merged one, so there are no shares of frames to choose or to balance.
         dropout: Dropout before A.
 
     Raises:
@@ -55,6 +61,7 @@ class LamerConfig:
     targets: Sequence[str] = LINEARS
     router: str = "ffn"
     balance: str = "loss"
+    merge: str = "none"
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -66,11 +73,25 @@ class LamerConfig:
             ("targets", targets, some, f"a non-empty subset of {list(TARGETS)}"),
             ("router", router, router in ROUTERS, f"one of {list(ROUTERS)}"),
             ("balance", balance, balance in BALANCES, f"one of {list(BALANCES)}"),
+            ("merge", self.merge, self.merge in MERGES, f"one of {list(MERGES)}"),
             ("rank", self.rank, self.rank >= 1, "1 or more"),
             ("top_k", used, used is None or used >= 1, soft),
             ("dropout", self.dropout, 0.0 <= self.dropout < 1.0, "[0, 1)"),
         ]
         check_values("lamer.", *table)
+        if self.merges:
+            beside = f"beside merge: {self.merge}: every expert is in the merged one"
+            even = ("importance", "none")
+            check_values(
+                "lamer.",
+                ("top_k", used, used is None, f"null {beside}"),
+                ("balance", balance, balance in even, f"one of {list(even)} {beside}"),
+            )
+
+    @property
+    def merges(self) -> bool:
+        """Whether experts of a layer are averaged to one for each utterance."""
+        return self.merge != "none"
 
 
 def parse_allocation(

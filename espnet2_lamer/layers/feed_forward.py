@@ -71,6 +71,12 @@ class LamerFeedForward(nn.Module):
 
     With one expert (``num_experts`` is N_l of this layer) there is no router and the
     gate is 1 (HuBERT-LoRA). ``layer`` numbers the layer in the routing record.
+
+    Where ``config.merge`` is ``"utterance"`` every frame has the gates of its utterance
+    (of its crop, where crops are trained): the router's probabilities averaged over the
+    real frames, masked ones included. These are recorded as probabilities and gates.
+    Which frames are real is known from the ``packing`` of :meth:`forward`; without one
+    all of ``x [B, T, D]`` are, so padded utterances must come one by one.
     """
 
     def __init__(
@@ -84,10 +90,11 @@ class LamerFeedForward(nn.Module):
         self.layer = layer
         self.num_experts = num_experts
         self.one_router = config.router == "ffn"
+        self.merges = config.merges
         self.intermediate_dropout = feed_forward.intermediate_dropout
         self.output_dropout = feed_forward.output_dropout
         self.record: RoutingRecord | None = None
-        options = (num_experts, config.rank, config.alpha, config.dropout)
+        options = num_experts, config.rank, config.alpha, config.dropout, config.merges
         for name in LINEARS:
             linear = getattr(feed_forward, name).requires_grad_(False)
             if name in config.targets:
@@ -108,33 +115,45 @@ class LamerFeedForward(nn.Module):
                     dim, num_experts, config.top_k, config.balance == "bias"
                 )
 
-    def _route(self, name: str, x: Tensor) -> Tensor | None:
+    def _route(self, name: str, x: Tensor, packing: Packing | None) -> Tensor | None:
         if name not in self.routers:
             return None
         router = self.routers[name]
         gates, probs = router(x)
+        if self.merges:
+            if packing is None:
+                probs = probs.mean(-2, keepdim=True).expand_as(probs)
+            else:
+                probs = packing.utterance_means(probs)
+            gates = probs
         if self.record is not None:
             self.record.add(Routing(self.layer, name, probs, gates, router))
         return gates
 
-    def _linear(self, name: str, x: Tensor, ffn_gates: Tensor | None) -> Tensor:
+    def _linear(
+        self, name: str, x: Tensor, ffn_gates: Tensor | None, packing: Packing | None
+    ) -> Tensor:
         module = getattr(self, name)
         if not isinstance(module, LoRAExpertLinear):
             return linear(module, x)
-        return module(x, ffn_gates if self.one_router else self._route(name, x))
+        gates = ffn_gates if self.one_router else self._route(name, x, packing)
+        return module(x, gates)
 
-    def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, rows: Tensor | None = None, packing: Packing | None = None
+    ) -> Tensor:
         """Map hidden states ``[..., D]`` to ``[..., D]``.
 
         With positions ``rows [M]`` of ``x [R, D]`` all frames are routed, and only
         those computed, ``[M, D]``; the layer must have one router, or none.
+        ``packing`` says which rows ``x [R, D]`` are of one utterance.
         """
-        gates = self._route("ffn", x)
+        gates = self._route("ffn", x, packing)
         if rows is not None:
             x = x.index_select(0, rows)
             gates = None if gates is None else gates.index_select(0, rows)
-        h = F.gelu(self._linear("intermediate_dense", x, gates))
-        y = self._linear("output_dense", self.intermediate_dropout(h), gates)
+        h = F.gelu(self._linear("intermediate_dense", x, gates, packing))
+        y = self._linear("output_dense", self.intermediate_dropout(h), gates, packing)
         if self.ffn_experts is not None:
             y = y + self.ffn_experts(x, gates)
         return self.output_dropout(y)
@@ -163,7 +182,9 @@ def add_lamer(wav2vec2: nn.Module, config: LamerConfig) -> nn.Module:
     """Replace the FFN of every layer with experts, in place, and freeze the backbone.
 
     The model is a ``torchaudio.models.Wav2Vec2Model``, or anything with
-    ``encoder.transformer.layers[i].feed_forward``.
+    ``encoder.transformer.layers[i].feed_forward``. Where experts are merged it
+    ``hears_padding`` afterwards: utterances of a padded batch must be computed one by
+    one by torchaudio's own functions.
 
     Raises:
         ValueError: The allocation does not fit, or experts are there already.
@@ -178,4 +199,7 @@ def add_lamer(wav2vec2: nn.Module, config: LamerConfig) -> nn.Module:
             layer.feed_forward = LamerFeedForward(
                 layer.feed_forward, count, config, layer=index
             )
+    if config.merges and max(counts) > 1:
+        # torchaudio's own functions tell a feed-forward network nothing of padding.
+        wav2vec2.hears_padding = True
     return wav2vec2

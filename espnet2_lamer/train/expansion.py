@@ -129,7 +129,7 @@ def _same_settings(
     before = LamerConfig(**lamer)
     same = {
         f"encoder_conf.lamer.{key}": (getattr(before, key), getattr(own, key))
-        for key in ("rank", "alpha", "targets", "router")
+        for key in ("rank", "alpha", "targets", "router", "merge")
     }
     digest = digest_hex(state.get(f"encoder.{BASE_HASH}"))
     same["a base with SHA-256"] = digest, model.encoder.base_hash

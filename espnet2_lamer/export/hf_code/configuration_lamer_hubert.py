@@ -23,6 +23,8 @@ class LamerHubertConfig(HubertConfig):
             Linear), ``"ffn"`` (experts beside the whole feed-forward network).
         lora_router: ``"ffn"``, one router that all targets of a layer share, or
             ``"projection"``, one per target.
+        lora_merge: ``"none"``, or ``"utterance"``: routers' probabilities are averaged
+            over an utterance, and the parameters of a layer's experts by these.
         use_selection_bias: Whether routers add a stored bias for the choice of experts.
         final_norm: Whether the last hidden state of a pre-norm model is taken after the
             final LayerNorm.
@@ -43,6 +45,7 @@ class LamerHubertConfig(HubertConfig):
             "output_dense",
         ),
         lora_router: str = "ffn",
+        lora_merge: str = "none",
         use_selection_bias: bool = False,
         final_norm: bool = True,
         **kwargs: Any,
@@ -54,6 +57,7 @@ class LamerHubertConfig(HubertConfig):
         self.lora_dropout = lora_dropout
         self.lora_targets = list(lora_targets)
         self.lora_router = lora_router
+        self.lora_merge = lora_merge
         self.use_selection_bias = use_selection_bias
         self.final_norm = final_norm
         if kwargs.get("hidden_act") == HIDDEN_ACT:

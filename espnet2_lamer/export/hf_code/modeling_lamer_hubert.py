@@ -13,7 +13,10 @@ from .configuration_lamer_hubert import LamerHubertConfig
 
 
 class LoRAExperts(nn.Module):
-    """Gated sum of N low-rank experts: ``scale * sum_k g_k B_k A_k x``."""
+    """Gated sum of N low-rank experts: ``scale * sum_k g_k B_k A_k x``.
+
+    Where they are merged: ``scale * (sum_k g_k B_k) (sum_k g_k A_k) x``.
+    """
 
     def __init__(
         self, in_features: int, out_features: int, num_experts: int, config
@@ -21,6 +24,7 @@ class LoRAExperts(nn.Module):
         super().__init__()
         self.num_experts = num_experts
         self.scale = config.lora_alpha / config.lora_rank
+        self.merges = config.lora_merge != "none"
         self.dropout = nn.Dropout(config.lora_dropout)
         rank = config.lora_rank
         self.lora_A = nn.Parameter(torch.zeros(num_experts, rank, in_features))
@@ -32,8 +36,10 @@ class LoRAExperts(nn.Module):
         if gates is None:
             z = self.scale * z
         else:
-            gates = (self.scale * gates).to(z.dtype).unsqueeze(-1)
-            z = (z.unflatten(-1, (self.num_experts, -1)) * gates).flatten(-2)
+            z = z.unflatten(-1, (self.num_experts, -1))
+            if self.merges:
+                z = (z * gates.to(z.dtype).unsqueeze(-1)).sum(-2, keepdim=True)
+            z = (z * (self.scale * gates).to(z.dtype).unsqueeze(-1)).flatten(-2)
         return F.linear(z, self.lora_B)
 
 
@@ -98,13 +104,17 @@ class LamerHubertFeedForward(nn.Module):
             )
         self.routers = nn.ModuleDict()
         self.one_router = config.lora_router == "ffn"
+        self.merges = config.lora_merge != "none"
         if num_experts > 1:
             for name in ("ffn",) if self.one_router else targets:
                 dim = (last if name == "output_dense" else first).in_features
                 self.routers[name] = Router(dim, num_experts, config)
 
     def _gates(self, name: str, x: torch.Tensor) -> torch.Tensor | None:
-        return self.routers[name](x) if name in self.routers else None
+        if name not in self.routers:
+            return None
+        gates = self.routers[name](x)
+        return gates.mean(-2, keepdim=True).expand_as(gates) if self.merges else gates
 
     def _linear(
         self, name: str, x: torch.Tensor, gates: torch.Tensor | None
@@ -133,8 +143,8 @@ class LamerHubertModel(HubertModel):
     final LayerNorm (versions of transformers differ there, this class does not).
 
     A padded batch needs its ``attention_mask``. A model whose first convolution
-    normalises over time (``feat_extract_norm: group``) then runs one utterance at a
-    time, since padding would change its statistics.
+    normalises over time (``feat_extract_norm: group``), or whose experts are merged
+    over an utterance, then runs one utterance at a time: padding would change means.
     """
 
     config_class = LamerHubertConfig
@@ -192,9 +202,9 @@ class LamerHubertModel(HubertModel):
             if output_hidden_states is None
             else output_hidden_states,
         }
-        alone = attention_mask is not None and config.feat_extract_norm == "group"
+        means = config.feat_extract_norm == "group" or config.lora_merge != "none"
         encode = self._encode
-        if alone and not attention_mask.all():
+        if means and attention_mask is not None and not attention_mask.all():
             encode = self._one_by_one
         outputs = encode(input_values, attention_mask, mask_time_indices, options)
         return outputs if return_dict else outputs.to_tuple()
