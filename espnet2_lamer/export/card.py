@@ -192,8 +192,8 @@ def onnx_card(
         )
     else:
         batches = (
-            "Waveforms of a batch are equally long: this model would hear padding (in a "
-            "group norm, or where experts are merged over an utterance), so there is no "
+            "Waveforms of a batch are equally long: this model would hear padding (a "
+            "group norm would, and experts merged over an utterance), so there is no "
             "input for lengths."
         )
     what = (

@@ -7,7 +7,12 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from espnet2_lamer.layers.config import LINEARS, LamerConfig, parse_allocation
+from espnet2_lamer.layers.config import (
+    LINEARS,
+    LamerConfig,
+    parse_allocation,
+    parse_ranks,
+)
 from espnet2_lamer.layers.experts import LoRAExpertLinear, LoRAExperts, Router
 from espnet2_lamer.layers.packing import Packing
 from espnet2_lamer.layers.working import linear
@@ -70,7 +75,8 @@ class LamerFeedForward(nn.Module):
     """Takes the place of torchaudio's ``FeedForward`` and keeps its attribute names.
 
     With one expert (``num_experts`` is N_l of this layer) there is no router and the
-    gate is 1 (HuBERT-LoRA). ``layer`` numbers the layer in the routing record.
+    gate is 1 (HuBERT-LoRA). ``config.rank`` is one number, r_l of this layer; ``layer``
+    numbers the layer in the routing record.
 
     Where ``config.merge`` is ``"utterance"`` every frame has the gates of its utterance
     (of its crop, where crops are trained): the router's probabilities averaged over the
@@ -94,7 +100,8 @@ class LamerFeedForward(nn.Module):
         self.intermediate_dropout = feed_forward.intermediate_dropout
         self.output_dropout = feed_forward.output_dropout
         self.record: RoutingRecord | None = None
-        options = num_experts, config.rank, config.alpha, config.dropout, config.merges
+        (rank,) = parse_ranks(config.rank, 1)
+        options = num_experts, rank, config.alpha, config.dropout, config.merges
         for name in LINEARS:
             linear = getattr(feed_forward, name).requires_grad_(False)
             if name in config.targets:
@@ -187,18 +194,20 @@ def add_lamer(wav2vec2: nn.Module, config: LamerConfig) -> nn.Module:
     one by torchaudio's own functions.
 
     Raises:
-        ValueError: The allocation does not fit, or experts are there already.
+        ValueError: Allocation or ranks do not fit, or experts are there already.
     """
     layers = wav2vec2.encoder.transformer.layers
     counts = parse_allocation(config.allocation, len(layers))
+    ranks = parse_ranks(config.rank, len(layers))
     if any(isinstance(layer.feed_forward, LamerFeedForward) for layer in layers):
         raise ValueError("the model has LoRA experts already; start from its base")
     wav2vec2.requires_grad_(False)
-    for index, (layer, count) in enumerate(zip(layers, counts, strict=True)):
+    sizes = zip(layers, counts, ranks, strict=True)
+    for index, (layer, count, rank) in enumerate(sizes):
         if count:
-            layer.feed_forward = LamerFeedForward(
-                layer.feed_forward, count, config, layer=index
-            )
+            own = replace(config, rank=rank)
+            ffn = LamerFeedForward(layer.feed_forward, count, own, layer=index)
+            layer.feed_forward = ffn
     if config.merges and max(counts) > 1:
         # torchaudio's own functions tell a feed-forward network nothing of padding.
         wav2vec2.hears_padding = True

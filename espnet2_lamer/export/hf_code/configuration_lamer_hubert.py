@@ -16,8 +16,9 @@ class LamerHubertConfig(HubertConfig):
         num_experts: LoRA experts of each transformer layer, shallow to deep; 0 leaves
             a layer's feed-forward network as it is, 1 has no router.
         num_experts_per_tok: Experts per frame; ``None`` uses all of them (soft).
-        lora_rank: Rank of an expert.
-        lora_alpha: An expert's output is scaled by ``lora_alpha / lora_rank``.
+        lora_rank: Rank of an expert, one number or one for each layer.
+        lora_alpha: An expert's output is scaled by ``lora_alpha / lora_rank``; ``None``
+            leaves it as it is.
         lora_dropout: Dropout on the experts' input.
         lora_targets: ``"intermediate_dense"`` and ``"output_dense"`` (experts beside a
             Linear), ``"ffn"`` (experts beside the whole feed-forward network).
@@ -37,8 +38,8 @@ class LamerHubertConfig(HubertConfig):
         self,
         num_experts: list[int] | tuple[int, ...] = (),
         num_experts_per_tok: int | None = 2,
-        lora_rank: int = 12,
-        lora_alpha: float = 12.0,
+        lora_rank: int | list[int] = 12,
+        lora_alpha: float | None = 12.0,
         lora_dropout: float = 0.0,
         lora_targets: list[str] | tuple[str, ...] = (
             "intermediate_dense",
@@ -64,11 +65,13 @@ class LamerHubertConfig(HubertConfig):
             kwargs["hidden_act"] = "gelu"
         super().__init__(**kwargs)
         # No experts stands for a layer count that is not known before.
-        if self.num_experts and len(self.num_experts) != self.num_hidden_layers:
-            raise ValueError(
-                f"num_experts: found {len(self.num_experts)} numbers, expected one for "
-                f"each of the {self.num_hidden_layers} layers"
-            )
+        ranks = () if isinstance(lora_rank, int) else lora_rank
+        for key, values in (("num_experts", self.num_experts), ("lora_rank", ranks)):
+            if values and len(values) != self.num_hidden_layers:
+                raise ValueError(
+                    f"{key}: found {len(values)} numbers, expected one for each of the "
+                    f"{self.num_hidden_layers} layers"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is written, for this class alone to read."""

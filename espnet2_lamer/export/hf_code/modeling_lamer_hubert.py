@@ -19,14 +19,13 @@ class LoRAExperts(nn.Module):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, num_experts: int, config
+        self, in_features: int, out_features: int, num_experts: int, rank: int, config
     ) -> None:
         super().__init__()
         self.num_experts = num_experts
-        self.scale = config.lora_alpha / config.lora_rank
+        self.scale = 1.0 if config.lora_alpha is None else config.lora_alpha / rank
         self.merges = config.lora_merge != "none"
         self.dropout = nn.Dropout(config.lora_dropout)
-        rank = config.lora_rank
         self.lora_A = nn.Parameter(torch.zeros(num_experts, rank, in_features))
         self.lora_B = nn.Parameter(torch.zeros(out_features, num_experts * rank))
 
@@ -46,8 +45,8 @@ class LoRAExperts(nn.Module):
 class LoRAExpertLinear(LoRAExperts):
     """A Linear and experts beside it."""
 
-    def __init__(self, base: nn.Linear, num_experts: int, config) -> None:
-        super().__init__(base.in_features, base.out_features, num_experts, config)
+    def __init__(self, base: nn.Linear, *sizes_and_config) -> None:
+        super().__init__(base.in_features, base.out_features, *sizes_and_config)
         self.base = base
 
     def forward(self, x: torch.Tensor, gates: torch.Tensor | None) -> torch.Tensor:
@@ -85,8 +84,11 @@ class Router(nn.Module):
 class LamerHubertFeedForward(nn.Module):
     """HuBERT's feed-forward network with routed experts."""
 
-    def __init__(self, feed_forward: nn.Module, num_experts: int, config) -> None:
+    def __init__(
+        self, feed_forward: nn.Module, num_experts: int, rank: int, config
+    ) -> None:
         super().__init__()
+        options = num_experts, rank, config
         targets, first = config.lora_targets, feed_forward.intermediate_dense
         last = feed_forward.output_dense
         self.intermediate_act_fn = feed_forward.intermediate_act_fn
@@ -94,14 +96,13 @@ class LamerHubertFeedForward(nn.Module):
         self.output_dropout = feed_forward.output_dropout
         self.intermediate_dense, self.output_dense = first, last
         if "intermediate_dense" in targets:
-            self.intermediate_dense = LoRAExpertLinear(first, num_experts, config)
+            self.intermediate_dense = LoRAExpertLinear(first, *options)
         if "output_dense" in targets:
-            self.output_dense = LoRAExpertLinear(last, num_experts, config)
+            self.output_dense = LoRAExpertLinear(last, *options)
         self.ffn_experts = None
         if "ffn" in targets:
-            self.ffn_experts = LoRAExperts(
-                first.in_features, last.out_features, num_experts, config
-            )
+            sizes = first.in_features, last.out_features
+            self.ffn_experts = LoRAExperts(*sizes, *options)
         self.routers = nn.ModuleDict()
         self.one_router = config.lora_router == "ffn"
         self.merges = config.lora_merge != "none"
@@ -152,10 +153,14 @@ class LamerHubertModel(HubertModel):
     def __init__(self, config: LamerHubertConfig) -> None:
         super().__init__(config)
         counts = config.num_experts or [0] * config.num_hidden_layers
-        for layer, count in zip(self.encoder.layers, counts, strict=True):
+        ranks = config.lora_rank
+        if isinstance(ranks, int):
+            ranks = [ranks] * len(counts)
+        sizes = zip(self.encoder.layers, counts, ranks, strict=True)
+        for layer, count, rank in sizes:
             if count:
                 layer.feed_forward = LamerHubertFeedForward(
-                    layer.feed_forward, count, config
+                    layer.feed_forward, count, rank, config
                 )
         self.post_init()
 
