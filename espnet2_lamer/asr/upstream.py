@@ -207,8 +207,7 @@ class Upstream(FrozenUpstream):
         """Compute all states, or those up to one, as :func:`hidden_states`.
 
         Models that hear padding run one utterance at a time: those with a group norm,
-        whose statistics would see it, data2vec's position embedding, and merged
-        experts, whose routers average over an utterance.
+        whose statistics would see it, and data2vec's position embedding.
 
         Args:
             wavs: A waveform ``[n]``, a padded batch ``[B, n]``, or a list of waveforms

@@ -192,9 +192,8 @@ def onnx_card(
         )
     else:
         batches = (
-            "Waveforms of a batch are equally long: this model would hear padding (a "
-            "group norm would, and experts merged over an utterance), so there is no "
-            "input for lengths."
+            "Waveforms of a batch are equally long: this model's group norm would see "
+            "padding, so there is no input for lengths."
         )
     what = (
         f"`state_0` (the transformer's input) to `state_{last}` of a HuBERT, `[B, T, "

@@ -120,9 +120,8 @@ def write_onnx(
 
     Inputs are ``waveforms [B, n]`` (float32, 16 kHz, normalised inside where the model
     wants it) and ``lengths [B]`` (int64, samples); outputs ``state_0`` to ``state_L``
-    and ``frames``. A model that would hear the padding has no ``lengths`` (statistics
-    of a group norm, means over an utterance of merged experts): waveforms of a batch
-    are equally long.
+    and ``frames``. A group-norm model has no ``lengths``, since its statistics would
+    see the padding: waveforms of a batch are equally long.
 
     Args:
         upstream: What ``load_model`` returns.

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -81,8 +82,9 @@ class LamerFeedForward(nn.Module):
     Where ``config.merge`` is ``"utterance"`` every frame has the gates of its utterance
     (of its crop, where crops are trained): the router's probabilities averaged over the
     real frames, masked ones included. These are recorded as probabilities and gates.
-    Which frames are real is known from the ``packing`` of :meth:`forward`; without one
-    all of ``x [B, T, D]`` are, so padded utterances must come one by one.
+    Which frames are real :meth:`forward` knows from its ``packing``, or, where a block
+    of torchaudio calls it, from ``real [B, T]`` (see :func:`add_lamer`); without either
+    all are.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class LamerFeedForward(nn.Module):
         self.num_experts = num_experts
         self.one_router = config.router == "ffn"
         self.merges = config.merges
+        self.real: Tensor | None = None
         self.intermediate_dropout = feed_forward.intermediate_dropout
         self.output_dropout = feed_forward.output_dropout
         self.record: RoutingRecord | None = None
@@ -128,14 +131,20 @@ class LamerFeedForward(nn.Module):
         router = self.routers[name]
         gates, probs = router(x)
         if self.merges:
-            if packing is None:
-                probs = probs.mean(-2, keepdim=True).expand_as(probs)
-            else:
-                probs = packing.utterance_means(probs)
-            gates = probs
+            probs = gates = self._utterance_means(probs, packing)
         if self.record is not None:
             self.record.add(Routing(self.layer, name, probs, gates, router))
         return gates
+
+    def _utterance_means(self, probs: Tensor, packing: Packing | None) -> Tensor:
+        """Give every frame of ``[..., N]`` the mean over its utterance's real ones."""
+        if packing is not None:
+            return packing.utterance_means(probs)
+        if self.real is None:
+            return probs.mean(-2, keepdim=True).expand_as(probs)
+        real = self.real.unsqueeze(-1)  # [B, T, 1]
+        sums = probs.masked_fill(~real, 0.0).sum(-2, keepdim=True)
+        return (sums / real.sum(-2, keepdim=True).clamp(min=1)).expand_as(probs)
 
     def _linear(
         self, name: str, x: Tensor, ffn_gates: Tensor | None, packing: Packing | None
@@ -189,9 +198,8 @@ def add_lamer(wav2vec2: nn.Module, config: LamerConfig) -> nn.Module:
     """Replace the FFN of every layer with experts, in place, and freeze the backbone.
 
     The model is a ``torchaudio.models.Wav2Vec2Model``, or anything with
-    ``encoder.transformer.layers[i].feed_forward``. Where experts are merged it
-    ``hears_padding`` afterwards: utterances of a padded batch must be computed one by
-    one by torchaudio's own functions.
+    ``encoder.transformer.layers[i].feed_forward``. Where experts are merged, blocks
+    of torchaudio tell them by a hook which frames their attention mask leaves.
 
     Raises:
         ValueError: Allocation or ranks do not fit, or experts are there already.
@@ -208,7 +216,18 @@ def add_lamer(wav2vec2: nn.Module, config: LamerConfig) -> nn.Module:
             own = replace(config, rank=rank)
             ffn = LamerFeedForward(layer.feed_forward, count, own, layer=index)
             layer.feed_forward = ffn
-    if config.merges and max(counts) > 1:
-        # torchaudio's own functions tell a feed-forward network nothing of padding.
-        wav2vec2.hears_padding = True
+            if config.merges:
+                layer.register_forward_pre_hook(_tell_real, with_kwargs=True)
+                layer.register_forward_hook(_forget_real, always_call=True)
     return wav2vec2
+
+
+def _tell_real(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Tell merged experts which frames are real, by what torchaudio tells attention."""
+    given = args[1] if len(args) > 1 else kwargs.get("attention_mask")
+    # [B, 1, T, T]: far below 0 where a key is padding.
+    layer.feed_forward.real = None if given is None else given[:, 0, 0] > -1.0
+
+
+def _forget_real(layer: nn.Module, args: tuple, output: Any) -> None:
+    layer.feed_forward.real = None

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 from torchaudio.models.wav2vec2.components import FeedForward
 
-from espnet2_lamer.asr.upstream import hidden_states, one_by_one
+from espnet2_lamer.asr.upstream import hidden_states
 from espnet2_lamer.convert.architecture import build_hubert
 from espnet2_lamer.layers import (
     LamerConfig,
@@ -158,21 +158,25 @@ def merged_hubert():
     return model.eval()
 
 
-def test_a_model_with_merged_experts_hears_padding(merged_hubert):
-    """So every caller of torchaudio's functions gives it utterances one by one."""
-    assert merged_hubert.hears_padding
-    waves = torch.randn(2, 3200)
-    lengths = torch.tensor([3200, 1700])
+def test_a_padded_batch_through_torchaudios_blocks_is_each_utterance_alone(
+    merged_hubert,
+):
+    waves = torch.randn(3, 3200)
+    lengths = torch.tensor([3200, 1700, 400])
     with torch.no_grad():
-        alone, frames = one_by_one(
-            lambda wavs, _: hidden_states(merged_hubert, wavs, None, True),
-            waves,
-            lengths.tolist(),
-        )
-        batch, _ = hidden_states(merged_hubert, waves, lengths, True)
-    # Were the batch computed at once, padding would count: that is why.
-    wrong = (batch[-1][1, : frames[1]] - alone[-1][1, : frames[1]]).abs().max()
-    assert wrong > 1e-3
-    plain = build_hubert(ARCHITECTURE)
-    add_lamer(plain, LamerConfig(allocation=1, rank=2, **MERGE))
-    assert not plain.hears_padding, "one expert has no router"
+        together, frames = hidden_states(merged_hubert, waves, lengths, True)
+        public, counts = merged_hubert.extract_features(waves, lengths)
+        assert torch.equal(counts, frames)
+        for row, (samples, count) in enumerate(zip(lengths, frames, strict=True)):
+            wave = waves[row : row + 1, :samples]
+            alone, _ = hidden_states(merged_hubert, wave, None, True)
+            for ours, theirs in zip(together, alone, strict=True):
+                wanted = theirs[0]
+                torch.testing.assert_close(
+                    ours[row, :count], wanted, rtol=1e-5, atol=1e-5
+                )
+            first = public[0][row, :count]
+            torch.testing.assert_close(first, alone[1][0], rtol=1e-5, atol=1e-5)
+    # Nothing is left behind for a pass that says nothing of padding.
+    layers = merged_hubert.encoder.transformer.layers
+    assert all(layer.feed_forward.real is None for layer in layers)
