@@ -3,7 +3,9 @@
 import json
 import logging
 import os
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,10 +27,12 @@ from espnet2_lamer.recipe.analysis import by_language, draw, read_speech
 from espnet2_lamer.recipe.data import check_evaluation
 from espnet2_lamer.recipe.declaration import as_arguments, data_arguments
 from espnet2_lamer.recipe.files import ssl_audio
+from espnet2_lamer.recipe.learnt_allocation import learnt_allocation
 from espnet2_lamer.recipe.options import Options
-from espnet2_lamer.recipe.schedule import schedule_by_hours
+from espnet2_lamer.recipe.schedule import Schedule, own_schedule, schedule_by_hours
 from espnet2_lamer.recipe.settle import (
     AUTO,
+    LEARNT,
     control_settings,
     experts_options,
     own_allocation,
@@ -137,10 +141,10 @@ def continue_pretraining(options: Options) -> None:
 
     The control comes first: the other's validations show its masked accuracy.
     """
-    runs = [(options.ssl_experiment, _allocation(options))]
+    runs = [(options.ssl_experiment, _experts(options))]
     if options.control:
-        runs.insert(0, (options.control_experiment, "0"))
-    for experiment, allocation in runs:
+        runs.insert(0, (options.control_experiment, experts_options("0")))
+    for experiment, experts in runs:
         is_control, more = experiment == options.control_experiment, []
         # Another pretraining beside this one may be training the same control.
         with exclusive(experiment, wait=is_control):
@@ -148,7 +152,7 @@ def continue_pretraining(options: Options) -> None:
                 _check_control(options)
             elif options.control:
                 more = ["--monitor_control", str(options.control_experiment)]
-            _train(options, experiment, allocation, more)
+            _train(options, experiment, experts, more)
             model = load_pretraining_model(experiment)
             write_json(experiment / "parameters.json", parameter_report(model))
 
@@ -156,7 +160,7 @@ def continue_pretraining(options: Options) -> None:
 def check_one_batch(options: Options) -> None:
     """Refuse a model that cannot learn one batch."""
     experiment, more = options.ssl_experiment, ["--sanity", "true"]
-    _train(options, experiment, _allocation(options), more, log="sanity.log")
+    _train(options, experiment, _experts(options), more, log="sanity.log")
     found = json.loads((experiment / "sanity.json").read_text(encoding="utf-8"))
     logging.info(
         "one batch could be learnt: %(initial_bits).3f bits before, %(final_bits).3f "
@@ -168,13 +172,13 @@ def check_one_batch(options: Options) -> None:
 def _train(
     options: Options,
     experiment: Path,
-    allocation: str,
+    experts: list[str],
     more: list[str],
     log: str = "train.log",
 ) -> None:
     command = [
         *as_arguments(encoder_conf=f"base={base_path(options)}"),
-        *experts_options(allocation),
+        *experts,
         *as_arguments(seed=options.seed, replay_langs=options.replay_langs),
         *device_options(options, experiment),
         *_schedule_options(options),
@@ -197,10 +201,8 @@ def _schedule_options(options: Options) -> list[str]:
     """ESPnet's options of the schedule that ``--passes`` asks for, if it does."""
     if not options.passes:
         return []
-    table = options.raw / "ssl_train" / "utt2num_samples"
-    hours = sum(int(n) for _, n in iterate_table(table)) / SAMPLE_RATE / 3600
     config = read_yaml(options.ssl_config)
-    found = schedule_by_hours(hours, options.passes, config)
+    hours, found = _by_hours(options, config)
     logging.info(
         "--passes %g over %.2f h: %d updates in %d epochs, warm-up %d",
         options.passes,
@@ -212,9 +214,23 @@ def _schedule_options(options: Options) -> list[str]:
     return found.arguments(config)
 
 
-def _allocation(options: Options) -> str:
-    auto = options.allocation == AUTO
-    return automatic_allocation(options) if auto else options.allocation
+def _by_hours(options: Options, config: dict[str, Any]) -> tuple[float, Schedule]:
+    table = options.raw / "ssl_train" / "utt2num_samples"
+    hours = sum(int(n) for _, n in iterate_table(table)) / SAMPLE_RATE / 3600
+    return hours, schedule_by_hours(hours, options.passes, config)
+
+
+def _experts(options: Options) -> list[str]:
+    """ESPnet's options of the experts, found now where they come from the data."""
+    if options.allocation == AUTO:
+        return experts_options(automatic_allocation(options))
+    if options.allocation != LEARNT:
+        return experts_options(options.allocation)
+    config = read_yaml(options.ssl_config)
+    passes = options.passes
+    schedule = _by_hours(options, config)[1] if passes else own_schedule(config)
+    with exclusive(options.ssl_experiment):
+        return learnt_allocation(options, schedule.updates, partial(_train, options))
 
 
 def _check_control(options: Options) -> None:
