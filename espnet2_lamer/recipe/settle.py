@@ -171,7 +171,8 @@ def resolve_ssl_config(options: Options) -> None:
     if given in FROM_DATA and (own == "" or _is_zero(own or "")):
         raise RecipeError(
             f"--allocation: found {given}, but {path} has "
-            f"encoder_conf.lamer.allocation {own or 'none'}; state counts there: their sum is what {given} spreads"
+            f"encoder_conf.lamer.allocation {own or 'none'}; state counts there: "
+            f"their sum is what {given} spreads"
         )
     if own == "" and not given:
         raise RecipeError(
