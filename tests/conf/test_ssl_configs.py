@@ -25,6 +25,11 @@ CHANGES = {
     "lamer_uniform": {ALLOCATION: 5},
     "lamer_no_balance": {f"{LAMER}.balance": "none"},
     "lamer_bias": {f"{LAMER}.balance": "bias"},
+    "lamer_merged": {
+        f"{LAMER}.top_k": None,
+        f"{LAMER}.balance": "none",
+        f"{LAMER}.merge": "utterance",
+    },
     "lamer_distill": {"model_conf.distill_weight": 1.0},
     "lamer_no_replay": {"exclude_langs": ["eng"]},
     "lamer_8642": {ALLOCATION: "8,6,4,2"},
@@ -49,6 +54,7 @@ B1, D1, ROUTER = EXPERTS * BOTH, LAYERS * 2 * BOTH, EXPERTS * DIM
 COUNTS = {
     "lamer": (B1, ROUTER, D1),
     "milore": (B1, ROUTER, B1),
+    "lamer_merged": (B1, ROUTER, B1),
     "lamer_projection_router": (B1, EXPERTS * (DIM + FFN), D1),
     "lamer_beside_ffn": (
         EXPERTS * 2 * DIM * RANK,
