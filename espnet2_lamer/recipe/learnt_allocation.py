@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from espnet2_lamer.convert.load import read_architecture
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.evaluation.runs import made_from
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file
@@ -128,7 +130,8 @@ def learnt_allocation(
     and config of stage 7, :func:`trial_schedule`, :attr:`Budget.trial`); importance
     is averaged over :data:`BATCHES` batches of the training set. Both, and what
     followed, are written to ``allocation.json`` of the experiment. A run with the same
-    inputs reads it there. Trial weights are removed then: the training begins anew.
+    inputs reads it there; a trial that was killed goes on. Its weights are removed in
+    the end: the training begins anew.
 
     Args:
         options: Of the recipe.
@@ -161,9 +164,17 @@ def learnt_allocation(
     }
     found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     if found.get("inputs") != json.loads(json.dumps(inputs)):
+        if options.num_nodes > 1:
+            raise _one_node_first(options.num_nodes)
+        trial = options.ssl_experiment / "trial"
+        if trial.is_dir() and not made_from(trial / "inputs.json", inputs):
+            # Another's, or one that was never begun: what is there cannot go on.
+            shutil.rmtree(trial)
+        write_json(trial / "inputs.json", inputs)
         found = _learn(options, config, schedule, train) | {"inputs": inputs}
         write_json(path, found)
-        for weights in (options.ssl_experiment / "trial").glob("*.pth"):
+        shutil.rmtree(trial / "checkpoints", ignore_errors=True)
+        for weights in trial.glob("*.pth*"):
             weights.unlink()
     allocation, ranks = (
         ",".join(map(str, found[key])) for key in ("allocation", "rank")
@@ -182,19 +193,20 @@ def learnt_allocation(
     return experts_options(allocation, ranks)
 
 
+def _one_node_first(found: int) -> RecipeError:
+    return RecipeError(
+        f"--allocation learnt: found --num_nodes {found}, expected 1 for the trial, "
+        "which each node would run; with --sanity true --num_nodes 1 and else the same "
+        "options the stage writes allocation.json, which all nodes then read"
+    )
+
+
 def _learn(
     options: Options,
     config: Mapping[str, Any],
     schedule: Schedule,
     train: Callable[[Path, list[str], list[str]], None],
 ) -> dict[str, Any]:
-    if options.num_nodes > 1:
-        raise RecipeError(
-            f"--allocation learnt: found --num_nodes {options.num_nodes}, expected 1 "
-            "for the trial, which each node would run; with --sanity true --num_nodes "
-            "1 and else the same options the stage writes allocation.json, which is "
-            "then read by all"
-        )
     lamer = config["encoder_conf"]["lamer"]
     num_layers = read_architecture(base_path(options))["encoder_num_layers"]
     trial = options.ssl_experiment / "trial"

@@ -70,8 +70,9 @@ MEASURED = [1.0, 3.0, 0.0, 4.0], [12, 3, 1, 6]
 def run(options, updates=400):
     def train(experiment, experts, more):
         options.trials.append((experiment, experts, more))
-        experiment.mkdir(parents=True)
-        for name in ("valid.loss_m.best.pth", "train.log"):
+        assert not (experiment / "train.log").exists(), "another trial's"
+        (experiment / "checkpoints").mkdir()
+        for name in ("valid.loss_m.best.pth", "1epoch.pth.sha256", "train.log"):
             (experiment / name).write_text("")
 
     return learnt_allocation(options, updates, train)
@@ -114,7 +115,8 @@ def test_the_trial_has_twice_the_experts_a_tenth_of_the_updates_and_no_weights_l
     given = dict(zip(more[::2], more[1::2], strict=True))
     assert given["--max_epoch"] == "1" and given["--num_iters_per_epoch"] == "400"
     assert "total_steps=400" in more and "warmup_steps=32" in more
-    assert [path.name for path in experiment.iterdir()] == ["train.log"]
+    left = sorted(path.name for path in experiment.iterdir())
+    assert left == ["inputs.json", "train.log"]
     found = record(options)
     assert (found["trial_allocation"], found["trial_rank"]) == (10, 12)
     assert found["inputs"]["trial_updates"] == 400
@@ -130,9 +132,6 @@ def test_a_second_run_reads_the_record_and_another_config_or_base_learns_anew(op
     first = run(options)
     assert run(options) == first and len(options.trials) == 1
     for change in ("config", "base", "seed"):
-        for path in (options.ssl_experiment / "trial").iterdir():
-            path.unlink()
-        (options.ssl_experiment / "trial").rmdir()
         if change == "config":
             config = yaml.safe_load(options.ssl_config.read_text())
             options.ssl_config.write_text(yaml.safe_dump(config | {"a": 2}))
@@ -184,3 +183,19 @@ def test_what_cannot_be_learnt_is_refused(options, monkeypatch):
     with pytest.raises(RecipeError, match="found 4 experts for 4 layers, expected at"):
         run(options)
     assert not (options.ssl_experiment / "allocation.json").exists()
+
+
+def test_a_trial_that_was_killed_goes_on_and_is_not_taken_for_another(options):
+    def killed(experiment, experts, more):
+        (experiment / "half").write_text("")
+        raise KeyboardInterrupt
+
+    trial = options.ssl_experiment / "trial"
+    with pytest.raises(KeyboardInterrupt):
+        learnt_allocation(options, 400, killed)
+    run(options)
+    assert (trial / "half").exists()
+    (options.ssl_experiment / "allocation.json").unlink()
+    options.seed = 4
+    run(options)
+    assert not (trial / "half").exists()
