@@ -4,7 +4,6 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from espnet2_lamer.recipe.schedule import WARM_UP, Schedule
 from espnet2_lamer.recipe.settle import experts_options, settings_of_experts
 from espnet2_lamer.recipe.upstreams import base_path, read_checkpoints
 from espnet2_lamer.tasks.hubert import LamerHubertTask
-from espnet2_lamer.train.importance import score_experts
+from espnet2_lamer.train.importance import Scores, score_experts
 
 #: A trial is this share of the training's updates, within bounds.
 SHARE, FEWEST, MOST = 0.1, 100, 2_000
@@ -37,82 +36,68 @@ _CRITERION = (
     "B A, mean over batches (AdaLoRA, arXiv 2303.10512, Eq. 8); experts of a layer in "
     "proportion to its sum, rank in proportion to the effective number of components"
 )
+#: Trains an experiment with ESPnet's options of experts, and others.
+Train = Callable[[Path, list[str], list[str]], None]
 
 
-@dataclass(frozen=True)
-class Budget:
-    """What the config's own allocation has, in experts and in components of rank.
+def layer_measures(scores: Scores) -> tuple[list[float], list[float]]:
+    """Importance of each layer, and effective rank of its experts.
 
-    A component of one expert is a row of A and a column of B in each target; every
-    layer of a network has the same sizes.
+    The former adds up components, experts and targets; of the latter targets count by
+    their importance, and a layer without any has 1.
     """
-
-    counts: list[int]
-    ranks: list[int]
-    minimum: int
-
-    @classmethod
-    def of(cls, lamer: Mapping[str, Any], num_layers: int) -> "Budget":
-        """Read the options of experts, and the fewest that routing needs."""
-        config = LamerConfig(**lamer)
-        counts = parse_allocation(config.allocation, num_layers)
-        ranks = parse_ranks(config.rank, num_layers)
-        return cls(counts, ranks, config.top_k or 1)
-
-    @property
-    def experts(self) -> int:
-        """Experts of all layers."""
-        return sum(self.counts)
-
-    @property
-    def components(self) -> int:
-        """Components of all experts."""
-        return components(self.counts, self.ranks)
-
-    @property
-    def trial(self) -> tuple[int, int]:
-        """Experts of each layer, and their rank, while importance is measured.
-
-        Twice the mean number, in every layer as many: layers are then alike but for
-        what they are worth.
-        """
-        return -(-2 * self.experts // len(self.counts)), max(self.ranks)
-
-    def spend(
-        self, scores: list[dict[str, list[list[float]]]]
-    ) -> tuple[list[int], list[int]]:
-        """Return experts and rank of each layer.
-
-        Raises:
-            ValueError: The budget is below the fewest, or nothing has importance.
-        """
-        counts = apportion(self.experts, importance_of(scores), self.minimum)
-        return counts, apportion_ranks(self.components, effective_ranks(scores), counts)
-
-
-def components(counts: list[int], ranks: list[int]) -> int:
-    """Components of rank of all experts."""
-    return sum(n * r for n, r in zip(counts, ranks, strict=True))
-
-
-def importance_of(scores: list[dict[str, list[list[float]]]]) -> list[float]:
-    """Sum the importance of each layer's components, experts and targets."""
-    return [
-        sum(sum(map(sum, experts)) for experts in targets.values())
-        for targets in scores
-    ]
-
-
-def effective_ranks(scores: list[dict[str, list[list[float]]]]) -> list[float]:
-    """Effective rank of each layer's experts; targets count by their importance."""
-    found = []
+    importance, ranks = [], []
     for targets in scores:
         parts = [torch.tensor(x, dtype=torch.float64) for x in targets.values()]
-        weights = [float(part.sum()) for part in parts]
-        pairs = zip(parts, weights, strict=True)
-        total = sum(effective_rank(part) * weight for part, weight in pairs)
-        found.append(total / sum(weights) if sum(weights) else 1.0)
-    return found
+        sums = [float(part.sum()) for part in parts]
+        pairs = zip(parts, sums, strict=True)
+        weighed = sum(effective_rank(part) * weight for part, weight in pairs)
+        importance.append(sum(sums))
+        ranks.append(weighed / sum(sums) if sum(sums) else 1.0)
+    return importance, ranks
+
+
+def plan_trial(lamer: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
+    """Return the budget that options of experts are, and what their trial has.
+
+    ``budget`` counts experts, ``budget_components`` those of their rank: a row of A and
+    a column of B in each target, as large in every layer of a network. Routing needs
+    ``minimum`` experts in a layer. The trial has twice the mean number of experts, in
+    every layer as many: layers are then alike but for what they are worth.
+    """
+    config = LamerConfig(**lamer)
+    counts = parse_allocation(config.allocation, num_layers)
+    ranks = parse_ranks(config.rank, num_layers)
+    return {
+        "budget": sum(counts),
+        "budget_components": _components(counts, ranks),
+        "budget_of": f"{config.allocation} x rank {config.rank}",
+        "minimum": config.top_k or 1,
+        "trial_allocation": -(-2 * sum(counts) // num_layers),
+        "trial_rank": max(ranks),
+    }
+
+
+def spend(plan: Mapping[str, Any], scores: Scores) -> dict[str, Any]:
+    """Spread the budget of :func:`plan_trial` by a trial's scores.
+
+    Raises:
+        ValueError: The budget is below the fewest, or nothing has importance.
+    """
+    importance, effective = layer_measures(scores)
+    counts = apportion(plan["budget"], importance, plan["minimum"])
+    ranks = apportion_ranks(plan["budget_components"], effective, counts)
+    return {
+        "allocation": counts,
+        "rank": ranks,
+        "components": _components(counts, ranks),
+        "importance_per_layer": importance,
+        "effective_rank_per_layer": effective,
+    }
+
+
+def _components(counts: list[int], ranks: list[int]) -> int:
+    return sum(n * r for n, r in zip(counts, ranks, strict=True))
 
 
 def trial_schedule(updates: int) -> Schedule:
@@ -121,22 +106,15 @@ def trial_schedule(updates: int) -> Schedule:
     return Schedule(count, count, 1, round(WARM_UP * count))
 
 
-def learnt_allocation(
-    options: Options, updates: int, train: Callable[[Path, list[str], list[str]], None]
-) -> list[str]:
+def learnt_allocation(options: Options, updates: int, train: Train) -> list[str]:
     """Train with more experts than the budget, measure them, and spend the budget.
 
-    The trial is a training of its own in ``trial`` of the experiment (the data, seed
-    and config of stage 7, :func:`trial_schedule`, :attr:`Budget.trial`); importance
-    is averaged over :data:`BATCHES` batches of the training set. Both, and what
-    followed, are written to ``allocation.json`` of the experiment. A run with the same
-    inputs reads it there; a trial that was killed goes on. Its weights are removed in
-    the end: the training begins anew.
-
-    Args:
-        options: Of the recipe.
-        updates: Those of the training.
-        train: Trains an experiment with ESPnet options of experts, and others.
+    The trial is a training of its own in ``trial`` of the experiment, on the data and
+    with the seed of stage 7; see :func:`plan_trial` and :func:`trial_schedule`.
+    Importance is averaged over :data:`BATCHES` batches of the training set. All of it,
+    and what followed, is written to ``allocation.json`` of the experiment. A run with
+    the same inputs reads it there; a trial that was killed goes on. Its weights are
+    removed in the end: the training, of so many ``updates``, begins anew.
 
     Returns:
         ESPnet's options of the experts.
@@ -164,28 +142,13 @@ def learnt_allocation(
     }
     found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     if found.get("inputs") != json.loads(json.dumps(inputs)):
-        if options.num_nodes > 1:
-            raise _one_node_first(options.num_nodes)
-        trial = options.ssl_experiment / "trial"
-        if trial.is_dir() and not made_from(trial / "inputs.json", inputs):
-            # Another's, or one that was never begun: what is there cannot go on.
-            shutil.rmtree(trial)
-        write_json(trial / "inputs.json", inputs)
-        found = _learn(options, config, schedule, train) | {"inputs": inputs}
+        found = _learn(options, config, schedule, inputs, train)
         write_json(path, found)
-        shutil.rmtree(trial / "checkpoints", ignore_errors=True)
-        for weights in trial.glob("*.pth*"):
-            weights.unlink()
-    allocation, ranks = (
-        ",".join(map(str, found[key])) for key in ("allocation", "rank")
-    )
+    allocation, ranks = (",".join(map(str, found[k])) for k in ("allocation", "rank"))
     logging.info(
         "--allocation learnt: experts %s, ranks %s: %d of the %d components of %s; "
         "importance per layer %s; %s",
-        allocation,
-        ranks,
-        found["components"],
-        found["budget_components"],
+        *(allocation, ranks, found["components"], found["budget_components"]),
         found["budget_of"],
         " ".join(f"{value:.3g}" for value in found["importance_per_layer"]),
         path,
@@ -193,58 +156,44 @@ def learnt_allocation(
     return experts_options(allocation, ranks)
 
 
-def _one_node_first(found: int) -> RecipeError:
-    return RecipeError(
-        f"--allocation learnt: found --num_nodes {found}, expected 1 for the trial, "
-        "which each node would run; with --sanity true --num_nodes 1 and else the same "
-        "options the stage writes allocation.json, which all nodes then read"
-    )
-
-
 def _learn(
     options: Options,
     config: Mapping[str, Any],
     schedule: Schedule,
-    train: Callable[[Path, list[str], list[str]], None],
+    inputs: Mapping[str, Any],
+    train: Train,
 ) -> dict[str, Any]:
-    lamer = config["encoder_conf"]["lamer"]
-    num_layers = read_architecture(base_path(options))["encoder_num_layers"]
+    if options.num_nodes > 1:
+        raise RecipeError(
+            f"--allocation learnt: found --num_nodes {options.num_nodes}, expected 1 "
+            "for the trial, which each node would run; with --sanity true --num_nodes "
+            "1 and else the same options the stage writes allocation.json, which all "
+            "nodes then read"
+        )
     trial = options.ssl_experiment / "trial"
+    if trial.is_dir() and not made_from(trial / "inputs.json", inputs):
+        # Another's: what is there cannot go on.
+        shutil.rmtree(trial)
+    write_json(trial / "inputs.json", inputs)
+    num_layers = read_architecture(base_path(options))["encoder_num_layers"]
     try:
-        budget = Budget.of(lamer, num_layers)
-        count, rank = budget.trial
+        plan = plan_trial(config["encoder_conf"]["lamer"], num_layers)
+        count, rank = plan["trial_allocation"], plan["trial_rank"]
         logging.info(
             "--allocation learnt: a trial of %d updates with %d experts of rank %d in "
             "each layer, seed %d: %s",
-            schedule.updates,
-            count,
-            rank,
-            options.seed,
-            trial,
+            *(schedule.updates, count, rank, options.seed, trial),
         )
-        train(
-            trial,
-            experts_options(str(count), str(rank)),
-            [*schedule.arguments(config), "--monitor_utts", "0"],
-        )
+        more = [*schedule.arguments(config), "--monitor_utts", "0"]
+        train(trial, experts_options(str(count), str(rank)), more)
         scores = score_experts(LamerHubertTask, trial, BATCHES)
-        counts, ranks = budget.spend(scores)
+        found = spend(plan, scores)
     except ValueError as error:
         raise RecipeError(
             f"--allocation learnt: {options.ssl_config}: {error}"
         ) from error
-    return {
-        "allocation": counts,
-        "rank": ranks,
-        "criterion": _CRITERION,
-        "importance_per_layer": importance_of(scores),
-        "effective_rank_per_layer": effective_ranks(scores),
-        "importance": scores,
-        "budget": budget.experts,
-        "budget_of": f"{lamer['allocation']} x rank {lamer.get('rank', 12)}",
-        "budget_components": budget.components,
-        "components": components(counts, ranks),
-        "minimum": budget.minimum,
-        "trial_allocation": count,
-        "trial_rank": rank,
-    }
+    shutil.rmtree(trial / "checkpoints", ignore_errors=True)
+    for weights in trial.glob("*.pth*"):
+        weights.unlink()
+    more = {"criterion": _CRITERION, "importance": scores, "inputs": inputs}
+    return found | plan | more

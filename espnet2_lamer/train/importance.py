@@ -6,7 +6,6 @@ from pathlib import Path
 from espnet2.torch_utils.device_funcs import to_device
 from espnet2.torch_utils.set_all_random_seed import set_all_random_seed
 from espnet2.train.distributed_utils import DistributedOption
-from torch import Tensor
 from tqdm import tqdm
 
 from espnet2_lamer.convert.espnet_experiment import model_file, read_config
@@ -17,9 +16,11 @@ from espnet2_lamer.layers.importance import ComponentImportance, experts_by_laye
 _EPOCH = 2
 
 
-def score_experts(
-    task: type, experiment: Path, batches: int
-) -> list[dict[str, list[list[float]]]]:
+#: Per layer and target ``[N][r]``.
+Scores = list[dict[str, list[list[float]]]]
+
+
+def score_experts(task: type, experiment: Path, batches: int) -> Scores:
     """Measure :class:`ComponentImportance` of every expert of an experiment.
 
     In this process, on its device, in train mode; no weight changes.
@@ -30,8 +31,8 @@ def score_experts(
         batches: How many, at most as many as an epoch has.
 
     Returns:
-        Per layer and target ``[N][r]``, experts in their order, an expert's components
-        by the size of their singular value.
+        Experts in their order, an expert's components by the size of their singular
+        value.
     """
     config = read_config(experiment)
     args = argparse.Namespace(**config)
@@ -58,10 +59,6 @@ def score_experts(
                 importance.add()
         model.zero_grad(set_to_none=True)
     return [
-        {name: _rows(importance.values) for name, importance in targets.items()}
+        {name: one.values.double().cpu().tolist() for name, one in targets.items()}
         for targets in layers
     ]
-
-
-def _rows(values: Tensor) -> list[list[float]]:
-    return values.double().cpu().tolist()

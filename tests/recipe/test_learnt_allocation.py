@@ -10,11 +10,10 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.layers import parse_ranks
 from espnet2_lamer.recipe import learnt_allocation as module
 from espnet2_lamer.recipe.learnt_allocation import (
-    Budget,
-    components,
-    effective_ranks,
-    importance_of,
+    layer_measures,
     learnt_allocation,
+    plan_trial,
+    spend,
     trial_schedule,
 )
 
@@ -32,6 +31,11 @@ def scores(importance, ranks, count=10, rank=12):
         }
         for total, wanted in zip(importance, ranks, strict=True)
     ]
+
+
+def components(found):
+    """N r of every layer, added up."""
+    return sum(n * r for n, r in zip(found["allocation"], found["rank"], strict=True))
 
 
 @pytest.fixture
@@ -92,7 +96,7 @@ def test_the_budget_of_the_config_is_spent_by_importance_and_effective_rank(opti
     # A layer without importance has no component that counts: one.
     assert found["effective_rank_per_layer"] == pytest.approx([12, 3, 1, 6])
     assert found["budget_components"] == 20 * 12
-    used = components(found["allocation"], found["rank"])
+    used = components(found)
     assert found["components"] == used
     assert 240 - min(found["allocation"]) < used <= 240
     assert sorted(found["rank"]) == [found["rank"][k] for k in (2, 1, 3, 0)]
@@ -152,21 +156,23 @@ def test_a_second_run_reads_the_record_and_another_config_or_base_learns_anew(op
 def test_soft_routing_and_merged_experts_need_one_expert_a_layer():
     lamer = {"allocation": 5, "rank": "4,8", "top_k": None, "balance": "none"}
     for merge in ("none", "utterance"):
-        budget = Budget.of(lamer | {"merge": merge}, LAYERS)
-        assert (budget.minimum, budget.experts, budget.trial) == (1, 20, (10, 8))
-        assert budget.components == 5 * (4 + 4 + 8 + 8)
-        counts, ranks = budget.spend(scores([0.0, 0.0, 0.0, 2.0], [1, 1, 1, 8]))
-        assert counts == [1, 1, 1, 17]
-        assert parse_ranks(ranks, LAYERS) == ranks
-        assert components(counts, ranks) <= 120
+        plan = plan_trial(lamer | {"merge": merge}, LAYERS)
+        assert (plan["minimum"], plan["budget"]) == (1, 20)
+        assert (plan["trial_allocation"], plan["trial_rank"]) == (10, 8)
+        assert plan["budget_components"] == 5 * (4 + 4 + 8 + 8)
+        found = spend(plan, scores([0.0, 0.0, 0.0, 2.0], [1, 1, 1, 8]))
+        assert found["allocation"] == [1, 1, 1, 17]
+        assert parse_ranks(found["rank"], LAYERS) == found["rank"]
+        assert components(found) <= 120
 
 
 def test_targets_are_added_up_and_their_ranks_weighed():
     (one,) = scores([3.0], [12])
     (two,) = scores([1.0], [2])
     both = one | {"output_dense": two["intermediate_dense"]}
-    assert importance_of([both]) == pytest.approx([4.0])
-    assert effective_ranks([both]) == pytest.approx([(3 * 12 + 1 * 2) / 4])
+    importance, ranks = layer_measures([both])
+    assert importance == pytest.approx([4.0])
+    assert ranks == pytest.approx([(3 * 12 + 1 * 2) / 4])
 
 
 def test_what_cannot_be_learnt_is_refused(options, monkeypatch):
