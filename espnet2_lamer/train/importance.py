@@ -6,7 +6,6 @@ from pathlib import Path
 from espnet2.torch_utils.device_funcs import to_device
 from espnet2.torch_utils.set_all_random_seed import set_all_random_seed
 from espnet2.train.distributed_utils import DistributedOption
-from tqdm import tqdm
 
 from espnet2_lamer.convert.espnet_experiment import model_file, read_config
 from espnet2_lamer.convert.state import read_state
@@ -49,15 +48,18 @@ def score_experts(task: type, experiment: Path, batches: int) -> Scores:
         for _, targets in experts_by_layer(model)
     ]
     factory = task.build_iter_factory(args, DistributedOption(), mode="train")
-    plan = factory.plan(_EPOCH)
-    for number in tqdm(range(min(batches, len(plan))), desc="importance", disable=None):
-        for part in factory.parts(plan.numbers(number)):
-            _, batch = factory.load(part, _EPOCH)
-            model(**to_device(batch, device))[0].backward()
+    done = 0
+    for _, batch, ends_iteration in factory.iterate(_EPOCH):
+        model(**to_device(batch, device))[0].backward()
+        if not ends_iteration:
+            continue
         for targets in layers:
             for importance in targets.values():
                 importance.add()
         model.zero_grad(set_to_none=True)
+        done += 1
+        if done == batches:
+            break
     return [
         {name: one.values.double().cpu().tolist() for name, one in targets.items()}
         for targets in layers
