@@ -68,7 +68,7 @@ def options(tmp_path, monkeypatch):
     )
 
 
-MEASURED = [1.0, 3.0, 0.0, 4.0], [12, 3, 1, 6]
+MEASURED = [1.0, 3.0, 0.0, 8.0], [12, 3, 1, 6]
 
 
 def run(options, updates=400):
@@ -89,8 +89,8 @@ def record(options):
 def test_the_budget_of_the_config_is_spent_by_importance_and_effective_rank(options):
     words = run(options)
     found = record(options)
-    # 20 experts: two in each layer, 12 more in the ratio 1 : 3 : 0 : 4 (Hamilton).
-    assert found["allocation"] == [4, 6, 2, 8]
+    # 20 experts: two in each layer, 12 more in the ratio 1 : 3 : 0 : 8.
+    assert found["allocation"] == [3, 5, 2, 10]
     assert sum(found["allocation"]) == found["budget"] == 20
     assert found["importance_per_layer"] == pytest.approx(MEASURED[0])
     # A layer without importance has no component that counts: one.
@@ -101,7 +101,7 @@ def test_the_budget_of_the_config_is_spent_by_importance_and_effective_rank(opti
     assert 240 - min(found["allocation"]) < used <= 240
     assert sorted(found["rank"]) == [found["rank"][k] for k in (2, 1, 3, 0)]
     assert words == [
-        *("--encoder_conf", "lamer.allocation=4,6,2,8"),
+        *("--encoder_conf", "lamer.allocation=3,5,2,10"),
         *("--encoder_conf", f"lamer.rank={','.join(map(str, found['rank']))}"),
     ]
     assert found["importance"] == scores(*MEASURED)
