@@ -21,14 +21,12 @@ from espnet2_lamer.layers.apportion import apportion, apportion_ranks
 from espnet2_lamer.layers.importance import effective_rank
 from espnet2_lamer.recipe.files import ssl_audio
 from espnet2_lamer.recipe.options import Options
-from espnet2_lamer.recipe.schedule import WARM_UP, Schedule
+from espnet2_lamer.recipe.schedule import Schedule, trial_schedule
 from espnet2_lamer.recipe.settle import experts_options, settings_of_experts
 from espnet2_lamer.recipe.upstreams import base_path, read_checkpoints
 from espnet2_lamer.tasks.hubert import LamerHubertTask
 from espnet2_lamer.train.importance import Scores, score_experts
 
-#: A trial is this share of the training's updates, within bounds.
-SHARE, FEWEST, MOST = 0.1, 100, 2_000
 #: Batches of the training set over which importance is averaged.
 BATCHES = 50
 _CRITERION = (
@@ -100,17 +98,12 @@ def _components(counts: list[int], ranks: list[int]) -> int:
     return sum(n * r for n, r in zip(counts, ranks, strict=True))
 
 
-def trial_schedule(updates: int) -> Schedule:
-    """One epoch of a tenth of a training's updates, 100 to 2,000 of them."""
-    count = min(max(round(SHARE * updates), FEWEST), MOST)
-    return Schedule(count, count, 1, round(WARM_UP * count))
-
-
 def learnt_allocation(options: Options, updates: int, train: Train) -> list[str]:
     """Train with more experts than the budget, measure them, and spend the budget.
 
     The trial is a training of its own in ``trial`` of the experiment, on the data and
-    with the seed of stage 7; see :func:`plan_trial` and :func:`trial_schedule`.
+    with the seed of stage 7; see :func:`plan_trial` and
+    :func:`~espnet2_lamer.recipe.schedule.trial_schedule`.
     Importance is averaged over :data:`BATCHES` batches of the training set. All of it,
     and what followed, is written to ``allocation.json`` of the experiment. A run with
     the same inputs reads it there; a trial that was killed goes on. Its weights are

@@ -14,8 +14,8 @@ from espnet2_lamer.recipe.learnt_allocation import (
     learnt_allocation,
     plan_trial,
     spend,
-    trial_schedule,
 )
+from espnet2_lamer.recipe.schedule import trial_schedule
 
 LAYERS = 4
 
