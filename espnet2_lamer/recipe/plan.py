@@ -291,7 +291,7 @@ def _training(options: Options, found: Amounts) -> Iterator[str]:
     yield f"  experts: {options.allocation or 'none, the whole model trains'}"
     if options.allocation == LEARNT:
         trial = trial_schedule(schedule.updates).updates
-        yield f"    by a trial of {trial:,} updates with twice the experts, not timed here"
+        yield f"    by a trial of {trial:,} updates, with twice as many; not timed here"
 
 
 def _cost(options, recipe, speech, found, trials) -> Iterator[str]:
