@@ -44,12 +44,12 @@ class LamerConfig:
             ``"projection"``, one per target (Eq. 1-5 read literally).
         balance: ``"loss"`` (Eq. 7), ``"bias"`` (loss-free selection bias),
             ``"importance"`` (N * sum m_k^2) or ``"none"``.
+        dropout: Dropout before A.
         merge: ``"none"``, or ``"utterance"``: probabilities are averaged over an
             utterance, and experts by these (SMEAR, arXiv 2306.03745), see
             :class:`~espnet2_lamer.layers.experts.LoRAExperts`. It takes ``top_k:
             null`` and ``balance: importance`` or ``none``: every expert has a part in
             the merged one, so there are no shares of frames to choose or to balance.
-        dropout: Dropout before A.
 
     Raises:
         ValueError: An option has an unknown or impossible value.
@@ -62,8 +62,8 @@ class LamerConfig:
     targets: Sequence[str] = LINEARS
     router: str = "ffn"
     balance: str = "loss"
-    merge: str = "none"
     dropout: float = 0.0
+    merge: str = "none"
 
     def __post_init__(self) -> None:
         self.targets = tuple(self.targets)

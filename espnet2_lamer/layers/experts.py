@@ -57,8 +57,8 @@ class LoRAExperts(nn.Module):
         rank: int,
         alpha: float | None = None,
         dropout: float = 0.0,
-        merges: bool = False,
         like: Tensor | None = None,
+        merges: bool = False,
     ) -> None:
         super().__init__()
         if num_experts < 1 or rank < 1:
@@ -118,8 +118,8 @@ class LoRAExpertLinear(LoRAExperts):
         merges: bool = False,
     ) -> None:
         sizes = base.in_features, base.out_features
-        options = num_experts, rank, alpha, dropout, merges
-        super().__init__(*sizes, *options, like=base.weight)
+        options = num_experts, rank, alpha, dropout, base.weight, merges
+        super().__init__(*sizes, *options)
         self.base = base.requires_grad_(False)
 
     def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:

@@ -98,24 +98,24 @@ class LamerFeedForward(nn.Module):
         self.layer = layer
         self.num_experts = num_experts
         self.one_router = config.router == "ffn"
-        self.merges = config.merges
+        self.merges = merges = config.merges
         self.real: Tensor | None = None
         self.intermediate_dropout = feed_forward.intermediate_dropout
         self.output_dropout = feed_forward.output_dropout
         self.record: RoutingRecord | None = None
         (rank,) = parse_ranks(config.rank, 1)
-        options = num_experts, rank, config.alpha, config.dropout, config.merges
+        options = num_experts, rank, config.alpha, config.dropout
         for name in LINEARS:
             linear = getattr(feed_forward, name).requires_grad_(False)
             if name in config.targets:
-                linear = LoRAExpertLinear(linear, *options)
+                linear = LoRAExpertLinear(linear, *options, merges)
             self.add_module(name, linear)
         first, last = (getattr(feed_forward, name) for name in LINEARS)
         self.ffn_experts = None
         if "ffn" in config.targets:
-            self.ffn_experts = LoRAExperts(
-                first.in_features, last.out_features, *options, like=first.weight
-            )
+            sizes = first.in_features, last.out_features
+            like = first.weight
+            self.ffn_experts = LoRAExperts(*sizes, *options, like, merges)
         self.routers = nn.ModuleDict()
         if num_experts > 1:
             for name in ("ffn",) if self.one_router else config.targets:
