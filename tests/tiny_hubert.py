@@ -9,3 +9,12 @@ ARCHITECTURE = {
     "encoder_pos_conv_kernel": 8,
     "encoder_pos_conv_groups": 2,
 }
+
+#: Merged experts, and another rank in each layer.
+MERGED = {
+    "allocation": "2,3",
+    "rank": "3,1",
+    "top_k": None,
+    "balance": "importance",
+    "merge": "utterance",
+}

@@ -76,7 +76,7 @@ def _model(model: nn.Module, source: str | None) -> dict[str, Any]:
     routed = [m for m in model.modules() if isinstance(m, LamerFeedForward)]
     experts = {m.layer + 1: m.num_experts for m in routed}
     lamer = getattr(model, "lamer", None)
-    options = ("rank", "alpha", "top_k", "targets", "router", "balance")
+    options = ("rank", "alpha", "top_k", "targets", "router", "balance", "merge")
     trained, in_training = Path(source or "") / "parameters.json", None
     if trained.is_file():
         in_training = json.loads(trained.read_text(encoding="utf-8"))

@@ -279,6 +279,8 @@ class Upstream(FrozenUpstream):
         top_k = self.lamer.get("top_k", LamerConfig.top_k)
         used = "all" if top_k is None else f"top {top_k}"
         several = "-".join(map(str, sorted({*counts})))
+        if self.lamer.get("merge", LamerConfig.merge) != "none":
+            return f"{family} with {several} LoRA experts per layer, merged to one"
         return f"{family} with {used} of {several} LoRA experts per layer"
 
     def architecture(self) -> dict[str, Any]:

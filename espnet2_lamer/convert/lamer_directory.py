@@ -62,6 +62,8 @@ def read_lamer_directory(
                 "top_k": config["num_experts_per_tok"],
                 "targets": config["lora_targets"],
                 "router": config["lora_router"],
+                # Earlier exports do not name it.
+                "merge": config.get("lora_merge", "none"),
                 # How a training balances the load, this file does not say.
                 "balance": "bias" if config["use_selection_bias"] else "none",
             }

@@ -148,6 +148,7 @@ def hugging_face_card(
         model, extractor = "AutoModel", "AutoFeatureExtractor"
         trust = ", trust_remote_code=True"
         routing = "all of them" if lamer.top_k is None else f"top {lamer.top_k}"
+        routing = "merged over an utterance" if lamer.merges else routing
         what = (
             f"{FAMILIES[family].title} with LoRA experts in its feed-forward networks: "
             f"allocation {lamer.allocation}, rank {lamer.rank}, {routing}. The code in "

@@ -117,11 +117,19 @@ def mixed_for(upstream: Upstream, paths: Sequence[str], language: str) -> Upstre
 
 
 def _merged(linear: LoRAExpertLinear, gates: Tensor | None) -> Tensor:
-    """``W_0 + s B diag(g) A`` in float64, rounded once."""
+    """``W_0 + s B diag(g) A`` in float64, rounded once; of merged experts their mean.
+
+    That is ``W_0 + s (sum_k g_k B_k) (sum_k g_k A_k)``.
+    """
     if gates is None:
         gates = torch.ones(linear.num_experts, dtype=torch.float64)
-    gates = gates.repeat_interleave(linear.rank).to(linear.lora_B.device)
-    update = (linear.lora_B.double() * gates) @ linear.lora_A.double().flatten(0, 1)
+    gates = gates.to(linear.lora_B.device)
+    a = linear.lora_A.double()  # [N, r, d_in]
+    b = linear.lora_B.double().unflatten(1, a.shape[:2])  # [d_out, N, r]
+    if linear.merges:
+        update = torch.einsum("n,onr->or", gates, b) @ torch.tensordot(gates, a, 1)
+    else:
+        update = (b * gates[:, None]).flatten(1) @ a.flatten(0, 1)
     weight = linear.base.weight
     return (weight.double() + linear.scale * update).to(weight.dtype)
 

@@ -16,7 +16,7 @@ from espnet2_lamer.convert.huggingface import (
 )
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.export.card import Origin, hugging_face_card
-from espnet2_lamer.layers import LamerConfig, Router, parse_allocation
+from espnet2_lamer.layers import LamerConfig, Router, parse_allocation, parse_ranks
 
 CODE = Path(__file__).parent / "hf_code"
 # As there: a plain HubertModel, as S3PRL's hf_hubert_custom builds, refuses it.
@@ -54,11 +54,11 @@ def write_huggingface(
         config |= {
             "num_experts": parse_allocation(lamer.allocation, upstream.num_layers),
             "num_experts_per_tok": lamer.top_k,
-            "lora_rank": lamer.rank,
-            "lora_alpha": float(lamer.rank if lamer.alpha is None else lamer.alpha),
+            **_ranks(lamer, upstream.num_layers),
             "lora_dropout": lamer.dropout,
             "lora_targets": list(lamer.targets),
             "lora_router": lamer.router,
+            "lora_merge": lamer.merge,
             "use_selection_bias": lamer.balance == "bias",
             "final_norm": upstream.final_norm,
             "dtype": str(next(upstream.parameters()).dtype).removeprefix("torch."),
@@ -84,6 +84,15 @@ def write_huggingface(
     directory = Path(directory)
     refuse_other_content(directory, "preprocessor_config.json")
     write_directory(directory, config, preprocessor, state, files)
+
+
+def _ranks(lamer: LamerConfig, num_layers: int) -> dict[str, Any]:
+    """One rank and alpha; or a rank per layer, with which no alpha is a scale of 1."""
+    ranks = parse_ranks(lamer.rank, num_layers)
+    several = len({*ranks}) > 1
+    one = None if several else float(ranks[0])
+    alpha = one if lamer.alpha is None else float(lamer.alpha)
+    return {"lora_rank": ranks if several else ranks[0], "lora_alpha": alpha}
 
 
 def describe(upstream: Upstream) -> tuple[dict[str, Any], dict[str, Tensor]]:

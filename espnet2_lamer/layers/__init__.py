@@ -4,7 +4,7 @@ Knows torch only; torchaudio is touched when :func:`add_lamer` is called.
 """
 
 from espnet2_lamer.layers.balance import load_balancing_loss
-from espnet2_lamer.layers.config import LamerConfig, parse_allocation
+from espnet2_lamer.layers.config import LamerConfig, parse_allocation, parse_ranks
 from espnet2_lamer.layers.experts import LoRAExpertLinear, Router
 from espnet2_lamer.layers.feed_forward import (
     LamerFeedForward,
@@ -23,5 +23,6 @@ __all__ = [
     "load_balancing_loss",
     "parameter_report",
     "parse_allocation",
+    "parse_ranks",
     "record_routing",
 ]

@@ -10,6 +10,7 @@ LINEARS = ("intermediate_dense", "output_dense")
 TARGETS = (*LINEARS, "ffn")
 ROUTERS = ("ffn", "projection")
 BALANCES = ("loss", "bias", "importance", "none")
+MERGES = ("none", "utterance")
 
 
 def check_values(prefix: str, *rows: tuple[str, Any, Any, str]) -> None:
@@ -31,7 +32,8 @@ class LamerConfig:
 
     Args:
         allocation: Experts per layer, see :func:`parse_allocation`.
-        rank: Rank r of an expert (Eq. 2).
+        rank: Rank r of an expert (Eq. 2), in the forms of ``allocation``: one number,
+            one per group of layers, or one per layer.
         alpha: LoRA scale is alpha / rank; ``None`` means alpha = rank, i.e. 1 as in
             Eq. 2.
         top_k: Experts per frame (Eq. 4); ``None`` uses all experts (soft, MiLorE-SSL).
@@ -43,19 +45,25 @@ class LamerConfig:
         balance: ``"loss"`` (Eq. 7), ``"bias"`` (loss-free selection bias),
             ``"importance"`` (N * sum m_k^2) or ``"none"``.
         dropout: Dropout before A.
+        merge: ``"none"``, or ``"utterance"``: probabilities are averaged over an
+            utterance, and experts by these (SMEAR, arXiv 2306.03745), see
+            :class:`~espnet2_lamer.layers.experts.LoRAExperts`. It takes ``top_k:
+            null`` and ``balance: importance`` or ``none``: every expert has a part in
+            the merged one, so there are no shares of frames to choose or to balance.
 
     Raises:
         ValueError: An option has an unknown or impossible value.
     """
 
     allocation: str | int | Sequence[int] = "2,4,6,8"
-    rank: int = 12
+    rank: int | str | Sequence[int] = 12
     alpha: float | None = None
     top_k: int | None = 2
     targets: Sequence[str] = LINEARS
     router: str = "ffn"
     balance: str = "loss"
     dropout: float = 0.0
+    merge: str = "none"
 
     def __post_init__(self) -> None:
         self.targets = tuple(self.targets)
@@ -66,11 +74,40 @@ class LamerConfig:
             ("targets", targets, some, f"a non-empty subset of {list(TARGETS)}"),
             ("router", router, router in ROUTERS, f"one of {list(ROUTERS)}"),
             ("balance", balance, balance in BALANCES, f"one of {list(BALANCES)}"),
-            ("rank", self.rank, self.rank >= 1, "1 or more"),
+            ("merge", self.merge, self.merge in MERGES, f"one of {list(MERGES)}"),
             ("top_k", used, used is None or used >= 1, soft),
             ("dropout", self.dropout, 0.0 <= self.dropout < 1.0, "[0, 1)"),
         ]
         check_values("lamer.", *table)
+        numbers = _numbers(self.rank)
+        least, one = min(numbers, default=0), isinstance(self.rank, int)
+        row = ("rank", self.rank, least >= 1, "1 or more" + ", each" * (not one))
+        check_values("lamer.", row)
+        if self.merges:
+            beside = f"beside merge: {self.merge}: every expert is in the merged one"
+            even = ("importance", "none")
+            check_values(
+                "lamer.",
+                ("top_k", used, used is None, f"null {beside}"),
+                ("balance", balance, balance in even, f"one of {list(even)} {beside}"),
+            )
+
+    @property
+    def merges(self) -> bool:
+        """Whether experts of a layer are averaged to one for each utterance."""
+        return self.merge != "none"
+
+
+def _numbers(value: str | int | Sequence[int]) -> list[int]:
+    """Read integers: one, a list of them, or text with commas; none where it is not."""
+    parts = [value] if isinstance(value, int) else value
+    parts = value.split(",") if isinstance(value, str) else parts
+    try:
+        numbers = [int(part) for part in parts]
+        exact = isinstance(value, str) or numbers == list(parts)
+    except (TypeError, ValueError):
+        exact = False
+    return numbers if exact else []
 
 
 def parse_allocation(
@@ -86,27 +123,33 @@ def parse_allocation(
     Raises:
         ValueError: Not integers, negative, or not divisible into equal groups.
     """
-    parts = [allocation] if isinstance(allocation, int) else allocation
-    parts = allocation.split(",") if isinstance(allocation, str) else parts
-    try:
-        counts = [int(part) for part in parts]
-        exact = isinstance(allocation, str) or counts == list(parts)
-    except (TypeError, ValueError):
-        exact = False
-    if not exact:
+    return _by_layer("allocation", allocation, num_layers, 0, "expert counts")
+
+
+def parse_ranks(rank: str | int | Sequence[int], num_layers: int) -> list[int]:
+    """Expand ranks to one per layer, as :func:`parse_allocation` does counts.
+
+    Raises:
+        ValueError: Not integers, below 1, or not divisible into equal groups.
+    """
+    return _by_layer("rank", rank, num_layers, 1, "ranks")
+
+
+def _by_layer(
+    name: str, value: str | int | Sequence[int], num_layers: int, least: int, what: str
+) -> list[int]:
+    numbers = _numbers(value)
+    if not numbers and value not in ([], ()):
         raise ValueError(
-            f"allocation {allocation!r}: expected integers separated by commas, e.g. "
-            "'2,4,6,8'"
+            f"{name} {value!r}: expected integers separated by commas, e.g. '2,4,6,8'"
         )
-    if not counts or min(counts) < 0:
+    if not numbers or min(numbers) < least:
+        raise ValueError(f"{name} {value!r}: expected {what} of {least} or more")
+    if num_layers % len(numbers):
         raise ValueError(
-            f"allocation {allocation!r}: expected expert counts of 0 or more"
-        )
-    if num_layers % len(counts):
-        raise ValueError(
-            f"allocation {allocation!r} names {len(counts)} groups, but {num_layers} "
-            f"layers cannot be split into {len(counts)} equal groups; give one number, "
+            f"{name} {value!r} names {len(numbers)} groups, but {num_layers} layers "
+            f"cannot be split into {len(numbers)} equal groups; give one number, "
             f"{num_layers} numbers, or a divisor of {num_layers}"
         )
-    repeat = num_layers // len(counts)
-    return [count for count in counts for _ in range(repeat)]
+    repeat = num_layers // len(numbers)
+    return [number for number in numbers for _ in range(repeat)]

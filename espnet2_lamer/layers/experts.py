@@ -8,7 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from espnet2_lamer.layers.config import check_values
-from espnet2_lamer.layers.products import adapted_linear, float32_product, gated
+from espnet2_lamer.layers.products import (
+    adapted_linear,
+    float32_product,
+    gated,
+    merged,
+)
 from espnet2_lamer.layers.working import autocast_type, in_type
 
 
@@ -23,6 +28,18 @@ class LoRAExperts(nn.Module):
     removes an expert exactly and its parameters still get a (zero) gradient, so DDP
     needs no search for unused parameters. What is kept for the backward pass is N * r
     wide, not N * d_out.
+
+    With ``merges`` their parameters are averaged, not their outputs, and one expert is
+    applied (soft merging, SMEAR, arXiv 2306.03745; of speech, arXiv 2601.19451):
+
+    .. math::
+        \Delta(x) = \frac{\alpha}{r} \Bigl(\sum_j g_j B_j\Bigr)
+            \Bigl(\sum_k g_k A_k\Bigr) x
+            = \frac{\alpha}{r} \sum_{j,k} g_j g_k B_j A_k x
+
+    This is another function than the gated sum: its rank is r, not up to N r, it has
+    the products of every B with every A, and gates enter twice. The gates are those of
+    the utterance, the same in all of its frames.
 
     A starts kaiming-uniform and B zero: before the first update the sum is zero.
     Dropout acts on the input; ``alpha=None`` means alpha = r; ``like`` is a tensor
@@ -41,6 +58,7 @@ class LoRAExperts(nn.Module):
         alpha: float | None = None,
         dropout: float = 0.0,
         like: Tensor | None = None,
+        merges: bool = False,
     ) -> None:
         super().__init__()
         if num_experts < 1 or rank < 1:
@@ -52,6 +70,7 @@ class LoRAExperts(nn.Module):
         self.rank = rank
         self.scale = (rank if alpha is None else alpha) / rank
         self.dropout = nn.Dropout(dropout)
+        self.merges = merges
         place = {} if like is None else {"device": like.device, "dtype": like.dtype}
         self.lora_A = nn.Parameter(torch.empty(num_experts, rank, in_features, **place))
         self.lora_B = nn.Parameter(
@@ -74,7 +93,8 @@ class LoRAExperts(nn.Module):
         """Sum: ``x [..., d_in]``, ``gates [..., N]`` or none, to ``[..., d_out]``."""
         a, b = self._stacked(autocast_type(x))
         z = F.linear(self.dropout(x), a)
-        return F.linear(gated(z, gates, self.scale), b)
+        combine = merged if self.merges else gated
+        return F.linear(combine(z, gates, self.scale), b)
 
 
 class LoRAExpertLinear(LoRAExperts):
@@ -95,9 +115,11 @@ class LoRAExpertLinear(LoRAExperts):
         rank: int,
         alpha: float | None = None,
         dropout: float = 0.0,
+        merges: bool = False,
     ) -> None:
         sizes = base.in_features, base.out_features
-        super().__init__(*sizes, num_experts, rank, alpha, dropout, like=base.weight)
+        options = num_experts, rank, alpha, dropout, base.weight, merges
+        super().__init__(*sizes, *options)
         self.base = base.requires_grad_(False)
 
     def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
@@ -109,7 +131,7 @@ class LoRAExpertLinear(LoRAExperts):
         own = in_type(self.base.weight, dtype), in_type(self.base.bias, dtype)
         with torch.autocast(x.device.type, enabled=False):
             given = rows, self.dropout(rows), *own, *self._stacked(dtype)
-            y = adapted_linear(*given, gates, self.scale)
+            y = adapted_linear(*given, gates, self.scale, self.merges)
         return y.view(*x.shape[:-1], y.shape[-1])
 
 

@@ -71,6 +71,13 @@ class Packing:
             packed = grid.index_copy(0, self.rows, packed)
         return packed.unflatten(0, (self.batch, self.frames))
 
+    def utterance_means(self, packed: Tensor) -> Tensor:
+        """Give every row ``[R, N]`` the mean over its utterance's real frames."""
+        grid = self.unpack(packed)  # [B, T, N], 0 at padding
+        counts = self.lengths.clamp(min=1).view(-1, 1, 1)
+        means = grid.sum(1, keepdim=True) / counts
+        return self.pack(means.expand_as(grid))
+
     def row_of(self, positions: Tensor) -> Tensor:
         """Rows of real frames that are given by positions in the flattened grid."""
         if self.rows is None:

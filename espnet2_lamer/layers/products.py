@@ -22,6 +22,24 @@ def gated(z: Tensor, gates: Tensor | None, scale: float) -> Tensor:
     return (per_expert * gates.to(z.dtype)).flatten(-2)
 
 
+def merged(z: Tensor, gates: Tensor | None, scale: float) -> Tensor:
+    r"""Take ``z = A x``, ``[..., N * r]``, to what B of all experts makes the merged.
+
+    .. math::
+        \Bigl(\sum_j g_j B_j\Bigr) \Bigl(\sum_k g_k A_k\Bigr) x
+        = \sum_j B_j \Bigl(g_j \sum_k g_k A_k x\Bigr)
+
+    so rows of different utterances, whose ``gates [..., N]`` differ, stay one product
+    with A and one with B, and no merged matrix is built.
+    """
+    if gates is None:
+        return gated(z, None, scale)
+    per_expert = z.unflatten(-1, (gates.shape[-1], -1))  # [..., N, r]
+    weights = gates.unsqueeze(-1)
+    inner = (per_expert * weights.to(z.dtype)).sum(-2, keepdim=True)
+    return (inner * (scale * weights).to(z.dtype)).flatten(-2)
+
+
 def adapted_linear(
     x: Tensor,
     dropped: Tensor,
@@ -31,6 +49,7 @@ def adapted_linear(
     b: Tensor,
     gates: Tensor | None,
     scale: float,
+    merges: bool = False,
 ) -> Tensor:
     r"""A Linear and its experts over rows.
 
@@ -38,11 +57,12 @@ def adapted_linear(
 
     ``x [R, d_in]``, ``dropped`` is d, ``x`` itself or after dropout, all matrices as
     :class:`~espnet2_lamer.layers.LoRAExpertLinear` stacks them and in the type of
-    ``x``, ``gates [R, N]`` or ``None``; returns ``[R, d_out]``.
+    ``x``, ``gates [R, N]`` or ``None``; returns ``[R, d_out]``. With
+    ``merges`` the experts are averaged to one, see :func:`merged`.
     """
-    if torch.compiler.is_compiling():
-        # The compiler plans the passes itself.
-        z = gated(F.linear(dropped, a), gates, scale)
+    if merges or torch.compiler.is_compiling():
+        # The compiler plans the passes itself; merging is left to autograd.
+        z = (merged if merges else gated)(F.linear(dropped, a), gates, scale)
         return F.linear(x, weight, bias) + F.linear(z, b)
     d = None if dropped is x else dropped
     return _AdaptedLinear.apply(x, d, weight, bias, a, b, gates, scale)

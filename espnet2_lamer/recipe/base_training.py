@@ -35,7 +35,7 @@ from espnet2_lamer.recipe.data import prepare_corpus
 from espnet2_lamer.recipe.declaration import as_arguments, refused
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.pretraining import train_ssl, write_shapes
-from espnet2_lamer.recipe.settle import AUTO
+from espnet2_lamer.recipe.settle import FROM_DATA
 from espnet2_lamer.recipe.upstreams import is_mini
 from espnet2_lamer.tasks.hubert import LamerHubertTask
 from espnet2_lamer.units.assign import assign_units
@@ -276,7 +276,7 @@ def _check_layers(base: str, options: Options) -> None:
         if value != "all" and not 0 <= value <= layers:
             raise refused(name, value, f"0 to {layers}, the layers of {base}")
     try:
-        if options.allocation not in ("", AUTO):
+        if options.allocation not in ("", *FROM_DATA):
             parse_allocation(options.allocation, layers)
     except ValueError as error:
         raise RecipeError(f"--allocation: {error}") from error

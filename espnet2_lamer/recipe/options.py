@@ -213,8 +213,8 @@ class Options(CommonOptions):
     n_clusters: int = model_option("number of units K", least=1)
     ssl_config: Path = model_option("pretraining config", exists=True)
     allocation: str = model_option(
-        "LoRA experts per group of layers, or auto: by language separability of the "
-        "base",
+        "LoRA experts per group of layers; auto: by language separability of the "
+        "base; learnt: and their ranks, by a trial training",
         "",
         empty="as in --ssl_config",
     )

@@ -18,7 +18,9 @@ from espnet2_lamer.recipe.schedule import (
     own_schedule,
     schedule_by_hours,
     seconds_per_update,
+    trial_schedule,
 )
+from espnet2_lamer.recipe.settle import LEARNT
 from espnet2_lamer.recipe.stage import Recipe
 from espnet2_lamer.train.checkpoint import experiment_bytes
 from espnet2_lamer.units.features import feature_bytes
@@ -334,6 +336,9 @@ def _training(options: Options, found: Amounts) -> Iterator[str]:
         f"{passes:.1f} passes over the speech"
     )
     yield f"  experts: {options.allocation or 'none, the whole model trains'}"
+    if options.allocation == LEARNT:
+        trial = trial_schedule(schedule.updates).updates
+        yield f"    by a trial of {trial:,} updates, with twice as many; not timed here"
     if options.recluster:
         yield (
             f"  --recluster {options.recluster}: then as many updates again, on K = "

@@ -20,7 +20,7 @@ from espnet2_lamer.convert.load import local_source, read_dropouts
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.recipe.options import Options
-from espnet2_lamer.recipe.settle import AUTO, experts_options
+from espnet2_lamer.recipe.settle import FROM_DATA, experts_options
 from espnet2_lamer.tasks.asr import LamerASRTask
 from espnet2_lamer.tasks.hubert import LamerHubertTask
 from espnet2_lamer.train.trial import try_batch
@@ -137,7 +137,7 @@ def _arguments(options: Options, allocation: str) -> tuple[Any, int]:
     config = read_yaml(options.ssl_config)
     words = ["--config", str(options.ssl_config), "--num_classes"]
     words += [str(options.n_clusters), "--encoder_conf", f"base={options.base}"]
-    words += experts_options("" if allocation == AUTO else allocation)
+    words += experts_options("" if allocation in FROM_DATA else allocation)
     words += ["--ngpu", str(options.ngpu), "--use_preprocessor", "true"]
     args = LamerHubertTask.get_parser().parse_args(words)
     args.token_list = [*map(str, range(options.n_clusters)), "<unk>", "<sos/eos>"]

@@ -4,7 +4,9 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,10 +28,12 @@ from espnet2_lamer.recipe.analysis import by_language, draw, read_speech
 from espnet2_lamer.recipe.data import check_evaluation
 from espnet2_lamer.recipe.declaration import as_arguments, data_arguments
 from espnet2_lamer.recipe.files import ssl_audio
+from espnet2_lamer.recipe.learnt_allocation import learnt_allocation
 from espnet2_lamer.recipe.options import Options
-from espnet2_lamer.recipe.schedule import schedule_by_hours
+from espnet2_lamer.recipe.schedule import Schedule, own_schedule, schedule_by_hours
 from espnet2_lamer.recipe.settle import (
     AUTO,
+    LEARNT,
     control_settings,
     experts_options,
     own_allocation,
@@ -139,10 +143,10 @@ def continue_pretraining(options: Options, start: Sequence[str] = ()) -> None:
     The control comes first: the other's validations show its masked accuracy. Lamer
     gets ``start``, more of ESPnet's options.
     """
-    runs = [(options.ssl_experiment, _allocation(options))]
+    runs = [(options.ssl_experiment, _experts(options))]
     if options.control:
-        runs.insert(0, (options.control_experiment, "0"))
-    for experiment, allocation in runs:
+        runs.insert(0, (options.control_experiment, experts_options("0")))
+    for experiment, experts in runs:
         is_control = experiment == options.control_experiment
         more = [] if is_control else [*start]
         # Another pretraining beside this one may be training the same control.
@@ -151,7 +155,7 @@ def continue_pretraining(options: Options, start: Sequence[str] = ()) -> None:
                 _check_control(options)
             elif options.control:
                 more += ["--monitor_control", str(options.control_experiment)]
-            _train(options, experiment, allocation, more)
+            _train(options, experiment, experts, more)
             model = load_pretraining_model(experiment)
             write_json(experiment / "parameters.json", parameter_report(model))
 
@@ -159,7 +163,7 @@ def continue_pretraining(options: Options, start: Sequence[str] = ()) -> None:
 def check_one_batch(options: Options) -> None:
     """Refuse a model that cannot learn one batch."""
     experiment, more = options.ssl_experiment, ["--sanity", "true"]
-    _train(options, experiment, _allocation(options), more, log="sanity.log")
+    _train(options, experiment, _experts(options), more, log="sanity.log")
     found = json.loads((experiment / "sanity.json").read_text(encoding="utf-8"))
     logging.info(
         "one batch could be learnt: %(initial_bits).3f bits before, %(final_bits).3f "
@@ -171,13 +175,13 @@ def check_one_batch(options: Options) -> None:
 def _train(
     options: Options,
     experiment: Path,
-    allocation: str,
+    experts: list[str],
     more: list[str],
     log: str = "train.log",
 ) -> None:
     command = [
         *as_arguments(encoder_conf=f"base={base_path(options)}"),
-        *experts_options(allocation),
+        *experts,
         *as_arguments(seed=options.seed, replay_langs=options.replay_langs),
         *device_options(options, experiment),
         *_schedule_options(options),
@@ -200,10 +204,8 @@ def _schedule_options(options: Options) -> list[str]:
     """ESPnet's options of the schedule that ``--passes`` asks for, if it does."""
     if not options.passes:
         return []
-    table = options.raw / "ssl_train" / "utt2num_samples"
-    hours = sum(int(n) for _, n in iterate_table(table)) / SAMPLE_RATE / 3600
     config = read_yaml(options.ssl_config)
-    found = schedule_by_hours(hours, options.passes, config)
+    hours, found = _by_hours(options, config)
     logging.info(
         "--passes %g over %.2f h: %d updates in %d epochs, warm-up %d",
         options.passes,
@@ -215,9 +217,23 @@ def _schedule_options(options: Options) -> list[str]:
     return found.arguments(config)
 
 
-def _allocation(options: Options) -> str:
-    auto = options.allocation == AUTO
-    return automatic_allocation(options) if auto else options.allocation
+def _by_hours(options: Options, config: dict[str, Any]) -> tuple[float, Schedule]:
+    table = options.raw / "ssl_train" / "utt2num_samples"
+    hours = sum(int(n) for _, n in iterate_table(table)) / SAMPLE_RATE / 3600
+    return hours, schedule_by_hours(hours, options.passes, config)
+
+
+def _experts(options: Options) -> list[str]:
+    """ESPnet's options of the experts, found now where they come from the data."""
+    if options.allocation == AUTO:
+        return experts_options(automatic_allocation(options))
+    if options.allocation != LEARNT:
+        return experts_options(options.allocation)
+    config = read_yaml(options.ssl_config)
+    passes = options.passes
+    schedule = _by_hours(options, config)[1] if passes else own_schedule(config)
+    with exclusive(options.ssl_experiment):
+        return learnt_allocation(options, schedule.updates, partial(_train, options))
 
 
 def _check_control(options: Options) -> None:

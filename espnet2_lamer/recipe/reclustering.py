@@ -14,7 +14,7 @@ from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.locks import exclusive
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.pretraining import continue_pretraining, write_all_shapes
-from espnet2_lamer.recipe.settle import own_allocation
+from espnet2_lamer.recipe.settle import experts_options, own_allocation
 from espnet2_lamer.recipe.stages import clusters, features, labels
 
 
@@ -26,14 +26,18 @@ def go_on_with_new_units(options: Options) -> None:
     """
     first = options.first_round.ssl_experiment
     options = copy.copy(options)
-    # What --allocation auto found is found once.
-    options.allocation = own_allocation(read_yaml(first / "config.yaml")) or ""
+    # What --allocation found in the data is found once: counts, and ranks with them.
+    config = read_yaml(first / "config.yaml")
+    options.allocation = own_allocation(config) or ""
+    rank = config["encoder_conf"]["lamer"].get("rank", "")
+    rank = ",".join(map(str, rank)) if isinstance(rank, list) else str(rank)
     with exclusive(options.round_dir):
         make_units(options)
     text = "%s goes on from %s on %d units of its layer %d"
     layer, number = options.recluster, options.n_clusters
     logging.info(text, options.ssl_experiment, first, number, layer)
     start = ["--expand_from", str(first), "--old_experts", "shared"]
+    start += experts_options(options.allocation, rank)
     continue_pretraining(options, start)
 
 

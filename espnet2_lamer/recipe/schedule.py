@@ -10,6 +10,8 @@ from espnet2_lamer.constants import SAMPLE_RATE
 FEWEST, MOST = 2_000, 50_000
 #: Share of updates in which the rate rises: 32k of 400k, as train_ssl_lamer.yaml.
 WARM_UP = 0.08
+#: Share of a training's updates in a trial of experts, the fewest and the most.
+TRIAL_SHARE, TRIAL_FEWEST, TRIAL_MOST = 0.1, 100, 2_000
 #: Epochs (validations, checkpoints) of a training.
 EPOCHS = 20
 
@@ -63,3 +65,12 @@ def schedule_by_hours(
     per_epoch = -(-updates // EPOCHS)
     updates = per_epoch * EPOCHS
     return Schedule(updates, per_epoch, EPOCHS, round(WARM_UP * updates))
+
+
+def trial_schedule(updates: int) -> Schedule:
+    """The schedule of ``--allocation learnt``'s trial, before so many updates.
+
+    One epoch of a tenth of them, 100 to 2,000.
+    """
+    count = min(max(round(TRIAL_SHARE * updates), TRIAL_FEWEST), TRIAL_MOST)
+    return Schedule(count, count, 1, round(WARM_UP * count))

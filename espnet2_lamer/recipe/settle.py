@@ -150,8 +150,9 @@ _TAKEN_TAGS = ("random", "base", "stats")
 _OF_EXPERTS = ("expand_from", "old_experts")
 # Keys of the config that change how fast a training is, and nothing else.
 _OF_SPEED = ("feature_cache_gb",)
-#: Value of ``--allocation``: counts from the data, when stage 7 starts.
-AUTO = "auto"
+#: Values of ``--allocation``: counts from the data, when stage 7 starts.
+AUTO, LEARNT = "auto", "learnt"
+FROM_DATA = (AUTO, LEARNT)
 
 
 def resolve_ssl_config(options: Options) -> None:
@@ -172,8 +173,12 @@ def resolve_ssl_config(options: Options) -> None:
         raise RecipeError(f"{path}: found no 'key: value' lines, expected a config")
     own = own_allocation(config)
     given = options.allocation.replace(" ", "")
-    if given and given != AUTO and not re.fullmatch(r"\d+(,\d+)*", given):
-        counts = "expert counts of 0 or more separated by commas, e.g. 2,4,6,8, or auto"
+    numbers = given in FROM_DATA or re.fullmatch(r"\d+(,\d+)*", given)
+    if given and not numbers:
+        counts = (
+            "expert counts of 0 or more separated by commas, e.g. 2,4,6,8, or auto or "
+            "learnt"
+        )
         raise refused("allocation", repr(options.allocation), counts)
     if given and own is None:
         raise RecipeError(
@@ -181,10 +186,11 @@ def resolve_ssl_config(options: Options) -> None:
             "trains the whole model; leave --allocation empty, or choose another "
             "--ssl_config"
         )
-    if given == AUTO and (own == "" or _is_zero(own or "")):
+    if given in FROM_DATA and (own == "" or _is_zero(own or "")):
         raise RecipeError(
-            f"--allocation: found {AUTO}, but {path} has encoder_conf.lamer.allocation "
-            f"{own or 'none'}; state counts there: their sum is what {AUTO} spreads"
+            f"--allocation: found {given}, but {path} has "
+            f"encoder_conf.lamer.allocation {own or 'none'}; state counts there: "
+            f"their sum is what {given} spreads"
         )
     if own == "" and not given:
         raise RecipeError(
@@ -246,8 +252,8 @@ def _is_zero(allocation: str) -> bool:
     return set(allocation.split(",")) == {"0"}
 
 
-def experts_options(allocation: str) -> list[str]:
-    """Return the ESPnet options that train with ``allocation``; "" is the YAML's say.
+def experts_options(allocation: str, rank: str = "") -> list[str]:
+    """Return the ESPnet options of an allocation and of ranks; "" is the YAML's say.
 
     Without experts none of their other options matters, so they are dropped: every
     config of the family then has the same head-only control.
@@ -256,7 +262,13 @@ def experts_options(allocation: str) -> list[str]:
         return []
     if _is_zero(allocation):
         return ["--encoder_conf", "lamer={allocation: 0}"]
-    return ["--encoder_conf", f"lamer.allocation={allocation}"]
+    more = ["--encoder_conf", f"lamer.rank={rank}"] if rank else []
+    return ["--encoder_conf", f"lamer.allocation={allocation}", *more]
+
+
+def settings_of_experts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what experts are trained with, but for what changes only how fast."""
+    return {k: v for k, v in config.items() if k not in _OF_SPEED}
 
 
 def control_settings(config: Mapping[str, Any]) -> dict[str, Any]:

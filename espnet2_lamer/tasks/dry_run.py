@@ -15,7 +15,7 @@ from espnet2_lamer.constants import SAMPLE_RATE
 from espnet2_lamer.convert.load import read_architecture
 from espnet2_lamer.data.hours import PAPER_HOURS
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.layers import LamerFeedForward, parameter_report
+from espnet2_lamer.layers import LamerConfig, LamerFeedForward, parameter_report
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,9 @@ def _log(found: DryRun, args: argparse.Namespace, base: str | None) -> None:
     ):
         logging.info("  %-9s %13s  %s", name, f"{counts[name]:,}", note)
     logging.info("experts per layer: %s", _groups(found.allocation))
+    if args.encoder_conf.get("lamer"):
+        ranks = args.encoder_conf["lamer"].get("rank", LamerConfig.rank)
+        logging.info("rank of an expert, shallow to deep: %s", ranks)
     logging.info("optimizer: %s", _named(args.optim, args.optim_conf))
     for tensors, values in found.groups:
         logging.info("  group of %d tensors, %s values", tensors, f"{values:,}")

@@ -14,7 +14,12 @@ from espnet2_lamer.asr.frozen_base import digest_hex
 from espnet2_lamer.convert.espnet_experiment import model_file, read_config
 from espnet2_lamer.convert.state import read_state
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.layers import LamerConfig, LamerFeedForward, parse_allocation
+from espnet2_lamer.layers import (
+    LamerConfig,
+    LamerFeedForward,
+    parse_allocation,
+    parse_ranks,
+)
 from espnet2_lamer.layers.experts import LoRAExperts
 
 OLD_EXPERTS = ("frozen", "shared")
@@ -129,8 +134,12 @@ def _same_settings(
     before = LamerConfig(**lamer)
     same = {
         f"encoder_conf.lamer.{key}": (getattr(before, key), getattr(own, key))
-        for key in ("rank", "alpha", "targets", "router")
+        for key in ("rank", "alpha", "targets", "router", "merge")
     }
+    # One number, and that number for every layer, are the same.
+    count = len(model.encoder.wav2vec2.encoder.transformer.layers)
+    if parse_ranks(before.rank, count) == parse_ranks(own.rank, count):
+        same.pop("encoder_conf.lamer.rank")
     digest = digest_hex(state.get(f"encoder.{BASE_HASH}"))
     same["a base with SHA-256"] = digest, model.encoder.base_hash
     for what, (then, now) in same.items():

@@ -26,6 +26,11 @@ CHANGES = {
     "lamer_uniform": {ALLOCATION: 5},
     "lamer_no_balance": {f"{LAMER}.balance": "none"},
     "lamer_bias": {f"{LAMER}.balance": "bias"},
+    "lamer_merged": {
+        f"{LAMER}.top_k": None,
+        f"{LAMER}.balance": "none",
+        f"{LAMER}.merge": "utterance",
+    },
     "lamer_distill": {"model_conf.distill_weight": 1.0},
     "lamer_large_updates": {
         "update_bins": 14_400_000,
@@ -57,6 +62,7 @@ B1, D1, ROUTER = EXPERTS * BOTH, LAYERS * 2 * BOTH, EXPERTS * DIM
 COUNTS = {
     "lamer": (B1, ROUTER, D1),
     "milore": (B1, ROUTER, B1),
+    "lamer_merged": (B1, ROUTER, B1),
     "lamer_projection_router": (B1, EXPERTS * (DIM + FFN), D1),
     "lamer_beside_ffn": (
         EXPERTS * 2 * DIM * RANK,

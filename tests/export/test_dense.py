@@ -17,6 +17,7 @@ from espnet2_lamer.export.dense import (
 )
 from espnet2_lamer.layers import experts_off
 from tests.export.family import BIAS, build, speech
+from tests.tiny_hubert import MERGED
 
 PROJECTION = BIAS | {"router": "projection", "alpha": 3.0}
 
@@ -44,6 +45,20 @@ def test_a_merged_weight_is_the_base_plus_experts_times_mean_gates(lamer):
             found = getattr(new, name)
             torch.testing.assert_close(found.weight, expected.float())
             assert torch.equal(found.bias, linear.base.bias)
+
+
+def test_averaged_experts_are_averaged_before_they_are_multiplied():
+    routed = build(MERGED | {"alpha": 4.0})
+    wave = speech()[0]
+    plain = merge_experts(routed, mean_gates(routed, [wave], "eng"))
+    states, _ = routed.extract_features(wave[None])
+    found, _ = plain.extract_features(wave[None])
+    with experts_off(routed):
+        base, _ = routed.extract_features(wave[None])
+    assert (states[-1] - base[-1]).norm() > 1e-2 * base[-1].norm()
+    # Of one utterance the mean is its own: nothing is approximated.
+    for ours, theirs in zip(found, states, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_mean_gates_are_means_over_all_frames():

@@ -12,6 +12,7 @@ from espnet2_lamer.export.card import Origin
 from espnet2_lamer.export.dense import mean_gates, merge_experts
 from espnet2_lamer.export.huggingface import write_huggingface
 from tests.export.family import BIAS, GROUP_NORM, build, fresh_process, padded, speech
+from tests.tiny_hubert import MERGED
 
 FAMILY = {
     "top2": {"lamer": {"allocation": "2,4", "rank": 2}},
@@ -37,6 +38,8 @@ FAMILY = {
         **GROUP_NORM,
         "final_norm": False,
     },
+    "merged": {"lamer": MERGED},
+    "ranks": {"lamer": {"allocation": "2,4", "rank": [1, 3], "alpha": 2.0}},
     "no_experts": {"normalize_waveform": False},
 }
 
@@ -191,7 +194,7 @@ def test_config_extractor_and_mask_embedding_are_the_models(loaded, name):
 
 def test_a_plain_hubert_model_refuses_a_routed_one_and_says_how(loaded):
     _, facts, _ = loaded
-    assert len(facts["refused"]) == 7 * 2 * 3
+    assert len(facts["refused"]) == 9 * 2 * 3
     for case, message in facts["refused"].items():
         assert message and "trust_remote_code=True" in message, case
     assert facts["acts"] == ["gelu", "gelu"]
@@ -246,3 +249,20 @@ def test_nothing_but_an_earlier_export_is_replaced(tmp_path):
     with pytest.raises(RecipeError, match="found a file"):
         write_huggingface(build(), tmp_path / "thesis" / "chapter.tex")
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "x"
+
+
+@pytest.mark.parametrize("name", ["merged", "ranks", "top2"])
+def test_options_of_the_experts_come_back_from_the_directory(tmp_path, name):
+    from espnet2_lamer import load_model
+    from espnet2_lamer.layers import LamerConfig, parse_ranks
+
+    model = build(**FAMILY[name])
+    write_huggingface(model, tmp_path / name)
+    found = load_model(tmp_path / name)
+    ours, theirs = LamerConfig(**model.lamer), LamerConfig(**found.lamer)
+    assert (ours.merge, ours.top_k) == (theirs.merge, theirs.top_k)
+    assert parse_ranks(ours.rank, 2) == parse_ranks(theirs.rank, 2)
+    expected, _ = model.extract_features(*padded(speech()))
+    states, _ = found.extract_features(*padded(speech()))
+    for ours, theirs in zip(expected, states, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

@@ -14,6 +14,7 @@ from espnet2_lamer.export import onnx as module
 from espnet2_lamer.export.huggingface import write_huggingface
 from espnet2_lamer.export.onnx import StatesGraph, write_onnx
 from tests.export.family import BIAS, GROUP_NORM, build, padded, speech
+from tests.tiny_hubert import MERGED
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package, reason="needs espnet2-lamer[onnx]")
@@ -27,6 +28,7 @@ FAMILY = {
     "soft": SOFT,
     "projection": PROJECTION,
     "ffn": FFN,
+    "merged": MERGED,
     "lora": LORA,
     "plain": None,
 }

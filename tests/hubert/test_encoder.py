@@ -11,6 +11,7 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.hashing import sha256_file
 from espnet2_lamer.hubert.espnet_model import index_mask
 from espnet2_lamer.layers import experts_off
+from tests.tiny_hubert import MERGED
 
 CONTROL = {"allocation": "0"}
 
@@ -52,8 +53,9 @@ def test_nan_in_waveform_padding_leaves_valid_hidden_states_unchanged(
         assert torch.equal(logits(encoder, batch | {"speech": speech}), expected_logits)
 
 
-def test_a_padded_batch_equals_its_utterances_one_by_one(build_encoder, batch):
-    encoder = build_encoder().eval()
+@pytest.mark.parametrize("lamer", [{"allocation": "2,4", "rank": 2}, MERGED])
+def test_a_padded_batch_equals_its_utterances_one_by_one(build_encoder, batch, lamer):
+    encoder = build_encoder(lamer=lamer).eval()
     together, _ = hidden(encoder, batch["speech"], batch["speech_lengths"])
     for row, (samples, frames) in enumerate(((3200, 9), (2000, 6))):
         alone, _ = hidden(

@@ -5,6 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from espnet2_lamer.hubert.espnet_model import index_mask
+from tests.tiny_hubert import MERGED
 
 CASTS = (torch.ops.aten._to_copy.default,)
 
@@ -107,11 +108,14 @@ def test_positions_of_frames_change_nothing_but_what_is_asked(build_model, base,
     assert torch.equal(model(**batch, **known)[0], model(**batch)[0])
 
 
+@pytest.mark.parametrize("lamer", [{"allocation": "2,4", "rank": 2}, MERGED])
 @pytest.mark.parametrize("padded", [True, False])
-def test_from_features_to_logits_it_is_one_graph(build_model, base, batch, padded):
+def test_from_features_to_logits_it_is_one_graph(
+    build_model, base, batch, padded, lamer
+):
     if not padded:
         batch = {key: value[:1] for key, value in batch.items()}
-    model = build_model(base).train()
+    model = build_model(base, lamer).train()
     expected, _, _ = model(**batch)
     expected.backward()
     grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.hubert.espnet_model import index_mask
 from espnet2_lamer.layers import load_balancing_loss, record_routing
+from tests.tiny_hubert import MERGED
 
 REAL = torch.arange(9) < torch.tensor([9, 6])[:, None]
 
@@ -74,8 +75,10 @@ def test_layers_in_which_every_expert_is_used_are_left_out_of_the_balance(
         torch.testing.assert_close(loss, stats["loss_m"])
 
 
-def test_importance_counts_every_router(build_model, batch):
+@pytest.mark.parametrize("merge", ["none", "utterance"])
+def test_importance_counts_every_router(build_model, batch, merge):
     lamer = {"allocation": "2,4", "rank": 2, "top_k": None, "balance": "importance"}
+    lamer["merge"] = merge
     model = build_model(lamer=lamer)
     _, routing = parts(model, batch)
     # N sum_k m_k^2 of each router.
@@ -137,6 +140,7 @@ def test_without_masked_frames_the_loss_is_zero_and_reaches_everything_that_trai
     [
         {"allocation": "2,4", "rank": 2},
         {"allocation": "2,4", "rank": 2, "balance": "bias"},
+        MERGED,
         None,
     ],
 )

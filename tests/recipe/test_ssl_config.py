@@ -95,6 +95,8 @@ def test_auto_spreads_the_yamls_experts_and_shows_in_the_name(resolve):
     options = resolve(allocation="auto")
     assert options.allocation == "auto"
     assert options.ssl_experiment.name == "ssl_lamer_auto"
+    options = resolve(allocation="learnt")
+    assert options.ssl_experiment.name == "ssl_lamer_learnt"
     assert resolve("tuning/train_ssl_milore.yaml", allocation="auto").ssl_tag == (
         "milore_auto"
     )
@@ -110,9 +112,10 @@ def test_auto_spreads_the_yamls_experts_and_shows_in_the_name(resolve):
         ("tuning/train_ssl_head_only.yaml", "lamer.allocation 0; state counts there"),
     ],
 )
-def test_auto_needs_experts_to_spread(resolve, config, message):
-    with pytest.raises(RecipeError, match=message):
-        resolve(config, allocation="auto")
+@pytest.mark.parametrize("value", ["auto", "learnt"])
+def test_counts_from_data_need_experts_to_spread(resolve, config, message, value):
+    with pytest.raises(RecipeError, match=message.replace("auto", value)):
+        resolve(config, allocation=value)
 
 
 def test_the_yamls_own_allocation_on_the_command_line_changes_nothing(resolve, caplog):

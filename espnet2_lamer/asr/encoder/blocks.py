@@ -68,7 +68,7 @@ def run_block(
     h = layer_norm(layer.final_layer_norm, x) if before else x
     if rows is not None:
         x = x.index_select(0, rows)
-    x = x + _feed_forward(feed_forward, h, rows)
+    x = x + _feed_forward(feed_forward, h, rows, packing)
     return x if before else layer_norm(layer.final_layer_norm, x)
 
 
@@ -90,9 +90,11 @@ def _attention(
     return linear(attention.out_proj, y)
 
 
-def _feed_forward(feed_forward: nn.Module, x: Tensor, rows: Tensor | None) -> Tensor:
+def _feed_forward(
+    feed_forward: nn.Module, x: Tensor, rows: Tensor | None, packing: Packing
+) -> Tensor:
     if hasattr(feed_forward, "num_experts"):
-        return feed_forward(x, rows)
+        return feed_forward(x, rows, packing)
     x = x if rows is None else x.index_select(0, rows)
     h = feed_forward.intermediate_dropout(
         F.gelu(linear(feed_forward.intermediate_dense, x))

@@ -13,16 +13,19 @@ from .configuration_lamer_hubert import LamerHubertConfig
 
 
 class LoRAExperts(nn.Module):
-    """Gated sum of N low-rank experts: ``scale * sum_k g_k B_k A_k x``."""
+    """Gated sum of N low-rank experts: ``scale * sum_k g_k B_k A_k x``.
+
+    Where they are merged: ``scale * (sum_k g_k B_k) (sum_k g_k A_k) x``.
+    """
 
     def __init__(
-        self, in_features: int, out_features: int, num_experts: int, config
+        self, in_features: int, out_features: int, num_experts: int, rank: int, config
     ) -> None:
         super().__init__()
         self.num_experts = num_experts
-        self.scale = config.lora_alpha / config.lora_rank
+        self.scale = 1.0 if config.lora_alpha is None else config.lora_alpha / rank
+        self.merges = config.lora_merge != "none"
         self.dropout = nn.Dropout(config.lora_dropout)
-        rank = config.lora_rank
         self.lora_A = nn.Parameter(torch.zeros(num_experts, rank, in_features))
         self.lora_B = nn.Parameter(torch.zeros(out_features, num_experts * rank))
 
@@ -32,16 +35,18 @@ class LoRAExperts(nn.Module):
         if gates is None:
             z = self.scale * z
         else:
-            gates = (self.scale * gates).to(z.dtype).unsqueeze(-1)
-            z = (z.unflatten(-1, (self.num_experts, -1)) * gates).flatten(-2)
+            z = z.unflatten(-1, (self.num_experts, -1))
+            if self.merges:
+                z = (z * gates.to(z.dtype).unsqueeze(-1)).sum(-2, keepdim=True)
+            z = (z * (self.scale * gates).to(z.dtype).unsqueeze(-1)).flatten(-2)
         return F.linear(z, self.lora_B)
 
 
 class LoRAExpertLinear(LoRAExperts):
     """A Linear and experts beside it."""
 
-    def __init__(self, base: nn.Linear, num_experts: int, config) -> None:
-        super().__init__(base.in_features, base.out_features, num_experts, config)
+    def __init__(self, base: nn.Linear, *sizes_and_config) -> None:
+        super().__init__(base.in_features, base.out_features, *sizes_and_config)
         self.base = base
 
     def forward(self, x: torch.Tensor, gates: torch.Tensor | None) -> torch.Tensor:
@@ -79,8 +84,11 @@ class Router(nn.Module):
 class LamerHubertFeedForward(nn.Module):
     """HuBERT's feed-forward network with routed experts."""
 
-    def __init__(self, feed_forward: nn.Module, num_experts: int, config) -> None:
+    def __init__(
+        self, feed_forward: nn.Module, num_experts: int, rank: int, config
+    ) -> None:
         super().__init__()
+        options = num_experts, rank, config
         targets, first = config.lora_targets, feed_forward.intermediate_dense
         last = feed_forward.output_dense
         self.intermediate_act_fn = feed_forward.intermediate_act_fn
@@ -88,23 +96,26 @@ class LamerHubertFeedForward(nn.Module):
         self.output_dropout = feed_forward.output_dropout
         self.intermediate_dense, self.output_dense = first, last
         if "intermediate_dense" in targets:
-            self.intermediate_dense = LoRAExpertLinear(first, num_experts, config)
+            self.intermediate_dense = LoRAExpertLinear(first, *options)
         if "output_dense" in targets:
-            self.output_dense = LoRAExpertLinear(last, num_experts, config)
+            self.output_dense = LoRAExpertLinear(last, *options)
         self.ffn_experts = None
         if "ffn" in targets:
-            self.ffn_experts = LoRAExperts(
-                first.in_features, last.out_features, num_experts, config
-            )
+            sizes = first.in_features, last.out_features
+            self.ffn_experts = LoRAExperts(*sizes, *options)
         self.routers = nn.ModuleDict()
         self.one_router = config.lora_router == "ffn"
+        self.merges = config.lora_merge != "none"
         if num_experts > 1:
             for name in ("ffn",) if self.one_router else targets:
                 dim = (last if name == "output_dense" else first).in_features
                 self.routers[name] = Router(dim, num_experts, config)
 
     def _gates(self, name: str, x: torch.Tensor) -> torch.Tensor | None:
-        return self.routers[name](x) if name in self.routers else None
+        if name not in self.routers:
+            return None
+        gates = self.routers[name](x)
+        return gates.mean(-2, keepdim=True).expand_as(gates) if self.merges else gates
 
     def _linear(
         self, name: str, x: torch.Tensor, gates: torch.Tensor | None
@@ -133,8 +144,8 @@ class LamerHubertModel(HubertModel):
     final LayerNorm (versions of transformers differ there, this class does not).
 
     A padded batch needs its ``attention_mask``. A model whose first convolution
-    normalises over time (``feat_extract_norm: group``) then runs one utterance at a
-    time, since padding would change its statistics.
+    normalises over time (``feat_extract_norm: group``), or whose experts are merged
+    over an utterance, then runs one utterance at a time: padding would change means.
     """
 
     config_class = LamerHubertConfig
@@ -142,10 +153,14 @@ class LamerHubertModel(HubertModel):
     def __init__(self, config: LamerHubertConfig) -> None:
         super().__init__(config)
         counts = config.num_experts or [0] * config.num_hidden_layers
-        for layer, count in zip(self.encoder.layers, counts, strict=True):
+        ranks = config.lora_rank
+        if isinstance(ranks, int):
+            ranks = [ranks] * len(counts)
+        sizes = zip(self.encoder.layers, counts, ranks, strict=True)
+        for layer, count, rank in sizes:
             if count:
                 layer.feed_forward = LamerHubertFeedForward(
-                    layer.feed_forward, count, config
+                    layer.feed_forward, count, rank, config
                 )
         self.post_init()
 
@@ -192,9 +207,9 @@ class LamerHubertModel(HubertModel):
             if output_hidden_states is None
             else output_hidden_states,
         }
-        alone = attention_mask is not None and config.feat_extract_norm == "group"
+        means = config.feat_extract_norm == "group" or config.lora_merge != "none"
         encode = self._encode
-        if alone and not attention_mask.all():
+        if means and attention_mask is not None and not attention_mask.all():
             encode = self._one_by_one
         outputs = encode(input_values, attention_mask, mask_time_indices, options)
         return outputs if return_dict else outputs.to_tuple()
