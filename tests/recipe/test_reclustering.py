@@ -220,7 +220,9 @@ def test_all_experts_go_on_from_the_first_rounds_and_the_control_does_not(
     monkeypatch.setattr(reclustering, "make_units", lambda options: None)
     config = options.first_round.ssl_experiment / "config.yaml"
     config.parent.mkdir(parents=True)
-    config.write_text("encoder_conf: {lamer: {allocation: [1, 3, 2, 2]}}\n")
+    config.write_text(
+        "encoder_conf: {lamer: {allocation: [1, 3, 2, 2], rank: [6, 12, 9, 9]}}\n"
+    )
     options.allocation = "auto"
     go_on_with_new_units(options)
     (control, *of_control), (name, *of_model) = trained
@@ -232,8 +234,9 @@ def test_all_experts_go_on_from_the_first_rounds_and_the_control_does_not(
     first = str(options.first_round.ssl_experiment)
     assert words[words.index("--expand_from") + 1] == first
     assert words[words.index("--old_experts") + 1] == "shared"
-    # As many experts as auto gave the first round.
+    # As many experts, of the same ranks, as were found for the first round.
     assert "lamer.allocation=1,3,2,2" in words
+    assert "lamer.rank=6,12,9,9" in words
     assert words[words.index("--monitor_control") + 1].endswith(control)
     assert "--expand_from" not in of_control[-1]
 
