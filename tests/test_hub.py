@@ -229,7 +229,7 @@ def test_a_directory_for_transformers_is_read_back_exactly(tmp_path, name):
     [
         ({"num_experts": [2]}, "num_experts: found 1 numbers, expected 2"),
         ({"lora_rank": 3}, "does not fit the model"),
-        ({"lora_rank": None}, "config.json|damaged"),
+        ({"lora_rank": None}, "lamer.rank: found None"),
         ({"lora_targets": ["attention"]}, "lamer.targets"),
         ({"languages": "cmn"}, "languages: found cmn"),
         ({"languages": [1]}, "languages: found"),

@@ -42,10 +42,56 @@ _ENTRIES = (
 )
 # This package's modules that become ESPnet's, and what they lose or change.
 _LAYERS: dict[str, tuple[tuple[str, str], ...]] = {
-    "config": (("from espnet2_lamer.errors import RecipeError\n\n", ""),),
+    # Merged experts and a rank per layer stay out, so that it can be read.
+    "config": (
+        ("from espnet2_lamer.errors import RecipeError\n\n", ""),
+        (
+            r"wrong value among (.*)\n\n    Raises:\n        RecipeError: .*\n +",
+            r"wrong one of \1",
+        ),
+        (r"(?s), in the forms of ``allocation``: one number,.*?per layer\.\n", ".\n"),
+        (r"rank: int \| str \| Sequence\[int\]", "rank: int"),
+        (
+            r"(?s)        numbers = _numbers\(self.rank\).*?\"lamer.\", row\)\n",
+            "",
+        ),
+        (
+            r"(            \(\"top_k\", used, used is None or)",
+            r'            ("rank", self.rank, self.rank >= 1, "1 or more"),\n\1',
+        ),
+        (
+            r"(?s)    return _by_layer\(\"alloc.*?numbers = _numbers\(value\)",
+            "    numbers = _numbers(allocation)",
+        ),
+        (
+            r"(?s)    if not numbers and.*?(?=    if num_layers %)",
+            "    if not numbers or min(numbers) < 0:\n        raise ValueError(\n"
+            '            f"allocation {allocation!r}: expected counts of 0 or more, "'
+            "\n            \"e.g. '2,4,6,8'\"\n        )\n",
+        ),
+        (
+            r"\{name\} \{value!r\} (.*) layers \"\n +f\"cannot be split into ",
+            r'allocation {allocation!r} \1 "\n            f"layers are not ',
+        ),
+        (r"MERGES = .*\n", ""),
+        (r"(?s)        merge: ``.*?to balance\.\n", ""),
+        (r"    merge: str = .*\n", ""),
+        (r"            \(\"merge\", .*\n", ""),
+        (r"(?s)        if self\.merges:.*?return self\.merge != .*?\n", ""),
+    ),
     # What they take from two modules that are for speed, the core has in short.
     "experts": (
         (r"    def adapter_parameters.*\n.*\n.*\n\n", ""),
+        (
+            r"import \(\n    (\w+),\n    (\w+),\n    (\w+),\n    merged,\n\)",
+            r"import \1, \2, \3",
+        ),
+        (r"(?s)    With ``merges`` their.*?in all of its frames\.\n\n", ""),
+        (r"        merges: bool = False,\n", ""),
+        (r"        self.merges = merges\n", ""),
+        (r"        combine = .*\n", ""),
+        (r"combine\(z", "gated(z"),
+        (r", (self\.)?merges\b", ""),
         # Weights have one type; autocast copies them.
         (r"from espnet2_lamer.layers.working import .*\n", ""),
         (r"        dtype = autocast_type\(x\)\n", ""),
@@ -68,7 +114,37 @@ _LAYERS: dict[str, tuple[tuple[str, str], ...]] = {
             "        return iter(self._routings.values())\n",
         ),
         (r" A network\n    that computes real .* which those are\.\n", "\n"),
-        (r", rows: Tensor \| None = None\) -> Tensor:", ") -> Tensor:"),
+        (
+            r"(?s)config import \(\n    LINEARS,.*?\n\)",
+            "config import LINEARS, LamerConfig, parse_allocation",
+        ),
+        (r" ``config.rank`` is one number.*; ``layer``\n    n", " ``layer`` n"),
+        (r"        \(rank,\) = .*\n", ""),
+        (r"num_experts, rank,", "num_experts, config.rank,"),
+        (r"    ranks = .*\n", ""),
+        (r"    sizes = zip.*\n", ""),
+        (
+            r"layer, count, rank\) in enumerate\(sizes\)",
+            "layer, count) in enumerate(zip(layers, counts, strict=True))",
+        ),
+        (r"            own = .*\n", ""),
+        (r"count, own,", "count, config,"),
+        (r"Allocation or ranks do not", "The allocation does not"),
+        (r"(?s)\n    Where ``config.merge`` is.*?all are\.\n", ""),
+        (r"        self.merges = .*\n        self.real: .*\n", ""),
+        (r", like, merges\)", ", first.weight)"),
+        (r"            like = .*\n", ""),
+        (r", merges\)", ")"),
+        (r"        if self.merges:\n.*\n", ""),
+        (r"(?s)    def _utterance_means.*?(?=    def _linear)", ""),
+        (r"(?s)\(\n        (self, x: Tensor), rows: .*?\n    \)", r"(\1)"),
+        (r"\(\n        (self, name.*), packing: .*\n    \)", r"(\1)"),
+        (r", packing: Packing \| None\)", ")"),
+        (r", packing\)", ")"),
+        (r" Where experts are merged, blocks\n.*\n", "\n"),
+        (r"            if config.merges:\n.*\n.*\n", ""),
+        (r"(?s)\n\ndef _tell_real.*", ""),
+        (r"from typing import Any\n", ""),
         (r"(?s)\n\n        With positions ``rows.*?        (?=\"\"\")", ""),
         (r"(?s)        if rows is not None:.*?(?=        h = F.gelu)", ""),
     ),

@@ -58,6 +58,7 @@ def recipe(corpus, hubert_dirs, tmp_path_factory):
     return SimpleNamespace(
         raw=root / "raw",
         checkpoints=root / "checkpoints.json",
+        ssl_dev=root / "raw" / "ssl_dev",
         ssl_experiment=experiment,
         random_upstream=hubert_dirs["layer_norm"],
         trainings=[experiment],

@@ -127,7 +127,7 @@ def test_the_yamls_own_allocation_on_the_command_line_changes_nothing(resolve, c
 def test_every_config_has_an_experiment_of_its_own(resolve):
     configs = ["train_ssl_lamer.yaml"]
     configs += sorted(f"tuning/{p.name}" for p in CONF.glob("tuning/train_ssl_*.yaml"))
-    assert len(configs) == 17
+    assert len(configs) == 18
     runs = [resolve(config) for config in configs]
     for name in ("ssl_experiment", "analysis", "results"):
         assert len({getattr(run, name) for run in runs}) == len(runs), name
