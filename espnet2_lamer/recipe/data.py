@@ -34,8 +34,9 @@ from espnet2_lamer.recipe.benchmark import (
     eval_langs,
     without_text,
 )
+from espnet2_lamer.recipe.common_options import CommonOptions
 from espnet2_lamer.recipe.files import set_sources
-from espnet2_lamer.recipe.options import CommonOptions, Options
+from espnet2_lamer.recipe.options import Options
 
 
 def prepare_corpus(options: CommonOptions) -> None:

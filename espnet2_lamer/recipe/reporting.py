@@ -22,7 +22,8 @@ from espnet2_lamer.evaluation.runs import Run, Task
 from espnet2_lamer.evaluation.spread import Spread, read_spread
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.metrics.measure import Measure
-from espnet2_lamer.recipe.options import CommonOptions, Options
+from espnet2_lamer.recipe.common_options import CommonOptions
+from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.report.experiment import RESULTS, write_report
 
 CONTROL = "head-only control"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from espnet2_lamer.data.languages import language_code
 from espnet2_lamer.errors import RecipeError
+from espnet2_lamer.recipe.common_options import CommonOptions
 from espnet2_lamer.recipe.declaration import (
     as_text,
     data_option,
@@ -13,7 +14,6 @@ from espnet2_lamer.recipe.declaration import (
     refused,
     upload_option,
 )
-from espnet2_lamer.recipe.options import CommonOptions
 
 #: What can be trained and compared, in the order of the tables.
 STUDENTS = ("kd_none", "kd_output", "kd_layerwise")
