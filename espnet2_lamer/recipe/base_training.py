@@ -25,13 +25,12 @@ from espnet2_lamer.convert.load import (
     source_sha256,
 )
 from espnet2_lamer.data.mini import build_pretraining_corpora
-from espnet2_lamer.data.selection import Selection, prepare_ssl_data
 from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.checksum import check_file
 from espnet2_lamer.fileio.datadir import read_table, write_table
 from espnet2_lamer.layers import parse_allocation
-from espnet2_lamer.recipe.data import prepare_corpus
+from espnet2_lamer.recipe.data import format_ssl, prepare_corpus
 from espnet2_lamer.recipe.declaration import as_arguments, refused
 from espnet2_lamer.recipe.options import Options
 from espnet2_lamer.recipe.pretraining import train_ssl, write_shapes
@@ -197,20 +196,12 @@ def _speech(options: Options, data: Path) -> dict[str, list[list[Path]]]:
     own.datadir = data / "corpus"
     prepare_corpus(own)
     dirs = {}
-    limits = options.min_duration, options.max_duration
     for name, langs in (("base", options.replay_langs), ("teacher", options.langs)):
-        selection = Selection(
-            list(langs),
-            [],
-            0.0,
-            *limits,
-            dev_hours=options.dev_hours,
-            max_bad_audio=options.max_bad_audio,
-            seed=options.seed,
-        )
-        prepare_ssl_data(own.datadir, data / name, selection, options.nj)
-        raw = data / name / "raw"
-        dirs[name] = [[raw / "ssl_train"], [raw / "ssl_dev"]]
+        # As stage 2, but all of every language.
+        own.dumpdir = data / name
+        own.new_langs, own.replay_langs = list(langs), []
+        format_ssl(own)
+        dirs[name] = [[own.raw / "ssl_train"], [own.raw / "ssl_dev"]]
     return dirs
 
 

@@ -365,7 +365,10 @@ def _stages_of(options: Options) -> tuple[Stage, ...]:
     if options.retrains_on_corpus:
         # Stage 0 listens to the corpus, too.
         first = STAGES[0]
-        limits = "min_duration max_duration max_bad_audio dev_hours"
+        limits = (
+            "min_duration max_duration max_bad_audio dev_hours drop_overlap "
+            "overlap_tree"
+        )
         first = replace(
             first,
             depends_on=f"{first.depends_on} {_CORPUS} {limits}",
