@@ -63,6 +63,14 @@ def get_parser() -> Parser:
         metavar="MIN",
         help="start no cell that would end later than this many minutes from now",
     )
+    add(
+        "--records",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a records.jsonl, as beside the tables of another --expdir: its cells "
+        "count as done here; may be repeated",
+    )
     parser.share(OPTION)
     add("--plan", action="store_true", help="say what would run, and stop")
     add("--tables", action="store_true", help="run nothing, write the tables anew")
@@ -87,6 +95,7 @@ def main(cmd: list[str] | None = None) -> None:
     from espnet2_lamer.experiments.definition import plan_cells, read_definition
     from espnet2_lamer.experiments.launch import measure_cell, prepare_data, run_cell
     from espnet2_lamer.experiments.matrix import Matrix, Store
+    from espnet2_lamer.experiments.records import take_records
     from espnet2_lamer.experiments.tables import Tables
 
     if args.from_csv:
@@ -112,6 +121,8 @@ def main(cmd: list[str] | None = None) -> None:
         {"commit": commit, "machine": machine},
     )
     logging.info("%s: %d cells", definition.name, len(matrix.cells))
+    for path in args.records:
+        take_records(matrix.cells, store, path)
     for line in matrix.plan(args.cells):
         logging.info("%s", line)
     if args.plan:
@@ -158,12 +169,15 @@ def _options(words: list[str]) -> dict[str, str]:
 
 
 def _write(matrix, header: dict[str, str], directory: Path) -> None:
+    from espnet2_lamer.experiments.records import pack_records
     from espnet2_lamer.experiments.tables import Tables
     from espnet2_lamer.fileio.atomic import write_text
 
     now = time.strftime("%Y-%m-%d %H:%M:%S %Z")
     tables = Tables.of_cells(matrix, {**header, "written": now})
     write_text(directory / "results.csv", tables.as_csv())
+    packed = pack_records(matrix.cells, matrix.store)
+    write_text(directory / "records.jsonl", packed)
     _write_page(tables, directory / "results.csv", "RESULTS.md")
 
 
@@ -182,7 +196,13 @@ def _write_page(tables, csv: Path, name: str | None = None) -> None:
 
 def _command(words: list[str]) -> str:
     """What makes the tables from nothing, even if this run only writes them anew."""
-    words = [word for word in words if word not in ("--tables", "--remeasure")]
+    left = iter(words)
+    words = []
+    for word in left:
+        if word == "--records":
+            next(left)
+        elif word not in ("--tables", "--remeasure") and "--records=" not in word:
+            words.append(word)
     return shlex.join(["python", "-m", "espnet2_lamer.bin.experiment", *words])
 
 

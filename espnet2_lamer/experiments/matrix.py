@@ -19,6 +19,8 @@ from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.locks import WHOLE, Busy, exclusive
 
 RECORD = "record.json"
+#: Key of a record that another machine wrote: the file it was taken from.
+SOURCE = "taken_from"
 
 
 class Store:
@@ -122,8 +124,11 @@ class Matrix:
     def _waits(self, cell: Cell) -> str:
         labels = {c.key: c.label for c in self.cells}
         for key in (*cell.needs, *cell.data.needs):
-            if self._record(key) is None:
-                return labels.get(key, key)
+            record, label = self._record(key), labels.get(key, key)
+            if record is None:
+                return label
+            if SOURCE in record and not self.store.experiment(key).is_dir():
+                return f"the files of {label}, of which {record[SOURCE]} has figures"
         return ""
 
     def minutes(self, cell: Cell) -> float:
