@@ -7,7 +7,7 @@ import pytest
 import soundfile
 import yaml
 
-from espnet2_lamer.recipe.plan import _feature_cache
+from espnet2_lamer.recipe.plan_costs import feature_cache_bytes
 from espnet2_lamer.recipe.plan_parts import BUCKETS, Part
 from espnet2_lamer.recipe.schedule import (
     FEWEST,
@@ -71,6 +71,7 @@ def test_a_plan_changes_no_file_and_says_what_is_lost(speech, monkeypatch, capsy
     assert "1 files lost" in out
     assert "cmn: no text in every split: no speech recognition" in out
     assert "not measured" not in out
+    assert "another seed of pretraining with its heads: " in out
     assert "--n_clusters 100" in out and "frames per cluster" in out
     start = next(line for line in out.splitlines() if line.startswith("To start"))
     assert "--new_langs cmn" in start and "--plan" not in start
@@ -121,7 +122,7 @@ def test_a_plan_has_the_disk_of_the_feature_cache(tmp_path):
     ):
         config.write_text(f"feature_cache_gb: {limit}\n")
         trials = SimpleNamespace(channels=channels)
-        assert _feature_cache(options, found, trials) == expected
+        assert feature_cache_bytes(options, found, trials) == expected
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
@@ -129,7 +130,7 @@ def test_a_plan_has_the_disk_of_the_feature_cache(tmp_path):
 def test_an_upstream_in_train_mode_is_heard_in_every_epoch_of_its_heads(
     tmp_path, dropout, modes
 ):
-    from espnet2_lamer.recipe.plan import Amounts, disk_bytes, stage_seconds
+    from espnet2_lamer.recipe.plan_costs import Amounts, disk_bytes, stage_seconds
     from espnet2_lamer.recipe.plan_parts import Speech
     from espnet2_lamer.recipe.plan_trial import Trials
     from espnet2_lamer.recipe.schedule import Schedule
@@ -158,6 +159,21 @@ def test_an_upstream_in_train_mode_is_heard_in_every_epoch_of_its_heads(
     assert seconds == pytest.approx(heads + heard + stored * 50 * 0.5)
     disk = disk_bytes(options, speech, found, trials)["dump/feature_store"]
     assert disk == 50 * 50 * 8 * 4 * stored
+
+
+def test_another_seed_is_pretraining_and_the_share_of_the_heads_that_read_it():
+    from espnet2_lamer.recipe.plan_costs import seconds_of_another_seed
+
+    options = SimpleNamespace(upstreams=["base", "lamer", "random"])
+    times = {"data": 1.0, "pretraining": 100.0, "analysis": 30.0, "asr_heads": 60.0}
+    times |= {"evaluation_sets": 7.0, "lid_heads": 0.0, "results": 9.0, "packing": 5.0}
+    assert seconds_of_another_seed(options, [*times], times) == 100 + 99 / 3
+    less = [name for name in times if name != "analysis"]
+    assert seconds_of_another_seed(options, less, times) == 100 + 69 / 3
+    without = [name for name in times if name != "pretraining"]
+    assert seconds_of_another_seed(options, without, times) is None
+    unknown = times | {"asr_heads": None}
+    assert seconds_of_another_seed(options, [*times], unknown) is None
 
 
 def test_buckets_add_up_to_all_hours():

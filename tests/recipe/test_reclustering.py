@@ -10,7 +10,8 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.recipe import pretraining, reclustering
 from espnet2_lamer.recipe.command import read_options
 from espnet2_lamer.recipe.files import labels
-from espnet2_lamer.recipe.plan import _training, stage_seconds
+from espnet2_lamer.recipe.plan import _training
+from espnet2_lamer.recipe.plan_costs import stage_seconds
 from espnet2_lamer.recipe.plan_trial import Trials
 from espnet2_lamer.recipe.reclustering import go_on_with_new_units, make_units
 from espnet2_lamer.recipe.runner import Runner, chosen_stages
