@@ -22,4 +22,4 @@ multi_config=conf/tuning/train_asr_mlsuperb_mini.yaml
 lid_config=conf/tuning/train_lid_mlsuperb_mini.yaml
 lid_layer=3
 store_dtype=float32
-spread=conf/spread/mini.csv
+spread="conf/spread/mini.csv conf/spread/mini_lid.csv"

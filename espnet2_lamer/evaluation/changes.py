@@ -45,10 +45,9 @@ class Question:
 
     def spread_of(self, figure: Any) -> float | None:
         """Return the points by which two runs may differ in a figure of the system."""
-        lang = self.language_of(figure)
-        if figure.system != self.system or not lang:
+        if figure.system != self.system or figure.task.group:
             return None
-        return self.spread.of(_kind(figure), lang)
+        return self.spread.of(_kind(figure), self.language_of(figure))
 
     def language_of(self, figure: Any) -> str:
         """Return the language that a figure is of, "" where it is of several."""
@@ -64,10 +63,9 @@ class Question:
         names = ("system", "references", "new_langs", "old_langs")
         named = {name: getattr(self, name) for name in names}
         fields = {n: [*v] if isinstance(v, tuple) else v for n, v in named.items()}
-        spread = {"runs": self.spread.seeds, "source": self.spread.source}
         return fields | {
             "channel_confounded": self.channel_confounded,
-            "spread": spread if self.spread.points else None,
+            "spread": dict(self.spread.runs) or None,
         }
 
 
@@ -281,10 +279,10 @@ def _spread_text(question: Mapping[str, Any], changes: Sequence[Mapping]) -> str
     known = question.get("spread")
     if not known:
         return "How far two runs lie apart was not measured for these options."
+    sources = "; ".join(f"{count} runs, {path}" for path, count in known.items())
     text = (
         "Runs ±: two runs of this system lie no further apart in 95 of 100 pairs "
-        f"({known['runs']} runs, {known['source']}); what lies inside that is neither "
-        "called gained nor lost."
+        f"({sources}); what lies inside that is neither called gained nor lost."
     )
     missing = dict.fromkeys(c["task"] for c in changes if c.get("spread") is None)
     return text + (f" Not measured for {', '.join(missing)}." if missing else "")

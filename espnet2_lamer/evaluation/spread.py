@@ -9,7 +9,7 @@ in 95 of 100 pairs. ``bin.experiment`` measures it: its CSV has the mean differe
 the effect size, which is that mean over sd.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,14 +33,13 @@ class Spread:
     """How far runs lie apart in what they say of a system and its baseline, in points.
 
     Attributes:
-        points: By what was measured, such as "recognition" or "phones", and language.
-        seeds: Number of pairs of runs that it was measured with.
-        source: The file.
+        points: By what was measured, such as "recognition" or "phones", and language,
+            "" for all utterances together.
+        runs: Pairs of runs that it was measured with, by the file that has them.
     """
 
     points: Mapping[tuple[str, str], float] = field(default_factory=dict)
-    seeds: int = 0
-    source: str = ""
+    runs: Mapping[str, int] = field(default_factory=dict)
 
     def of(self, what: str, lang: str) -> float | None:
         """Return the points of a measure, None where it was not measured."""
@@ -80,8 +79,10 @@ def read_spread(path: str | Path, system: str = "lamer") -> Spread:
         # Claims may be about two others.
         if row.get("reference") and row["reference"] not in baseline:
             continue
-        rest = row["measure"].removeprefix(f"{kind} ")
+        # "eng (char)"; of all languages together only the brackets.
+        rest = row["measure"].removeprefix(kind)
         lang, _, unit = rest.removesuffix(")").partition(" (")
+        lang = lang.strip()
         what = _KINDS[kind]
         key = (f"{what} {unit}" if what.endswith("by") else what), lang
         count = len(row["seeds"].split())
@@ -95,4 +96,17 @@ def read_spread(path: str | Path, system: str = "lamer") -> Spread:
             "expected what bin.experiment writes of a definition with both "
             "(docs/experiments.md)"
         )
-    return Spread(points, min(seeds), str(path))
+    return Spread(points, {str(path): min(seeds)})
+
+
+def read_spreads(paths: Iterable[str | Path], system: str = "lamer") -> Spread:
+    """Read several CSVs; of a measure the first that has it counts.
+
+    Raises:
+        RecipeError: As :func:`read_spread`.
+    """
+    points, runs = {}, {}
+    for found in [read_spread(path, system) for path in paths]:
+        points = {**found.points, **points}
+        runs |= found.runs
+    return Spread(points, runs)

@@ -46,8 +46,8 @@ def option(
         choices: Values that it, or each of its words, may have.
         least: Least value of a number.
         empty: What an empty value means, for ``--help``.
-        exists: Whether it names a file that must be there, if somebody named it: of a
-            default the stage that reads it says so.
+        exists: Whether it, or each of its words, is a file that must be there, if
+            somebody named it: of a default the stage that reads it says so.
     """
     about = {"text": text, "default": default, "group": group, "choices": choices}
     about |= {"least": least, "empty": empty, "exists": exists}
@@ -225,8 +225,9 @@ def check(values: Any) -> None:
         if about["least"] is not None and value < about["least"]:
             raise refused(name, f"{value:g}", f"{about['least']:g} or more")
         named = about["exists"] and value != about["default"]
-        if named and not Path(value).is_file():
-            raise RecipeError(f"--{name}: {value} not found")
+        for path in value if isinstance(value, list) else [value]:
+            if named and not Path(path).is_file():
+                raise RecipeError(f"--{name}: {path} not found")
 
 
 def as_text(value: Any) -> str:

@@ -162,8 +162,8 @@ def of_heads(options: Options, tracks: Sequence[str]) -> list[Path]:
 
 
 def spread(options: Options) -> list[Path]:
-    """What says how far two runs lie apart, if something does."""
-    return [Path(options.spread)] if options.spread else []
+    """What says how far two runs lie apart."""
+    return [*map(Path, options.spread)]
 
 
 def published(options: Options) -> list[Path]:

@@ -234,10 +234,10 @@ class Options(CommonOptions):
         [],
         empty="that of the config",
     )
-    spread: str = head_option(
-        "CSV of bin.experiment that says how far two runs lie apart: inside that "
-        "nothing is called gained or lost",
-        "",
+    spread: list[str] = head_option(
+        "CSVs of bin.experiment that say how far two runs lie apart: inside that "
+        "nothing is called gained or lost; of a measure the first that has it counts",
+        [],
         empty="not known",
         exists=True,
     )

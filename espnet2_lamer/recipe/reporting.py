@@ -19,7 +19,7 @@ from espnet2_lamer.evaluation.results import (
     results_data,
 )
 from espnet2_lamer.evaluation.runs import Run, Task
-from espnet2_lamer.evaluation.spread import Spread, read_spread
+from espnet2_lamer.evaluation.spread import Spread, read_spreads
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.metrics.measure import Measure
 from espnet2_lamer.recipe.common_options import CommonOptions
@@ -122,15 +122,15 @@ def find_spread(options: Options) -> Spread:
     """Read ``--spread``; a preset's is of the preset's own options.
 
     Raises:
-        RecipeError: It is no CSV of ``bin.experiment``, or not of this system.
+        RecipeError: One is no CSV of ``bin.experiment``, or not of this system.
     """
     others = sorted(set(options.given) - _OF_ANY_RUN)
     if "spread" not in options.given and options.spread and others:
         text = "--spread: %s of the preset was measured without --%s: how far two runs "
         text += "lie apart is not known here"
-        logging.info(text, options.spread, others[0])
+        logging.info(text, " ".join(options.spread), others[0])
         return Spread()
-    return read_spread(options.spread, options.ssl_tag) if options.spread else Spread()
+    return read_spreads(options.spread, options.ssl_tag)
 
 
 def question(options: Options, runs: Mapping[Task, Run]) -> Question:

@@ -8,7 +8,7 @@ from typing import Any
 
 from espnet2_lamer.constants import LID_ROUTED
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.evaluation.spread import read_spread
+from espnet2_lamer.evaluation.spread import read_spreads
 from espnet2_lamer.evaluation.text_units import (
     OFFICIAL,
     READ_UNITS,
@@ -58,9 +58,9 @@ def settle(options: Options) -> None:
         raise refused("text_norm", repr(options.text_norm), expected)
     check_benchmark(options)
     resolve_ssl_config(options)
-    if "spread" in options.given and options.spread:
+    if "spread" in options.given:
         # Before days of training, not after them.
-        read_spread(options.spread, options.ssl_tag)
+        read_spreads(options.spread, options.ssl_tag)
     _check_heads(options)
 
 

@@ -16,7 +16,7 @@ from espnet2_lamer.evaluation.changes import (
     find_changes,
     how_sure,
 )
-from espnet2_lamer.evaluation.spread import Spread, read_spread
+from espnet2_lamer.evaluation.spread import Spread, read_spread, read_spreads
 from tests.evaluation.test_changes import CMN, LID, data_of, figure, versus
 
 COLUMNS = "measure system seeds difference effect".split()
@@ -61,7 +61,7 @@ def test_measures_are_called_as_in_results_and_the_larger_deviation_counts(tmp_p
     ]
     spread = read_spread(write(tmp_path / "spread.csv", rows))
     unit = 4.302653 * 2**0.5  # t of 0.975 with two degrees of freedom
-    assert spread.seeds == 3
+    assert spread.runs == {str(tmp_path / "spread.csv"): 3}
     named = {
         ("identification by most probable tag", "cmn"): unit,
         ("masked units", "yue"): 2 * unit,
@@ -69,6 +69,9 @@ def test_measures_are_called_as_in_results_and_the_larger_deviation_counts(tmp_p
     for (what, lang), points in named.items():
         assert spread.of(what, lang) == pytest.approx(points, rel=1e-6)
     assert spread.of("identification by first tag", "cmn") > 4 * unit
+    sd = np.std([1.0, 9.0, 30.0], ddof=1)
+    whole = spread.of("identification by first tag", "")
+    assert whole == pytest.approx(sd * unit, rel=1e-6)
     assert spread.of("phones", "yue") is None
 
 
@@ -81,6 +84,22 @@ def test_either_of_the_two_may_be_the_tables_baseline(tmp_path):
     )
     spread = read_spread(tmp_path / "spread.csv")
     assert spread.of("phones", "eng") == pytest.approx(4.302653 * 2**0.5 * 2.0)
+
+
+def test_of_several_files_the_first_that_has_a_measure_counts(tmp_path):
+    first = write(tmp_path / "a.csv", [("phone probe eng", "lamer", [1.0, 2.0, 3.0])])
+    rows = [
+        ("phone probe eng", "lamer", [1.0, 20.0, 3.0]),
+        ("LID accuracy cmn (first tag)", "lamer", [1.0, 3.0, 5.0, 7.0]),
+    ]
+    second = write(tmp_path / "b.csv", rows)
+    found = read_spreads([first, second])
+    assert found.of("phones", "eng") == read_spread(first).of("phones", "eng")
+    lid = ("identification by first tag", "cmn")
+    assert found.of(*lid) == read_spread(second).of(*lid) is not None
+    assert found.runs == {str(first): 3, str(second): 3}
+    assert read_spreads([]) == Spread()
+    assert Question("lamer", (), (), ()).as_dict()["spread"] is None
 
 
 @pytest.mark.parametrize("text", ["measure,mean\na,1\n", ",".join(COLUMNS) + "\n"])
@@ -117,7 +136,7 @@ def test_every_figure_of_the_system_has_its_own_spread():
         ("recognition", "cmn"): 3.0,
         ("identification by most probable tag", "cmn"): 8.0,
     }
-    spread = Spread(points, 5, "conf/spread/mini.csv")
+    spread = Spread(points, {"conf/spread/mini.csv": 5, "lid.csv": 3})
     asked = Question("lamer", ("base",), ("cmn",), (), {CMN: "cmn"}, spread=spread)
     found = find_changes(
         asked,
@@ -129,5 +148,5 @@ def test_every_figure_of_the_system_has_its_own_spread():
     )
     assert [(c.spread, c.verdict) for c in found] == [(3.0, UNTOLD), (8.0, GAINED)]
     text = how_sure(data_of(*found, question=asked))
-    assert "5 runs, conf/spread/mini.csv" in text
+    assert "5 runs, conf/spread/mini.csv; 3 runs, lid.csv" in text
     assert "not measured for these options" in how_sure(data_of(*found))

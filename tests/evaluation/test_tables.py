@@ -117,7 +117,7 @@ def test_tables_name_languages_where_names_are_known(results, tmp_path):
 
 
 def test_beside_a_difference_stands_how_far_runs_lie_apart(results, tmp_path):
-    spread = Spread({("recognition", "cmn"): 3.04}, 5, "spread.csv")
+    spread = Spread({("recognition", "cmn"): 3.04}, {"spread.csv": 5})
     asked = Question("lamer", ("base",), ("cmn",), (), {CMN: "cmn"}, spread=spread)
     results.question = asked
     write_results(tmp_path, results)
@@ -127,7 +127,7 @@ def test_beside_a_difference_stands_how_far_runs_lie_apart(results, tmp_path):
     data = json.loads((tmp_path / "results.json").read_text())
     (change,) = data["changes"]
     assert abs(change["value"]) > 3.04 and change["spread"] == 3.04
-    assert data["question"]["spread"] == {"runs": 5, "source": "spread.csv"}
+    assert data["question"]["spread"] == {"spread.csv": 5}
 
 
 def test_systems_stand_side_by_side_with_interval_and_difference(written):
