@@ -30,8 +30,8 @@ DATA_SEED = 0
 _VERSION = 2
 _UNDIRECTED = tuple(name for name, kind in KINDS.items() if kind.better == "neither")
 _KEYS = (
-    "title source note defaults seeds minutes data_minutes data cell configs systems "
-    "baseline claims transfer"
+    "title source note defaults seeds minutes data_minutes data cell configs "
+    "environment systems baseline claims transfer"
 ).split()
 _OPTIONS = {option.name for option in fields(Options)}
 _REFERENCE = re.compile(r"\{cell:([^{}]+)\}")
@@ -47,6 +47,7 @@ class System:
         data: Options of run.sh that stages 0-6 and 9 depend on.
         cell: Other options of run.sh, of stages 7 to 12.
         configs: Per option of :data:`CONFIGS` its ``file`` and the ``change`` to it.
+        environment: Variables that stages 7 to 12 see.
         minutes: Estimated time of a cell before any was run.
     """
 
@@ -55,6 +56,7 @@ class System:
     data: Mapping[str, Any]
     cell: Mapping[str, Any]
     configs: Mapping[str, Mapping[str, Any]]
+    environment: Mapping[str, str]
     seeds: tuple[int, ...]
     minutes: float
 
@@ -123,6 +125,7 @@ class Cell:
         seed: Of stages 7 to 12.
         options: Of run.sh, those of the data included.
         configs: Content of the config files, by option.
+        environment: Variables of its process.
         needs: Keys of the cells that it reads.
     """
 
@@ -132,6 +135,7 @@ class Cell:
     data: Data
     options: Mapping[str, Any]
     configs: Mapping[str, Mapping[str, Any]]
+    environment: Mapping[str, str]
     needs: tuple[str, ...]
     minutes: float
 
@@ -238,8 +242,9 @@ def _system(path: Path, name: Any, values: Mapping[str, Any]) -> System:
     _check_keys(path, own, [field.name for field in fields(System)][1:])
     parts = {
         key: merge(_mapping(path, values, key), _mapping(path, own, key, f"{where}."))
-        for key in ("data", "cell", "configs")
+        for key in ("data", "cell", "configs", "environment")
     }
+    parts["environment"] = {k: str(v) for k, v in parts["environment"].items()}
     for key, allowed in (("data", "seed"), ("cell", "skip_stages")):
         for option in parts[key]:
             if option not in (*_OPTIONS, *OWN):
@@ -366,6 +371,8 @@ def _add(
     data = Data(_data_key(options, recipe), options, needs)
     keyed, needs = resolved({"options": system.cell, "configs": configs})
     content = {"version": _VERSION, "seed": seed, "data": data.key, **keyed}
+    if system.environment:
+        content["environment"] = dict(system.environment)
     cell = Cell(
         key=sha256_value(content)[:12],
         system=name,
@@ -373,6 +380,7 @@ def _add(
         data=data,
         options={**data.options, **keyed["options"]},
         configs=keyed["configs"],
+        environment=system.environment,
         needs=needs,
         minutes=system.minutes,
     )

@@ -80,7 +80,7 @@ def run_cell(
         path = directory / f"{name}.yaml"
         write_text(path, yaml.safe_dump(place(content, store.experiment)))
         options[name] = path
-    _run_sh(recipe, options, directory, lock, speed)
+    _run_sh(recipe, options, directory, lock, speed, cell.environment)
     measures = measure_cell(cell, store)
     _clean(directory)
     return measures
@@ -98,6 +98,7 @@ def _run_sh(
     directory: Path,
     lock: int,
     speed: Mapping[str, int] | None,
+    environment: Mapping[str, str] | None = None,
 ) -> None:
     """Run ``run.sh`` into a directory; its output goes to the end of ``log.txt``."""
     where = {"dumpdir": directory / "dump", "expdir": directory / "exp"}
@@ -111,7 +112,8 @@ def _run_sh(
         command += [f"--{name}", str(value)]
     log = directory / "log.txt"
     with open(log, "a", encoding="utf-8") as handle:
-        handle.write(f"# {shlex.join(command)}\n")
+        set_first = [f"{name}={value}" for name, value in (environment or {}).items()]
+        handle.write(f"# {shlex.join([*set_first, *command])}\n")
         handle.flush()
         process = subprocess.Popen(
             command,
@@ -119,6 +121,7 @@ def _run_sh(
             stdout=handle,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
+            env={**os.environ, **(environment or {})},
             pass_fds=(lock,),
         )
         try:

@@ -250,6 +250,7 @@ class Matrix:
             "data": cell.data.key,
             "options": dict(cell.options),
             "configs": {name: dict(c) for name, c in cell.configs.items()},
+            "environment": dict(cell.environment),
         }
         try:
             with exclusive(directory / WHOLE, wait=False) as lock:

@@ -69,6 +69,18 @@ def test_only_cells_that_a_change_concerns_get_another_key(small):
     }
 
 
+def test_an_environment_makes_another_cell_on_the_same_data(small):
+    before = cells_of(small)
+    small.change("    bad:\n", "    bad:\n        environment: {OMP_NUM_THREADS: 2}\n")
+    after = cells_of(small)
+    assert after["good", 1].key == before["good", 1].key
+    assert after["bad", 1].key != before["bad", 1].key
+    assert after["bad", 1].environment == {"OMP_NUM_THREADS": "2"}
+    assert after["bad", 1].data.key == before["good", 1].data.key
+    small.change("baseline: good", "baseline: good\nenvironment: {A: b}")
+    assert cells_of(small)["bad", 1].environment == {"A": "b", "OMP_NUM_THREADS": "2"}
+
+
 def test_a_manifest_is_what_it_says_and_not_where_it_lies(small, tmp_path):
     def keys(manifest):
         definition = read_definition(small.path, {"manifest": str(manifest)})

@@ -20,6 +20,7 @@ from espnet2_lamer.fileio.atomic import write_json
 # Stands in for the recipe: says what it was asked, writes what stages leave behind.
 RUN_SH = """#!/usr/bin/env bash
 echo "$@" >> calls.txt
+echo "${MACHINE_KIND}" >> kinds.txt
 while [ $# -gt 0 ]; do declare "${1#--}"="$2"; shift 2; done
 if [ -e fail ]; then echo "2026 ERROR: stage 7 has no luck"; exit 1; fi
 if [ "${stage}" = 0 ]; then
@@ -96,6 +97,20 @@ def test_a_cell_has_its_config_files_and_links_to_the_shared_data(recipe):
     assert not os.path.samefile(
         directory / "exp" / "ssl_stats", shared / "exp" / "ssl_stats"
     )
+
+
+def test_a_cells_process_sees_its_environment_and_the_data_do_not(recipe, monkeypatch):
+    monkeypatch.setenv("MACHINE_KIND", "here")
+    old = recipe.matrix.cells
+    recipe.change("    bad:\n", "    bad:\n        environment: {MACHINE_KIND: old}\n")
+    recipe.matrix.cells = plan_cells(read_definition(recipe.path), recipe.recipe)
+    assert [c.key for c in old] != [c.key for c in recipe.matrix.cells]
+    recipe.matrix.run("*/0")
+    # The data, then a cell of each.
+    assert (recipe.recipe / "kinds.txt").read_text().split() == ["here", "here", "old"]
+    cell = next(c for c in recipe.matrix.cells if (c.system, c.seed) == ("bad", 0))
+    log = (recipe.store.cell(cell.key) / "log.txt").read_text()
+    assert log.startswith("# MACHINE_KIND=old ./run.sh")
 
 
 def test_the_weights_stay_and_what_only_resuming_needs_goes(recipe):
