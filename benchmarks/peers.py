@@ -224,6 +224,7 @@ def measure(options: Options, dtype: str, device: str) -> Table:
         with Operations() as counter:
             step()
         operations[name] = counter.count
+    products = {name: step.flops() / 1e9 for name, step in steps.items()}
     kept = {
         name: gpu_peak(step) if device == "cuda" else step.kept()
         for name, step in steps.items()
@@ -244,6 +245,7 @@ def measure(options: Options, dtype: str, device: str) -> Table:
             "time / ours",
             "CPU time / ours",
             "operators",
+            "GFLOP",
             "peak GPU MB" if device == "cuda" else "MB kept for backward",
             "target: ours of its time",
         ],
@@ -271,6 +273,7 @@ def measure(options: Options, dtype: str, device: str) -> Table:
                 f"{timings.ratio(name, ours)}",
                 f"{timings.of_cpu().ratio(name, ours)}",
                 str(operations[name]),
+                f"{products[name]:.4g}",
                 megabytes(kept[name]),
                 target,
             ]
@@ -308,7 +311,9 @@ def run(options: Options, device: str) -> list[str | Table]:
         "trains and no balance loss. `with feature cache`: the output of the frozen "
         "extractor is at hand, as with `feature_cache_gb`, whose one pass through it "
         "before the first update is not timed; PEFT's side has no such cache, so these "
-        "rows are no part of the targets. "
+        "rows are no part of the targets. GFLOP are of matrix products and "
+        "convolutions, forward and backward: their ratio is what a device can gain "
+        "that does nothing but them. "
         "`time / ours` compares with the form of ours that "
         f"the target names (N = 4 for Arrow), others with `{OURS_ONE}`; each form is "
         "timed in every round, in an order that changes."

@@ -95,6 +95,9 @@ def test_the_peers_table_judges_ours_against_each():
     for theirs, limit in ((peers.PEFT_LORA, "0.9"), (peers.PEFT_ARROW, "0.7")):
         target = rows[theirs]["target: ours of its time"]
         assert re.fullmatch(rf"\d+\.\d\d <= {limit}: (met|missed)", target)
+    work = {name: float(row["GFLOP"]) for name, row in rows.items()}
+    assert 0 < work[peers.OURS_TOP + peers.CACHED] < work[peers.OURS_TOP]
+    assert work[peers.OURS_TOP] < work[peers.PEFT_ARROW]
     assert int(rows[peers.PEFT_ARROW]["operators"]) > int(
         rows[peers.OURS_TOP]["operators"]
     )
