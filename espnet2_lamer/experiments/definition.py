@@ -14,6 +14,7 @@ from espnet2_lamer.errors import RecipeError
 from espnet2_lamer.experiments.measures import KINDS
 from espnet2_lamer.fileio.foreign import read_yaml
 from espnet2_lamer.fileio.hashing import sha256_file, sha256_value
+from espnet2_lamer.recipe.declaration import read_preset
 from espnet2_lamer.recipe.options import Options
 
 #: Options of run.sh that name a YAML file which a definition may change.
@@ -28,6 +29,8 @@ EXPECTATIONS = ("better", "worse", "higher", "lower", "equal")
 DATA_SEED = 0
 # Raised whenever cells measure something else than before: all are then run again.
 _VERSION = 2
+# Options of presets that change what is said of figures, and no figure.
+_OF_PAGES = ("spread",)
 _UNDIRECTED = tuple(name for name, kind in KINDS.items() if kind.better == "neither")
 _KEYS = (
     "title source note defaults seeds minutes data_minutes data cell configs "
@@ -392,7 +395,8 @@ def _data_key(options: Mapping[str, Any], recipe: Path) -> str:
     content: dict[str, Any] = {"version": 1, "options": dict(options)}
     preset = recipe / "conf" / "presets" / f"{options.get('preset', 'mini')}.sh"
     if preset.is_file():
-        content["preset"] = sha256_file(preset)
+        settings = read_preset(preset, _OPTIONS)
+        content["preset"] = {k: v for k, v in settings.items() if k not in _OF_PAGES}
     # What the manifest says, not where it lies. A folder of audio is its path.
     manifest = recipe / str(options.get("manifest", ""))
     if manifest.is_file():

@@ -81,6 +81,19 @@ def test_an_environment_makes_another_cell_on_the_same_data(small):
     assert cells_of(small)["bad", 1].environment == {"A": "b", "OMP_NUM_THREADS": "2"}
 
 
+def test_a_preset_is_its_options_but_those_of_pages(small):
+    presets = small.recipe / "conf" / "presets"
+    presets.mkdir(parents=True)
+
+    def keys(text):
+        (presets / "tiny.sh").write_text(text)
+        return {c.key for c in cells_of(small).values()}
+
+    before = keys("teacher_layer=3\n")
+    assert keys("# A remark.\nteacher_layer=3\nspread='a.csv b.csv'\n") == before
+    assert not keys("teacher_layer=4\n") & before
+
+
 def test_a_manifest_is_what_it_says_and_not_where_it_lies(small, tmp_path):
     def keys(manifest):
         definition = read_definition(small.path, {"manifest": str(manifest)})
