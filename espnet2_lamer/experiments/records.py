@@ -58,7 +58,7 @@ def take_records(cells: Sequence[Cell], store: Store, path: str | Path) -> int:
     """
     path = Path(path)
     wanted = {cell.key: cell for cell in cells}
-    found = {record["key"]: record for record in _read(path)}
+    found = {record["key"]: record for record in read_records(path)}
     known = [key for key in found if key in wanted]
     if not known:
         raise RecipeError(
@@ -82,8 +82,8 @@ def take_records(cells: Sequence[Cell], store: Store, path: str | Path) -> int:
     return taken
 
 
-def _read(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield records as cells have them.
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the cells of a ``records.jsonl`` as their own ``record.json`` has them.
 
     Raises:
         RecipeError: A line is none of :func:`pack_records`.

@@ -1,17 +1,22 @@
 """The committed pages are those of their CSVs; the summary says what they say."""
 
 import re
+from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from espnet2_lamer.experiments.definition import read_definition
+from espnet2_lamer.experiments.measures import CellMeasure
 from espnet2_lamer.experiments.page import write_page
+from espnet2_lamer.experiments.records import read_records
 from espnet2_lamer.experiments.tables import Tables
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 TABLES = sorted((DOCS / "results").glob("*.csv"))
+RECORDS = sorted((DOCS / "results").glob("*.jsonl"))
 ROWS = re.findall(
     r"^\| .*\(\[\]\((results/\w+\.md)\)\) \|[^|]*"
     r"\| (\S+ \(\S+ to \S+\)) \| ([^|]+) \|$",
@@ -54,6 +59,23 @@ def test_a_page_is_what_its_definition_and_csv_print(csv):
     page = csv.with_suffix(".md").read_text(encoding="utf-8")
     assert write_page(tables, csv.name, f"{csv.stem}.png") == page
     assert tables.as_csv().count("\n") == csv.read_text(encoding="utf-8").count("\n")
+
+
+@pytest.mark.parametrize("records", RECORDS, ids=lambda path: path.stem)
+def test_committed_cells_have_the_means_of_their_table(records):
+    values = defaultdict(list)
+    for record in read_records(records):
+        for found in record["measures"]:
+            measure = CellMeasure.from_dict(found)
+            values[measure.name, record["system"]].append(measure.value)
+    tables = tables_of(records.with_suffix(".csv"))
+    compared = 0
+    for (name, system), seeds in values.items():
+        figure = tables.figure(name, system)
+        assert len(figure.seeds) == len(seeds)
+        assert figure.measure.value == pytest.approx(np.mean(seeds), rel=1e-9)
+        compared += 1
+    assert compared > 100
 
 
 @pytest.mark.parametrize("csv", TABLES, ids=lambda path: path.stem)
