@@ -125,7 +125,8 @@ def test_every_option_that_an_earlier_stage_depends_on_counts(run, recipe, tmp_p
                 other = str(not before).lower()
             elif declared[name]["exists"]:
                 other = str(tmp_path / f"{name}.yaml")
-                (tmp_path / f"{name}.yaml").write_text(Path(before).read_text())
+                first = before[0] if isinstance(before, list) else before
+                (tmp_path / f"{name}.yaml").write_text(Path(first).read_text())
             text, *_ = refusal(
                 run, recipe, f"--stage={stage.number + 1}", f"--{name}={other}"
             )

@@ -350,6 +350,7 @@ def test_the_recipes_stages_read_only_what_earlier_ones_make(
         control=control,
         ssl_tag=ssl_tag,
         upstreams=["random", "base", "lamer"],
+        spread=[],
         units={"eng": "char", "cmn": "pinyin", "yue": "jyutping"},
         lid_config=tmp_path / "lid.yaml",
         hf_repo="somebody/model",
