@@ -72,7 +72,7 @@ class NormGuard:
         for kind, seen in largest_seen().items():
             if found.get(kind, 0.0) > seen.value:
                 limit = (
-                    f"above the {seen.value:.3g} of every training measured so far "
+                    f"above the {seen.value:.3g} of the trainings in norms_seen.csv "
                     f"({seen.run}, update {seen.update})"
                 )
                 self._warn(kind, _WHAT[kind], line, found[kind], seen.value, limit)
