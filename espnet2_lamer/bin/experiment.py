@@ -69,18 +69,19 @@ def get_parser() -> Parser:
         default=[],
         metavar="FILE",
         help="a records.jsonl, as beside the tables of another --expdir: its cells "
-        "count as done here; may be repeated",
+        "count as done here (copied, by --plan too); may be repeated",
     )
     parser.share(OPTION)
-    add("--plan", action="store_true", help="say what would run, and stop")
-    add("--tables", action="store_true", help="run nothing, write the tables anew")
-    add(
+    mode = parser.add_mutually_exclusive_group().add_argument
+    mode("--plan", action="store_true", help="say what would run, and stop")
+    mode("--tables", action="store_true", help="run nothing, write the tables anew")
+    mode(
         "--from_csv",
         metavar="FILE",
         help="run nothing, write the page and the picture of a results.csv beside it; "
         "its cells may be gone",
     )
-    add(
+    mode(
         "--remeasure",
         action="store_true",
         help="run nothing, read the figures of finished cells from their files anew, "
@@ -91,7 +92,15 @@ def get_parser() -> Parser:
 
 def main(cmd: list[str] | None = None) -> None:
     """Run the command line."""
-    args = get_parser().parse_args(cmd)
+    parser = get_parser()
+    args = parser.parse_args(cmd)
+    if args.from_csv:
+        for name in ("records", "data", "cells", "time_budget", "nj"):
+            if getattr(args, name) != parser.get_default(name):
+                parser.error(
+                    f"argument --{name}: not allowed with --from_csv, which "
+                    "reads that file alone"
+                )
     from espnet2_lamer.experiments.definition import plan_cells, read_definition
     from espnet2_lamer.experiments.launch import measure_cell, prepare_data, run_cell
     from espnet2_lamer.experiments.matrix import Matrix, Store
