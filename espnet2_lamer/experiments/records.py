@@ -33,8 +33,9 @@ def pack_records(cells: Sequence[Cell], store: Store) -> str:
             number = lists.setdefault(tuple(parts), len(lists))
             pairs = [[_short(value) for value in pair] for pair in parts.values()]
             measures.append({**measure, "parts": pairs, "utterances": number})
-        kept = {key: value for key, value in record.items() if key != SOURCE}
+        # One that was taken over may have another name in its own definition.
         named = {"key": cell.key, "system": cell.system, "seed": cell.seed}
+        kept = {k: v for k, v in record.items() if k != SOURCE and k not in named}
         lines.append({**named, **kept, "measures": measures})
     everything = [{"utterances": names} for names in lists] + lines
     return "".join(

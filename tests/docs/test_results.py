@@ -75,7 +75,7 @@ def test_committed_cells_have_the_means_of_their_table(records):
         assert len(figure.seeds) == len(seeds)
         assert figure.measure.value == pytest.approx(np.mean(seeds), rel=1e-9)
         compared += 1
-    assert compared > 100
+    assert compared >= 10 * len({system for _, system in values})
 
 
 @pytest.mark.parametrize("csv", TABLES, ids=lambda path: path.stem)
@@ -83,7 +83,8 @@ def test_figures_keep_the_command_commit_and_machine_of_their_run(csv):
     about = dict(tables_of(csv).about)
     assert about["command"].startswith("python -m espnet2_lamer.bin.experiment ")
     assert re.fullmatch("[0-9a-f]{40}", about["commit"])
-    assert re.fullmatch(r"[^;]+ \([0-9a-f, ]+\)", about["cells ran on"])
+    for machine in about["cells ran on"].split("; "):
+        assert re.fullmatch(r"[^;]+ \([0-9a-f, ]+\)", machine)
     assert about["seeds"]
 
 

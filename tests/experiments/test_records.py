@@ -50,6 +50,15 @@ def test_cells_that_are_done_here_stay_and_the_rest_runs(small, packed, caplog):
     assert small.ran == [(s, seed) for seed in (1, 2) for s in ("good", "bad")]
 
 
+def test_a_cell_taken_over_has_the_name_that_the_definition_gives_it(small, packed):
+    small.change("good", "fine")
+    matrix = small.matrix()
+    assert take_records(matrix.cells, matrix.store, packed) == 6
+    again = pack_records(matrix.cells, matrix.store)
+    assert again == packed.read_text().replace('"good"', '"fine"')
+    assert '"fine"' in again
+
+
 def test_a_cell_that_reads_the_files_of_one_taken_over_waits(small, packed):
     first = small.matrix()
     take_records(first.cells, first.store, packed)
