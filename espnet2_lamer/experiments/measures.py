@@ -1,6 +1,7 @@
 """What a cell measured: read from the files of its analysis and scoring."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,11 +20,20 @@ class Kind:
         better: ``higher``, ``lower`` or ``neither``.
         heads_free: Whether no downstream head was trained for it.
         digits: Decimals in tables.
+        highest: No figure can be higher; none is negative.
     """
 
     better: str
     heads_free: bool = True
     digits: int = 2
+    highest: float = math.inf
+
+    def possible(self, ends: tuple[float, float] | None) -> tuple[float, float] | None:
+        """Return the part of an interval that figures can have.
+
+        With few seeds its ends come from their deviation, which knows no limits.
+        """
+        return ends and (max(ends[0], 0.0), min(ends[1], self.highest))
 
 
 #: In the order of the tables.
@@ -31,11 +41,11 @@ KINDS = {
     "ASR error": Kind("lower", heads_free=False),
     "multi_asr error": Kind("lower", heads_free=False),
     "asr_lid error": Kind("lower", heads_free=False),
-    "LID accuracy": Kind("higher", heads_free=False),
-    "phone probe": Kind("higher"),
-    "masked accuracy": Kind("higher"),
-    "CKA to base": Kind("neither", digits=3),
-    "trainable parameters (%)": Kind("neither"),
+    "LID accuracy": Kind("higher", heads_free=False, highest=100),
+    "phone probe": Kind("higher", highest=100),
+    "masked accuracy": Kind("higher", highest=100),
+    "CKA to base": Kind("neither", digits=3, highest=1),
+    "trainable parameters (%)": Kind("neither", highest=100),
     # A router that uses all its experts has 1 by construction.
     "busiest expert's load (even: 1)": Kind("lower"),
     "expert-language information (nats)": Kind("neither", digits=3),

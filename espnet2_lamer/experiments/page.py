@@ -145,7 +145,7 @@ def _record(figure: Figure, base: str, kind: Kind) -> dict[str, Any]:
         "system": figure.system,
         "label": ", ".join(filter(None, words)),
         "value": figure.measure.value,
-        "interval": figure.measure.interval,
+        "interval": kind.possible(figure.measure.interval),
         # In the CSV; the interval is over seeds, too.
         "deviation": None,
         "note": "",

@@ -259,6 +259,23 @@ def test_ways_to_identify_have_a_table_each(small):
         assert f"|LID accuracy, higher is better|{head}|\n" in text
 
 
+def test_intervals_of_the_page_end_where_no_accuracy_can_be(small):
+    matrix = small.matrix()
+    matrix.run()
+    for cell in matrix.cells:
+        path = matrix.store.cell(cell.key) / "record.json"
+        record = json.loads(path.read_text())
+        right = (10, 4, 10)[cell.seed]
+        measure = rate("LID accuracy", "eng", {f"u{i}": (right, 10) for i in range(5)})
+        record["measures"] = [measure.as_dict()]
+        path.write_text(json.dumps(record))
+    found = tables(small)
+    low, high = found.figure("LID accuracy eng", "good").measure.interval
+    assert low < 80 < 100 < high
+    assert f"|good|80.00 ({max(low, 0):.2f} to 100.00)|" in page(small)
+    assert float(read_csv(write(small, found))[2][0]["high"]) == high
+
+
 @pytest.mark.parametrize(
     ("interval", "better", "expect", "verdict"),
     [
