@@ -95,7 +95,7 @@ def main(cmd: list[str] | None = None) -> None:
     parser = get_parser()
     args = parser.parse_args(cmd)
     if args.from_csv:
-        for name in ("records", "data", "cells", "time_budget", "nj"):
+        for name in "expdir recipe cells data nj time_budget records".split():
             if getattr(args, name) != parser.get_default(name):
                 parser.error(
                     f"argument --{name}: not allowed with --from_csv, which "

@@ -145,7 +145,7 @@ def test_nj_reaches_cells_and_data_and_changes_no_key(recipe, monkeypatch):
     kept = csv.rename(recipe.path.with_name("kept.csv"))
     main([str(recipe.path), "--from_csv", str(kept)])
     assert kept.with_suffix(".md").read_text() == page.replace("results.csv", kept.name)
-    for more in (["--records", "a.jsonl"], ["--cells", "good/0"], ["--plan"]):
+    for more in (["--records", "a.jsonl"], ["--cells", "good/0"], words, ["--plan"]):
         with pytest.raises(SystemExit):
             main([str(recipe.path), "--from_csv", str(kept), *more])
     with pytest.raises(RecipeError, match="--nj: found 0, expected 1"):
