@@ -95,8 +95,9 @@ def main(cmd: list[str] | None = None) -> None:
     parser = get_parser()
     args = parser.parse_args(cmd)
     if args.from_csv:
-        for name in "expdir recipe cells data nj time_budget records".split():
-            if getattr(args, name) != parser.get_default(name):
+        for name, value in vars(args).items():
+            ours = name in ("definition", "from_csv")
+            if not ours and value != parser.get_default(name):
                 parser.error(
                     f"argument --{name}: not allowed with --from_csv, which "
                     "reads that file alone"
