@@ -47,8 +47,6 @@ def test_stored_features_and_waveforms_are_decoded_to_the_same_text(trained):
         trained / "exp/config.yaml", trained / "exp/valid.loss.ave.pth"
     )
     model.eval()
-    # The final model is ESPnet's own and knows no amp_dtype.
-    model.encoder.forward = type(model.encoder).forward.__get__(model.encoder)
     features = kaldiio.load_scp(str(trained / "exp/data/dev/feats.scp"))
     samples = samples_of(trained / "dev")
     decoded = head_decoding.decode_utterances(trained / "exp/final", samples, GREEDY)

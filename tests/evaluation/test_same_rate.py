@@ -11,7 +11,6 @@ from tests.evaluation.tiny_head import CONFIG, GREEDY, TINY, write_set
 
 NOISY = {
     **CONFIG,
-    "amp_dtype": "none",
     "specaug": "specaug",
     "specaug_conf": {
         "apply_time_warp": True,

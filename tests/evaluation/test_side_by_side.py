@@ -12,7 +12,7 @@ from espnet2_lamer.upstream import build_upstream
 from tests.evaluation.tiny_head import CONFIG, GREEDY, TINY, write_set
 from tests.without_gpu import Plain
 
-SHORT = CONFIG | {"max_epoch": 2, "num_iters_per_epoch": 3, "amp_dtype": "none"}
+SHORT = CONFIG | {"max_epoch": 2, "num_iters_per_epoch": 3}
 SEEDS = (0, 1, 2)
 
 

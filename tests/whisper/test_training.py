@@ -51,7 +51,7 @@ def _train(data, whisper, output, epochs):
         "model": "whisper_lora",
         "normalize": None,
         "input_size": 1,
-        "amp_dtype": "auto",
+        "amp_dtype": "none",
         "token_type": "whisper_multilingual",
         "bpemodel": "whisper_multilingual",
         "token_list": str(data / "tokens.txt"),
