@@ -102,7 +102,8 @@ def main(cmd: list[str] | None = None) -> None:
                     f"argument --{name}: not allowed with --from_csv, which "
                     "reads that file alone"
                 )
-    from espnet2_lamer.experiments.definition import plan_cells, read_definition
+    from espnet2_lamer.experiments.cells import plan_cells
+    from espnet2_lamer.experiments.definition import read_definition
     from espnet2_lamer.experiments.launch import measure_cell, prepare_data, run_cell
     from espnet2_lamer.experiments.matrix import Matrix, Store
     from espnet2_lamer.experiments.records import take_records

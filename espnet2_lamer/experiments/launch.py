@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.experiments.definition import Cell, Data, place
+from espnet2_lamer.experiments.cells import Cell, Data, place
 from espnet2_lamer.experiments.matrix import Store
 from espnet2_lamer.experiments.measures import CellMeasure, read_measures
 from espnet2_lamer.fileio.atomic import write_text

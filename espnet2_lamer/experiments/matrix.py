@@ -13,7 +13,8 @@ from statistics import fmean
 from typing import Any
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.experiments.definition import Cell, Data, Definition
+from espnet2_lamer.experiments.cells import Cell, Data
+from espnet2_lamer.experiments.definition import Definition
 from espnet2_lamer.experiments.measures import CellMeasure
 from espnet2_lamer.fileio.atomic import write_json
 from espnet2_lamer.fileio.locks import WHOLE, Busy, exclusive

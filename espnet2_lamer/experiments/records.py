@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.experiments.definition import Cell
+from espnet2_lamer.experiments.cells import Cell
 from espnet2_lamer.experiments.matrix import RECORD, SOURCE, Store
 from espnet2_lamer.fileio.atomic import write_json
 

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from espnet2_lamer.experiments.definition import plan_cells, read_definition
+from espnet2_lamer.experiments.cells import plan_cells
+from espnet2_lamer.experiments.definition import read_definition
 from espnet2_lamer.experiments.matrix import Matrix, Store
 from espnet2_lamer.experiments.measures import CellMeasure, rate
 

@@ -1,16 +1,14 @@
 """Definitions: what is read, merged, shared, and refused."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.experiments.definition import (
-    merge,
-    place,
-    plan_cells,
-    read_definition,
-)
+from espnet2_lamer.experiments.cells import place, plan_cells
+from espnet2_lamer.experiments.definition import merge, read_definition
+from tests.export.tiny import write_base
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = [
@@ -107,6 +105,23 @@ def test_a_manifest_is_what_it_says_and_not_where_it_lies(small, tmp_path):
     first.write_text("utt_id\tpath\tlang\nu\tu.wav\teng\n")
     assert not keys(first) & before
     assert keys(small.recipe) != keys(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["base", "teacher"])
+def test_a_checkpoint_is_its_weights_and_not_where_they_lie(small, tmp_path, name):
+    def keys(checkpoint):
+        definition = read_definition(small.path, {name: str(checkpoint)})
+        return {c.key for c in plan_cells(definition, small.recipe)}
+
+    first, second = small.recipe / "first", tmp_path / "second"
+    write_base(first)
+    shutil.copytree(first, second)
+    before = keys("first")
+    assert keys(second) == keys(first) == before
+    shutil.rmtree(first)
+    write_base(first, seed=1)
+    assert not keys(first) & before
+    assert not keys("facebook/hubert-large-ll60k") & before
 
 
 def test_a_reference_is_a_cell_of_the_same_seed_and_comes_after_it(small):

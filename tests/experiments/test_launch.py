@@ -10,7 +10,8 @@ import yaml
 
 from espnet2_lamer.bin.experiment import main
 from espnet2_lamer.errors import RecipeError
-from espnet2_lamer.experiments.definition import plan_cells, read_definition
+from espnet2_lamer.experiments.cells import plan_cells
+from espnet2_lamer.experiments.definition import read_definition
 from espnet2_lamer.experiments.figures import with_averages
 from espnet2_lamer.experiments.launch import prepare_data, run_cell
 from espnet2_lamer.experiments.matrix import Matrix, Store
