@@ -38,12 +38,13 @@ def add_options(
     """Add ``--<section>_<field>`` for every field; absent ones stay unset."""
     group = parser.add_argument_group(f"{section}: {title}")
     for field in dataclasses.fields(options):
+        text = field.metadata["help"].replace("%", "%%")  # argparse would format it
         group.add_argument(
             f"--{section}_{field.name}",
             type=field.metadata["parse"],
             default=argparse.SUPPRESS,
             metavar="X,Y" if isinstance(field.default, tuple) else "X",
-            help=f"{field.metadata['help']} (default: {_shown(field.default)})",
+            help=f"{text} (default: {_shown(field.default)})",
         )
 
 

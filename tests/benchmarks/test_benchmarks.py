@@ -378,7 +378,7 @@ def test_unknown_sections_are_refused_and_options_are_explained(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    for name in ("--layer_tokens", "--step_dtype", "--loss_frames", "--stock_sizes"):
+    for name in ("--layer_tokens", "--step_dtype", "--loss_frames", "6 % shorter"):
         assert name in text
 
 
