@@ -59,6 +59,12 @@ _CURVES = (
         "What was forgotten on the way: linear CKA to the base, and a linear phone "
         "probe where phones are known.",
     ),
+    (
+        "norms.png",
+        "Norms of experts and routers over the sum of learning rates",
+        "How far the experts have grown: the largest update of a weight as a share of "
+        "the frozen weight, and the largest row of a router.",
+    ),
 )
 _ROUTING = (
     (

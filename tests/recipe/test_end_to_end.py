@@ -176,9 +176,9 @@ def test_the_run_has_a_page_with_verdicts_curves_routing_and_sound(finished):
     assert {c["reference"] for c in changes} == {"base", "head-only control"}
     assert {c["lang"] for c in changes if c["old"]} == {"eng"}
     assert len(re.findall(r'<li class="\w+"><b>', page)) == 5
-    # Loss, masked accuracy, forgetting; two heat-maps. After three updates routers
-    # have no curves yet.
-    assert page.count("data:image/png;base64,") == 5
+    # Loss, masked accuracy, forgetting, norms; two heat-maps. After three updates
+    # routers have no curves yet.
+    assert page.count("data:image/png;base64,") == 6
     assert page.count("<audio ") == page.count('<article class="clip">') > 3
     # What stage 8 wrote for a run that stops there.
     alone = json.loads((exp / "analysis" / "results" / "results.json").read_text())
