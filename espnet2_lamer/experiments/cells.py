@@ -149,7 +149,7 @@ def _add(
             ) from None
         configs[option] = merge(content, config.get("change") or {})
     options, needs = resolved({"seed": DATA_SEED, **system.data})
-    data = Data(_data_key(options, recipe), options, needs)
+    data = Data(_data_key(options, recipe, definition.given), options, needs)
     keyed, needs = resolved({"options": system.cell, "configs": configs})
     content = {"version": _VERSION, "seed": seed, "data": data.key, **keyed}
     if system.environment:
@@ -169,7 +169,7 @@ def _add(
     return cell
 
 
-def _data_key(options: Mapping[str, Any], recipe: Path) -> str:
+def _data_key(options: Mapping[str, Any], recipe: Path, given: frozenset[str]) -> str:
     content: dict[str, Any] = {"version": 1, "options": dict(options)}
     preset = recipe / "conf" / "presets" / f"{options.get('preset', 'mini')}.sh"
     if preset.is_file():
@@ -179,10 +179,11 @@ def _data_key(options: Mapping[str, Any], recipe: Path) -> str:
     manifest = recipe / str(options.get("manifest", ""))
     if manifest.is_file():
         content["options"]["manifest"] = sha256_file(manifest)
-    # Checkpoints likewise: another training may have written there.
-    for name in ("base", "teacher"):
-        checkpoint = recipe / str(options.get(name, ""))
-        if name in options and checkpoint.exists():
+    # Checkpoints likewise: another training may have written there. But planning opens
+    # no file for the only reason that somebody's definition names it.
+    for name in given & {"base", "teacher"}:
+        checkpoint = recipe / str(options[name])
+        if checkpoint.exists():
             from espnet2_lamer.convert.load import source_sha256  # imports torch
 
             content["options"][name] = source_sha256(checkpoint)
