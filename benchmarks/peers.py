@@ -13,6 +13,7 @@ from benchmarks.options import option
 from benchmarks.peers_setup import (
     HuggingFacePretrainModel,
     hugging_face,
+    in_bf16,
     with_arrow,
     with_lora,
 )
@@ -35,6 +36,8 @@ PEFT_ARROW = "transformers + PEFT Arrow, N = 4, top-2"
 EXPERTS, TOP_K = 4, 2
 # The same form whose convolution stack, which is frozen, was computed before.
 CACHED = ", with feature cache"
+# Theirs in bf16 without autocast: nothing is cast but what enters the LoRAs.
+LOADED = ", loaded in bf16"
 # Ours over theirs: at most so much of the time of an update.
 TARGETS = {OURS_ONE: (PEFT_LORA, 0.9), OURS_TOP: (PEFT_ARROW, 0.7)}
 # The same sums in another order.
@@ -112,6 +115,11 @@ def build_models(options: Options, dtype: str) -> dict[str, nn.Module]:
         (PEFT_LORA, with_lora(copy.deepcopy(theirs), one)),
         (PEFT_ARROW, with_arrow(theirs, EXPERTS, each, TOP_K)),
     ):
+        if dtype == "bf16":
+            loaded = in_bf16(copy.deepcopy(hubert))
+            models[name + LOADED] = HuggingFacePretrainModel(
+                loaded, head, DTYPES[dtype], loaded=True
+            )
         models[name] = HuggingFacePretrainModel(hubert, head, DTYPES[dtype])
     prepare(models[name] for name in ours)
     return models
@@ -202,7 +210,11 @@ def adapter_parameters(model: nn.Module) -> int:
 
 def measure(options: Options, dtype: str, device: str) -> Table:
     """Compare all forms in one precision."""
-    mine = {theirs: (ours, limit) for ours, (theirs, limit) in TARGETS.items()}
+    mine = {
+        theirs + form: (ours, limit)
+        for ours, (theirs, limit) in TARGETS.items()
+        for form in ("", LOADED)
+    }
     models = {n: m.to(device) for n, m in build_models(options, dtype).items()}
     batch = make_batch(options, device)
     if dtype == "fp32":
@@ -311,7 +323,10 @@ def run(options: Options, device: str) -> list[str | Table]:
         "trains and no balance loss. `with feature cache`: the output of the frozen "
         "extractor is at hand, as with `feature_cache_gb`, whose one pass through it "
         "before the first update is not timed; PEFT's side has no such cache, so these "
-        "rows are no part of the targets. GFLOP are of matrix products and "
+        "rows are no part of the targets. `loaded in bf16`: without autocast, as "
+        "`from_pretrained(dtype=torch.bfloat16)` leaves it, so that its residual "
+        "stream and norms are bf16, too, which ours keeps in float32; its LoRAs stay "
+        "float32. GFLOP are of matrix products and "
         "convolutions, forward and backward: their ratio is what a device can gain "
         "that does nothing but them. "
         "`time / ours` compares with the form of ours that "

@@ -52,6 +52,21 @@ def with_lora(model: nn.Module, rank: int) -> nn.Module:
     return get_peft_model(model, _lora(rank))
 
 
+def in_bf16(model: nn.Module) -> nn.Module:
+    """Cast the frozen weights, as PEFT leaves a model that was loaded in bf16.
+
+    Its LoRAs stay float32 (``autocast_adapter_dtype``).
+    """
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16()
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_floating_point():
+                module.register_buffer(name, buffer.bfloat16())
+    return model
+
+
 def _lora(rank: int) -> "LoraConfig":  # noqa: F821
     from peft import LoraConfig
 
@@ -85,15 +100,21 @@ class HuggingFacePretrainModel(nn.Module):
         hubert: Waveforms to hidden states, the masked frames given.
         head: Our head; a copy of it trains.
         amp_dtype: Autocast's, or ``None``.
+        loaded: The network has that type itself: autocast is the head's alone.
     """
 
     def __init__(
-        self, hubert: nn.Module, head: nn.Module, amp_dtype: torch.dtype | None
+        self,
+        hubert: nn.Module,
+        head: nn.Module,
+        amp_dtype: torch.dtype | None,
+        loaded: bool = False,
     ) -> None:
         super().__init__()
         self.hubert = hubert
         self.head = copy.deepcopy(head)
         self.amp_dtype = amp_dtype
+        self.loaded = loaded
 
     def forward(
         self,
@@ -108,14 +129,15 @@ class HuggingFacePretrainModel(nn.Module):
         mask = index_mask(mask_indices, text.shape[1])
         real = torch.arange(speech.shape[1], device=speech.device)
         real = real < speech_lengths[:, None]
-        with torch.autocast(
-            speech.device.type, self.amp_dtype, enabled=self.amp_dtype is not None
-        ):
+        speech = normalize_waveform(speech, speech_lengths)
+        device, dtype = speech.device.type, self.amp_dtype
+        with torch.autocast(device, dtype, enabled=bool(dtype) and not self.loaded):
             hidden = self.hubert(
-                normalize_waveform(speech, speech_lengths),
+                speech.to(dtype) if self.loaded else speech,
                 attention_mask=real.long(),
                 mask_time_indices=mask,
             ).last_hidden_state
+        with torch.autocast(device, dtype, enabled=bool(dtype)):
             logits = self.head(hidden[mask])
         labels = text[mask]
         loss = F.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)

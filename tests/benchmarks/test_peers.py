@@ -103,6 +103,25 @@ def test_the_peers_table_judges_ours_against_each():
     )
 
 
+@needs_peft
+def test_in_bf16_their_side_is_also_compared_without_autocast():
+    table = peers.measure(peers.QUICK, "bf16", "cpu")
+    rows = {row[0]: row[-1] for row in table.rows}
+    for name in (peers.PEFT_LORA, peers.PEFT_LORA + peers.LOADED):
+        assert re.fullmatch(r"\d+\.\d\d <= 0.9: (met|missed)", rows[name])
+    models = peers.build_models(peers.QUICK, "bf16")
+    loaded = models[peers.PEFT_LORA + peers.LOADED].hubert
+    for name, parameter in loaded.named_parameters():
+        expected = torch.float32 if "lora_" in name else torch.bfloat16
+        assert parameter.dtype == expected, name
+    batch = peers.make_batch(peers.QUICK, "cpu")
+    losses = [
+        models[name](**batch)[0].item()
+        for name in (peers.PEFT_LORA, peers.PEFT_LORA + peers.LOADED)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
 def test_cpu_seconds_are_taken_beside_the_clocks():
     def work():
         total = 0
