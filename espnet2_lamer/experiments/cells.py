@@ -97,12 +97,13 @@ def plan_cells(definition: Definition, recipe: str | Path) -> list[Cell]:
                 "0-6 and 9, whose results cells share, depend on it; state it under "
                 "data"
             )
+    weights = _weights(definition.given, Path(recipe))
     cells: dict[tuple[str, int], Cell] = {}
     # By seed first: an interrupted matrix then has whole columns to compare.
     for seed in sorted({s for one in definition.systems.values() for s in one.seeds}):
         for name, system in definition.systems.items():
             if seed in system.seeds:
-                _add(definition, Path(recipe), name, seed, cells, ())
+                _add(definition, Path(recipe), name, seed, cells, (), weights)
     return list(cells.values())
 
 
@@ -113,6 +114,7 @@ def _add(
     seed: int,
     cells: dict[tuple[str, int], Cell],
     above: tuple[str, ...],
+    weights: Mapping[str, str],
 ) -> Cell:
     """Plan a cell after those it reads; ``above`` are the systems that read it."""
     if (name, seed) in cells:
@@ -133,7 +135,8 @@ def _add(
         keys: dict[str, None] = {}
 
         def key_of(other: str) -> str:
-            key = _add(definition, recipe, other, seed, cells, (*above, name)).key
+            above_it = (*above, name)
+            key = _add(definition, recipe, other, seed, cells, above_it, weights).key
             keys[key] = None
             return f"<cell {key}>"
 
@@ -149,7 +152,7 @@ def _add(
             ) from None
         configs[option] = merge(content, config.get("change") or {})
     options, needs = resolved({"seed": DATA_SEED, **system.data})
-    data = Data(_data_key(options, recipe, definition.given), options, needs)
+    data = Data(_data_key(options, recipe, weights), options, needs)
     keyed, needs = resolved({"options": system.cell, "configs": configs})
     content = {"version": _VERSION, "seed": seed, "data": data.key, **keyed}
     if system.environment:
@@ -169,7 +172,25 @@ def _add(
     return cell
 
 
-def _data_key(options: Mapping[str, Any], recipe: Path, given: frozenset[str]) -> str:
+def _weights(given: Mapping[str, Any], recipe: Path) -> dict[str, str]:
+    """Return the SHA-256 of the checkpoints that the user named, by what was named.
+
+    Each is read once, whatever the number of cells, and none for the only reason that
+    somebody's definition names it.
+    """
+    found = {}
+    for name in sorted({"base", "teacher"} & given.keys()):
+        source = str(given[name])
+        if (recipe / source).exists():
+            from espnet2_lamer.convert.load import source_sha256  # imports torch
+
+            found[source] = source_sha256(recipe / source)
+    return found
+
+
+def _data_key(
+    options: Mapping[str, Any], recipe: Path, weights: Mapping[str, str]
+) -> str:
     content: dict[str, Any] = {"version": 1, "options": dict(options)}
     preset = recipe / "conf" / "presets" / f"{options.get('preset', 'mini')}.sh"
     if preset.is_file():
@@ -179,14 +200,10 @@ def _data_key(options: Mapping[str, Any], recipe: Path, given: frozenset[str]) -
     manifest = recipe / str(options.get("manifest", ""))
     if manifest.is_file():
         content["options"]["manifest"] = sha256_file(manifest)
-    # Checkpoints likewise: another training may have written there. But planning opens
-    # no file for the only reason that somebody's definition names it.
-    for name in given & {"base", "teacher"}:
-        checkpoint = recipe / str(options[name])
-        if checkpoint.exists():
-            from espnet2_lamer.convert.load import source_sha256  # imports torch
-
-            content["options"][name] = source_sha256(checkpoint)
+    # Checkpoints likewise: another training may have written there.
+    for name in ("base", "teacher"):
+        if str(options.get(name)) in weights:
+            content["options"][name] = weights[str(options[name])]
     return sha256_value(content)[:12]
 
 

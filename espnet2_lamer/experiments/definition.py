@@ -76,7 +76,7 @@ class Definition:
         transfer: For the transfer matrix: systems in the order in which each continues
             the one before, and the language that each of them learnt.
         seeds: Of systems that have none of their own.
-        given: Options of the data that the user named, not the file.
+        given: Options of the data by the user, not by the file.
     """
 
     name: str
@@ -89,7 +89,7 @@ class Definition:
     data_minutes: float
     transfer: Mapping[str, str]
     seeds: tuple[int, ...]
-    given: frozenset[str] = frozenset()
+    given: Mapping[str, Any]
 
 
 def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def read_definition(
         data_minutes=float(values.get("data_minutes", 2.0)),
         transfer=_mapping(path, values, "transfer"),
         seeds=_seeds(path, "seeds", values["seeds"]),
-        given=frozenset(data or ()),
+        given=dict(data or {}),
     )
     named = [("baseline", definition.baseline)]
     named += [("transfer", name) for name in definition.transfer]
